@@ -1,0 +1,111 @@
+//! Element types of weights: the block length and bytes of each.
+
+use crate::error::{Error, Result};
+
+/// How the weights of a tensor are stored. A block is the smallest run of weights that can be read alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[expect(missing_docs, reason = "each variant is the field's own name of the type")]
+#[expect(non_camel_case_types, reason = "GGUF spells them so")]
+pub enum DType {
+    F32,
+    F16,
+    BF16,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    Q4_K,
+    Q5_K,
+    Q6_K,
+}
+
+impl DType {
+    /// Every supported type.
+    pub const ALL: [Self; 11] = [
+        Self::F32,
+        Self::F16,
+        Self::BF16,
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q8_0,
+        Self::Q4_K,
+        Self::Q5_K,
+        Self::Q6_K,
+    ];
+
+    /// Weights in a block.
+    pub const fn block_len(self) -> usize {
+        match self {
+            Self::F32 | Self::F16 | Self::BF16 => 1,
+            Self::Q4_K | Self::Q5_K | Self::Q6_K => 256,
+            _ => 32,
+        }
+    }
+
+    /// Bytes of a block in a file.
+    pub const fn block_bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+            Self::Q4_0 => 18,
+            Self::Q4_1 => 20,
+            Self::Q5_0 => 22,
+            Self::Q5_1 => 24,
+            Self::Q8_0 => 34,
+            Self::Q4_K => 144,
+            Self::Q5_K => 176,
+            Self::Q6_K => 210,
+        }
+    }
+
+    /// Bytes of `len` weights in a file; `None` when `len` is not a whole number of blocks or the size overflows.
+    pub fn bytes(self, len: usize) -> Option<usize> {
+        let whole = len.is_multiple_of(self.block_len());
+        whole.then(|| (len / self.block_len()).checked_mul(self.block_bytes())).flatten()
+    }
+
+    /// The name GGUF gives it, also the stem of its files (lower case) in `runtime/quant` and `shaders/quant`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::BF16 => "BF16",
+            Self::Q4_0 => "Q4_0",
+            Self::Q4_1 => "Q4_1",
+            Self::Q5_0 => "Q5_0",
+            Self::Q5_1 => "Q5_1",
+            Self::Q8_0 => "Q8_0",
+            Self::Q4_K => "Q4_K",
+            Self::Q5_K => "Q5_K",
+            Self::Q6_K => "Q6_K",
+        }
+    }
+
+    /// From GGML's type number (`ggml_type`).
+    ///
+    /// Errors: [`Error::Unsupported`] naming the type.
+    pub fn from_ggml(id: u32) -> Result<Self> {
+        Ok(match id {
+            0 => Self::F32,
+            1 => Self::F16,
+            2 => Self::Q4_0,
+            3 => Self::Q4_1,
+            6 => Self::Q5_0,
+            7 => Self::Q5_1,
+            8 => Self::Q8_0,
+            12 => Self::Q4_K,
+            13 => Self::Q5_K,
+            14 => Self::Q6_K,
+            30 => Self::BF16,
+            _ => {
+                return Err(Error::Unsupported {
+                    what: format!("ggml tensor type {id}"),
+                    hint: "convert the file to Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, F16, BF16 or F32".into(),
+                });
+            }
+        })
+    }
+}

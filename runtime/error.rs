@@ -1,0 +1,119 @@
+//! One error type for the whole runtime: a variant a cause, each naming the thing and the remedy.
+//!
+//! Prompts, examples and adapter contents never appear in a message.
+
+use std::path::PathBuf;
+
+/// What the runtime returns.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that can go wrong, by cause. Messages are lower-case, name the thing, then give a hint.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused a file operation.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is not what it claims to be, or is cut short.
+    #[error("{}: {reason}", path.display())]
+    InvalidFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, where, and what to do.
+        reason: String,
+    },
+    /// A metadata key is missing or holds something unusable.
+    #[error("metadata key `{key}`: {reason}")]
+    InvalidMetadata {
+        /// The key as the file spells it.
+        key: String,
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// A tensor's entry is unusable: its type, shape, offset or contents.
+    #[error("tensor `{name}`: {reason}")]
+    InvalidTensor {
+        /// The tensor as the file spells it.
+        name: String,
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// The model needs a tensor that the file lacks.
+    #[error("tensor `{name}` is missing; the file is incomplete or of another architecture")]
+    MissingTensor {
+        /// The tensor's Hugging Face module path.
+        name: String,
+    },
+    /// Known, but not supported.
+    #[error("{what} is not supported; {hint}")]
+    Unsupported {
+        /// The architecture, format or feature.
+        what: String,
+        /// What is supported instead.
+        hint: String,
+    },
+    /// An argument is out of range.
+    #[error("`{name}`: {reason}")]
+    InvalidArgument {
+        /// The argument.
+        name: &'static str,
+        /// What is wrong and what is allowed.
+        reason: String,
+    },
+    /// The tokenizer can't be built or can't encode.
+    #[error("tokenizer: {0}")]
+    Tokenizer(String),
+    /// The chat template does not parse, loops, or rejects the conversation.
+    #[error("chat template: {0}")]
+    ChatTemplate(String),
+    /// No usable graphics adapter.
+    #[error("no GPU adapter: {0}")]
+    NoAdapter(String),
+    /// The driver refused something, named by the operation.
+    #[error("gpu: {op}: {reason}")]
+    Gpu {
+        /// What was being done.
+        op: String,
+        /// What the driver said.
+        reason: String,
+    },
+    /// The device disappeared: a driver reset, an unplugged GPU, an app in the background.
+    #[error("the GPU device was lost ({0}); open the engine again, saved sessions can be restored")]
+    DeviceLost(String),
+    /// The device has no memory for this.
+    #[error("out of device memory: {what} needs {needed_bytes} bytes; use a smaller model or context")]
+    OutOfMemory {
+        /// What was being allocated.
+        what: String,
+        /// Its size.
+        needed_bytes: u64,
+    },
+    /// The context or the KV cache has no room; nothing was lost.
+    #[error("the context is full: {needed} tokens are needed and {capacity} fit; shorten the prompt, or start a new session")]
+    ContextFull {
+        /// Tokens after the call.
+        needed: usize,
+        /// Tokens that fit.
+        capacity: usize,
+    },
+    /// A saved session or adapter belongs to another base model.
+    #[error("made for base model {expected}, but {got} is loaded; open it with the model it was made with")]
+    BaseMismatch {
+        /// The fingerprint in the file.
+        expected: String,
+        /// The fingerprint of the loaded base.
+        got: String,
+    },
+}
+
+impl Error {
+    /// Wraps an I/O error with the file it happened to.
+    pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
+        Self::Io { path: path.into(), source }
+    }
+}

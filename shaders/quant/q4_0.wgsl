@@ -1,0 +1,30 @@
+// q4_0: w = d * (q - 8), 32 weights a block, q 4 bits, d f16.
+//   words   1 vec4 a block: byte j holds weight j (low) and j + 16 (high), as in the file
+//   scales  two f16 d a u32: block b is half b & 1 of scales[b >> 1]
+// Host: runtime/quant/q4_0.rs
+
+fn block_scale(b: u32) -> f32 {
+    return unpack2x16float(scales[b >> 1u])[b & 1u];
+}
+
+// Weights 4p..4p+3 and 16+4p..16+4p+3 of block b.
+fn dequant(b: u32, p: u32) -> mat2x4<f32> {
+    let w = words[b][p];
+    let d = block_scale(b);
+    return mat2x4<f32>(
+        d * (vec4<f32>(unpack4xU8(w & 0x0f0f0f0fu)) - 8.0),
+        d * (vec4<f32>(unpack4xU8((w >> 4u) & 0x0f0f0f0fu)) - 8.0),
+    );
+}
+
+// Dot product of block b with x: lo holds x[0..16], hi x[16..32], sum their sum. The zero point is subtracted once.
+fn dot_block(b: u32, lo: mat4x4<f32>, hi: mat4x4<f32>, sum: f32) -> f32 {
+    let w = words[b];
+    let l = w & vec4<u32>(0x0f0f0f0fu);
+    let h = (w >> vec4<u32>(4u)) & vec4<u32>(0x0f0f0f0fu);
+    let s = dot(vec4<f32>(unpack4xU8(l.x)), lo[0]) + dot(vec4<f32>(unpack4xU8(h.x)), hi[0])
+        + dot(vec4<f32>(unpack4xU8(l.y)), lo[1]) + dot(vec4<f32>(unpack4xU8(h.y)), hi[1])
+        + dot(vec4<f32>(unpack4xU8(l.z)), lo[2]) + dot(vec4<f32>(unpack4xU8(h.z)), hi[2])
+        + dot(vec4<f32>(unpack4xU8(l.w)), lo[3]) + dot(vec4<f32>(unpack4xU8(h.w)), hi[3]);
+    return block_scale(b) * (s - 8.0 * sum);
+}
