@@ -46,9 +46,10 @@ fn check(spec: &KernelSpec, immediates: bool) {
     let module = naga::front::wgsl::parse_str(&text)
         .unwrap_or_else(|e| panic!("{name} {:?}: {}", spec.source.consts, e.emit_to_string(&text)));
     let capabilities = Capabilities::all();
-    Validator::new(ValidationFlags::all(), capabilities)
+    let info = Validator::new(ValidationFlags::all(), capabilities)
         .validate(&module)
         .unwrap_or_else(|e| panic!("{name} {:?}: {}", spec.source.consts, e.emit_to_string(&text)));
+    translate(name, &module, &info);
     let mut accesses = vec![None; spec.bindings.len()];
     for (_, variable) in module.global_variables.iter() {
         match variable.space {
@@ -67,6 +68,15 @@ fn check(spec: &KernelSpec, immediates: bool) {
     let declared: Vec<_> = spec.bindings.iter().copied().map(Some).collect();
     assert_eq!(accesses, declared, "{name}: bindings");
     assert!(spec.bindings.len() <= 8, "{name}: more than 8 storage buffers");
+}
+
+/// What the Vulkan and Metal backends will be given.
+fn translate(name: &str, module: &naga::Module, info: &naga::valid::ModuleInfo) {
+    let spirv = naga::back::spv::Options { lang_version: (1, 6), ..Default::default() };
+    naga::back::spv::write_vec(module, info, &spirv, None).unwrap_or_else(|e| panic!("{name}: SPIR-V: {e}"));
+    let metal = naga::back::msl::Options { lang_version: (3, 0), fake_missing_bindings: true, ..Default::default() };
+    naga::back::msl::write_string(module, info, &metal, &naga::back::msl::PipelineOptions::default())
+        .unwrap_or_else(|e| panic!("{name}: MSL: {e}"));
 }
 
 fn check_all(caps: &Caps) {
