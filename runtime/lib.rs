@@ -3,8 +3,19 @@
 pub mod chat;
 pub mod dtype;
 pub mod error;
+pub mod gpu;
+pub mod kernels;
 pub mod quant;
 pub mod tokenizer;
 
 pub use dtype::DType;
 pub use error::{Error, Result};
+
+/// Where the default model, the pipeline cache and the self-test's verdicts are kept:
+/// `EPIPHYTE_CACHE`, else `$XDG_CACHE_HOME/epiphyte`, else `~/.cache/epiphyte`.
+pub fn cache_dir() -> Option<std::path::PathBuf> {
+    let var = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(std::path::PathBuf::from);
+    var("EPIPHYTE_CACHE")
+        .or_else(|| var("XDG_CACHE_HOME").map(|dir| dir.join("epiphyte")))
+        .or_else(|| var("HOME").map(|dir| dir.join(".cache").join("epiphyte")))
+}

@@ -1,0 +1,3 @@
+//! Every test of the runtime, one binary.
+
+mod shaders;
