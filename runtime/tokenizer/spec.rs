@@ -6,6 +6,7 @@ use super::spm::SentencePieceBpe;
 use super::table::{Kind, TokenTable};
 use super::{END_OF_GENERATION, Encode, Tokenizer, bpe, spm};
 use crate::error::{Error, Result};
+use crate::format::gguf::Gguf;
 
 /// The metadata `tokenizer.ggml.*` of a GGUF file; each field is named for the key it comes from.
 #[derive(Clone, Debug, Default)]
@@ -41,6 +42,31 @@ pub struct TokenizerSpec {
 }
 
 impl TokenizerSpec {
+    /// Reads the keys `tokenizer.ggml.*`.
+    ///
+    /// Errors: [`Error::InvalidMetadata`] when one is missing or of another type.
+    pub fn from_gguf(file: &Gguf) -> Result<Self> {
+        let key = |name| format!("tokenizer.ggml.{name}");
+        let id = |name| file.find::<u32>(&key(name));
+        let texts = |name| Ok::<_, Error>(file.find::<Vec<&str>>(&key(name))?.into_iter().flatten().map(String::from));
+        Ok(Self {
+            model: file.get::<&str>(&key("model"))?.to_owned(),
+            pre: file.find::<&str>(&key("pre"))?.map(String::from),
+            tokens: texts("tokens")?.collect(),
+            merges: texts("merges")?.collect(),
+            scores: file.find(&key("scores"))?,
+            token_types: file.find(&key("token_type"))?,
+            bos: id("bos_token_id")?,
+            eos: id("eos_token_id")?,
+            eot: id("eot_token_id")?,
+            unk: id("unknown_token_id")?,
+            pad: id("padding_token_id")?,
+            add_bos: file.find(&key("add_bos_token"))?,
+            add_eos: file.find(&key("add_eos_token"))?,
+            add_space_prefix: file.find(&key("add_space_prefix"))?,
+        })
+    }
+
     /// The ids that have a role, with their keys.
     fn roles(&self) -> [(&'static str, Option<u32>); 5] {
         [
