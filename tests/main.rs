@@ -1,3 +1,5 @@
-//! Every test of the runtime, one binary.
+//! Every test of the runtime, one binary: a module a subject.
+#![expect(clippy::unwrap_used, reason = "a failed test panics")]
 
+mod quant;
 mod shaders;
