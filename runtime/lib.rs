@@ -2,6 +2,8 @@
 
 pub mod dtype;
 pub mod error;
+pub mod format;
+pub mod model;
 pub mod quant;
 
 pub use dtype::DType;
