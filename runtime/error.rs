@@ -94,7 +94,9 @@ pub enum Error {
         needed_bytes: u64,
     },
     /// The context or the KV cache has no room; nothing was lost.
-    #[error("the context is full: {needed} tokens are needed and {capacity} fit; shorten the prompt, or start a new session")]
+    #[error(
+        "the context is full: {needed} tokens are needed and {capacity} fit; shorten the prompt, or start a new session"
+    )]
     ContextFull {
         /// Tokens after the call.
         needed: usize,
