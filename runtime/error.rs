@@ -103,6 +103,9 @@ pub enum Error {
         /// Tokens that fit.
         capacity: usize,
     },
+    /// The caller asked to stop.
+    #[error("cancelled")]
+    Cancelled,
     /// A saved session or adapter belongs to another base model.
     #[error("made for base model {expected}, but {got} is loaded; open it with the model it was made with")]
     BaseMismatch {

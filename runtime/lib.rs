@@ -3,8 +3,10 @@
 pub mod chat;
 pub mod dtype;
 pub mod error;
+pub mod format;
 pub mod gpu;
 pub mod kernels;
+pub mod model;
 pub mod quant;
 pub mod tokenizer;
 

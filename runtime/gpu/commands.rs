@@ -1,18 +1,23 @@
 //! Records dispatches into one pass and submits them: one encoder, one pass, one submit a token or chunk.
 
+use std::collections::VecDeque;
 use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::device::Gpu;
 use super::pipeline::Kernel;
 use super::tensor::Tensor;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// The largest `Params` of any kernel: what every device grants as immediates.
 pub const MAX_PARAMS_BYTES: u32 = 128;
 /// A slot of the uniform ring: the largest alignment a device may ask for.
 const RING_SLOT_BYTES: usize = 256;
 const RING_SLOTS: usize = 1024;
+/// Arithmetic of one submission: about 20 ms on a phone's GPU of 300 GFLOP/s.
+const UNIT_OPERATIONS: u64 = 6_000_000_000;
+/// Units that the host may be ahead.
+const IN_FLIGHT: usize = 2;
 
 /// A recording in progress.
 pub struct Commands<'a> {
@@ -22,6 +27,9 @@ pub struct Commands<'a> {
     ring: Option<Ring>,
     dispatches: u64,
     bytes: u64,
+    operations: u64,
+    in_flight: VecDeque<wgpu::SubmissionIndex>,
+    cancel: Option<&'a AtomicBool>,
 }
 
 /// Parameters of the dispatches recorded so far, where there are no immediates.
@@ -39,7 +47,36 @@ impl<'a> Commands<'a> {
         let idle = || gpu.pipelines.idle_rings.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let ring = if gpu.caps().immediates { None } else { Some(idle().map_or_else(|| Ring::new(gpu), Ok)?) };
         let encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        Ok(Self { gpu, encoder, pass: None, ring, dispatches: 0, bytes: 0 })
+        let in_flight = VecDeque::with_capacity(IN_FLIGHT + 1);
+        let (dispatches, bytes, operations) = (0, 0, 0);
+        Ok(Self { gpu, encoder, pass: None, ring, dispatches, bytes, operations, in_flight, cancel: None })
+    }
+
+    /// From now on [`Commands::bound`] gives up once `cancel` is set.
+    pub fn cancel_on(&mut self, cancel: &'a AtomicBool) {
+        self.cancel = Some(cancel);
+    }
+
+    /// Adds `operations` of arithmetic; what was recorded is submitted once that makes a unit of work, so that no
+    /// submission runs long, and the host stays at most a few units ahead of the device.
+    ///
+    /// Errors: [`crate::Error::Cancelled`] when asked to stop; as [`Gpu::check`].
+    pub fn bound(&mut self, operations: u64) -> Result<()> {
+        self.operations += operations;
+        let unit = if self.gpu.caps().software { UNIT_OPERATIONS / 64 } else { UNIT_OPERATIONS };
+        if self.operations < unit {
+            return Ok(());
+        }
+        self.operations = 0;
+        let index = self.flush();
+        self.in_flight.push_back(index);
+        if self.in_flight.len() > IN_FLIGHT {
+            self.gpu.wait(self.in_flight.pop_front())?;
+        }
+        if self.cancel.is_some_and(|c| c.load(Ordering::Relaxed)) {
+            return Err(Error::Cancelled);
+        }
+        Ok(())
     }
 
     /// Records one dispatch; `read_bytes` is what it reads of weights and KV cache, for the counters.
@@ -81,6 +118,16 @@ impl<'a> Commands<'a> {
     pub fn copy(&mut self, from: &Tensor, from_offset: u64, to: &Tensor, to_offset: u64, bytes: u64) {
         self.pass = None;
         self.encoder.copy_buffer_to_buffer(&from.buffer, from_offset, &to.buffer, to_offset, bytes);
+    }
+
+    /// Copies between disjoint ranges of one buffer. WebGPU allows no copy inside a buffer, so it goes through another.
+    ///
+    /// Errors: [`Error::OutOfMemory`] for that other buffer.
+    pub fn copy_within(&mut self, tensor: &Tensor, from: u64, to: u64, bytes: u64) -> Result<()> {
+        let between = self.gpu.storage("copy", bytes)?;
+        self.copy(tensor, from, &between, 0, bytes);
+        self.copy(&between, 0, tensor, to, bytes);
+        Ok(())
     }
 
     /// Submits what was recorded.

@@ -80,6 +80,13 @@ impl Gpu {
         }
     }
 
+    /// Sends pending writes on, so that the memory they are staged in is given back early.
+    pub(crate) fn flush_writes(&self) {
+        self.queue.submit([]);
+        self.counters.submits.fetch_add(1, Ordering::Relaxed);
+        let _ = self.device.poll(wgpu::PollType::Poll);
+    }
+
     /// Reads `len` elements from byte `offset`, waiting for everything submitted so far.
     ///
     /// Errors: as [`Gpu::check`].
