@@ -35,7 +35,6 @@ pub struct KernelSpec {
 #[derive(Debug)]
 pub struct Kernel {
     pub(crate) pipeline: wgpu::ComputePipeline,
-    pub(crate) layout: wgpu::BindGroupLayout,
     pub(crate) params_bytes: u32,
     /// The stem of its shader.
     pub name: &'static str,
@@ -156,7 +155,7 @@ impl Gpu {
         let errors = [pollster::block_on(validation.pop()), pollster::block_on(internal.pop())];
         match errors.into_iter().flatten().next() {
             Some(error) => Err(from_wgpu(&format!("compile {name}"), error)),
-            None => Ok(Kernel { pipeline, layout, params_bytes: spec.params_bytes, name }),
+            None => Ok(Kernel { pipeline, params_bytes: spec.params_bytes, name }),
         }
     }
 
@@ -196,19 +195,19 @@ impl Gpu {
     /// Errors: as [`Gpu::kernel`].
     pub fn op(&self, spec: &KernelSpec, tensors: &[&Tensor]) -> Result<Op> {
         let kernel = self.kernel(spec)?;
-        let group = self.bind(&kernel, tensors);
+        let group = self.bind(spec.bindings, tensors);
         Ok(Op { kernel, group })
     }
 
-    /// Binds `tensors`, whole, to `kernel`'s bindings 0...
-    pub fn bind(&self, kernel: &Kernel, tensors: &[&Tensor]) -> wgpu::BindGroup {
+    /// Binds `tensors`, whole, to bindings 0.. of any kernel with that list.
+    pub fn bind(&self, bindings: &'static [Access], tensors: &[&Tensor]) -> wgpu::BindGroup {
         let entries = tensors.iter().zip(0..).map(|(tensor, binding)| wgpu::BindGroupEntry {
             binding,
             resource: tensor.buffer.as_entire_binding(),
         });
         self.device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: Some(kernel.name),
-            layout: &kernel.layout,
+            label: None,
+            layout: &self.group_layout(bindings),
             entries: &entries.collect::<Vec<_>>(),
         })
     }

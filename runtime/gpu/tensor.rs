@@ -99,19 +99,20 @@ impl Gpu {
         self.counters.submits.fetch_add(1, Ordering::Relaxed);
         staging.buffer.slice(..).map_async(wgpu::MapMode::Read, |_| {});
         self.wait(None)?;
-        mapped(&staging, len)
+        let mut out = vec![T::zeroed(); len];
+        mapped(&staging, &mut out)?;
+        Ok(out)
     }
 }
 
-/// The first `len` elements of a mapped buffer.
-pub(crate) fn mapped<T: bytemuck::Pod>(staging: &Tensor, len: usize) -> Result<Vec<T>> {
+/// Copies the beginning of a mapped buffer to `out`.
+pub(crate) fn mapped<T: bytemuck::Pod>(staging: &Tensor, out: &mut [T]) -> Result<()> {
     let view = staging
         .buffer
         .slice(..)
         .get_mapped_range()
         .map_err(|e| Error::Gpu { op: "read back".into(), reason: e.to_string() })?;
-    let mut out = vec![T::zeroed(); len];
-    let bytes = len * size_of::<T>();
-    bytemuck::cast_slice_mut(&mut out).copy_from_slice(&view[..bytes]);
-    Ok(out)
+    let out: &mut [u8] = bytemuck::cast_slice_mut(out);
+    out.copy_from_slice(&view[..out.len()]);
+    Ok(())
 }

@@ -77,6 +77,12 @@ impl PagePool {
         }
     }
 
+    /// Others use `page`, or may find it by its key: its contents must stay.
+    pub fn is_shared(&self, page: u32) -> bool {
+        let page = &self.pages[page as usize];
+        page.users > 1 || page.key.is_some()
+    }
+
     /// The page that holds `key`, with one more user.
     pub fn find(&mut self, key: &PageKey) -> Option<u32> {
         let page = *self.index.get(key)?;
