@@ -94,13 +94,18 @@ pub enum Error {
         needed_bytes: u64,
     },
     /// The context or the KV cache has no room; nothing was lost.
-    #[error("the context is full: {needed} tokens are needed and {capacity} fit; shorten the prompt, or start a new session")]
+    #[error(
+        "the context is full: {needed} tokens are needed and {capacity} fit; shorten the prompt, or start a new session"
+    )]
     ContextFull {
         /// Tokens after the call.
         needed: usize,
         /// Tokens that fit.
         capacity: usize,
     },
+    /// The caller asked to stop.
+    #[error("cancelled")]
+    Cancelled,
     /// A saved session or adapter belongs to another base model.
     #[error("made for base model {expected}, but {got} is loaded; open it with the model it was made with")]
     BaseMismatch {

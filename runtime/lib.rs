@@ -1,8 +1,23 @@
 //! On-device adapter runtime: one frozen 4-bit language model, computed by WGSL kernels through wgpu.
 
+pub mod chat;
 pub mod dtype;
 pub mod error;
+pub mod format;
+pub mod gpu;
+pub mod kernels;
+pub mod model;
 pub mod quant;
+pub mod tokenizer;
 
 pub use dtype::DType;
 pub use error::{Error, Result};
+
+/// Where the default model, the pipeline cache and the self-test's verdicts are kept:
+/// `EPIPHYTE_CACHE`, else `$XDG_CACHE_HOME/epiphyte`, else `~/.cache/epiphyte`.
+pub fn cache_dir() -> Option<std::path::PathBuf> {
+    let var = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(std::path::PathBuf::from);
+    var("EPIPHYTE_CACHE")
+        .or_else(|| var("XDG_CACHE_HOME").map(|dir| dir.join("epiphyte")))
+        .or_else(|| var("HOME").map(|dir| dir.join(".cache").join("epiphyte")))
+}

@@ -2,13 +2,28 @@
 //!
 //! In: a row's blocks as the file holds them. Out: two arrays of `u32`, read by `shaders/quant/<format>.wgsl`.
 //! Every format is seen by the kernels as blocks of [`BLOCK`] consecutive weights of one row.
+//!
+//! A new format is one file here, one in `shaders/quant`, and its line in [`format`].
+
+mod bf16;
+mod f16;
+#[path = "f32.rs"]
+mod float32; // `mod f32` would hide the primitive type
+mod q4_0;
+mod q4_1;
+mod q4_k;
+mod q5_0;
+mod q5_1;
+mod q5_k;
+mod q6_k;
+mod q8_0;
 
 use crate::dtype::DType;
 
 /// Weights in a block as the kernels see it; a row of every linear is a whole number of them.
 pub const BLOCK: usize = 32;
 
-/// One block format.
+/// One block format. Lengths are the caller's to check: surplus input or output is left alone.
 pub trait BlockFormat: Send + Sync {
     /// The type this file is about.
     fn dtype(&self) -> DType;
@@ -18,8 +33,57 @@ pub trait BlockFormat: Send + Sync {
     fn scale_bytes_per_64_blocks(&self) -> usize;
     /// Exact values of `blocks`, one `f32` a weight: `out.len()` weights.
     fn dequantize(&self, blocks: &[u8], out: &mut [f32]);
-    /// Appends `blocks` to `words` and `scales` without losing a bit. The number of [`BLOCK`]s is even.
-    fn repack(&self, blocks: &[u8], words: &mut Vec<u32>, scales: &mut Vec<u32>);
-    /// The WGSL that reads what [`Self::repack`] writes.
+    /// Moves every bit of `blocks` to its place in `words` and `scales`, both of the lengths [`Self::packed_len`] gives.
+    /// A tensor may be repacked in pieces of a multiple of 64 [`BLOCK`]s, the last excepted.
+    fn repack(&self, blocks: &[u8], words: &mut [u32], scales: &mut [u32]);
+    /// The WGSL that reads what [`Self::repack`] writes: `dequant` and `dot_block`. A kernel declares `words` and `scales`.
     fn wgsl(&self) -> &'static str;
+
+    /// `u32`s that `blocks` [`BLOCK`]s take in the `words` and in the `scales` binding.
+    /// Without scales the second is 0: bind any buffer, the shader does not read it.
+    fn packed_len(&self, blocks: usize) -> (usize, usize) {
+        let scale_bytes = (blocks * self.scale_bytes_per_64_blocks()).div_ceil(64);
+        (blocks * self.words_per_block(), scale_bytes.div_ceil(4))
+    }
+}
+
+/// The format of `dtype`.
+pub fn format(dtype: DType) -> &'static dyn BlockFormat {
+    match dtype {
+        DType::F32 => &float32::Format,
+        DType::F16 => &f16::Format,
+        DType::BF16 => &bf16::Format,
+        DType::Q4_0 => &q4_0::Format,
+        DType::Q4_1 => &q4_1::Format,
+        DType::Q5_0 => &q5_0::Format,
+        DType::Q5_1 => &q5_1::Format,
+        DType::Q8_0 => &q8_0::Format,
+        DType::Q4_K => &q4_k::Format,
+        DType::Q5_K => &q5_k::Format,
+        DType::Q6_K => &q6_k::Format,
+    }
+}
+
+/// The value of a stored `f16`.
+fn f16_value(bytes: [u8; 2]) -> f32 {
+    half::f16::from_le_bytes(bytes).to_f32()
+}
+
+/// Little-endian bytes to as many words.
+fn copy_words(bytes: &[u8], words: &mut [u32]) {
+    for (word, bytes) in words.iter_mut().zip(bytes.as_chunks().0) {
+        *word = u32::from_le_bytes(*bytes);
+    }
+}
+
+/// 32 bytes that hold one block in their low nibbles and another in their high ones, to those two blocks as the shaders
+/// read them: byte j holds weight j (low) and j + 16 (high).
+fn split_nibbles(bytes: &[u8], low: &mut [u32; 4], high: &mut [u32; 4]) {
+    const LOW: u32 = 0x0f0f_0f0f;
+    let (first, second) = bytes.as_chunks().0.split_at(4);
+    for (((a, b), low), high) in first.iter().zip(second).zip(low).zip(high) {
+        let (a, b) = (u32::from_le_bytes(*a), u32::from_le_bytes(*b));
+        *low = (a & LOW) | ((b & LOW) << 4);
+        *high = ((a >> 4) & LOW) | (b & !LOW);
+    }
 }

@@ -4,7 +4,7 @@
 // Host: runtime/quant/q4_0.rs
 
 fn block_scale(b: u32) -> f32 {
-    return unpack2x16float(scales[b >> 1u])[b & 1u];
+    return unpack2x16float(scales[b >> 1u] >> ((b & 1u) << 4u)).x;
 }
 
 // Weights 4p..4p+3 and 16+4p..16+4p+3 of block b.

@@ -1,0 +1,159 @@
+//! The functions that Hugging Face adds to Jinja for chat templates.
+
+use std::io::{self, Write};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use minijinja::value::Kwargs;
+use minijinja::{Environment, Error, ErrorKind, State, Value};
+use serde::Serialize;
+use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
+
+/// Adds `raise_exception`, `strftime_now` and Python's `tojson`.
+pub(super) fn add(environment: &mut Environment<'static>) {
+    environment.add_function("raise_exception", raise_exception);
+    environment.add_function("strftime_now", strftime_now);
+    environment.add_filter("tojson", tojson);
+}
+
+fn raise_exception(message: String) -> Result<Value, Error> {
+    Err(Error::new(ErrorKind::InvalidOperation, message))
+}
+
+/// `json.dumps(value, ensure_ascii=False, indent=indent)`; Jinja's own filter would escape for HTML.
+fn tojson(state: &State, value: &Value, indent: Option<usize>, options: Kwargs) -> Result<String, Error> {
+    let indent = indent.or(options.get::<Option<usize>>("indent")?);
+    // A value may hold itself many times over: its text is bounded as it is written.
+    let left = state.fuel_levels().map_or(usize::MAX, |(_, left)| usize::try_from(left).unwrap_or(usize::MAX));
+    let mut out = Bounded { bytes: Vec::new(), left };
+    let written = match indent {
+        Some(width) => {
+            let spaces = " ".repeat(width.min(16));
+            value.serialize(&mut Serializer::with_formatter(&mut out, PrettyFormatter::with_indent(spaces.as_bytes())))
+        }
+        None => value.serialize(&mut Serializer::with_formatter(&mut out, PythonFormatter)),
+    };
+    written.map_err(|e| if e.is_io() { ErrorKind::OutOfFuel } else { ErrorKind::BadSerialization })?;
+    String::from_utf8(out.bytes).map_err(|_| ErrorKind::BadSerialization.into())
+}
+
+/// Python's separators: `[1, 2]`, `{"a": 1, "b": 2}`.
+struct PythonFormatter;
+
+impl Formatter for PythonFormatter {
+    fn begin_array_value<W: ?Sized + Write>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+        if first { Ok(()) } else { out.write_all(b", ") }
+    }
+
+    fn begin_object_key<W: ?Sized + Write>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+        if first { Ok(()) } else { out.write_all(b", ") }
+    }
+
+    fn begin_object_value<W: ?Sized + Write>(&mut self, out: &mut W) -> io::Result<()> {
+        out.write_all(b": ")
+    }
+}
+
+/// Refuses what does not fit.
+struct Bounded {
+    bytes: Vec<u8>,
+    left: usize,
+}
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.left = self.left.checked_sub(bytes.len()).ok_or(io::ErrorKind::FileTooLarge)?;
+        self.bytes.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+const MONTHS: [&str; 12] = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+];
+const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
+
+/// The time now, in UTC, by a `strftime` format.
+fn strftime_now(format: String) -> Result<String, Error> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    strftime(&format, now).ok_or_else(|| Error::new(ErrorKind::InvalidOperation, "unknown strftime format"))
+}
+
+/// `strftime` for the directives a date in a prompt needs; `None` for another one.
+fn strftime(format: &str, seconds: u64) -> Option<String> {
+    let (days, second) = (seconds / 86400, seconds % 86400);
+    let (year, month, day) = civil(days);
+    let month_name = *MONTHS.get(usize::try_from(month - 1).ok()?)?;
+    let day_name = *DAYS.get(usize::try_from(days % 7).ok()?)?;
+    let mut out = String::new();
+    let mut chars = format.chars();
+    while let Some(c) = chars.next() {
+        if c != '%' {
+            out.push(c);
+            continue;
+        }
+        match chars.next()? {
+            'Y' => out += &year.to_string(),
+            'y' => out += &format!("{:02}", year % 100),
+            'm' => out += &format!("{month:02}"),
+            'd' => out += &format!("{day:02}"),
+            'B' => out += month_name,
+            'b' => out += month_name.get(..3)?,
+            'A' => out += day_name,
+            'a' => out += day_name.get(..3)?,
+            'H' => out += &format!("{:02}", second / 3600),
+            'M' => out += &format!("{:02}", second / 60 % 60),
+            'S' => out += &format!("{:02}", second % 60),
+            '%' => out.push('%'),
+            _ => return None,
+        }
+    }
+    Some(out)
+}
+
+/// Year, month and day of the proleptic Gregorian calendar, `days` after 1970-01-01.
+fn civil(days: u64) -> (u64, u64, u64) {
+    // Years are counted from March, so that the leap day is the last of its year; 719468 days lie before 1970.
+    let days = days + 719_468;
+    let (era, of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let march_month = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * march_month + 2) / 5 + 1;
+    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
+    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::strftime;
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        // From `date -u -d @N '+...'`.
+        let format = "%A %a %d %B %b %m %Y %y %H:%M:%S %%";
+        let expected = [
+            (0, "Thursday Thu 01 January Jan 01 1970 70 00:00:00 %"),
+            (951_782_399, "Monday Mon 28 February Feb 02 2000 00 23:59:59 %"),
+            (951_782_400, "Tuesday Tue 29 February Feb 02 2000 00 00:00:00 %"),
+            (4_107_542_400, "Monday Mon 01 March Mar 03 2100 00 00:00:00 %"),
+        ];
+        for (seconds, text) in expected {
+            assert_eq!(strftime(format, seconds).as_deref(), Some(text));
+        }
+        assert_eq!(strftime("%Q", 0), None);
+    }
+}

@@ -1,0 +1,272 @@
+//! GGUF v2 and v3: metadata and checked views of the tensors, under their Hugging Face names.
+//!
+//! In: a file, its shards, or bytes in memory. Out: [`Value`]s and [`TensorView`]s borrowed from them. The whole of
+//! the header is validated before anything is handed out; weights are not read.
+//!
+//! Llama files hold the rows of q and k with the two halves of each head interleaved (row `2 i + half`), for a rotation
+//! of neighbouring pairs. Views undo it: everywhere else rows are in Hugging Face's order (row `half * head_dim/2 + i`),
+//! which rotates halves.
+//!
+//! Source: the format's description, `docs/gguf.md` of ggml.
+
+mod names;
+mod parse;
+mod value;
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::ErrorKind;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+pub use names::hf_name;
+pub use value::{Array, FromValue, Value};
+
+use super::{Bytes, TensorView, map};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use value::Cursor;
+
+/// An open model file: metadata and tensors of all its shards.
+pub struct Gguf {
+    path: PathBuf,
+    version: u32,
+    shards: Vec<Bytes>,
+    /// Type and position of each value, in the first shard.
+    metadata: BTreeMap<String, (u32, usize)>,
+    tensors: Vec<Entry>,
+    /// Index into `tensors` by Hugging Face name.
+    by_name: HashMap<String, usize>,
+}
+
+/// A tensor's checked place in a shard.
+struct Entry {
+    /// As the file spells it.
+    file_name: String,
+    name: String,
+    known: bool,
+    dtype: DType,
+    shape: Vec<usize>,
+    shard: usize,
+    range: Range<usize>,
+    interleaved: Option<usize>,
+}
+
+impl Gguf {
+    /// Maps a file; for a sharded model the first shard, whose siblings (`-00002-of-00003.gguf`) lie in its folder.
+    /// The files must not be changed while they are open.
+    ///
+    /// Errors: [`Error::Io`]; [`Error::InvalidFile`] for a file that is not GGUF, is cut short or lacks a shard;
+    /// [`Error::InvalidMetadata`] and [`Error::InvalidTensor`] naming the entry; [`Error::Unsupported`] for GGUF v1,
+    /// big-endian files and unknown tensor types.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let mut gguf = Self::parse(path, Box::new(map(path)?))?;
+        let count = gguf.expect_split(0, None)?;
+        for no in 1..count {
+            let path = shard_path(path, no, count)?;
+            let mapped = map(&path).map_err(|e| missing_shard(e, &path, no, count))?;
+            let shard = Self::parse(&path, Box::new(mapped))?;
+            shard.expect_split(no, Some(count))?;
+            gguf.absorb(shard);
+        }
+        gguf.finish()
+    }
+
+    /// Reads a model in memory, given whole (not one of several shards).
+    ///
+    /// Errors: as [`Self::open`], with `<memory>` for the path.
+    pub fn from_bytes(bytes: impl AsRef<[u8]> + Send + Sync + 'static) -> Result<Self> {
+        let gguf = Self::parse(Path::new("<memory>"), Box::new(bytes))?;
+        match gguf.expect_split(0, None)? {
+            1 => gguf.finish(),
+            count => Err(gguf.invalid(format!("this is one of {count} shards; merge them or open the first by path"))),
+        }
+    }
+
+    /// The file, or the first of its shards.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// GGUF version: 2 or 3.
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// Bytes of all shards.
+    pub fn n_bytes(&self) -> u64 {
+        self.shards.iter().map(|shard| (**shard).as_ref().len() as u64).sum()
+    }
+
+    /// The model family, e.g. `llama`: also the prefix of its keys.
+    ///
+    /// Errors: [`Error::InvalidMetadata`] when the file does not say.
+    pub fn architecture(&self) -> Result<&str> {
+        self.get("general.architecture")
+    }
+
+    /// Every key with its value, sorted by key.
+    pub fn metadata(&self) -> impl Iterator<Item = (&str, Value<'_>)> {
+        self.metadata.keys().filter_map(|key| Some((key.as_str(), self.value(key)?)))
+    }
+
+    /// A key's value as the type that the caller needs.
+    ///
+    /// Errors: [`Error::InvalidMetadata`] when the key is missing, of another type or out of range.
+    pub fn get<'a, T: FromValue<'a>>(&'a self, key: &str) -> Result<T> {
+        let missing = || invalid_key(key, format!("missing; {} is needed", T::expected()));
+        self.find(key)?.ok_or_else(missing)
+    }
+
+    /// As [`Self::get`], for a key that may be missing.
+    ///
+    /// Errors: [`Error::InvalidMetadata`] when it is of another type or out of range.
+    pub fn find<'a, T: FromValue<'a>>(&'a self, key: &str) -> Result<Option<T>> {
+        let Some(value) = self.value(key) else { return Ok(None) };
+        let wrong = || invalid_key(key, format!("{} is needed, found {}", T::expected(), brief(value)));
+        T::from_value(value).ok_or_else(wrong).map(Some)
+    }
+
+    /// Every tensor, in the order of the files.
+    pub fn tensors(&self) -> impl ExactSizeIterator<Item = TensorView<'_>> {
+        self.tensors.iter().map(|entry| self.view(entry))
+    }
+
+    /// Names of tensors that no model here uses; they keep the name the file gives.
+    pub fn ignored(&self) -> impl Iterator<Item = &str> {
+        self.tensors.iter().filter(|entry| !entry.known).map(|entry| entry.name.as_str())
+    }
+
+    /// A tensor by Hugging Face name, e.g. `model.norm.weight`.
+    pub fn tensor(&self, name: &str) -> Option<TensorView<'_>> {
+        self.by_name.get(name).and_then(|&i| self.tensors.get(i)).map(|entry| self.view(entry))
+    }
+
+    /// As [`Self::tensor`], for one that must be there.
+    ///
+    /// Errors: [`Error::MissingTensor`].
+    pub fn require(&self, name: &str) -> Result<TensorView<'_>> {
+        self.tensor(name).ok_or_else(|| Error::MissingTensor { name: name.into() })
+    }
+
+    fn parse(path: &Path, bytes: Bytes) -> Result<Self> {
+        let parse::Header { version, metadata, tensors } = parse::parse(path, (*bytes).as_ref())?;
+        Ok(Self { path: path.into(), version, shards: vec![bytes], metadata, tensors, by_name: HashMap::new() })
+    }
+
+    fn view<'a>(&'a self, entry: &'a Entry) -> TensorView<'a> {
+        let data = &(*self.shards[entry.shard]).as_ref()[entry.range.clone()];
+        let Entry { name, dtype, shape, interleaved, .. } = entry;
+        TensorView { name, dtype: *dtype, shape, data, interleaved: *interleaved }
+    }
+
+    fn value(&self, key: &str) -> Option<Value<'_>> {
+        let &(kind, position) = self.metadata.get(key)?;
+        Cursor::new((**self.shards.first()?).as_ref(), position).value(kind).ok()
+    }
+
+    fn invalid(&self, reason: String) -> Error {
+        Error::InvalidFile { path: self.path.clone(), reason }
+    }
+
+    /// Checks that this is shard `no`; returns how many there are.
+    fn expect_split(&self, no: u32, count: Option<u32>) -> Result<u32> {
+        let found_count = self.find("split.count")?.unwrap_or(1).max(1);
+        let found_no = self.find("split.no")?.unwrap_or(0);
+        if no == 0 && found_no != 0 {
+            return Err(self.invalid(format!("this is shard {} of {found_count}; open the first", found_no + 1)));
+        }
+        let count = count.unwrap_or(found_count);
+        if (found_no, found_count) != (no, count) {
+            let found = format!("it says it is shard {} of {found_count}", u64::from(found_no) + 1);
+            return Err(self.invalid(format!("{found}, but is named {} of {count}; download it again", no + 1)));
+        }
+        Ok(count)
+    }
+
+    fn absorb(&mut self, mut shard: Self) {
+        let first = self.shards.len();
+        self.shards.append(&mut shard.shards);
+        self.tensors.extend(shard.tensors.into_iter().map(|entry| Entry { shard: entry.shard + first, ..entry }));
+    }
+
+    /// Names the tensors, once all shards are there.
+    fn finish(mut self) -> Result<Self> {
+        if let Some(n) = self.find::<u32>("split.tensors.count")?.filter(|&n| n as usize != self.tensors.len()) {
+            return Err(invalid_key("split.tensors.count", format!("{n}, but the shards hold {}", self.tensors.len())));
+        }
+        let mut tensors = std::mem::take(&mut self.tensors);
+        for (i, entry) in tensors.iter_mut().enumerate() {
+            let hf = hf_name(&entry.file_name);
+            entry.known = hf.is_some();
+            entry.name = hf.unwrap_or_else(|| entry.file_name.clone());
+            entry.interleaved = self.interleaved(entry)?;
+            if self.by_name.insert(entry.name.clone(), i).is_some() {
+                return Err(invalid_tensor(&entry.file_name, "given twice; convert the file again".into()));
+            }
+        }
+        self.tensors = tensors;
+        Ok(self)
+    }
+
+    /// Rows of a head, for the tensors that llama files interleave.
+    fn interleaved(&self, entry: &Entry) -> Result<Option<usize>> {
+        let is = |module: &str| entry.name.split_once(".self_attn.").is_some_and(|(_, m)| m.starts_with(module));
+        let (q, k) = (is("q_proj."), is("k_proj."));
+        if !entry.known || !(q || k) || self.find("general.architecture")? != Some("llama") {
+            return Ok(None);
+        }
+        let all: u32 = self.get("llama.attention.head_count")?;
+        let heads = if q { all } else { self.find("llama.attention.head_count_kv")?.unwrap_or(all) };
+        let rows = entry.shape[0];
+        let head = rows.checked_div(heads as usize).unwrap_or(0);
+        let blocks_move_whole = entry.shape.len() > 1 || entry.dtype.block_len() == 1;
+        if head == 0 || head % 2 == 1 || head * heads as usize != rows || !blocks_move_whole {
+            let reason =
+                format!("{rows} rows can't be split into {heads} heads of an even size; convert the file again");
+            return Err(invalid_tensor(&entry.file_name, reason));
+        }
+        Ok(Some(head))
+    }
+}
+
+impl std::fmt::Debug for Gguf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Gguf({}, {} tensors)", self.path.display(), self.tensors.len())
+    }
+}
+
+/// The path of shard `no` (from 0), beside the first.
+fn shard_path(first: &Path, no: u32, count: u32) -> Result<PathBuf> {
+    let suffix = format!("-00001-of-{count:05}.gguf");
+    let stem = first.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(&suffix));
+    let reason = || format!("the first of {count} shards must be named like model{suffix}, for the others to be found");
+    let stem = stem.ok_or_else(|| Error::InvalidFile { path: first.into(), reason: reason() })?;
+    Ok(first.with_file_name(format!("{stem}-{:05}-of-{count:05}.gguf", no + 1)))
+}
+
+fn missing_shard(error: Error, path: &Path, no: u32, count: u32) -> Error {
+    match error {
+        Error::Io { source, .. } if source.kind() == ErrorKind::NotFound => Error::InvalidFile {
+            path: path.into(),
+            reason: format!("shard {} of {count} is missing; put all shards into one folder", no + 1),
+        },
+        other => other,
+    }
+}
+
+/// A value short enough for a message.
+fn brief(value: Value<'_>) -> String {
+    match value {
+        Value::String(_) => "text".into(),
+        other => other.to_string(),
+    }
+}
+
+fn invalid_key(key: &str, reason: String) -> Error {
+    Error::InvalidMetadata { key: key.into(), reason }
+}
+
+fn invalid_tensor(name: &str, reason: String) -> Error {
+    Error::InvalidTensor { name: name.into(), reason }
+}

@@ -1,0 +1,37 @@
+//! GGUF's tensor names and Hugging Face's: mapped here and nowhere else.
+
+/// Names outside the layers. `rope_freqs.weight` has no counterpart and keeps its name.
+const GLOBAL: [(&str, &str); 4] = [
+    ("token_embd.weight", "model.embed_tokens.weight"),
+    ("output_norm.weight", "model.norm.weight"),
+    ("output.weight", "lm_head.weight"),
+    ("rope_freqs.weight", "rope_freqs.weight"),
+];
+
+/// Modules of a layer, without `.weight` or `.bias`.
+const LAYER: [(&str, &str); 11] = [
+    ("attn_norm", "input_layernorm"),
+    ("attn_q", "self_attn.q_proj"),
+    ("attn_k", "self_attn.k_proj"),
+    ("attn_v", "self_attn.v_proj"),
+    ("attn_output", "self_attn.o_proj"),
+    ("attn_q_norm", "self_attn.q_norm"),
+    ("attn_k_norm", "self_attn.k_norm"),
+    ("ffn_norm", "post_attention_layernorm"),
+    ("ffn_gate", "mlp.gate_proj"),
+    ("ffn_up", "mlp.up_proj"),
+    ("ffn_down", "mlp.down_proj"),
+];
+
+/// The Hugging Face module path of a GGUF tensor; `None` for a name this runtime has no use for.
+pub fn hf_name(gguf: &str) -> Option<String> {
+    if let Some((_, hf)) = GLOBAL.iter().find(|(name, _)| *name == gguf) {
+        return Some((*hf).into());
+    }
+    let (layer, rest) = gguf.strip_prefix("blk.")?.split_once('.')?;
+    let (module, part) = rest.split_once('.')?;
+    let (_, hf) = LAYER.iter().find(|(name, _)| *name == module)?;
+    // `blk.00` would be a second name for layer 0.
+    let canonical = layer.parse::<u32>().is_ok_and(|n| n.to_string() == layer);
+    (canonical && matches!(part, "weight" | "bias")).then(|| format!("model.layers.{layer}.{hf}.{part}"))
+}

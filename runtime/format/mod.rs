@@ -1,0 +1,109 @@
+//! Files in and out: every name, length and offset of a file is checked here, so the floors above can trust them.
+
+pub mod gguf;
+
+use std::borrow::Cow;
+use std::fs::File;
+use std::ops::Range;
+use std::path::Path;
+
+use memmap2::Mmap;
+
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+
+/// The bytes of one file: a mapping, or memory that the caller gave.
+pub(crate) type Bytes = Box<dyn AsRef<[u8]> + Send + Sync>;
+
+/// Maps a regular file read-only.
+pub(crate) fn map(path: &Path) -> Result<Mmap> {
+    let kind = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+    if !kind.is_file() {
+        // Opening a pipe would block and mapping a folder fails obscurely.
+        return Err(Error::InvalidFile { path: path.into(), reason: "not a regular file; give a model file".into() });
+    }
+    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    // SAFETY: the mapping is read-only and private to this process. Rust can't stop another process from changing the
+    // file; callers' docs ask for it to be left alone, and nothing read from it is trusted without a bounds check.
+    unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))
+}
+
+/// A tensor inside a file: its checked description and its bytes, in Hugging Face's order of rows.
+///
+/// Cheap to make; nothing is copied until the bytes are asked for, and then only when rows have to be reordered.
+#[derive(Clone, Copy)]
+pub struct TensorView<'a> {
+    /// Hugging Face module path, e.g. `model.layers.0.self_attn.q_proj.weight`.
+    pub name: &'a str,
+    /// How the weights are stored.
+    pub dtype: DType,
+    /// Row-major: `[N, K]` for a matrix of N rows, `[N]` for a vector. Never empty, no zero in it.
+    pub shape: &'a [usize],
+    /// As in the file; not necessarily aligned to the type.
+    data: &'a [u8],
+    /// Rows of a head, when the file interleaves the two halves of each (see [`gguf`]).
+    interleaved: Option<usize>,
+}
+
+impl<'a> TensorView<'a> {
+    /// Rows: the product of every axis but the last. A vector is one row.
+    pub fn n_rows(&self) -> usize {
+        self.n_weights() / self.row_len()
+    }
+
+    /// Weights in a row.
+    pub fn row_len(&self) -> usize {
+        self.shape.last().copied().unwrap_or(1)
+    }
+
+    /// Bytes of a row; a whole number of blocks.
+    pub fn row_bytes(&self) -> usize {
+        self.data.len() / self.n_rows()
+    }
+
+    /// Weights in all.
+    pub fn n_weights(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Bytes in all.
+    pub fn n_bytes(&self) -> usize {
+        self.data.len()
+    }
+
+    /// The bytes of `count` rows from row `start` on: borrowed from the file, or gathered when the file orders the
+    /// rows otherwise. Ask for few enough rows to keep a piece small.
+    ///
+    /// Panics when `start + count` is past [`Self::n_rows`], as slicing does.
+    pub fn rows(&self, start: usize, count: usize) -> Cow<'a, [u8]> {
+        match (self.interleaved, self.shape) {
+            // A vector's single row is itself what has to be reordered.
+            (Some(head), &[n]) => Cow::Owned(self.gather(head, start * n..(start + count) * n, self.data.len() / n)),
+            (Some(head), _) => Cow::Owned(self.gather(head, start..start + count, self.row_bytes())),
+            (None, _) => Cow::Borrowed(&self.data[start * self.row_bytes()..][..count * self.row_bytes()]),
+        }
+    }
+
+    /// All the bytes, as [`Self::rows`] gives them.
+    pub fn bytes(&self) -> Cow<'a, [u8]> {
+        self.rows(0, self.n_rows())
+    }
+
+    /// Copies units (rows, or a vector's weights) of `size` bytes: the one at `half * head/2 + i` of a head comes
+    /// from `2 * i + half`.
+    fn gather(&self, head: usize, units: Range<usize>, size: usize) -> Vec<u8> {
+        let mut out = Vec::with_capacity(units.len() * size);
+        for unit in units {
+            let (first, at) = (unit - unit % head, unit % head);
+            let (half, i) = (at / (head / 2), at % (head / 2));
+            out.extend_from_slice(&self.data[(first + 2 * i + half) * size..][..size]);
+        }
+        out
+    }
+}
+
+impl std::fmt::Debug for TensorView<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {} {:?}", self.name, self.dtype.name(), self.shape)
+    }
+}

@@ -1,0 +1,302 @@
+//! Adapter choice and the device: the only file that requests a device.
+//!
+//! In: [`GpuOptions`]. Out: [`Gpu`], with what the adapter can do in [`Caps`].
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use crate::error::{Error, Result};
+
+/// Which adapter to use and which of its abilities to leave unused.
+#[derive(Clone, Debug)]
+pub struct GpuOptions {
+    /// `discrete`, `integrated`, `software`, or part of the adapter's name. `None`: the fastest kind there is.
+    pub adapter: Option<String>,
+    /// Subgroup operations may be used.
+    pub subgroups: bool,
+    /// f16 storage may be used.
+    pub f16: bool,
+    /// Cooperative matrices may be used.
+    pub cooperative_matrix: bool,
+    /// Immediates may be used; a uniform ring otherwise.
+    pub immediates: bool,
+    /// Shaders are compiled with bounds checks and validated by the driver layers: slow, for debugging.
+    pub checked: bool,
+    /// Where the pipeline cache and the self-test's verdicts are kept; `None` keeps nothing.
+    pub cache_dir: Option<PathBuf>,
+}
+
+impl Default for GpuOptions {
+    fn default() -> Self {
+        Self {
+            adapter: None,
+            subgroups: true,
+            f16: true,
+            cooperative_matrix: true,
+            immediates: true,
+            checked: false,
+            cache_dir: None,
+        }
+    }
+}
+
+impl GpuOptions {
+    /// The defaults, changed by `EPIPHYTE_ADAPTER`, `EPIPHYTE_CHECKED=1` and
+    /// `EPIPHYTE_DISABLE=subgroups,f16,cooperative_matrix,immediates`.
+    pub fn from_env() -> Self {
+        let disabled = std::env::var("EPIPHYTE_DISABLE").unwrap_or_default();
+        let enabled = |name: &str| !disabled.split(',').any(|d| d.trim() == name);
+        Self {
+            adapter: std::env::var("EPIPHYTE_ADAPTER").ok().filter(|a| !a.is_empty()),
+            subgroups: enabled("subgroups"),
+            f16: enabled("f16"),
+            cooperative_matrix: enabled("cooperative_matrix"),
+            immediates: enabled("immediates"),
+            checked: std::env::var("EPIPHYTE_CHECKED").is_ok_and(|v| v == "1"),
+            cache_dir: crate::cache_dir(),
+        }
+    }
+}
+
+/// What the kernels may rely on: the adapter's abilities less what [`GpuOptions`] turned off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caps {
+    /// The smallest subgroup the driver may choose; `None` without subgroup operations.
+    pub subgroup_size: Option<u32>,
+    /// f16 in storage buffers and arithmetic.
+    pub f16: bool,
+    /// Side of the square cooperative matrices, f16 × f16 → f32.
+    pub cooperative_matrix: Option<u32>,
+    /// Parameters travel as immediates.
+    pub immediates: bool,
+    /// The GPU is a CPU: barriers are slow and workgroup memory gains nothing.
+    pub software: bool,
+    /// Largest storage binding in bytes, at most 128 MiB so that one layout serves every device.
+    pub max_binding_bytes: u64,
+}
+
+/// Work counted since the device was opened.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Compute dispatches.
+    pub dispatches: AtomicU64,
+    /// Queue submissions.
+    pub submits: AtomicU64,
+    /// Bytes of weights and KV cache that the dispatches read, by their own count.
+    pub bytes: AtomicU64,
+    /// Bytes of device memory in buffers made by the runtime and not yet dropped.
+    pub allocated_bytes: Arc<AtomicU64>,
+}
+
+/// An open device and its queue.
+pub struct Gpu {
+    pub(crate) device: wgpu::Device,
+    pub(crate) queue: wgpu::Queue,
+    pub(crate) pipelines: super::pipeline::Pipelines,
+    pub(crate) options: GpuOptions,
+    info: wgpu::AdapterInfo,
+    caps: Caps,
+    limits: wgpu::Limits,
+    fault: Arc<Mutex<Option<Error>>>,
+    /// Work done so far.
+    pub counters: Counters,
+}
+
+impl Gpu {
+    /// Opens the adapter that `options` name.
+    ///
+    /// Errors: [`Error::NoAdapter`] listing what there is; [`Error::Gpu`] when the driver refuses a device.
+    pub fn open(options: GpuOptions) -> Result<Self> {
+        let adapter = choose(adapters(), options.adapter.as_deref())?;
+        let info = adapter.get_info();
+        let caps = caps(&adapter, &options);
+        let limits = limits(&adapter);
+        let mut features = wgpu::Features::empty();
+        features.set(wgpu::Features::SUBGROUP, caps.subgroup_size.is_some());
+        features.set(wgpu::Features::SHADER_F16, caps.f16);
+        features.set(wgpu::Features::IMMEDIATES, caps.immediates);
+        features.set(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX, caps.cooperative_matrix.is_some());
+        features |= adapter.features() & (wgpu::Features::PIPELINE_CACHE | wgpu::Features::TIMESTAMP_QUERY);
+        let experimental_features = if caps.cooperative_matrix.is_some() {
+            // SAFETY: cooperative matrices are used by kernels that the self-test checks against the CPU first.
+            unsafe { wgpu::ExperimentalFeatures::enabled() }
+        } else {
+            wgpu::ExperimentalFeatures::disabled()
+        };
+        let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
+            label: Some("epiphyte"),
+            required_features: features,
+            required_limits: limits.clone(),
+            experimental_features,
+            memory_hints: wgpu::MemoryHints::MemoryUsage,
+            trace: wgpu::Trace::Off,
+        }))
+        .map_err(|e| Error::Gpu { op: format!("open {}", info.name), reason: e.to_string() })?;
+        let fault = Arc::new(Mutex::new(None));
+        watch(&device, &fault);
+        let pipelines = super::pipeline::Pipelines::new(&device, &info, &options);
+        Ok(Self { device, queue, pipelines, options, info, caps, limits, fault, counters: Counters::default() })
+    }
+
+    /// What the kernels may rely on.
+    pub fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    /// The adapter's name, driver and kind.
+    pub fn info(&self) -> &wgpu::AdapterInfo {
+        &self.info
+    }
+
+    /// The limits the device was opened with.
+    pub fn limits(&self) -> &wgpu::Limits {
+        &self.limits
+    }
+
+    /// One line for people: name, backend, driver.
+    pub fn description(&self) -> String {
+        describe(&self.info)
+    }
+
+    /// Identifies adapter and driver version: what was measured for one key holds for no other.
+    pub fn driver_key(&self) -> String {
+        let i = &self.info;
+        let text = format!("{:?} {} {} {} {:x} {:x}", i.backend, i.name, i.driver, i.driver_info, i.vendor, i.device);
+        blake3::hash(text.as_bytes()).to_hex()[..16].to_string()
+    }
+
+    /// The first fault that the driver reported since the last call.
+    ///
+    /// Errors: [`Error::DeviceLost`], [`Error::OutOfMemory`] or [`Error::Gpu`].
+    pub fn check(&self) -> Result<()> {
+        let mut fault = self.fault.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match &*fault {
+            None => Ok(()),
+            Some(Error::DeviceLost(reason)) => Err(Error::DeviceLost(reason.clone())),
+            Some(_) => fault.take().map_or(Ok(()), Err),
+        }
+    }
+
+    /// Waits until the device has finished `submission`, or everything submitted when `None`.
+    ///
+    /// Errors: as [`Gpu::check`].
+    pub fn wait(&self, submission: Option<wgpu::SubmissionIndex>) -> Result<()> {
+        let poll = wgpu::PollType::Wait { submission_index: submission, timeout: None };
+        let polled = self.device.poll(poll);
+        self.check()?;
+        polled.map(|_| ()).map_err(|e| Error::Gpu { op: "wait".into(), reason: e.to_string() })
+    }
+
+    /// Bytes of device memory that the runtime's buffers take now.
+    pub fn allocated_bytes(&self) -> u64 {
+        self.counters.allocated_bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// Name, backend and driver on one line.
+pub fn describe(info: &wgpu::AdapterInfo) -> String {
+    format!("{} ({:?}, {} {})", info.name, info.backend, info.driver, info.driver_info)
+}
+
+/// Every adapter of the machine, fastest kind first.
+pub fn adapters() -> Vec<wgpu::Adapter> {
+    let mut desc = wgpu::InstanceDescriptor::new_without_display_handle();
+    desc.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
+    desc.flags = wgpu::InstanceFlags::empty();
+    let instance = wgpu::Instance::new(desc);
+    let mut all = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+    all.sort_by_key(|a| rank(a.get_info().device_type));
+    all
+}
+
+fn rank(kind: wgpu::DeviceType) -> u8 {
+    match kind {
+        wgpu::DeviceType::DiscreteGpu => 0,
+        wgpu::DeviceType::IntegratedGpu => 1,
+        wgpu::DeviceType::VirtualGpu => 2,
+        wgpu::DeviceType::Other => 3,
+        wgpu::DeviceType::Cpu => 4,
+    }
+}
+
+fn choose(all: Vec<wgpu::Adapter>, wanted: Option<&str>) -> Result<wgpu::Adapter> {
+    let names = all.iter().map(|a| a.get_info().name).collect::<Vec<_>>().join("; ");
+    let found = all.into_iter().find(|adapter| {
+        let info = adapter.get_info();
+        wanted.is_none_or(|wanted| match wanted.to_lowercase().as_str() {
+            "discrete" => info.device_type == wgpu::DeviceType::DiscreteGpu,
+            "integrated" => info.device_type == wgpu::DeviceType::IntegratedGpu,
+            "software" => info.device_type == wgpu::DeviceType::Cpu,
+            part => info.name.to_lowercase().contains(part),
+        })
+    });
+    found.ok_or_else(|| match (wanted, names.as_str()) {
+        (_, "") => Error::NoAdapter(
+            "the system offers none; install a Vulkan driver (Debian: mesa-vulkan-drivers and libvulkan1, also a software one)"
+                .into(),
+        ),
+        (wanted, names) => Error::NoAdapter(format!(
+            "none matches `{}` (EPIPHYTE_ADAPTER); there are: {names}",
+            wanted.unwrap_or_default()
+        )),
+    })
+}
+
+fn caps(adapter: &wgpu::Adapter, options: &GpuOptions) -> Caps {
+    let (info, features, limits) = (adapter.get_info(), adapter.features(), adapter.limits());
+    let f16 = options.f16 && features.contains(wgpu::Features::SHADER_F16);
+    // Metal reports 4..64 whatever the GPU; Apple's run 32 lanes, and the self-test checks it.
+    let min_size = if info.backend == wgpu::Backend::Metal { 32 } else { info.subgroup_min_size };
+    let subgroup_size = (options.subgroups && features.contains(wgpu::Features::SUBGROUP)).then_some(min_size);
+    let cooperative_matrix = adapter
+        .cooperative_matrix_properties()
+        .iter()
+        .filter(|c| c.m_size == c.n_size && c.n_size == c.k_size)
+        .filter(|c| c.ab_type == wgpu::CooperativeScalarType::F16 && c.cr_type == wgpu::CooperativeScalarType::F32)
+        .map(|c| c.m_size)
+        .max()
+        .filter(|_| options.cooperative_matrix && f16 && subgroup_size.is_some())
+        .filter(|_| features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX));
+    Caps {
+        subgroup_size,
+        f16,
+        cooperative_matrix,
+        immediates: options.immediates
+            && features.contains(wgpu::Features::IMMEDIATES)
+            && limits.max_immediate_size >= super::commands::MAX_PARAMS_BYTES,
+        software: info.device_type == wgpu::DeviceType::Cpu,
+        max_binding_bytes: limits.max_storage_buffer_binding_size.min(128 << 20),
+    }
+}
+
+/// Everything the adapter has: limits that are not asked for are not granted.
+fn limits(adapter: &wgpu::Adapter) -> wgpu::Limits {
+    adapter.limits()
+}
+
+/// Faults outside an error scope must not panic: the first is kept for [`Gpu::check`].
+fn watch(device: &wgpu::Device, fault: &Arc<Mutex<Option<Error>>>) {
+    let keep = |fault: &Arc<Mutex<Option<Error>>>, error: Error| {
+        let mut slot = fault.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if slot.is_none() || matches!(error, Error::DeviceLost(_)) {
+            *slot = Some(error);
+        }
+    };
+    let uncaptured = Arc::clone(fault);
+    device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| keep(&uncaptured, from_wgpu("run", e))));
+    let lost = Arc::clone(fault);
+    device.set_device_lost_callback(move |reason, message| {
+        if reason != wgpu::DeviceLostReason::Destroyed {
+            keep(&lost, Error::DeviceLost(message));
+        }
+    });
+}
+
+/// Names the operation in a wgpu error.
+pub(crate) fn from_wgpu(op: &str, error: wgpu::Error) -> Error {
+    match error {
+        wgpu::Error::OutOfMemory { .. } => Error::OutOfMemory { what: op.to_string(), needed_bytes: 0 },
+        other => Error::Gpu { op: op.to_string(), reason: other.to_string() },
+    }
+}

@@ -1,0 +1,84 @@
+//! The text of a kernel: a generated header, the imported files, the body.
+//!
+//! Three ways to vary and no `#ifdef`: numbers are `const` lines, types are `alias` lines, functions are joined files.
+
+use std::fmt::Write as _;
+
+use crate::dtype::DType;
+
+/// Every shader of the runtime by its stem.
+const SOURCES: &[(&str, &str)] = &[
+    ("embedding", include_str!("../../shaders/embedding.wgsl")),
+    ("rms_norm", include_str!("../../shaders/rms_norm.wgsl")),
+    ("matvec", include_str!("../../shaders/matvec.wgsl")),
+    ("matmul", include_str!("../../shaders/matmul.wgsl")),
+    ("matmul_coop", include_str!("../../shaders/matmul_coop.wgsl")),
+    ("rope", include_str!("../../shaders/rope.wgsl")),
+    ("attention", include_str!("../../shaders/attention.wgsl")),
+    ("attention_prefill", include_str!("../../shaders/attention_prefill.wgsl")),
+    ("attention_reduce", include_str!("../../shaders/attention_reduce.wgsl")),
+    ("swiglu", include_str!("../../shaders/swiglu.wgsl")),
+    ("sample_adjust", include_str!("../../shaders/sample_adjust.wgsl")),
+    ("sample_threshold", include_str!("../../shaders/sample_threshold.wgsl")),
+    ("sample_partial", include_str!("../../shaders/sample_partial.wgsl")),
+    ("sample_final", include_str!("../../shaders/sample_final.wgsl")),
+    ("bandwidth", include_str!("../../shaders/bandwidth.wgsl")),
+    ("shared/reduce_subgroup", include_str!("../../shaders/shared/reduce_subgroup.wgsl")),
+    ("shared/sampler", include_str!("../../shaders/shared/sampler.wgsl")),
+    ("shared/reduce_workgroup", include_str!("../../shaders/shared/reduce_workgroup.wgsl")),
+];
+
+/// What a kernel's text depends on.
+#[derive(Clone, Debug, Default)]
+pub struct Source {
+    /// Stem in `shaders/`.
+    pub name: &'static str,
+    /// `const NAME: u32 = value;` lines.
+    pub consts: Vec<(&'static str, u32)>,
+    /// `alias name = type;` lines.
+    pub aliases: Vec<(&'static str, String)>,
+    /// Files joined besides the body.
+    pub imports: Vec<&'static str>,
+    /// The weight format whose `dequant` and `dot_block` are joined.
+    pub quant: Option<DType>,
+    /// `enable f16;`
+    pub f16: bool,
+    /// `enable wgpu_cooperative_matrix;`
+    pub cooperative_matrix: bool,
+}
+
+impl Source {
+    /// The whole text; `immediates` says how `p` arrives.
+    pub fn text(&self, immediates: bool) -> String {
+        let mut text = String::new();
+        if self.f16 {
+            text.push_str("enable f16;\n");
+        }
+        if self.cooperative_matrix {
+            text.push_str("enable wgpu_cooperative_matrix;\n");
+        }
+        for (name, value) in &self.consts {
+            let _ = writeln!(text, "const {name}: u32 = {value}u;");
+        }
+        for (name, ty) in &self.aliases {
+            let _ = writeln!(text, "alias {name} = {ty};");
+        }
+        text.push_str(if immediates {
+            "var<immediate> p: Params;\n"
+        } else {
+            "@group(1) @binding(0) var<uniform> p: Params;\n"
+        });
+        for import in &self.imports {
+            text.push_str(file(import));
+        }
+        if let Some(dtype) = self.quant {
+            text.push_str(crate::quant::format(dtype).wgsl());
+        }
+        text.push_str(file(self.name));
+        text
+    }
+}
+
+fn file(name: &str) -> &'static str {
+    SOURCES.iter().find(|(stem, _)| *stem == name).map_or("", |(_, text)| text)
+}

@@ -1,0 +1,117 @@
+//! Buffers on the device: allocation, upload, read back.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::device::{Gpu, from_wgpu};
+use crate::error::{Error, Result};
+
+/// A storage buffer on the device.
+#[derive(Debug)]
+pub struct Tensor {
+    pub(crate) buffer: wgpu::Buffer,
+    allocated_bytes: Arc<AtomicU64>,
+}
+
+impl Tensor {
+    /// Its size.
+    pub fn bytes(&self) -> u64 {
+        self.buffer.size()
+    }
+}
+
+impl Drop for Tensor {
+    fn drop(&mut self) {
+        self.allocated_bytes.fetch_sub(self.buffer.size(), Ordering::Relaxed);
+    }
+}
+
+impl Gpu {
+    /// A storage buffer of `bytes`, zeroed on first use. An empty one gets 16 bytes, so that it can be bound.
+    ///
+    /// Errors: [`Error::OutOfMemory`] with the size; [`Error::InvalidArgument`] over the device's largest buffer.
+    pub fn storage(&self, label: &str, bytes: u64) -> Result<Tensor> {
+        self.buffer(label, bytes, wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC)
+    }
+
+    /// A buffer that the host can map to read.
+    pub(crate) fn readback(&self, label: &str, bytes: u64) -> Result<Tensor> {
+        self.buffer(label, bytes, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST)
+    }
+
+    pub(crate) fn buffer(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> Result<Tensor> {
+        let size = bytes.max(16).next_multiple_of(4);
+        if size > self.limits().max_buffer_size {
+            return Err(Error::OutOfMemory { what: label.to_string(), needed_bytes: bytes });
+        }
+        let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let validation = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some(label),
+            size,
+            usage,
+            mapped_at_creation: false,
+        });
+        let refused = pollster::block_on(validation.pop()).map(|e| from_wgpu(label, e));
+        if pollster::block_on(memory.pop()).is_some() {
+            return Err(Error::OutOfMemory { what: label.to_string(), needed_bytes: bytes });
+        }
+        if let Some(error) = refused {
+            return Err(error);
+        }
+        self.counters.allocated_bytes.fetch_add(size, Ordering::Relaxed);
+        Ok(Tensor { buffer, allocated_bytes: Arc::clone(&self.counters.allocated_bytes) })
+    }
+
+    /// A storage buffer holding `data`.
+    ///
+    /// Errors: as [`Gpu::storage`].
+    pub fn upload<T: bytemuck::NoUninit>(&self, label: &str, data: &[T]) -> Result<Tensor> {
+        let bytes: &[u8] = bytemuck::cast_slice(data);
+        let tensor = self.storage(label, bytes.len() as u64)?;
+        self.write(&tensor, 0, data);
+        Ok(tensor)
+    }
+
+    /// Writes `data` at byte `offset`, before any later submission runs.
+    pub fn write<T: bytemuck::NoUninit>(&self, tensor: &Tensor, offset: u64, data: &[T]) {
+        if !data.is_empty() {
+            self.queue.write_buffer(&tensor.buffer, offset, bytemuck::cast_slice(data));
+        }
+    }
+
+    /// Sends pending writes on, so that the memory they are staged in is given back early.
+    pub(crate) fn flush_writes(&self) {
+        self.queue.submit([]);
+        self.counters.submits.fetch_add(1, Ordering::Relaxed);
+        let _ = self.device.poll(wgpu::PollType::Poll);
+    }
+
+    /// Reads `len` elements from byte `offset`, waiting for everything submitted so far.
+    ///
+    /// Errors: as [`Gpu::check`].
+    pub fn read<T: bytemuck::Pod>(&self, tensor: &Tensor, offset: u64, len: usize) -> Result<Vec<T>> {
+        let bytes = (len * size_of::<T>()) as u64;
+        let staging = self.readback("read", bytes)?;
+        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        encoder.copy_buffer_to_buffer(&tensor.buffer, offset, &staging.buffer, 0, bytes.next_multiple_of(4));
+        self.queue.submit([encoder.finish()]);
+        self.counters.submits.fetch_add(1, Ordering::Relaxed);
+        staging.buffer.slice(..).map_async(wgpu::MapMode::Read, |_| {});
+        self.wait(None)?;
+        mapped(&staging, len)
+    }
+}
+
+/// The first `len` elements of a mapped buffer.
+pub(crate) fn mapped<T: bytemuck::Pod>(staging: &Tensor, len: usize) -> Result<Vec<T>> {
+    let view = staging
+        .buffer
+        .slice(..)
+        .get_mapped_range()
+        .map_err(|e| Error::Gpu { op: "read back".into(), reason: e.to_string() })?;
+    let mut out = vec![T::zeroed(); len];
+    let bytes = len * size_of::<T>();
+    bytemuck::cast_slice_mut(&mut out).copy_from_slice(&view[..bytes]);
+    Ok(out)
+}

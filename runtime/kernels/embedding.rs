@@ -1,0 +1,36 @@
+//! `x[t] = W[token_ids[t]]`: see `shaders/embedding.wgsl`.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::dtype::DType;
+use crate::gpu::pipeline::Access::{Read, Write};
+use crate::gpu::shader::Source;
+use crate::gpu::{Commands, KernelSpec, Op};
+
+/// Mirror of `Params` in the shader.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+pub struct EmbeddingParams {
+    /// Blocks of 32 in a row of W.
+    pub k_blocks: u32,
+    /// First row of this chunk of W.
+    pub row0: u32,
+    /// Rows of this chunk.
+    pub rows: u32,
+    /// Unused.
+    pub pad: u32,
+}
+
+/// Bindings: `token_ids [T]`, `words`, `scales`, `x [T, K]`.
+pub fn spec(dtype: DType) -> KernelSpec {
+    KernelSpec {
+        source: Source { name: "embedding", quant: Some(dtype), ..Default::default() },
+        bindings: &[Read, Read, Read, Write],
+        params_bytes: size_of::<EmbeddingParams>() as u32,
+    }
+}
+
+/// Records the look-up of `tokens` rows.
+pub fn record(commands: &mut Commands<'_>, op: &Op, params: EmbeddingParams, tokens: u32) {
+    op.record(commands, &params, [(params.k_blocks * 4).div_ceil(64), tokens, 1], 0);
+}

@@ -1,0 +1,117 @@
+//! `y = x Wᵀ` for few rows of x, with the norm folded in and an epilogue: see `shaders/matvec.wgsl`.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::reduction;
+use crate::dtype::DType;
+use crate::gpu::pipeline::Access::{self, Read, Write};
+use crate::gpu::shader::Source;
+use crate::gpu::{Caps, Commands, Kernel, KernelSpec};
+
+/// Bindings of `matvec`, `matmul` and `matmul_coop`: `x [M, K]`, `gain [K]`, `words`, `scales`, `y [M, y_stride]`.
+pub const BINDINGS: &[Access] = &[Read, Read, Read, Read, Write];
+/// The largest number of rows of x that one pass over the weights serves.
+pub const MAX_COLS: u32 = 8;
+
+/// Mirror of `Params` in the three shaders.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+pub struct LinearParams {
+    /// Rows of x.
+    pub m: u32,
+    /// Rows of W in this chunk.
+    pub n: u32,
+    /// Blocks of 32 in a row of W.
+    pub k_blocks: u32,
+    /// First row of x.
+    pub x_row: u32,
+    /// Elements from one row of y to the next.
+    pub y_stride: u32,
+    /// First column of y.
+    pub y_offset: u32,
+    /// With [`Epilogue::SwiGlu`]: rows of gate, after which come those of up.
+    pub pair: u32,
+    /// Of the folded norm.
+    pub eps: f32,
+}
+
+/// What happens to a sum before it is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Epilogue {
+    /// `y = .`
+    Store = 0,
+    /// `y += .`: the residual.
+    Add = 1,
+    /// `y = silu(gate) * up`.
+    SwiGlu = 2,
+}
+
+/// How lanes share the work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tiling {
+    /// Lanes in a workgroup.
+    pub wg: u32,
+    /// Lanes that share a row of W; a power of two.
+    pub lanes: u32,
+    /// Rows of W a lane takes.
+    pub rows: u32,
+}
+
+/// The tiling for a row of `k_blocks`.
+pub fn tiling(caps: &Caps, k_blocks: u32) -> Tiling {
+    let (_, most) = reduction(caps);
+    if caps.software {
+        return Tiling { wg: 32, lanes: most.min(8), rows: 8 };
+    }
+    // As many lanes as stay busy at least three quarters of the time.
+    let busy = |lanes: u32| f64::from(k_blocks) / f64::from(k_blocks.div_ceil(lanes) * lanes);
+    let mut lanes = most;
+    while lanes > 4 && busy(lanes) < 0.74 {
+        lanes /= 2;
+    }
+    Tiling { wg: 64, lanes, rows: 2 }
+}
+
+/// On a software GPU many rows of x go through this kernel too: a lane a row of W, without any reduction.
+pub const SOFTWARE_PREFILL: Tiling = Tiling { wg: 32, lanes: 1, rows: 1 };
+
+/// The variant for `cols` rows of x at once.
+pub fn spec(caps: &Caps, dtype: DType, tiling: Tiling, cols: u32, norm: bool, epilogue: Epilogue) -> KernelSpec {
+    let (reduce, _) = reduction(caps);
+    KernelSpec {
+        source: Source {
+            name: "matvec",
+            consts: vec![
+                ("WG", tiling.wg),
+                ("L", tiling.lanes),
+                ("R", tiling.rows),
+                ("COLS", cols),
+                ("ACC", tiling.rows * cols),
+                ("NORM", u32::from(norm)),
+                ("EPILOGUE", epilogue as u32),
+            ],
+            imports: vec![reduce],
+            quant: Some(dtype),
+            ..Default::default()
+        },
+        bindings: BINDINGS,
+        params_bytes: size_of::<LinearParams>() as u32,
+    }
+}
+
+/// Records one pass; `weight_bytes` is the size of W.
+pub fn record(
+    commands: &mut Commands<'_>,
+    (kernel, group): (&Kernel, &wgpu::BindGroup),
+    (tiling, cols, epilogue): (Tiling, u32, Epilogue),
+    params: &LinearParams,
+    weight_bytes: u64,
+) {
+    let (units, rows) = match epilogue {
+        Epilogue::SwiGlu => (params.pair, tiling.rows / 2),
+        _ => (params.n, tiling.rows),
+    };
+    let passes = params.m.div_ceil(cols);
+    let grid = [units.div_ceil(tiling.wg / tiling.lanes * rows), passes, 1];
+    commands.dispatch(kernel, group, params, grid, weight_bytes * u64::from(passes));
+}

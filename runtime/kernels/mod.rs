@@ -1,0 +1,26 @@
+//! The host side of each kernel: its parameters, variants, grid and recording. One stem with `shaders/` and `tests/kernels/`.
+
+pub mod attention;
+pub mod bandwidth;
+pub mod embedding;
+pub mod matmul;
+pub mod matvec;
+pub mod rms_norm;
+pub mod rope;
+pub mod sample;
+pub mod swiglu;
+
+use crate::gpu::Caps;
+
+/// The joined file that reduces over lanes, and the most lanes it can reduce over.
+pub(crate) fn reduction(caps: &Caps) -> (&'static str, u32) {
+    match caps.subgroup_size {
+        Some(size) => ("shared/reduce_subgroup", size.min(32)),
+        None => ("shared/reduce_workgroup", 32),
+    }
+}
+
+/// The element type of the KV cache: f16, or f32 where there is no f16.
+pub(crate) fn kv_type(f16: bool) -> String {
+    if f16 { "f16".into() } else { "f32".into() }
+}

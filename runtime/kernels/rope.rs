@@ -1,0 +1,60 @@
+//! Rotary position embedding and the append to the KV cache: see `shaders/rope.wgsl`.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::kv_type;
+use crate::gpu::pipeline::Access::{Read, Write};
+use crate::gpu::shader::Source;
+use crate::gpu::{Commands, KernelSpec, Op};
+
+/// Positions whose rotations are tabulated one by one; beyond, multiples of it.
+pub const FINE: usize = 256;
+
+/// Mirror of `Params` in the shader.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+pub struct RopeParams {
+    /// H, query heads.
+    pub heads: u32,
+    /// G, key and value heads.
+    pub kv_heads: u32,
+    /// Length of a page table.
+    pub max_pages: u32,
+    /// Unused.
+    pub pad: u32,
+}
+
+/// Bindings: `rows [M]`, `pages`, `rotations`, `qkv [M, (H + 2 G) E]`, `keys`, `values [pages, G, page_len, E]`.
+pub fn spec(head_dim: u32, page_len: u32, neox: bool, kv_f16: bool) -> KernelSpec {
+    KernelSpec {
+        source: Source {
+            name: "rope",
+            consts: vec![("E", head_dim), ("PAGE", page_len), ("NEOX", u32::from(neox))],
+            aliases: vec![("kv", kv_type(kv_f16))],
+            f16: kv_f16,
+            ..Default::default()
+        },
+        bindings: &[Read, Read, Read, Write, Write, Write],
+        params_bytes: size_of::<RopeParams>() as u32,
+    }
+}
+
+/// Cosines and sines, `[256 + coarse, head_dim / 2, 2]`, for positions below `max_positions`, computed in f64.
+pub fn rotations(frequencies: &[f32], max_positions: usize) -> Vec<[f32; 2]> {
+    let coarse = max_positions.div_ceil(FINE).max(1);
+    let positions = (0..FINE).chain((0..coarse).map(|i| i * FINE));
+    positions
+        .flat_map(|position| {
+            frequencies.iter().map(move |&frequency| {
+                let angle = position as f64 * f64::from(frequency);
+                [angle.cos() as f32, angle.sin() as f32]
+            })
+        })
+        .collect()
+}
+
+/// Records `rows` rows.
+pub fn record(commands: &mut Commands<'_>, op: &Op, head_dim: u32, params: RopeParams, rows: u32) {
+    let pairs = (params.heads + 2 * params.kv_heads) * head_dim / 2;
+    op.record(commands, &params, [pairs.div_ceil(64), rows, 1], 0);
+}

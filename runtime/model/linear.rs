@@ -1,0 +1,267 @@
+//! A linear layer: quantised rows on the device, and the one place where its product is computed.
+//!
+//! In: weight views of a file. Out: [`Linear`], and [`LinearOp`], a linear bound to its input and output. Models
+//! know neither the format of the weights nor which kernel multiplies them.
+
+use std::sync::{Arc, OnceLock};
+
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::format::TensorView;
+use crate::gpu::{Commands, Gpu, Kernel, Tensor};
+use crate::kernels::matvec::{Epilogue, LinearParams, MAX_COLS, SOFTWARE_PREFILL, Tiling};
+use crate::kernels::{matmul, matvec};
+use crate::quant::{self, BLOCK};
+
+/// Rows of the file are repacked and sent in pieces of at most this many bytes.
+const PIECE_BYTES: usize = 8 << 20;
+/// A piece is a multiple of this many rows, so that every piece is whole `u32`s of scales.
+const PIECE_ROWS: usize = 64;
+
+/// The weights `[N, K]` of one or several linears with the same input, row after row.
+#[derive(Debug)]
+pub struct Linear {
+    /// N.
+    pub n: usize,
+    /// K.
+    pub k: usize,
+    pub(crate) chunks: Vec<Chunk>,
+}
+
+/// Rows that share a format and fit one binding.
+#[derive(Debug)]
+pub(crate) struct Chunk {
+    pub(crate) dtype: DType,
+    pub(crate) row0: usize,
+    pub(crate) rows: usize,
+    pub(crate) words: Tensor,
+    pub(crate) scales: Tensor,
+}
+
+impl Chunk {
+    fn bytes(&self) -> u64 {
+        self.words.bytes() + self.scales.bytes()
+    }
+}
+
+impl Linear {
+    /// Repacks `views`, each `[N, K]` with the same K, and sends them to the device.
+    ///
+    /// Errors: [`Error::InvalidTensor`] when K is no multiple of 32; [`Error::OutOfMemory`].
+    pub fn load(gpu: &Gpu, views: &[TensorView<'_>]) -> Result<Self> {
+        let k = views[0].shape[1];
+        let mut linear = Self { n: 0, k, chunks: Vec::new() };
+        let mut rest = views;
+        while let Some(first) = rest.first() {
+            if k % BLOCK != 0 {
+                let reason = format!("rows of {k} weights; a multiple of {BLOCK} is needed");
+                return Err(Error::InvalidTensor { name: first.name.clone(), reason });
+            }
+            let whole = |v: &TensorView<'_>| (v.shape[0] * k / BLOCK).is_multiple_of(PIECE_ROWS);
+            let mut together = 1;
+            while together < rest.len() && rest[together].dtype == first.dtype && whole(&rest[together - 1]) {
+                together += 1;
+            }
+            linear.load_run(gpu, &rest[..together])?;
+            rest = &rest[together..];
+        }
+        Ok(linear)
+    }
+
+    /// Views of one format, concatenated; split by rows where a binding would grow too large.
+    fn load_run(&mut self, gpu: &Gpu, views: &[TensorView<'_>]) -> Result<()> {
+        let format = quant::format(views[0].dtype);
+        let row_blocks = self.k / BLOCK;
+        let row_bytes = row_blocks * format.words_per_block() * 4;
+        let most = (gpu.caps().max_binding_bytes as usize / row_bytes / PIECE_ROWS * PIECE_ROWS).max(PIECE_ROWS);
+        let rows = views.iter().map(|v| v.shape[0]).sum::<usize>();
+        let first = self.chunks.len();
+        for start in (0..rows).step_by(most) {
+            let count = most.min(rows - start);
+            let (words, scales) = format.packed_len(count * row_blocks);
+            let label = &views[0].name;
+            self.chunks.push(Chunk {
+                dtype: views[0].dtype,
+                row0: self.n + start,
+                rows: count,
+                words: gpu.storage(label, words as u64 * 4)?,
+                scales: gpu.storage(label, scales as u64 * 4)?,
+            });
+        }
+        let piece_rows = (PIECE_BYTES / row_bytes / PIECE_ROWS * PIECE_ROWS).max(PIECE_ROWS);
+        let mut row = 0;
+        for view in views {
+            let mut at = 0;
+            while at < view.shape[0] {
+                let chunk = &self.chunks[first + row / most];
+                let count = piece_rows.min(view.shape[0] - at).min(chunk.row0 - self.n + chunk.rows - row);
+                let blocks_before = row % most * row_blocks;
+                send(gpu, chunk, format, &view.rows(at, count), blocks_before, count * row_blocks);
+                at += count;
+                row += count;
+            }
+        }
+        self.n += rows;
+        Ok(())
+    }
+
+    /// Bytes on the device.
+    pub fn bytes(&self) -> u64 {
+        self.chunks.iter().map(Chunk::bytes).sum()
+    }
+}
+
+/// Repacks `blocks` blocks and writes them after the chunk's first `before`.
+fn send(gpu: &Gpu, chunk: &Chunk, format: &dyn quant::BlockFormat, bytes: &[u8], before: usize, blocks: usize) {
+    let (words_len, scales_len) = format.packed_len(blocks);
+    let mut packed = vec![0_u32; words_len + scales_len];
+    let (words, scales) = packed.split_at_mut(words_len);
+    format.repack(bytes, words, scales);
+    let (words_before, scales_before) = format.packed_len(before);
+    gpu.write(&chunk.words, words_before as u64 * 4, words);
+    gpu.write(&chunk.scales, scales_before as u64 * 4, scales);
+    gpu.flush_writes();
+}
+
+/// Where a [`LinearOp`] reads and writes.
+#[derive(Clone, Copy)]
+pub struct Binding<'a> {
+    /// `[M, K]`.
+    pub x: &'a Tensor,
+    /// Gain `[K]` and eps of an RMS norm to fold in; only for at most [`MAX_COLS`] rows.
+    pub norm: Option<(&'a Tensor, f32)>,
+    /// `[M, y_stride]`.
+    pub y: &'a Tensor,
+    /// Elements from one row of y to the next.
+    pub y_stride: usize,
+    /// What happens to the sums.
+    pub epilogue: Epilogue,
+}
+
+/// A [`Linear`] bound to its input and output.
+pub struct LinearOp {
+    chunks: Vec<ChunkOp>,
+    k_blocks: u32,
+    y_stride: u32,
+    pair: u32,
+    eps: Option<f32>,
+    epilogue: Epilogue,
+    operations: u64,
+}
+
+struct ChunkOp {
+    group: wgpu::BindGroup,
+    dtype: DType,
+    row0: u32,
+    rows: u32,
+    bytes: u64,
+    /// For 1, 2, 4 and 8 rows of x.
+    matvec: [OnceLock<Arc<Kernel>>; 4],
+    matmul: OnceLock<Arc<Kernel>>,
+}
+
+impl LinearOp {
+    /// Binds `linear`. Compiles nothing but the kernel for one row of x; others follow on first use.
+    ///
+    /// Errors: as [`Gpu::kernel`]; [`Error::Unsupported`] for a fused SwiGLU over several chunks.
+    pub fn new(gpu: &Gpu, linear: &Linear, binding: Binding<'_>) -> Result<Self> {
+        if binding.epilogue == Epilogue::SwiGlu && linear.chunks.len() != 1 {
+            let hint = "use the separate kernel".to_string();
+            return Err(Error::Unsupported { what: "SwiGLU folded into a split matrix".into(), hint });
+        }
+        let mut op = Self {
+            chunks: Vec::with_capacity(linear.chunks.len()),
+            k_blocks: (linear.k / BLOCK) as u32,
+            y_stride: binding.y_stride as u32,
+            pair: linear.n as u32 / 2,
+            eps: binding.norm.map(|(_, eps)| eps),
+            epilogue: binding.epilogue,
+            operations: 2 * (linear.n * linear.k) as u64,
+        };
+        for chunk in &linear.chunks {
+            let kernel = op.compile_matvec(gpu, chunk.dtype, 1)?;
+            let gain = binding.norm.map_or(binding.x, |(gain, _)| gain);
+            op.chunks.push(ChunkOp {
+                group: gpu.bind(&kernel, &[binding.x, gain, &chunk.words, &chunk.scales, binding.y]),
+                dtype: chunk.dtype,
+                row0: chunk.row0 as u32,
+                rows: chunk.rows as u32,
+                bytes: chunk.bytes(),
+                matvec: [OnceLock::from(kernel), OnceLock::new(), OnceLock::new(), OnceLock::new()],
+                matmul: OnceLock::new(),
+            });
+        }
+        Ok(op)
+    }
+
+    /// Records y for `rows` rows of x from `x_row`, written from row `y_row` on.
+    ///
+    /// Errors: as [`Gpu::kernel`] on the first use of a variant; as [`Commands::bound`].
+    pub fn record(&self, gpu: &Gpu, commands: &mut Commands<'_>, rows: u32, x_row: u32, y_row: u32) -> Result<()> {
+        for chunk in &self.chunks {
+            let params = LinearParams {
+                m: rows,
+                n: chunk.rows,
+                k_blocks: self.k_blocks,
+                x_row,
+                y_stride: self.y_stride,
+                y_offset: y_row * self.y_stride + chunk.row0,
+                pair: self.pair,
+                eps: self.eps.unwrap_or(0.0),
+            };
+            if rows <= MAX_COLS {
+                let cols = rows.next_power_of_two();
+                let kernel = self.matvec(gpu, chunk, cols)?;
+                let variant = (self.tiling(gpu), cols, self.epilogue);
+                matvec::record(commands, (&kernel, &chunk.group), variant, &params, chunk.bytes);
+            } else {
+                self.record_wide(gpu, commands, chunk, &params)?;
+            }
+        }
+        commands.bound(u64::from(rows) * self.operations)
+    }
+
+    fn record_wide(&self, gpu: &Gpu, commands: &mut Commands<'_>, chunk: &ChunkOp, params: &LinearParams) -> Result<()> {
+        debug_assert!(self.eps.is_none() && self.epilogue != Epilogue::SwiGlu, "only narrow passes fold");
+        let caps = gpu.caps();
+        let kernel = get_or_compile(&chunk.matmul, || {
+            gpu.kernel(&if caps.software && caps.cooperative_matrix.is_none() {
+                matvec::spec(caps, chunk.dtype, SOFTWARE_PREFILL, SOFTWARE_COLS, false, self.epilogue)
+            } else {
+                matmul::spec(caps, chunk.dtype, self.epilogue)
+            })
+        })?;
+        if caps.software && caps.cooperative_matrix.is_none() {
+            let variant = (SOFTWARE_PREFILL, SOFTWARE_COLS, self.epilogue);
+            matvec::record(commands, (&kernel, &chunk.group), variant, params, chunk.bytes);
+        } else {
+            matmul::record(commands, caps, (&kernel, &chunk.group), params, chunk.bytes);
+        }
+        Ok(())
+    }
+
+    fn matvec(&self, gpu: &Gpu, chunk: &ChunkOp, cols: u32) -> Result<Arc<Kernel>> {
+        let slot = &chunk.matvec[cols.ilog2() as usize];
+        get_or_compile(slot, || self.compile_matvec(gpu, chunk.dtype, cols))
+    }
+
+    fn compile_matvec(&self, gpu: &Gpu, dtype: DType, cols: u32) -> Result<Arc<Kernel>> {
+        let norm = self.eps.is_some();
+        gpu.kernel(&matvec::spec(gpu.caps(), dtype, self.tiling(gpu), cols, norm, self.epilogue))
+    }
+
+    fn tiling(&self, gpu: &Gpu) -> Tiling {
+        matvec::tiling(gpu.caps(), self.k_blocks)
+    }
+}
+
+/// Rows of x at once for [`SOFTWARE_PREFILL`].
+const SOFTWARE_COLS: u32 = 4;
+
+fn get_or_compile(slot: &OnceLock<Arc<Kernel>>, compile: impl FnOnce() -> Result<Arc<Kernel>>) -> Result<Arc<Kernel>> {
+    if let Some(kernel) = slot.get() {
+        return Ok(Arc::clone(kernel));
+    }
+    let kernel = compile()?;
+    Ok(Arc::clone(slot.get_or_init(|| kernel)))
+}

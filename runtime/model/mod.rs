@@ -1,0 +1,4 @@
+//! Models: what a file's weights mean.
+
+pub mod config;
+pub mod rope;

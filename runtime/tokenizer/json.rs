@@ -1,0 +1,152 @@
+//! `tokenizer.json` of Hugging Face, run by the crate that defines it.
+
+use serde::Deserialize;
+use tokenizers::decoders::DecoderWrapper;
+use tokenizers::pre_tokenizers::metaspace::PrependScheme;
+
+use super::special::SpecialTokens;
+use super::table::{Kind, TokenTable};
+use super::{END_OF_GENERATION, Encode, Tokenizer, bpe, spm};
+use crate::error::{Error, Result};
+
+/// Ids from here on come from a broken file: no vocabulary is near it.
+const MAX_VOCAB: u32 = 1 << 22;
+
+/// The crate's own pipeline, once for text whose control tokens count and once for text where they don't.
+struct Pipeline {
+    parsing: tokenizers::Tokenizer,
+    plain: tokenizers::Tokenizer,
+}
+
+impl Encode for Pipeline {
+    fn encode(&self, text: &str, parse_special: bool, ids: &mut Vec<u32>) -> Result<()> {
+        let pipeline = if parse_special { &self.parsing } else { &self.plain };
+        ids.extend(pipeline.encode_fast(text, false).map_err(failed)?.get_ids());
+        Ok(())
+    }
+}
+
+/// Builds the tokenizer of a `tokenizer.json`.
+pub(super) fn build(bytes: &[u8]) -> Result<Tokenizer> {
+    check(bytes)?;
+    let mut parsing = tokenizers::Tokenizer::from_bytes(bytes).map_err(failed)?;
+    // A longer text is the caller's to refuse; padding is for batches.
+    parsing.with_truncation(None).map_err(failed)?.with_padding(None);
+    let spelling = Spelling::of(parsing.get_decoder())?;
+    let added = parsing.get_added_tokens_decoder();
+    let is_special = |id: &u32| added.get(id).is_some_and(|token| token.special);
+    let around = parsing.encode_fast("a", true).map_err(failed)?;
+    let bos = around.get_ids().first().copied().filter(is_special);
+    let add_eos = around.get_ids().last().is_some_and(is_special);
+
+    let named = |name: &&str| added.iter().find(|(_, t)| t.special && t.content == *name).map(|(id, _)| *id);
+    let mut end_of_generation = END_OF_GENERATION.iter().filter_map(named).collect::<Vec<_>>();
+    let eos = around.get_ids().last().copied().filter(is_special).or(end_of_generation.first().copied());
+    end_of_generation.extend(eos);
+    end_of_generation.sort_unstable();
+    end_of_generation.dedup();
+
+    let table = table(&parsing, &spelling, is_special)?;
+    let mut plain = parsing.clone();
+    plain.set_encode_special_tokens(true);
+    Ok(Tokenizer {
+        encoder: Box::new(Pipeline { parsing, plain }),
+        special: SpecialTokens::default(),
+        table,
+        bos,
+        eos,
+        add_bos: bos.is_some(),
+        add_eos,
+        space_prefix: spelling.space_prefix,
+        end_of_generation,
+    })
+}
+
+fn failed(e: tokenizers::Error) -> Error {
+    Error::Tokenizer(format!("tokenizer.json: {e}"))
+}
+
+/// Refuses what the crate would stumble over.
+fn check(bytes: &[u8]) -> Result<()> {
+    #[derive(Deserialize)]
+    struct File {
+        model: Model,
+    }
+    #[derive(Deserialize)]
+    struct Model {
+        continuing_subword_prefix: Option<String>,
+    }
+    let file: File = serde_json::from_slice(bytes).map_err(|e| failed(e.into()))?;
+    match file.model.continuing_subword_prefix.as_deref() {
+        None | Some("") => Ok(()),
+        Some(_) => Err(unsupported("a tokenizer.json with `continuing_subword_prefix`")),
+    }
+}
+
+fn unsupported(what: &str) -> Error {
+    Error::Unsupported { what: what.into(), hint: "byte-level BPE and SentencePiece-style models are".into() }
+}
+
+/// How the tokens spell bytes, told from the decoder.
+#[derive(Default)]
+struct Spelling {
+    byte_level: bool,
+    sentence_piece: bool,
+    space_prefix: bool,
+}
+
+impl Spelling {
+    fn of(decoder: Option<&DecoderWrapper>) -> Result<Self> {
+        let mut spelling = Self::default();
+        decoder.into_iter().for_each(|decoder| spelling.add(decoder));
+        if spelling.byte_level == spelling.sentence_piece {
+            return Err(unsupported("the decoder of this tokenizer.json"));
+        }
+        Ok(spelling)
+    }
+
+    fn add(&mut self, decoder: &DecoderWrapper) {
+        match decoder {
+            DecoderWrapper::Sequence(all) => all.get_decoders().iter().for_each(|one| self.add(one)),
+            DecoderWrapper::ByteLevel(_) => self.byte_level = true,
+            DecoderWrapper::ByteFallback(_) | DecoderWrapper::Replace(_) => self.sentence_piece = true,
+            DecoderWrapper::Metaspace(space) => {
+                self.sentence_piece = true;
+                self.space_prefix = space.prepend_scheme != PrependScheme::Never;
+            }
+            DecoderWrapper::Strip(strip) => self.space_prefix = strip.content == ' ' && strip.start > 0,
+            _ => {}
+        }
+    }
+}
+
+fn table(
+    tokenizer: &tokenizers::Tokenizer,
+    spelling: &Spelling,
+    is_special: impl Fn(&u32) -> bool,
+) -> Result<TokenTable> {
+    let vocab = tokenizer.get_vocab(true);
+    let len = vocab.values().max().map_or(0, |id| id.saturating_add(1));
+    if len == 0 || len > MAX_VOCAB {
+        return Err(Error::Tokenizer(format!("tokenizer.json: ids up to {len} are not a vocabulary")));
+    }
+    let mut texts = vec![""; len as usize];
+    for (text, id) in &vocab {
+        texts[*id as usize] = text;
+    }
+    let added = tokenizer.get_added_tokens_decoder();
+    let mut table = TokenTable::with_capacity(texts.len());
+    for (id, text) in (0..).zip(texts) {
+        if is_special(&id) {
+            table.push(text.bytes(), Kind::Control);
+        } else if added.contains_key(&id) {
+            table.push(text.bytes(), Kind::UserDefined);
+        } else if spelling.byte_level {
+            bpe::token_bytes(text, Kind::Normal, &mut table);
+        } else {
+            let kind = if spm::byte_of(text).is_some() { Kind::Byte } else { Kind::Normal };
+            spm::token_bytes(text, kind, &mut table);
+        }
+    }
+    Ok(table)
+}

@@ -1,0 +1,184 @@
+//! What a GGUF file says about its tokenizer, and the checks on it.
+
+use super::bpe::ByteLevelBpe;
+use super::special::SpecialTokens;
+use super::spm::SentencePieceBpe;
+use super::table::{Kind, TokenTable};
+use super::{END_OF_GENERATION, Encode, Tokenizer, bpe, spm};
+use crate::error::{Error, Result};
+use crate::format::gguf::Gguf;
+
+/// The metadata `tokenizer.ggml.*` of a GGUF file; each field is named for the key it comes from.
+#[derive(Clone, Debug, Default)]
+pub struct TokenizerSpec {
+    /// `model`: `gpt2` (byte-level BPE) or `llama` (`SentencePiece` BPE).
+    pub model: String,
+    /// `pre`: how text is cut before BPE; absent means `default`.
+    pub pre: Option<String>,
+    /// `tokens`, by id.
+    pub tokens: Vec<String>,
+    /// `merges`: `"left right"`, most important first.
+    pub merges: Vec<String>,
+    /// `scores`, by id; needed by `llama`.
+    pub scores: Option<Vec<f32>>,
+    /// `token_type`, by id: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte.
+    pub token_types: Option<Vec<i32>>,
+    /// `bos_token_id`.
+    pub bos: Option<u32>,
+    /// `eos_token_id`.
+    pub eos: Option<u32>,
+    /// `eot_token_id`, the end of a turn.
+    pub eot: Option<u32>,
+    /// `unknown_token_id`.
+    pub unk: Option<u32>,
+    /// `padding_token_id`.
+    pub pad: Option<u32>,
+    /// `add_bos_token`; the default depends on the model.
+    pub add_bos: Option<bool>,
+    /// `add_eos_token`.
+    pub add_eos: Option<bool>,
+    /// `add_space_prefix`: `llama` only, where the default is true.
+    pub add_space_prefix: Option<bool>,
+}
+
+impl TokenizerSpec {
+    /// Reads the keys `tokenizer.ggml.*`.
+    ///
+    /// Errors: [`Error::InvalidMetadata`] when one is missing or of another type.
+    pub fn from_gguf(file: &Gguf) -> Result<Self> {
+        let key = |name| format!("tokenizer.ggml.{name}");
+        let id = |name| file.find::<u32>(&key(name));
+        let texts = |name| Ok::<_, Error>(file.find::<Vec<&str>>(&key(name))?.into_iter().flatten().map(String::from));
+        Ok(Self {
+            model: file.get::<&str>(&key("model"))?.to_owned(),
+            pre: file.find::<&str>(&key("pre"))?.map(String::from),
+            tokens: texts("tokens")?.collect(),
+            merges: texts("merges")?.collect(),
+            scores: file.find(&key("scores"))?,
+            token_types: file.find(&key("token_type"))?,
+            bos: id("bos_token_id")?,
+            eos: id("eos_token_id")?,
+            eot: id("eot_token_id")?,
+            unk: id("unknown_token_id")?,
+            pad: id("padding_token_id")?,
+            add_bos: file.find(&key("add_bos_token"))?,
+            add_eos: file.find(&key("add_eos_token"))?,
+            add_space_prefix: file.find(&key("add_space_prefix"))?,
+        })
+    }
+
+    /// The ids that have a role, with their keys.
+    fn roles(&self) -> [(&'static str, Option<u32>); 5] {
+        [
+            ("bos_token_id", self.bos),
+            ("eos_token_id", self.eos),
+            ("eot_token_id", self.eot),
+            ("unknown_token_id", self.unk),
+            ("padding_token_id", self.pad),
+        ]
+    }
+
+    /// Checks lengths and ids, so that later code may rely on them.
+    fn check(&self) -> Result<()> {
+        let vocab_size = self.tokens.len();
+        if vocab_size == 0 || u32::try_from(vocab_size).is_err() {
+            return Err(invalid("tokens", format!("{vocab_size} tokens is not a vocabulary; convert the model again")));
+        }
+        let lengths =
+            [("scores", self.scores.as_ref().map(Vec::len)), ("token_type", self.token_types.as_ref().map(Vec::len))];
+        for (key, len) in lengths {
+            if let Some(len) = len.filter(|&len| len != vocab_size) {
+                return Err(invalid(key, format!("{len} entries for {vocab_size} tokens; convert the model again")));
+            }
+        }
+        for (key, id) in self.roles() {
+            if let Some(id) = id.filter(|&id| id as usize >= vocab_size) {
+                return Err(invalid(key, format!("{id} is outside the vocabulary of {vocab_size}")));
+            }
+        }
+        for (key, asked, id) in [("add_bos_token", self.add_bos, self.bos), ("add_eos_token", self.add_eos, self.eos)] {
+            if asked == Some(true) && id.is_none() {
+                return Err(invalid(key, "true, but the file names no such token".into()));
+            }
+        }
+        Ok(())
+    }
+
+    /// The kind of every token. A file without types still has its special tokens by role.
+    fn kinds(&self) -> Result<Vec<Kind>> {
+        let Some(types) = &self.token_types else {
+            let byte = |text: &String| self.model == "llama" && spm::byte_of(text).is_some();
+            let kind = |text| if byte(text) { Kind::Byte } else { Kind::Normal };
+            let mut kinds = self.tokens.iter().map(kind).collect::<Vec<_>>();
+            for id in self.roles().into_iter().filter_map(|(_, id)| id) {
+                kinds[id as usize] = Kind::Control;
+            }
+            return Ok(kinds);
+        };
+        let kind = |(id, &kind)| {
+            Kind::from_ggml(kind).ok_or_else(|| invalid("token_type", format!("token {id} has unknown type {kind}")))
+        };
+        types.iter().enumerate().map(kind).collect()
+    }
+}
+
+/// An error about `tokenizer.ggml.<key>`.
+pub(super) fn invalid(key: &str, reason: String) -> Error {
+    Error::InvalidMetadata { key: format!("tokenizer.ggml.{key}"), reason }
+}
+
+/// Builds the tokenizer of `spec`.
+pub(super) fn build(spec: TokenizerSpec) -> Result<Tokenizer> {
+    spec.check()?;
+    let kinds = spec.kinds()?;
+    let sentence_piece = match spec.model.as_str() {
+        "gpt2" => false,
+        "llama" => true,
+        other => {
+            return Err(Error::Unsupported {
+                what: format!("tokenizer model `{other}`"),
+                hint: "byte-level BPE (`gpt2`) and SentencePiece BPE (`llama`) are".into(),
+            });
+        }
+    };
+    let mut table = TokenTable::with_capacity(spec.tokens.len());
+    for (text, &kind) in spec.tokens.iter().zip(&kinds) {
+        match kind {
+            Kind::Normal | Kind::Byte | Kind::Unused if sentence_piece => spm::token_bytes(text, kind, &mut table),
+            Kind::Normal | Kind::Byte | Kind::Unused => bpe::token_bytes(text, kind, &mut table),
+            _ => table.push(text.bytes(), kind),
+        }
+    }
+    let special = special_tokens(&spec.tokens, &kinds)?;
+    let end_of_generation = end_of_generation(&spec, &kinds);
+    let space_prefix = sentence_piece && spec.add_space_prefix.unwrap_or(true);
+    let llama3 = spec.pre.as_deref().is_some_and(bpe::starts_with_bos);
+    let add_bos = spec.add_bos.unwrap_or((sentence_piece || llama3) && spec.bos.is_some());
+    let (bos, eos, add_eos) = (spec.bos, spec.eos, spec.add_eos.unwrap_or(false));
+    let encoder: Box<dyn Encode> = if sentence_piece {
+        Box::new(SentencePieceBpe::new(spec, &kinds, space_prefix)?)
+    } else {
+        Box::new(ByteLevelBpe::new(spec)?)
+    };
+    Ok(Tokenizer { encoder, special, table, bos, eos, add_bos, add_eos, space_prefix, end_of_generation })
+}
+
+fn special_tokens(tokens: &[String], kinds: &[Kind]) -> Result<SpecialTokens> {
+    let of_kind = |wanted: fn(Kind) -> bool| {
+        let tokens = (0..).zip(tokens).zip(kinds);
+        let chosen = tokens.filter(|((_, text), kind)| wanted(**kind) && !text.is_empty());
+        chosen.map(|((id, text), _)| (text.as_str(), id)).collect::<Vec<_>>()
+    };
+    SpecialTokens::new(&of_kind(|kind| kind == Kind::UserDefined), &of_kind(Kind::is_control))
+}
+
+/// Sorted ids: EOS, end of turn, and special tokens by name.
+fn end_of_generation(spec: &TokenizerSpec, kinds: &[Kind]) -> Vec<u32> {
+    let special = |kind: &Kind| matches!(kind, Kind::Control | Kind::UserDefined);
+    let named = (0..).zip(&spec.tokens).zip(kinds);
+    let named = named.filter(|((_, text), kind)| special(kind) && END_OF_GENERATION.contains(&text.as_str()));
+    let mut ids = spec.eos.into_iter().chain(spec.eot).chain(named.map(|((id, _), _)| id)).collect::<Vec<_>>();
+    ids.sort_unstable();
+    ids.dedup();
+    ids
+}

@@ -1,0 +1,28 @@
+// q8_0: w = d * q, 32 weights a block, q a signed byte, d f16.
+//   words   2 vec4 a block, 16 weights each, as in the file
+//   scales  two f16 d a u32: block b is half b & 1 of scales[b >> 1]
+// Host: runtime/quant/q8_0.rs
+
+fn block_scale(b: u32) -> f32 {
+    return unpack2x16float(scales[b >> 1u] >> ((b & 1u) << 4u)).x;
+}
+
+// Weights 4p..4p+3 and 16+4p..16+4p+3 of block b.
+fn dequant(b: u32, p: u32) -> mat2x4<f32> {
+    let d = block_scale(b);
+    return mat2x4<f32>(
+        d * vec4<f32>(unpack4xI8(words[2u * b][p])),
+        d * vec4<f32>(unpack4xI8(words[2u * b + 1u][p])),
+    );
+}
+
+// Dot product of block b with x: lo holds x[0..16], hi x[16..32].
+fn dot_block(b: u32, lo: mat4x4<f32>, hi: mat4x4<f32>, sum: f32) -> f32 {
+    let l = words[2u * b];
+    let h = words[2u * b + 1u];
+    let s = dot(vec4<f32>(unpack4xI8(l.x)), lo[0]) + dot(vec4<f32>(unpack4xI8(h.x)), hi[0])
+        + dot(vec4<f32>(unpack4xI8(l.y)), lo[1]) + dot(vec4<f32>(unpack4xI8(h.y)), hi[1])
+        + dot(vec4<f32>(unpack4xI8(l.z)), lo[2]) + dot(vec4<f32>(unpack4xI8(h.z)), hi[2])
+        + dot(vec4<f32>(unpack4xI8(l.w)), lo[3]) + dot(vec4<f32>(unpack4xI8(h.w)), hi[3]);
+    return block_scale(b) * s;
+}

@@ -1,0 +1,18 @@
+// Reductions over L consecutive lanes, L a power of two that divides every subgroup size the driver may choose.
+// Every lane gets the result. Same interface as reduce_workgroup.
+
+fn reduce_add(value: f32, index: u32) -> f32 {
+    var v = value;
+    for (var step = L / 2u; step > 0u; step /= 2u) {
+        v += subgroupShuffleXor(v, step);
+    }
+    return v;
+}
+
+fn reduce_max(value: f32, index: u32) -> f32 {
+    var v = value;
+    for (var step = L / 2u; step > 0u; step /= 2u) {
+        v = max(v, subgroupShuffleXor(v, step));
+    }
+    return v;
+}

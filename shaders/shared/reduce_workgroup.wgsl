@@ -1,0 +1,33 @@
+// Reductions over L consecutive lanes through workgroup memory: the reference, for any WebGPU device.
+// Called in uniform control flow by all WG lanes; every lane gets the result. Same interface as reduce_subgroup.
+var<workgroup> reduce_tile: array<f32, WG>;
+
+fn reduce_add(value: f32, index: u32) -> f32 {
+    let base = index - index % L;
+    reduce_tile[index] = value;
+    for (var step = L / 2u; step > 0u; step /= 2u) {
+        workgroupBarrier();
+        if index - base < step {
+            reduce_tile[index] += reduce_tile[index + step];
+        }
+    }
+    workgroupBarrier();
+    let result = reduce_tile[base];
+    workgroupBarrier();
+    return result;
+}
+
+fn reduce_max(value: f32, index: u32) -> f32 {
+    let base = index - index % L;
+    reduce_tile[index] = value;
+    for (var step = L / 2u; step > 0u; step /= 2u) {
+        workgroupBarrier();
+        if index - base < step {
+            reduce_tile[index] = max(reduce_tile[index], reduce_tile[index + step]);
+        }
+    }
+    workgroupBarrier();
+    let result = reduce_tile[base];
+    workgroupBarrier();
+    return result;
+}

@@ -1,0 +1,8 @@
+//! Every test of the runtime, one binary: a module a subject.
+#![expect(clippy::unwrap_used, reason = "a failed test panics")]
+
+mod chat;
+mod common;
+mod quant;
+mod shaders;
+mod tokenizer;

@@ -1,0 +1,101 @@
+//! Every kernel in every variant parses and validates; bindings are numbered 0..n with the access that the host
+//! declares, and `Params` has the size of its Rust mirror.
+
+use epiphyte::DType;
+use epiphyte::gpu::{Access, Caps, KernelSpec};
+use epiphyte::kernels::{attention, bandwidth, embedding, matmul, matvec, rms_norm, rope, sample, swiglu};
+use naga::valid::{Capabilities, ValidationFlags, Validator};
+
+const CAPS: Caps = Caps {
+    subgroup_size: Some(32),
+    f16: true,
+    cooperative_matrix: None,
+    immediates: true,
+    software: false,
+    max_binding_bytes: 128 << 20,
+};
+
+fn linear_specs(caps: &Caps, dtype: DType) -> Vec<KernelSpec> {
+    let mut specs = vec![embedding::spec(dtype)];
+    for epilogue in [matvec::Epilogue::Store, matvec::Epilogue::Add, matvec::Epilogue::SwiGlu] {
+        let tiling = matvec::tiling(caps, 18);
+        specs.extend([1, 2, 4, 8].map(|cols| matvec::spec(caps, dtype, tiling, cols, cols < 4, epilogue)));
+    }
+    specs.push(matvec::spec(caps, dtype, matvec::SOFTWARE_PREFILL, 4, false, matvec::Epilogue::Add));
+    for epilogue in [matvec::Epilogue::Store, matvec::Epilogue::Add] {
+        specs.push(matmul::spec(caps, dtype, epilogue));
+    }
+    specs
+}
+
+fn other_specs(caps: &Caps) -> Vec<KernelSpec> {
+    let mut specs = vec![rms_norm::spec(caps), swiglu::spec(), bandwidth::spec()];
+    specs.extend([sample::adjust_spec(), sample::threshold_spec(), sample::partial_spec(), sample::final_spec()]);
+    for (head_dim, neox) in [(64, true), (128, false), (256, true)] {
+        let heads = attention::Heads { heads: 9, kv_heads: 3, head_dim, page_len: 32, kv_f16: caps.f16 };
+        specs.push(rope::spec(head_dim, 32, neox, caps.f16));
+        specs.extend([attention::spec(caps, heads, true), attention::spec(caps, heads, false)]);
+        specs.extend([attention::prefill_spec(heads), attention::reduce_spec(head_dim)]);
+    }
+    specs
+}
+
+fn check(spec: &KernelSpec, immediates: bool) {
+    let text = spec.source.text(immediates);
+    let name = spec.source.name;
+    let module = naga::front::wgsl::parse_str(&text)
+        .unwrap_or_else(|e| panic!("{name} {:?}: {}", spec.source.consts, e.emit_to_string(&text)));
+    let capabilities = Capabilities::all();
+    let info = Validator::new(ValidationFlags::all(), capabilities)
+        .validate(&module)
+        .unwrap_or_else(|e| panic!("{name} {:?}: {}", spec.source.consts, e.emit_to_string(&text)));
+    translate(name, &module, &info);
+    let mut accesses = vec![None; spec.bindings.len()];
+    for (_, variable) in module.global_variables.iter() {
+        match variable.space {
+            naga::AddressSpace::Storage { access } => {
+                let binding = variable.binding.expect("a storage variable is bound").binding as usize;
+                let write = access.contains(naga::StorageAccess::STORE);
+                accesses[binding] = Some(if write { Access::Write } else { Access::Read });
+            }
+            naga::AddressSpace::Immediate | naga::AddressSpace::Uniform => {
+                let size = module.types[variable.ty].inner.size(module.to_ctx());
+                assert_eq!(size, spec.params_bytes, "{name}: Params");
+            }
+            _ => {}
+        }
+    }
+    let declared: Vec<_> = spec.bindings.iter().copied().map(Some).collect();
+    assert_eq!(accesses, declared, "{name}: bindings");
+    assert!(spec.bindings.len() <= 8, "{name}: more than 8 storage buffers");
+}
+
+/// What the Vulkan and Metal backends will be given.
+fn translate(name: &str, module: &naga::Module, info: &naga::valid::ModuleInfo) {
+    let spirv = naga::back::spv::Options { lang_version: (1, 6), ..Default::default() };
+    naga::back::spv::write_vec(module, info, &spirv, None).unwrap_or_else(|e| panic!("{name}: SPIR-V: {e}"));
+    let metal = naga::back::msl::Options { lang_version: (3, 0), fake_missing_bindings: true, ..Default::default() };
+    naga::back::msl::write_string(module, info, &metal, &naga::back::msl::PipelineOptions::default())
+        .unwrap_or_else(|e| panic!("{name}: MSL: {e}"));
+}
+
+fn check_all(caps: &Caps) {
+    for dtype in DType::ALL {
+        for spec in linear_specs(caps, dtype) {
+            check(&spec, caps.immediates);
+        }
+    }
+    for spec in other_specs(caps) {
+        check(&spec, caps.immediates);
+    }
+}
+
+#[test]
+fn every_kernel_validates_on_every_tier() {
+    check_all(&CAPS);
+    check_all(&Caps { subgroup_size: Some(4), software: true, ..CAPS });
+    check_all(&Caps { subgroup_size: None, f16: false, immediates: false, ..CAPS });
+    for side in [8, 16] {
+        check_all(&Caps { cooperative_matrix: Some(side), ..CAPS });
+    }
+}
