@@ -2,7 +2,7 @@
 //!
 //! Shader: `shaders/quant/f16.wgsl`.
 
-use super::{BLOCK, BlockFormat, copy_words, f16_at};
+use super::{BLOCK, BlockFormat, copy_words, f16_value};
 use crate::dtype::DType;
 
 pub(super) struct Format;
@@ -21,8 +21,8 @@ impl BlockFormat for Format {
     }
 
     fn dequantize(&self, blocks: &[u8], out: &mut [f32]) {
-        for (w, &[lo, hi]) in out.iter_mut().zip(blocks.as_chunks().0) {
-            *w = f16_at(lo, hi);
+        for (w, bytes) in out.iter_mut().zip(blocks.as_chunks().0) {
+            *w = f16_value(*bytes);
         }
     }
 

@@ -5,11 +5,17 @@
 //!
 //! A new format is one file here, one in `shaders/quant`, and its line in [`format`].
 
+mod bf16;
 mod f16;
 #[path = "f32.rs"]
 mod float32; // `mod f32` would hide the primitive type
 mod q4_0;
 mod q4_1;
+mod q4_k;
+mod q5_0;
+mod q5_1;
+mod q5_k;
+mod q6_k;
 mod q8_0;
 
 use crate::dtype::DType;
@@ -46,26 +52,38 @@ pub fn format(dtype: DType) -> &'static dyn BlockFormat {
     match dtype {
         DType::F32 => &float32::Format,
         DType::F16 => &f16::Format,
+        DType::BF16 => &bf16::Format,
         DType::Q4_0 => &q4_0::Format,
         DType::Q4_1 => &q4_1::Format,
+        DType::Q5_0 => &q5_0::Format,
+        DType::Q5_1 => &q5_1::Format,
         DType::Q8_0 => &q8_0::Format,
-        _ => &float32::Format,
+        DType::Q4_K => &q4_k::Format,
+        DType::Q5_K => &q5_k::Format,
+        DType::Q6_K => &q6_k::Format,
     }
 }
 
-/// The `f16` stored in two bytes.
-fn f16_at(lo: u8, hi: u8) -> f32 {
-    half::f16::from_le_bytes([lo, hi]).to_f32()
-}
-
-/// Two bytes as the low half of a `u32`.
-fn u16_at(lo: u8, hi: u8) -> u32 {
-    u32::from(u16::from_le_bytes([lo, hi]))
+/// The value of a stored `f16`.
+fn f16_value(bytes: [u8; 2]) -> f32 {
+    half::f16::from_le_bytes(bytes).to_f32()
 }
 
 /// Little-endian bytes to as many words.
 fn copy_words(bytes: &[u8], words: &mut [u32]) {
     for (word, bytes) in words.iter_mut().zip(bytes.as_chunks().0) {
         *word = u32::from_le_bytes(*bytes);
+    }
+}
+
+/// 32 bytes that hold one block in their low nibbles and another in their high ones, to those two blocks as the shaders
+/// read them: byte j holds weight j (low) and j + 16 (high).
+fn split_nibbles(bytes: &[u8], low: &mut [u32; 4], high: &mut [u32; 4]) {
+    const LOW: u32 = 0x0f0f_0f0f;
+    let (first, second) = bytes.as_chunks().0.split_at(4);
+    for (((a, b), low), high) in first.iter().zip(second).zip(low).zip(high) {
+        let (a, b) = (u32::from_le_bytes(*a), u32::from_le_bytes(*b));
+        *low = (a & LOW) | ((b & LOW) << 4);
+        *high = ((a >> 4) & LOW) | (b & !LOW);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Shader: `shaders/quant/q4_0.wgsl`.
 
-use super::{BLOCK, BlockFormat, copy_words, f16_at, u16_at};
+use super::{BLOCK, BlockFormat, copy_words, f16_value};
 use crate::dtype::DType;
 
 const BYTES: usize = DType::Q4_0.block_bytes();
@@ -24,7 +24,7 @@ impl BlockFormat for Format {
 
     fn dequantize(&self, blocks: &[u8], out: &mut [f32]) {
         for ([d0, d1, qs @ ..], out) in blocks.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<BLOCK>().0) {
-            let d = f16_at(*d0, *d1);
+            let d = f16_value([*d0, *d1]);
             let (lo, hi) = out.split_at_mut(16);
             for ((q, lo), hi) in qs.iter().zip(lo).zip(hi) {
                 *lo = d * (f32::from(q & 15) - 8.0);
@@ -38,7 +38,7 @@ impl BlockFormat for Format {
         for ((blocks, words), scale) in pairs.zip(scales) {
             *scale = 0;
             for (([d0, d1, qs @ ..], words), shift) in blocks.iter().zip(words).zip([0, 16]) {
-                *scale |= u16_at(*d0, *d1) << shift;
+                *scale |= u32::from(u16::from_le_bytes([*d0, *d1])) << shift;
                 copy_words(qs, words);
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! Shader: `shaders/quant/q4_1.wgsl`.
 
-use super::{BLOCK, BlockFormat, copy_words, f16_at};
+use super::{BLOCK, BlockFormat, copy_words, f16_value};
 use crate::dtype::DType;
 
 const BYTES: usize = DType::Q4_1.block_bytes();
@@ -25,7 +25,7 @@ impl BlockFormat for Format {
     fn dequantize(&self, blocks: &[u8], out: &mut [f32]) {
         let blocks = blocks.as_chunks::<BYTES>().0;
         for ([d0, d1, m0, m1, qs @ ..], out) in blocks.iter().zip(out.as_chunks_mut::<BLOCK>().0) {
-            let (d, m) = (f16_at(*d0, *d1), f16_at(*m0, *m1));
+            let (d, m) = (f16_value([*d0, *d1]), f16_value([*m0, *m1]));
             let (lo, hi) = out.split_at_mut(16);
             for ((q, lo), hi) in qs.iter().zip(lo).zip(hi) {
                 *lo = d * f32::from(q & 15) + m;

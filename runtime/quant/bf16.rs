@@ -1,0 +1,36 @@
+//! `BF16`: the upper half of an `f32`. Words in the file's order, no scales.
+//!
+//! Shader: `shaders/quant/bf16.wgsl`.
+
+use super::{BLOCK, BlockFormat, copy_words};
+use crate::dtype::DType;
+
+pub(super) struct Format;
+
+impl BlockFormat for Format {
+    fn dtype(&self) -> DType {
+        DType::BF16
+    }
+
+    fn words_per_block(&self) -> usize {
+        BLOCK / 2
+    }
+
+    fn scale_bytes_per_64_blocks(&self) -> usize {
+        0
+    }
+
+    fn dequantize(&self, blocks: &[u8], out: &mut [f32]) {
+        for (w, bytes) in out.iter_mut().zip(blocks.as_chunks().0) {
+            *w = half::bf16::from_le_bytes(*bytes).to_f32();
+        }
+    }
+
+    fn repack(&self, blocks: &[u8], words: &mut [u32], _scales: &mut [u32]) {
+        copy_words(blocks, words);
+    }
+
+    fn wgsl(&self) -> &'static str {
+        concat!(include_str!("../../shaders/quant/bf16.wgsl"), include_str!("../../shaders/quant/dot_generic.wgsl"))
+    }
+}

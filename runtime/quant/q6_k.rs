@@ -1,0 +1,79 @@
+//! `Q6_K`: `w = (d sc) (q - 32)`, 8 blocks a superblock, a signed byte sc for 16 weights. In the file each half superblock
+//! has 64 bytes of nibbles (blocks 0 and 1 low, 2 and 3 high) and 32 bytes of upper bits (bits 2r, 2r + 1 for block r).
+//!
+//! Shader: `shaders/quant/q6_k.wgsl`.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{BLOCK, BlockFormat, copy_words, f16_value, split_nibbles};
+use crate::dtype::DType;
+
+pub(super) struct Format;
+
+/// A superblock in the file.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Superblock {
+    qs: [u8; 128],
+    upper: [u8; 64],
+    scales: [i8; 16],
+    d: [u8; 2],
+}
+
+fn superblocks(blocks: &[u8]) -> &[Superblock] {
+    bytemuck::cast_slice(blocks.as_chunks::<{ DType::Q6_K.block_bytes() }>().0)
+}
+
+impl BlockFormat for Format {
+    fn dtype(&self) -> DType {
+        DType::Q6_K
+    }
+
+    fn words_per_block(&self) -> usize {
+        4
+    }
+
+    fn scale_bytes_per_64_blocks(&self) -> usize {
+        64 / 8 * 82
+    }
+
+    fn dequantize(&self, blocks: &[u8], out: &mut [f32]) {
+        for (block, out) in superblocks(blocks).iter().zip(out.as_chunks_mut::<256>().0) {
+            let d = f16_value(block.d);
+            for (j, out) in out.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
+                let (half, r) = (j / 4, j % 4);
+                let qs = block.qs.iter().skip(half * 64 + r % 2 * 32);
+                let upper = block.upper.iter().skip(half * 32);
+                let scales = block.scales.iter().skip(2 * j).flat_map(|sc| std::iter::repeat_n(d * f32::from(*sc), 16));
+                for (((w, q), upper), d) in out.iter_mut().zip(qs).zip(upper).zip(scales) {
+                    let q = (q >> (r / 2 * 4) & 15) | ((upper >> (2 * r) & 3) << 4);
+                    *w = d * (f32::from(q) - 32.0);
+                }
+            }
+        }
+    }
+
+    fn repack(&self, blocks: &[u8], words: &mut [u32], scales: &mut [u32]) {
+        let pairs = superblocks(blocks).chunks(2).zip(words.as_chunks_mut().0.as_chunks_mut::<8>().0.chunks_mut(2));
+        for ((blocks, words), scales) in pairs.zip(scales.chunks_mut(41)) {
+            let Some((d, rest)) = scales.split_first_mut() else { return };
+            *d = 0;
+            let parts = blocks.iter().zip(words).zip(rest.as_chunks_mut::<20>().0).zip([0, 16]);
+            for (((block, words), scales), shift) in parts {
+                *d |= u32::from(u16::from_le_bytes(block.d)) << shift;
+                let (sc, upper) = scales.split_at_mut(4);
+                copy_words(bytemuck::cast_slice(&block.scales), sc);
+                copy_words(&block.upper, upper);
+                for (qs, [b0, b1, b2, b3]) in block.qs.chunks(64).zip(words.as_chunks_mut().0) {
+                    let (first, second) = qs.split_at(BLOCK);
+                    split_nibbles(first, b0, b2);
+                    split_nibbles(second, b1, b3);
+                }
+            }
+        }
+    }
+
+    fn wgsl(&self) -> &'static str {
+        concat!(include_str!("../../shaders/quant/q6_k.wgsl"), include_str!("../../shaders/quant/dot_generic.wgsl"))
+    }
+}
