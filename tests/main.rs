@@ -1,3 +1,4 @@
 //! Every test of the runtime, one binary.
 
+mod kernels;
 mod shaders;
