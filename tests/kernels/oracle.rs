@@ -11,8 +11,6 @@ pub(super) const EPS: f64 = f32::EPSILON as f64;
 pub(super) const DIV: f64 = 2.5 * EPS;
 /// `1 / sqrt(x)`, relative: a square root is 1 / inversesqrt (2 ULP and a division), then comes the division.
 pub(super) const INV_SQRT: f64 = 2.0 * EPS + 2.0 * DIV;
-/// Results smaller than this may be flushed to zero.
-pub(super) const TINY: f64 = f32::MIN_POSITIVE as f64;
 
 /// `exp(x)`, relative: 3 + 2 |x| ULP.
 pub(super) fn exp_error(x: f64) -> f64 {
