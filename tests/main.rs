@@ -3,6 +3,7 @@
 
 mod chat;
 mod common;
+mod gguf;
 mod kernels;
 mod quant;
 mod shaders;
