@@ -74,6 +74,19 @@ impl Batch<'_> {
         })
     }
 
+    /// The value and token of each row's best; for one run of the vocabulary.
+    fn best(&self, gpu: &Gpu) -> Checked<Vec<(f32, u32)>> {
+        let m = self.samplers.len();
+        let inputs = [gpu.upload("samplers", self.samplers)?, gpu.upload("rows", self.rows)?];
+        let inputs =
+            [&inputs[0], &inputs[1], &gpu.upload("logits", self.logits)?, &gpu.storage("thresholds", 4 * m as u64)?];
+        let partials = gpu.upload("partials", &vec![UNUSED; 2 * m])?;
+        let op = gpu.op(&sample::partial_spec(), &[inputs[0], inputs[1], inputs[2], inputs[3], &partials])?;
+        submit(gpu, |commands| sample::record_partial(commands, &op, self.vocab as u32, m as u32))?;
+        let partials: Vec<[u32; 2]> = gpu.read(&partials, 0, m)?;
+        Ok(partials.iter().map(|[value, token]| (f32::from_bits(*value), *token)).collect())
+    }
+
     fn row(&self, m: usize) -> &[f32] {
         &self.logits[m * self.vocab..][..self.vocab]
     }
@@ -200,6 +213,23 @@ fn a_draw_takes_the_largest_with_gumbel_noise() {
         let alone = Batch { vocab, samplers: &samplers[m..], logits: batch.row(m), rows: &rows[m..] };
         let token = alone.draw(gpu)?.token_ids[0];
         if token == drawn.token_ids[m] { Ok(()) } else { Err(format!("alone, row {m} drew {token}").into()) }
+    });
+}
+
+#[test]
+fn noise_is_gumbels_over_its_whole_range() {
+    for_all(4, seed(), |gpu, seed| {
+        let sampler = Sampler { temperature: 1.0, seed_lo: *seed as u32, seed_hi: (seed >> 32) as u32, ..OFF };
+        let rows: Vec<[u32; 2]> = (0..2000).map(|position| [0, position]).collect();
+        // One token: what is best is its noise, large or small.
+        let batch = Batch { vocab: 1, samplers: &vec![sampler; 2000], logits: &[0.0; 2000], rows: &rows };
+        for ((value, token), [_, position]) in batch.best(gpu)?.into_iter().zip(&rows) {
+            let near = noisy(&[0.0], &sampler, *position)[0];
+            if token != 0 || !((f64::from(value) - near.value).abs() <= near.bound) {
+                return Err(format!("position {position}: {value} of token {token}, not {near:?}").into());
+            }
+        }
+        Ok(())
     });
 }
 
