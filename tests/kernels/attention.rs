@@ -22,11 +22,22 @@ fn cases(lens: impl Strategy<Value = Vec<usize>>) -> impl Strategy<Value = Case>
     let group = proptest::sample::select(vec![1u32, 3, 4, 8]);
     let head_dim = proptest::sample::select(vec![64u32, 96, 128, 256]);
     let heads = (1u32..3, group, head_dim, proptest::sample::select(vec![16u32, 32, 64]), any::<bool>()).prop_map(
-        |(kv_heads, group, head_dim, page_len, kv_f16)| Heads { heads: kv_heads * group, kv_heads, head_dim, page_len, kv_f16 },
+        |(kv_heads, group, head_dim, page_len, kv_f16)| Heads {
+            heads: kv_heads * group,
+            kv_heads,
+            head_dim,
+            page_len,
+            kv_f16,
+        },
     );
     let sharp = prop_oneof![Just(0.1f32), Just(3.0), Just(30.0)];
-    (heads, lens, 0usize..3, sharp, seed())
-        .prop_map(|(heads, lens, row0, sharp, seed)| Case { heads, lens, row0, sharp, seed })
+    (heads, lens, 0usize..3, sharp, seed()).prop_map(|(heads, lens, row0, sharp, seed)| Case {
+        heads,
+        lens,
+        row0,
+        sharp,
+        seed,
+    })
 }
 
 /// A paged cache that holds `lens[t]` positions for table t; all else in it is poison.
@@ -58,7 +69,8 @@ impl Cache {
 
     /// Where a position's head lies: `[pages, G, page_len, E]`.
     fn slot(&self, table: usize, kv_head: usize, position: usize) -> std::ops::Range<usize> {
-        let (g, page_len, e) = (self.heads.kv_heads as usize, self.heads.page_len as usize, self.heads.head_dim as usize);
+        let (g, page_len, e) =
+            (self.heads.kv_heads as usize, self.heads.page_len as usize, self.heads.head_dim as usize);
         let page = self.tables[table * self.max_pages + position / page_len] as usize;
         let at = ((page * g + kv_head) * page_len + position % page_len) * e;
         at..at + e
@@ -71,7 +83,15 @@ impl Cache {
     }
 
     /// One head of one row; the kernel joins `joins` parts of the positions.
-    fn oracle(&self, q: &[f32], kv_head: usize, table: usize, len: usize, scale: f32, joins: usize) -> Vec<Option<Near>> {
+    fn oracle(
+        &self,
+        q: &[f32],
+        kv_head: usize,
+        table: usize,
+        len: usize,
+        scale: f32,
+        joins: usize,
+    ) -> Vec<Option<Near>> {
         let dot = |position| {
             let k = &self.keys[self.slot(table, kv_head, position)];
             let terms = q.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(*k) * f64::from(scale));
@@ -153,7 +173,8 @@ fn check(gpu: &Gpu, case: &Case, split: bool) -> Checked {
     let first = if split { &parts } else { &setup.out };
     let tensors = [&rows, pages, &setup.qkv_tensor, keys, values, &first.tensor, &stats.tensor];
     let op = gpu.op(&attention::spec(gpu.caps(), heads, split), &tensors)?;
-    let join = gpu.op(&attention::reduce_spec(heads.head_dim), &[&rows, &parts.tensor, &stats.tensor, &setup.out.tensor])?;
+    let join =
+        gpu.op(&attention::reduce_spec(heads.head_dim), &[&rows, &parts.tensor, &stats.tensor, &setup.out.tensor])?;
     let (row0, count) = (case.row0 as u32, case.lens.len() as u32);
     submit(gpu, |commands| {
         let (kv_heads, max_pages) = (heads.kv_heads, setup.cache.max_pages as u32);

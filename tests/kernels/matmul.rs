@@ -42,7 +42,11 @@ fn check(gpu: &Gpu, dtype: DType, &(m, n, odd, x_row, y_offset, rest, add, seed)
     let w = Weights::random(dtype, n, k, &mut random);
     let x = random.vec((x_row + m) * k, 1.0);
     let stride = y_offset + n + rest;
-    let y = if add { Output::holding(gpu, random.vec(m * stride, 1.0), false)? } else { Output::poisoned(gpu, m * stride)? };
+    let y = if add {
+        Output::holding(gpu, random.vec(m * stride, 1.0), false)?
+    } else {
+        Output::poisoned(gpu, m * stride)?
+    };
     let p = LinearParams {
         m: m as u32,
         n: n as u32,

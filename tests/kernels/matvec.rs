@@ -68,13 +68,21 @@ fn cases() -> impl Strategy<Value = Case> {
     let epilogue = prop_oneof![Just(Epilogue::Store), Just(Epilogue::Add), Just(Epilogue::SwiGlu)];
     let sizes = (1usize..11, 1usize..150, 0usize..5, 0usize..3, 0usize..7, 0usize..7);
     let variant = (prop_oneof![Just(1u32), Just(2), Just(4), Just(8)], any::<bool>(), epilogue, style);
-    (sizes, variant, seed()).prop_map(|((m, n, odd, x_row, y_offset, y_rest), (cols, norm, epilogue, style), seed)| Case {
-        m, n, odd, x_row, y_offset, y_rest, cols, norm, epilogue, style, seed
+    (sizes, variant, seed()).prop_map(|((m, n, odd, x_row, y_offset, y_rest), (cols, norm, epilogue, style), seed)| {
+        Case { m, n, odd, x_row, y_offset, y_rest, cols, norm, epilogue, style, seed }
     })
 }
 
 /// `y` before and the product; `lanes` lanes share a row.
-fn oracle(x: &[f32], gain: Option<&[f32]>, w: &Weights, before: &[f32], p: &LinearParams, epilogue: Epilogue, lanes: u32) -> Vec<Option<Near>> {
+fn oracle(
+    x: &[f32],
+    gain: Option<&[f32]>,
+    w: &Weights,
+    before: &[f32],
+    p: &LinearParams,
+    epilogue: Epilogue,
+    lanes: u32,
+) -> Vec<Option<Near>> {
     let depth = strided_depth(p.k_blocks as usize, lanes);
     let mut y = vec![None; before.len()];
     for m in 0..p.m as usize {

@@ -47,7 +47,10 @@ static TIERS: LazyLock<Vec<Tier>> = LazyLock::new(|| {
     ];
     tiers
         .into_iter()
-        .map(|(name, options)| Tier { name, gpu: Gpu::open(options).expect("the tests need a Vulkan or Metal adapter") })
+        .map(|(name, options)| Tier {
+            name,
+            gpu: Gpu::open(options).expect("the tests need a Vulkan or Metal adapter"),
+        })
         .collect()
 });
 

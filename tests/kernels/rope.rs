@@ -27,11 +27,23 @@ struct Case {
 fn cases() -> impl Strategy<Value = Case> {
     let edges = [0u32, 1, 15, 16, 31, 32, 63, 64, 255, 256, 257, 511, 4095, 4096, 65_535, 131_070, 131_071];
     let position = prop_oneof![proptest::sample::select(edges.to_vec()), 0..POSITIONS as u32];
-    let rows = proptest::collection::btree_set((0u32..3, position), 1..7).prop_map(|rows| rows.into_iter().map(|(t, p)| [t, p]).collect());
-    let shape = (1usize..4, proptest::sample::select(vec![1usize, 3, 4, 8]), proptest::sample::select(vec![64usize, 96, 128, 256]));
+    let rows = proptest::collection::btree_set((0u32..3, position), 1..7)
+        .prop_map(|rows| rows.into_iter().map(|(t, p)| [t, p]).collect());
+    let shape = (
+        1usize..4,
+        proptest::sample::select(vec![1usize, 3, 4, 8]),
+        proptest::sample::select(vec![64usize, 96, 128, 256]),
+    );
     (shape, proptest::sample::select(vec![16usize, 32, 64]), any::<[bool; 2]>(), rows, seed()).prop_map(
         |((kv_heads, group, head_dim), page_len, [neox, kv_f16], rows, seed)| Case {
-            kv_heads, group, head_dim, page_len, neox, kv_f16, rows, seed,
+            kv_heads,
+            group,
+            head_dim,
+            page_len,
+            neox,
+            kv_f16,
+            rows,
+            seed,
         },
     )
 }
@@ -40,8 +52,11 @@ impl Case {
     /// Tables for every position there may be; only those of the rows' pages name a page, the others lead nowhere.
     fn tables(&self, random: &mut Random) -> (Vec<u32>, usize) {
         let max_pages = POSITIONS / self.page_len;
-        let used: BTreeMap<usize, ()> =
-            self.rows.iter().map(|&[table, position]| (table as usize * max_pages + position as usize / self.page_len, ())).collect();
+        let used: BTreeMap<usize, ()> = self
+            .rows
+            .iter()
+            .map(|&[table, position]| (table as usize * max_pages + position as usize / self.page_len, ()))
+            .collect();
         let mut tables = vec![u32::MAX; 3 * max_pages];
         for (&at, page) in used.keys().zip(random.shuffled(used.len())) {
             tables[at] = page;
@@ -105,7 +120,8 @@ fn check(gpu: &Gpu, case: &Case) -> Checked {
     let heads = case.kv_heads * case.group;
     let frequencies: Vec<f32> =
         (0..case.head_dim / 2).map(|i| 10_000f64.powf(-2.0 * i as f64 / case.head_dim as f64) as f32).collect();
-    let qkv = Output::holding(gpu, random.halves(case.rows.len() * (heads + 2 * case.kv_heads) * case.head_dim), false)?;
+    let qkv =
+        Output::holding(gpu, random.halves(case.rows.len() * (heads + 2 * case.kv_heads) * case.head_dim), false)?;
     let [keys, values] = [(); 2].map(|()| Output::holding(gpu, vec![POISON; slots], kv_f16));
     let (keys, values) = (keys?, values?);
     let inputs = [gpu.upload("rows", &case.rows)?, gpu.upload("pages", &tables)?];
@@ -117,7 +133,9 @@ fn check(gpu: &Gpu, case: &Case) -> Checked {
     let params = RopeParams { heads: heads as u32, kv_heads: case.kv_heads as u32, max_pages, pad: 0 };
     submit(gpu, |commands| record(commands, &op, case.head_dim as u32, params, case.rows.len() as u32))?;
     let expected = oracle(case, kv_f16, &qkv.before[..qkv.before.len() - super::GUARD], &tables, &frequencies, slots);
-    for (name, output, expected) in [("qkv", &qkv, &expected[0]), ("keys", &keys, &expected[1]), ("values", &values, &expected[2])] {
+    for (name, output, expected) in
+        [("qkv", &qkv, &expected[0]), ("keys", &keys, &expected[1]), ("values", &values, &expected[2])]
+    {
         output.check(gpu, expected).map_err(|e| format!("{name}{e}"))?;
     }
     Ok(())

@@ -41,7 +41,8 @@ fn random_blocks(dtype: DType, len: usize, random: &mut Random) -> Vec<u8> {
         DType::F16 => random.vec(len, 1.0).iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
         DType::BF16 => random.vec(len, 1.0).iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
         _ => {
-            let mut blocks: Vec<u8> = (0..len / dtype.block_len() * dtype.block_bytes()).map(|_| random.bits() as u8).collect();
+            let mut blocks: Vec<u8> =
+                (0..len / dtype.block_len() * dtype.block_bytes()).map(|_| random.bits() as u8).collect();
             for block in blocks.chunks_mut(dtype.block_bytes()) {
                 for &at in layout(dtype).0 {
                     // A normal number of either sign: subnormal halves may be flushed.
