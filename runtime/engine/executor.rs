@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::gpu::{Commands, Gpu, Op, Tensor};
 use crate::kernels::sample::{self, Sampler};
 use crate::model::kv_cache::{KvCache, PAGE_LEN, PagePool};
-use crate::model::llama::{Limits, Llama, LOGIT_ROWS, Run};
+use crate::model::llama::{LOGIT_ROWS, Limits, Llama, Run};
 
 use super::Base;
 

@@ -57,7 +57,8 @@ impl Default for Sampling {
 }
 
 impl Sampling {
-    fn check(&self, vocab: usize) -> Result<()> {
+    /// Errors: [`Error::InvalidArgument`] naming the setting.
+    pub(crate) fn check(&self, vocab: usize) -> Result<()> {
         let bad = |name: &'static str, allowed: &str| {
             Err(Error::InvalidArgument { name, reason: format!("out of range; {allowed}") })
         };
@@ -141,7 +142,8 @@ impl Default for GenerateOptions {
 }
 
 /// Why a generation ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum FinishReason {
     /// The model ended it.
     EndOfGeneration,

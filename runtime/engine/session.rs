@@ -179,16 +179,18 @@ impl Session {
         Ok(())
     }
 
-    /// Computes the pending tokens and hands out the logits of each, `[V]`, with its index among all tokens.
+    /// Computes the pending tokens and hands out the logits after each from index `from` on, `[V]`, with its index;
+    /// indices count all tokens of the session.
     ///
     /// Errors: as [`Session::prefill`].
-    pub fn logits(&mut self, mut each: impl FnMut(usize, &[f32])) -> Result<()> {
+    pub fn logits(&mut self, from: usize, mut each: impl FnMut(usize, &[f32])) -> Result<()> {
         let engine = Arc::clone(&self.engine);
         let mut executor = engine.executor();
         let (start, end, vocab) = (self.kv_len, self.tokens.len(), engine.base.config.vocab_size);
         self.reserve(&mut executor, end)?;
         let read = |executor: &mut Executor, gpu: &crate::gpu::Gpu, first: usize, count: u32| {
-            for row in (0..count).step_by(LOGIT_ROWS) {
+            let skip = from.saturating_sub(start + first).min(count as usize) as u32;
+            for row in (skip..count).step_by(LOGIT_ROWS) {
                 let rows = (LOGIT_ROWS as u32).min(count - row);
                 let logits = executor.read_logits(gpu, row, rows)?;
                 for (i, logits) in logits.chunks_exact(vocab).enumerate() {
