@@ -3,6 +3,8 @@
 
 mod chat;
 mod common;
+mod gguf;
+mod kernels;
 mod quant;
 mod shaders;
 mod tokenizer;

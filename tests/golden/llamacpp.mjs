@@ -61,9 +61,9 @@ async function perplexity() {
     for (let start = 0; start < windows * window; start += window) {
         const ids = moby_dick.slice(start, start + window);
         const scored = i => i >= window / 2 && i < window - 1;
-        const answers = await evaluate(ids, scored, i => ({tokens: [ids[i + 1]], includeMax: true}));
+        const answers = await evaluate(ids, scored, i => ({tokens: [ids[i + 1]], includeTop: 1}));
         const scores = answers.flatMap(({next}, i) => {
-            const [top] = next.logits.values();
+            const top = Math.max(...next.logits.values());
             return [top + Math.log(next.totalLogitWeight) - next.logits.get(ids[i + 1])];
         });
         nll.push(scores.reduce((a, b) => a + b) / scores.length);
