@@ -161,6 +161,11 @@ impl Gpu {
         self.caps.restrict(caps);
     }
 
+    /// Chooses kernels as on hardware although the GPU is a CPU: to test them there.
+    pub fn treat_as_hardware(&mut self) {
+        self.caps.software = false;
+    }
+
     /// The adapter's name, driver and kind.
     pub fn info(&self) -> &wgpu::AdapterInfo {
         &self.info

@@ -83,7 +83,8 @@ fn draw(gpu: &Gpu, sampler: Sampler) -> Result<Vec<Outcome>> {
     let words = |label: &str, len: usize| gpu.upload(label, &vec![UNUSED; len + GUARD]);
     let runs = VOCAB.div_ceil(sample::RUN as usize);
     let (partials, token_ids, ring) = (words("partials", 2 * runs)?, words("token_ids", 1)?, words("ring", 4)?);
-    let (rows, seen) = (gpu.upload("rows", &[[0, POSITION], [UNUSED; 2]])?, gpu.upload("seen", &vec![0_u32; seen_words])?);
+    let (rows, seen) =
+        (gpu.upload("rows", &[[0, POSITION], [UNUSED; 2]])?, gpu.upload("seen", &vec![0_u32; seen_words])?);
     let inputs = [gpu.upload("samplers", &[sampler])?, gpu.upload("logits", &logits)?, poisoned(gpu, &[], 1)?];
     let partial = gpu.op(&sample::partial_spec(), &[&inputs[0], &rows, &inputs[1], &inputs[2], &partials])?;
     let last = gpu.op(&sample::final_spec(), &[&partials, &token_ids, &rows, &seen, &ring])?;
