@@ -8,12 +8,15 @@ use crate::kernels::swiglu;
 use super::Ability::{self, Subgroups};
 use super::{attention, linear, sample};
 
+/// Runs a kernel and gives its outputs.
+type Run = dyn Fn(&Gpu) -> Result<Vec<Outcome>> + Send + Sync;
+
 /// A variant of a kernel on a tiny shape.
 pub(super) struct Case {
     pub(super) kernel: &'static str,
     pub(super) variant: String,
     pub(super) uses: Vec<Ability>,
-    pub(super) run: Box<dyn Fn(&Gpu) -> Result<Vec<Outcome>> + Send + Sync>,
+    pub(super) run: Box<Run>,
 }
 
 /// Every variant that an engine would use under `caps`.
