@@ -6,5 +6,6 @@ mod common;
 mod gguf;
 mod kernels;
 mod quant;
+mod selftest;
 mod shaders;
 mod tokenizer;
