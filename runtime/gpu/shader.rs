@@ -39,7 +39,7 @@ pub struct Source {
     pub aliases: Vec<(&'static str, String)>,
     /// Files joined besides the body.
     pub imports: Vec<&'static str>,
-    /// The weight format whose `dequant` and `dot_block` are joined.
+    /// The weight format whose `dequant` and `dot_part` are joined.
     pub quant: Option<DType>,
     /// `enable f16;`
     pub f16: bool,

@@ -41,10 +41,9 @@ impl Case {
     fn tiling(&self, caps: &Caps, k_blocks: u32) -> Tiling {
         let most = caps.subgroup_size.map_or(32, |size| size.min(32));
         match self.style {
-            Style::Gpu(i) => Tiling { wg: 64, lanes: (4 << i).min(most), rows: 2 },
-            // A lane with one row cannot make both gate and up.
-            Style::SoftwarePrefill if self.epilogue != Epilogue::SwiGlu => SOFTWARE_PREFILL,
-            _ => matvec::tiling(caps, k_blocks),
+            Style::Gpu(i) => Tiling { wg: 64, lanes: (4 << i).min(most), unroll: 1 << (i % 3) },
+            Style::SoftwarePrefill => SOFTWARE_PREFILL,
+            Style::Chosen => matvec::tiling(caps, k_blocks),
         }
     }
 
