@@ -135,6 +135,8 @@ impl Session {
 
     pub(super) fn prefill_locked(&mut self, executor: &mut Executor, cancel: &AtomicBool) -> Result<()> {
         let end = self.tokens.len().saturating_sub(1);
+        // The last token is fed by the step that follows it, even where its keys are there already.
+        self.kv_len = self.kv_len.min(end);
         let keys = self.reuse_prefix(executor, end);
         if self.kv_len < end {
             let engine = Arc::clone(&self.engine);
