@@ -272,13 +272,13 @@ impl<'s> Generation<'s> {
     fn may_submit(&self) -> bool {
         let ahead = self.in_flight.len();
         let wanted = self.active.iter().any(|&i| self.lanes[i].generated + ahead < self.lanes[i].options.max_tokens);
-        wanted && self.active.iter().all(|&i| self.lanes[i].session.tokens.len() + ahead <= self.engine.context)
+        wanted && self.active.iter().all(|&i| self.lanes[i].session.tokens.len() + ahead < self.engine.context)
     }
 
     fn finish_full(&mut self) {
         let context = self.engine.context;
         for &i in &self.active {
-            if self.lanes[i].session.tokens.len() > context {
+            if self.lanes[i].session.tokens.len() >= context {
                 self.lanes[i].finished = Some(FinishReason::ContextFull);
             }
         }
@@ -421,7 +421,7 @@ impl<'s> Lane<'s> {
         if self.finished.is_none() && options.cancel.is_cancelled() {
             self.finished = Some(FinishReason::Cancelled);
         }
-        if self.finished.is_none() && self.session.tokens.len() > engine.context {
+        if self.finished.is_none() && self.session.tokens.len() >= engine.context {
             self.finished = Some(FinishReason::ContextFull);
         }
         if self.finished.is_some() {
