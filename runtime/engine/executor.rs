@@ -2,7 +2,7 @@
 //!
 //! Nothing here outlives a turn but the KV pages: whoever takes a turn writes its rows, tables and settings first.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, Result};
 use crate::gpu::{Commands, Gpu, Op, Tensor};
@@ -129,6 +129,9 @@ impl Executor {
         self.owner = 0;
         gpu.write(&self.llama.activations.pages, 0, pages);
         for (chunk, first) in tokens.chunks(self.chunk_rows).zip((0..).step_by(self.chunk_rows)) {
+            if cancel.load(Ordering::Relaxed) {
+                return Err(Error::Cancelled);
+            }
             let start = (position + first) as u32;
             let count = chunk.len() as u32;
             let rows: Vec<[u32; 2]> = (0..count).map(|i| [0, start + i]).collect();

@@ -256,6 +256,9 @@ impl<'s> Generation<'s> {
                     break; // someone else took a turn: take our tokens first, then load anew
                 }
                 self.load(&mut executor)?;
+                if self.active.is_empty() {
+                    return Ok(());
+                }
             }
             self.submit(&mut executor)?;
         }
@@ -285,14 +288,16 @@ impl<'s> Generation<'s> {
         self.retire();
     }
 
-    /// Puts the active lanes on the device.
+    /// Puts the active lanes on the device; one that is cancelled before its first token ends here, alone.
     fn load(&mut self, executor: &mut Executor) -> Result<()> {
         for &i in &self.active {
             let lane = &mut self.lanes[i];
-            lane.session.prefill_locked(executor, &lane.options.cancel.0)?;
-            let len = lane.session.kv_len + 1;
-            lane.session.reserve(executor, len)?;
+            match lane.prepare(executor) {
+                Err(Error::Cancelled) => lane.finished = Some(FinishReason::Cancelled),
+                prepared => prepared?,
+            }
         }
+        self.active.retain(|&i| self.lanes[i].finished.is_none());
         let rows: Vec<Row<'_>> = self.active.iter().map(|&i| self.lanes[i].row()).collect();
         executor.load_rows(&self.engine.gpu, self.id, &rows)
     }
@@ -383,6 +388,16 @@ impl<'s> Lane<'s> {
         let continuation = DecodeOptions { continuation: true, ..DecodeOptions::default() };
         let detokenizer = Detokenizer::new(Arc::clone(&engine.base.tokenizer), continuation);
         Ok(Self { session, options, sampler, detokenizer, held: String::new(), generated: 0, finished })
+    }
+
+    /// Computes the prompt and makes room for the next token.
+    fn prepare(&mut self, executor: &mut Executor) -> Result<()> {
+        if self.generated == 0 && self.options.cancel.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        self.session.prefill_locked(executor, &self.options.cancel.0)?;
+        let len = self.session.kv_len + 1;
+        self.session.reserve(executor, len)
     }
 
     fn row(&self) -> Row<'_> {

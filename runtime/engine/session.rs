@@ -141,15 +141,21 @@ impl Session {
         if self.kv_len < end {
             let engine = Arc::clone(&self.engine);
             self.reserve(executor, end)?;
-            let pending = (&self.tokens[self.kv_len..end], self.kv_len);
-            executor.prefill(&engine.gpu, pending, &self.pages, cancel, |_, _, _, _| Ok(()))?;
-            // Whole pages of a prompt may serve others; what decoding writes is not published.
-            for (i, key) in keys.iter().enumerate().take(end / PAGE_LEN) {
-                if (i + 1) * PAGE_LEN > self.kv_len {
-                    executor.pool.publish(self.pages[i], *key);
-                }
+            let (start, mut done) = (self.kv_len, self.kv_len);
+            let pending = (&self.tokens[start..end], start);
+            let computed = executor.prefill(&engine.gpu, pending, &self.pages, cancel, |_, _, first, count| {
+                done = start + first + count as usize;
+                Ok(())
+            });
+            if !matches!(computed, Ok(()) | Err(Error::Cancelled)) {
+                return computed;
             }
-            self.kv_len = end;
+            // Whole pages of a prompt may serve others; what decoding writes is not published.
+            for (i, key) in keys.iter().enumerate().take(done / PAGE_LEN).skip(start / PAGE_LEN) {
+                executor.pool.publish(self.pages[i], *key);
+            }
+            self.kv_len = done;
+            return computed;
         }
         Ok(())
     }
