@@ -429,6 +429,7 @@ impl<'s> Lane<'s> {
         if let Some(at) = options.stop.iter().filter_map(|stop| find(&self.held, stop)).min() {
             self.held.truncate(at);
             self.finished = Some(FinishReason::Stop);
+            return std::mem::take(&mut self.held);
         }
         if self.finished.is_none() && self.generated >= options.max_tokens {
             self.finished = Some(FinishReason::MaxTokens);
