@@ -16,7 +16,7 @@ use crate::model::kv_cache::PAGE_LEN;
 use crate::model::llama::{LOGIT_ROWS, Run};
 use crate::tokenizer::{DecodeOptions, Detokenizer, Tokenizer};
 
-use super::executor::{Executor, RING_SLOTS, Row};
+use super::executor::{Executor, MAX_BIASES, RING_SLOTS, Row};
 use super::{Engine, Session};
 
 /// Steps submitted before the first one's tokens are awaited.
@@ -213,6 +213,11 @@ impl<'s> Generation<'s> {
         for (session, options) in sequences {
             lanes.push(Lane::new(&engine, session, options)?);
         }
+        let biases: usize = lanes.iter().map(|lane| lane.options.sampling.logit_bias.len()).sum();
+        if biases > MAX_BIASES {
+            let reason = format!("{biases} biases in the batch; at most {MAX_BIASES}");
+            return Err(Error::InvalidArgument { name: "logit_bias", reason });
+        }
         let readbacks = (0..RING_SLOTS)
             .map(|_| engine.gpu.readback("tokens", LOGIT_ROWS as u64 * 4))
             .collect::<Result<Vec<_>>>()?;
@@ -299,7 +304,8 @@ impl<'s> Generation<'s> {
         }
         self.active.retain(|&i| self.lanes[i].finished.is_none());
         let rows: Vec<Row<'_>> = self.active.iter().map(|&i| self.lanes[i].row()).collect();
-        executor.load_rows(&self.engine.gpu, self.id, &rows)
+        executor.load_rows(&self.engine.gpu, self.id, &rows);
+        Ok(())
     }
 
     fn submit(&mut self, executor: &mut Executor) -> Result<()> {
