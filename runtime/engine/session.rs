@@ -43,17 +43,20 @@ impl Session {
     /// Errors: [`Error::ContextFull`] when they do not fit, [`Error::InvalidArgument`] for an id outside the
     /// vocabulary; the session is then as it was.
     pub fn push_tokens(&mut self, ids: &[u32]) -> Result<()> {
+        self.check(self.tokens.len(), ids)?;
+        self.tokens.extend_from_slice(ids);
+        Ok(())
+    }
+
+    /// Whether `ids` may follow the first `len` tokens.
+    fn check(&self, len: usize, ids: &[u32]) -> Result<()> {
         let vocab = self.engine.base.config.vocab_size;
         if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
             let reason = format!("token {id} is outside the vocabulary of {vocab}");
             return Err(Error::InvalidArgument { name: "ids", reason });
         }
-        let (needed, capacity) = (self.tokens.len() + ids.len(), self.engine.context);
-        if needed > capacity {
-            return Err(Error::ContextFull { needed, capacity });
-        }
-        self.tokens.extend_from_slice(ids);
-        Ok(())
+        let (needed, capacity) = (len + ids.len(), self.engine.context);
+        if needed > capacity { Err(Error::ContextFull { needed, capacity }) } else { Ok(()) }
     }
 
     /// Adds text: a prompt, with what the tokenizer puts first if the session is empty.
@@ -84,12 +87,11 @@ impl Session {
     ///
     /// Errors: as [`Session::push_tokens`].
     pub fn set_tokens(&mut self, ids: &[u32]) -> Result<()> {
-        if ids.len() > self.engine.context {
-            return Err(Error::ContextFull { needed: ids.len(), capacity: self.engine.context });
-        }
+        self.check(0, ids)?;
         let same = self.tokens.iter().zip(ids).take_while(|(a, b)| a == b).count();
         self.truncate(same);
-        self.push_tokens(&ids[same..])
+        self.tokens.extend_from_slice(&ids[same..]);
+        Ok(())
     }
 
     /// Forgets everything after the first `len` tokens.
