@@ -5,6 +5,7 @@ mod chat;
 mod common;
 mod gguf;
 mod kernels;
+mod model;
 mod quant;
 mod selftest;
 mod shaders;

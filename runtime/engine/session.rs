@@ -43,17 +43,20 @@ impl Session {
     /// Errors: [`Error::ContextFull`] when they do not fit, [`Error::InvalidArgument`] for an id outside the
     /// vocabulary; the session is then as it was.
     pub fn push_tokens(&mut self, ids: &[u32]) -> Result<()> {
+        self.check(self.tokens.len(), ids)?;
+        self.tokens.extend_from_slice(ids);
+        Ok(())
+    }
+
+    /// Whether `ids` may follow the first `len` tokens.
+    fn check(&self, len: usize, ids: &[u32]) -> Result<()> {
         let vocab = self.engine.base.config.vocab_size;
         if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
             let reason = format!("token {id} is outside the vocabulary of {vocab}");
             return Err(Error::InvalidArgument { name: "ids", reason });
         }
-        let (needed, capacity) = (self.tokens.len() + ids.len(), self.engine.context);
-        if needed > capacity {
-            return Err(Error::ContextFull { needed, capacity });
-        }
-        self.tokens.extend_from_slice(ids);
-        Ok(())
+        let (needed, capacity) = (len + ids.len(), self.engine.context);
+        if needed > capacity { Err(Error::ContextFull { needed, capacity }) } else { Ok(()) }
     }
 
     /// Adds text: a prompt, with what the tokenizer puts first if the session is empty.
@@ -84,12 +87,11 @@ impl Session {
     ///
     /// Errors: as [`Session::push_tokens`].
     pub fn set_tokens(&mut self, ids: &[u32]) -> Result<()> {
-        if ids.len() > self.engine.context {
-            return Err(Error::ContextFull { needed: ids.len(), capacity: self.engine.context });
-        }
+        self.check(0, ids)?;
         let same = self.tokens.iter().zip(ids).take_while(|(a, b)| a == b).count();
         self.truncate(same);
-        self.push_tokens(&ids[same..])
+        self.tokens.extend_from_slice(&ids[same..]);
+        Ok(())
     }
 
     /// Forgets everything after the first `len` tokens.
@@ -135,19 +137,27 @@ impl Session {
 
     pub(super) fn prefill_locked(&mut self, executor: &mut Executor, cancel: &AtomicBool) -> Result<()> {
         let end = self.tokens.len().saturating_sub(1);
+        // The last token is fed by the step that follows it, even where its keys are there already.
+        self.kv_len = self.kv_len.min(end);
         let keys = self.reuse_prefix(executor, end);
         if self.kv_len < end {
             let engine = Arc::clone(&self.engine);
             self.reserve(executor, end)?;
-            let pending = (&self.tokens[self.kv_len..end], self.kv_len);
-            executor.prefill(&engine.gpu, pending, &self.pages, cancel, |_, _, _, _| Ok(()))?;
-            // Whole pages of a prompt may serve others; what decoding writes is not published.
-            for (i, key) in keys.iter().enumerate().take(end / PAGE_LEN) {
-                if (i + 1) * PAGE_LEN > self.kv_len {
-                    executor.pool.publish(self.pages[i], *key);
-                }
+            let (start, mut done) = (self.kv_len, self.kv_len);
+            let pending = (&self.tokens[start..end], start);
+            let computed = executor.prefill(&engine.gpu, pending, &self.pages, cancel, |_, _, first, count| {
+                done = start + first + count as usize;
+                Ok(())
+            });
+            if !matches!(computed, Ok(()) | Err(Error::Cancelled)) {
+                return computed;
             }
-            self.kv_len = end;
+            // Whole pages of a prompt may serve others; what decoding writes is not published.
+            for (i, key) in keys.iter().enumerate().take(done / PAGE_LEN).skip(start / PAGE_LEN) {
+                executor.pool.publish(self.pages[i], *key);
+            }
+            self.kv_len = done;
+            return computed;
         }
         Ok(())
     }
