@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a failed test panics")]
 
 mod chat;
+#[cfg(feature = "cli")]
+mod cli;
 mod common;
 mod gguf;
 mod kernels;
