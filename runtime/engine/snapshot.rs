@@ -112,6 +112,7 @@ fn fill(session: &mut Session, file: &SafeTensors<'_>, kv_len: usize, path: &Pat
         }
     }
     session.kv_len = kv_len;
+    session.own_work = false;
     Ok(())
 }
 
