@@ -3,6 +3,7 @@
 
 mod chat;
 mod common;
+mod engine;
 mod gguf;
 mod kernels;
 mod model;
