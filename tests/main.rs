@@ -5,6 +5,7 @@ mod chat;
 #[cfg(feature = "cli")]
 mod cli;
 mod common;
+mod engine;
 mod gguf;
 mod kernels;
 mod model;

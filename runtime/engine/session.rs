@@ -20,12 +20,15 @@ pub struct Session {
     /// Tokens whose keys and values are in `pages`; the others are pending.
     pub(super) kv_len: usize,
     pub(super) pages: Vec<u32>,
+    /// All keys and values were computed here, so others may take them over; a file's may be anything.
+    pub(super) own_work: bool,
     never: AtomicBool,
 }
 
 impl Session {
     pub(super) fn new(engine: Arc<Engine>) -> Self {
-        Self { engine, tokens: Vec::new(), kv_len: 0, pages: Vec::new(), never: AtomicBool::new(false) }
+        let (tokens, pages, never) = (Vec::new(), Vec::new(), AtomicBool::new(false));
+        Self { engine, tokens, kv_len: 0, pages, own_work: true, never }
     }
 
     /// The engine it belongs to.
@@ -114,6 +117,7 @@ impl Session {
         let mut fork = Self::new(Arc::clone(&self.engine));
         fork.tokens.clone_from(&self.tokens);
         fork.kv_len = self.kv_len;
+        fork.own_work = self.own_work;
         fork.pages.clone_from(&self.pages);
         fork
     }
@@ -153,7 +157,8 @@ impl Session {
                 return computed;
             }
             // Whole pages of a prompt may serve others; what decoding writes is not published.
-            for (i, key) in keys.iter().enumerate().take(done / PAGE_LEN).skip(start / PAGE_LEN) {
+            let whole = if self.own_work { start / PAGE_LEN..done / PAGE_LEN } else { 0..0 };
+            for (i, key) in keys.iter().enumerate().take(whole.end).skip(whole.start) {
                 executor.pool.publish(self.pages[i], *key);
             }
             self.kv_len = done;

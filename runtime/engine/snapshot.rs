@@ -72,6 +72,9 @@ pub(super) fn restore(engine: &Arc<Engine>, path: &Path) -> Result<Session> {
     }
     let file = SafeTensors::deserialize(&bytes).map_err(|e| invalid(path, e))?;
     let tokens = file.tensor("tokens").map_err(|e| invalid(path, e))?;
+    if tokens.dtype() != Dtype::U32 {
+        return Err(invalid(path, format!("tensor `tokens` is {:?}, not U32", tokens.dtype())));
+    }
     let tokens: Vec<u32> = tokens.data().as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
     let kv_len = field("kv_len").parse::<usize>().ok().filter(|&n| n <= tokens.len());
     let kv_len = kv_len.ok_or_else(|| invalid(path, "kv_len is missing or longer than the tokens"))?;
@@ -112,6 +115,7 @@ fn fill(session: &mut Session, file: &SafeTensors<'_>, kv_len: usize, path: &Pat
         }
     }
     session.kv_len = kv_len;
+    session.own_work = false;
     Ok(())
 }
 

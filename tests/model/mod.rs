@@ -157,7 +157,7 @@ fn logits_of_a_long_text_are_those_of_an_exact_pass() {
 }
 
 /// A llama of odd sizes in random blocks: 3 heads of 64 on one, 41 tokens.
-fn odd_llama(random: &mut Random) -> Writer {
+pub(crate) fn odd_llama(random: &mut Random) -> Writer {
     let (hidden, inner, heads, head_dim, vocab) = (96, 160, 3, 64, 41);
     let mut writer = Writer::new();
     for (key, n) in [
