@@ -1,6 +1,8 @@
 //! On-device adapter runtime: one frozen 4-bit language model, computed by WGSL kernels through wgpu.
 
 pub mod chat;
+#[cfg(feature = "cli")]
+pub mod cli;
 pub mod dtype;
 pub mod engine;
 pub mod error;
@@ -9,12 +11,14 @@ pub mod gpu;
 pub mod kernels;
 pub mod model;
 pub mod quant;
+pub mod selftest;
 pub mod tokenizer;
 
 pub use chat::Message;
 pub use dtype::DType;
 pub use engine::{
-    CancelToken, Engine, EngineOptions, FinishReason, GenerateOptions, Generation, Sampling, Session, Token, generate_batch,
+    CancelToken, Engine, EngineOptions, FinishReason, GenerateOptions, Generation, Sampling, Session, Token,
+    generate_batch,
 };
 pub use error::{Error, Result};
 pub use gpu::GpuOptions;

@@ -4,6 +4,9 @@
 mod chat;
 mod common;
 mod gguf;
+mod kernels;
+mod model;
 mod quant;
+mod selftest;
 mod shaders;
 mod tokenizer;

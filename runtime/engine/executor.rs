@@ -2,18 +2,18 @@
 //!
 //! Nothing here outlives a turn but the KV pages: whoever takes a turn writes its rows, tables and settings first.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, Result};
 use crate::gpu::{Commands, Gpu, Op, Tensor};
 use crate::kernels::sample::{self, Sampler};
 use crate::model::kv_cache::{KvCache, PAGE_LEN, PagePool};
-use crate::model::llama::{Limits, Llama, LOGIT_ROWS, Run};
+use crate::model::llama::{LOGIT_ROWS, Limits, Llama, Run};
 
 use super::Base;
 
 /// Biases that all rows together may have.
-const MAX_BIASES: usize = 4096;
+pub(crate) const MAX_BIASES: usize = 4096;
 /// Steps whose tokens may be on their way to the host.
 pub(crate) const RING_SLOTS: usize = 4;
 /// Pages allocated at first; the cache doubles when they run out.
@@ -129,6 +129,9 @@ impl Executor {
         self.owner = 0;
         gpu.write(&self.llama.activations.pages, 0, pages);
         for (chunk, first) in tokens.chunks(self.chunk_rows).zip((0..).step_by(self.chunk_rows)) {
+            if cancel.load(Ordering::Relaxed) {
+                return Err(Error::Cancelled);
+            }
             let start = (position + first) as u32;
             let count = chunk.len() as u32;
             let rows: Vec<[u32; 2]> = (0..count).map(|i| [0, start + i]).collect();
@@ -158,7 +161,7 @@ impl Executor {
     }
 
     /// Puts a decode batch on the device for `owner`.
-    pub(crate) fn load_rows(&mut self, gpu: &Gpu, owner: u64, batch: &[Row<'_>]) -> Result<()> {
+    pub(crate) fn load_rows(&mut self, gpu: &Gpu, owner: u64, batch: &[Row<'_>]) {
         let a = &self.llama.activations;
         let seen_words = sample::seen_words(self.vocab) as usize;
         let mut biases: Vec<(u32, f32)> = Vec::new();
@@ -177,14 +180,9 @@ impl Executor {
             }
             gpu.write(&self.seen, (m * seen_words * 4) as u64, &seen);
         }
-        if biases.len() > MAX_BIASES {
-            let reason = format!("{} biases in the batch; at most {MAX_BIASES}", biases.len());
-            return Err(Error::InvalidArgument { name: "logit_bias", reason });
-        }
         let flat: Vec<u32> = biases.iter().flat_map(|(token, bias)| [*token, bias.to_bits()]).collect();
         gpu.write(&self.biases, 0, &flat);
         self.owner = owner;
-        Ok(())
     }
 
     /// Tells the device that row `m`'s page number `index` is `page`.

@@ -16,7 +16,7 @@ use crate::model::kv_cache::PAGE_LEN;
 use crate::model::llama::{LOGIT_ROWS, Run};
 use crate::tokenizer::{DecodeOptions, Detokenizer, Tokenizer};
 
-use super::executor::{Executor, RING_SLOTS, Row};
+use super::executor::{Executor, MAX_BIASES, RING_SLOTS, Row};
 use super::{Engine, Session};
 
 /// Steps submitted before the first one's tokens are awaited.
@@ -57,7 +57,8 @@ impl Default for Sampling {
 }
 
 impl Sampling {
-    fn check(&self, vocab: usize) -> Result<()> {
+    /// Errors: [`Error::InvalidArgument`] naming the setting.
+    pub(crate) fn check(&self, vocab: usize) -> Result<()> {
         let bad = |name: &'static str, allowed: &str| {
             Err(Error::InvalidArgument { name, reason: format!("out of range; {allowed}") })
         };
@@ -141,7 +142,8 @@ impl Default for GenerateOptions {
 }
 
 /// Why a generation ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum FinishReason {
     /// The model ended it.
     EndOfGeneration,
@@ -211,6 +213,11 @@ impl<'s> Generation<'s> {
         for (session, options) in sequences {
             lanes.push(Lane::new(&engine, session, options)?);
         }
+        let biases: usize = lanes.iter().map(|lane| lane.options.sampling.logit_bias.len()).sum();
+        if biases > MAX_BIASES {
+            let reason = format!("{biases} biases in the batch; at most {MAX_BIASES}");
+            return Err(Error::InvalidArgument { name: "logit_bias", reason });
+        }
         let readbacks = (0..RING_SLOTS)
             .map(|_| engine.gpu.readback("tokens", LOGIT_ROWS as u64 * 4))
             .collect::<Result<Vec<_>>>()?;
@@ -254,6 +261,9 @@ impl<'s> Generation<'s> {
                     break; // someone else took a turn: take our tokens first, then load anew
                 }
                 self.load(&mut executor)?;
+                if self.active.is_empty() {
+                    return Ok(());
+                }
             }
             self.submit(&mut executor)?;
         }
@@ -270,29 +280,32 @@ impl<'s> Generation<'s> {
     fn may_submit(&self) -> bool {
         let ahead = self.in_flight.len();
         let wanted = self.active.iter().any(|&i| self.lanes[i].generated + ahead < self.lanes[i].options.max_tokens);
-        wanted && self.active.iter().all(|&i| self.lanes[i].session.tokens.len() + ahead <= self.engine.context)
+        wanted && self.active.iter().all(|&i| self.lanes[i].session.tokens.len() + ahead < self.engine.context)
     }
 
     fn finish_full(&mut self) {
         let context = self.engine.context;
         for &i in &self.active {
-            if self.lanes[i].session.tokens.len() > context {
+            if self.lanes[i].session.tokens.len() >= context {
                 self.lanes[i].finished = Some(FinishReason::ContextFull);
             }
         }
         self.retire();
     }
 
-    /// Puts the active lanes on the device.
+    /// Puts the active lanes on the device; one that is cancelled before its first token ends here, alone.
     fn load(&mut self, executor: &mut Executor) -> Result<()> {
         for &i in &self.active {
             let lane = &mut self.lanes[i];
-            lane.session.prefill_locked(executor, &lane.options.cancel.0)?;
-            let len = lane.session.kv_len + 1;
-            lane.session.reserve(executor, len)?;
+            match lane.prepare(executor) {
+                Err(Error::Cancelled) => lane.finished = Some(FinishReason::Cancelled),
+                prepared => prepared?,
+            }
         }
+        self.active.retain(|&i| self.lanes[i].finished.is_none());
         let rows: Vec<Row<'_>> = self.active.iter().map(|&i| self.lanes[i].row()).collect();
-        executor.load_rows(&self.engine.gpu, self.id, &rows)
+        executor.load_rows(&self.engine.gpu, self.id, &rows);
+        Ok(())
     }
 
     fn submit(&mut self, executor: &mut Executor) -> Result<()> {
@@ -383,6 +396,16 @@ impl<'s> Lane<'s> {
         Ok(Self { session, options, sampler, detokenizer, held: String::new(), generated: 0, finished })
     }
 
+    /// Computes the prompt and makes room for the next token.
+    fn prepare(&mut self, executor: &mut Executor) -> Result<()> {
+        if self.generated == 0 && self.options.cancel.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        self.session.prefill_locked(executor, &self.options.cancel.0)?;
+        let len = self.session.kv_len + 1;
+        self.session.reserve(executor, len)
+    }
+
     fn row(&self) -> Row<'_> {
         Row {
             token: self.session.tokens.last().copied().unwrap_or_default(),
@@ -412,6 +435,7 @@ impl<'s> Lane<'s> {
         if let Some(at) = options.stop.iter().filter_map(|stop| find(&self.held, stop)).min() {
             self.held.truncate(at);
             self.finished = Some(FinishReason::Stop);
+            return std::mem::take(&mut self.held);
         }
         if self.finished.is_none() && self.generated >= options.max_tokens {
             self.finished = Some(FinishReason::MaxTokens);
@@ -419,7 +443,7 @@ impl<'s> Lane<'s> {
         if self.finished.is_none() && options.cancel.is_cancelled() {
             self.finished = Some(FinishReason::Cancelled);
         }
-        if self.finished.is_none() && self.session.tokens.len() > engine.context {
+        if self.finished.is_none() && self.session.tokens.len() >= engine.context {
             self.finished = Some(FinishReason::ContextFull);
         }
         if self.finished.is_some() {

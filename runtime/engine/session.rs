@@ -43,17 +43,20 @@ impl Session {
     /// Errors: [`Error::ContextFull`] when they do not fit, [`Error::InvalidArgument`] for an id outside the
     /// vocabulary; the session is then as it was.
     pub fn push_tokens(&mut self, ids: &[u32]) -> Result<()> {
+        self.check(self.tokens.len(), ids)?;
+        self.tokens.extend_from_slice(ids);
+        Ok(())
+    }
+
+    /// Whether `ids` may follow the first `len` tokens.
+    fn check(&self, len: usize, ids: &[u32]) -> Result<()> {
         let vocab = self.engine.base.config.vocab_size;
         if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
             let reason = format!("token {id} is outside the vocabulary of {vocab}");
             return Err(Error::InvalidArgument { name: "ids", reason });
         }
-        let (needed, capacity) = (self.tokens.len() + ids.len(), self.engine.context);
-        if needed > capacity {
-            return Err(Error::ContextFull { needed, capacity });
-        }
-        self.tokens.extend_from_slice(ids);
-        Ok(())
+        let (needed, capacity) = (len + ids.len(), self.engine.context);
+        if needed > capacity { Err(Error::ContextFull { needed, capacity }) } else { Ok(()) }
     }
 
     /// Adds text: a prompt, with what the tokenizer puts first if the session is empty.
@@ -84,12 +87,11 @@ impl Session {
     ///
     /// Errors: as [`Session::push_tokens`].
     pub fn set_tokens(&mut self, ids: &[u32]) -> Result<()> {
-        if ids.len() > self.engine.context {
-            return Err(Error::ContextFull { needed: ids.len(), capacity: self.engine.context });
-        }
+        self.check(0, ids)?;
         let same = self.tokens.iter().zip(ids).take_while(|(a, b)| a == b).count();
         self.truncate(same);
-        self.push_tokens(&ids[same..])
+        self.tokens.extend_from_slice(&ids[same..]);
+        Ok(())
     }
 
     /// Forgets everything after the first `len` tokens.
@@ -135,19 +137,27 @@ impl Session {
 
     pub(super) fn prefill_locked(&mut self, executor: &mut Executor, cancel: &AtomicBool) -> Result<()> {
         let end = self.tokens.len().saturating_sub(1);
+        // The last token is fed by the step that follows it, even where its keys are there already.
+        self.kv_len = self.kv_len.min(end);
         let keys = self.reuse_prefix(executor, end);
         if self.kv_len < end {
             let engine = Arc::clone(&self.engine);
             self.reserve(executor, end)?;
-            let pending = (&self.tokens[self.kv_len..end], self.kv_len);
-            executor.prefill(&engine.gpu, pending, &self.pages, cancel, |_, _, _, _| Ok(()))?;
-            // Whole pages of a prompt may serve others; what decoding writes is not published.
-            for (i, key) in keys.iter().enumerate().take(end / PAGE_LEN) {
-                if (i + 1) * PAGE_LEN > self.kv_len {
-                    executor.pool.publish(self.pages[i], *key);
-                }
+            let (start, mut done) = (self.kv_len, self.kv_len);
+            let pending = (&self.tokens[start..end], start);
+            let computed = executor.prefill(&engine.gpu, pending, &self.pages, cancel, |_, _, first, count| {
+                done = start + first + count as usize;
+                Ok(())
+            });
+            if !matches!(computed, Ok(()) | Err(Error::Cancelled)) {
+                return computed;
             }
-            self.kv_len = end;
+            // Whole pages of a prompt may serve others; what decoding writes is not published.
+            for (i, key) in keys.iter().enumerate().take(done / PAGE_LEN).skip(start / PAGE_LEN) {
+                executor.pool.publish(self.pages[i], *key);
+            }
+            self.kv_len = done;
+            return computed;
         }
         Ok(())
     }
@@ -179,16 +189,18 @@ impl Session {
         Ok(())
     }
 
-    /// Computes the pending tokens and hands out the logits of each, `[V]`, with its index among all tokens.
+    /// Computes the pending tokens and hands out the logits after each from index `from` on, `[V]`, with its index;
+    /// indices count all tokens of the session.
     ///
     /// Errors: as [`Session::prefill`].
-    pub fn logits(&mut self, mut each: impl FnMut(usize, &[f32])) -> Result<()> {
+    pub fn logits(&mut self, from: usize, mut each: impl FnMut(usize, &[f32])) -> Result<()> {
         let engine = Arc::clone(&self.engine);
         let mut executor = engine.executor();
         let (start, end, vocab) = (self.kv_len, self.tokens.len(), engine.base.config.vocab_size);
         self.reserve(&mut executor, end)?;
         let read = |executor: &mut Executor, gpu: &crate::gpu::Gpu, first: usize, count: u32| {
-            for row in (0..count).step_by(LOGIT_ROWS) {
+            let skip = from.saturating_sub(start + first).min(count as usize) as u32;
+            for row in (skip..count).step_by(LOGIT_ROWS) {
                 let rows = (LOGIT_ROWS as u32).min(count - row);
                 let logits = executor.read_logits(gpu, row, rows)?;
                 for (i, logits) in logits.chunks_exact(vocab).enumerate() {

@@ -72,8 +72,7 @@ pub(super) fn restore(engine: &Arc<Engine>, path: &Path) -> Result<Session> {
     }
     let file = SafeTensors::deserialize(&bytes).map_err(|e| invalid(path, e))?;
     let tokens = file.tensor("tokens").map_err(|e| invalid(path, e))?;
-    let tokens: Vec<u32> =
-        tokens.data().as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
+    let tokens: Vec<u32> = tokens.data().as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
     let kv_len = field("kv_len").parse::<usize>().ok().filter(|&n| n <= tokens.len());
     let kv_len = kv_len.ok_or_else(|| invalid(path, "kv_len is missing or longer than the tokens"))?;
     let mut session = engine.session();
@@ -93,7 +92,10 @@ fn fill(session: &mut Session, file: &SafeTensors<'_>, kv_len: usize, path: &Pat
     let load = |name: String| -> Result<Cow<'_, [u8]>> {
         let view = file.tensor(&name).map_err(|e| invalid(path, e))?;
         if view.shape() != [used, page_bytes] || view.dtype() != Dtype::U8 {
-            return Err(invalid(path, format!("tensor `{name}` has shape {:?}, not [{used}, {page_bytes}]", view.shape())));
+            return Err(invalid(
+                path,
+                format!("tensor `{name}` has shape {:?}, not [{used}, {page_bytes}]", view.shape()),
+            ));
         }
         Ok(Cow::Borrowed(view.data()))
     };

@@ -107,7 +107,14 @@ impl Pipelines {
             };
             (cache, path)
         });
-        Self { compiled: Mutex::default(), layouts: Mutex::default(), disk, changed: AtomicBool::new(false), ring_layout, idle_rings: Mutex::default() }
+        Self {
+            compiled: Mutex::default(),
+            layouts: Mutex::default(),
+            disk,
+            changed: AtomicBool::new(false),
+            ring_layout,
+            idle_rings: Mutex::default(),
+        }
     }
 }
 
@@ -160,8 +167,7 @@ impl Gpu {
     }
 
     fn module(&self, name: &str, text: &str) -> wgpu::ShaderModule {
-        let desc =
-            wgpu::ShaderModuleDescriptor { label: Some(name), source: wgpu::ShaderSource::Wgsl(text.into()) };
+        let desc = wgpu::ShaderModuleDescriptor { label: Some(name), source: wgpu::ShaderSource::Wgsl(text.into()) };
         if self.options.checked {
             return self.device.create_shader_module(desc);
         }
@@ -184,8 +190,7 @@ impl Gpu {
         };
         let make = || {
             let entries: Vec<_> = bindings.iter().zip(0..).map(entry).collect();
-            self.device
-                .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries })
+            self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries })
         };
         layouts.entry(bindings).or_insert_with(make).clone()
     }
@@ -201,10 +206,10 @@ impl Gpu {
 
     /// Binds `tensors`, whole, to bindings 0.. of any kernel with that list.
     pub fn bind(&self, bindings: &'static [Access], tensors: &[&Tensor]) -> wgpu::BindGroup {
-        let entries = tensors.iter().zip(0..).map(|(tensor, binding)| wgpu::BindGroupEntry {
-            binding,
-            resource: tensor.buffer.as_entire_binding(),
-        });
+        let entries = tensors
+            .iter()
+            .zip(0..)
+            .map(|(tensor, binding)| wgpu::BindGroupEntry { binding, resource: tensor.buffer.as_entire_binding() });
         self.device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: None,
             layout: &self.group_layout(bindings),
@@ -221,7 +226,8 @@ impl Gpu {
         let Some(data) = cache.get_data() else { return };
         let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
         let dir = path.parent().map_or(Ok(()), std::fs::create_dir_all);
-        let saved = dir.and_then(|()| std::fs::write(&temporary, data)).and_then(|()| std::fs::rename(&temporary, path));
+        let saved =
+            dir.and_then(|()| std::fs::write(&temporary, data)).and_then(|()| std::fs::rename(&temporary, path));
         if let Err(e) = saved {
             log::warn!("pipeline cache {}: {e}", path.display());
         }

@@ -31,7 +31,11 @@ impl Gpu {
     ///
     /// Errors: [`Error::OutOfMemory`] with the size; [`Error::InvalidArgument`] over the device's largest buffer.
     pub fn storage(&self, label: &str, bytes: u64) -> Result<Tensor> {
-        self.buffer(label, bytes, wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC)
+        self.buffer(
+            label,
+            bytes,
+            wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
+        )
     }
 
     /// A buffer that the host can map to read.

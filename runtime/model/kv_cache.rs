@@ -124,7 +124,14 @@ impl KvCache {
     /// `pages` pages for `layers` layers; `width` is kv_heads × head_dim, `element_bytes` 2 for f16 or 4 for f32.
     ///
     /// Errors: [`Error::OutOfMemory`].
-    pub fn new(gpu: &Gpu, layers: usize, width: usize, element_bytes: usize, pages: usize, most: usize) -> Result<Self> {
+    pub fn new(
+        gpu: &Gpu,
+        layers: usize,
+        width: usize,
+        element_bytes: usize,
+        pages: usize,
+        most: usize,
+    ) -> Result<Self> {
         let page_bytes = (width * element_bytes * PAGE_LEN) as u64;
         let max_pages = most.min((gpu.caps().max_binding_bytes / page_bytes) as usize);
         let mut cache = Self { layers: Vec::with_capacity(layers), page_bytes, max_pages };

@@ -220,7 +220,13 @@ impl LinearOp {
         commands.bound(u64::from(rows) * self.operations)
     }
 
-    fn record_wide(&self, gpu: &Gpu, commands: &mut Commands<'_>, chunk: &ChunkOp, params: &LinearParams) -> Result<()> {
+    fn record_wide(
+        &self,
+        gpu: &Gpu,
+        commands: &mut Commands<'_>,
+        chunk: &ChunkOp,
+        params: &LinearParams,
+    ) -> Result<()> {
         debug_assert!(self.eps.is_none() && self.epilogue != Epilogue::SwiGlu, "only narrow passes fold");
         let caps = gpu.caps();
         let kernel = get_or_compile(&chunk.matmul, || {

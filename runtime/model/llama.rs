@@ -164,12 +164,8 @@ impl Llama {
         for (op, params) in &self.embed {
             embedding::record(commands, op, *params, rows);
         }
-        let norm = RmsNormParams {
-            rows,
-            k4: self.config.hidden_size as u32 / 4,
-            eps: self.config.rms_norm_eps,
-            pad: 0,
-        };
+        let norm =
+            RmsNormParams { rows, k4: self.config.hidden_size as u32 / 4, eps: self.config.rms_norm_eps, pad: 0 };
         let narrow = rows <= MAX_COLS;
         for layer in &self.layers {
             if narrow {

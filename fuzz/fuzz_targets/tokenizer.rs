@@ -1,0 +1,116 @@
+//! Tokenizer metadata of any content: an error or a tokenizer whose every method works.
+//! `cargo +nightly fuzz run tokenizer`
+
+#![no_main]
+
+use arbitrary::Arbitrary;
+use epiphyte::tokenizer::{DecodeOptions, EncodeOptions, Tokenizer, TokenizerSpec};
+use libfuzzer_sys::fuzz_target;
+
+#[derive(Arbitrary, Debug)]
+struct Input {
+    spec: Spec,
+    text: String,
+    ids: Vec<u16>,
+    options: [Option<bool>; 2],
+    flags: [bool; 4],
+}
+
+#[derive(Arbitrary, Debug)]
+struct Spec {
+    llama: bool,
+    pre: u8,
+    /// All byte tokens come first, so that more texts can be spelt.
+    bytes: bool,
+    tokens: Vec<String>,
+    merges: Vec<Merge>,
+    scores: Option<Vec<f32>>,
+    token_types: Option<Vec<u8>>,
+    ids: [Option<u8>; 5],
+    flags: [Option<bool>; 3],
+}
+
+#[derive(Arbitrary, Debug)]
+enum Merge {
+    Text(String),
+    Pair(u8, u8),
+}
+
+fn spec(spec: Spec) -> TokenizerSpec {
+    let mut tokens = Vec::new();
+    if spec.bytes && spec.llama {
+        tokens.extend((0..=255).map(|byte| format!("<0x{byte:02X}>")));
+    } else if spec.bytes {
+        tokens.extend(('!'..='~').chain('¡'..='¬').chain('®'..='ń').map(String::from));
+    }
+    let first = tokens.len();
+    tokens.extend(spec.tokens);
+    let mut merges = Vec::new();
+    for merge in spec.merges {
+        match merge {
+            Merge::Text(text) => merges.push(text),
+            Merge::Pair(a, b) => {
+                let (Some(a), Some(b)) = (tokens.get(usize::from(a)).cloned(), tokens.get(usize::from(b)).cloned())
+                else {
+                    continue;
+                };
+                let joined = format!("{a}{b}");
+                if !tokens.contains(&joined) {
+                    tokens.push(joined);
+                }
+                merges.push(format!("{a} {b}"));
+            }
+        }
+    }
+    let len = tokens.len();
+    let pre = ["smollm", "llama-bpe", "qwen2", "gpt-2", "default", "other"];
+    let [bos, eos, eot, unk, pad] = spec.ids.map(|id| id.map(u32::from));
+    let [add_bos, add_eos, add_space_prefix] = spec.flags;
+    // Mostly of the right length, so that the rest is reached.
+    let scores = spec.scores.map(|mut scores| {
+        if scores.len() > first {
+            return scores;
+        }
+        scores.resize(len, 0.0);
+        scores
+    });
+    let token_types = spec.token_types.map(|types| {
+        let mut types = types.into_iter().map(|kind| i32::from(kind % 8)).collect::<Vec<_>>();
+        if types.len() < len {
+            types.resize(len, 1);
+        }
+        types.rotate_right(types.len().min(len - first));
+        types
+    });
+    TokenizerSpec {
+        model: if spec.llama { "llama" } else { "gpt2" }.into(),
+        pre: pre.get(usize::from(spec.pre % 8)).map(|&pre| pre.to_owned()),
+        tokens,
+        merges,
+        scores,
+        token_types,
+        bos,
+        eos,
+        eot,
+        unk,
+        pad,
+        add_bos,
+        add_eos,
+        add_space_prefix,
+    }
+}
+
+fuzz_target!(|input: Input| {
+    let Ok(tokenizer) = Tokenizer::from_spec(spec(input.spec)) else { return };
+    let [add_bos, add_eos] = input.options;
+    let [parse_special, show_special, continuation, _] = input.flags;
+    let decode = DecodeOptions { show_special, continuation };
+    let encoded = tokenizer.encode(&input.text, EncodeOptions { add_bos, add_eos, parse_special }).unwrap_or_default();
+    let arbitrary = input.ids.into_iter().map(u32::from).collect::<Vec<_>>();
+    for ids in [encoded, arbitrary] {
+        let mut detokenizer = tokenizer.detokenizer(decode);
+        let mut text = ids.iter().map(|&id| detokenizer.push(id)).collect::<String>();
+        text += &detokenizer.finish();
+        assert_eq!(text, tokenizer.decode_with(&ids, decode));
+    }
+});
