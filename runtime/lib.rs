@@ -1,17 +1,27 @@
 //! On-device adapter runtime: one frozen 4-bit language model, computed by WGSL kernels through wgpu.
 
 pub mod chat;
+#[cfg(feature = "cli")]
+pub mod cli;
 pub mod dtype;
+pub mod engine;
 pub mod error;
 pub mod format;
 pub mod gpu;
 pub mod kernels;
 pub mod model;
 pub mod quant;
+pub mod selftest;
 pub mod tokenizer;
 
+pub use chat::Message;
 pub use dtype::DType;
+pub use engine::{
+    CancelToken, Engine, EngineOptions, FinishReason, GenerateOptions, Generation, Sampling, Session, Token,
+    generate_batch,
+};
 pub use error::{Error, Result};
+pub use gpu::GpuOptions;
 
 /// Where the default model, the pipeline cache and the self-test's verdicts are kept:
 /// `EPIPHYTE_CACHE`, else `$XDG_CACHE_HOME/epiphyte`, else `~/.cache/epiphyte`.

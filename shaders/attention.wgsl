@@ -5,6 +5,7 @@
 //   3 keys   vec4<kv>  read  [pages, G, PAGE, E]              4 values  the same
 //   5 out    f32  read_write  [M, H E], or with SPLIT [M, splits, H E] not yet divided by the sum
 //   6 stats  vec2<f32>  read_write  [M, splits, H]: largest score, sum of exponentials; SPLIT only
+// Needs: E a multiple of 16, CHUNK of PAGE.
 // Grid: (G, splits, M); WG lanes, a lane a position for the scores, then a lane 4 columns of a head.
 // Host: runtime/kernels/attention.rs    Oracle: tests/kernels/attention.rs
 struct Params {
@@ -26,14 +27,17 @@ struct Params {
 @group(0) @binding(6) var<storage, read_write> stats: array<vec2<f32>>;
 
 const E4: u32 = E / 4u;
+const PARTS: u32 = WG / E4;
 const NONE: f32 = -3.0e38;
+var<workgroup> tile_page: array<u32, CHUNK / PAGE>;
 var<workgroup> tile_q: array<vec4<f32>, GROUP * E4>;
 var<workgroup> tile_p: array<f32, GROUP * CHUNK>;
 var<workgroup> tile_sum: array<f32, GROUP>;
+var<workgroup> tile_o: array<vec4<f32>, PARTS * E4>;
 
-fn slot(row: vec2<u32>, kv_head: u32, position: u32) -> u32 {
-    let page = pages[row.x * p.max_pages + position / PAGE];
-    return ((page * p.kv_heads + kv_head) * PAGE + position % PAGE) * E4;
+// Where position start + t of the chunk lies in keys and values. CHUNK is whole pages.
+fn slot(kv_head: u32, t: u32) -> u32 {
+    return ((tile_page[t / PAGE] * p.kv_heads + kv_head) * PAGE + t % PAGE) * E4;
 }
 
 @compute @workgroup_size(WG)
@@ -47,10 +51,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var i = index; i < GROUP * E4; i += WG) {
         tile_q[i] = qkv[(m * (p.heads + 2u * p.kv_heads) + kv_head * GROUP) * E4 + i] * p.scale;
     }
+    if index * PAGE < count {
+        tile_page[index] = pages[row.x * p.max_pages + start / PAGE + index];
+    }
     workgroupBarrier();
     for (var t = index; t < CHUNK; t += WG) {
         if t < count {
-            scores(row, kv_head, start + t, t);
+            scores(kv_head, t);
         } else {
             for (var h = 0u; h < GROUP; h++) { tile_p[h * CHUNK + t] = NONE; }
         }
@@ -78,27 +85,56 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
     }
     workgroupBarrier();
-    for (var i = index; i < GROUP * E4; i += WG) {
-        let h = i / E4;
-        var acc = vec4<f32>(0.0);
-        for (var t = 0u; t < count; t++) {
-            acc += tile_p[h * CHUNK + t] * vec4<f32>(values[slot(row, kv_head, start + t) + i % E4]);
+    // A lane takes 4 columns of every head and one position in PARTS; the parts are added in order.
+    let column = index % E4;
+    var acc: array<vec4<f32>, GROUP>;
+    for (var h = 0u; h < GROUP; h++) { acc[h] = vec4<f32>(0.0); }
+    let working = index < PARTS * E4;
+    var t = select(count, index / E4, working);
+    // Four positions at a time, so that their loads are under way together.
+    for (; t + 3u * PARTS < count; t += 4u * PARTS) {
+        let v0 = vec4<f32>(values[slot(kv_head, t) + column]);
+        let v1 = vec4<f32>(values[slot(kv_head, t + PARTS) + column]);
+        let v2 = vec4<f32>(values[slot(kv_head, t + 2u * PARTS) + column]);
+        let v3 = vec4<f32>(values[slot(kv_head, t + 3u * PARTS) + column]);
+        for (var h = 0u; h < GROUP; h++) {
+            let at = h * CHUNK + t;
+            acc[h] += tile_p[at] * v0 + tile_p[at + PARTS] * v1 + tile_p[at + 2u * PARTS] * v2 + tile_p[at + 3u * PARTS] * v3;
         }
-        if SPLIT == 1u {
-            out[((group.z * p.splits + group.y) * p.heads + kv_head * GROUP) * E4 + i] = acc;
-        } else {
-            out[(m * p.heads + kv_head * GROUP) * E4 + i] = acc / tile_sum[h];
+    }
+    for (; t < count; t += PARTS) {
+        let v = vec4<f32>(values[slot(kv_head, t) + column]);
+        for (var h = 0u; h < GROUP; h++) { acc[h] += tile_p[h * CHUNK + t] * v; }
+    }
+    for (var h = 0u; h < GROUP; h++) {
+        if working { tile_o[index] = acc[h]; }
+        workgroupBarrier();
+        if index < E4 {
+            var sum = tile_o[index];
+            for (var part = 1u; part < PARTS; part++) { sum += tile_o[part * E4 + index]; }
+            if SPLIT == 1u {
+                out[((group.z * p.splits + group.y) * p.heads + kv_head * GROUP + h) * E4 + index] = sum;
+            } else {
+                out[(m * p.heads + kv_head * GROUP + h) * E4 + index] = sum / tile_sum[h];
+            }
         }
+        workgroupBarrier();
     }
 }
 
-fn scores(row: vec2<u32>, kv_head: u32, position: u32, t: u32) {
-    let base = slot(row, kv_head, position);
+fn scores(kv_head: u32, t: u32) {
+    let base = slot(kv_head, t);
     var acc: array<f32, GROUP>;
     for (var h = 0u; h < GROUP; h++) { acc[h] = 0.0; }
-    for (var e = 0u; e < E4; e++) {
-        let k = vec4<f32>(keys[base + e]);
-        for (var h = 0u; h < GROUP; h++) { acc[h] += dot(tile_q[h * E4 + e], k); }
+    for (var e = 0u; e < E4; e += 4u) {
+        let k0 = vec4<f32>(keys[base + e]);
+        let k1 = vec4<f32>(keys[base + e + 1u]);
+        let k2 = vec4<f32>(keys[base + e + 2u]);
+        let k3 = vec4<f32>(keys[base + e + 3u]);
+        for (var h = 0u; h < GROUP; h++) {
+            let q = h * E4 + e;
+            acc[h] += dot(tile_q[q], k0) + dot(tile_q[q + 1u], k1) + dot(tile_q[q + 2u], k2) + dot(tile_q[q + 3u], k3);
+        }
     }
     for (var h = 0u; h < GROUP; h++) { tile_p[h * CHUNK + t] = acc[h]; }
 }

@@ -24,17 +24,37 @@ struct Params {
 
 const TM: u32 = 2u * FM * S;
 const TN: u32 = 2u * FN * S;
+const X_PARTS: u32 = TM * 4u / WG; // parts of x that a lane stages
+const W_PARTS: u32 = TN * 4u / WG;
 const STRIDE: u32 = 40u; // 32 of K and 8 halves of padding against bank conflicts
 var<workgroup> tile_x: array<f16, TM * STRIDE>;
 var<workgroup> tile_w: array<f16, TN * STRIDE>;
 var<workgroup> edge: array<f32, 4u * S * S>;
 
-fn stage_x(at: u32, v: vec4<f32>) {
-    for (var j = 0u; j < 4u; j++) { tile_x[at + j] = f16(v[j]); }
+// A part is 8 values of a line: 4 at 4 * part and 4 at 16 + 4 * part.
+fn load_x(m0: u32, i: u32, kb: u32) -> mat2x4<f32> {
+    let at = ((p.x_row + min(m0 + i / 4u, p.m - 1u)) * p.k_blocks + kb) * 8u + i % 4u;
+    return mat2x4<f32>(x[at], x[at + 4u]);
 }
 
-fn stage_w(at: u32, v: vec4<f32>) {
-    for (var j = 0u; j < 4u; j++) { tile_w[at + j] = f16(v[j]); }
+fn load_w(n0: u32, i: u32, kb: u32) -> mat2x4<f32> {
+    return dequant(min(n0 + i / 4u, p.n - 1u) * p.k_blocks + kb, i % 4u);
+}
+
+fn stage_x(i: u32, v: mat2x4<f32>) {
+    let at = i / 4u * STRIDE + i % 4u * 4u;
+    for (var j = 0u; j < 4u; j++) {
+        tile_x[at + j] = f16(v[0][j]);
+        tile_x[at + 16u + j] = f16(v[1][j]);
+    }
+}
+
+fn stage_w(i: u32, v: mat2x4<f32>) {
+    let at = i / 4u * STRIDE + i % 4u * 4u;
+    for (var j = 0u; j < 4u; j++) {
+        tile_w[at + j] = f16(v[0][j]);
+        tile_w[at + 16u + j] = f16(v[1][j]);
+    }
 }
 
 @compute @workgroup_size(WG)
@@ -50,23 +70,19 @@ fn main(
     let sn = subgroup % 2u * FN * S;
     var acc: array<coop_c, FRAGMENTS>;
     for (var i = 0u; i < FRAGMENTS; i++) { acc[i] = coop_c(); }
+    // The next step's x and W travel while this step's are multiplied.
+    var next_x: array<mat2x4<f32>, X_PARTS>;
+    var next_w: array<mat2x4<f32>, W_PARTS>;
+    for (var i = 0u; i < X_PARTS; i++) { next_x[i] = load_x(m0, index + i * WG, 0u); }
+    for (var i = 0u; i < W_PARTS; i++) { next_w[i] = load_w(n0, index + i * WG, 0u); }
     for (var kb = 0u; kb < p.k_blocks; kb++) {
         workgroupBarrier();
-        for (var i = index; i < TM * 4u; i += WG) {
-            let line = i / 4u;
-            let part = i % 4u;
-            let at = ((p.x_row + min(m0 + line, p.m - 1u)) * p.k_blocks + kb) * 8u + part;
-            stage_x(line * STRIDE + part * 4u, x[at]);
-            stage_x(line * STRIDE + part * 4u + 16u, x[at + 4u]);
-        }
-        for (var i = index; i < TN * 4u; i += WG) {
-            let line = i / 4u;
-            let part = i % 4u;
-            let w = dequant(min(n0 + line, p.n - 1u) * p.k_blocks + kb, part);
-            stage_w(line * STRIDE + part * 4u, w[0]);
-            stage_w(line * STRIDE + part * 4u + 16u, w[1]);
-        }
+        for (var i = 0u; i < X_PARTS; i++) { stage_x(index + i * WG, next_x[i]); }
+        for (var i = 0u; i < W_PARTS; i++) { stage_w(index + i * WG, next_w[i]); }
         workgroupBarrier();
+        let ahead = min(kb + 1u, p.k_blocks - 1u);
+        for (var i = 0u; i < X_PARTS; i++) { next_x[i] = load_x(m0, index + i * WG, ahead); }
+        for (var i = 0u; i < W_PARTS; i++) { next_w[i] = load_w(n0, index + i * WG, ahead); }
         for (var k = 0u; k < 32u; k += S) {
             var b: array<coop_b, FN>;
             for (var j = 0u; j < FN; j++) {

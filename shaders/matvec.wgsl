@@ -4,7 +4,8 @@
 //   4 y     f32  read_write  [M, y_stride], columns from y_offset
 // NORM 1: x is RMS-normalised on the way: the squares are summed beside the products and applied at the end.
 // EPILOGUE 0: y = .  1: y += .  2: y[m, i] = silu(W x)[i] * (W x)[i + pair]   (SwiGLU, Shazeer 2020, arXiv:2002.05202)
-// Grid: (ceil(N / (WG / L * R)), ceil(M / COLS), 1), N = pair for SwiGLU; L lanes a row, R rows a lane.
+// Grid: (ceil(N / (WG / L * 4)), ceil(M / COLS), 1), or pair / 2 for N / 4 with SwiGLU; L lanes share 4 rows of W, a
+// lane takes UNROLL quarters of a block at a time, L apart: neighbouring lanes load side by side, many loads are under way.
 // Host: runtime/kernels/matvec.rs    Oracle: tests/kernels/matvec.rs
 struct Params {
     m: u32,
@@ -22,13 +23,54 @@ struct Params {
 @group(0) @binding(3) var<storage, read> scales: array<u32>;
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
 
-const UNITS: u32 = select(R, R / 2u, EPILOGUE == 2u); // output columns a lane group makes
+// A lane sums 4 rows of W, for up to 8 rows of x. Named and unrolled by hand: drivers keep indexed arrays in memory and
+// wait for each load of a loop in turn.
+var<private> sums: array<vec4<f32>, COLS>;
+var<private> squares: array<f32, COLS>;
 
-fn weight_row(unit: u32, r: u32) -> u32 {
+// The rows of W; with SwiGLU two of gate and the same two of up.
+fn weight_rows(unit: u32) -> vec4<u32> {
     if EPILOGUE == 2u {
-        return min(unit + r % UNITS, p.pair - 1u) + r / UNITS * p.pair;
+        let n = min(vec2<u32>(unit, unit + 1u), vec2<u32>(p.pair - 1u));
+        return vec4<u32>(n, n + p.pair);
     }
-    return min(unit + r, p.n - 1u);
+    return min(vec4<u32>(unit, unit + 1u, unit + 2u, unit + 3u), vec4<u32>(p.n - 1u));
+}
+
+// Adds quarter u of the rows: 8 products for each. GUARD 1: u may be past the end.
+fn accumulate(u: u32, rows: vec4<u32>, col: u32) {
+    if GUARD == 1u && u >= p.k_blocks * 4u {
+        return;
+    }
+    let kb = u / 4u;
+    let part = u % 4u;
+    let b = rows + kb;
+    add(0u, b, kb, part, col);
+    if COLS > 1u { add(1u, b, kb, part, col); }
+    if COLS > 2u { add(2u, b, kb, part, col); }
+    if COLS > 2u { add(3u, b, kb, part, col); }
+    if COLS > 4u { add(4u, b, kb, part, col); }
+    if COLS > 4u { add(5u, b, kb, part, col); }
+    if COLS > 4u { add(6u, b, kb, part, col); }
+    if COLS > 4u { add(7u, b, kb, part, col); }
+}
+
+fn add(c: u32, b: vec4<u32>, kb: u32, part: u32, col: u32) {
+    let at = ((p.x_row + min(col + c, p.m - 1u)) * p.k_blocks + kb) * 8u + part;
+    var lo = x[at];
+    var hi = x[at + 4u];
+    if NORM == 1u {
+        squares[c] += dot(lo, lo) + dot(hi, hi);
+        lo *= gain[kb * 8u + part];
+        hi *= gain[kb * 8u + part + 4u];
+    }
+    let sum = dot(lo + hi, vec4<f32>(1.0));
+    sums[c] += vec4<f32>(
+        dot_part(b.x, part, lo, hi, sum),
+        dot_part(b.y, part, lo, hi, sum),
+        dot_part(b.z, part, lo, hi, sum),
+        dot_part(b.w, part, lo, hi, sum),
+    );
 }
 
 @compute @workgroup_size(WG)
@@ -36,59 +78,42 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let lane = index % L;
     let unit = (group.x * (WG / L) + index / L) * UNITS;
     let col = group.y * COLS;
-    var acc: array<f32, ACC>;
-    var squares: array<f32, COLS>;
-    for (var i = 0u; i < ACC; i++) { acc[i] = 0.0; }
-    for (var c = 0u; c < COLS; c++) { squares[c] = 0.0; }
-
-    for (var kb = lane; kb < p.k_blocks; kb += L) {
-        for (var c = 0u; c < COLS; c++) {
-            let at = ((p.x_row + min(col + c, p.m - 1u)) * p.k_blocks + kb) * 8u;
-            var lo = mat4x4<f32>(x[at], x[at + 1u], x[at + 2u], x[at + 3u]);
-            var hi = mat4x4<f32>(x[at + 4u], x[at + 5u], x[at + 6u], x[at + 7u]);
-            if NORM == 1u {
-                squares[c] += dot(lo[0], lo[0]) + dot(lo[1], lo[1]) + dot(lo[2], lo[2]) + dot(lo[3], lo[3])
-                    + dot(hi[0], hi[0]) + dot(hi[1], hi[1]) + dot(hi[2], hi[2]) + dot(hi[3], hi[3]);
-                let g = kb * 8u;
-                lo = mat4x4<f32>(lo[0] * gain[g], lo[1] * gain[g + 1u], lo[2] * gain[g + 2u], lo[3] * gain[g + 3u]);
-                hi = mat4x4<f32>(hi[0] * gain[g + 4u], hi[1] * gain[g + 5u], hi[2] * gain[g + 6u], hi[3] * gain[g + 7u]);
-            }
-            let sum = dot(lo[0] + lo[1] + lo[2] + lo[3] + hi[0] + hi[1] + hi[2] + hi[3], vec4<f32>(1.0));
-            for (var r = 0u; r < R; r++) {
-                acc[r * COLS + c] += dot_block(weight_row(unit, r) * p.k_blocks + kb, lo, hi, sum);
-            }
-        }
+    let rows = weight_rows(unit) * p.k_blocks;
+    for (var u = lane; u < p.k_blocks * 4u; u += L * UNROLL) {
+        accumulate(u, rows, col);
+        if UNROLL > 1u { accumulate(u + L, rows, col); }
+        if UNROLL > 2u { accumulate(u + 2u * L, rows, col); }
+        if UNROLL > 2u { accumulate(u + 3u * L, rows, col); }
     }
-
     for (var c = 0u; c < COLS; c++) {
-        var scale = 1.0;
+        var v = vec4<f32>(
+            reduce_add(sums[c].x, index),
+            reduce_add(sums[c].y, index),
+            reduce_add(sums[c].z, index),
+            reduce_add(sums[c].w, index),
+        );
         if NORM == 1u {
-            scale = 1.0 / sqrt(reduce_add(squares[c], index) / f32(32u * p.k_blocks) + p.eps);
-        }
-        for (var r = 0u; r < R; r++) {
-            acc[r * COLS + c] = reduce_add(acc[r * COLS + c], index) * scale;
+            v *= 1.0 / sqrt(reduce_add(squares[c], index) / f32(32u * p.k_blocks) + p.eps);
         }
         if lane == 0u && col + c < p.m {
-            store(col + c, c, unit, &acc);
+            store(col + c, unit, v);
         }
     }
 }
 
-fn store(m: u32, c: u32, unit: u32, acc: ptr<function, array<f32, ACC>>) {
-    for (var r = 0u; r < UNITS; r++) {
-        let n = unit + r;
-        let at = m * p.y_stride + p.y_offset + n;
-        let v = (*acc)[r * COLS + c];
-        if EPILOGUE == 2u {
-            if n < p.pair {
-                y[at] = v / (1.0 + exp(-v)) * (*acc)[(r + UNITS) * COLS + c];
-            }
-        } else if n < p.n {
-            if EPILOGUE == 1u {
-                y[at] += v;
-            } else {
-                y[at] = v;
-            }
+const UNITS: u32 = select(4u, 2u, EPILOGUE == 2u); // output columns a lane group makes
+
+fn store(m: u32, unit: u32, v: vec4<f32>) {
+    let at = m * p.y_stride + p.y_offset + unit;
+    if EPILOGUE == 2u {
+        let h = v.xy / (1.0 + exp(-v.xy)) * v.zw;
+        if unit < p.pair { y[at] = h.x; }
+        if unit + 1u < p.pair { y[at + 1u] = h.y; }
+        return;
+    }
+    for (var r = 0u; r < 4u; r++) {
+        if unit + r < p.n {
+            y[at + r] = v[r] + select(0.0, y[at + r], EPILOGUE == 1u);
         }
     }
 }

@@ -130,8 +130,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         floor_key = select_key(row, index, f32(s.top_k), top, s.temperature, false);
     }
     if s.top_p < 1.0 {
-        // Above floor_key the order of keys is the same with or without the tokens below it.
-        let wanted = s.top_p * total(row, index, floor_key, top, s.temperature);
+        // Above floor_key the order of keys is the same with or without the tokens below it. A top_p of 0 keeps the
+        // likeliest, whose weight of 1 is above 1e-6 of any total.
+        let wanted = max(s.top_p, 1.0e-6) * total(row, index, floor_key, top, s.temperature);
         floor_key = max(floor_key, select_key(row, index, wanted, top, s.temperature, true));
     }
     if index == 0u {

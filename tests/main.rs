@@ -2,7 +2,14 @@
 #![expect(clippy::unwrap_used, reason = "a failed test panics")]
 
 mod chat;
+#[cfg(feature = "cli")]
+mod cli;
 mod common;
+mod engine;
+mod gguf;
+mod kernels;
+mod model;
 mod quant;
+mod selftest;
 mod shaders;
 mod tokenizer;

@@ -35,7 +35,6 @@ pub struct KernelSpec {
 #[derive(Debug)]
 pub struct Kernel {
     pub(crate) pipeline: wgpu::ComputePipeline,
-    pub(crate) layout: wgpu::BindGroupLayout,
     pub(crate) params_bytes: u32,
     /// The stem of its shader.
     pub name: &'static str,
@@ -108,7 +107,14 @@ impl Pipelines {
             };
             (cache, path)
         });
-        Self { compiled: Mutex::default(), layouts: Mutex::default(), disk, changed: AtomicBool::new(false), ring_layout, idle_rings: Mutex::default() }
+        Self {
+            compiled: Mutex::default(),
+            layouts: Mutex::default(),
+            disk,
+            changed: AtomicBool::new(false),
+            ring_layout,
+            idle_rings: Mutex::default(),
+        }
     }
 }
 
@@ -156,13 +162,12 @@ impl Gpu {
         let errors = [pollster::block_on(validation.pop()), pollster::block_on(internal.pop())];
         match errors.into_iter().flatten().next() {
             Some(error) => Err(from_wgpu(&format!("compile {name}"), error)),
-            None => Ok(Kernel { pipeline, layout, params_bytes: spec.params_bytes, name }),
+            None => Ok(Kernel { pipeline, params_bytes: spec.params_bytes, name }),
         }
     }
 
     fn module(&self, name: &str, text: &str) -> wgpu::ShaderModule {
-        let desc =
-            wgpu::ShaderModuleDescriptor { label: Some(name), source: wgpu::ShaderSource::Wgsl(text.into()) };
+        let desc = wgpu::ShaderModuleDescriptor { label: Some(name), source: wgpu::ShaderSource::Wgsl(text.into()) };
         if self.options.checked {
             return self.device.create_shader_module(desc);
         }
@@ -185,8 +190,7 @@ impl Gpu {
         };
         let make = || {
             let entries: Vec<_> = bindings.iter().zip(0..).map(entry).collect();
-            self.device
-                .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries })
+            self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries })
         };
         layouts.entry(bindings).or_insert_with(make).clone()
     }
@@ -196,19 +200,19 @@ impl Gpu {
     /// Errors: as [`Gpu::kernel`].
     pub fn op(&self, spec: &KernelSpec, tensors: &[&Tensor]) -> Result<Op> {
         let kernel = self.kernel(spec)?;
-        let group = self.bind(&kernel, tensors);
+        let group = self.bind(spec.bindings, tensors);
         Ok(Op { kernel, group })
     }
 
-    /// Binds `tensors`, whole, to `kernel`'s bindings 0...
-    pub fn bind(&self, kernel: &Kernel, tensors: &[&Tensor]) -> wgpu::BindGroup {
-        let entries = tensors.iter().zip(0..).map(|(tensor, binding)| wgpu::BindGroupEntry {
-            binding,
-            resource: tensor.buffer.as_entire_binding(),
-        });
+    /// Binds `tensors`, whole, to bindings 0.. of any kernel with that list.
+    pub fn bind(&self, bindings: &'static [Access], tensors: &[&Tensor]) -> wgpu::BindGroup {
+        let entries = tensors
+            .iter()
+            .zip(0..)
+            .map(|(tensor, binding)| wgpu::BindGroupEntry { binding, resource: tensor.buffer.as_entire_binding() });
         self.device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: Some(kernel.name),
-            layout: &kernel.layout,
+            label: None,
+            layout: &self.group_layout(bindings),
             entries: &entries.collect::<Vec<_>>(),
         })
     }
@@ -222,7 +226,8 @@ impl Gpu {
         let Some(data) = cache.get_data() else { return };
         let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
         let dir = path.parent().map_or(Ok(()), std::fs::create_dir_all);
-        let saved = dir.and_then(|()| std::fs::write(&temporary, data)).and_then(|()| std::fs::rename(&temporary, path));
+        let saved =
+            dir.and_then(|()| std::fs::write(&temporary, data)).and_then(|()| std::fs::rename(&temporary, path));
         if let Err(e) = saved {
             log::warn!("pipeline cache {}: {e}", path.display());
         }

@@ -39,7 +39,7 @@ pub struct Source {
     pub aliases: Vec<(&'static str, String)>,
     /// Files joined besides the body.
     pub imports: Vec<&'static str>,
-    /// The weight format whose `dequant` and `dot_block` are joined.
+    /// The weight format whose `dequant` and `dot_part` are joined.
     pub quant: Option<DType>,
     /// `enable f16;`
     pub f16: bool,
@@ -81,4 +81,14 @@ impl Source {
 
 fn file(name: &str) -> &'static str {
     SOURCES.iter().find(|(stem, _)| *stem == name).map_or("", |(_, text)| text)
+}
+
+/// Feeds every shader's text to `hasher`: verdicts on kernels hold for no others.
+pub(crate) fn digest(hasher: &mut blake3::Hasher) {
+    for (_, text) in SOURCES {
+        hasher.update(text.as_bytes());
+    }
+    for dtype in DType::ALL {
+        hasher.update(crate::quant::format(dtype).wgsl().as_bytes());
+    }
 }

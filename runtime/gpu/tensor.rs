@@ -31,7 +31,11 @@ impl Gpu {
     ///
     /// Errors: [`Error::OutOfMemory`] with the size; [`Error::InvalidArgument`] over the device's largest buffer.
     pub fn storage(&self, label: &str, bytes: u64) -> Result<Tensor> {
-        self.buffer(label, bytes, wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC)
+        self.buffer(
+            label,
+            bytes,
+            wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
+        )
     }
 
     /// A buffer that the host can map to read.
@@ -99,19 +103,20 @@ impl Gpu {
         self.counters.submits.fetch_add(1, Ordering::Relaxed);
         staging.buffer.slice(..).map_async(wgpu::MapMode::Read, |_| {});
         self.wait(None)?;
-        mapped(&staging, len)
+        let mut out = vec![T::zeroed(); len];
+        mapped(&staging, &mut out)?;
+        Ok(out)
     }
 }
 
-/// The first `len` elements of a mapped buffer.
-pub(crate) fn mapped<T: bytemuck::Pod>(staging: &Tensor, len: usize) -> Result<Vec<T>> {
+/// Copies the beginning of a mapped buffer to `out`.
+pub(crate) fn mapped<T: bytemuck::Pod>(staging: &Tensor, out: &mut [T]) -> Result<()> {
     let view = staging
         .buffer
         .slice(..)
         .get_mapped_range()
         .map_err(|e| Error::Gpu { op: "read back".into(), reason: e.to_string() })?;
-    let mut out = vec![T::zeroed(); len];
-    let bytes = len * size_of::<T>();
-    bytemuck::cast_slice_mut(&mut out).copy_from_slice(&view[..bytes]);
-    Ok(out)
+    let out: &mut [u8] = bytemuck::cast_slice_mut(out);
+    out.copy_from_slice(&view[..out.len()]);
+    Ok(())
 }

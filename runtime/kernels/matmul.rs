@@ -5,10 +5,10 @@ use crate::dtype::DType;
 use crate::gpu::shader::Source;
 use crate::gpu::{Caps, Commands, Kernel, KernelSpec};
 
-/// Fragments a subgroup of `matmul_coop` makes, down and across.
-const FRAGMENTS: (u32, u32) = (4, 4);
+/// Fragments a subgroup of `matmul_coop` makes, down and across: more need more registers than pay.
+const FRAGMENTS: (u32, u32) = (4, 2);
 
-/// The variant on cooperative matrices where there are any and `cooperative` asks for it, else the tiled one.
+/// The variant on cooperative matrices where there are any else the tiled one.
 pub fn spec(caps: &Caps, dtype: DType, epilogue: Epilogue) -> KernelSpec {
     let source = match caps.cooperative_matrix.zip(caps.subgroup_size) {
         Some((side, subgroup)) => cooperative(side, subgroup, dtype, epilogue),

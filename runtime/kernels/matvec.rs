@@ -51,29 +51,42 @@ pub enum Epilogue {
 pub struct Tiling {
     /// Lanes in a workgroup.
     pub wg: u32,
-    /// Lanes that share a row of W; a power of two.
+    /// Lanes that share [`ROWS`] rows of W; a power of two.
     pub lanes: u32,
-    /// Rows of W a lane takes.
-    pub rows: u32,
+    /// Quarters of a block that a lane has under way: 1, 2 or 4.
+    pub unroll: u32,
+    /// The lanes' steps may reach past the end of a row.
+    pub guard: bool,
 }
+
+/// Rows of W a lane sums.
+pub const ROWS: u32 = 4;
 
 /// The tiling for a row of `k_blocks`.
 pub fn tiling(caps: &Caps, k_blocks: u32) -> Tiling {
     let (_, most) = reduction(caps);
     if caps.software {
-        return Tiling { wg: 32, lanes: most.min(8), rows: 8 };
+        return Tiling { wg: 32, lanes: most.min(8), unroll: 1, guard: false };
     }
     // As many lanes as stay busy at least three quarters of the time.
-    let busy = |lanes: u32| f64::from(k_blocks) / f64::from(k_blocks.div_ceil(lanes) * lanes);
+    let quarters = 4 * k_blocks;
+    let steps = |lanes: u32| quarters.div_ceil(lanes);
     let mut lanes = most;
-    while lanes > 4 && busy(lanes) < 0.74 {
+    while lanes > 4 && f64::from(quarters) < 0.74 * f64::from(steps(lanes) * lanes) {
         lanes /= 2;
     }
-    Tiling { wg: 64, lanes, rows: 2 }
+    let unroll = match steps(lanes) {
+        8.. => 4,
+        4.. => 2,
+        _ => 1,
+    };
+    // A workgroup of one subgroup: rows and addresses are then the same for all lanes, and the driver knows it.
+    let guard = unroll > 1 && !quarters.is_multiple_of(lanes * unroll);
+    Tiling { wg: most, lanes, unroll, guard }
 }
 
-/// On a software GPU many rows of x go through this kernel too: a lane a row of W, without any reduction.
-pub const SOFTWARE_PREFILL: Tiling = Tiling { wg: 32, lanes: 1, rows: 1 };
+/// On a software GPU many rows of x go through this kernel too: a lane by itself, without any reduction.
+pub const SOFTWARE_PREFILL: Tiling = Tiling { wg: 32, lanes: 1, unroll: 4, guard: false };
 
 /// The variant for `cols` rows of x at once.
 pub fn spec(caps: &Caps, dtype: DType, tiling: Tiling, cols: u32, norm: bool, epilogue: Epilogue) -> KernelSpec {
@@ -84,9 +97,9 @@ pub fn spec(caps: &Caps, dtype: DType, tiling: Tiling, cols: u32, norm: bool, ep
             consts: vec![
                 ("WG", tiling.wg),
                 ("L", tiling.lanes),
-                ("R", tiling.rows),
+                ("UNROLL", tiling.unroll),
+                ("GUARD", u32::from(tiling.guard)),
                 ("COLS", cols),
-                ("ACC", tiling.rows * cols),
                 ("NORM", u32::from(norm)),
                 ("EPILOGUE", epilogue as u32),
             ],
@@ -108,8 +121,8 @@ pub fn record(
     weight_bytes: u64,
 ) {
     let (units, rows) = match epilogue {
-        Epilogue::SwiGlu => (params.pair, tiling.rows / 2),
-        _ => (params.n, tiling.rows),
+        Epilogue::SwiGlu => (params.pair, ROWS / 2),
+        _ => (params.n, ROWS),
     };
     let passes = params.m.div_ceil(cols);
     let grid = [units.div_ceil(tiling.wg / tiling.lanes * rows), passes, 1];

@@ -77,6 +77,12 @@ impl PagePool {
         }
     }
 
+    /// Others use `page`, or may find it by its key: its contents must stay.
+    pub fn is_shared(&self, page: u32) -> bool {
+        let page = &self.pages[page as usize];
+        page.users > 1 || page.key.is_some()
+    }
+
     /// The page that holds `key`, with one more user.
     pub fn find(&mut self, key: &PageKey) -> Option<u32> {
         let page = *self.index.get(key)?;
@@ -118,7 +124,14 @@ impl KvCache {
     /// `pages` pages for `layers` layers; `width` is kv_heads × head_dim, `element_bytes` 2 for f16 or 4 for f32.
     ///
     /// Errors: [`Error::OutOfMemory`].
-    pub fn new(gpu: &Gpu, layers: usize, width: usize, element_bytes: usize, pages: usize, most: usize) -> Result<Self> {
+    pub fn new(
+        gpu: &Gpu,
+        layers: usize,
+        width: usize,
+        element_bytes: usize,
+        pages: usize,
+        most: usize,
+    ) -> Result<Self> {
         let page_bytes = (width * element_bytes * PAGE_LEN) as u64;
         let max_pages = most.min((gpu.caps().max_binding_bytes / page_bytes) as usize);
         let mut cache = Self { layers: Vec::with_capacity(layers), page_bytes, max_pages };

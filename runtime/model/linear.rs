@@ -55,7 +55,7 @@ impl Linear {
         while let Some(first) = rest.first() {
             if k % BLOCK != 0 {
                 let reason = format!("rows of {k} weights; a multiple of {BLOCK} is needed");
-                return Err(Error::InvalidTensor { name: first.name.clone(), reason });
+                return Err(Error::InvalidTensor { name: first.name.to_string(), reason });
             }
             let whole = |v: &TensorView<'_>| (v.shape[0] * k / BLOCK).is_multiple_of(PIECE_ROWS);
             let mut together = 1;
@@ -79,7 +79,7 @@ impl Linear {
         for start in (0..rows).step_by(most) {
             let count = most.min(rows - start);
             let (words, scales) = format.packed_len(count * row_blocks);
-            let label = &views[0].name;
+            let label = views[0].name;
             self.chunks.push(Chunk {
                 dtype: views[0].dtype,
                 row0: self.n + start,
@@ -161,9 +161,9 @@ struct ChunkOp {
 }
 
 impl LinearOp {
-    /// Binds `linear`. Compiles nothing but the kernel for one row of x; others follow on first use.
+    /// Binds `linear`. Kernels are compiled on first use.
     ///
-    /// Errors: as [`Gpu::kernel`]; [`Error::Unsupported`] for a fused SwiGLU over several chunks.
+    /// Errors: [`Error::Unsupported`] for a fused SwiGLU over several chunks.
     pub fn new(gpu: &Gpu, linear: &Linear, binding: Binding<'_>) -> Result<Self> {
         if binding.epilogue == Epilogue::SwiGlu && linear.chunks.len() != 1 {
             let hint = "use the separate kernel".to_string();
@@ -179,15 +179,14 @@ impl LinearOp {
             operations: 2 * (linear.n * linear.k) as u64,
         };
         for chunk in &linear.chunks {
-            let kernel = op.compile_matvec(gpu, chunk.dtype, 1)?;
             let gain = binding.norm.map_or(binding.x, |(gain, _)| gain);
             op.chunks.push(ChunkOp {
-                group: gpu.bind(&kernel, &[binding.x, gain, &chunk.words, &chunk.scales, binding.y]),
+                group: gpu.bind(matvec::BINDINGS, &[binding.x, gain, &chunk.words, &chunk.scales, binding.y]),
                 dtype: chunk.dtype,
                 row0: chunk.row0 as u32,
                 rows: chunk.rows as u32,
                 bytes: chunk.bytes(),
-                matvec: [OnceLock::from(kernel), OnceLock::new(), OnceLock::new(), OnceLock::new()],
+                matvec: Default::default(),
                 matmul: OnceLock::new(),
             });
         }
@@ -221,7 +220,13 @@ impl LinearOp {
         commands.bound(u64::from(rows) * self.operations)
     }
 
-    fn record_wide(&self, gpu: &Gpu, commands: &mut Commands<'_>, chunk: &ChunkOp, params: &LinearParams) -> Result<()> {
+    fn record_wide(
+        &self,
+        gpu: &Gpu,
+        commands: &mut Commands<'_>,
+        chunk: &ChunkOp,
+        params: &LinearParams,
+    ) -> Result<()> {
         debug_assert!(self.eps.is_none() && self.epilogue != Epilogue::SwiGlu, "only narrow passes fold");
         let caps = gpu.caps();
         let kernel = get_or_compile(&chunk.matmul, || {

@@ -164,12 +164,8 @@ impl Llama {
         for (op, params) in &self.embed {
             embedding::record(commands, op, *params, rows);
         }
-        let norm = RmsNormParams {
-            rows,
-            k4: self.config.hidden_size as u32 / 4,
-            eps: self.config.rms_norm_eps,
-            pad: 0,
-        };
+        let norm =
+            RmsNormParams { rows, k4: self.config.hidden_size as u32 / 4, eps: self.config.rms_norm_eps, pad: 0 };
         let narrow = rows <= MAX_COLS;
         for layer in &self.layers {
             if narrow {
@@ -320,13 +316,14 @@ impl Layer {
 impl CacheOps {
     fn new(gpu: &Gpu, heads: Heads, (keys, values): &(Tensor, Tensor), a: &Activations) -> Result<Self> {
         let rope = rope::spec(heads.head_dim, heads.page_len, true, heads.kv_f16);
-        let read = [&a.rows, &a.pages, &a.qkv, keys, values];
-        let bind = |outputs: &[&Tensor]| [&read[..], outputs].concat();
+        let (rows, pages, qkv) = (&a.rows, &a.pages, &a.qkv);
+        let one = [rows, pages, qkv, keys, values, &a.attn, &a.stats];
+        let split = [rows, pages, qkv, keys, values, &a.parts, &a.stats];
         Ok(Self {
-            rope: gpu.op(&rope, &[&a.rows, &a.pages, &a.rotations, &a.qkv, keys, values])?,
-            attention: gpu.op(&attention::spec(gpu.caps(), heads, false), &bind(&[&a.attn, &a.stats]))?,
-            attention_split: gpu.op(&attention::spec(gpu.caps(), heads, true), &bind(&[&a.parts, &a.stats]))?,
-            attention_prefill: gpu.op(&attention::prefill_spec(heads), &bind(&[&a.attn]))?,
+            rope: gpu.op(&rope, &[rows, pages, &a.rotations, qkv, keys, values])?,
+            attention: gpu.op(&attention::spec(gpu.caps(), heads, false), &one)?,
+            attention_split: gpu.op(&attention::spec(gpu.caps(), heads, true), &split)?,
+            attention_prefill: gpu.op(&attention::prefill_spec(heads), &one[..6])?,
         })
     }
 }

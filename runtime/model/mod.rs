@@ -1,4 +1,8 @@
-//! Models: what a file's weights mean.
+//! Models: what a file's weights mean, and the forward pass over them.
 
 pub mod config;
+pub mod kv_cache;
+pub mod linear;
+pub mod llama;
 pub mod rope;
+pub mod weights;

@@ -31,6 +31,6 @@ impl BlockFormat for Format {
     }
 
     fn wgsl(&self) -> &'static str {
-        include_str!("../../shaders/quant/f16.wgsl")
+        concat!(include_str!("../../shaders/quant/f16.wgsl"), include_str!("../../shaders/quant/dot_generic.wgsl"))
     }
 }

@@ -36,7 +36,7 @@ pub trait BlockFormat: Send + Sync {
     /// Moves every bit of `blocks` to its place in `words` and `scales`, both of the lengths [`Self::packed_len`] gives.
     /// A tensor may be repacked in pieces of a multiple of 64 [`BLOCK`]s, the last excepted.
     fn repack(&self, blocks: &[u8], words: &mut [u32], scales: &mut [u32]);
-    /// The WGSL that reads what [`Self::repack`] writes: `dequant` and `dot_block`. A kernel declares `words` and `scales`.
+    /// The WGSL that reads what [`Self::repack`] writes: `dequant` and `dot_part`. A kernel declares `words` and `scales`.
     fn wgsl(&self) -> &'static str;
 
     /// `u32`s that `blocks` [`BLOCK`]s take in the `words` and in the `scales` binding.

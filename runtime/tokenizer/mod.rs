@@ -155,7 +155,7 @@ impl Tokenizer {
     }
 
     /// A streaming [`Self::decode_with`]: one id in, whole characters out.
-    pub fn detokenizer(&self, options: DecodeOptions) -> Detokenizer<'_> {
+    pub fn detokenizer(&self, options: DecodeOptions) -> Detokenizer<&Self> {
         Detokenizer::new(self, options)
     }
 

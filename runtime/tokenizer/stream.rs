@@ -1,19 +1,23 @@
 //! Streaming detokenisation: whole characters only, whatever the tokens cut.
 
+use std::ops::Deref;
+
 use super::{DecodeOptions, Tokenizer};
 
 /// Turns ids into text one at a time; all it returned, put together, is what [`Tokenizer::decode_with`] gives.
+/// It holds the tokenizer by reference or by `Arc`.
 #[derive(Debug)]
-pub struct Detokenizer<'t> {
-    tokenizer: &'t Tokenizer,
+pub struct Detokenizer<T: Deref<Target = Tokenizer>> {
+    tokenizer: T,
     options: DecodeOptions,
     /// Bytes of a character that is not complete yet: at most 3 between calls.
     pending: Vec<u8>,
     strip_space: bool,
 }
 
-impl<'t> Detokenizer<'t> {
-    pub(super) fn new(tokenizer: &'t Tokenizer, options: DecodeOptions) -> Self {
+impl<T: Deref<Target = Tokenizer>> Detokenizer<T> {
+    /// At the beginning of a text.
+    pub fn new(tokenizer: T, options: DecodeOptions) -> Self {
         let strip_space = tokenizer.space_prefix && !options.continuation;
         Self { tokenizer, options, pending: Vec::new(), strip_space }
     }
@@ -32,7 +36,8 @@ impl<'t> Detokenizer<'t> {
     /// The rest: U+FFFD if the last character never became complete. A new text may follow.
     pub fn finish(&mut self) -> String {
         let rest = String::from_utf8_lossy(&self.pending).into_owned();
-        *self = Self::new(self.tokenizer, self.options);
+        self.pending.clear();
+        self.strip_space = self.tokenizer.space_prefix && !self.options.continuation;
         rest
     }
 

@@ -13,15 +13,9 @@ fn dequant(b: u32, p: u32) -> mat2x4<f32> {
     );
 }
 
-// Dot product of block b with x: lo holds x[0..16], hi x[16..32], sum their sum. The minimum is added once.
-fn dot_block(b: u32, lo: mat4x4<f32>, hi: mat4x4<f32>, sum: f32) -> f32 {
-    let w = words[b];
+// Dot product of those weights with x: lo holds x[4p..4p+4], hi x[16+4p..], sum their sum. The minimum is added once.
+fn dot_part(b: u32, p: u32, lo: vec4<f32>, hi: vec4<f32>, sum: f32) -> f32 {
     let dm = unpack2x16float(scales[b]);
-    let l = w & vec4<u32>(0x0f0f0f0fu);
-    let h = (w >> vec4<u32>(4u)) & vec4<u32>(0x0f0f0f0fu);
-    let s = dot(vec4<f32>(unpack4xU8(l.x)), lo[0]) + dot(vec4<f32>(unpack4xU8(h.x)), hi[0])
-        + dot(vec4<f32>(unpack4xU8(l.y)), lo[1]) + dot(vec4<f32>(unpack4xU8(h.y)), hi[1])
-        + dot(vec4<f32>(unpack4xU8(l.z)), lo[2]) + dot(vec4<f32>(unpack4xU8(h.z)), hi[2])
-        + dot(vec4<f32>(unpack4xU8(l.w)), lo[3]) + dot(vec4<f32>(unpack4xU8(h.w)), hi[3]);
+    let s = dot_nibbles(words[b][p], lo, hi);
     return dm.x * s + dm.y * sum;
 }

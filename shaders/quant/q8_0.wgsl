@@ -16,13 +16,8 @@ fn dequant(b: u32, p: u32) -> mat2x4<f32> {
     );
 }
 
-// Dot product of block b with x: lo holds x[0..16], hi x[16..32].
-fn dot_block(b: u32, lo: mat4x4<f32>, hi: mat4x4<f32>, sum: f32) -> f32 {
-    let l = words[2u * b];
-    let h = words[2u * b + 1u];
-    let s = dot(vec4<f32>(unpack4xI8(l.x)), lo[0]) + dot(vec4<f32>(unpack4xI8(h.x)), hi[0])
-        + dot(vec4<f32>(unpack4xI8(l.y)), lo[1]) + dot(vec4<f32>(unpack4xI8(h.y)), hi[1])
-        + dot(vec4<f32>(unpack4xI8(l.z)), lo[2]) + dot(vec4<f32>(unpack4xI8(h.z)), hi[2])
-        + dot(vec4<f32>(unpack4xI8(l.w)), lo[3]) + dot(vec4<f32>(unpack4xI8(h.w)), hi[3]);
+// Dot product of those weights with x: lo holds x[4p..4p+4], hi x[16+4p..].
+fn dot_part(b: u32, p: u32, lo: vec4<f32>, hi: vec4<f32>, sum: f32) -> f32 {
+    let s = dot(vec4<f32>(unpack4xI8(words[2u * b][p])), lo) + dot(vec4<f32>(unpack4xI8(words[2u * b + 1u][p])), hi);
     return block_scale(b) * s;
 }

@@ -14,3 +14,33 @@ pub(crate) fn model_path() -> Option<PathBuf> {
     assert!(found.is_some() || skip, "{MODEL_FILE} is not there: run `make model`, or set EPIPHYTE_SKIP_MODEL=1");
     found
 }
+
+/// A file of `tests/golden`.
+pub(crate) fn golden(name: &str) -> PathBuf {
+    [env!("CARGO_MANIFEST_DIR"), "tests", "golden", name].iter().collect()
+}
+
+/// SplitMix64 (Steele et al. 2014).
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub(crate) fn below(&mut self, n: u32) -> u32 {
+        (self.bits() % u64::from(n)) as u32
+    }
+
+    /// Uniform in [-size, size).
+    pub(crate) fn signed(&mut self, size: f32) -> f32 {
+        ((self.bits() >> 40) as f32 / (1 << 23) as f32 - 1.0) * size
+    }
+}

@@ -1,4 +1,4 @@
-//! The WGSL of every format: valid for any device, and `dequant` and `dot_block` equal to the CPU.
+//! The WGSL of every format: valid for any device, and `dequant` and `dot_part` equal to the CPU.
 
 use epiphyte::DType;
 use epiphyte::quant::{BLOCK, format};
@@ -11,7 +11,7 @@ use super::{golden, repack};
 const KERNEL: &str = "
 @group(0) @binding(0) var<storage, read> words: array<vec4<u32>>;
 @group(0) @binding(1) var<storage, read> scales: array<u32>;
-@group(0) @binding(2) var<storage, read> x: array<mat4x4<f32>>;
+@group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read_write> out: array<vec4<f32>>;
 
 @compute @workgroup_size(1)
@@ -22,10 +22,13 @@ fn main(@builtin(workgroup_id) id: vec3<u32>) {
         out[9u * b + p] = w[0];
         out[9u * b + 4u + p] = w[1];
     }
-    let lo = x[2u * b];
-    let hi = x[2u * b + 1u];
-    let s = lo[0] + lo[1] + lo[2] + lo[3] + hi[0] + hi[1] + hi[2] + hi[3];
-    out[9u * b + 8u] = vec4<f32>(dot_block(b, lo, hi, s.x + s.y + s.z + s.w), scales_bound());
+    var sum = 0.0;
+    for (var p = 0u; p < 4u; p++) {
+        let lo = x[8u * b + p];
+        let hi = x[8u * b + 4u + p];
+        sum += dot_part(b, p, lo, hi, dot(lo + hi, vec4<f32>(1.0)));
+    }
+    out[9u * b + 8u] = vec4<f32>(sum, scales_bound());
 }
 // Keeps the binding for formats that have no scales.
 fn scales_bound() -> vec3<f32> {

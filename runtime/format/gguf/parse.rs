@@ -83,7 +83,9 @@ fn version(cursor: &mut Cursor<'_>) -> Parsed<Result<u32>> {
     match version {
         2 | 3 => Ok(Ok(version)),
         // A small number in the wrong byte order.
-        _ if version.trailing_zeros() >= 16 => unsupported("big-endian GGUF".into(), "convert to little-endian"),
+        _ if (1..=0xffff).contains(&version.swap_bytes()) => {
+            unsupported("big-endian GGUF".into(), "convert to little-endian")
+        }
         _ => unsupported(format!("GGUF version {version}"), "convert the file again, to version 3"),
     }
 }

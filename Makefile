@@ -1,0 +1,37 @@
+# `make` alone prints this file's targets. GNU make 3.81 (macOS) is enough.
+PYTHON ?= python3
+SECONDS_PER_TARGET ?= 600
+export PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench model golden fuzz
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+
+demo: ## build, fetch the default model once, and answer a prompt (PROMPT="...", TOKENS=96)
+	@.ci/demo
+
+test: ## run every test
+	cargo test --release --workspace
+
+check: ## what CI runs: format, lints, tests, documentation
+	cargo fmt --all --check
+	cargo clippy --release --workspace --all-targets -- -D warnings
+	@$(MAKE) test
+	RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps
+
+bench: model ## time prompt and decode on the default model, then every kernel
+	cargo run --release --quiet -- bench
+	cargo bench
+
+model: ## fetch the default model into the cache, once
+	@$(PYTHON) .ci/fetch_model.py
+
+golden: model ## make the golden data again (needs numpy, gguf and Node; see tests/golden/README.md)
+	$(MAKE) -C tests/golden MODEL="$$($(PYTHON) .ci/fetch_model.py --check)"
+
+fuzz: ## fuzz each file parser (SECONDS_PER_TARGET=600; needs nightly Rust and cargo-fuzz)
+	@for target in $$(cargo +nightly fuzz list); do \
+	    cargo +nightly fuzz run "$$target" -- -max_total_time=$(SECONDS_PER_TARGET) || exit 1; \
+	done

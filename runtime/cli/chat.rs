@@ -1,0 +1,121 @@
+//! `epiphyte chat`: a conversation. Ctrl-C stops the answer, or leaves where there is none.
+
+use std::io::IsTerminal;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use clap::Args;
+
+use super::{ModelArgs, SamplingArgs, generate, output};
+use crate::chat::Message;
+use crate::engine::{CancelToken, Engine, FinishReason, GenerateOptions, Session};
+use crate::error::{Error, Result};
+use crate::gpu::GpuOptions;
+
+const HELP: &str = "/reset  forget the conversation\n/quit   leave; so do Ctrl-D and Ctrl-C\n/help   this\n\
+                    Ctrl-C while the model answers stops the answer.";
+const FULL: &str = "The conversation fills the context. /reset starts a new one.";
+
+/// Talk with the model
+#[derive(Args)]
+pub(super) struct ChatArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The system message
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+}
+
+/// The answer that Ctrl-C stops, while there is one.
+type Running = Arc<Mutex<Option<CancelToken>>>;
+
+pub(super) fn run(args: &ChatArgs, gpu: GpuOptions) -> Result<()> {
+    let options = GenerateOptions { sampling: args.sampling.sampling()?, max_tokens: usize::MAX, ..Default::default() };
+    let engine = args.model.open(gpu)?;
+    let running = Running::default();
+    on_interrupt(Arc::clone(&running), Arc::clone(&engine))?;
+    let terminal = std::io::stdin().is_terminal();
+    if terminal {
+        output::note(&format!("{}\n/help lists the commands.", engine.gpu().description()));
+    }
+    let system: Vec<Message> = args.system.iter().map(|text| Message::new("system", text)).collect();
+    let (mut session, mut messages) = (engine.session(), system.clone());
+    loop {
+        if terminal {
+            output::prompt("> ");
+        }
+        let Some(line) = read_line()? else { break };
+        match line.trim() {
+            "" => {}
+            "/quit" => break,
+            "/help" => output::note(HELP),
+            "/reset" => messages.clone_from(&system),
+            command if command.starts_with('/') => output::note("There is no such command; /help lists them."),
+            text => {
+                messages.push(Message::new("user", text));
+                answer(&mut session, &mut messages, options.clone(), &running)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Answers the last message. One that can't be answered leaves the conversation as it was.
+fn answer(
+    session: &mut Session,
+    messages: &mut Vec<Message>,
+    options: GenerateOptions,
+    running: &Running,
+) -> Result<()> {
+    let cancel = CancelToken::default();
+    set(running, Some(cancel.clone()));
+    let answer = session
+        .set_messages(messages)
+        .and_then(|()| generate::answer(session, GenerateOptions { cancel, ..options }, output::text));
+    set(running, None);
+    match answer {
+        Ok(answer) => {
+            messages.push(Message::new("assistant", answer.text));
+            output::text("\n")?;
+            if answer.finish_reason == Some(FinishReason::ContextFull) {
+                output::note(FULL);
+            }
+            Ok(())
+        }
+        Err(Error::ContextFull { .. }) => {
+            messages.pop();
+            output::note(FULL);
+            Ok(())
+        }
+        Err(Error::Cancelled) => {
+            messages.pop();
+            output::text("\n")
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// A line of standard input; `None` at its end.
+fn read_line() -> Result<Option<String>> {
+    let mut line = String::new();
+    let read = std::io::stdin().read_line(&mut line).map_err(|e| Error::io("standard input", e))?;
+    Ok((read > 0).then_some(line))
+}
+
+fn set(running: &Running, cancel: Option<CancelToken>) {
+    *running.lock().unwrap_or_else(PoisonError::into_inner) = cancel;
+}
+
+fn on_interrupt(running: Running, engine: Arc<Engine>) -> Result<()> {
+    let handler = move || match &*running.lock().unwrap_or_else(PoisonError::into_inner) {
+        Some(cancel) => cancel.cancel(),
+        None => {
+            // The main thread waits for a line and can't be woken.
+            engine.gpu().save_pipelines();
+            output::note("");
+            std::process::exit(0);
+        }
+    };
+    ctrlc::set_handler(handler).map_err(|e| Error::io("Ctrl-C", std::io::Error::other(e)))
+}

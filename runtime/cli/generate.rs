@@ -1,0 +1,198 @@
+//! `epiphyte generate`: one prompt, one answer.
+
+use std::io::{IsTerminal, Read};
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::{ModelArgs, SamplingArgs, output};
+use crate::chat::Message;
+use crate::engine::{FinishReason, GenerateOptions, Session};
+use crate::error::{Error, Result};
+use crate::gpu::GpuOptions;
+
+/// Continue a text, or with --chat answer it
+#[derive(Args)]
+pub(super) struct GenerateArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The text to continue; `-` reads standard input
+    #[arg(short, long, value_name = "TEXT")]
+    prompt: String,
+    /// Most tokens to generate
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
+    max_tokens: usize,
+    /// Take the prompt as a user's message and render it with the model's chat template
+    #[arg(long)]
+    chat: bool,
+    /// The system message
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    system: Option<String>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// End the answer before this text; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Print the prompt as the model sees it, too
+    #[arg(long)]
+    show_prompt: bool,
+    /// Go on when the model says it is done
+    #[arg(long)]
+    ignore_eos: bool,
+    /// Print device, speed and memory on stderr (a terminal always gets them)
+    #[arg(long)]
+    stats: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt: Option<String>,
+    prompt_ids: Vec<u32>,
+    ids: Vec<u32>,
+    text: String,
+    finish_reason: Option<FinishReason>,
+    device: String,
+    /// Tokens a second; null when there was too little to measure.
+    prompt_tps: Option<f64>,
+    decode_tps: Option<f64>,
+    load_seconds: f64,
+    first_token_seconds: f64,
+    device_bytes: u64,
+    peak_host_bytes: Option<u64>,
+}
+
+/// What was generated, and when.
+pub(super) struct Answer {
+    pub(super) ids: Vec<u32>,
+    pub(super) text: String,
+    pub(super) finish_reason: Option<FinishReason>,
+    /// When the first and the last token came.
+    pub(super) came: Option<(Instant, Instant)>,
+}
+
+impl Answer {
+    /// Tokens a second after the first.
+    fn decode_tps(&self) -> Option<f64> {
+        let (first, last) = self.came?;
+        rate(self.ids.len().saturating_sub(1), (last - first).as_secs_f64())
+    }
+}
+
+pub(super) fn run(args: &GenerateArgs, gpu: GpuOptions) -> Result<()> {
+    let sampling = args.sampling.sampling()?;
+    let prompt = read_prompt(&args.prompt)?;
+    let start = Instant::now();
+    let engine = args.model.open(gpu)?;
+    let load_seconds = start.elapsed().as_secs_f64();
+    let mut session = engine.session();
+    let shown = push(&mut session, args, prompt)?.filter(|_| args.show_prompt);
+    if let Some(prompt) = shown.as_ref().filter(|_| !args.json) {
+        output::text(prompt)?;
+    }
+    let prompt_ids = session.tokens().to_vec();
+    let start = Instant::now();
+    session.prefill(&AtomicBool::new(false))?;
+    engine.gpu().wait(None)?;
+    let prompt_tps = rate(prompt_ids.len() - 1, start.elapsed().as_secs_f64());
+    let options = GenerateOptions {
+        max_tokens: args.max_tokens,
+        sampling,
+        stop: args.stop.clone(),
+        ignore_eos: args.ignore_eos,
+        ..Default::default()
+    };
+    let answer = answer(&mut session, options, |text| if args.json { Ok(()) } else { output::text(text) })?;
+    let report = Report {
+        prompt: shown,
+        prompt_ids,
+        prompt_tps,
+        decode_tps: answer.decode_tps(),
+        first_token_seconds: answer.came.map_or(0.0, |(first, _)| (first - start).as_secs_f64()),
+        ids: answer.ids,
+        text: answer.text,
+        finish_reason: answer.finish_reason,
+        device: engine.gpu().description(),
+        load_seconds,
+        device_bytes: engine.gpu().allocated_bytes(),
+        peak_host_bytes: output::peak_host_bytes(),
+    };
+    finish(args, &report)
+}
+
+fn finish(args: &GenerateArgs, report: &Report) -> Result<()> {
+    if args.json {
+        output::json(report)?;
+    } else if !report.text.ends_with('\n') {
+        output::text("\n")?;
+    }
+    if args.stats || (std::io::stderr().is_terminal() && !args.json) {
+        note_stats(report);
+    }
+    Ok(())
+}
+
+/// The text as given, or standard input.
+fn read_prompt(prompt: &str) -> Result<String> {
+    let bad = |reason: &str| Error::InvalidArgument { name: "prompt", reason: reason.into() };
+    let mut text = prompt.to_owned();
+    if prompt == "-" {
+        let mut bytes = Vec::new();
+        std::io::stdin().read_to_end(&mut bytes).map_err(|e| Error::io("standard input", e))?;
+        text = String::from_utf8(bytes).map_err(|_| bad("standard input is not UTF-8; convert it"))?;
+    }
+    if text.is_empty() { Err(bad("empty; give some text")) } else { Ok(text) }
+}
+
+/// Gives the session its prompt; returns the text that the model sees, when someone wants it.
+fn push(session: &mut Session, args: &GenerateArgs, prompt: String) -> Result<Option<String>> {
+    if !args.chat {
+        session.push_text(&prompt)?;
+        return Ok(Some(prompt));
+    }
+    let system = args.system.iter().map(|text| Message::new("system", text));
+    let messages: Vec<Message> = system.chain([Message::new("user", prompt)]).collect();
+    session.set_messages(&messages)?;
+    session.engine().base().chat_template.render(&messages, true).map(Some)
+}
+
+/// Generates, showing the text as it comes.
+pub(super) fn answer(
+    session: &mut Session,
+    options: GenerateOptions,
+    mut show: impl FnMut(&str) -> Result<()>,
+) -> Result<Answer> {
+    let mut generation = session.generate(options)?;
+    let (mut ids, mut text, mut came) = (Vec::new(), String::new(), None);
+    for token in generation.by_ref() {
+        let token = token?;
+        let now = Instant::now();
+        came = Some((came.map_or(now, |(first, _)| first), now));
+        ids.push(token.id);
+        if !token.text.is_empty() {
+            text.push_str(&token.text);
+            show(&token.text)?;
+        }
+    }
+    Ok(Answer { ids, text, finish_reason: generation.finish_reason(0), came })
+}
+
+/// `count` a second, if there was anything to count.
+pub(super) fn rate(count: usize, seconds: f64) -> Option<f64> {
+    (count > 0 && seconds > 0.0).then(|| count as f64 / seconds)
+}
+
+fn note_stats(report: &Report) {
+    let tps = |rate: Option<f64>| rate.map_or_else(|| "-".into(), |rate| format!("{rate:.1} tokens/s"));
+    output::note(&format!("device   {}", report.device));
+    output::note(&format!("prompt   {} tokens, {}", report.prompt_ids.len(), tps(report.prompt_tps)));
+    output::note(&format!("decode   {} tokens, {}", report.ids.len(), tps(report.decode_tps)));
+    let (load, first) = (report.load_seconds, report.first_token_seconds);
+    output::note(&format!("time     {load:.2} s to load, {first:.2} s from the prompt to the first token"));
+    output::note(&format!("memory   {}", output::memory(report.device_bytes, report.peak_host_bytes)));
+}

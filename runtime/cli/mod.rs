@@ -1,0 +1,148 @@
+//! The command line: arguments in, answers on stdout, everything else on stderr.
+//!
+//! Exit codes: 0, 1 for a failure, 2 for bad use. With `--json` stdout holds exactly one object, or nothing after an error.
+
+mod bench;
+mod chat;
+mod doctor;
+mod generate;
+mod inspect;
+mod output;
+mod perplexity;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::engine::{Engine, EngineOptions, Sampling};
+use crate::error::{Error, Result};
+use crate::gpu::GpuOptions;
+
+/// The file that `make model` fetches into the cache folder.
+const DEFAULT_MODEL: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
+
+/// Runs a 4-bit language model on this machine's GPU.
+#[derive(Parser)]
+#[command(name = "epiphyte", version)]
+struct Cli {
+    /// Which GPU: discrete, integrated, software, or part of its name
+    #[arg(long, global = true, value_name = "NAME", env = "EPIPHYTE_ADAPTER")]
+    adapter: Option<String>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Generate(generate::GenerateArgs),
+    Chat(chat::ChatArgs),
+    Perplexity(perplexity::PerplexityArgs),
+    Bench(bench::BenchArgs),
+    Inspect(inspect::InspectArgs),
+    Doctor(doctor::DoctorArgs),
+}
+
+/// Which model, and how much of it.
+#[derive(Args)]
+struct ModelArgs {
+    /// Model file (GGUF; of several shards the first) [default: the one that `make model` fetches]
+    #[arg(short, long, value_name = "FILE")]
+    model: Option<PathBuf>,
+    /// Most tokens of prompt and answer together [default: what the model allows, at most 8192]
+    #[arg(long, value_name = "N")]
+    context: Option<usize>,
+}
+
+/// How to choose tokens.
+#[derive(Args)]
+struct SamplingArgs {
+    /// 0 takes the best token, 1 leaves the model's probabilities as they are
+    #[arg(long, default_value_t = 0.0)]
+    temperature: f32,
+    /// Choose from the K best tokens; 0 is all
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    top_k: u32,
+    /// Choose from the smallest set with this probability; 1 is all
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    top_p: f32,
+    /// Leave out tokens less probable than this part of the best one; 0 is none
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    min_p: f32,
+    /// Make tokens that were already said less likely; 1 is off
+    #[arg(long, value_name = "R", default_value_t = 1.0)]
+    repetition_penalty: f32,
+    /// The same seed gives the same answer
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+impl SamplingArgs {
+    /// Errors: [`Error::InvalidArgument`], before a model is loaded in vain.
+    fn sampling(&self) -> Result<Sampling> {
+        let sampling = Sampling {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            logit_bias: Vec::new(),
+            seed: self.seed,
+        };
+        sampling.check(usize::MAX)?;
+        Ok(sampling)
+    }
+}
+
+impl ModelArgs {
+    /// Loads the model, with a progress bar if that takes long.
+    fn open(&self, gpu: GpuOptions) -> Result<Arc<Engine>> {
+        let path = self.path()?;
+        let options = EngineOptions { gpu, context: self.context, ..Default::default() };
+        let mut bar = output::LoadingBar::default();
+        Engine::open_with(path, options, &mut |done, all| bar.update(done, all))
+    }
+
+    fn path(&self) -> Result<PathBuf> {
+        if let Some(path) = &self.model {
+            return Ok(path.clone());
+        }
+        let path = crate::cache_dir().map(|dir| dir.join(DEFAULT_MODEL)).ok_or_else(|| Error::InvalidArgument {
+            name: "model",
+            reason: "there is no cache folder to find the default in; name a file with `-m`".into(),
+        })?;
+        let reason = "the default model is not there; run `make demo` or `make model`, or name a file with `-m`";
+        if path.exists() { Ok(path) } else { Err(Error::InvalidFile { path, reason: reason.into() }) }
+    }
+}
+
+/// Parses the arguments and does what they say.
+pub fn run() -> ExitCode {
+    if std::env::var_os("XDG_RUNTIME_DIR").is_none() {
+        // Software drivers complain on stderr when it is unset.
+        // SAFETY: this is the first thing the program does; there is no other thread yet to read the environment.
+        unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) };
+    }
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
+    let cli = Cli::parse();
+    let mut gpu = GpuOptions::from_env();
+    gpu.adapter = cli.adapter.filter(|name| !name.is_empty());
+    let done = match cli.command {
+        Command::Generate(args) => generate::run(&args, gpu),
+        Command::Chat(args) => chat::run(&args, gpu),
+        Command::Perplexity(args) => perplexity::run(&args, gpu),
+        Command::Bench(args) => bench::run(&args, gpu),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Doctor(args) => doctor::run(&args, gpu),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads has had enough.
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
+        Err(error) => {
+            output::note(&format!("error: {error}"));
+            ExitCode::from(if matches!(error, Error::InvalidArgument { .. }) { 2 } else { 1 })
+        }
+    }
+}

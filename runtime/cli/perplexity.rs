@@ -1,0 +1,125 @@
+//! `epiphyte perplexity`: how well the model predicts a text, by llama.cpp's definition.
+//!
+//! The text is tokenised once and cut into windows of `c` tokens that do not overlap. In each, the tokens at c/2 + 1
+//! to c - 1 are scored from the ones before; where the file asks for a BOS it replaces the window's first token.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::{ModelArgs, output};
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::gpu::GpuOptions;
+use crate::tokenizer::EncodeOptions;
+
+/// Measure how well the model predicts a text
+#[derive(Args)]
+pub(super) struct PerplexityArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The text, UTF-8
+    #[arg(short, long)]
+    file: PathBuf,
+    /// Tokens of a window
+    #[arg(short = 'c', long, value_name = "N", default_value_t = 512)]
+    window: usize,
+    /// Windows to score [default: all]
+    #[arg(long, value_name = "N")]
+    chunks: Option<usize>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    perplexity: f64,
+    /// Scored tokens.
+    tokens: usize,
+    windows: usize,
+    /// Mean negative log-likelihood of each window, in nats a token.
+    window_nll: Vec<f64>,
+    device: String,
+    seconds: f64,
+}
+
+pub(super) fn run(args: &PerplexityArgs, gpu: GpuOptions) -> Result<()> {
+    if args.window < 4 || args.chunks == Some(0) {
+        let reason = "windows have 4 tokens or more, and there is at least one".into();
+        return Err(Error::InvalidArgument { name: "window", reason });
+    }
+    let text = read(&args.file)?;
+    let engine = ModelArgs { model: args.model.model.clone(), context: Some(args.window) }.open(gpu)?;
+    let start = Instant::now();
+    let ids = engine.base().tokenizer.encode(&text, EncodeOptions::default())?;
+    let windows = (ids.len() / args.window).min(args.chunks.unwrap_or(usize::MAX));
+    if windows == 0 {
+        let reason = format!("{} tokens do not fill a window of {}; give a longer text", ids.len(), args.window);
+        return Err(Error::InvalidFile { path: args.file.clone(), reason });
+    }
+    let bar = output::bar(windows as u64, "{pos}/{len} windows {bar:30} perplexity {msg} ({eta} left)");
+    let mut window_nll = Vec::with_capacity(windows);
+    for window in ids.chunks_exact(args.window).take(windows) {
+        window_nll.push(nll(&engine, window)?);
+        bar.set_message(format!("{:.4}", perplexity(&window_nll)));
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let report = Report {
+        perplexity: perplexity(&window_nll),
+        tokens: windows * scores(args.window),
+        windows,
+        window_nll,
+        device: engine.gpu().description(),
+        seconds: start.elapsed().as_secs_f64(),
+    };
+    if args.json {
+        return output::json(&report);
+    }
+    let Report { perplexity, tokens, seconds, .. } = report;
+    output::line(&format!("perplexity {perplexity:.4} ({tokens} tokens scored in {windows} windows, {seconds:.1} s)"))
+}
+
+/// Scores in a window.
+fn scores(window: usize) -> usize {
+    window - 1 - window / 2
+}
+
+/// Every window has as many scores, so the mean of their means is the mean of all.
+fn perplexity(window_nll: &[f64]) -> f64 {
+    (window_nll.iter().sum::<f64>() / window_nll.len() as f64).exp()
+}
+
+/// Mean negative log-likelihood of the second half of `window`.
+fn nll(engine: &Arc<Engine>, window: &[u32]) -> Result<f64> {
+    let tokenizer = &engine.base().tokenizer;
+    let mut ids = window.to_vec();
+    if let (Some(first), Some(bos)) = (ids.first_mut(), tokenizer.bos().filter(|_| tokenizer.add_bos())) {
+        *first = bos;
+    }
+    let mut session = engine.session();
+    // The last token is predicted, it predicts none.
+    session.push_tokens(&ids[..ids.len() - 1])?;
+    let mut sum = 0.0;
+    session.logits(ids.len() / 2, |index, logits| sum -= log_softmax(logits, ids[index + 1]))?;
+    Ok(sum / scores(ids.len()) as f64)
+}
+
+/// The log-probability of `token`.
+fn log_softmax(logits: &[f32], token: u32) -> f64 {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
+    f64::from(logits[token as usize] - max) - sum.ln()
+}
+
+fn read(path: &Path) -> Result<String> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    String::from_utf8(bytes).map_err(|e| Error::InvalidFile {
+        path: path.into(),
+        reason: format!("not UTF-8 from byte {} on; convert it", e.utf8_error().valid_up_to()),
+    })
+}

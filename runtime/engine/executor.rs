@@ -1,0 +1,218 @@
+//! The device's working state: activations, cache, sampler. One pass at a time; sessions take turns under a lock.
+//!
+//! Nothing here outlives a turn but the KV pages: whoever takes a turn writes its rows, tables and settings first.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::error::{Error, Result};
+use crate::gpu::{Commands, Gpu, Op, Tensor};
+use crate::kernels::sample::{self, Sampler};
+use crate::model::kv_cache::{KvCache, PAGE_LEN, PagePool};
+use crate::model::llama::{LOGIT_ROWS, Limits, Llama, Run};
+
+use super::Base;
+
+/// Biases that all rows together may have.
+pub(crate) const MAX_BIASES: usize = 4096;
+/// Steps whose tokens may be on their way to the host.
+pub(crate) const RING_SLOTS: usize = 4;
+/// Pages allocated at first; the cache doubles when they run out.
+const FIRST_PAGES: usize = 32;
+
+pub(crate) struct Executor {
+    pub(crate) llama: Llama,
+    pub(crate) cache: KvCache,
+    pub(crate) pool: PagePool,
+    /// Whose decode state is on the device; 0 is nobody's.
+    pub(crate) owner: u64,
+    /// Most rows of a pass.
+    chunk_rows: usize,
+    vocab: u32,
+    samplers: Tensor,
+    seen: Tensor,
+    biases: Tensor,
+    ring: Tensor,
+    ops: SampleOps,
+    /// Kept alive by the bind groups too; listed so that its memory is counted.
+    _scratch: [Tensor; 2],
+}
+
+struct SampleOps {
+    adjust: Op,
+    threshold: Op,
+    partial: Op,
+    last: Op,
+}
+
+/// One sequence of a decode batch, as the host knows it.
+pub(crate) struct Row<'a> {
+    /// The token to feed.
+    pub(crate) token: u32,
+    /// Its position.
+    pub(crate) position: u32,
+    pub(crate) pages: &'a [u32],
+    pub(crate) sampler: Sampler,
+    pub(crate) biases: &'a [(u32, f32)],
+    /// The context, for the repetition penalty.
+    pub(crate) context: &'a [u32],
+}
+
+impl Executor {
+    pub(crate) fn new(gpu: &Gpu, base: &Base, context: usize, kv_f16: bool) -> Result<Self> {
+        let config = &base.config;
+        let chunk_rows = if gpu.caps().software { 64 } else { 512 };
+        let width = config.num_key_value_heads * config.head_dim;
+        let element_bytes = if kv_f16 { 2 } else { 4 };
+        let layers = config.num_hidden_layers;
+        // Every page table may be full, and then some stay for prefixes.
+        let most = context.div_ceil(PAGE_LEN) * LOGIT_ROWS;
+        let first = FIRST_PAGES.min(context.div_ceil(PAGE_LEN));
+        let cache = KvCache::new(gpu, layers, width, element_bytes, first, most)?;
+        let limits = Limits { rows: chunk_rows, tables: LOGIT_ROWS, positions: context, kv_f16 };
+        let llama = Llama::new(gpu, config, &base.weights, &cache, limits)?;
+        let vocab = config.vocab_size as u32;
+        let words = |label: &str, n: usize| gpu.storage(label, n as u64 * 4);
+        let rows = LOGIT_ROWS;
+        let samplers = words("samplers", rows * size_of::<Sampler>() / 4)?;
+        let seen = words("seen", rows * sample::seen_words(vocab) as usize)?;
+        let biases = words("biases", 2 * MAX_BIASES)?;
+        let thresholds = words("thresholds", rows)?;
+        let partials = words("partials", 2 * rows * vocab.div_ceil(sample::RUN) as usize)?;
+        let ring = words("ring", RING_SLOTS * rows)?;
+        let a = &llama.activations;
+        let ops = SampleOps {
+            adjust: gpu.op(&sample::adjust_spec(), &[&samplers, &seen, &biases, &a.logits])?,
+            threshold: gpu.op(&sample::threshold_spec(), &[&samplers, &a.logits, &thresholds])?,
+            partial: gpu.op(&sample::partial_spec(), &[&samplers, &a.rows, &a.logits, &thresholds, &partials])?,
+            last: gpu.op(&sample::final_spec(), &[&partials, &a.token_ids, &a.rows, &seen, &ring])?,
+        };
+        let mut pool = PagePool::default();
+        pool.grow(cache.pages());
+        let _scratch = [thresholds, partials];
+        Ok(Self { llama, cache, pool, owner: 0, chunk_rows, vocab, samplers, seen, biases, ring, ops, _scratch })
+    }
+
+    /// A page for one user; the cache grows when all are taken.
+    pub(crate) fn allocate_page(&mut self, gpu: &Gpu) -> Result<u32> {
+        if self.pool.available() == 0 {
+            self.cache.grow(gpu, self.pool.capacity() + 1)?;
+            self.llama.rebind(gpu, &self.cache)?;
+            self.pool.grow(self.cache.pages());
+        }
+        let capacity = self.pool.capacity() * PAGE_LEN;
+        self.pool.allocate().ok_or(Error::ContextFull { needed: capacity + PAGE_LEN, capacity })
+    }
+
+    /// Makes `page` its user's alone, copying it if others use it or may come to.
+    pub(crate) fn own_page(&mut self, gpu: &Gpu, page: u32) -> Result<u32> {
+        if !self.pool.is_shared(page) {
+            return Ok(page);
+        }
+        let copy = self.allocate_page(gpu)?;
+        let mut commands = Commands::new(gpu)?;
+        let copied = self.cache.copy_page(&mut commands, page, copy);
+        commands.submit();
+        self.pool.release(if copied.is_ok() { page } else { copy });
+        copied.map(|()| copy)
+    }
+
+    /// Runs `tokens` through the model from `position` on; `each` is called after each chunk of rows with the first
+    /// row's index among `tokens` and the rows, while their activations are there.
+    pub(crate) fn prefill(
+        &mut self,
+        gpu: &Gpu,
+        (tokens, position): (&[u32], usize),
+        pages: &[u32],
+        cancel: &AtomicBool,
+        mut each: impl FnMut(&mut Self, &Gpu, usize, u32) -> Result<()>,
+    ) -> Result<()> {
+        self.owner = 0;
+        gpu.write(&self.llama.activations.pages, 0, pages);
+        for (chunk, first) in tokens.chunks(self.chunk_rows).zip((0..).step_by(self.chunk_rows)) {
+            if cancel.load(Ordering::Relaxed) {
+                return Err(Error::Cancelled);
+            }
+            let start = (position + first) as u32;
+            let count = chunk.len() as u32;
+            let rows: Vec<[u32; 2]> = (0..count).map(|i| [0, start + i]).collect();
+            gpu.write(&self.llama.activations.token_ids, 0, chunk);
+            gpu.write(&self.llama.activations.rows, 0, &rows);
+            let mut commands = Commands::new(gpu)?;
+            commands.cancel_on(cancel);
+            let run = Run { row0: 0, count, positions: start + count };
+            let recorded = self.llama.forward(gpu, &mut commands, count, &[run]);
+            let index = commands.submit();
+            recorded?;
+            each(self, gpu, first, count)?;
+            // Two chunks ahead of the device at most, and faults surface here.
+            if gpu.caps().software {
+                gpu.wait(Some(index))?;
+            }
+        }
+        gpu.check()
+    }
+
+    /// Logits `[rows, V]` of `rows` rows from `x_row` of the last pass.
+    pub(crate) fn read_logits(&self, gpu: &Gpu, x_row: u32, rows: u32) -> Result<Vec<f32>> {
+        let mut commands = Commands::new(gpu)?;
+        self.llama.logits(gpu, &mut commands, x_row, rows)?;
+        commands.submit();
+        gpu.read(&self.llama.activations.logits, 0, (rows * self.vocab) as usize)
+    }
+
+    /// Puts a decode batch on the device for `owner`.
+    pub(crate) fn load_rows(&mut self, gpu: &Gpu, owner: u64, batch: &[Row<'_>]) {
+        let a = &self.llama.activations;
+        let seen_words = sample::seen_words(self.vocab) as usize;
+        let mut biases: Vec<(u32, f32)> = Vec::new();
+        for (m, row) in batch.iter().enumerate() {
+            let mut sampler = row.sampler;
+            sampler.bias_start = biases.len() as u32;
+            sampler.bias_count = row.biases.len() as u32;
+            biases.extend_from_slice(row.biases);
+            gpu.write(&a.token_ids, m as u64 * 4, &[row.token]);
+            gpu.write(&a.rows, m as u64 * 8, &[m as u32, row.position]);
+            gpu.write(&a.pages, (m * self.llama.max_pages()) as u64 * 4, row.pages);
+            gpu.write(&self.samplers, (m * size_of::<Sampler>()) as u64, &[sampler]);
+            let mut seen = vec![0_u32; seen_words];
+            for &token in row.context {
+                seen[token as usize / 32] |= 1 << (token % 32);
+            }
+            gpu.write(&self.seen, (m * seen_words * 4) as u64, &seen);
+        }
+        let flat: Vec<u32> = biases.iter().flat_map(|(token, bias)| [*token, bias.to_bits()]).collect();
+        gpu.write(&self.biases, 0, &flat);
+        self.owner = owner;
+    }
+
+    /// Tells the device that row `m`'s page number `index` is `page`.
+    pub(crate) fn set_page(&self, gpu: &Gpu, m: usize, index: usize, page: u32) {
+        gpu.write(&self.llama.activations.pages, (m * self.llama.max_pages() + index) as u64 * 4, &[page]);
+    }
+
+    /// Submits one decode step of the loaded batch; its tokens are copied to `readback`. `positions`: what the rows see.
+    pub(crate) fn step(
+        &mut self,
+        gpu: &Gpu,
+        runs: &[Run],
+        samplers: impl Iterator<Item = Sampler> + Clone,
+        slot: usize,
+        readback: &Tensor,
+    ) -> Result<wgpu::SubmissionIndex> {
+        let rows = runs.len() as u32;
+        let mut commands = Commands::new(gpu)?;
+        self.llama.forward(gpu, &mut commands, rows, runs)?;
+        self.llama.logits(gpu, &mut commands, 0, rows)?;
+        if samplers.clone().any(|s| s.is_adjusted()) {
+            sample::record_adjust(&mut commands, &self.ops.adjust, self.vocab, rows);
+        }
+        if samplers.clone().any(|s| s.is_restricted()) {
+            sample::record_threshold(&mut commands, &self.ops.threshold, self.vocab, rows);
+        }
+        sample::record_partial(&mut commands, &self.ops.partial, self.vocab, rows);
+        let offset = slot * LOGIT_ROWS;
+        sample::record_final(&mut commands, &self.ops.last, self.vocab, rows, offset as u32);
+        commands.copy(&self.ring, offset as u64 * 4, readback, 0, u64::from(rows) * 4);
+        Ok(commands.submit())
+    }
+}

@@ -1,0 +1,138 @@
+//! One base in memory, many sessions over it.
+//!
+//! [`Base`] (immutable, shared) ← [`Session`] ← batch of sessions ← [`Engine`], which owns the device.
+
+pub mod base;
+mod executor;
+pub mod generate;
+pub mod session;
+mod snapshot;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub use base::Base;
+pub use generate::{CancelToken, FinishReason, GenerateOptions, Generation, Sampling, Token, generate_batch};
+pub use session::Session;
+
+use crate::error::{Error, Result};
+use crate::format::gguf::Gguf;
+use crate::gpu::{Gpu, GpuOptions};
+use crate::selftest;
+use executor::Executor;
+
+/// How to open an [`Engine`].
+#[derive(Clone, Debug, Default)]
+pub struct EngineOptions {
+    /// Which device, and which of its abilities to leave unused.
+    pub gpu: GpuOptions,
+    /// Most tokens of a session; `None`: what the model was made for, at most 8,192.
+    pub context: Option<usize>,
+    /// Keep the KV cache in f32 although there is f16: exact, twice the memory.
+    pub kv_f32: bool,
+    /// Skip the start-up self-test.
+    pub skip_self_test: bool,
+}
+
+/// A device with a base on it.
+pub struct Engine {
+    gpu: Gpu,
+    base: Base,
+    executor: Mutex<Executor>,
+    context: usize,
+    kv_f16: bool,
+    next_run: AtomicU64,
+}
+
+impl Engine {
+    /// Opens the device, checks its kernels, and loads the model file at `path`.
+    ///
+    /// Errors: [`Error::NoAdapter`], [`Error::Gpu`], [`Error::OutOfMemory`]; as [`Gguf::open`], [`selftest::run`] and
+    /// [`Base::load`].
+    pub fn open(path: impl AsRef<Path>, options: EngineOptions) -> Result<Arc<Self>> {
+        Self::open_with(path, options, &mut |_, _| {})
+    }
+
+    /// As [`Engine::open`]; `progress` gets bytes loaded and in all.
+    ///
+    /// Errors: as [`Engine::open`].
+    pub fn open_with(
+        path: impl AsRef<Path>,
+        options: EngineOptions,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Arc<Self>> {
+        // The file first: a bad one is refused before a device is opened.
+        let gguf = Gguf::open(path)?;
+        let mut gpu = Gpu::open(options.gpu.clone())?;
+        if !options.skip_self_test {
+            selftest::run(&mut gpu)?;
+        }
+        Self::from_gguf(gpu, &gguf, &options, progress)
+    }
+
+    /// Loads an open model file onto an open device.
+    ///
+    /// Errors: as [`Engine::open`].
+    pub fn from_gguf(
+        gpu: Gpu,
+        gguf: &Gguf,
+        options: &EngineOptions,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Arc<Self>> {
+        let base = Base::load(&gpu, gguf, progress)?;
+        let most = base.config.max_position_embeddings;
+        let context = options.context.unwrap_or(most.min(8192));
+        if context == 0 || context > most {
+            let reason = format!("{context} tokens; this model allows 1 to {most}");
+            return Err(Error::InvalidArgument { name: "context", reason });
+        }
+        let kv_f16 = gpu.caps().f16 && !options.kv_f32;
+        let executor = Executor::new(&gpu, &base, context, kv_f16)?;
+        gpu.check()?;
+        let (executor, next_run) = (Mutex::new(executor), AtomicU64::new(1));
+        Ok(Arc::new(Self { gpu, base, executor, context, kv_f16, next_run }))
+    }
+
+    /// An empty session.
+    pub fn session(self: &Arc<Self>) -> Session {
+        Session::new(Arc::clone(self))
+    }
+
+    /// A session from a file that [`Session::save`] wrote.
+    ///
+    /// Errors: [`Error::BaseMismatch`] for another base; [`Error::InvalidFile`]; [`Error::Io`];
+    /// [`Error::ContextFull`] when it does not fit.
+    pub fn restore(self: &Arc<Self>, path: impl AsRef<Path>) -> Result<Session> {
+        snapshot::restore(self, path.as_ref())
+    }
+
+    /// The loaded model.
+    pub fn base(&self) -> &Base {
+        &self.base
+    }
+
+    /// The device.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// Most tokens of a session.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    fn executor(&self) -> MutexGuard<'_, Executor> {
+        self.executor.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run_id(&self) -> u64 {
+        self.next_run.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.gpu.save_pipelines();
+    }
+}

@@ -1,0 +1,239 @@
+//! A sequence of tokens over the base, with its keys and values.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use crate::chat::Message;
+use crate::error::{Error, Result};
+use crate::model::kv_cache::{PAGE_LEN, PageKey, page_key};
+use crate::model::llama::LOGIT_ROWS;
+use crate::tokenizer::EncodeOptions;
+
+use super::executor::Executor;
+use super::generate::{GenerateOptions, Generation};
+use super::{Engine, snapshot};
+
+/// A conversation or a document in progress. Cheap to make, to fork and to drop; many share one [`Engine`].
+pub struct Session {
+    pub(super) engine: Arc<Engine>,
+    pub(super) tokens: Vec<u32>,
+    /// Tokens whose keys and values are in `pages`; the others are pending.
+    pub(super) kv_len: usize,
+    pub(super) pages: Vec<u32>,
+    /// All keys and values were computed here, so others may take them over; a file's may be anything.
+    pub(super) own_work: bool,
+    never: AtomicBool,
+}
+
+impl Session {
+    pub(super) fn new(engine: Arc<Engine>) -> Self {
+        let (tokens, pages, never) = (Vec::new(), Vec::new(), AtomicBool::new(false));
+        Self { engine, tokens, kv_len: 0, pages, own_work: true, never }
+    }
+
+    /// The engine it belongs to.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// Everything said so far, as token ids.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Adds token ids; they are computed when needed.
+    ///
+    /// Errors: [`Error::ContextFull`] when they do not fit, [`Error::InvalidArgument`] for an id outside the
+    /// vocabulary; the session is then as it was.
+    pub fn push_tokens(&mut self, ids: &[u32]) -> Result<()> {
+        self.check(self.tokens.len(), ids)?;
+        self.tokens.extend_from_slice(ids);
+        Ok(())
+    }
+
+    /// Whether `ids` may follow the first `len` tokens.
+    fn check(&self, len: usize, ids: &[u32]) -> Result<()> {
+        let vocab = self.engine.base.config.vocab_size;
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
+            let reason = format!("token {id} is outside the vocabulary of {vocab}");
+            return Err(Error::InvalidArgument { name: "ids", reason });
+        }
+        let (needed, capacity) = (len + ids.len(), self.engine.context);
+        if needed > capacity { Err(Error::ContextFull { needed, capacity }) } else { Ok(()) }
+    }
+
+    /// Adds text: a prompt, with what the tokenizer puts first if the session is empty.
+    ///
+    /// Errors: as [`Session::push_tokens`] and [`crate::tokenizer::Tokenizer::encode`].
+    pub fn push_text(&mut self, text: &str) -> Result<()> {
+        let add_bos = if self.tokens.is_empty() { None } else { Some(false) };
+        let options = EncodeOptions { add_bos, ..EncodeOptions::default() };
+        self.push_tokens(&self.engine.base.tokenizer.encode(text, options)?)
+    }
+
+    /// Makes the session hold `messages`, rendered by the model's chat template and ready for an answer. What it
+    /// already holds of them is kept.
+    ///
+    /// Errors: as [`Session::push_tokens`] and [`crate::chat::ChatTemplate::render`].
+    pub fn set_messages(&mut self, messages: &[Message]) -> Result<()> {
+        let base = &self.engine.base;
+        let text = base.chat_template.render(messages, true)?;
+        let bos = base.tokenizer.bos().and_then(|id| base.tokenizer.token_text(id));
+        let rendered = bos.is_some_and(|bos| text.starts_with(bos));
+        let add_bos = if rendered { Some(false) } else { None };
+        let options = EncodeOptions { add_bos, parse_special: true, ..EncodeOptions::default() };
+        let ids = base.tokenizer.encode(&text, options)?;
+        self.set_tokens(&ids)
+    }
+
+    /// Makes the session hold `ids`; the common beginning is kept.
+    ///
+    /// Errors: as [`Session::push_tokens`].
+    pub fn set_tokens(&mut self, ids: &[u32]) -> Result<()> {
+        self.check(0, ids)?;
+        let same = self.tokens.iter().zip(ids).take_while(|(a, b)| a == b).count();
+        self.truncate(same);
+        self.tokens.extend_from_slice(&ids[same..]);
+        Ok(())
+    }
+
+    /// Forgets everything after the first `len` tokens.
+    pub fn truncate(&mut self, len: usize) {
+        self.tokens.truncate(len);
+        self.kv_len = self.kv_len.min(self.tokens.len());
+        let keep = self.kv_len.div_ceil(PAGE_LEN);
+        if keep < self.pages.len() {
+            let engine = Arc::clone(&self.engine);
+            let mut executor = engine.executor();
+            self.pages.drain(keep..).for_each(|page| executor.pool.release(page));
+        }
+    }
+
+    /// A second session with the same tokens; the keys and values are shared until one of the two goes on.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        let mut executor = self.engine.executor();
+        self.pages.iter().for_each(|&page| executor.pool.retain(page));
+        let mut fork = Self::new(Arc::clone(&self.engine));
+        fork.tokens.clone_from(&self.tokens);
+        fork.kv_len = self.kv_len;
+        fork.own_work = self.own_work;
+        fork.pages.clone_from(&self.pages);
+        fork
+    }
+
+    /// Writes tokens, keys and values to a file, which [`Engine::restore`] reads. Complete or not there at all.
+    ///
+    /// Errors: [`Error::Io`]; as [`crate::gpu::Gpu::check`].
+    pub fn save(&self, path: impl AsRef<std::path::Path>) -> Result<()> {
+        snapshot::save(self, path.as_ref())
+    }
+
+    /// Computes all pending tokens but the last, which the first decode step takes.
+    ///
+    /// Errors: [`Error::Cancelled`], [`Error::ContextFull`], [`Error::OutOfMemory`]; as [`crate::gpu::Gpu::check`].
+    /// What was computed stays.
+    pub fn prefill(&mut self, cancel: &AtomicBool) -> Result<()> {
+        let engine = Arc::clone(&self.engine);
+        let mut executor = engine.executor();
+        self.prefill_locked(&mut executor, cancel)
+    }
+
+    pub(super) fn prefill_locked(&mut self, executor: &mut Executor, cancel: &AtomicBool) -> Result<()> {
+        let end = self.tokens.len().saturating_sub(1);
+        // The last token is fed by the step that follows it, even where its keys are there already.
+        self.kv_len = self.kv_len.min(end);
+        let keys = self.reuse_prefix(executor, end);
+        if self.kv_len < end {
+            let engine = Arc::clone(&self.engine);
+            self.reserve(executor, end)?;
+            let (start, mut done) = (self.kv_len, self.kv_len);
+            let pending = (&self.tokens[start..end], start);
+            let computed = executor.prefill(&engine.gpu, pending, &self.pages, cancel, |_, _, first, count| {
+                done = start + first + count as usize;
+                Ok(())
+            });
+            if !matches!(computed, Ok(()) | Err(Error::Cancelled)) {
+                return computed;
+            }
+            // Whole pages of a prompt may serve others; what decoding writes is not published.
+            let whole = if self.own_work { start / PAGE_LEN..done / PAGE_LEN } else { 0..0 };
+            for (i, key) in keys.iter().enumerate().take(whole.end).skip(whole.start) {
+                executor.pool.publish(self.pages[i], *key);
+            }
+            self.kv_len = done;
+            return computed;
+        }
+        Ok(())
+    }
+
+    /// Takes over pages that hold this session's next tokens. Gives the keys of all its whole pages.
+    fn reuse_prefix(&mut self, executor: &mut Executor, end: usize) -> Vec<PageKey> {
+        let mut keys: Vec<PageKey> = Vec::with_capacity(end / PAGE_LEN);
+        for tokens in self.tokens[..end].chunks_exact(PAGE_LEN) {
+            keys.push(page_key(keys.last(), tokens));
+        }
+        while self.kv_len == self.pages.len() * PAGE_LEN && self.kv_len + PAGE_LEN <= end {
+            let Some(page) = executor.pool.find(&keys[self.pages.len()]) else { break };
+            self.pages.push(page);
+            self.kv_len += PAGE_LEN;
+        }
+        keys
+    }
+
+    /// Pages for positions below `len`, the first one to be written its own.
+    pub(super) fn reserve(&mut self, executor: &mut Executor, len: usize) -> Result<()> {
+        let engine = Arc::clone(&self.engine);
+        let first = self.kv_len / PAGE_LEN;
+        if let Some(page) = self.pages.get_mut(first) {
+            *page = executor.own_page(&engine.gpu, *page)?;
+        }
+        while self.pages.len() * PAGE_LEN < len {
+            self.pages.push(executor.allocate_page(&engine.gpu)?);
+        }
+        Ok(())
+    }
+
+    /// Computes the pending tokens and hands out the logits after each from index `from` on, `[V]`, with its index;
+    /// indices count all tokens of the session.
+    ///
+    /// Errors: as [`Session::prefill`].
+    pub fn logits(&mut self, from: usize, mut each: impl FnMut(usize, &[f32])) -> Result<()> {
+        let engine = Arc::clone(&self.engine);
+        let mut executor = engine.executor();
+        let (start, end, vocab) = (self.kv_len, self.tokens.len(), engine.base.config.vocab_size);
+        self.reserve(&mut executor, end)?;
+        let read = |executor: &mut Executor, gpu: &crate::gpu::Gpu, first: usize, count: u32| {
+            let skip = from.saturating_sub(start + first).min(count as usize) as u32;
+            for row in (skip..count).step_by(LOGIT_ROWS) {
+                let rows = (LOGIT_ROWS as u32).min(count - row);
+                let logits = executor.read_logits(gpu, row, rows)?;
+                for (i, logits) in logits.chunks_exact(vocab).enumerate() {
+                    each(start + first + row as usize + i, logits);
+                }
+            }
+            Ok(())
+        };
+        let pending = (&self.tokens[start..end], start);
+        executor.prefill(&engine.gpu, pending, &self.pages, &self.never, read)?;
+        self.kv_len = end;
+        Ok(())
+    }
+
+    /// Starts generating after the tokens so far: an iterator over tokens.
+    ///
+    /// Errors: [`Error::InvalidArgument`] for an empty session or settings out of range; as [`Session::prefill`].
+    pub fn generate(&mut self, options: GenerateOptions) -> Result<Generation<'_>> {
+        Generation::new(vec![(self, options)])
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if !self.pages.is_empty() {
+            let engine = Arc::clone(&self.engine);
+            let mut executor = engine.executor();
+            self.pages.drain(..).for_each(|page| executor.pool.release(page));
+        }
+    }
+}

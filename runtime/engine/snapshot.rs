@@ -1,0 +1,128 @@
+//! A session in a file: safetensors with the tokens, the keys and values, and the fingerprint of the base.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize_to_file};
+
+use crate::error::{Error, Result};
+use crate::gpu::Tensor;
+use crate::model::kv_cache::PAGE_LEN;
+
+use super::{Engine, Session};
+
+const FORMAT: &str = "epiphyte.session.1";
+
+/// Writes `session` to a temporary name beside `path`, then renames it.
+pub(super) fn save(session: &Session, path: &Path) -> Result<()> {
+    let engine = &session.engine;
+    let executor = engine.executor();
+    let page_bytes = executor.cache.page_bytes;
+    let used = session.kv_len.div_ceil(PAGE_LEN);
+    let gather = |tensor: &Tensor| -> Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(used * page_bytes as usize);
+        for &page in &session.pages[..used] {
+            bytes.extend(engine.gpu.read::<u8>(tensor, u64::from(page) * page_bytes, page_bytes as usize)?);
+        }
+        Ok(bytes)
+    };
+    let mut data: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
+    let tokens = bytemuck::cast_slice::<u32, u8>(&session.tokens).to_vec();
+    data.push(("tokens".into(), Dtype::U32, vec![session.tokens.len()], tokens));
+    for (i, (keys, values)) in executor.cache.layers.iter().enumerate() {
+        let shape = vec![used, page_bytes as usize];
+        data.push((format!("layers.{i}.keys"), Dtype::U8, shape.clone(), gather(keys)?));
+        data.push((format!("layers.{i}.values"), Dtype::U8, shape, gather(values)?));
+    }
+    drop(executor);
+    let metadata = HashMap::from([
+        ("format".to_string(), FORMAT.to_string()),
+        ("base_fingerprint".to_string(), engine.base.fingerprint.clone()),
+        ("kv_dtype".to_string(), kv_dtype(engine).to_string()),
+        ("kv_len".to_string(), session.kv_len.to_string()),
+    ]);
+    let views = data
+        .iter()
+        .map(|(name, dtype, shape, bytes)| Ok((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes)?)))
+        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
+        .map_err(|e| invalid(path, e))?;
+    let temporary = path.with_extension("tmp");
+    serialize_to_file(views, Some(metadata), &temporary).map_err(|e| match e {
+        safetensors::SafeTensorError::IoError(e) => Error::io(&temporary, e),
+        e => invalid(path, e),
+    })?;
+    std::fs::File::open(&temporary).and_then(|file| file.sync_all()).map_err(|e| Error::io(&temporary, e))?;
+    std::fs::rename(&temporary, path).map_err(|e| Error::io(path, e))
+}
+
+/// Checks the whole file, then makes a session of it.
+pub(super) fn restore(engine: &Arc<Engine>, path: &Path) -> Result<Session> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| invalid(path, e))?;
+    let metadata = header.metadata().clone().unwrap_or_default();
+    let field = |key: &str| metadata.get(key).map(String::as_str).unwrap_or_default();
+    if field("format") != FORMAT {
+        return Err(invalid(path, format!("not a saved session of this version ({FORMAT})")));
+    }
+    if field("base_fingerprint") != engine.base.fingerprint {
+        let expected = field("base_fingerprint").to_string();
+        return Err(Error::BaseMismatch { expected, got: engine.base.fingerprint.clone() });
+    }
+    let file = SafeTensors::deserialize(&bytes).map_err(|e| invalid(path, e))?;
+    let tokens = file.tensor("tokens").map_err(|e| invalid(path, e))?;
+    if tokens.dtype() != Dtype::U32 {
+        return Err(invalid(path, format!("tensor `tokens` is {:?}, not U32", tokens.dtype())));
+    }
+    let tokens: Vec<u32> = tokens.data().as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
+    let kv_len = field("kv_len").parse::<usize>().ok().filter(|&n| n <= tokens.len());
+    let kv_len = kv_len.ok_or_else(|| invalid(path, "kv_len is missing or longer than the tokens"))?;
+    let mut session = engine.session();
+    session.push_tokens(&tokens)?;
+    // A cache in another element type is computed anew rather than converted.
+    if field("kv_dtype") == kv_dtype(engine) {
+        fill(&mut session, &file, kv_len, path)?;
+    }
+    Ok(session)
+}
+
+fn fill(session: &mut Session, file: &SafeTensors<'_>, kv_len: usize, path: &Path) -> Result<()> {
+    let engine = Arc::clone(&session.engine);
+    let mut executor = engine.executor();
+    let page_bytes = executor.cache.page_bytes as usize;
+    let used = kv_len.div_ceil(PAGE_LEN);
+    let load = |name: String| -> Result<Cow<'_, [u8]>> {
+        let view = file.tensor(&name).map_err(|e| invalid(path, e))?;
+        if view.shape() != [used, page_bytes] || view.dtype() != Dtype::U8 {
+            return Err(invalid(
+                path,
+                format!("tensor `{name}` has shape {:?}, not [{used}, {page_bytes}]", view.shape()),
+            ));
+        }
+        Ok(Cow::Borrowed(view.data()))
+    };
+    let mut layers = Vec::with_capacity(executor.cache.layers.len());
+    for i in 0..executor.cache.layers.len() {
+        layers.push((load(format!("layers.{i}.keys"))?, load(format!("layers.{i}.values"))?));
+    }
+    session.reserve(&mut executor, kv_len)?;
+    for (i, &page) in session.pages.iter().enumerate() {
+        let (at, from) = (u64::from(page) * page_bytes as u64, i * page_bytes);
+        for ((keys, values), (saved_keys, saved_values)) in executor.cache.layers.iter().zip(&layers) {
+            engine.gpu.write(keys, at, &saved_keys[from..from + page_bytes]);
+            engine.gpu.write(values, at, &saved_values[from..from + page_bytes]);
+        }
+    }
+    session.kv_len = kv_len;
+    session.own_work = false;
+    Ok(())
+}
+
+fn kv_dtype(engine: &Engine) -> &'static str {
+    if engine.kv_f16 { "F16" } else { "F32" }
+}
+
+fn invalid(path: &Path, reason: impl std::fmt::Display) -> Error {
+    Error::InvalidFile { path: path.into(), reason: reason.to_string() }
+}

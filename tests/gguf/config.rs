@@ -1,0 +1,181 @@
+//! A model's sizes: read from a file, checked against its tensors, or refused.
+
+use std::f64::consts::PI;
+
+use epiphyte::Error;
+use epiphyte::model::config::{Architecture, ModelConfig};
+use epiphyte::model::rope::RopeScaling;
+
+use super::open;
+use super::writer::{Meta, Writer, llama};
+
+fn config(writer: &Writer) -> ModelConfig {
+    ModelConfig::from_gguf(&open(writer)).unwrap()
+}
+
+#[test]
+fn a_small_llama() {
+    let config = config(&llama());
+    let expected = ModelConfig {
+        architecture: Architecture::Llama,
+        hidden_size: 64,
+        intermediate_size: 96,
+        num_hidden_layers: 1,
+        num_attention_heads: 2,
+        num_key_value_heads: 1,
+        head_dim: 32,
+        vocab_size: 40,
+        rms_norm_eps: 1e-5,
+        rope_theta: 100_000.0,
+        rope_scaling: RopeScaling::None,
+        max_position_embeddings: 128,
+        tie_word_embeddings: true,
+    };
+    assert_eq!(config, expected);
+    config.check_tensors(&open(&llama())).unwrap();
+    let weights: u64 = open(&llama()).tensors().map(|t| t.n_weights() as u64).sum();
+    assert_eq!(config.n_params(), weights);
+}
+
+#[test]
+fn a_head_of_its_own() {
+    let gguf = open(&llama().counting("output.weight", &[64, 40]));
+    let config = ModelConfig::from_gguf(&gguf).unwrap();
+    assert!(!config.tie_word_embeddings);
+    config.check_tensors(&gguf).unwrap();
+    assert_eq!(config.n_params(), gguf.tensors().map(|t| t.n_weights() as u64).sum::<u64>());
+}
+
+#[test]
+fn head_width_by_key() {
+    let writer = llama().key("llama.attention.key_length", Meta::U32(64));
+    let error = config(&writer).check_tensors(&open(&writer)).unwrap_err().to_string();
+    assert!(error.contains("q_proj.weight`: its shape is [64, 64], the metadata imply [128, 64]"), "{error}");
+}
+
+/// A test a line: a file, the variant it must be refused with, and words of the message.
+macro_rules! refused {
+    ($($test:ident: $writer:expr => $variant:ident, $words:literal;)+) => {$(
+        #[test]
+        fn $test() {
+            let gguf = open(&$writer);
+            let error = ModelConfig::from_gguf(&gguf).and_then(|config| config.check_tensors(&gguf)).unwrap_err();
+            let message = error.to_string();
+            assert!(matches!(error, Error::$variant { .. }), "{error:?}");
+            assert!(message.contains($words), "{message}");
+        }
+    )+};
+}
+
+fn number(key: &str, value: u32) -> Writer {
+    llama().key(&format!("llama.{key}"), Meta::U32(value))
+}
+
+fn real(key: &str, value: f32) -> Writer {
+    llama().key(&format!("llama.{key}"), Meta::F32(value))
+}
+
+fn tokens(n: usize) -> Writer {
+    llama().key("tokenizer.ggml.tokens", Meta::Texts(vec![String::new(); n]))
+}
+
+fn factors(values: &[f32]) -> Writer {
+    let data = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    llama().tensor("rope_freqs.weight", &[values.len() as u64], 0, data)
+}
+
+refused! {
+    architecture_missing: llama().without("general.architecture") => InvalidMetadata, "general.architecture`: missing";
+    architecture_other: llama().key("general.architecture", Meta::Text("mamba")) => Unsupported, "architecture `mamba`";
+    adapter: llama().key("general.type", Meta::Text("adapter")) => Unsupported, "type `adapter`";
+    experts: number("expert_count", 8) => Unsupported, "mixture of 8 experts";
+    scaled_attention: real("attention.scale", 0.5) => Unsupported, "`llama.attention.scale` = 0.5";
+    not_causal: llama().key("llama.attention.causal", Meta::Bool(false)) => Unsupported, "attention.causal";
+    window: number("attention.sliding_window", 64) => Unsupported, "sliding-window attention over 64";
+    hidden_missing: llama().without("llama.embedding_length") => InvalidMetadata, "embedding_length`: missing";
+    hidden_zero: number("embedding_length", 0) => InvalidMetadata, "0 is not between 1";
+    hidden_huge: number("embedding_length", u32::MAX) => InvalidMetadata, "4294967295 is not between 1";
+    hidden_odd: number("embedding_length", 66) => InvalidMetadata, "embedding_length`: 66 is not a multiple of 32";
+    inner_odd: number("feed_forward_length", 97) => InvalidMetadata, "feed_forward_length`: 97 is not a multiple of 32";
+    inner_per_layer: llama().key("llama.feed_forward_length", Meta::I32s(vec![96])) => InvalidMetadata, "found [1 x i32]";
+    layers_zero: number("block_count", 0) => InvalidMetadata, "block_count`: 0 is not";
+    layers_huge: number("block_count", 1 << 20) => InvalidMetadata, "block_count`: 1048576 is not";
+    layers_more_than_there: number("block_count", 2) => MissingTensor, "model.layers.1.input_layernorm.weight";
+    groups_uneven: number("attention.head_count_kv", 4) => InvalidMetadata, "head_count_kv`: 4 does not divide 2";
+    head_too_narrow: number("attention.key_length", 16) => InvalidMetadata, "head width 16";
+    head_too_wide: number("attention.key_length", 288) => InvalidMetadata, "288 is not between 1 and 256";
+    head_uneven: number("attention.key_length", 48) => InvalidMetadata, "head width 48";
+    value_width: number("attention.value_length", 64) => InvalidMetadata, "value_length`: 64, but heads are 32 wide";
+    partial_rotation: number("rope.dimension_count", 16) => InvalidMetadata, "dimension_count`: 16, but heads are 32";
+    eps_zero: real("attention.layer_norm_rms_epsilon", 0.0) => InvalidMetadata, "0 is not a number above 0";
+    theta_nan: real("rope.freq_base", f32::NAN) => InvalidMetadata, "NaN is not a number above 0";
+    context_zero: number("context_length", 0) => InvalidMetadata, "context_length`: 0 is not";
+    scaling_other: llama().key("llama.rope.scaling.type", Meta::Text("yarn")) => Unsupported, "rope scaling `yarn`";
+    scaling_factor_missing: llama().key("llama.rope.scaling.type", Meta::Text("linear")) => InvalidMetadata, "factor`: missing";
+    scaling_factor_negative: real("rope.scale_linear", -1.0) => InvalidMetadata, "-1 is not a number above 0";
+    scaling_twice: factors(&[1.0; 16]).key("llama.rope.scale_linear", Meta::F32(2.0)) => Unsupported, "together with";
+    factors_too_few: factors(&[1.0; 15]) => InvalidTensor, "F32 [16] is needed, found F32 [15]";
+    factors_zero: factors(&[0.0; 16]) => InvalidTensor, "not all numbers above 0";
+    embedding_missing: llama().without("token_embd.weight") => MissingTensor, "model.embed_tokens.weight";
+    tokens_more_than_rows: tokens(41) => InvalidTensor, "40 rows, but the tokenizer has 41 tokens";
+    vocab_other: number("vocab_size", 39) => InvalidTensor, "40 rows, but `llama.vocab_size` is 39";
+    tensor_missing: llama().without("blk.0.ffn_up.weight") => MissingTensor, "model.layers.0.mlp.up_proj.weight";
+    tensor_misshapen: llama().edit("blk.0.ffn_up.weight", |t| t.dims = vec![96, 64]) => InvalidTensor, "up_proj.weight`: its shape is [64, 96], the metadata imply [96, 64]";
+    bias: llama().counting("blk.0.attn_v.bias", &[32]) => Unsupported, "self_attn.v_proj.bias` in a llama model";
+    tensor_unknown: llama().counting("blk.0.attn_sinks.weight", &[2]) => Unsupported, "blk.0.attn_sinks.weight";
+}
+
+#[test]
+fn fewer_tokens_than_rows_and_harmless_extras_are_fine() {
+    let writer = tokens(39).counting("blk.0.attn_rot_embd.weight", &[16]).key("llama.expert_count", Meta::U32(0));
+    let writer = writer.key("llama.attention.sliding_window", Meta::U32(128));
+    config(&writer).check_tensors(&open(&writer)).unwrap();
+}
+
+fn close(a: &[f32], b: impl Iterator<Item = f64>) {
+    let b: Vec<_> = b.collect();
+    assert_eq!(a.len(), b.len());
+    for (i, (&a, &b)) in a.iter().zip(&b).enumerate() {
+        assert!((f64::from(a) - b).abs() <= b * f64::from(f32::EPSILON), "{i}: {a} and {b}");
+    }
+}
+
+/// Frequencies by repeated multiplication.
+fn plain(n: usize, theta: f64) -> impl Iterator<Item = f64> {
+    let ratio = theta.powf(-1.0 / n as f64);
+    std::iter::successors(Some(1.0), move |f| Some(f * ratio)).take(n)
+}
+
+#[test]
+fn rotary_frequencies() {
+    close(&config(&llama()).rope_frequencies(), plain(16, 1e5));
+    let linear = llama().key("llama.rope.scaling.type", Meta::Text("linear"));
+    let linear = config(&linear.key("llama.rope.scaling.factor", Meta::F32(4.0)));
+    assert_eq!(linear.rope_scaling, RopeScaling::Linear { factor: 4.0 });
+    close(&linear.rope_frequencies(), plain(16, 1e5).map(|f| f / 4.0));
+    let divisors: Vec<f32> = (1..=16_u8).map(f32::from).collect();
+    let explicit = config(&factors(&divisors));
+    close(&explicit.rope_frequencies(), plain(16, 1e5).zip(&divisors).map(|(f, &d)| f / f64::from(d)));
+}
+
+/// Llama 3.2's published values, against the paper's cases by wavelength.
+#[test]
+fn rotary_frequencies_of_llama_3() {
+    let (factor, low, high, original) = (32.0, 1.0, 4.0, 8192.0);
+    let scaled = |f: f64| match 2.0 * PI / f {
+        short if short < original / high => f,
+        long if long > original / low => f / factor,
+        wavelength => {
+            let smooth = (original / wavelength - low) / (high - low);
+            (1.0 - smooth) * f / factor + smooth * f
+        }
+    };
+    let rope_scaling = RopeScaling::Llama3 {
+        factor: 32.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_position_embeddings: 8192,
+    };
+    let config = ModelConfig { head_dim: 64, rope_theta: 5e5, rope_scaling, ..config(&llama()) };
+    close(&config.rope_frequencies(), plain(32, 5e5).map(scaled));
+}

@@ -1,0 +1,238 @@
+//! `softmax(q kᵀ scale) v` over the positions up to each row's own.
+
+use epiphyte::gpu::{Gpu, Tensor};
+use epiphyte::kernels::attention::{self, AttentionParams, Heads, PrefillParams, ReduceParams};
+use proptest::prelude::*;
+
+use super::oracle::{DIV, EPS, exp_error, gamma};
+use super::{Checked, Near, Output, POISON, Random, for_all, seed, submit, upload_kv};
+
+#[derive(Clone, Debug)]
+struct Case {
+    heads: Heads,
+    /// Positions that each row sees; a row has its own page table.
+    lens: Vec<usize>,
+    row0: usize,
+    /// Size of q: the larger, the more the softmax is one position's.
+    sharp: f32,
+    seed: u64,
+}
+
+fn cases(lens: impl Strategy<Value = Vec<usize>>) -> impl Strategy<Value = Case> {
+    let group = proptest::sample::select(vec![1u32, 3, 4, 8]);
+    let head_dim = proptest::sample::select(vec![64u32, 96, 128, 256]);
+    let heads = (1u32..3, group, head_dim, proptest::sample::select(vec![16u32, 32, 64]), any::<bool>()).prop_map(
+        |(kv_heads, group, head_dim, page_len, kv_f16)| Heads {
+            heads: kv_heads * group,
+            kv_heads,
+            head_dim,
+            page_len,
+            kv_f16,
+        },
+    );
+    let sharp = prop_oneof![Just(0.1f32), Just(3.0), Just(30.0)];
+    (heads, lens, 0usize..3, sharp, seed()).prop_map(|(heads, lens, row0, sharp, seed)| Case {
+        heads,
+        lens,
+        row0,
+        sharp,
+        seed,
+    })
+}
+
+/// A paged cache that holds `lens[t]` positions for table t; all else in it is poison.
+struct Cache {
+    heads: Heads,
+    max_pages: usize,
+    tables: Vec<u32>,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+impl Cache {
+    fn random(heads: Heads, lens: &[usize], random: &mut Random) -> Self {
+        let page_len = heads.page_len as usize;
+        let max_pages = lens.iter().max().map_or(1, |len| len.div_ceil(page_len)) + 1;
+        let tables: Vec<u32> = random.shuffled(lens.len() * max_pages);
+        let slots = tables.len() * heads.kv_heads as usize * page_len * heads.head_dim as usize;
+        let (keys, values) = (vec![POISON; slots], vec![POISON; slots]);
+        let mut cache = Self { heads, max_pages, tables, keys, values };
+        for (table, &len) in lens.iter().enumerate() {
+            for (position, kv_head) in (0..len).flat_map(|p| (0..heads.kv_heads as usize).map(move |g| (p, g))) {
+                let at = cache.slot(table, kv_head, position);
+                cache.keys[at.clone()].copy_from_slice(&random.halves(at.len()));
+                cache.values[at.clone()].copy_from_slice(&random.halves(at.len()));
+            }
+        }
+        cache
+    }
+
+    /// Where a position's head lies: `[pages, G, page_len, E]`.
+    fn slot(&self, table: usize, kv_head: usize, position: usize) -> std::ops::Range<usize> {
+        let (g, page_len, e) =
+            (self.heads.kv_heads as usize, self.heads.page_len as usize, self.heads.head_dim as usize);
+        let page = self.tables[table * self.max_pages + position / page_len] as usize;
+        let at = ((page * g + kv_head) * page_len + position % page_len) * e;
+        at..at + e
+    }
+
+    fn upload(&mut self, gpu: &Gpu) -> Checked<[Tensor; 3]> {
+        let f16 = self.heads.kv_f16;
+        let (keys, values) = (upload_kv(gpu, &mut self.keys, f16)?, upload_kv(gpu, &mut self.values, f16)?);
+        Ok([gpu.upload("pages", &self.tables)?, keys, values])
+    }
+
+    /// One head of one row; the kernel joins `joins` parts of the positions.
+    fn oracle(
+        &self,
+        q: &[f32],
+        kv_head: usize,
+        table: usize,
+        len: usize,
+        scale: f32,
+        joins: usize,
+    ) -> Vec<Option<Near>> {
+        let dot = |position| {
+            let k = &self.keys[self.slot(table, kv_head, position)];
+            let terms = q.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(*k) * f64::from(scale));
+            terms.fold((0.0, 0.0), |(sum, size), t| (sum + t, size + t.abs()))
+        };
+        let scores: Vec<(f64, f64)> = (0..len).map(dot).collect();
+        let top = scores.iter().map(|s| s.0).fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = scores.iter().map(|s| (s.0 - top).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        // A score: the scale, 4 roundings in a vec4's dot, E / 4 additions.
+        let score_error = gamma(5 + q.len() / 4) * scores.iter().map(|s| s.1).fold(0.0, f64::max);
+        let fall = top - scores.iter().map(|s| s.0).fold(f64::INFINITY, f64::min) + 2.0 * score_error;
+        // A weight: e^(score - top), then for each join a factor e^(top - larger top); the steps of top sum to <= fall.
+        let weight_error = score_error + exp_error(fall) + EPS * fall + (4.0 * joins as f64 + 3.0 * fall) * EPS;
+        // Weights and their roundings come in above and below the line; the sums are chains of at most len additions.
+        let error = 2.0 * weight_error + 2.0 * gamma(len + 2 * joins + 4) + DIV;
+        let column = |e: usize| {
+            let terms = (0..len).map(|t| weights[t] * f64::from(self.values[self.slot(table, kv_head, t).start + e]));
+            let (value, size) = terms.fold((0.0, 0.0), |(sum, size), t| (sum + t, size + t.abs()));
+            Some(Near { value: value / sum, bound: 1.01 * error * size / sum + 1e-35 })
+        };
+        (0..q.len()).map(column).collect()
+    }
+}
+
+/// What the two ways share: the cache, q and the rows' output.
+struct Setup {
+    cache: Cache,
+    cache_tensors: [Tensor; 3],
+    qkv: Vec<f32>,
+    qkv_tensor: Tensor,
+    out: Output,
+    scale: f32,
+}
+
+impl Setup {
+    fn new(gpu: &Gpu, case: &Case, tables: &[usize], rows: usize) -> Checked<Self> {
+        let mut random = Random(case.seed);
+        let heads = Heads { kv_f16: case.heads.kv_f16 && gpu.caps().f16, ..case.heads };
+        let mut cache = Cache::random(heads, tables, &mut random);
+        let all = (heads.heads + 2 * heads.kv_heads) as usize * heads.head_dim as usize;
+        let qkv = random.vec((case.row0 + rows) * all, case.sharp);
+        let (cache_tensors, qkv_tensor) = (cache.upload(gpu)?, gpu.upload("qkv", &qkv)?);
+        let out = Output::poisoned(gpu, (case.row0 + rows) * (heads.heads * heads.head_dim) as usize)?;
+        Ok(Self { cache, cache_tensors, qkv, qkv_tensor, out, scale: 1.0 / (heads.head_dim as f32).sqrt() })
+    }
+
+    /// Rows from `row0` on, each a table and the positions it sees.
+    fn check(&self, gpu: &Gpu, row0: usize, rows: impl Iterator<Item = (usize, usize)>, joins: usize) -> Checked {
+        let heads = self.cache.heads;
+        let (e, h, g) = (heads.head_dim as usize, heads.heads as usize, heads.kv_heads as usize);
+        let mut expected = vec![None; row0 * h * e];
+        for (m, (table, len)) in (row0..).zip(rows) {
+            for head in 0..h {
+                let q = &self.qkv[(m * (h + 2 * g) + head) * e..][..e];
+                expected.extend(self.cache.oracle(q, head / (h / g), table, len, self.scale, joins));
+            }
+        }
+        self.out.check(gpu, &expected)
+    }
+}
+
+/// The rows of `attention`, before them `row0` that lead nowhere.
+fn rows_tensor(gpu: &Gpu, row0: usize, rows: impl Iterator<Item = [u32; 2]>) -> Checked<Tensor> {
+    let rows: Vec<_> = std::iter::repeat_n([u32::MAX; 2], row0).chain(rows).collect();
+    Ok(gpu.upload("rows", &rows)?)
+}
+
+fn check(gpu: &Gpu, case: &Case, split: bool) -> Checked {
+    let setup = Setup::new(gpu, case, &case.lens, case.lens.len())?;
+    let heads = setup.cache.heads;
+    let rows = rows_tensor(gpu, case.row0, (0..).zip(&case.lens).map(|(table, len)| [table, *len as u32 - 1]))?;
+    let most = case.lens.iter().max().map_or(1, |len| *len as u32);
+    let splits = if split { attention::splits(most) } else { 1 };
+    let [pages, keys, values] = &setup.cache_tensors;
+    let stat_count = case.lens.len() * (splits * heads.heads) as usize;
+    let parts = Output::poisoned(gpu, stat_count * heads.head_dim as usize)?;
+    let stats = Output::poisoned(gpu, 2 * stat_count)?;
+    let first = if split { &parts } else { &setup.out };
+    let tensors = [&rows, pages, &setup.qkv_tensor, keys, values, &first.tensor, &stats.tensor];
+    let op = gpu.op(&attention::spec(gpu.caps(), heads, split), &tensors)?;
+    let join =
+        gpu.op(&attention::reduce_spec(heads.head_dim), &[&rows, &parts.tensor, &stats.tensor, &setup.out.tensor])?;
+    let (row0, count) = (case.row0 as u32, case.lens.len() as u32);
+    submit(gpu, |commands| {
+        let (kv_heads, max_pages) = (heads.kv_heads, setup.cache.max_pages as u32);
+        let params =
+            AttentionParams { heads: heads.heads, kv_heads, max_pages, splits, scale: setup.scale, row0, pad: [0; 2] };
+        attention::record(commands, &op, &params, count, 0);
+        if split {
+            let params = ReduceParams { heads: heads.heads, splits, row0, pad: 0 };
+            attention::record_reduce(commands, &join, heads.head_dim, &params, count);
+        }
+    })?;
+    setup.check(gpu, case.row0, case.lens.iter().copied().enumerate(), splits as usize)
+}
+
+/// Lengths around the edges of pages, tiles and chunks.
+fn len(most: usize) -> impl Strategy<Value = usize> {
+    let edges = [1usize, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257];
+    let edges: Vec<usize> = edges.into_iter().filter(|len| *len <= most).collect();
+    prop_oneof![proptest::sample::select(edges), 1..=most]
+}
+
+#[test]
+fn attention_in_one_part_is_the_formula() {
+    let lens = proptest::collection::vec(len(attention::CHUNK as usize), 1..4);
+    for_all(12, cases(lens), |gpu, case| check(gpu, case, false));
+}
+
+#[test]
+fn attention_in_joined_parts_is_the_formula() {
+    let lens = proptest::collection::vec(len(300), 1..4);
+    for_all(12, cases(lens), |gpu, case| check(gpu, case, true));
+}
+
+/// One sequence: `lens` are the positions before the first row, and the number of rows.
+fn check_prefill(gpu: &Gpu, case: &Case) -> Checked {
+    let (before, count) = (case.lens[0] - 1, case.lens[1]);
+    let setup = Setup::new(gpu, case, &[before + count], count)?;
+    let heads = setup.cache.heads;
+    let rows = rows_tensor(gpu, case.row0, (0..count).map(|i| [0, (before + i) as u32]))?;
+    let [pages, keys, values] = &setup.cache_tensors;
+    let tensors = [&rows, pages, &setup.qkv_tensor, keys, values, &setup.out.tensor];
+    let op = gpu.op(&attention::prefill_spec(heads), &tensors)?;
+    let params = PrefillParams {
+        heads: heads.heads,
+        kv_heads: heads.kv_heads,
+        max_pages: setup.cache.max_pages as u32,
+        row0: case.row0 as u32,
+        count: count as u32,
+        scale: setup.scale,
+        pad: [0; 2],
+    };
+    submit(gpu, |commands| attention::record_prefill(commands, &op, &params, 0))?;
+    let tiles = (before + count).div_ceil(32);
+    setup.check(gpu, case.row0, (1..=count).map(|i| (0, before + i)), tiles)
+}
+
+#[test]
+fn attention_of_a_prompt_is_the_formula() {
+    let lens = (len(130), len(70)).prop_map(|(before, count)| vec![before, count]);
+    for_all(10, cases(lens), check_prefill);
+}
