@@ -19,9 +19,10 @@ pub(super) struct Case {
     pub(super) run: Box<Run>,
 }
 
-/// Every variant that an engine would use under `caps`.
-pub(super) fn all(caps: &Caps) -> Vec<Case> {
-    let mut cases = linear::cases(caps);
+/// Every variant that an engine would use on `gpu` under its present abilities.
+pub(super) fn all(gpu: &Gpu) -> Vec<Case> {
+    let caps = gpu.caps();
+    let mut cases = linear::cases(gpu);
     cases.extend(attention::cases(caps));
     cases.extend(sample::cases());
     cases.push(case("rms_norm", "5 rows".into(), subgroups(caps), rms_norm));

@@ -147,7 +147,7 @@ fn unusable(gpu: &Gpu, tier: &[Verdict], failed: &Verdict) -> Error {
 
 /// Every variant of the present tier, on a few threads: compiling takes most of the time.
 fn test(gpu: &Gpu, sabotage: Sabotage<'_>) -> Result<Vec<Verdict>> {
-    let cases = cases::all(gpu.caps());
+    let cases = cases::all(gpu);
     let (next, verdicts) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let work = || {
         while let Some((i, case)) = take(&cases, &next) {
