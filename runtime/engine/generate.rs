@@ -1,6 +1,6 @@
 //! The decode loop: one submission a token, sampling on the device, ids read back a few tokens late.
 //!
-//! Nothing is allocated, compiled or bound per token. The host runs ahead of the device by [`DEPTH`] steps; what was
+//! Nothing is allocated, compiled or bound per token. The host runs ahead of the device by `DEPTH` steps; what was
 //! computed past a stop is dropped, and the session is left at the last token handed out.
 
 use std::collections::VecDeque;

@@ -121,7 +121,7 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// `pages` pages for `layers` layers; `width` is kv_heads × head_dim, `element_bytes` 2 for f16 or 4 for f32.
+    /// `pages` pages for `layers` layers; `width` is `kv_heads` × `head_dim`, `element_bytes` 2 for f16 or 4 for f32.
     ///
     /// Errors: [`Error::OutOfMemory`].
     pub fn new(

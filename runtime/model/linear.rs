@@ -53,7 +53,7 @@ impl Linear {
         let mut linear = Self { n: 0, k, chunks: Vec::new() };
         let mut rest = views;
         while let Some(first) = rest.first() {
-            if k % BLOCK != 0 {
+            if !k.is_multiple_of(BLOCK) {
                 let reason = format!("rows of {k} weights; a multiple of {BLOCK} is needed");
                 return Err(Error::InvalidTensor { name: first.name.to_string(), reason });
             }

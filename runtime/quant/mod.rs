@@ -3,7 +3,7 @@
 //! In: a row's blocks as the file holds them. Out: two arrays of `u32`, read by `shaders/quant/<format>.wgsl`.
 //! Every format is seen by the kernels as blocks of [`BLOCK`] consecutive weights of one row.
 //!
-//! A new format is one file here, one in `shaders/quant`, and its line in [`format`].
+//! A new format is one file here, one in `shaders/quant`, and its line in [`format()`].
 
 mod bf16;
 mod f16;

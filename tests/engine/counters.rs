@@ -28,7 +28,7 @@ fn a_token_is_one_submission_and_allocates_nothing() {
             (engine.gpu().allocated_bytes(), counters.submits.load(Ordering::Relaxed), dispatches(&engine));
         let ahead = 2; // submitted already
         let mut tokens = 0;
-        while let Some(token) = generation.next() {
+        for token in generation.by_ref() {
             token.unwrap();
             tokens += 1;
             assert_eq!(engine.gpu().allocated_bytes(), allocated, "after {tokens} tokens");

@@ -46,8 +46,8 @@ macro_rules! refused {
 fn hostile_models_are_refused_by_name() {
     let _ = &*SHARED; // the driver is awake: what is timed is the refusal
     assert!(refusal_of(&llama().bytes()).is_none(), "it is whole before it is damaged");
-    refused!(vec![] => InvalidFile, "hostile.gguf");
-    refused!(b"not a model".to_vec() => InvalidFile, "hostile.gguf");
+    refused!([0_u8; 0] => InvalidFile, "hostile.gguf");
+    refused!(*b"not a model" => InvalidFile, "hostile.gguf");
     refused!(Writer { n_tensors: Some(u64::MAX), ..llama() }.bytes() => InvalidFile, "hostile.gguf");
     refused!(llama().key("general.architecture", Meta::Text("mamba")).bytes() => Unsupported, "mamba");
     refused!(llama().without("blk.1.ffn_up.weight").bytes() => MissingTensor, "model.layers.1.mlp.up_proj.weight");
