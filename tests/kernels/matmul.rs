@@ -11,7 +11,7 @@ use super::oracle::{EPS, gamma};
 use super::weights::{Weights, row_unit};
 use super::{Checked, Near, Output, Random, for_all, seed, submit};
 
-/// m, n, odd: K is 2 odd + 1 units; x_row, y_offset, rest: columns of y after those written; add, seed.
+/// m, n, odd: K is 2 odd + 1 units; `x_row`, `y_offset`, rest: columns of y after those written; add, seed.
 type Case = (usize, usize, usize, usize, usize, usize, bool, u64);
 
 fn cases() -> impl Strategy<Value = Case> {
