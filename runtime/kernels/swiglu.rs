@@ -1,4 +1,4 @@
-//! SwiGLU: see `shaders/swiglu.wgsl`.
+//! `SwiGLU`: see `shaders/swiglu.wgsl`.
 
 use bytemuck::{Pod, Zeroable};
 

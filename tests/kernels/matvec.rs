@@ -12,7 +12,7 @@ use super::{Checked, Near, Output, Random, for_all, seed, submit};
 #[derive(Clone, Debug)]
 struct Case {
     m: usize,
-    /// Rows of W; with SwiGlu those of gate alone.
+    /// Rows of W; with `SwiGlu` those of gate alone.
     n: usize,
     /// K is 2 odd + 1 units of the format.
     odd: usize,

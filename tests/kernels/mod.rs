@@ -82,6 +82,13 @@ struct Near {
     bound: f64,
 }
 
+impl Near {
+    /// A NaN is near nothing.
+    fn holds(self, got: f32) -> bool {
+        (f64::from(got) - self.value).abs() <= self.bound
+    }
+}
+
 /// A buffer that a kernel writes, with what it held before.
 struct Output {
     before: Vec<f32>,
@@ -114,8 +121,8 @@ impl Output {
         assert!(expected.len() <= self.before.len() - GUARD, "more is expected than the output holds");
         for (i, (got, before)) in after.iter().zip(&self.before).enumerate() {
             match expected.get(i).copied().flatten() {
-                // Not `>`: a NaN differs too.
-                Some(Near { value, bound }) if !((f64::from(*got) - value).abs() <= bound) => {
+                Some(near) if !near.holds(*got) => {
+                    let Near { value, bound } = near;
                     let ratio = (f64::from(*got) - value).abs() / bound;
                     return Err(format!("[{i}] is {got:e}, not {value:e}; {ratio:.3} times the bound {bound:e}").into());
                 }
@@ -143,7 +150,7 @@ fn to_f32(halves: &[f16]) -> Vec<f32> {
     halves.iter().map(|v| v.to_f32()).collect()
 }
 
-/// SplitMix64 (Steele et al. 2014): the data of a case, from its seed.
+/// `SplitMix64` (Steele et al. 2014): the data of a case, from its seed.
 struct Random(u64);
 
 impl Random {
