@@ -21,9 +21,8 @@ check: ## what CI runs: format, lints, tests, documentation
 	@$(MAKE) test
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps
 
-bench: model ## time prompt and decode on the default model, then every kernel
+bench: model ## time prompt and decode on the default model
 	cargo run --release --quiet -- bench
-	cargo bench
 
 model: ## fetch the default model into the cache, once
 	@$(PYTHON) .ci/fetch_model.py
