@@ -3,6 +3,7 @@
 
 mod chat;
 mod common;
+mod default_model;
 mod engine;
 mod gguf;
 mod kernels;
