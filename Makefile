@@ -12,7 +12,7 @@ help: ## list these targets
 demo: ## build, fetch the default model once, and answer a prompt (PROMPT="...", TOKENS=96)
 	@.ci/demo
 
-test: ## run every test
+test: model ## run every test
 	cargo test --release --workspace
 
 check: ## what CI runs: format, lints, tests, documentation

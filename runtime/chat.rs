@@ -1,6 +1,8 @@
 //! A conversation into the prompt the model was trained on, by the Jinja template in its file.
 //!
 //! Templates come from strangers: their work, nesting and output are bounded, and their errors never quote a message.
+//! One gap is the engine's (minijinja 3.1): what a filter or operator makes of a list that holds itself many times over
+//! is charged only when it is done, so a template written for it can still use up time and memory.
 
 mod builtins;
 
@@ -16,9 +18,12 @@ const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message.r
                       {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
 const NAME: &str = "chat_template";
-/// Budget of a rendering: 1 an instruction and 1 for every 64 bytes written or copied. Templates in use spend under a
-/// hundred a message.
-const FUEL: u64 = 1_000_000;
+/// Budget of a rendering, beside what a message adds: 1 an instruction and 1 for every 64 bytes written or copied.
+const BASE_FUEL: u64 = 200_000;
+/// Templates in use spend under a hundred a message.
+const MESSAGE_FUEL: u64 = 200;
+/// Stack for the values a template can nest before its fuel is spent: dropping one recurses.
+const STACK_BYTES_PER_FUEL: u64 = 512;
 /// Nesting of macros and loops.
 const MAX_DEPTH: usize = 64;
 /// Bytes of a template; the longest in use are about 20 KiB.
@@ -69,7 +74,6 @@ impl ChatTemplate {
         environment.set_syntax(syntax.map_err(|e| Error::ChatTemplate(e.to_string()))?);
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(MAX_DEPTH);
         environment.add_global("bos_token", bos_text);
         environment.add_global("eos_token", eos_text);
@@ -85,11 +89,25 @@ impl ChatTemplate {
     ///
     /// Errors: [`Error::ChatTemplate`] when the template rejects the conversation or works without end.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        let bytes = messages.iter().map(|m| m.role.len() + m.content.len()).sum::<usize>();
+        let fuel = BASE_FUEL + MESSAGE_FUEL * messages.len() as u64 + bytes as u64 / 4;
+        let stack_bytes = usize::try_from(fuel * STACK_BYTES_PER_FUEL).unwrap_or(usize::MAX);
+        let render = || self.render_with(messages, add_generation_prompt, fuel);
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().stack_size(stack_bytes).spawn_scoped(scope, render);
+            let thread = thread.map_err(|e| Error::ChatTemplate(format!("no thread to render it: {e}")))?;
+            thread.join().unwrap_or_else(|_| Err(Error::ChatTemplate("the template engine failed".into())))
+        })
+    }
+
+    fn render_with(&self, messages: &[Message], add_generation_prompt: bool, fuel: u64) -> Result<String> {
         let none = Value::from(());
         let message = |m: &Message| Value::from_pairs([("role", m.role.as_str()), ("content", m.content.as_str())]);
         let messages = messages.iter().map(message).collect::<Vec<_>>();
         let context = context! { messages, add_generation_prompt, tools => none.clone(), documents => none };
-        let template = self.environment.get_template(NAME).map_err(|e| self.failed(&e))?;
+        let mut environment = self.environment.clone();
+        environment.set_fuel(Some(fuel));
+        let template = environment.get_template(NAME).map_err(|e| self.failed(&e))?;
         template.render(context).map_err(|e| self.failed(&e))
     }
 

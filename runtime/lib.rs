@@ -11,6 +11,7 @@ pub mod gpu;
 pub mod kernels;
 pub mod model;
 pub mod quant;
+pub mod selftest;
 pub mod tokenizer;
 
 pub use chat::Message;

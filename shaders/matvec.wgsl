@@ -37,26 +37,28 @@ fn weight_rows(unit: u32) -> vec4<u32> {
     return min(vec4<u32>(unit, unit + 1u, unit + 2u, unit + 3u), vec4<u32>(p.n - 1u));
 }
 
-// Adds quarter u of the rows: 8 products for each. Past the end it adds nothing.
+// Adds quarter u of the rows: 8 products for each. GUARD 1: u may be past the end.
 fn accumulate(u: u32, rows: vec4<u32>, col: u32) {
-    let inside = f32(u < p.k_blocks * 4u);
-    let kb = min(u / 4u, p.k_blocks - 1u);
+    if GUARD == 1u && u >= p.k_blocks * 4u {
+        return;
+    }
+    let kb = u / 4u;
     let part = u % 4u;
     let b = rows + kb;
-    add(0u, b, kb, part, col, inside);
-    if COLS > 1u { add(1u, b, kb, part, col, inside); }
-    if COLS > 2u { add(2u, b, kb, part, col, inside); }
-    if COLS > 2u { add(3u, b, kb, part, col, inside); }
-    if COLS > 4u { add(4u, b, kb, part, col, inside); }
-    if COLS > 4u { add(5u, b, kb, part, col, inside); }
-    if COLS > 4u { add(6u, b, kb, part, col, inside); }
-    if COLS > 4u { add(7u, b, kb, part, col, inside); }
+    add(0u, b, kb, part, col);
+    if COLS > 1u { add(1u, b, kb, part, col); }
+    if COLS > 2u { add(2u, b, kb, part, col); }
+    if COLS > 2u { add(3u, b, kb, part, col); }
+    if COLS > 4u { add(4u, b, kb, part, col); }
+    if COLS > 4u { add(5u, b, kb, part, col); }
+    if COLS > 4u { add(6u, b, kb, part, col); }
+    if COLS > 4u { add(7u, b, kb, part, col); }
 }
 
-fn add(c: u32, b: vec4<u32>, kb: u32, part: u32, col: u32, inside: f32) {
+fn add(c: u32, b: vec4<u32>, kb: u32, part: u32, col: u32) {
     let at = ((p.x_row + min(col + c, p.m - 1u)) * p.k_blocks + kb) * 8u + part;
-    var lo = x[at] * inside;
-    var hi = x[at + 4u] * inside;
+    var lo = x[at];
+    var hi = x[at + 4u];
     if NORM == 1u {
         squares[c] += dot(lo, lo) + dot(hi, hi);
         lo *= gain[kb * 8u + part];

@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a failed test panics")]
 
 mod chat;
+#[cfg(feature = "cli")]
+mod cli;
 mod common;
 mod default_model;
 mod engine;
@@ -9,5 +11,6 @@ mod gguf;
 mod kernels;
 mod model;
 mod quant;
+mod selftest;
 mod shaders;
 mod tokenizer;

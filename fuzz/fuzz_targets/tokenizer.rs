@@ -79,7 +79,8 @@ fn spec(spec: Spec) -> TokenizerSpec {
         if types.len() < len {
             types.resize(len, 1);
         }
-        types.rotate_right(types.len().min(len - first));
+        let by = types.len().min(len - first);
+        types.rotate_right(by);
         types
     });
     TokenizerSpec {

@@ -1,10 +1,11 @@
 //! The functions that Hugging Face adds to Jinja for chat templates.
 
+use std::fmt;
 use std::io::{self, Write};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use minijinja::value::Kwargs;
-use minijinja::{Environment, Error, ErrorKind, State, Value};
+use minijinja::value::{Kwargs, ValueKind};
+use minijinja::{Environment, Error, ErrorKind, Output, State, Value, escape_formatter};
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
@@ -13,6 +14,47 @@ pub(super) fn add(environment: &mut Environment<'static>) {
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
     environment.add_filter("tojson", tojson);
+    environment.set_formatter(print);
+    // Of no use in a prompt, and they write a value out whatever its size.
+    environment.remove_filter("pprint");
+    environment.remove_global("debug");
+}
+
+/// Bytes that the fuel left would pay for at one a byte. A value may hold itself many times over, so its text is
+/// bounded as it is written.
+fn bytes_left(state: &State) -> usize {
+    state.fuel_levels().map_or(usize::MAX, |(_, left)| usize::try_from(left).unwrap_or(usize::MAX))
+}
+
+/// Jinja's own printing, bounded for lists and maps.
+fn print(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
+    if !matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable | ValueKind::Map) {
+        return escape_formatter(out, state, value);
+    }
+    let mut text = Bounded { bytes: Vec::new(), left: bytes_left(state) };
+    repr(value, &mut text)?;
+    let text = String::from_utf8(text.bytes).map_err(|_| ErrorKind::BadSerialization)?;
+    out.write_str(&text).map_err(|_| ErrorKind::WriteFailure.into())
+}
+
+/// Python's spelling of `value`, item by item: the engine's own goes through all items even when there is no room.
+fn repr(value: &Value, out: &mut Bounded) -> Result<(), Error> {
+    let put = |out: &mut Bounded, text: fmt::Arguments| out.write_fmt(text).map_err(|_| ErrorKind::OutOfFuel.into());
+    let (open, close, is_map) = match value.kind() {
+        ValueKind::Map => ('{', '}', true),
+        ValueKind::Seq | ValueKind::Iterable => ('[', ']', false),
+        _ => return put(out, format_args!("{value:?}")),
+    };
+    put(out, format_args!("{open}"))?;
+    for (i, item) in value.try_iter()?.enumerate() {
+        put(out, format_args!("{}", if i == 0 { "" } else { ", " }))?;
+        repr(&item, out)?;
+        if is_map {
+            put(out, format_args!(": "))?;
+            repr(&value.get_item(&item)?, out)?;
+        }
+    }
+    put(out, format_args!("{close}"))
 }
 
 fn raise_exception(message: String) -> Result<Value, Error> {
@@ -22,9 +64,7 @@ fn raise_exception(message: String) -> Result<Value, Error> {
 /// `json.dumps(value, ensure_ascii=False, indent=indent)`; Jinja's own filter would escape for HTML.
 fn tojson(state: &State, value: &Value, indent: Option<usize>, options: Kwargs) -> Result<String, Error> {
     let indent = indent.or(options.get::<Option<usize>>("indent")?);
-    // A value may hold itself many times over: its text is bounded as it is written.
-    let left = state.fuel_levels().map_or(usize::MAX, |(_, left)| usize::try_from(left).unwrap_or(usize::MAX));
-    let mut out = Bounded { bytes: Vec::new(), left };
+    let mut out = Bounded { bytes: Vec::new(), left: bytes_left(state) };
     let written = match indent {
         Some(width) => {
             let spaces = " ".repeat(width.min(16));

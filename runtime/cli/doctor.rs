@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::gpu::device::{adapters, describe};
 use crate::gpu::{Caps, Gpu, GpuOptions};
 use crate::kernels::bandwidth;
+use crate::selftest;
 
 /// Show this machine's GPUs and what they can do
 #[derive(Args)]
@@ -26,6 +27,7 @@ struct Report {
     tier: &'static str,
     features: Features,
     limits: Limits,
+    self_test: selftest::Report,
     /// Bytes a second.
     read_bandwidth: f64,
     dispatch_gap_seconds: f64,
@@ -66,12 +68,14 @@ struct Limits {
 
 pub(super) fn run(args: &DoctorArgs, options: GpuOptions) -> Result<()> {
     let cache_dir = options.cache_dir.clone();
-    let gpu = Gpu::open(options)?;
+    let mut gpu = Gpu::open(options)?;
+    let self_test = selftest::run(&mut gpu)?;
     let report = Report {
         adapters: list(&gpu),
         tier: tier(gpu.caps()),
         features: features(&gpu),
         limits: limits(gpu.limits()),
+        self_test,
         read_bandwidth: bandwidth::measure_read(&gpu)?,
         dispatch_gap_seconds: bandwidth::measure_dispatch(&gpu)?,
         cache_dir,
@@ -150,5 +154,28 @@ fn print(report: &Report) -> Result<()> {
     output::line(&format!("bandwidth   {:.1} GB/s read", report.read_bandwidth / 1e9))?;
     output::line(&format!("dispatch    {:.1} µs each, dependent", report.dispatch_gap_seconds * 1e6))?;
     let cache = report.cache_dir.as_ref().map_or_else(|| "none".into(), |dir| dir.display().to_string());
-    output::line(&format!("cache       {cache}"))
+    output::line(&format!("cache       {cache}"))?;
+    print_verdicts(&report.self_test)
+}
+
+/// A line a kernel, and one for each variant that failed.
+fn print_verdicts(report: &selftest::Report) -> Result<()> {
+    let cached = if report.cached { ", as found before" } else { "" };
+    output::line(&format!("self-test   kernel               passed  of    time{cached}"))?;
+    let mut kernels: Vec<&str> = Vec::new();
+    for verdict in &report.verdicts {
+        if !kernels.contains(&verdict.kernel.as_str()) {
+            kernels.push(&verdict.kernel);
+        }
+    }
+    for kernel in kernels {
+        let all = || report.verdicts.iter().filter(|v| v.kernel == kernel);
+        let (passed, of) = (all().filter(|v| v.ok).count(), all().count());
+        let time: f64 = all().map(|v| v.milliseconds).sum();
+        output::line(&format!("            {kernel:20} {passed:6} {of:3} {time:6.0} ms"))?;
+        for v in all().filter(|v| !v.ok) {
+            output::line(&format!("              {}: {}", v.variant, v.reason.as_deref().unwrap_or_default()))?;
+        }
+    }
+    Ok(())
 }

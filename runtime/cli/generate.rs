@@ -169,7 +169,7 @@ pub(super) fn answer(
 ) -> Result<Answer> {
     let mut generation = session.generate(options)?;
     let (mut ids, mut text, mut came) = (Vec::new(), String::new(), None);
-    while let Some(token) = generation.next() {
+    for token in generation.by_ref() {
         let token = token?;
         let now = Instant::now();
         came = Some((came.map_or(now, |(first, _)| first), now));

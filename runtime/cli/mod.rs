@@ -27,8 +27,8 @@ const DEFAULT_MODEL: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 #[derive(Parser)]
 #[command(name = "epiphyte", version)]
 struct Cli {
-    /// Which GPU: discrete, integrated, software, or part of its name [env: EPIPHYTE_ADAPTER]
-    #[arg(long, global = true, value_name = "NAME")]
+    /// Which GPU: discrete, integrated, software, or part of its name
+    #[arg(long, global = true, value_name = "NAME", env = "EPIPHYTE_ADAPTER")]
     adapter: Option<String>,
     #[command(subcommand)]
     command: Command,
@@ -127,7 +127,7 @@ pub fn run() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     let cli = Cli::parse();
     let mut gpu = GpuOptions::from_env();
-    gpu.adapter = cli.adapter.or(gpu.adapter);
+    gpu.adapter = cli.adapter.filter(|name| !name.is_empty());
     let done = match cli.command {
         Command::Generate(args) => generate::run(&args, gpu),
         Command::Chat(args) => chat::run(&args, gpu),

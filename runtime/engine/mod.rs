@@ -19,6 +19,7 @@ pub use session::Session;
 use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;
 use crate::gpu::{Gpu, GpuOptions};
+use crate::selftest;
 use executor::Executor;
 
 /// How to open an [`Engine`].
@@ -47,7 +48,8 @@ pub struct Engine {
 impl Engine {
     /// Opens the device, checks its kernels, and loads the model file at `path`.
     ///
-    /// Errors: [`Error::NoAdapter`], [`Error::Gpu`], [`Error::OutOfMemory`]; as [`Gguf::open`] and [`Base::load`].
+    /// Errors: [`Error::NoAdapter`], [`Error::Gpu`], [`Error::OutOfMemory`]; as [`Gguf::open`], [`selftest::run`] and
+    /// [`Base::load`].
     pub fn open(path: impl AsRef<Path>, options: EngineOptions) -> Result<Arc<Self>> {
         Self::open_with(path, options, &mut |_, _| {})
     }
@@ -62,7 +64,10 @@ impl Engine {
     ) -> Result<Arc<Self>> {
         // The file first: a bad one is refused before a device is opened.
         let gguf = Gguf::open(path)?;
-        let gpu = Gpu::open(options.gpu.clone())?;
+        let mut gpu = Gpu::open(options.gpu.clone())?;
+        if !options.skip_self_test {
+            selftest::run(&mut gpu)?;
+        }
         Self::from_gguf(gpu, &gguf, &options, progress)
     }
 

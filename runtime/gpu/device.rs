@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result};
 
 /// Which adapter to use and which of its abilities to leave unused.
@@ -60,7 +62,7 @@ impl GpuOptions {
 }
 
 /// What the kernels may rely on: the adapter's abilities less what [`GpuOptions`] turned off.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Caps {
     /// The smallest subgroup the driver may choose; `None` without subgroup operations.
     pub subgroup_size: Option<u32>,
@@ -74,6 +76,16 @@ pub struct Caps {
     pub software: bool,
     /// Largest storage binding in bytes, at most 128 MiB so that one layout serves every device.
     pub max_binding_bytes: u64,
+}
+
+impl Caps {
+    /// Takes away what `other` does not allow; adds nothing.
+    pub fn restrict(&mut self, other: &Self) {
+        self.subgroup_size = self.subgroup_size.filter(|_| other.subgroup_size.is_some());
+        self.f16 &= other.f16;
+        let matrices = other.cooperative_matrix.is_some() && self.f16 && self.subgroup_size.is_some();
+        self.cooperative_matrix = self.cooperative_matrix.filter(|_| matrices);
+    }
 }
 
 /// Work counted since the device was opened.
@@ -144,6 +156,16 @@ impl Gpu {
         &self.caps
     }
 
+    /// Stops using what `caps` does not allow; adds nothing. For what is compiled and allocated from now on.
+    pub fn restrict(&mut self, caps: &Caps) {
+        self.caps.restrict(caps);
+    }
+
+    /// Chooses kernels as on hardware although the GPU is a CPU: to test them there.
+    pub fn treat_as_hardware(&mut self) {
+        self.caps.software = false;
+    }
+
     /// The adapter's name, driver and kind.
     pub fn info(&self) -> &wgpu::AdapterInfo {
         &self.info
@@ -164,6 +186,20 @@ impl Gpu {
         let i = &self.info;
         let text = format!("{:?} {} {} {} {:x} {:x}", i.backend, i.name, i.driver, i.driver_info, i.vendor, i.device);
         blake3::hash(text.as_bytes()).to_hex()[..16].to_string()
+    }
+
+    /// Runs `work`; what the driver finds wrong with it, on this thread, becomes the error.
+    ///
+    /// Errors: those of `work`; [`Error::Gpu`] and [`Error::OutOfMemory`] naming `op`.
+    pub(crate) fn scoped<T>(&self, op: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let filters = [wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::Validation];
+        let mut scopes = filters.map(|filter| self.device.push_error_scope(filter)).into_iter().collect::<Vec<_>>();
+        let done = work();
+        let mut fault = None;
+        while let Some(scope) = scopes.pop() {
+            fault = pollster::block_on(scope.pop()).or(fault);
+        }
+        fault.map_or(done, |e| Err(from_wgpu(op, e)))
     }
 
     /// The first fault that the driver reported since the last call.

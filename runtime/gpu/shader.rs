@@ -82,3 +82,13 @@ impl Source {
 fn file(name: &str) -> &'static str {
     SOURCES.iter().find(|(stem, _)| *stem == name).map_or("", |(_, text)| text)
 }
+
+/// Feeds every shader's text to `hasher`: verdicts on kernels hold for no others.
+pub(crate) fn digest(hasher: &mut blake3::Hasher) {
+    for (_, text) in SOURCES {
+        hasher.update(text.as_bytes());
+    }
+    for dtype in DType::ALL {
+        hasher.update(crate::quant::format(dtype).wgsl().as_bytes());
+    }
+}

@@ -55,6 +55,8 @@ pub struct Tiling {
     pub lanes: u32,
     /// Quarters of a block that a lane has under way: 1, 2 or 4.
     pub unroll: u32,
+    /// The lanes' steps may reach past the end of a row.
+    pub guard: bool,
 }
 
 /// Rows of W a lane sums.
@@ -64,7 +66,7 @@ pub const ROWS: u32 = 4;
 pub fn tiling(caps: &Caps, k_blocks: u32) -> Tiling {
     let (_, most) = reduction(caps);
     if caps.software {
-        return Tiling { wg: 32, lanes: most.min(8), unroll: 1 };
+        return Tiling { wg: 32, lanes: most.min(8), unroll: 1, guard: false };
     }
     // As many lanes as stay busy at least three quarters of the time.
     let quarters = 4 * k_blocks;
@@ -79,11 +81,12 @@ pub fn tiling(caps: &Caps, k_blocks: u32) -> Tiling {
         _ => 1,
     };
     // A workgroup of one subgroup: rows and addresses are then the same for all lanes, and the driver knows it.
-    Tiling { wg: most, lanes, unroll }
+    let guard = unroll > 1 && !quarters.is_multiple_of(lanes * unroll);
+    Tiling { wg: most, lanes, unroll, guard }
 }
 
 /// On a software GPU many rows of x go through this kernel too: a lane by itself, without any reduction.
-pub const SOFTWARE_PREFILL: Tiling = Tiling { wg: 32, lanes: 1, unroll: 4 };
+pub const SOFTWARE_PREFILL: Tiling = Tiling { wg: 32, lanes: 1, unroll: 4, guard: false };
 
 /// The variant for `cols` rows of x at once.
 pub fn spec(caps: &Caps, dtype: DType, tiling: Tiling, cols: u32, norm: bool, epilogue: Epilogue) -> KernelSpec {
@@ -95,6 +98,7 @@ pub fn spec(caps: &Caps, dtype: DType, tiling: Tiling, cols: u32, norm: bool, ep
                 ("WG", tiling.wg),
                 ("L", tiling.lanes),
                 ("UNROLL", tiling.unroll),
+                ("GUARD", u32::from(tiling.guard)),
                 ("COLS", cols),
                 ("NORM", u32::from(norm)),
                 ("EPILOGUE", epilogue as u32),

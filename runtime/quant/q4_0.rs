@@ -45,6 +45,6 @@ impl BlockFormat for Format {
     }
 
     fn wgsl(&self) -> &'static str {
-        include_str!("../../shaders/quant/q4_0.wgsl")
+        concat!(include_str!("../../shaders/quant/q4_0.wgsl"), include_str!("../../shaders/quant/nibbles.wgsl"))
     }
 }

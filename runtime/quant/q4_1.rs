@@ -43,6 +43,6 @@ impl BlockFormat for Format {
     }
 
     fn wgsl(&self) -> &'static str {
-        include_str!("../../shaders/quant/q4_1.wgsl")
+        concat!(include_str!("../../shaders/quant/q4_1.wgsl"), include_str!("../../shaders/quant/nibbles.wgsl"))
     }
 }

@@ -102,6 +102,10 @@ impl BlockFormat for Format {
     }
 
     fn wgsl(&self) -> &'static str {
-        concat!(include_str!("../../shaders/quant/q4_k.wgsl"), include_str!("../../shaders/quant/k_scales.wgsl"))
+        concat!(
+            include_str!("../../shaders/quant/q4_k.wgsl"),
+            include_str!("../../shaders/quant/k_scales.wgsl"),
+            include_str!("../../shaders/quant/nibbles.wgsl")
+        )
     }
 }

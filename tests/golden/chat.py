@@ -87,7 +87,7 @@ PYTHON = """{% macro show(m, n=1) %}{{ m.role.title() }}*{{ n }}={{ m.content.st
 {{ messages | tojson }}
 {{ messages[0] | tojson(indent=2) }}
 {{ messages | map(attribute='role') | join(',') }} {{ messages | selectattr('role', 'equalto', 'user') | list | length }} {{ messages[-1]['content'][:3] }} {{ {'b': 1.5, 'a': [true, none, "<é'&>"]} | tojson }}
-{% for k, v in messages[0].items() %}{{ k }}:{{ v }} {% endfor %}{{ messages[0].get('none', 'default') }} {{ 7 // 2 }} {{ 7 % 3 }} {{ 'x' * 3 }} {{ "a" ~ 1 }} {{ 'b' in 'abc' }} {{ messages[0] is mapping }}
+{% for k, v in messages[0].items() %}{{ k }}:{{ v }} {% endfor %}{{ messages[0].get('none', 'default') }} {{ 7 // 2 }} {{ 7 % 3 }} {{ 'x' * 3 }} {{ "a" ~ 1 }} {{ 'b' in 'abc' }} {{ messages[0] is mapping }} {{ ['a', "it's", 1, 1.5, true, none, {'k': [messages[-1]]}, 'q"q\n'] }} {{ [] }} {{ {} }}
 """
 CONVERSATIONS = [
     [("user", "Hi")],

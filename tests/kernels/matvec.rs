@@ -41,7 +41,7 @@ impl Case {
     fn tiling(&self, caps: &Caps, k_blocks: u32) -> Tiling {
         let most = caps.subgroup_size.map_or(32, |size| size.min(32));
         match self.style {
-            Style::Gpu(i) => Tiling { wg: 64, lanes: (4 << i).min(most), unroll: 1 << (i % 3) },
+            Style::Gpu(i) => Tiling { wg: 64, lanes: (4 << i).min(most), unroll: 1 << (i % 3), guard: true },
             Style::SoftwarePrefill => SOFTWARE_PREFILL,
             Style::Chosen => matvec::tiling(caps, k_blocks),
         }

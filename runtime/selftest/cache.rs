@@ -1,0 +1,35 @@
+//! Verdicts on disk, one file a driver, set of abilities, version and kernels' text.
+
+use std::path::{Path, PathBuf};
+
+use super::Report;
+use crate::gpu::{Gpu, shader};
+
+/// Where the report of `gpu`, as it was opened, is kept; `None` without a cache folder.
+pub(super) fn path(gpu: &Gpu) -> Option<PathBuf> {
+    let dir = gpu.options.cache_dir.as_ref()?;
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(format!("{:?} {}", gpu.caps(), gpu.options.checked).as_bytes());
+    shader::digest(&mut hasher);
+    let key = &hasher.finalize().to_hex()[..8];
+    Some(dir.join(format!("{}-{}-{key}.selftest.json", gpu.driver_key(), env!("CARGO_PKG_VERSION"))))
+}
+
+/// The report at `path`, unless it is missing or damaged.
+pub(super) fn read(path: &Path) -> Option<Report> {
+    let report: Report = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+    Some(Report { cached: true, ..report })
+}
+
+/// Keeps `report`. A failure costs only time at the next start.
+pub(super) fn write(path: &Path, report: &Report) {
+    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+    let save = || {
+        path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+        std::fs::write(&temporary, serde_json::to_vec(report)?)?;
+        std::fs::rename(&temporary, path)
+    };
+    if let Err(e) = save() {
+        log::warn!("self-test verdicts {}: {e}", path.display());
+    }
+}

@@ -1,0 +1,193 @@
+//! The start-up self-test: every kernel variant that the engine would use on a device, against small CPU references.
+//!
+//! In: an open [`Gpu`]. Out: a [`Report`]; abilities whose kernels fail are taken from the device's [`Caps`], so that
+//! everything after uses the next tier. The verdicts are kept by driver, so that the next start only reads them.
+
+mod attention;
+mod cache;
+mod cases;
+mod linear;
+mod sample;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::gpu::{Caps, Gpu};
+use cases::Case;
+
+/// What a kernel variant asks of the device beyond the reference tier, and what its failure takes away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ability {
+    /// [`Caps::cooperative_matrix`]
+    CooperativeMatrix,
+    /// [`Caps::f16`]
+    F16,
+    /// [`Caps::subgroup_size`]
+    Subgroups,
+}
+
+/// How one variant of a kernel did.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Verdict {
+    /// The stem of its shader.
+    pub kernel: String,
+    /// Which of its variants, on what shape.
+    pub variant: String,
+    /// What it needs, the first to be blamed first.
+    pub uses: Vec<Ability>,
+    /// It gave what the CPU gives.
+    pub ok: bool,
+    /// Why not.
+    pub reason: Option<String>,
+    /// Wall time with its compilation, next to others running.
+    pub milliseconds: f64,
+}
+
+/// What the self-test found.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Report {
+    /// What the device may be used with.
+    pub caps: Caps,
+    /// The variants of the tier in use, and before them those that failed in tiers above.
+    pub verdicts: Vec<Verdict>,
+    /// Read from the cache.
+    pub cached: bool,
+}
+
+/// Says of a kernel and what it uses whether to spoil what the CPU expects of it: to test the test.
+pub type Sabotage<'a> = &'a (dyn Fn(&str, &[Ability]) -> bool + Sync);
+
+/// Tests `gpu`, or reads what an earlier test of this driver found, and takes away what does not work.
+///
+/// Errors: [`Error::Gpu`] naming kernel and driver when the reference tier fails; [`Error::DeviceLost`];
+/// [`Error::OutOfMemory`].
+pub fn run(gpu: &mut Gpu) -> Result<Report> {
+    let path = cache::path(gpu);
+    if let Some(mut report) = path.as_deref().and_then(cache::read) {
+        gpu.restrict(&report.caps);
+        report.caps = gpu.caps().clone();
+        return Ok(report);
+    }
+    let report = run_with(gpu, &|_, _| false)?;
+    if let Some(path) = path {
+        cache::write(&path, &report);
+    }
+    Ok(report)
+}
+
+/// As [`run`] without the cache, and with failures made up by `sabotage`.
+///
+/// Errors: as [`run`].
+pub fn run_with(gpu: &mut Gpu, sabotage: Sabotage<'_>) -> Result<Report> {
+    let mut verdicts = Vec::new();
+    loop {
+        let tier = test(gpu, sabotage)?;
+        let Some(failed) = tier.iter().find(|v| !v.ok) else {
+            verdicts.extend(tier);
+            return Ok(Report { caps: gpu.caps().clone(), verdicts, cached: false });
+        };
+        let Some(caps) = fence(gpu.caps(), &tier) else { return Err(unusable(gpu, &tier, failed)) };
+        for verdict in tier.into_iter().filter(|v| !v.ok) {
+            let Verdict { kernel, variant, reason, .. } = &verdict;
+            log::warn!("{kernel} ({variant}) fails here: {}", reason.as_deref().unwrap_or_default());
+            verdicts.push(verdict);
+        }
+        log::warn!("{}: going on without {}", gpu.description(), lost(gpu.caps(), &caps).join(", "));
+        gpu.restrict(&caps);
+    }
+}
+
+/// `caps` without what the failed of `verdicts` blame; `None` when one failed that needs nothing special.
+///
+/// Those that need the least are heard first: where attention fails with subgroups on f32 already, it is not f16's
+/// fault that it fails on f16 too.
+pub fn fence(caps: &Caps, verdicts: &[Verdict]) -> Option<Caps> {
+    let failed = || verdicts.iter().filter(|v| !v.ok);
+    let least = failed().map(|v| v.uses.len()).min()?;
+    let mut fenced = caps.clone();
+    for verdict in failed().filter(|v| v.uses.len() == least) {
+        match verdict.uses.first()? {
+            Ability::CooperativeMatrix => fenced.cooperative_matrix = None,
+            Ability::F16 => fenced.f16 = false,
+            Ability::Subgroups => fenced.subgroup_size = None,
+        }
+    }
+    let mut caps = caps.clone();
+    caps.restrict(&fenced);
+    Some(caps)
+}
+
+/// What `after` lacks of `before`, in words.
+fn lost(before: &Caps, after: &Caps) -> Vec<&'static str> {
+    let gone = [
+        (before.cooperative_matrix != after.cooperative_matrix, "cooperative matrices"),
+        (before.f16 != after.f16, "f16"),
+        (before.subgroup_size != after.subgroup_size, "subgroups"),
+    ];
+    gone.into_iter().filter_map(|(gone, name)| gone.then_some(name)).collect()
+}
+
+fn unusable(gpu: &Gpu, tier: &[Verdict], failed: &Verdict) -> Error {
+    let failed = tier.iter().find(|v| !v.ok && v.uses.is_empty()).unwrap_or(failed);
+    let reason = failed.reason.as_deref().unwrap_or_default();
+    let hint = if gpu.caps().immediates { " or with EPIPHYTE_DISABLE=immediates" } else { "" };
+    Error::Gpu {
+        op: format!("self-test of {} ({})", failed.kernel, failed.variant),
+        reason: format!(
+            "{reason}; {} can't be used: try another driver, another adapter (EPIPHYTE_ADAPTER){hint}",
+            gpu.description()
+        ),
+    }
+}
+
+/// Every variant of the present tier, on a few threads: compiling takes most of the time.
+fn test(gpu: &Gpu, sabotage: Sabotage<'_>) -> Result<Vec<Verdict>> {
+    let cases = cases::all(gpu);
+    let (next, verdicts) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let work = || {
+        while let Some((i, case)) = take(&cases, &next) {
+            let verdict = judge(gpu, case, sabotage);
+            verdicts.lock().unwrap_or_else(PoisonError::into_inner).push((i, verdict));
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(8));
+        for _ in 1..threads {
+            scope.spawn(work);
+        }
+        work();
+    });
+    gpu.check()?;
+    let mut verdicts = verdicts.into_inner().unwrap_or_else(PoisonError::into_inner);
+    verdicts.sort_by_key(|(i, _)| *i);
+    verdicts.into_iter().map(|(_, verdict)| verdict).collect()
+}
+
+fn take<'a>(cases: &'a [Case], next: &AtomicUsize) -> Option<(usize, &'a Case)> {
+    let i = next.fetch_add(1, Ordering::Relaxed);
+    cases.get(i).map(|case| (i, case))
+}
+
+/// Errors: only those that are not the kernel's fault.
+fn judge(gpu: &Gpu, case: &Case, sabotage: Sabotage<'_>) -> Result<Verdict> {
+    let start = Instant::now();
+    let spoil = sabotage(case.kernel, &case.uses);
+    let reason = match gpu.scoped(case.kernel, || (case.run)(gpu)) {
+        Ok(outcomes) => outcomes.iter().find_map(|outcome| outcome.difference(spoil)),
+        Err(Error::Gpu { op, reason }) => Some(format!("{op}: {reason}")),
+        Err(other) => return Err(other),
+    };
+    Ok(Verdict {
+        kernel: case.kernel.to_string(),
+        variant: case.variant.clone(),
+        uses: case.uses.clone(),
+        ok: reason.is_none(),
+        reason,
+        milliseconds: start.elapsed().as_secs_f64() * 1e3,
+    })
+}

@@ -1,0 +1,197 @@
+//! The built binary, from outside: what it prints, where, and its exit codes.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use epiphyte::format::gguf::Gguf;
+use epiphyte::tokenizer::{DecodeOptions, EncodeOptions, Tokenizer, TokenizerSpec};
+use serde_json::Value;
+
+use crate::common::model_path;
+
+fn epiphyte(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_epiphyte"));
+    command.args(args).env_remove("RUST_LOG").stdin(Stdio::null());
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    epiphyte(args).output().unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// Asserts a failure with `code`, nothing on stdout, and `says` in the last line on stderr.
+fn assert_fails(output: &Output, code: i32, says: &str) {
+    let stderr = stderr(output);
+    assert_eq!(output.status.code(), Some(code), "{stderr}");
+    assert!(output.stdout.is_empty());
+    assert!(stderr.contains(says), "{stderr}");
+}
+
+/// The one object on stdout.
+fn json(output: &Output) -> Value {
+    assert!(output.status.success(), "{}", stderr(output));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    serde_json::from_value(value.clone()).unwrap()
+}
+
+fn tokenizer(model: &Path) -> Tokenizer {
+    Tokenizer::from_spec(TokenizerSpec::from_gguf(&Gguf::open(model).unwrap()).unwrap()).unwrap()
+}
+
+#[test]
+fn help_names_every_command() {
+    let output = run(&["--help"]);
+    let help = String::from_utf8(output.stdout).unwrap();
+    for command in ["generate", "chat", "perplexity", "bench", "inspect", "doctor"] {
+        assert!(help.contains(command), "{help}");
+        assert!(run(&[command, "--help"]).status.success(), "{command}");
+    }
+}
+
+#[test]
+fn bad_use_exits_with_2() {
+    let cases: [(&[&str], &str); 9] = [
+        (&[], "Usage"),
+        (&["generate"], "--prompt"),
+        (&["generate", "-p", "x", "--no-such-flag"], "--no-such-flag"),
+        (&["generate", "-p", "x", "--system", "y"], "--chat"),
+        (&["generate", "-p", ""], "`prompt`"),
+        (&["generate", "-p", "x", "--temperature=-1"], "`temperature`"),
+        (&["generate", "-p", "x", "--top-p", "1.5"], "`top_p`"),
+        (&["bench", "-p", "0"], "`prompt`"),
+        (&["perplexity", "-f", "x", "-c", "3"], "`window`"),
+    ];
+    for (args, says) in cases {
+        assert_fails(&run(args), 2, says);
+    }
+}
+
+#[test]
+fn a_prompt_that_is_not_utf8_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("prompt");
+    std::fs::write(&path, b"caf\xe9").unwrap();
+    let file = std::fs::File::open(&path).unwrap();
+    assert_fails(&epiphyte(&["generate", "-p", "-"]).stdin(file).output().unwrap(), 2, "UTF-8");
+    assert_fails(&run(&["perplexity", "-f", path.to_str().unwrap()]), 1, "byte 3");
+}
+
+#[test]
+fn a_missing_default_model_names_the_remedy() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = epiphyte(&["generate", "-p", "x", "--json"]).env("EPIPHYTE_CACHE", dir.path()).output().unwrap();
+    assert_fails(&output, 1, "make demo");
+}
+
+#[test]
+fn a_bad_file_is_refused_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("garbage.gguf");
+    std::fs::write(&path, [0x5A; 4096]).unwrap();
+    let path = path.to_str().unwrap();
+    for args in [&["generate", "-p", "x", "-m", path][..], &["bench", "-m", path], &["inspect", "--json", path]] {
+        let start = Instant::now();
+        assert_fails(&run(args), 1, "garbage.gguf");
+        assert!(start.elapsed() < Duration::from_secs(1), "{args:?}");
+    }
+}
+
+#[test]
+fn inspect_collects_every_reason_to_refuse() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("other.gguf");
+    std::fs::write(&path, gguf(&[("general.architecture", "other"), ("tokenizer.chat_template", "{% if %}")])).unwrap();
+    let report = json(&run(&["inspect", "--json", path.to_str().unwrap()]));
+    assert_eq!(report["architecture"], "other");
+    assert_eq!(report["chat_template"], "unusable");
+    let refused: Vec<String> = serde_json::from_value(report["refused"].clone()).unwrap();
+    for says in ["architecture `other`", "tokenizer.ggml.model", "chat template"] {
+        assert_eq!(refused.iter().filter(|reason| reason.contains(says)).count(), 1, "{says}: {refused:?}");
+    }
+}
+
+/// A GGUF file with texts for metadata and no tensors.
+fn gguf(metadata: &[(&str, &str)]) -> Vec<u8> {
+    let mut bytes = b"GGUF".to_vec();
+    let text = |bytes: &mut Vec<u8>, text: &str| {
+        bytes.extend((text.len() as u64).to_le_bytes());
+        bytes.extend(text.as_bytes());
+    };
+    bytes.extend(3_u32.to_le_bytes());
+    bytes.extend(0_u64.to_le_bytes());
+    bytes.extend((metadata.len() as u64).to_le_bytes());
+    for (key, value) in metadata {
+        text(&mut bytes, key);
+        bytes.extend(8_u32.to_le_bytes());
+        text(&mut bytes, value);
+    }
+    bytes
+}
+
+#[test]
+fn inspect_describes_the_default_model() {
+    let Some(model) = model_path() else { return };
+    let report = json(&run(&["inspect", "--json", model.to_str().unwrap()]));
+    assert_eq!(report["refused"].as_array().map(Vec::len), Some(0), "{report}");
+    let gguf = Gguf::open(&model).unwrap();
+    let counted: u64 = report["types"].as_array().unwrap().iter().map(|t| t["tensors"].as_u64().unwrap()).sum();
+    assert_eq!(counted, gguf.tensors().len() as u64);
+    assert_eq!(report["shape"]["vocab_size"], tokenizer(&model).vocab_size());
+    assert_eq!(report["bytes"], std::fs::metadata(&model).unwrap().len());
+}
+
+#[test]
+fn generate_prints_the_same_ids_and_text_either_way() {
+    let Some(model) = model_path() else { return };
+    let prompt = "The sea was calm, and";
+    let args = ["generate", "-m", model.to_str().unwrap(), "-n", "6", "-p", prompt];
+    let report = json(&run(&[&args[..], &["--json"]].concat()));
+    let tokenizer = tokenizer(&model);
+    assert_eq!(ids(&report["prompt_ids"]), tokenizer.encode(prompt, EncodeOptions::default()).unwrap());
+    let continuation = DecodeOptions { continuation: true, ..Default::default() };
+    let text = tokenizer.decode_with(&ids(&report["ids"]), continuation);
+    assert_eq!(ids(&report["ids"]).len(), 6);
+    assert_eq!(report["text"], text.as_str());
+    assert_eq!(report["finish_reason"], "max_tokens");
+    assert!(report["decode_tps"].as_f64().unwrap() > 0.0);
+    let plain = run(&args);
+    assert_eq!(String::from_utf8(plain.stdout).unwrap().trim_end(), text.trim_end());
+}
+
+#[test]
+fn chat_answers_lines_and_reports_a_full_context() {
+    let Some(model) = model_path() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("lines");
+    let long = "word ".repeat(60);
+    std::fs::write(&path, format!("/help\nHi\n{long}\n/reset\n/quit\nnever reached\n")).unwrap();
+    let args = ["chat", "-m", model.to_str().unwrap(), "--context", "48"];
+    let output = epiphyte(&args).stdin(std::fs::File::open(&path).unwrap()).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stderr(&output).contains("/reset starts a new one"), "{}", stderr(&output));
+    assert!(!String::from_utf8(output.stdout).unwrap().trim().is_empty());
+}
+
+#[test]
+fn perplexity_scores_the_second_half_of_each_window() {
+    let Some(model) = model_path() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("text");
+    std::fs::write(&path, "one two three four five six seven eight ".repeat(8)).unwrap();
+    let args = ["perplexity", "-m", model.to_str().unwrap(), "-f", path.to_str().unwrap(), "--json"];
+    let report = json(&run(&[&args[..], &["-c", "16", "--chunks", "2"]].concat()));
+    assert_eq!((report["windows"].as_u64(), report["tokens"].as_u64()), (Some(2), Some(14)));
+    let nll: Vec<f64> = serde_json::from_value(report["window_nll"].clone()).unwrap();
+    let mean = nll.iter().sum::<f64>() / nll.len() as f64;
+    assert!((report["perplexity"].as_f64().unwrap() - mean.exp()).abs() < 1e-9 * mean.exp());
+    assert!(mean > 0.0 && mean < 5.0, "a counted list is easy: {mean}");
+    assert_fails(&run(&[&args[..], &["-c", "4096"]].concat()), 1, "do not fill a window");
+}
