@@ -8,6 +8,7 @@ mod chat;
 #[cfg(feature = "cli")]
 mod cli;
 mod common;
+mod default_model;
 mod engine;
 mod gguf;
 mod kernels;

@@ -1,0 +1,212 @@
+//! The default model against the golden data of `tests/golden`: greedy ids, agreement with llama.cpp, perplexity.
+//!
+//! Every golden step is scored given the golden ids before it, and a batch of all prompts runs freely. On a software
+//! GPU this takes a minute or two; `EPIPHYTE_SKIP_MODEL=1` leaves it out when the model is not there.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use epiphyte::{Engine, EngineOptions, GenerateOptions, Session, generate_batch};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::common::{golden, model_path};
+
+/// Smallest gap between the two best logits that decides a step, and largest distance of a perplexity, in parts.
+struct Bar {
+    gap: f64,
+    perplexity: f64,
+}
+
+const F16: Bar = Bar { gap: 0.05, perplexity: 0.003 };
+const F32: Bar = Bar { gap: 0.01, perplexity: 0.001 };
+
+/// A prompt and what the exact forward pass goes on with.
+#[derive(Deserialize)]
+struct Prompt {
+    name: String,
+    prompt_ids: Vec<u32>,
+    ids: Vec<u32>,
+    second: Vec<u32>,
+    gap: Vec<f64>,
+}
+
+#[derive(Deserialize)]
+struct Choices {
+    ids: HashMap<String, Vec<u32>>,
+}
+
+#[derive(Deserialize)]
+struct LlamaCpp {
+    greedy: Choices,
+}
+
+#[derive(Deserialize)]
+struct Perplexity {
+    window: usize,
+    nll: Vec<f64>,
+}
+
+#[derive(Deserialize)]
+struct Tokens {
+    moby_dick: Vec<u32>,
+}
+
+fn read<T: DeserializeOwned>(name: &str) -> T {
+    serde_json::from_slice(&std::fs::read(golden(name)).unwrap()).unwrap()
+}
+
+/// The engine and the bar of its tier; nothing where the model may be missing.
+fn open(kv_f32: bool) -> Option<(Arc<Engine>, Bar)> {
+    let options = EngineOptions { kv_f32, context: Some(512), ..EngineOptions::default() };
+    let engine = Engine::open(model_path()?, options).unwrap();
+    let f16 = engine.gpu().caps().f16 && !kv_f32;
+    Some((engine, if f16 { F16 } else { F32 }))
+}
+
+fn argmax(logits: &[f32]) -> u32 {
+    (0..logits.len()).rev().max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap() as u32
+}
+
+/// Our choice at each golden step, given the golden ids before it.
+fn choices(engine: &Arc<Engine>, prompt: &Prompt) -> Vec<u32> {
+    let mut session = engine.session();
+    session.push_tokens(&prompt.prompt_ids).unwrap();
+    session.push_tokens(&prompt.ids[..prompt.ids.len() - 1]).unwrap();
+    let mut chosen = Vec::new();
+    session.logits(prompt.prompt_ids.len() - 1, |_, logits| chosen.push(argmax(logits))).unwrap();
+    assert_eq!(chosen.len(), prompt.ids.len());
+    chosen
+}
+
+/// Checks one step; whether it went the golden way. A close step may take the second best.
+fn step_agrees(prompt: &Prompt, step: usize, chosen: u32, bar: &Bar) -> bool {
+    let (name, gap) = (&prompt.name, prompt.gap[step]);
+    if chosen == prompt.ids[step] {
+        return true;
+    }
+    let excused = gap < bar.gap && chosen == prompt.second[step];
+    assert!(excused, "{name}, step {step}: {chosen} instead of {}, at a gap of {gap}", prompt.ids[step]);
+    println!("{name}, step {step}: {chosen} instead of {}, excused by a gap of {gap}", prompt.ids[step]);
+    false
+}
+
+fn check_choices(kv_f32: bool) {
+    let Some((engine, bar)) = open(kv_f32) else { return };
+    let prompts: Vec<Prompt> = read("greedy.json");
+    let theirs: LlamaCpp = read("llamacpp.json");
+    let (mut steps, mut exact, mut both, mut they) = (0, 0, 0, 0);
+    for prompt in &prompts {
+        let (ours, theirs) = (choices(&engine, prompt), &theirs.greedy.ids[&prompt.name]);
+        for (step, &chosen) in ours.iter().enumerate() {
+            steps += 1;
+            exact += usize::from(step_agrees(prompt, step, chosen, &bar));
+            both += usize::from(chosen == theirs[step]);
+            they += usize::from(prompt.ids[step] == theirs[step]);
+        }
+    }
+    let percent = |n: usize| 100.0 * n as f64 / steps as f64;
+    println!("of {steps} steps: exact and ours agree on {exact} ({:.1} %),", percent(exact));
+    println!("llama.cpp and ours on {both} ({:.1} %), exact and llama.cpp on {they}", percent(both));
+    assert_eq!(steps, 480);
+    assert!(percent(both) >= 92.0, "ours and llama.cpp agree on {both} of {steps} steps");
+    assert!(exact >= they, "ours should be the more exact one: {exact}, llama.cpp {they}");
+}
+
+#[test]
+fn given_the_golden_ids_every_clear_step_is_ours() {
+    check_choices(false);
+}
+
+#[test]
+fn given_the_golden_ids_every_clear_step_is_ours_with_an_f32_cache() {
+    check_choices(true);
+}
+
+#[test]
+fn a_free_batch_goes_the_golden_way_up_to_a_close_step() {
+    let Some((engine, bar)) = open(false) else { return };
+    let prompts: Vec<Prompt> = read("greedy.json");
+    let start = |prompt: &Prompt| {
+        let mut session = engine.session();
+        session.push_tokens(&prompt.prompt_ids).unwrap();
+        session
+    };
+    let mut sessions: Vec<Session> = prompts.iter().map(start).collect();
+    let options = GenerateOptions { max_tokens: 48, ignore_eos: true, ..GenerateOptions::default() };
+    let sequences = sessions.iter_mut().map(|session| (session, options.clone())).collect();
+    let mut all: Vec<Vec<u32>> = vec![Vec::new(); prompts.len()];
+    generate_batch(sequences, |i, token| {
+        all[i].push(token.id);
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    for (prompt, ids) in prompts.iter().zip(all) {
+        assert_eq!(ids.len(), prompt.ids.len());
+        // After a step that went the other way the texts differ, and so may all that follows.
+        let equal = ids.iter().enumerate().take_while(|&(step, &id)| step_agrees(prompt, step, id, &bar)).count();
+        println!("{}: {equal} of {} ids equal", prompt.name, ids.len());
+    }
+}
+
+/// Mean negative log-likelihood of the second half of `ids`.
+fn nll(engine: &Arc<Engine>, ids: &[u32]) -> f64 {
+    let mut session = engine.session();
+    session.push_tokens(&ids[..ids.len() - 1]).unwrap();
+    let (mut sum, mut scores) = (0.0, 0);
+    let score = |index: usize, logits: &[f32]| {
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let exps: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
+        sum += exps.ln() - f64::from(logits[ids[index + 1] as usize] - max);
+        scores += 1;
+    };
+    session.logits(ids.len() / 2, score).unwrap();
+    assert_eq!(scores, 255);
+    sum / f64::from(scores)
+}
+
+fn check_perplexity(kv_f32: bool, windows: &[usize]) {
+    let Some((engine, bar)) = open(kv_f32) else { return };
+    assert!(!engine.base().tokenizer.add_bos());
+    let (golden, tokens): (Perplexity, Tokens) = (read("perplexity.json"), read("tokens.json"));
+    for &i in windows {
+        let ours = nll(&engine, &tokens.moby_dick[i * golden.window..(i + 1) * golden.window]);
+        let off = (ours - golden.nll[i]).exp() - 1.0;
+        println!("window {i}: perplexity {:.4}, off by {:+.5} %", ours.exp(), 100.0 * off);
+        assert!(off.abs() <= bar.perplexity, "window {i}: off by {off}, exact {}", golden.nll[i].exp());
+    }
+}
+
+#[test]
+fn perplexity_is_the_exact_one() {
+    check_perplexity(false, &[0, 12]);
+}
+
+#[test]
+fn perplexity_is_the_exact_one_with_an_f32_cache() {
+    check_perplexity(true, &[12]);
+}
+
+#[test]
+fn a_token_takes_six_dispatches_a_layer() {
+    let Some((engine, _)) = open(false) else { return };
+    let counters = &engine.gpu().counters;
+    let mut session = engine.session();
+    session.push_tokens(&[504, 3575, 282]).unwrap();
+    let count = |session: &mut Session| {
+        let before = (counters.dispatches.load(Ordering::Relaxed), counters.submits.load(Ordering::Relaxed));
+        let options = GenerateOptions { max_tokens: 5, ignore_eos: true, ..GenerateOptions::default() };
+        assert_eq!(session.generate(options).unwrap().map(Result::unwrap).count(), 5);
+        let after = (counters.dispatches.load(Ordering::Relaxed), counters.submits.load(Ordering::Relaxed));
+        (after.0 - before.0, after.1 - before.1)
+    };
+    count(&mut session);
+    let layers = engine.base().config.num_hidden_layers as u64;
+    assert_eq!(
+        count(&mut session),
+        (5 * (6 * layers + 4), 5),
+        "embedding, layers, head, two to sample; one submission"
+    );
+}
