@@ -135,7 +135,7 @@ fn greedy_ids_are_the_exact_ones_and_agree_with_llama_cpp() {
             they += usize::from(prompt.ids[step] == theirs[step]);
         }
     }
-    let percent = |n: usize| 100.0 * n as f64 / steps as f64;
+    let percent = |n: usize| 100.0 * n as f64 / f64::from(steps);
     println!("of {steps} steps: ours agree with the exact ones on {exact} ({:.1} %),", percent(exact));
     println!("with llama.cpp on {both} ({:.1} %); llama.cpp with the exact ones on {they}", percent(both));
     assert_eq!(steps, 480);

@@ -1,7 +1,6 @@
 //! Every test of the runtime, one binary: a module a subject.
 #![expect(clippy::unwrap_used, reason = "a failed test panics")]
 #![expect(clippy::doc_markdown, reason = "formulas and names read better plain here")]
-#![expect(clippy::neg_cmp_op_on_partial_ord, reason = "a NaN must fail a bound")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests say what they measured")]
 
 mod chat;
