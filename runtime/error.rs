@@ -103,6 +103,14 @@ pub enum Error {
         /// Tokens that fit.
         capacity: usize,
     },
+    /// An adapter can't be used as it is: a key, a tensor or a module of it.
+    #[error("adapter: `{what}`: {reason}")]
+    InvalidAdapter {
+        /// The key, tensor or module.
+        what: String,
+        /// What is wrong and what to do.
+        reason: String,
+    },
     /// The caller asked to stop.
     #[error("cancelled")]
     Cancelled,

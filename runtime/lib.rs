@@ -1,5 +1,6 @@
 //! On-device adapter runtime: one frozen 4-bit language model, computed by WGSL kernels through wgpu.
 
+pub mod adapter;
 pub mod chat;
 #[cfg(feature = "cli")]
 pub mod cli;

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use crate::adapter::BaseShape;
 use crate::error::{Error, Result};
 use crate::format::gguf::{Array, Gguf};
 
@@ -184,6 +185,21 @@ impl ModelConfig {
                 "plain llama models without biases or experts are",
             )),
             None => Ok(()),
+        }
+    }
+
+    /// The sizes that an adapter has to fit.
+    pub fn base_shape(&self) -> BaseShape {
+        BaseShape {
+            num_hidden_layers: self.num_hidden_layers,
+            hidden_size: self.hidden_size,
+            intermediate_size: self.intermediate_size,
+            q_size: self.num_attention_heads * self.head_dim,
+            kv_size: self.num_key_value_heads * self.head_dim,
+            vocab_size: self.vocab_size,
+            num_attention_heads: self.num_attention_heads,
+            num_key_value_heads: self.num_key_value_heads,
+            tie_word_embeddings: self.tie_word_embeddings,
         }
     }
 
