@@ -111,6 +111,19 @@ pub enum Error {
         /// What is wrong and what to do.
         reason: String,
     },
+    /// An adapter does not fit the bytes set aside for adapters.
+    #[error(
+        "adapter `{id}` needs {needed_bytes} bytes and the budget of {budget_bytes} has no room beside those in use; \
+         raise the budget, or let sessions go"
+    )]
+    AdapterBudget {
+        /// Its id.
+        id: String,
+        /// Its size.
+        needed_bytes: u64,
+        /// For all adapters together.
+        budget_bytes: u64,
+    },
     /// The caller asked to stop.
     #[error("cancelled")]
     Cancelled,

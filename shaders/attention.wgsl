@@ -4,7 +4,8 @@
 //   2 qkv    f32  read  [M, (H + 2 G) E], q rotated
 //   3 keys   vec4<kv>  read  [pages, G, PAGE, E]              4 values  the same
 //   5 out    f32  read_write  [M, H E], or with SPLIT [M, splits, H E] not yet divided by the sum
-//   6 stats  vec2<f32>  read_write  [M, splits, H]: largest score, sum of exponentials; SPLIT only
+//   6 stats  vec2<f32>  read_write  [M, splits, H]: largest score, sum of exponentials; SPLIT only, in attention/split.wgsl
+// With an adapter on what follows, lora/shrink_tile.wgsl makes the heads' share of its u; not with SPLIT.
 // Needs: E a multiple of 16, CHUNK of PAGE.
 // Grid: (G, splits, M); WG lanes, a lane a position for the scores, then a lane 4 columns of a head.
 // Host: runtime/kernels/attention.rs    Oracle: tests/kernels/attention.rs
@@ -15,8 +16,8 @@ struct Params {
     splits: u32,
     scale: f32,
     row0: u32,
-    pad0: u32,
-    pad1: u32,
+    site: u32,
+    u_rows: u32,
 }
 @group(0) @binding(0) var<storage, read> rows: array<vec2<u32>>;
 @group(0) @binding(1) var<storage, read> pages: array<u32>;
@@ -24,7 +25,6 @@ struct Params {
 @group(0) @binding(3) var<storage, read> keys: array<vec4<kv>>;
 @group(0) @binding(4) var<storage, read> values: array<vec4<kv>>;
 @group(0) @binding(5) var<storage, read_write> out: array<vec4<f32>>;
-@group(0) @binding(6) var<storage, read_write> stats: array<vec2<f32>>;
 
 const E4: u32 = E / 4u;
 const PARTS: u32 = WG / E4;
@@ -79,9 +79,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         sum = reduce_add(sum, index);
         if mine && index % L == 0u {
             tile_sum[h] = sum;
-            if SPLIT == 1u {
-                stats[(group.z * p.splits + group.y) * p.heads + kv_head * GROUP + h] = vec2<f32>(top, sum);
-            }
+            keep((group.z * p.splits + group.y) * p.heads + kv_head * GROUP + h, vec2<f32>(top, sum));
         }
     }
     workgroupBarrier();
@@ -115,11 +113,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             if SPLIT == 1u {
                 out[((group.z * p.splits + group.y) * p.heads + kv_head * GROUP + h) * E4 + index] = sum;
             } else {
-                out[(m * p.heads + kv_head * GROUP + h) * E4 + index] = sum / tile_sum[h];
+                sum /= tile_sum[h];
+                out[(m * p.heads + kv_head * GROUP + h) * E4 + index] = sum;
+                for (var i = 0u; i < 4u; i++) { tile_put((h * E4 + index) * 4u + i, sum[i]); }
             }
         }
         workgroupBarrier();
     }
+    let columns = GROUP * E;
+    let share = Share(p.site, m * p.kv_heads + kv_head, p.u_rows, kv_head * columns, columns, p.heads * E4);
+    shrink_tile(m, share, index);
 }
 
 fn scores(kv_head: u32, t: u32) {

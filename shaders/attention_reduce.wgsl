@@ -2,40 +2,55 @@
 //   0 rows   vec2<u32>  read  [M]: page table, position
 //   1 parts  f32        read  [M, splits, H E]      2 stats  vec2<f32>  read  [M, splits, H]: top, sum
 //   3 out    f32        read_write  [M, H E]
+// With an adapter on what follows, lora/shrink_tile.wgsl makes the columns' share of its u.
 // Grid: (ceil(H E / 4 / 64), M, 1); a lane 4 columns.
 // Host: runtime/kernels/attention.rs    Oracle: tests/kernels/attention.rs
 struct Params {
     heads: u32,
     splits: u32,
     row0: u32,
-    pad: u32,
+    site: u32,
+    u_rows: u32,
+    pad0: u32,
+    pad1: u32,
+    pad2: u32,
 }
 @group(0) @binding(0) var<storage, read> rows: array<vec2<u32>>;
 @group(0) @binding(1) var<storage, read> parts: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> stats: array<vec2<f32>>;
 @group(0) @binding(3) var<storage, read_write> out: array<vec4<f32>>;
 
-@compute @workgroup_size(64)
-fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+@compute @workgroup_size(WG)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {
     let width = p.heads * E / 4u;
-    if id.x >= width {
-        return;
+    let column = group.x * WG + index;
+    let m = p.row0 + group.y;
+    if column < width {
+        let v = joined(m, group.y, column);
+        out[m * width + column] = v;
+        for (var i = 0u; i < 4u; i++) { tile_put(index * 4u + i, v[i]); }
     }
-    let head = id.x / (E / 4u);
-    let m = p.row0 + id.y;
+    let parts = (width + WG - 1u) / WG;
+    let count = min(WG, width - group.x * WG) * 4u;
+    let share = Share(p.site, m * parts + group.x, p.u_rows, group.x * WG * 4u, count, width);
+    shrink_tile(m, share, index);
+}
+
+fn joined(m: u32, row: u32, column: u32) -> vec4<f32> {
+    let head = column / (E / 4u);
     let used = rows[m].y / CHUNK + 1u;
     var top = -3.0e38;
     for (var s = 0u; s < used; s++) {
-        top = max(top, stats[(id.y * p.splits + s) * p.heads + head].x);
+        top = max(top, stats[(row * p.splits + s) * p.heads + head].x);
     }
     var acc = vec4<f32>(0.0);
     var sum = 0.0;
     for (var s = 0u; s < used; s++) {
-        let part = (id.y * p.splits + s) * p.heads;
+        let part = (row * p.splits + s) * p.heads;
         let stat = stats[part + head];
         let weight = exp(stat.x - top);
-        acc += weight * parts[part * (E / 4u) + id.x];
+        acc += weight * parts[part * (E / 4u) + column];
         sum += weight * stat.y;
     }
-    out[m * width + id.x] = acc / sum;
+    return acc / sum;
 }

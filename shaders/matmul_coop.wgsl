@@ -15,6 +15,14 @@ struct Params {
     y_offset: u32,
     pair: u32,
     eps: f32,
+    row0: u32,
+    site: u32,
+    u_rows: u32,
+    lora_groups: u32,
+    parts: u32,
+    pad0: u32,
+    pad1: u32,
+    pad2: u32,
 }
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> gain: array<vec4<f32>>;

@@ -4,6 +4,7 @@
 //   4 y     f32  read_write  [M, y_stride], columns from y_offset
 // NORM 1: x is RMS-normalised on the way: the squares are summed beside the products and applied at the end.
 // EPILOGUE 0: y = .  1: y += .  2: y[m, i] = silu(W x)[i] * (W x)[i + pair]   (SwiGLU, Shazeer 2020, arXiv:2002.05202)
+// With an adapter: lora/matvec_shrink.wgsl lets A's rows ride along, lora/matvec_expand.wgsl adds B u to the sums.
 // Grid: (ceil(N / (WG / L * 4)), ceil(M / COLS), 1), or pair / 2 for N / 4 with SwiGLU; L lanes share 4 rows of W, a
 // lane takes UNROLL quarters of a block at a time, L apart: neighbouring lanes load side by side, many loads are under way.
 // Host: runtime/kernels/matvec.rs    Oracle: tests/kernels/matvec.rs
@@ -16,6 +17,14 @@ struct Params {
     y_offset: u32,
     pair: u32,
     eps: f32,
+    row0: u32,
+    site: u32,
+    u_rows: u32,
+    lora_groups: u32,
+    parts: u32,
+    pad0: u32,
+    pad1: u32,
+    pad2: u32,
 }
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> gain: array<vec4<f32>>;
@@ -75,10 +84,15 @@ fn add(c: u32, b: vec4<u32>, kb: u32, part: u32, col: u32) {
 
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+    if shrinks(group.x) {
+        shrink(group, index);
+        return;
+    }
     let lane = index % L;
     let unit = (group.x * (WG / L) + index / L) * UNITS;
     let col = group.y * COLS;
-    let rows = weight_rows(unit) * p.k_blocks;
+    let n = weight_rows(unit);
+    let rows = n * p.k_blocks;
     for (var u = lane; u < p.k_blocks * 4u; u += L * UNROLL) {
         accumulate(u, rows, col);
         if UNROLL > 1u { accumulate(u + L, rows, col); }
@@ -86,6 +100,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         if UNROLL > 2u { accumulate(u + 3u * L, rows, col); }
     }
     for (var c = 0u; c < COLS; c++) {
+        if col + c < p.m {
+            expand(c, p.x_row + col + c, n + p.row0, lane);
+        }
         var v = vec4<f32>(
             reduce_add(sums[c].x, index),
             reduce_add(sums[c].y, index),

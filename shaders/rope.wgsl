@@ -6,13 +6,18 @@
 //   4 keys       kv         read_write  [pages, G, PAGE, E]      5 values  the same
 // The angle is the sum of a fine and a coarse one, so that no sine of a large argument is ever asked of the GPU.
 // NEOX 1: pairs are (i, i + E/2), as in Hugging Face files.  0: (2i, 2i + 1).
+// With an adapter on what came before, lora/expand_row.wgsl adds it to q, k and v first.
 // Grid: (ceil((H + 2 G) E / 2 / 64), M, 1); a lane makes one pair.
 // Host: runtime/kernels/rope.rs    Oracle: tests/kernels/rope.rs
 struct Params {
     heads: u32,
     kv_heads: u32,
     max_pages: u32,
-    pad: u32,
+    site: u32,
+    u_rows: u32,
+    pad0: u32,
+    pad1: u32,
+    pad2: u32,
 }
 @group(0) @binding(0) var<storage, read> rows: array<vec2<u32>>;
 @group(0) @binding(1) var<storage, read> pages: array<u32>;
@@ -34,8 +39,9 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let first = select(2u * i, i, NEOX == 1u);
     let second = select(2u * i + 1u, i + half_dim, NEOX == 1u);
     let at = (id.y * all_heads + head) * E;
-    let a = qkv[at + first];
-    let b = qkv[at + second];
+    let which = select(0u, 1u, head >= p.heads) + select(0u, 1u, head >= p.heads + p.kv_heads);
+    let a = qkv[at + first] + expand_row(id.y, p.site, which, head * E + first, p.u_rows);
+    let b = qkv[at + second] + expand_row(id.y, p.site, which, head * E + second, p.u_rows);
     let fine = rotations[row.y % 256u * half_dim + i];
     let coarse = rotations[(256u + row.y / 256u) * half_dim + i];
     let c = fine.x * coarse.x - fine.y * coarse.y;

@@ -3,6 +3,9 @@
 
 use epiphyte::DType;
 use epiphyte::gpu::{Access, Caps, KernelSpec};
+use epiphyte::kernels::attention::Leaves;
+use epiphyte::kernels::lora::{self, Directory};
+use epiphyte::kernels::matvec::{Epilogue, Lora, SOFTWARE_PREFILL, Variant};
 use epiphyte::kernels::{attention, bandwidth, embedding, matmul, matvec, rms_norm, rope, sample, swiglu};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
@@ -15,27 +18,41 @@ const CAPS: Caps = Caps {
     max_binding_bytes: 128 << 20,
 };
 
+const DIRECTORY: Directory = Directory { rows: 64, sets: 4, sites: 10 };
+
 fn linear_specs(caps: &Caps, dtype: DType) -> Vec<KernelSpec> {
     let mut specs = vec![embedding::spec(dtype)];
-    for epilogue in [matvec::Epilogue::Store, matvec::Epilogue::Add, matvec::Epilogue::SwiGlu] {
-        let tiling = matvec::tiling(caps, 18);
-        specs.extend([1, 2, 4, 8].map(|cols| matvec::spec(caps, dtype, tiling, cols, cols < 4, epilogue)));
+    let tiling = matvec::tiling(caps, 18);
+    for epilogue in [Epilogue::Store, Epilogue::Add, Epilogue::SwiGlu] {
+        let variant = |cols| Variant { tiling, cols, norm: cols < 4, epilogue, lora: None };
+        specs.extend([1, 2, 4, 8].map(|cols| matvec::spec(caps, dtype, variant(cols))));
     }
-    specs.push(matvec::spec(caps, dtype, matvec::SOFTWARE_PREFILL, 4, false, matvec::Epilogue::Add));
-    for epilogue in [matvec::Epilogue::Store, matvec::Epilogue::Add] {
+    for (lora, epilogue) in [(Lora::Shrink(DIRECTORY), Epilogue::Store), (Lora::Expand(DIRECTORY), Epilogue::Add)] {
+        let variant = |cols| Variant { tiling, cols, norm: cols < 4, epilogue, lora: Some(lora) };
+        specs.extend([1, 8].map(|cols| matvec::spec(caps, dtype, variant(cols))));
+    }
+    let software = Variant { tiling: SOFTWARE_PREFILL, cols: 4, norm: false, epilogue: Epilogue::Add, lora: None };
+    specs.push(matvec::spec(caps, dtype, software));
+    for epilogue in [Epilogue::Store, Epilogue::Add] {
         specs.push(matmul::spec(caps, dtype, epilogue));
     }
     specs
 }
 
 fn other_specs(caps: &Caps) -> Vec<KernelSpec> {
-    let mut specs = vec![rms_norm::spec(caps), swiglu::spec(), bandwidth::spec()];
+    let mut specs = vec![rms_norm::spec(caps), bandwidth::spec()];
+    specs.extend([None, Some(DIRECTORY)].map(|lora| swiglu::spec(caps, lora)));
+    specs.extend([lora::shrink_spec(caps, DIRECTORY), lora::expand_spec(DIRECTORY), lora::embedding_spec(DIRECTORY)]);
     specs.extend([sample::adjust_spec(), sample::threshold_spec(), sample::partial_spec(), sample::final_spec()]);
     for (head_dim, neox) in [(64, true), (128, false), (256, true)] {
         let heads = attention::Heads { heads: 9, kv_heads: 3, head_dim, page_len: 32, kv_f16: caps.f16 };
-        specs.push(rope::spec(head_dim, 32, neox, caps.f16));
-        specs.extend([attention::spec(caps, heads, true), attention::spec(caps, heads, false)]);
-        specs.extend([attention::prefill_spec(heads), attention::reduce_spec(head_dim)]);
+        for lora in [None, Some(DIRECTORY)] {
+            specs.push(rope::spec(head_dim, 32, neox, caps.f16, lora));
+            specs.push(attention::reduce_spec(caps, head_dim, lora));
+        }
+        let leaves = [Leaves::Whole, Leaves::WholeAndU(DIRECTORY), Leaves::Split];
+        specs.extend(leaves.map(|leaves| attention::spec(caps, heads, leaves)));
+        specs.push(attention::prefill_spec(heads));
     }
     specs
 }

@@ -1,10 +1,14 @@
-//! LoRA adapters on the host: what a config means, the factors of each module, files in and out, and a report of what
-//! became of everything in them. Nothing here knows a GPU or a model.
+//! LoRA adapters: what a config means, the factors of each module, a report of what became of a file, and the registry
+//! of those that are on the device. Only `registry` and `arena` know a GPU; nothing here knows a model.
 
+mod arena;
 pub mod config;
 pub mod lora;
 pub mod module;
+mod packed;
+pub mod registry;
 pub mod report;
+pub mod site;
 
 pub use config::{LoraConfig, Modules};
 pub use lora::Adapter;

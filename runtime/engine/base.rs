@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::adapter::BaseShape;
 use crate::chat::ChatTemplate;
 use crate::error::Result;
 use crate::format::gguf::Gguf;
@@ -15,7 +16,7 @@ pub struct Base {
     /// Its sizes.
     pub config: ModelConfig,
     /// On the device.
-    pub weights: Weights,
+    pub weights: Arc<Weights>,
     /// Text to ids and back.
     pub tokenizer: Arc<Tokenizer>,
     /// Conversations to text.
@@ -50,7 +51,25 @@ impl Base {
         let text = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id)).unwrap_or_default().to_string();
         let chat_template = ChatTemplate::new(template, &text(tokenizer.bos()), &text(tokenizer.eos()))?;
         let fingerprint = fingerprint(gguf, &config, template);
-        Ok(Self { config, weights: weights?, tokenizer, chat_template, fingerprint, file_bytes })
+        Ok(Self { config, weights: Arc::new(weights?), tokenizer, chat_template, fingerprint, file_bytes })
+    }
+}
+
+impl Base {
+    /// What an adapter has to fit.
+    pub fn adapter_shape(&self) -> BaseShape {
+        let config = &self.config;
+        BaseShape {
+            num_hidden_layers: config.num_hidden_layers,
+            hidden_size: config.hidden_size,
+            intermediate_size: config.intermediate_size,
+            q_size: config.num_attention_heads * config.head_dim,
+            kv_size: config.num_key_value_heads * config.head_dim,
+            vocab_size: config.vocab_size,
+            num_attention_heads: config.num_attention_heads,
+            num_key_value_heads: config.num_key_value_heads,
+            tie_word_embeddings: config.tie_word_embeddings,
+        }
     }
 }
 

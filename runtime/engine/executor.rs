@@ -4,11 +4,15 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use std::sync::Arc;
+
+use crate::adapter::registry::{LoraPass, Registry, SetId};
 use crate::error::{Error, Result};
 use crate::gpu::{Commands, Gpu, Op, Tensor};
 use crate::kernels::sample::{self, Sampler};
 use crate::model::kv_cache::{KvCache, PAGE_LEN, PagePool};
 use crate::model::llama::{LOGIT_ROWS, Limits, Llama, Run};
+use crate::model::weights::Weights;
 
 use super::Base;
 
@@ -23,6 +27,10 @@ pub(crate) struct Executor {
     pub(crate) llama: Llama,
     pub(crate) cache: KvCache,
     pub(crate) pool: PagePool,
+    pub(crate) registry: Registry,
+    weights: Arc<Weights>,
+    /// What the rows of the last pass need of their adapters.
+    lora: Option<LoraPass>,
     /// Whose decode state is on the device; 0 is nobody's.
     pub(crate) owner: u64,
     /// Most rows of a pass.
@@ -55,10 +63,12 @@ pub(crate) struct Row<'a> {
     pub(crate) biases: &'a [(u32, f32)],
     /// The context, for the repetition penalty.
     pub(crate) context: &'a [u32],
+    /// Its adapters.
+    pub(crate) set: SetId,
 }
 
 impl Executor {
-    pub(crate) fn new(gpu: &Gpu, base: &Base, context: usize, kv_f16: bool) -> Result<Self> {
+    pub(crate) fn new(gpu: &Gpu, base: &Base, context: usize, kv_f16: bool, adapter_budget: u64) -> Result<Self> {
         let config = &base.config;
         let chunk_rows = if gpu.caps().software { 64 } else { 512 };
         let width = config.num_key_value_heads * config.head_dim;
@@ -89,7 +99,24 @@ impl Executor {
         let mut pool = PagePool::default();
         pool.grow(cache.pages());
         let _scratch = [thresholds, partials];
-        Ok(Self { llama, cache, pool, owner: 0, chunk_rows, vocab, samplers, seen, biases, ring, ops, _scratch })
+        let registry = Registry::new(gpu, base.adapter_shape(), chunk_rows.max(LOGIT_ROWS), adapter_budget);
+        Ok(Self {
+            llama,
+            cache,
+            pool,
+            registry,
+            weights: Arc::clone(&base.weights),
+            lora: None,
+            owner: 0,
+            chunk_rows,
+            vocab,
+            samplers,
+            seen,
+            biases,
+            ring,
+            ops,
+            _scratch,
+        })
     }
 
     /// A page for one user; the cache grows when all are taken.
@@ -98,9 +125,24 @@ impl Executor {
             self.cache.grow(gpu, self.pool.capacity() + 1)?;
             self.llama.rebind(gpu, &self.cache)?;
             self.pool.grow(self.cache.pages());
+            self.bind_adapters(gpu)?;
         }
         let capacity = self.pool.capacity() * PAGE_LEN;
         self.pool.allocate().ok_or(Error::ContextFull { needed: capacity + PAGE_LEN, capacity })
+    }
+
+    /// Binds the adapted kernels to the registry's buffers, wherever they are now.
+    pub(crate) fn bind_adapters(&mut self, gpu: &Gpu) -> Result<()> {
+        self.llama.bind_adapters(gpu, &self.weights, &self.cache, &self.registry)
+    }
+
+    /// After anything that may have moved the registry's buffers: whoever decodes has to load its rows anew then.
+    pub(crate) fn adapters_moved(&mut self, gpu: &Gpu) -> Result<()> {
+        if self.llama.adapters_are_stale(&self.registry) {
+            self.owner = 0;
+            self.bind_adapters(gpu)?;
+        }
+        Ok(())
     }
 
     /// Makes `page` its user's alone, copying it if others use it or may come to.
@@ -122,12 +164,16 @@ impl Executor {
         &mut self,
         gpu: &Gpu,
         (tokens, position): (&[u32], usize),
-        pages: &[u32],
+        (pages, set): (&[u32], SetId),
         cancel: &AtomicBool,
         mut each: impl FnMut(&mut Self, &Gpu, usize, u32) -> Result<()>,
     ) -> Result<()> {
         self.owner = 0;
         gpu.write(&self.llama.activations.pages, 0, pages);
+        self.lora = self.registry.pass(std::iter::once(set));
+        if self.lora.is_some() {
+            self.registry.write_rows(gpu, 0, &vec![set; tokens.len().min(self.chunk_rows)]);
+        }
         for (chunk, first) in tokens.chunks(self.chunk_rows).zip((0..).step_by(self.chunk_rows)) {
             if cancel.load(Ordering::Relaxed) {
                 return Err(Error::Cancelled);
@@ -140,7 +186,7 @@ impl Executor {
             let mut commands = Commands::new(gpu)?;
             commands.cancel_on(cancel);
             let run = Run { row0: 0, count, positions: start + count };
-            let recorded = self.llama.forward(gpu, &mut commands, count, &[run]);
+            let recorded = self.llama.forward(gpu, &mut commands, (count, &[run]), self.lora.as_ref());
             let index = commands.submit();
             recorded?;
             each(self, gpu, first, count)?;
@@ -155,7 +201,7 @@ impl Executor {
     /// Logits `[rows, V]` of `rows` rows from `x_row` of the last pass.
     pub(crate) fn read_logits(&self, gpu: &Gpu, x_row: u32, rows: u32) -> Result<Vec<f32>> {
         let mut commands = Commands::new(gpu)?;
-        self.llama.logits(gpu, &mut commands, x_row, rows)?;
+        self.llama.logits(gpu, &mut commands, (x_row, rows), self.lora.as_ref())?;
         commands.submit();
         gpu.read(&self.llama.activations.logits, 0, (rows * self.vocab) as usize)
     }
@@ -182,6 +228,11 @@ impl Executor {
         }
         let flat: Vec<u32> = biases.iter().flat_map(|(token, bias)| [*token, bias.to_bits()]).collect();
         gpu.write(&self.biases, 0, &flat);
+        let sets: Vec<SetId> = batch.iter().map(|row| row.set).collect();
+        self.lora = self.registry.pass(sets.iter().copied());
+        if self.lora.is_some() {
+            self.registry.write_rows(gpu, 0, &sets);
+        }
         self.owner = owner;
     }
 
@@ -201,8 +252,8 @@ impl Executor {
     ) -> Result<wgpu::SubmissionIndex> {
         let rows = runs.len() as u32;
         let mut commands = Commands::new(gpu)?;
-        self.llama.forward(gpu, &mut commands, rows, runs)?;
-        self.llama.logits(gpu, &mut commands, 0, rows)?;
+        self.llama.forward(gpu, &mut commands, (rows, runs), self.lora.as_ref())?;
+        self.llama.logits(gpu, &mut commands, (0, rows), self.lora.as_ref())?;
         if samplers.clone().any(|s| s.is_adjusted()) {
             sample::record_adjust(&mut commands, &self.ops.adjust, self.vocab, rows);
         }

@@ -251,6 +251,16 @@ impl<'s> Generation<'s> {
         }
     }
 
+    /// The session of sequence `index`, with nothing under way that was computed under its present adapters.
+    pub(super) fn session_for_change(&mut self, index: usize) -> Result<&mut Session> {
+        self.retire();
+        let reason = || format!("there is no sequence {index} in this batch of {}", self.lanes.len());
+        if index >= self.lanes.len() {
+            return Err(Error::InvalidArgument { name: "index", reason: reason() });
+        }
+        Ok(self.lanes[index].session)
+    }
+
     /// Keeps the device busy, then takes the oldest step's tokens.
     fn advance(&mut self) -> Result<()> {
         let engine = Arc::clone(&self.engine);
@@ -414,6 +424,7 @@ impl<'s> Lane<'s> {
             sampler: self.sampler,
             biases: &self.options.sampling.logit_bias,
             context: &self.session.tokens,
+            set: self.session.set,
         }
     }
 

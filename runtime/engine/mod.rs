@@ -2,6 +2,7 @@
 //!
 //! [`Base`] (immutable, shared) ← [`Session`] ← batch of sessions ← [`Engine`], which owns the device.
 
+pub mod adapters;
 pub mod base;
 mod executor;
 pub mod generate;
@@ -12,6 +13,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub use adapters::{Change, History, Probe};
 pub use base::Base;
 pub use generate::{CancelToken, FinishReason, GenerateOptions, Generation, Sampling, Token, generate_batch};
 pub use session::Session;
@@ -23,7 +25,7 @@ use crate::selftest;
 use executor::Executor;
 
 /// How to open an [`Engine`].
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct EngineOptions {
     /// Which device, and which of its abilities to leave unused.
     pub gpu: GpuOptions,
@@ -33,6 +35,21 @@ pub struct EngineOptions {
     pub kv_f32: bool,
     /// Skip the start-up self-test.
     pub skip_self_test: bool,
+    /// Bytes on the device for adapters; the least recently used make room.
+    pub adapter_budget: u64,
+}
+
+impl Default for EngineOptions {
+    /// All the device can do, the model's context up to 8,192, 128 MiB of adapters.
+    fn default() -> Self {
+        Self {
+            gpu: GpuOptions::default(),
+            context: None,
+            kv_f32: false,
+            skip_self_test: false,
+            adapter_budget: 128 << 20,
+        }
+    }
 }
 
 /// A device with a base on it.
@@ -88,7 +105,7 @@ impl Engine {
             return Err(Error::InvalidArgument { name: "context", reason });
         }
         let kv_f16 = gpu.caps().f16 && !options.kv_f32;
-        let executor = Executor::new(&gpu, &base, context, kv_f16)?;
+        let executor = Executor::new(&gpu, &base, context, kv_f16, options.adapter_budget)?;
         gpu.check()?;
         let (executor, next_run) = (Mutex::new(executor), AtomicU64::new(1));
         Ok(Arc::new(Self { gpu, base, executor, context, kv_f16, next_run }))

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use crate::adapter::registry::SetId;
 use crate::chat::Message;
 use crate::error::{Error, Result};
 use crate::model::kv_cache::{PAGE_LEN, PageKey, page_key};
@@ -22,13 +23,18 @@ pub struct Session {
     pub(super) pages: Vec<u32>,
     /// All keys and values were computed here, so others may take them over; a file's may be anything.
     pub(super) own_work: bool,
+    /// Its adapters.
+    pub(super) set: SetId,
+    /// Keys and values were made under more than one set: they are neither shared nor completed by others'.
+    pub(super) mixed: bool,
     never: AtomicBool,
 }
 
 impl Session {
     pub(super) fn new(engine: Arc<Engine>) -> Self {
         let (tokens, pages, never) = (Vec::new(), Vec::new(), AtomicBool::new(false));
-        Self { engine, tokens, kv_len: 0, pages, own_work: true, never }
+        let (set, mixed) = (SetId::default(), false);
+        Self { engine, tokens, kv_len: 0, pages, own_work: true, set, mixed, never }
     }
 
     /// The engine it belongs to.
@@ -101,12 +107,21 @@ impl Session {
     pub fn truncate(&mut self, len: usize) {
         self.tokens.truncate(len);
         self.kv_len = self.kv_len.min(self.tokens.len());
+        self.mixed &= self.kv_len > 0;
         let keep = self.kv_len.div_ceil(PAGE_LEN);
         if keep < self.pages.len() {
             let engine = Arc::clone(&self.engine);
             let mut executor = engine.executor();
             self.pages.drain(keep..).for_each(|page| executor.pool.release(page));
         }
+    }
+
+    /// Lets go of all keys and values; they are computed again when needed.
+    pub(super) fn forget_kv(&mut self) {
+        let tokens = std::mem::take(&mut self.tokens);
+        self.truncate(0);
+        self.tokens = tokens;
+        self.own_work = true;
     }
 
     /// A second session with the same tokens; the keys and values are shared until one of the two goes on.
@@ -118,6 +133,8 @@ impl Session {
         fork.tokens.clone_from(&self.tokens);
         fork.kv_len = self.kv_len;
         fork.own_work = self.own_work;
+        executor.registry.retain(self.set);
+        (fork.set, fork.mixed) = (self.set, self.mixed);
         fork.pages.clone_from(&self.pages);
         fork
     }
@@ -149,15 +166,16 @@ impl Session {
             self.reserve(executor, end)?;
             let (start, mut done) = (self.kv_len, self.kv_len);
             let pending = (&self.tokens[start..end], start);
-            let computed = executor.prefill(&engine.gpu, pending, &self.pages, cancel, |_, _, first, count| {
-                done = start + first + count as usize;
-                Ok(())
-            });
+            let computed =
+                executor.prefill(&engine.gpu, pending, (&self.pages, self.set), cancel, |_, _, first, count| {
+                    done = start + first + count as usize;
+                    Ok(())
+                });
             if !matches!(computed, Ok(()) | Err(Error::Cancelled)) {
                 return computed;
             }
             // Whole pages of a prompt may serve others; what decoding writes is not published.
-            let whole = if self.own_work { start / PAGE_LEN..done / PAGE_LEN } else { 0..0 };
+            let whole = if self.own_work && !self.mixed { start / PAGE_LEN..done / PAGE_LEN } else { 0..0 };
             for (i, key) in keys.iter().enumerate().take(whole.end).skip(whole.start) {
                 executor.pool.publish(self.pages[i], *key);
             }
@@ -170,10 +188,11 @@ impl Session {
     /// Takes over pages that hold this session's next tokens. Gives the keys of all its whole pages.
     fn reuse_prefix(&mut self, executor: &mut Executor, end: usize) -> Vec<PageKey> {
         let mut keys: Vec<PageKey> = Vec::with_capacity(end / PAGE_LEN);
+        let adapters = executor.registry.digest(self.set);
         for tokens in self.tokens[..end].chunks_exact(PAGE_LEN) {
-            keys.push(page_key(keys.last(), tokens));
+            keys.push(page_key(keys.last().or(Some(&adapters)), tokens));
         }
-        while self.kv_len == self.pages.len() * PAGE_LEN && self.kv_len + PAGE_LEN <= end {
+        while !self.mixed && self.kv_len == self.pages.len() * PAGE_LEN && self.kv_len + PAGE_LEN <= end {
             let Some(page) = executor.pool.find(&keys[self.pages.len()]) else { break };
             self.pages.push(page);
             self.kv_len += PAGE_LEN;
@@ -215,7 +234,7 @@ impl Session {
             Ok(())
         };
         let pending = (&self.tokens[start..end], start);
-        executor.prefill(&engine.gpu, pending, &self.pages, &self.never, read)?;
+        executor.prefill(&engine.gpu, pending, (&self.pages, self.set), &self.never, read)?;
         self.kv_len = end;
         Ok(())
     }
@@ -230,10 +249,11 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        if !self.pages.is_empty() {
+        if !self.pages.is_empty() || self.set != SetId::default() {
             let engine = Arc::clone(&self.engine);
             let mut executor = engine.executor();
             self.pages.drain(..).for_each(|page| executor.pool.release(page));
+            executor.registry.release(self.set);
         }
     }
 }

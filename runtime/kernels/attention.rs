@@ -2,14 +2,17 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::lora::{Directory, Joined};
 use super::{kv_type, reduction};
-use crate::gpu::pipeline::Access::{Read, Write};
+use crate::gpu::pipeline::Access::{self, Read, Write};
 use crate::gpu::shader::Source;
 use crate::gpu::{Caps, Commands, KernelSpec, Op};
 
 /// Positions that one workgroup of `attention` takes.
 pub const CHUNK: u32 = 128;
 const WG: u32 = 128;
+/// Lanes of a workgroup of `attention_reduce`, each 4 columns.
+const REDUCE_WG: u32 = 64;
 
 /// The shape of the heads.
 #[derive(Clone, Copy, Debug)]
@@ -42,8 +45,10 @@ pub struct AttentionParams {
     pub scale: f32,
     /// First row.
     pub row0: u32,
-    /// Unused.
-    pub pad: [u32; 2],
+    /// With adapters: the site of what follows.
+    pub site: u32,
+    /// With adapters: elements of a row of its u.
+    pub u_rows: u32,
 }
 
 /// Mirror of `Params` in `attention_reduce.wgsl`.
@@ -56,8 +61,12 @@ pub struct ReduceParams {
     pub splits: u32,
     /// First row.
     pub row0: u32,
+    /// With adapters: the site of what follows.
+    pub site: u32,
+    /// With adapters: elements of a row of its u.
+    pub u_rows: u32,
     /// Unused.
-    pub pad: u32,
+    pub pad: [u32; 3],
 }
 
 /// Mirror of `Params` in `attention_prefill.wgsl`.
@@ -80,42 +89,79 @@ pub struct PrefillParams {
     pub pad: [u32; 2],
 }
 
-/// Bindings: `rows`, `pages`, `qkv`, `keys`, `values`, `out` (or the parts, with `split`), `stats`.
-pub fn spec(caps: &Caps, heads: Heads, split: bool) -> KernelSpec {
-    let (reduce, lanes) = reduction(caps);
-    KernelSpec {
-        source: Source {
-            name: "attention",
-            consts: vec![
-                ("WG", WG),
-                ("L", lanes),
-                ("E", heads.head_dim),
-                ("GROUP", heads.heads / heads.kv_heads),
-                ("PAGE", heads.page_len),
-                ("CHUNK", CHUNK),
-                ("SPLIT", u32::from(split)),
-            ],
-            aliases: vec![("kv", kv_type(heads.kv_f16))],
-            imports: vec![reduce],
-            f16: heads.kv_f16,
-            ..Default::default()
-        },
-        bindings: &[Read, Read, Read, Read, Read, Write, Write],
-        params_bytes: size_of::<AttentionParams>() as u32,
-    }
+/// What `attention` leaves behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leaves {
+    /// The result. Bindings: `rows`, `pages`, `qkv`, `keys`, `values`, `out`.
+    Whole,
+    /// As [`Leaves::Whole`], and the parts of the u of what follows: A and the parts are bound after the others.
+    WholeAndU(Directory),
+    /// Parts that `attention_reduce` joins. Bindings: as [`Leaves::Whole`] with the parts for `out`, then `stats`.
+    Split,
 }
 
-/// Bindings: `rows`, `parts`, `stats`, `out`.
-pub fn reduce_spec(head_dim: u32) -> KernelSpec {
-    KernelSpec {
-        source: Source {
-            name: "attention_reduce",
-            consts: vec![("E", head_dim), ("CHUNK", CHUNK)],
-            ..Default::default()
-        },
-        bindings: &[Read, Read, Read, Write],
-        params_bytes: size_of::<ReduceParams>() as u32,
-    }
+/// The kernel that takes [`CHUNK`] positions.
+pub fn spec(caps: &Caps, heads: Heads, leaves: Leaves) -> KernelSpec {
+    let (reduce, lanes) = reduction(caps);
+    let group = heads.heads / heads.kv_heads;
+    let mut source = Source {
+        name: "attention",
+        consts: vec![
+            ("WG", WG),
+            ("L", lanes),
+            ("E", heads.head_dim),
+            ("GROUP", group),
+            ("PAGE", heads.page_len),
+            ("CHUNK", CHUNK),
+            ("SPLIT", u32::from(leaves == Leaves::Split)),
+            ("TILE", group * heads.head_dim),
+        ],
+        aliases: vec![("kv", kv_type(heads.kv_f16))],
+        imports: vec![reduce],
+        f16: heads.kv_f16,
+        ..Default::default()
+    };
+    let bindings: &[Access] = match leaves {
+        Leaves::Whole => {
+            source.imports.extend(["attention/whole", "lora/no_tile"]);
+            &[Read, Read, Read, Read, Read, Write]
+        }
+        Leaves::WholeAndU(directory) => {
+            source.imports.extend(["attention/whole", "lora/shrink_tile"]);
+            Joined { directory, a: true, b: false, u: false, parts: true }.join(&mut source, 6);
+            &[Read, Read, Read, Read, Read, Write, Read, Write]
+        }
+        Leaves::Split => {
+            source.imports.extend(["attention/split", "lora/no_tile"]);
+            &[Read, Read, Read, Read, Read, Write, Write]
+        }
+    };
+    KernelSpec { source, bindings, params_bytes: size_of::<AttentionParams>() as u32 }
+}
+
+/// Bindings: `rows`, `parts`, `stats`, `out`; with `lora` then A and the parts of the u of what follows.
+pub fn reduce_spec(caps: &Caps, head_dim: u32, lora: Option<Directory>) -> KernelSpec {
+    let (reduce, lanes) = reduction(caps);
+    let consts = vec![("WG", REDUCE_WG), ("L", lanes), ("TILE", 4 * REDUCE_WG), ("E", head_dim), ("CHUNK", CHUNK)];
+    let mut source = Source { name: "attention_reduce", consts, ..Default::default() };
+    let all: &[Access] = &[Read, Read, Read, Write, Read, Write];
+    let bindings = match lora {
+        None => {
+            source.imports.push("lora/no_tile");
+            &all[..4]
+        }
+        Some(directory) => {
+            source.imports.extend([reduce, "lora/shrink_tile"]);
+            Joined { directory, a: true, b: false, u: false, parts: true }.join(&mut source, 4);
+            all
+        }
+    };
+    KernelSpec { source, bindings, params_bytes: size_of::<ReduceParams>() as u32 }
+}
+
+/// Parts in which [`reduce_spec`]'s kernel leaves the u of what follows; [`spec`]'s leaves one a key and value head.
+pub fn reduce_parts(heads: u32, head_dim: u32) -> u32 {
+    (heads * head_dim / 4).div_ceil(REDUCE_WG)
 }
 
 /// Bindings: `rows`, `pages`, `qkv`, `keys`, `values`, `out`.
@@ -145,7 +191,7 @@ pub fn record(commands: &mut Commands<'_>, op: &Op, params: &AttentionParams, ro
 
 /// Records the joining of the parts of `rows` rows.
 pub fn record_reduce(commands: &mut Commands<'_>, op: &Op, head_dim: u32, params: &ReduceParams, rows: u32) {
-    op.record(commands, params, [(params.heads * head_dim / 4).div_ceil(64), rows, 1], 0);
+    op.record(commands, params, [reduce_parts(params.heads, head_dim), rows, 1], 0);
 }
 
 /// Records `params.count` consecutive positions of one sequence.

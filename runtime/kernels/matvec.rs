@@ -2,6 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::lora::{Directory, Joined};
 use super::reduction;
 use crate::dtype::DType;
 use crate::gpu::pipeline::Access::{self, Read, Write};
@@ -10,6 +11,10 @@ use crate::gpu::{Caps, Commands, Kernel, KernelSpec};
 
 /// Bindings of `matvec`, `matmul` and `matmul_coop`: `x [M, K]`, `gain [K]`, `words`, `scales`, `y [M, y_stride]`.
 pub const BINDINGS: &[Access] = &[Read, Read, Read, Read, Write];
+/// Bindings of `matvec` with [`Lora::Shrink`]: A and `u [M, u_rows]` after the others.
+pub const SHRINK_BINDINGS: &[Access] = &[Read, Read, Read, Read, Write, Read, Write];
+/// Bindings of `matvec` with [`Lora::Expand`]: B and `parts [M, parts, u_rows]` after the others.
+pub const EXPAND_BINDINGS: &[Access] = &[Read, Read, Read, Read, Write, Read, Read];
 /// The largest number of rows of x that one pass over the weights serves.
 pub const MAX_COLS: u32 = 8;
 
@@ -33,6 +38,27 @@ pub struct LinearParams {
     pub pair: u32,
     /// Of the folded norm.
     pub eps: f32,
+    /// First row of W in this chunk, among those of the linear.
+    pub row0: u32,
+    /// With [`Lora`]: which group of linears this is.
+    pub site: u32,
+    /// With [`Lora`]: elements of a row of u.
+    pub u_rows: u32,
+    /// Workgroups before those of A; [`record`] sets it.
+    pub lora_groups: u32,
+    /// With [`Lora::Expand`]: parts that u comes in.
+    pub parts: u32,
+    /// Unused.
+    pub pad: [u32; 3],
+}
+
+/// What else the kernel does where rows have adapters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lora {
+    /// `u = A x` rides along; A and u follow the other bindings.
+    Shrink(Directory),
+    /// `B u` is added; B and the parts of u follow the other bindings.
+    Expand(Directory),
 }
 
 /// What happens to a sum before it is stored.
@@ -44,6 +70,16 @@ pub enum Epilogue {
     Add = 1,
     /// `y = silu(gate) * up`.
     SwiGlu = 2,
+}
+
+impl Lora {
+    /// Bindings of the kernel.
+    pub fn bindings(self) -> &'static [Access] {
+        match self {
+            Self::Shrink(_) => SHRINK_BINDINGS,
+            Self::Expand(_) => EXPAND_BINDINGS,
+        }
+    }
 }
 
 /// How lanes share the work.
@@ -88,43 +124,79 @@ pub fn tiling(caps: &Caps, k_blocks: u32) -> Tiling {
 /// On a software GPU many rows of x go through this kernel too: a lane by itself, without any reduction.
 pub const SOFTWARE_PREFILL: Tiling = Tiling { wg: 32, lanes: 1, unroll: 4, guard: false };
 
-/// The variant for `cols` rows of x at once.
-pub fn spec(caps: &Caps, dtype: DType, tiling: Tiling, cols: u32, norm: bool, epilogue: Epilogue) -> KernelSpec {
+/// What a kernel is compiled for, beside the format.
+#[derive(Clone, Copy, Debug)]
+pub struct Variant {
+    /// How lanes share the work.
+    pub tiling: Tiling,
+    /// Rows of x that a pass over the weights serves.
+    pub cols: u32,
+    /// x is RMS-normalised on the way.
+    pub norm: bool,
+    /// What happens to the sums.
+    pub epilogue: Epilogue,
+    /// What else is done where rows have adapters.
+    pub lora: Option<Lora>,
+}
+
+/// The kernel for `variant`. Bindings: [`BINDINGS`], [`SHRINK_BINDINGS`] or [`EXPAND_BINDINGS`].
+pub fn spec(caps: &Caps, dtype: DType, variant: Variant) -> KernelSpec {
     let (reduce, _) = reduction(caps);
-    KernelSpec {
-        source: Source {
-            name: "matvec",
-            consts: vec![
-                ("WG", tiling.wg),
-                ("L", tiling.lanes),
-                ("UNROLL", tiling.unroll),
-                ("GUARD", u32::from(tiling.guard)),
-                ("COLS", cols),
-                ("NORM", u32::from(norm)),
-                ("EPILOGUE", epilogue as u32),
-            ],
-            imports: vec![reduce],
-            quant: Some(dtype),
-            ..Default::default()
-        },
-        bindings: BINDINGS,
-        params_bytes: size_of::<LinearParams>() as u32,
-    }
+    let Variant { tiling, cols, norm, epilogue, lora } = variant;
+    let mut source = Source {
+        name: "matvec",
+        consts: vec![
+            ("WG", tiling.wg),
+            ("L", tiling.lanes),
+            ("UNROLL", tiling.unroll),
+            ("GUARD", u32::from(tiling.guard)),
+            ("COLS", cols),
+            ("NORM", u32::from(norm)),
+            ("EPILOGUE", epilogue as u32),
+        ],
+        imports: vec![reduce],
+        quant: Some(dtype),
+        ..Default::default()
+    };
+    let bound = BINDINGS.len() as u32;
+    let bindings = match lora {
+        None => {
+            source.imports.push("lora/matvec_none");
+            BINDINGS
+        }
+        Some(Lora::Shrink(directory)) => {
+            source.imports.extend(["lora/shrink_rows", "lora/matvec_shrink"]);
+            Joined { directory, a: true, b: false, u: true, parts: false }.join(&mut source, bound);
+            SHRINK_BINDINGS
+        }
+        Some(Lora::Expand(directory)) => {
+            source.imports.push("lora/matvec_expand");
+            Joined { directory, a: false, b: true, u: false, parts: true }.join(&mut source, bound);
+            EXPAND_BINDINGS
+        }
+    };
+    KernelSpec { source, bindings, params_bytes: size_of::<LinearParams>() as u32 }
 }
 
 /// Records one pass; `weight_bytes` is the size of W.
 pub fn record(
     commands: &mut Commands<'_>,
     (kernel, group): (&Kernel, &wgpu::BindGroup),
-    (tiling, cols, epilogue): (Tiling, u32, Epilogue),
+    variant: Variant,
     params: &LinearParams,
     weight_bytes: u64,
 ) {
-    let (units, rows) = match epilogue {
+    let (units, rows) = match variant.epilogue {
         Epilogue::SwiGlu => (params.pair, ROWS / 2),
         _ => (params.n, ROWS),
     };
-    let passes = params.m.div_ceil(cols);
-    let grid = [units.div_ceil(tiling.wg / tiling.lanes * rows), passes, 1];
-    commands.dispatch(kernel, group, params, grid, weight_bytes * u64::from(passes));
+    let passes = params.m.div_ceil(variant.cols);
+    let lane_groups = variant.tiling.wg / variant.tiling.lanes;
+    let mut groups = units.div_ceil(lane_groups * rows);
+    let params = LinearParams { lora_groups: groups, ..*params };
+    if matches!(variant.lora, Some(Lora::Shrink(_))) {
+        // A lane group for every four rows of u and row of x.
+        groups += (params.u_rows / 4 * variant.cols).div_ceil(lane_groups);
+    }
+    commands.dispatch(kernel, group, &params, [groups, passes, 1], weight_bytes * u64::from(passes));
 }

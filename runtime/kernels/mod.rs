@@ -3,6 +3,7 @@
 pub mod attention;
 pub mod bandwidth;
 pub mod embedding;
+pub mod lora;
 pub mod matmul;
 pub mod matvec;
 pub mod rms_norm;

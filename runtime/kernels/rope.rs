@@ -3,7 +3,8 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::kv_type;
-use crate::gpu::pipeline::Access::{Read, Write};
+use super::lora::{Directory, Joined};
+use crate::gpu::pipeline::Access::{self, Read, Write};
 use crate::gpu::shader::Source;
 use crate::gpu::{Commands, KernelSpec, Op};
 
@@ -20,23 +21,37 @@ pub struct RopeParams {
     pub kv_heads: u32,
     /// Length of a page table.
     pub max_pages: u32,
+    /// With adapters: the site of q, k and v.
+    pub site: u32,
+    /// With adapters: elements of a row of u.
+    pub u_rows: u32,
     /// Unused.
-    pub pad: u32,
+    pub pad: [u32; 3],
 }
 
-/// Bindings: `rows [M]`, `pages`, `rotations`, `qkv [M, (H + 2 G) E]`, `keys`, `values [pages, G, page_len, E]`.
-pub fn spec(head_dim: u32, page_len: u32, neox: bool, kv_f16: bool) -> KernelSpec {
-    KernelSpec {
-        source: Source {
-            name: "rope",
-            consts: vec![("E", head_dim), ("PAGE", page_len), ("NEOX", u32::from(neox))],
-            aliases: vec![("kv", kv_type(kv_f16))],
-            f16: kv_f16,
-            ..Default::default()
-        },
-        bindings: &[Read, Read, Read, Write, Write, Write],
-        params_bytes: size_of::<RopeParams>() as u32,
-    }
+/// Bindings: `rows [M]`, `pages`, `rotations`, `qkv [M, (H + 2 G) E]`, `keys`, `values [pages, G, page_len, E]`; with
+/// `lora` then B and `u`, whose product is added to qkv first.
+pub fn spec(head_dim: u32, page_len: u32, neox: bool, kv_f16: bool, lora: Option<Directory>) -> KernelSpec {
+    let mut source = Source {
+        name: "rope",
+        consts: vec![("E", head_dim), ("PAGE", page_len), ("NEOX", u32::from(neox))],
+        aliases: vec![("kv", kv_type(kv_f16))],
+        f16: kv_f16,
+        ..Default::default()
+    };
+    let own: &[Access] = &[Read, Read, Read, Write, Write, Write, Read, Read];
+    let bindings = match lora {
+        None => {
+            source.imports.push("lora/no_row");
+            &own[..6]
+        }
+        Some(directory) => {
+            source.imports.push("lora/expand_row");
+            Joined { directory, a: false, b: true, u: true, parts: false }.join(&mut source, 6);
+            own
+        }
+    };
+    KernelSpec { source, bindings, params_bytes: size_of::<RopeParams>() as u32 }
 }
 
 /// Cosines and sines, `[256 + coarse, head_dim / 2, 2]`, for positions below `max_positions`, computed in f64.

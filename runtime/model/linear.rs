@@ -9,7 +9,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format::TensorView;
 use crate::gpu::{Commands, Gpu, Kernel, Tensor};
-use crate::kernels::matvec::{Epilogue, LinearParams, MAX_COLS, SOFTWARE_PREFILL, Tiling};
+use crate::kernels::matvec::{Epilogue, LinearParams, Lora, MAX_COLS, SOFTWARE_PREFILL, Tiling, Variant};
 use crate::kernels::{matmul, matvec};
 use crate::quant::{self, BLOCK};
 
@@ -136,6 +136,48 @@ pub struct Binding<'a> {
     pub y_stride: usize,
     /// What happens to the sums.
     pub epilogue: Epilogue,
+    /// The rows' adapters; only for at most [`MAX_COLS`] rows.
+    pub lora: Option<LoraBinding<'a>>,
+}
+
+/// Where a [`LinearOp`] finds adapters.
+#[derive(Clone, Copy)]
+pub struct LoraBinding<'a> {
+    /// Makes u or adds what it expands to.
+    pub lora: Lora,
+    /// A to make u, B to expand it, with the directory in front.
+    pub factors: &'a Tensor,
+    /// u to make, or the parts of it to expand.
+    pub u: &'a Tensor,
+    /// Which group of linears this is.
+    pub site: u32,
+}
+
+/// How large u is in this pass.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct USize {
+    /// Elements of a row.
+    pub rows: u32,
+    /// Parts that it comes in.
+    pub parts: u32,
+}
+
+/// Rows of a pass.
+#[derive(Clone, Copy, Debug)]
+pub struct RowRange {
+    /// How many.
+    pub count: u32,
+    /// The first one of x.
+    pub x_row: u32,
+    /// The first one of y.
+    pub y_row: u32,
+}
+
+impl RowRange {
+    /// The first `count` rows.
+    pub fn first(count: u32) -> Self {
+        Self { count, x_row: 0, y_row: 0 }
+    }
 }
 
 /// A [`Linear`] bound to its input and output.
@@ -146,6 +188,7 @@ pub struct LinearOp {
     pair: u32,
     eps: Option<f32>,
     epilogue: Epilogue,
+    site: u32,
     operations: u64,
 }
 
@@ -155,6 +198,7 @@ struct ChunkOp {
     row0: u32,
     rows: u32,
     bytes: u64,
+    lora: Option<Lora>,
     /// For 1, 2, 4 and 8 rows of x.
     matvec: [OnceLock<Arc<Kernel>>; 4],
     matmul: OnceLock<Arc<Kernel>>,
@@ -176,12 +220,24 @@ impl LinearOp {
             pair: linear.n as u32 / 2,
             eps: binding.norm.map(|(_, eps)| eps),
             epilogue: binding.epilogue,
+            site: binding.lora.map_or(0, |lora| lora.site),
             operations: 2 * (linear.n * linear.k) as u64,
         };
         for chunk in &linear.chunks {
             let gain = binding.norm.map_or(binding.x, |(gain, _)| gain);
+            let own = [binding.x, gain, &chunk.words, &chunk.scales, binding.y];
+            // u is made once, beside the first rows.
+            let lora = binding.lora.filter(|lora| chunk.row0 == 0 || matches!(lora.lora, Lora::Expand(_)));
+            let group = match lora {
+                None => gpu.bind(matvec::BINDINGS, &own),
+                Some(LoraBinding { lora, factors, u, .. }) => {
+                    let [x, gain, words, scales, y] = own;
+                    gpu.bind(lora.bindings(), &[x, gain, words, scales, y, factors, u])
+                }
+            };
             op.chunks.push(ChunkOp {
-                group: gpu.bind(matvec::BINDINGS, &[binding.x, gain, &chunk.words, &chunk.scales, binding.y]),
+                group,
+                lora: lora.map(|lora| lora.lora),
                 dtype: chunk.dtype,
                 row0: chunk.row0 as u32,
                 rows: chunk.rows as u32,
@@ -193,31 +249,36 @@ impl LinearOp {
         Ok(op)
     }
 
-    /// Records y for `rows` rows of x from `x_row`, written from row `y_row` on.
+    /// Records y for `rows` of x; `u` is the size of the adapters' u, if any are bound.
     ///
     /// Errors: as [`Gpu::kernel`] on the first use of a variant; as [`Commands::bound`].
-    pub fn record(&self, gpu: &Gpu, commands: &mut Commands<'_>, rows: u32, x_row: u32, y_row: u32) -> Result<()> {
+    pub fn record(&self, gpu: &Gpu, commands: &mut Commands<'_>, rows: RowRange, u: USize) -> Result<()> {
         for chunk in &self.chunks {
             let params = LinearParams {
-                m: rows,
+                m: rows.count,
                 n: chunk.rows,
                 k_blocks: self.k_blocks,
-                x_row,
+                x_row: rows.x_row,
                 y_stride: self.y_stride,
-                y_offset: y_row * self.y_stride + chunk.row0,
+                y_offset: rows.y_row * self.y_stride + chunk.row0,
                 pair: self.pair,
                 eps: self.eps.unwrap_or(0.0),
+                row0: chunk.row0,
+                site: self.site,
+                u_rows: u.rows,
+                parts: u.parts,
+                ..Default::default()
             };
-            if rows <= MAX_COLS {
-                let cols = rows.next_power_of_two();
-                let kernel = self.matvec(gpu, chunk, cols)?;
-                let variant = (self.tiling(gpu), cols, self.epilogue);
+            if rows.count <= MAX_COLS {
+                let variant = self.narrow(gpu, chunk, rows.count.next_power_of_two());
+                let slot = &chunk.matvec[variant.cols.ilog2() as usize];
+                let kernel = get_or_compile(slot, || gpu.kernel(&matvec::spec(gpu.caps(), chunk.dtype, variant)))?;
                 matvec::record(commands, (&kernel, &chunk.group), variant, &params, chunk.bytes);
             } else {
                 self.record_wide(gpu, commands, chunk, &params)?;
             }
         }
-        commands.bound(u64::from(rows) * self.operations)
+        commands.bound(u64::from(rows.count) * self.operations)
     }
 
     fn record_wide(
@@ -229,15 +290,16 @@ impl LinearOp {
     ) -> Result<()> {
         debug_assert!(self.eps.is_none() && self.epilogue != Epilogue::SwiGlu, "only narrow passes fold");
         let caps = gpu.caps();
+        let (tiling, cols, epilogue) = (SOFTWARE_PREFILL, SOFTWARE_COLS, self.epilogue);
+        let variant = Variant { tiling, cols, norm: false, epilogue, lora: None };
         let kernel = get_or_compile(&chunk.matmul, || {
             gpu.kernel(&if caps.software && caps.cooperative_matrix.is_none() {
-                matvec::spec(caps, chunk.dtype, SOFTWARE_PREFILL, SOFTWARE_COLS, false, self.epilogue)
+                matvec::spec(caps, chunk.dtype, variant)
             } else {
                 matmul::spec(caps, chunk.dtype, self.epilogue)
             })
         })?;
         if caps.software && caps.cooperative_matrix.is_none() {
-            let variant = (SOFTWARE_PREFILL, SOFTWARE_COLS, self.epilogue);
             matvec::record(commands, (&kernel, &chunk.group), variant, params, chunk.bytes);
         } else {
             matmul::record(commands, caps, (&kernel, &chunk.group), params, chunk.bytes);
@@ -245,18 +307,9 @@ impl LinearOp {
         Ok(())
     }
 
-    fn matvec(&self, gpu: &Gpu, chunk: &ChunkOp, cols: u32) -> Result<Arc<Kernel>> {
-        let slot = &chunk.matvec[cols.ilog2() as usize];
-        get_or_compile(slot, || self.compile_matvec(gpu, chunk.dtype, cols))
-    }
-
-    fn compile_matvec(&self, gpu: &Gpu, dtype: DType, cols: u32) -> Result<Arc<Kernel>> {
-        let norm = self.eps.is_some();
-        gpu.kernel(&matvec::spec(gpu.caps(), dtype, self.tiling(gpu), cols, norm, self.epilogue))
-    }
-
-    fn tiling(&self, gpu: &Gpu) -> Tiling {
-        matvec::tiling(gpu.caps(), self.k_blocks)
+    fn narrow(&self, gpu: &Gpu, chunk: &ChunkOp, cols: u32) -> Variant {
+        let tiling: Tiling = matvec::tiling(gpu.caps(), self.k_blocks);
+        Variant { tiling, cols, norm: self.eps.is_some(), epilogue: self.epilogue, lora: chunk.lora }
     }
 }
 

@@ -3,17 +3,21 @@
 //! In: token ids and rows of (page table, position) on the device. Out: logits, and the cache extended.
 //! Narrow passes (decoding a few sequences) fold the norms into mat-vecs; wide ones (prompts) use mat-muls.
 
+use crate::adapter::registry::{LoraPass, Registry};
+use crate::adapter::site::SiteKind;
 use crate::error::{Error, Result};
 use crate::gpu::{Commands, Gpu, Op, Tensor};
-use crate::kernels::attention::{self, AttentionParams, Heads, PrefillParams, ReduceParams};
+use crate::kernels::attention::{self, AttentionParams, Heads, Leaves, PrefillParams, ReduceParams};
 use crate::kernels::embedding::{self, EmbeddingParams};
+use crate::kernels::lora::Directory;
 use crate::kernels::matvec::{Epilogue, MAX_COLS};
 use crate::kernels::rms_norm::{self, RmsNormParams};
 use crate::kernels::rope::{self, RopeParams};
-use crate::kernels::swiglu;
+use crate::kernels::swiglu::{self, SwiGluParams};
 use crate::model::config::ModelConfig;
 use crate::model::kv_cache::{KvCache, PAGE_LEN};
-use crate::model::linear::{Binding, LinearOp};
+use crate::model::linear::{Binding, LinearOp, RowRange, USize};
+use crate::model::lora::LoraOps;
 use crate::model::weights::{LayerWeights, Weights};
 
 /// Consecutive positions of one sequence in a pass.
@@ -37,14 +41,14 @@ pub struct Activations {
     pub pages: Tensor,
     /// f32 `[LOGIT_ROWS, V]`.
     pub logits: Tensor,
-    x: Tensor,
-    normed: Tensor,
-    qkv: Tensor,
-    attn: Tensor,
-    gate_up: Tensor,
-    h: Tensor,
-    parts: Tensor,
-    stats: Tensor,
+    pub(crate) x: Tensor,
+    pub(crate) normed: Tensor,
+    pub(crate) qkv: Tensor,
+    pub(crate) attn: Tensor,
+    pub(crate) gate_up: Tensor,
+    pub(crate) h: Tensor,
+    pub(crate) parts: Tensor,
+    pub(crate) stats: Tensor,
     rotations: Tensor,
 }
 
@@ -63,7 +67,10 @@ pub struct Llama {
     layers: Vec<Layer>,
     reduce: Op,
     swiglu: Op,
+    norm: Op,
     head: LinearOp,
+    rows: usize,
+    lora: Option<LoraOps>,
 }
 
 struct Layer {
@@ -79,11 +86,19 @@ struct Layer {
     cache: CacheOps,
 }
 
-struct CacheOps {
+/// What touches the cache; in the adapted variant what is expanded and shrunk on the way.
+pub(crate) struct CacheOps {
     rope: Op,
     attention: Op,
     attention_split: Op,
     attention_prefill: Op,
+}
+
+/// Sites and sizes of the LoRA around attention in this pass; zeros without.
+#[derive(Clone, Copy, Default)]
+struct Around {
+    qkv: (u32, u32),
+    o_proj: (u32, u32),
 }
 
 /// What a [`Llama`] is made for.
@@ -127,14 +142,21 @@ impl Llama {
             y: &a.logits,
             y_stride: config.vocab_size,
             epilogue: Epilogue::Store,
+            lora: None,
         };
         Ok(Self {
             config: config.clone(),
             heads,
             part_rows,
             max_pages: max_pages as u32,
-            reduce: gpu.op(&attention::reduce_spec(heads.head_dim), &[&a.rows, &a.parts, &a.stats, &a.attn])?,
-            swiglu: gpu.op(&swiglu::spec(), &[&a.gate_up, &a.h])?,
+            reduce: gpu.op(
+                &attention::reduce_spec(gpu.caps(), heads.head_dim, None),
+                &[&a.rows, &a.parts, &a.stats, &a.attn],
+            )?,
+            swiglu: gpu.op(&swiglu::spec(gpu.caps(), None), &[&a.gate_up, &a.h])?,
+            norm: gpu.op(&rms_norm::spec(gpu.caps()), &[&a.x, &weights.norm, &a.normed])?,
+            rows: limits.rows,
+            lora: None,
             head: LinearOp::new(gpu, weights.head(), head)?,
             embed,
             layers,
@@ -147,7 +169,24 @@ impl Llama {
     /// Errors: as [`Gpu::kernel`].
     pub fn rebind(&mut self, gpu: &Gpu, cache: &KvCache) -> Result<()> {
         for (layer, buffers) in self.layers.iter_mut().zip(&cache.layers) {
-            layer.cache = CacheOps::new(gpu, self.heads, buffers, &self.activations)?;
+            layer.cache = CacheOps::new(gpu, self.heads, buffers, &self.activations, None)?;
+        }
+        self.lora = None;
+        Ok(())
+    }
+
+    /// Whether the registry's buffers have moved since.
+    pub fn adapters_are_stale(&self, registry: &Registry) -> bool {
+        self.lora.as_ref().map(|lora| lora.moves) != registry.factors().map(|(.., moves)| moves)
+    }
+
+    /// Binds the adapted kernels, if the registry's buffers are not those they are bound to.
+    ///
+    /// Errors: as [`Gpu::kernel`]; [`Error::OutOfMemory`].
+    pub fn bind_adapters(&mut self, gpu: &Gpu, weights: &Weights, cache: &KvCache, registry: &Registry) -> Result<()> {
+        if self.adapters_are_stale(registry) {
+            let (shape, bound) = ((self.heads, self.rows), (cache, &self.activations));
+            self.lora = LoraOps::new(gpu, &self.config, weights, shape, bound, registry)?;
         }
         Ok(())
     }
@@ -157,56 +196,185 @@ impl Llama {
         self.max_pages as usize
     }
 
-    /// Records the pass over the first `rows` rows of `token_ids` and `rows`, which `runs` covers in order.
+    /// Records the pass over the first `rows` rows of `token_ids` and `rows`, which `runs` covers in order; `lora` is
+    /// what their adapters need.
     ///
     /// Errors: as [`Commands::bound`] and [`Gpu::kernel`].
-    pub fn forward(&self, gpu: &Gpu, commands: &mut Commands<'_>, rows: u32, runs: &[Run]) -> Result<()> {
+    pub fn forward(
+        &self,
+        gpu: &Gpu,
+        commands: &mut Commands<'_>,
+        (rows, runs): (u32, &[Run]),
+        lora: Option<&LoraPass>,
+    ) -> Result<()> {
         for (op, params) in &self.embed {
             embedding::record(commands, op, *params, rows);
         }
-        let norm =
-            RmsNormParams { rows, k4: self.config.hidden_size as u32 / 4, eps: self.config.rms_norm_eps, pad: 0 };
-        let narrow = rows <= MAX_COLS;
-        for layer in &self.layers {
-            if narrow {
-                layer.qkv.record(gpu, commands, rows, 0, 0)?;
+        let lora = self.lora.as_ref().zip(lora);
+        if let Some((ops, pass)) = lora {
+            ops.record_embedding(commands, pass, rows);
+        }
+        for i in 0..self.layers.len() {
+            if rows > MAX_COLS {
+                self.layer_wide(gpu, commands, i, (rows, runs), lora)?;
             } else {
-                rms_norm::record(commands, &layer.input_layernorm, gpu.caps(), norm);
-                layer.qkv_wide.record(gpu, commands, rows, 0, 0)?;
+                self.attention_narrow(gpu, commands, i, (rows, runs), lora)?;
+                self.mlp_narrow(gpu, commands, i, rows, lora)?;
             }
-            self.attend(gpu, commands, &layer.cache, rows, runs)?;
-            layer.o_proj.record(gpu, commands, rows, 0, 0)?;
-            match &layer.gate_up {
-                Some(fused) if narrow => fused.record(gpu, commands, rows, 0, 0)?,
-                _ => {
-                    rms_norm::record(commands, &layer.post_attention_layernorm, gpu.caps(), norm);
-                    layer.gate_up_wide.record(gpu, commands, rows, 0, 0)?;
-                    swiglu::record(commands, &self.swiglu, self.config.intermediate_size as u32, rows);
-                }
-            }
-            layer.down_proj.record(gpu, commands, rows, 0, 0)?;
         }
         Ok(())
+    }
+
+    /// Few rows: norms folded into mat-vecs; with adapters, their factors too.
+    fn attention_narrow(
+        &self,
+        gpu: &Gpu,
+        commands: &mut Commands<'_>,
+        i: usize,
+        (rows, runs): (u32, &[Run]),
+        lora: Option<(&LoraOps, &LoraPass)>,
+    ) -> Result<()> {
+        let layer = &self.layers[i];
+        let range = RowRange::first(rows);
+        let [qkv, o_proj] = [SiteKind::Qkv, SiteKind::OProj];
+        let active = |pass: &LoraPass| pass.u_rows[qkv as usize] + pass.u_rows[o_proj as usize] > 0;
+        let Some((ops, pass)) = lora.filter(|(_, pass)| active(pass)) else {
+            layer.qkv.record(gpu, commands, range, USize::default())?;
+            self.attend(gpu, commands, (&layer.cache, &self.reduce), (rows, runs), Around::default())?;
+            return layer.o_proj.record(gpu, commands, range, USize::default());
+        };
+        let adapted = &ops.by_layer[i];
+        let around = Around {
+            qkv: (ops.site(qkv, i), pass.u_rows[qkv as usize]),
+            o_proj: (ops.site(o_proj, i), pass.u_rows[o_proj as usize]),
+        };
+        adapted.qkv.record(gpu, commands, range, USize { rows: around.qkv.1, parts: 1 })?;
+        let parts = self.attend(gpu, commands, (&adapted.cache, &ops.reduce), (rows, runs), around)?;
+        adapted.o_proj.record(gpu, commands, range, USize { rows: around.o_proj.1, parts })
+    }
+
+    fn mlp_narrow(
+        &self,
+        gpu: &Gpu,
+        commands: &mut Commands<'_>,
+        i: usize,
+        rows: u32,
+        lora: Option<(&LoraOps, &LoraPass)>,
+    ) -> Result<()> {
+        let layer = &self.layers[i];
+        let range = RowRange::first(rows);
+        let f = self.config.intermediate_size as u32;
+        let [gate_up, down] = [SiteKind::GateUp, SiteKind::DownProj];
+        let active = |pass: &LoraPass| pass.u_rows[gate_up as usize] + pass.u_rows[down as usize] > 0;
+        let Some((ops, pass)) = lora.filter(|(_, pass)| active(pass)) else {
+            match &layer.gate_up {
+                Some(fused) => fused.record(gpu, commands, range, USize::default())?,
+                None => self.gate_up_wide(gpu, commands, i, rows, None)?,
+            }
+            return layer.down_proj.record(gpu, commands, range, USize::default());
+        };
+        let adapted = &ops.by_layer[i];
+        let [gate_up_rows, down_rows] = [gate_up, down].map(|kind| pass.u_rows[kind as usize]);
+        adapted.gate_up.record(gpu, commands, range, USize { rows: gate_up_rows, parts: 1 })?;
+        let (gate_up_site, down_site) = (ops.site(gate_up, i), ops.site(down, i));
+        let params = SwiGluParams { f, gate_up_site, gate_up_rows, down_site, down_rows, pad: [0; 3] };
+        swiglu::record(commands, gpu.caps(), &ops.swiglu, &params, rows);
+        let parts = swiglu::parts(gpu.caps(), f);
+        adapted.down_proj.record(gpu, commands, range, USize { rows: down_rows, parts })
+    }
+
+    /// Many rows: mat-muls, and the adapters' own beside them.
+    fn layer_wide(
+        &self,
+        gpu: &Gpu,
+        commands: &mut Commands<'_>,
+        i: usize,
+        (rows, runs): (u32, &[Run]),
+        lora: Option<(&LoraOps, &LoraPass)>,
+    ) -> Result<()> {
+        let layer = &self.layers[i];
+        let range = RowRange::first(rows);
+        let adapt = |commands: &mut Commands<'_>, kind: SiteKind| {
+            if let Some((ops, pass)) = lora {
+                ops.record_wide(gpu, commands, (kind, i), pass, (rows, 0, 0));
+            }
+        };
+        rms_norm::record(commands, &layer.input_layernorm, gpu.caps(), self.norm_params(rows));
+        layer.qkv_wide.record(gpu, commands, range, USize::default())?;
+        adapt(commands, SiteKind::Qkv);
+        self.attend(gpu, commands, (&layer.cache, &self.reduce), (rows, runs), Around::default())?;
+        layer.o_proj.record(gpu, commands, range, USize::default())?;
+        adapt(commands, SiteKind::OProj);
+        self.gate_up_wide(gpu, commands, i, rows, lora)?;
+        layer.down_proj.record(gpu, commands, range, USize::default())?;
+        adapt(commands, SiteKind::DownProj);
+        Ok(())
+    }
+
+    fn gate_up_wide(
+        &self,
+        gpu: &Gpu,
+        commands: &mut Commands<'_>,
+        i: usize,
+        rows: u32,
+        lora: Option<(&LoraOps, &LoraPass)>,
+    ) -> Result<()> {
+        let layer = &self.layers[i];
+        rms_norm::record(commands, &layer.post_attention_layernorm, gpu.caps(), self.norm_params(rows));
+        layer.gate_up_wide.record(gpu, commands, RowRange::first(rows), USize::default())?;
+        if let Some((ops, pass)) = lora {
+            ops.record_wide(gpu, commands, (SiteKind::GateUp, i), pass, (rows, 0, 0));
+        }
+        let params = SwiGluParams { f: self.config.intermediate_size as u32, ..Default::default() };
+        swiglu::record(commands, gpu.caps(), &self.swiglu, &params, rows);
+        Ok(())
+    }
+
+    fn norm_params(&self, rows: u32) -> RmsNormParams {
+        RmsNormParams { rows, k4: self.config.hidden_size as u32 / 4, eps: self.config.rms_norm_eps, pad: 0 }
     }
 
     /// Records the logits of `rows` rows from `x_row` of the last pass, into `activations.logits[0..rows]`.
     ///
     /// Errors: as [`Llama::forward`]; [`Error::InvalidArgument`] for more than [`LOGIT_ROWS`].
-    pub fn logits(&self, gpu: &Gpu, commands: &mut Commands<'_>, x_row: u32, rows: u32) -> Result<()> {
+    pub fn logits(
+        &self,
+        gpu: &Gpu,
+        commands: &mut Commands<'_>,
+        (x_row, rows): (u32, u32),
+        lora: Option<&LoraPass>,
+    ) -> Result<()> {
         if rows as usize > LOGIT_ROWS {
             let reason = format!("{rows} rows; at most {LOGIT_ROWS}");
             return Err(Error::InvalidArgument { name: "rows", reason });
         }
         for first in (0..rows).step_by(MAX_COLS as usize) {
-            self.head.record(gpu, commands, MAX_COLS.min(rows - first), x_row + first, first)?;
+            let range = RowRange { count: MAX_COLS.min(rows - first), x_row: x_row + first, y_row: first };
+            self.head.record(gpu, commands, range, USize::default())?;
+        }
+        let head = SiteKind::LmHead;
+        if let Some((ops, pass)) = self.lora.as_ref().zip(lora).filter(|(_, pass)| pass.u_rows[head as usize] > 0) {
+            rms_norm::record(commands, &self.norm, gpu.caps(), self.norm_params(x_row + rows));
+            ops.record_wide(gpu, commands, (head, 0), pass, (rows, x_row, 0));
         }
         Ok(())
     }
 
-    fn attend(&self, gpu: &Gpu, commands: &mut Commands<'_>, ops: &CacheOps, rows: u32, runs: &[Run]) -> Result<()> {
+    /// Records rotation, cache and attention; gives the parts in which u of what follows comes.
+    fn attend(
+        &self,
+        gpu: &Gpu,
+        commands: &mut Commands<'_>,
+        (ops, reduce): (&CacheOps, &Op),
+        (rows, runs): (u32, &[Run]),
+        around: Around,
+    ) -> Result<u32> {
         let Heads { heads, kv_heads, head_dim, .. } = self.heads;
-        let rope = RopeParams { heads, kv_heads, max_pages: self.max_pages, pad: 0 };
+        let (site, u_rows) = around.qkv;
+        let rope = RopeParams { heads, kv_heads, max_pages: self.max_pages, site, u_rows, pad: [0; 3] };
         rope::record(commands, &ops.rope, head_dim, rope, rows);
+        let (site, u_rows) = around.o_proj;
+        let mut parts = kv_heads;
         let scale = 1.0 / (head_dim as f32).sqrt();
         let element_bytes = if self.heads.kv_f16 { 2 } else { 4 };
         let cache_bytes = |positions: u32| u64::from(2 * kv_heads * head_dim * element_bytes) * u64::from(positions);
@@ -229,19 +397,20 @@ impl Llama {
             let step = (self.part_rows / splits).max(1);
             for row0 in (first.row0..end).step_by(step as usize) {
                 let count = step.min(end - row0);
-                let params =
-                    AttentionParams { heads, kv_heads, max_pages: self.max_pages, splits, scale, row0, pad: [0; 2] };
+                let max_pages = self.max_pages;
+                let params = AttentionParams { heads, kv_heads, max_pages, splits, scale, row0, site, u_rows };
                 let bytes = cache_bytes(positions) * u64::from(count);
                 if splits == 1 {
                     attention::record(commands, &ops.attention, &params, count, bytes);
                 } else {
                     attention::record(commands, &ops.attention_split, &params, count, bytes);
-                    let params = ReduceParams { heads, splits, row0, pad: 0 };
-                    attention::record_reduce(commands, &self.reduce, head_dim, &params, count);
+                    let params = ReduceParams { heads, splits, row0, site, u_rows, pad: [0; 3] };
+                    attention::record_reduce(commands, reduce, head_dim, &params, count);
+                    parts = attention::reduce_parts(heads, head_dim);
                 }
             }
         }
-        Ok(())
+        Ok(parts)
     }
 }
 
@@ -284,18 +453,25 @@ impl Layer {
         let hidden = config.hidden_size;
         let before_attention = Some((&weights.input_layernorm, eps));
         let before_mlp = Some((&weights.post_attention_layernorm, eps));
-        let qkv = Binding { x: &a.x, norm: before_attention, y: &a.qkv, y_stride: weights.qkv.n, epilogue: store };
+        let qkv = Binding {
+            x: &a.x,
+            norm: before_attention,
+            y: &a.qkv,
+            y_stride: weights.qkv.n,
+            epilogue: store,
+            lora: None,
+        };
         let qkv_wide = Binding { x: &a.normed, norm: None, ..qkv };
-        let o_proj = Binding { x: &a.attn, norm: None, y: &a.x, y_stride: hidden, epilogue: Epilogue::Add };
+        let o_proj = Binding { x: &a.attn, norm: None, y: &a.x, y_stride: hidden, epilogue: Epilogue::Add, lora: None };
         let gate_up = Binding {
             x: &a.x,
             norm: before_mlp,
             y: &a.h,
             y_stride: config.intermediate_size,
             epilogue: Epilogue::SwiGlu,
+            lora: None,
         };
-        let gate_up_wide =
-            Binding { x: &a.normed, norm: None, y: &a.gate_up, y_stride: weights.gate_up.n, epilogue: store };
+        let gate_up_wide = Binding { x: &a.normed, norm: None, y: &a.gate_up, y_stride: weights.gate_up.n, ..qkv };
         let down_proj = Binding { x: &a.h, ..o_proj };
         let fused = weights.gate_up.chunks.len() == 1;
         let norm = |gain: &Tensor| gpu.op(&rms_norm::spec(gpu.caps()), &[&a.x, gain, &a.normed]);
@@ -308,22 +484,40 @@ impl Layer {
             down_proj: LinearOp::new(gpu, &weights.down_proj, down_proj)?,
             input_layernorm: norm(&weights.input_layernorm)?,
             post_attention_layernorm: norm(&weights.post_attention_layernorm)?,
-            cache: CacheOps::new(gpu, heads, cache, a)?,
+            cache: CacheOps::new(gpu, heads, cache, a, None)?,
         })
     }
 }
 
+/// The directory, A, B, u and its parts.
+type Adapted<'a> = (Directory, &'a Tensor, &'a Tensor, &'a Tensor, &'a Tensor);
+
 impl CacheOps {
-    fn new(gpu: &Gpu, heads: Heads, (keys, values): &(Tensor, Tensor), a: &Activations) -> Result<Self> {
-        let rope = rope::spec(heads.head_dim, heads.page_len, true, heads.kv_f16);
-        let (rows, pages, qkv) = (&a.rows, &a.pages, &a.qkv);
-        let one = [rows, pages, qkv, keys, values, &a.attn, &a.stats];
-        let split = [rows, pages, qkv, keys, values, &a.parts, &a.stats];
+    /// Binds them to a layer's cache; with `adapted` rope expands and attention shrinks.
+    pub(crate) fn new(
+        gpu: &Gpu,
+        heads: Heads,
+        (keys, values): &(Tensor, Tensor),
+        act: &Activations,
+        adapted: Option<Adapted<'_>>,
+    ) -> Result<Self> {
+        let (rows, pages, qkv) = (&act.rows, &act.pages, &act.qkv);
+        let directory = adapted.map(|(directory, ..)| directory);
+        let rope = rope::spec(heads.head_dim, heads.page_len, true, heads.kv_f16, directory);
+        let mut for_rope = vec![rows, pages, &act.rotations, qkv, keys, values];
+        let whole = [rows, pages, qkv, keys, values, &act.attn];
+        let split = [rows, pages, qkv, keys, values, &act.parts, &act.stats];
+        let mut for_attention = whole.to_vec();
+        if let Some((_, a, b, u, parts)) = adapted {
+            for_rope.extend([b, u]);
+            for_attention.extend([a, parts]);
+        }
+        let leaves = directory.map_or(Leaves::Whole, Leaves::WholeAndU);
         Ok(Self {
-            rope: gpu.op(&rope, &[rows, pages, &a.rotations, qkv, keys, values])?,
-            attention: gpu.op(&attention::spec(gpu.caps(), heads, false), &one)?,
-            attention_split: gpu.op(&attention::spec(gpu.caps(), heads, true), &split)?,
-            attention_prefill: gpu.op(&attention::prefill_spec(heads), &one[..6])?,
+            rope: gpu.op(&rope, &for_rope)?,
+            attention: gpu.op(&attention::spec(gpu.caps(), heads, leaves), &for_attention)?,
+            attention_split: gpu.op(&attention::spec(gpu.caps(), heads, Leaves::Split), &split)?,
+            attention_prefill: gpu.op(&attention::prefill_spec(heads), &whole)?,
         })
     }
 }

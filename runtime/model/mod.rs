@@ -4,5 +4,6 @@ pub mod config;
 pub mod kv_cache;
 pub mod linear;
 pub mod llama;
+pub(crate) mod lora;
 pub mod rope;
 pub mod weights;

@@ -6,7 +6,7 @@ use super::Ability::{self, F16};
 use super::cases::{Case, GUARD, Near, Outcome, Random, UNTOUCHED, case, poisoned, subgroups, submit};
 use crate::error::Result;
 use crate::gpu::{Caps, Gpu, Tensor};
-use crate::kernels::attention::{self, AttentionParams, Heads, PrefillParams, ReduceParams};
+use crate::kernels::attention::{self, AttentionParams, Heads, Leaves, PrefillParams, ReduceParams};
 use crate::kernels::rope::{self, RopeParams};
 use crate::model::kv_cache::PAGE_LEN;
 
@@ -87,9 +87,10 @@ fn rotate(gpu: &Gpu, kv_f16: bool) -> Result<Vec<Outcome>> {
     let qkv_tensor = poisoned(gpu, &qkv, qkv.len())?;
     let unwritten = vec![f32::NAN; SLOTS + GUARD];
     let (keys, values) = (upload(gpu, &unwritten, kv_f16)?, upload(gpu, &unwritten, kv_f16)?);
-    let spec = rope::spec(E as u32, PAGE_LEN as u32, true, kv_f16);
+    let spec = rope::spec(E as u32, PAGE_LEN as u32, true, kv_f16, None);
     let op = gpu.op(&spec, &[&rows, &pages, &rotations, &qkv_tensor, &keys, &values])?;
-    let params = RopeParams { heads: H as u32, kv_heads: G as u32, max_pages: PAGES.len() as u32, pad: 0 };
+    let params =
+        RopeParams { heads: H as u32, kv_heads: G as u32, max_pages: PAGES.len() as u32, ..Default::default() };
     submit(gpu, |commands| {
         rope::record(commands, &op, E as u32, params, positions.len() as u32);
         Ok(())
@@ -179,13 +180,15 @@ fn dispatch(gpu: &Gpu, heads: Heads, way: Way, inputs: [&Tensor; 5], out: &Tenso
     let parts = poisoned(gpu, &[], positions.len() * splits as usize * H * E)?;
     let stats = poisoned(gpu, &[], positions.len() * splits as usize * H * 2)?;
     let first = if split { &parts } else { out };
-    let op = gpu.op(&attention::spec(gpu.caps(), heads, split), &[rows, pages, qkv, keys, values, first, &stats])?;
-    let join = gpu.op(&attention::reduce_spec(heads.head_dim), &[rows, &parts, &stats, out])?;
+    let tensors = [rows, pages, qkv, keys, values, first, &stats];
+    let (leaves, bound) = if split { (Leaves::Split, &tensors[..]) } else { (Leaves::Whole, &tensors[..6]) };
+    let op = gpu.op(&attention::spec(gpu.caps(), heads, leaves), bound)?;
+    let join = gpu.op(&attention::reduce_spec(gpu.caps(), heads.head_dim, None), &[rows, &parts, &stats, out])?;
     submit(gpu, |commands| {
-        let params = AttentionParams { heads: h, kv_heads: g, max_pages, splits, scale, row0: 0, pad: [0; 2] };
+        let params = AttentionParams { heads: h, kv_heads: g, max_pages, splits, scale, ..Default::default() };
         attention::record(commands, &op, &params, count, 0);
         if split {
-            let params = ReduceParams { heads: h, splits, row0: 0, pad: 0 };
+            let params = ReduceParams { heads: h, splits, ..Default::default() };
             attention::record_reduce(commands, &join, heads.head_dim, &params, count);
         }
         Ok(())

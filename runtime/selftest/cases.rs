@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::gpu::{Caps, Commands, Gpu, Tensor};
 use crate::kernels::rms_norm::{self, RmsNormParams};
-use crate::kernels::swiglu;
+use crate::kernels::swiglu::{self, SwiGluParams};
 
 use super::Ability::{self, Subgroups};
 use super::{attention, linear, sample};
@@ -149,9 +149,10 @@ fn swiglu(gpu: &Gpu) -> Result<Vec<Outcome>> {
     let (rows, f, mut random) = (5, 72, Random(2));
     let gu: Vec<f32> = random.vec(rows * 2 * f).iter().map(|v| 8.0 * v).collect();
     let h = poisoned(gpu, &[], rows * f)?;
-    let op = gpu.op(&swiglu::spec(), &[&gpu.upload("gu", &gu)?, &h])?;
+    let op = gpu.op(&swiglu::spec(gpu.caps(), None), &[&gpu.upload("gu", &gu)?, &h])?;
     submit(gpu, |commands| {
-        swiglu::record(commands, &op, f as u32, rows as u32);
+        let params = SwiGluParams { f: f as u32, ..Default::default() };
+        swiglu::record(commands, gpu.caps(), &op, &params, rows as u32);
         Ok(())
     })?;
     let near = |(gate, up): (&f32, &f32)| Near { value: silu((*gate).into()) * f64::from(*up), bound: 1e-4 };

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::gpu::{Caps, Gpu};
 use crate::kernels::embedding::{self, EmbeddingParams};
 use crate::kernels::matvec::{Epilogue, MAX_COLS};
-use crate::model::linear::{Binding, Chunk, Linear, LinearOp};
+use crate::model::linear::{Binding, Chunk, Linear, LinearOp, RowRange, USize};
 use crate::quant::{self, BLOCK};
 
 /// Formats whose every variant is tested.
@@ -142,8 +142,12 @@ fn multiply(
     let y = poisoned(gpu, &before, rows * width)?;
     let (x_tensor, gain_tensor) = (gpu.upload("x", &x)?, gpu.upload("gain", &gain)?);
     let norm = norm.then_some((&gain_tensor, EPS));
-    let op = LinearOp::new(gpu, &weights.linear, Binding { x: &x_tensor, norm, y: &y, y_stride: width, epilogue })?;
-    submit(gpu, |commands| op.record(gpu, commands, rows as u32, 0, 0))?;
+    let op = LinearOp::new(
+        gpu,
+        &weights.linear,
+        Binding { x: &x_tensor, norm, y: &y, y_stride: width, epilogue, lora: None },
+    )?;
+    submit(gpu, |commands| op.record(gpu, commands, RowRange::first(rows as u32), USize::default()))?;
     let gain = norm.map(|_| gain.as_slice());
     let sums: Vec<Vec<Near>> = x.chunks(K).map(|x| reference(&weights.values, x, gain, tolerance)).collect();
     let want = sums.iter().flatten().zip(&before).map(|(sum, y)| Near { value: sum.value + f64::from(*y), ..*sum });

@@ -1,7 +1,7 @@
 //! `softmax(q kᵀ scale) v` over the positions up to each row's own.
 
 use epiphyte::gpu::{Gpu, Tensor};
-use epiphyte::kernels::attention::{self, AttentionParams, Heads, PrefillParams, ReduceParams};
+use epiphyte::kernels::attention::{self, AttentionParams, Heads, Leaves, PrefillParams, ReduceParams};
 use proptest::prelude::*;
 
 use super::oracle::{DIV, EPS, exp_error, gamma};
@@ -172,17 +172,19 @@ fn check(gpu: &Gpu, case: &Case, split: bool) -> Checked {
     let stats = Output::poisoned(gpu, 2 * stat_count)?;
     let first = if split { &parts } else { &setup.out };
     let tensors = [&rows, pages, &setup.qkv_tensor, keys, values, &first.tensor, &stats.tensor];
-    let op = gpu.op(&attention::spec(gpu.caps(), heads, split), &tensors)?;
-    let join =
-        gpu.op(&attention::reduce_spec(heads.head_dim), &[&rows, &parts.tensor, &stats.tensor, &setup.out.tensor])?;
+    let (leaves, bound) = if split { (Leaves::Split, &tensors[..]) } else { (Leaves::Whole, &tensors[..6]) };
+    let op = gpu.op(&attention::spec(gpu.caps(), heads, leaves), bound)?;
+    let reduce = attention::reduce_spec(gpu.caps(), heads.head_dim, None);
+    let join = gpu.op(&reduce, &[&rows, &parts.tensor, &stats.tensor, &setup.out.tensor])?;
     let (row0, count) = (case.row0 as u32, case.lens.len() as u32);
     submit(gpu, |commands| {
         let (kv_heads, max_pages) = (heads.kv_heads, setup.cache.max_pages as u32);
+        let scale = setup.scale;
         let params =
-            AttentionParams { heads: heads.heads, kv_heads, max_pages, splits, scale: setup.scale, row0, pad: [0; 2] };
+            AttentionParams { heads: heads.heads, kv_heads, max_pages, splits, scale, row0, ..Default::default() };
         attention::record(commands, &op, &params, count, 0);
         if split {
-            let params = ReduceParams { heads: heads.heads, splits, row0, pad: 0 };
+            let params = ReduceParams { heads: heads.heads, splits, row0, ..Default::default() };
             attention::record_reduce(commands, &join, heads.head_dim, &params, count);
         }
     })?;

@@ -2,7 +2,7 @@
 
 use epiphyte::DType;
 use epiphyte::gpu::{Caps, Gpu};
-use epiphyte::kernels::matvec::{self, Epilogue, LinearParams, SOFTWARE_PREFILL, Tiling};
+use epiphyte::kernels::matvec::{self, Epilogue, LinearParams, SOFTWARE_PREFILL, Tiling, Variant};
 use proptest::prelude::*;
 
 use super::oracle::{self, EPS, gamma, rms_scale, strided_depth};
@@ -58,6 +58,7 @@ impl Case {
             y_offset: self.y_offset as u32,
             pair: if swiglu { self.n } else { 0 } as u32,
             eps: 1e-5,
+            ..Default::default()
         }
     }
 }
@@ -123,9 +124,9 @@ fn check(gpu: &Gpu, dtype: DType, case: &Case) -> Checked {
     let y = if add { Output::holding(gpu, random.vec(rows, 1.0), false)? } else { Output::poisoned(gpu, rows)? };
     let (words, scales) = w.upload(gpu, 0..w.n)?;
     let tiling = case.tiling(gpu.caps(), p.k_blocks);
-    let spec = matvec::spec(gpu.caps(), dtype, tiling, case.cols, case.norm, case.epilogue);
+    let variant = Variant { tiling, cols: case.cols, norm: case.norm, epilogue: case.epilogue, lora: None };
+    let spec = matvec::spec(gpu.caps(), dtype, variant);
     let op = gpu.op(&spec, &[&gpu.upload("x", &x)?, &gpu.upload("gain", &gain)?, &words, &scales, &y.tensor])?;
-    let variant = (tiling, case.cols, case.epilogue);
     submit(gpu, |commands| matvec::record(commands, (&op.kernel, &op.group), variant, &p, 0))?;
     let gain = case.norm.then_some(&*gain);
     let expected = oracle(&x, gain, &w, &y.before[..rows], &p, case.epilogue, tiling.lanes);

@@ -126,11 +126,12 @@ fn check(gpu: &Gpu, case: &Case) -> Checked {
     let (keys, values) = (keys?, values?);
     let inputs = [gpu.upload("rows", &case.rows)?, gpu.upload("pages", &tables)?];
     let rotations = gpu.upload("rotations", &rotations(&frequencies, POSITIONS))?;
-    let spec = spec(case.head_dim as u32, case.page_len as u32, case.neox, kv_f16);
+    let spec = spec(case.head_dim as u32, case.page_len as u32, case.neox, kv_f16, None);
     let tensors = [&inputs[0], &inputs[1], &rotations, &qkv.tensor, &keys.tensor, &values.tensor];
     let op = gpu.op(&spec, &tensors)?;
     let max_pages = (POSITIONS / case.page_len) as u32;
-    let params = RopeParams { heads: heads as u32, kv_heads: case.kv_heads as u32, max_pages, pad: 0 };
+    let (heads_u32, kv_heads) = (heads as u32, case.kv_heads as u32);
+    let params = RopeParams { heads: heads_u32, kv_heads, max_pages, ..Default::default() };
     submit(gpu, |commands| record(commands, &op, case.head_dim as u32, params, case.rows.len() as u32))?;
     let expected = oracle(case, kv_f16, &qkv.before[..qkv.before.len() - super::GUARD], &tables, &frequencies, slots);
     for (name, output, expected) in

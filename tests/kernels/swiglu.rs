@@ -1,6 +1,6 @@
 //! `h[t, i] = silu(gu[t, i]) * gu[t, i + F]`.
 
-use epiphyte::kernels::swiglu::{record, spec};
+use epiphyte::kernels::swiglu::{SwiGluParams, record, spec};
 use proptest::prelude::*;
 
 use super::{Near, Output, Random, for_all, oracle, seed, submit};
@@ -13,8 +13,9 @@ fn swiglu_is_the_formula() {
         let (f, mut random) = (f4 * 4, Random(seed));
         let gu = random.vec(rows * 2 * f, size);
         let h = Output::poisoned(gpu, rows * f)?;
-        let op = gpu.op(&spec(), &[&gpu.upload("gu", &gu)?, &h.tensor])?;
-        submit(gpu, |commands| record(commands, &op, f as u32, rows as u32))?;
+        let params = SwiGluParams { f: f as u32, ..Default::default() };
+        let op = gpu.op(&spec(gpu.caps(), None), &[&gpu.upload("gu", &gu)?, &h.tensor])?;
+        submit(gpu, |commands| record(commands, gpu.caps(), &op, &params, rows as u32))?;
         let exact = |v: f32| Near { value: v.into(), bound: 0.0 };
         let expected: Vec<_> = gu
             .chunks(2 * f)

@@ -1,0 +1,142 @@
+//! Two growing buffers, one for the A and one for the B factors, each after room for the directory.
+
+use crate::error::Result;
+use crate::gpu::{Commands, Gpu, Tensor};
+
+use super::packed::Four;
+
+const FOUR: u64 = size_of::<Four>() as u64;
+
+/// An adapter's places, in [`Four`]s after the directory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Block {
+    pub(crate) a: u32,
+    pub(crate) b: u32,
+    a_len: u32,
+    b_len: u32,
+}
+
+/// One of the two buffers: who has which range. First fit.
+#[derive(Debug, Default)]
+struct Side {
+    tensor: Option<Tensor>,
+    capacity: u32,
+    /// Taken ranges, sorted.
+    taken: Vec<(u32, u32)>,
+}
+
+impl Side {
+    fn used(&self) -> u32 {
+        self.taken.iter().map(|(_, len)| len).sum()
+    }
+
+    /// A free range of `len`.
+    fn find(&self, len: u32) -> Option<u32> {
+        let mut at = 0;
+        for &(start, taken) in &self.taken {
+            if start - at >= len {
+                return Some(at);
+            }
+            at = start + taken;
+        }
+        (self.tensor.is_some() && self.capacity - at >= len).then_some(at)
+    }
+
+    fn take(&mut self, at: u32, len: u32) {
+        let i = self.taken.partition_point(|&(start, _)| start < at);
+        self.taken.insert(i, (at, len));
+    }
+
+    fn give_back(&mut self, at: u32, len: u32) {
+        self.taken.retain(|&range| range != (at, len));
+    }
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct Arena {
+    directory_bytes: u64,
+    budget: u64,
+    most: u32,
+    a: Side,
+    b: Side,
+    moves: u64,
+}
+
+impl Arena {
+    /// Nothing is allocated yet. `budget` is for the factors, without the directory.
+    pub(crate) fn new(gpu: &Gpu, directory_bytes: u64, budget: u64) -> Self {
+        let directory_bytes = directory_bytes.next_multiple_of(FOUR);
+        let most = (gpu.caps().max_binding_bytes.saturating_sub(directory_bytes) / FOUR).min(u64::from(u32::MAX));
+        Self { directory_bytes, budget, most: most as u32, a: Side::default(), b: Side::default(), moves: 0 }
+    }
+
+    pub(crate) fn budget(&self) -> u64 {
+        self.budget
+    }
+
+    /// The two buffers and how often they have moved; `None` before the first adapter.
+    pub(crate) fn tensors(&self) -> Option<(&Tensor, &Tensor, u64)> {
+        Some((self.a.tensor.as_ref()?, self.b.tensor.as_ref()?, self.moves))
+    }
+
+    /// Where the factors begin, in [`Four`]s.
+    pub(crate) fn first(&self) -> (u32, u32) {
+        let first = (self.directory_bytes / FOUR) as u32;
+        (first, first)
+    }
+
+    /// Room for an adapter, if there is any as things lie.
+    pub(crate) fn allocate(&mut self, a_len: u32, b_len: u32) -> Option<Block> {
+        let block = Block { a: self.a.find(a_len)?, b: self.b.find(b_len)?, a_len, b_len };
+        self.a.take(block.a, a_len);
+        self.b.take(block.b, b_len);
+        Some(block)
+    }
+
+    pub(crate) fn free(&mut self, block: Block) {
+        self.a.give_back(block.a, block.a_len);
+        self.b.give_back(block.b, block.b_len);
+    }
+
+    /// Whether growing or tidying would make room without taking any adapter off.
+    pub(crate) fn can_make_room(&self, a: u32, b: u32) -> bool {
+        let (a, b) = (self.a.used() as u64 + u64::from(a), self.b.used() as u64 + u64::from(b));
+        a <= u64::from(self.most) && b <= u64::from(self.most) && (a + b) * FOUR <= self.budget
+    }
+
+    /// New buffers with room for `a` and `b` more; `blocks` are all there are, and are moved together.
+    ///
+    /// Errors: [`crate::Error::OutOfMemory`]; everything is then where it was.
+    pub(crate) fn rebuild(&mut self, gpu: &Gpu, a: u32, b: u32, blocks: &mut [&mut Block]) -> Result<()> {
+        let capacity = |side: &Side, more: u32| {
+            let needed = side.used() + more;
+            // Twice what is needed saves moving again, as far as the budget goes.
+            let share = (self.budget / FOUR / 2).min(u64::from(self.most)) as u32;
+            needed.saturating_mul(2).min(share).max(needed)
+        };
+        let (a_capacity, b_capacity) = (capacity(&self.a, a), capacity(&self.b, b));
+        let bytes = |capacity: u32| self.directory_bytes + u64::from(capacity) * FOUR;
+        let new_a = gpu.storage("adapters A", bytes(a_capacity))?;
+        let new_b = gpu.storage("adapters B", bytes(b_capacity))?;
+        let mut commands = Commands::new(gpu)?;
+        let (mut a, mut b) =
+            (Side { capacity: a_capacity, ..Side::default() }, Side { capacity: b_capacity, ..Side::default() });
+        for block in blocks.iter_mut() {
+            let moved = Block { a: a.used(), b: b.used(), ..**block };
+            let place = |at: u32| self.directory_bytes + u64::from(at) * FOUR;
+            if let (Some(old_a), Some(old_b)) = (&self.a.tensor, &self.b.tensor) {
+                commands.copy(old_a, place(block.a), &new_a, place(moved.a), u64::from(block.a_len) * FOUR);
+                commands.copy(old_b, place(block.b), &new_b, place(moved.b), u64::from(block.b_len) * FOUR);
+            }
+            a.take(moved.a, moved.a_len);
+            b.take(moved.b, moved.b_len);
+            **block = moved;
+        }
+        commands.submit();
+        (a.tensor, b.tensor) = (Some(new_a), Some(new_b));
+        (self.a, self.b) = (a, b);
+        self.moves += 1;
+        Ok(())
+    }
+}

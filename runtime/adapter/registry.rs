@@ -1,0 +1,443 @@
+//! Adapters on the device, by id: within a budget of bytes, the least recently used making room for others.
+//!
+//! A session uses a set of adapters; a set is a number that each row of a pass names, and an entry in the directory in
+//! front of the factors (see [`Directory`]). Changing a row's set writes that number and nothing else.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::gpu::{Gpu, Tensor};
+use crate::kernels::lora::{Directory, ENTRIES};
+
+use super::arena::{Arena, Block};
+use super::lora::Adapter;
+use super::module::BaseShape;
+use super::packed::{Packed, PackedSite};
+use super::report::LoadReport;
+use super::site::{SiteKind, site_count};
+
+/// Sets that may be known at once; the first is that without adapters.
+pub const MAX_SETS: usize = 64;
+/// Ranks that the adapters of a set may have together.
+pub const MAX_RANK: u32 = 256;
+
+/// A set of adapters that rows may name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct SetId(pub(crate) u32);
+
+/// What a pass needs to know of its rows' sets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoraPass {
+    /// Most elements of a row of u, by [`SiteKind`]; 0 where no row has an adapter.
+    pub u_rows: [u32; 6],
+}
+
+/// Where an adapter comes from when it has to be loaded again.
+pub(crate) enum Source {
+    Path(PathBuf),
+    Memory(Arc<Packed>),
+}
+
+/// An adapter that the registry knows.
+pub struct Entry {
+    source: Source,
+    digest: blake3::Hash,
+    resident: Option<Resident>,
+    /// Sets in use that contain it.
+    pins: u32,
+    last_used: u64,
+    bytes: u64,
+    report: Arc<LoadReport>,
+}
+
+struct Resident {
+    block: Block,
+    sites: Vec<PackedSite>,
+}
+
+/// How an adapter fares.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct AdapterState {
+    /// Its id.
+    pub id: String,
+    /// Bytes on the device when it is there.
+    pub n_bytes: u64,
+    /// It is there.
+    pub resident: bool,
+    /// A session uses it, so it stays.
+    pub pinned: bool,
+}
+
+struct Set {
+    adapters: Vec<(String, f32)>,
+    users: u32,
+    last_used: u64,
+    digest: [u8; 32],
+    pass: LoraPass,
+}
+
+/// See the module's documentation.
+pub struct Registry {
+    directory: Directory,
+    shape: BaseShape,
+    arena: Arena,
+    entries: BTreeMap<String, Entry>,
+    sets: Vec<Option<Set>>,
+    clock: u64,
+    /// Reads an adapter file again.
+    reload: fn(&std::path::Path, &BaseShape) -> Result<Adapter>,
+}
+
+impl Registry {
+    /// For passes of up to `rows` rows over a base of `shape`; `budget` in bytes.
+    pub fn new(gpu: &Gpu, shape: BaseShape, rows: usize, budget: u64) -> Self {
+        let directory = Directory {
+            rows: rows.next_multiple_of(2) as u32,
+            sets: MAX_SETS as u32,
+            sites: site_count(shape.num_hidden_layers) as u32,
+        };
+        let arena = Arena::new(gpu, u64::from(directory.words()) * 4, budget);
+        let sets = (0..MAX_SETS).map(|_| None).collect();
+        Self { directory, shape, arena, entries: BTreeMap::new(), sets, clock: 0, reload: Adapter::load }
+    }
+
+    /// The shape of the directory.
+    pub fn directory(&self) -> Directory {
+        self.directory
+    }
+
+    /// The buffers of A and of B, once there has been an adapter, and how often they have moved.
+    pub fn factors(&self) -> Option<(&Tensor, &Tensor, u64)> {
+        self.arena.tensors()
+    }
+
+    /// Adds an adapter that fits the base, or puts it in the place of an unused one of the same id.
+    ///
+    /// Errors: [`Error::InvalidArgument`] when a session uses that one; [`Error::AdapterBudget`];
+    /// [`Error::OutOfMemory`]. The others stay as they were.
+    pub(crate) fn insert(&mut self, gpu: &Gpu, id: &str, adapter: &Adapter, source: Option<PathBuf>) -> Result<()> {
+        if self.entries.get(id).is_some_and(|entry| entry.pins > 0) {
+            return Err(in_use(id));
+        }
+        let packed = Arc::new(Packed::new(adapter, &self.shape));
+        self.check_ranks(id, &packed)?;
+        self.remove(id)?;
+        let entry = Entry {
+            digest: packed.digest,
+            bytes: packed.bytes(),
+            source: source.map_or_else(|| Source::Memory(Arc::clone(&packed)), Source::Path),
+            resident: None,
+            pins: 0,
+            last_used: 0,
+            report: Arc::new(adapter.report.clone()),
+        };
+        self.entries.insert(id.to_string(), entry);
+        let sent = self.send(gpu, id, &packed);
+        if sent.is_err() {
+            self.entries.remove(id);
+        }
+        sent
+    }
+
+    fn check_ranks(&self, id: &str, packed: &Packed) -> Result<()> {
+        match packed.sites.iter().map(|site| site.rank).max() {
+            None | Some(0) => Err(Error::InvalidAdapter { what: id.into(), reason: "it changes no module".into() }),
+            Some(rank) if rank > MAX_RANK => {
+                let reason = format!("rank {rank}; at most {MAX_RANK} can run, merge it into the base instead");
+                Err(Error::InvalidAdapter { what: id.into(), reason })
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Forgets an adapter.
+    ///
+    /// Errors: [`Error::InvalidArgument`] when a session uses it.
+    pub fn remove(&mut self, id: &str) -> Result<()> {
+        if self.entries.get(id).is_some_and(|entry| entry.pins > 0) {
+            return Err(in_use(id));
+        }
+        self.forget_sets(id);
+        if let Some(Resident { block, .. }) = self.entries.remove(id).and_then(|entry| entry.resident) {
+            self.arena.free(block);
+        }
+        Ok(())
+    }
+
+    /// The adapters, by id.
+    pub fn states(&self) -> Vec<AdapterState> {
+        let state = |(id, entry): (&String, &Entry)| AdapterState {
+            id: id.clone(),
+            n_bytes: entry.bytes,
+            resident: entry.resident.is_some(),
+            pinned: entry.pins > 0,
+        };
+        self.entries.iter().map(state).collect()
+    }
+
+    /// What was found in an adapter's file.
+    pub fn report(&self, id: &str) -> Option<Arc<LoadReport>> {
+        self.entries.get(id).map(|entry| Arc::clone(&entry.report))
+    }
+
+    /// A set of `adapters` with weights, held until [`Registry::release`]: a known one where there is one, else one
+    /// made now, with adapters loaded again that had to make room.
+    ///
+    /// Errors: [`Error::InvalidArgument`] for an unknown id, one given twice, a weight that is not finite, or more
+    /// than the limits allow; [`Error::AdapterBudget`]; those of loading again. Nothing has changed then.
+    pub fn acquire(&mut self, gpu: &Gpu, adapters: &[(String, f32)]) -> Result<SetId> {
+        if adapters.is_empty() {
+            return Ok(SetId(0));
+        }
+        self.check(adapters)?;
+        self.clock += 1;
+        let known = self.sets.iter().position(|set| set.as_ref().is_some_and(|set| set.adapters == adapters));
+        let index = match known {
+            Some(index) => index,
+            None => self.make_set(gpu, adapters)?,
+        };
+        if let Some(set) = &mut self.sets[index] {
+            set.users += 1;
+            set.last_used = self.clock;
+        }
+        self.pin(adapters, 1);
+        Ok(SetId(index as u32))
+    }
+
+    /// One more user of a set.
+    pub fn retain(&mut self, id: SetId) {
+        let Some(set) = &mut self.sets[id.0 as usize] else { return };
+        set.users += 1;
+        let adapters = set.adapters.clone();
+        self.pin(&adapters, 1);
+    }
+
+    /// One user less.
+    pub fn release(&mut self, id: SetId) {
+        let Some(set) = &mut self.sets[id.0 as usize] else { return };
+        set.users -= 1;
+        let adapters = set.adapters.clone();
+        self.pin(&adapters, -1);
+    }
+
+    /// The adapters of a set.
+    pub fn adapters(&self, id: SetId) -> &[(String, f32)] {
+        self.sets[id.0 as usize].as_ref().map_or(&[], |set| &set.adapters)
+    }
+
+    /// Names what a set computes: zeros for that without adapters, and otherwise the factors' and weights' hash.
+    pub fn digest(&self, id: SetId) -> [u8; 32] {
+        self.sets[id.0 as usize].as_ref().map_or([0; 32], |set| set.digest)
+    }
+
+    /// What an adapter's factors hash to.
+    pub fn adapter_digest(&self, id: &str) -> Option<String> {
+        self.entries.get(id).map(|entry| entry.digest.to_hex().to_string())
+    }
+
+    /// What a pass over rows of these sets needs; `None` when none has adapters.
+    pub fn pass(&self, sets: impl Iterator<Item = SetId>) -> Option<LoraPass> {
+        let known = sets.filter_map(|id| self.sets[id.0 as usize].as_ref());
+        known
+            .map(|set| set.pass)
+            .reduce(|a, b| LoraPass { u_rows: std::array::from_fn(|kind| a.u_rows[kind].max(b.u_rows[kind])) })
+    }
+
+    /// Tells the device which sets the rows of the next pass use.
+    pub fn write_rows(&self, gpu: &Gpu, first: u32, sets: &[SetId]) {
+        if let Some((a, b, _)) = self.arena.tensors() {
+            let words: Vec<u32> = sets.iter().map(|set| set.0).collect();
+            gpu.write(a, u64::from(first) * 4, &words);
+            gpu.write(b, u64::from(first) * 4, &words);
+        }
+    }
+
+    fn check(&self, adapters: &[(String, f32)]) -> Result<()> {
+        let bad = |reason: String| Err(Error::InvalidArgument { name: "adapters", reason });
+        if adapters.len() > ENTRIES as usize {
+            return bad(format!("{} at once; at most {ENTRIES}, merge some", adapters.len()));
+        }
+        for (i, (id, weight)) in adapters.iter().enumerate() {
+            if !self.entries.contains_key(id) {
+                return bad(format!("`{id}` is not loaded; load it first"));
+            }
+            if !weight.is_finite() {
+                return bad(format!("the weight of `{id}` is not a finite number"));
+            }
+            if adapters[..i].iter().any(|(other, _)| other == id) {
+                return bad(format!("`{id}` is given twice; add its weights"));
+            }
+        }
+        Ok(())
+    }
+
+    fn pin(&mut self, adapters: &[(String, f32)], by: i32) {
+        for (id, _) in adapters {
+            if let Some(entry) = self.entries.get_mut(id) {
+                entry.pins = entry.pins.saturating_add_signed(by);
+                entry.last_used = self.clock;
+            }
+        }
+    }
+
+    /// Makes all of `adapters` resident and writes their entry in the directory.
+    fn make_set(&mut self, gpu: &Gpu, adapters: &[(String, f32)]) -> Result<usize> {
+        let free = (1..MAX_SETS).filter(|&i| self.sets[i].as_ref().is_none_or(|set| set.users == 0));
+        let Some(index) = free.min_by_key(|&i| self.sets[i].as_ref().map_or(0, |set| set.last_used)) else {
+            let reason = format!("{} sets are in use; close a session", MAX_SETS - 1);
+            return Err(Error::InvalidArgument { name: "adapters", reason });
+        };
+        // Pinned, so that one does not make room for the next.
+        self.pin(adapters, 1);
+        let resident = adapters.iter().try_for_each(|(id, _)| self.make_resident(gpu, id));
+        self.pin(adapters, -1);
+        resident?;
+        let pass = self.checked_pass(adapters)?;
+        let mut hasher = blake3::Hasher::new();
+        for (id, weight) in adapters {
+            hasher.update(self.entries[id].digest.as_bytes());
+            hasher.update(&weight.to_le_bytes());
+        }
+        let digest = *hasher.finalize().as_bytes();
+        let set = Set { adapters: adapters.to_vec(), users: 0, last_used: self.clock, digest, pass };
+        self.sets[index] = Some(set);
+        self.write_set(gpu, index);
+        Ok(index)
+    }
+
+    /// Errors: [`Error::InvalidArgument`] when the ranks add up to too much.
+    fn checked_pass(&self, adapters: &[(String, f32)]) -> Result<LoraPass> {
+        let mut pass = LoraPass::default();
+        for (number, (kind, _)) in super::site::sites(self.shape.num_hidden_layers).enumerate() {
+            let rank: u32 = self.placed(adapters, number).map(|(site, ..)| site.rank).sum();
+            if rank > MAX_RANK {
+                let reason = format!("ranks of {rank} together; at most {MAX_RANK}, merge some");
+                return Err(Error::InvalidArgument { name: "adapters", reason });
+            }
+            let u_rows = &mut pass.u_rows[kind as usize];
+            *u_rows = (*u_rows).max(rank * kind.targets().len() as u32);
+        }
+        Ok(pass)
+    }
+
+    /// The adapters that have something at a site: their place, their block, their weight.
+    fn placed(&self, adapters: &[(String, f32)], site: usize) -> impl Iterator<Item = (PackedSite, Block, f32)> {
+        let placed = move |(id, weight): &(String, f32)| {
+            let resident = self.entries.get(id)?.resident.as_ref()?;
+            let site = resident.sites.get(site).filter(|site| site.rank > 0)?;
+            Some((*site, resident.block, *weight))
+        };
+        adapters.iter().filter_map(placed)
+    }
+
+    fn write_set(&self, gpu: &Gpu, index: usize) {
+        let (Some(set), Some((a, b, _))) = (&self.sets[index], self.arena.tensors()) else { return };
+        let words = self.directory.set_words() as usize;
+        let (mut for_a, mut for_b) = (vec![0_u32; words], vec![0_u32; words]);
+        let (a_first, b_first) = self.arena.first();
+        for site in 0..self.directory.sites as usize {
+            let mut before = 0;
+            for (i, (place, block, weight)) in self.placed(&set.adapters, site).enumerate() {
+                let at = (site * ENTRIES as usize + i) * 4;
+                let rows = place.rank * place.modules;
+                let weight = (weight * place.weight).to_bits();
+                for_a[at..at + 4].copy_from_slice(&[a_first + block.a + place.a, rows, weight, before]);
+                for_b[at..at + 4].copy_from_slice(&[b_first + block.b + place.b, place.rank, weight, before]);
+                before += rows;
+            }
+        }
+        let offset = (u64::from(self.directory.rows) + index as u64 * words as u64) * 4;
+        gpu.write(a, offset, &for_a);
+        gpu.write(b, offset, &for_b);
+    }
+
+    fn make_resident(&mut self, gpu: &Gpu, id: &str) -> Result<()> {
+        let Some(entry) = self.entries.get(id).filter(|entry| entry.resident.is_none()) else { return Ok(()) };
+        let packed = match &entry.source {
+            Source::Memory(packed) => Arc::clone(packed),
+            Source::Path(path) => {
+                let packed = Packed::new(&(self.reload)(path, &self.shape)?, &self.shape);
+                if packed.digest != entry.digest {
+                    let reason = "the file has changed since it was loaded; load it again".to_string();
+                    return Err(Error::InvalidAdapter { what: id.into(), reason });
+                }
+                Arc::new(packed)
+            }
+        };
+        self.send(gpu, id, &packed)
+    }
+
+    /// Sends factors to the device, making room if need be.
+    fn send(&mut self, gpu: &Gpu, id: &str, packed: &Packed) -> Result<()> {
+        let (a, b) = (packed.a.len() as u32, packed.b.len() as u32);
+        let block = loop {
+            if let Some(block) = self.arena.allocate(a, b) {
+                break block;
+            }
+            if self.arena.can_make_room(a, b) {
+                self.move_arena(gpu, a, b)?;
+            } else if !self.evict(id) {
+                return Err(Error::AdapterBudget {
+                    id: id.to_string(),
+                    needed_bytes: packed.bytes(),
+                    budget_bytes: self.arena.budget(),
+                });
+            }
+        };
+        if let Some((a, b, _)) = self.arena.tensors() {
+            let (a_first, b_first) = self.arena.first();
+            gpu.write(a, u64::from(a_first + block.a) * 8, bytemuck::cast_slice::<_, [u8; 8]>(&packed.a));
+            gpu.write(b, u64::from(b_first + block.b) * 8, bytemuck::cast_slice::<_, [u8; 8]>(&packed.b));
+        }
+        self.clock += 1;
+        if let Some(entry) = self.entries.get_mut(id) {
+            entry.resident = Some(Resident { block, sites: packed.sites.clone() });
+            entry.last_used = self.clock;
+        }
+        Ok(())
+    }
+
+    /// Takes the least recently used adapter off the device, but not `id`; false when all are in use.
+    fn evict(&mut self, id: &str) -> bool {
+        let idle = self.entries.iter().filter(|(other, e)| *other != id && e.pins == 0 && e.resident.is_some());
+        let Some(oldest) = idle.min_by_key(|(_, entry)| entry.last_used).map(|(id, _)| id.clone()) else {
+            return false;
+        };
+        self.forget_sets(&oldest);
+        let resident = self.entries.get_mut(&oldest).and_then(|entry| entry.resident.take());
+        if let Some(Resident { block, .. }) = resident {
+            self.arena.free(block);
+        }
+        true
+    }
+
+    /// Forgets the unused sets that contain `id`.
+    fn forget_sets(&mut self, id: &str) {
+        for set in &mut self.sets {
+            if set.as_ref().is_some_and(|set| set.users == 0 && set.adapters.iter().any(|(other, _)| other == id)) {
+                *set = None;
+            }
+        }
+    }
+
+    /// Larger or tidier buffers: every adapter and the directory move.
+    fn move_arena(&mut self, gpu: &Gpu, a: u32, b: u32) -> Result<()> {
+        let mut residents: Vec<_> = self.entries.values_mut().filter_map(|entry| entry.resident.as_mut()).collect();
+        let mut blocks: Vec<&mut Block> = residents.iter_mut().map(|resident| &mut resident.block).collect();
+        self.arena.rebuild(gpu, a, b, &mut blocks)?;
+        (1..MAX_SETS).for_each(|index| self.write_set(gpu, index));
+        Ok(())
+    }
+
+    /// Largest u of any set, in elements of a row.
+    pub const fn most_u_rows(kind: SiteKind) -> u32 {
+        kind.targets().len() as u32 * MAX_RANK
+    }
+}
+
+fn in_use(id: &str) -> Error {
+    let reason = format!("`{id}` is in use by a session; change its adapters first");
+    Error::InvalidArgument { name: "adapters", reason }
+}

@@ -1,0 +1,178 @@
+//! Adapters of an engine and of its sessions: load, refuse, swap, mix.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::adapter::registry::AdapterState;
+use crate::adapter::{Adapter, LoadReport};
+use crate::error::{Error, Result};
+
+use super::generate::Generation;
+use super::{Engine, Session};
+
+/// What becomes of the transcript when a session's adapters change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum History {
+    /// It is computed again under the new adapters when it is next needed: as if they had been there from the start.
+    #[default]
+    Recompute,
+    /// Its keys and values stay as the old adapters made them, so that the swap costs nothing. What follows then
+    /// differs from a fresh run with either set.
+    Keep,
+}
+
+/// The adapters a session is to use, with their weights, and what becomes of its history.
+#[derive(Clone, Debug, Default)]
+pub struct Change<'a> {
+    /// Ids and weights; `y += weight * scaling * B A x` for each.
+    pub adapters: &'a [(&'a str, f32)],
+    /// What becomes of what was said.
+    pub history: History,
+}
+
+/// What an adapter does to the logits of one prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Probe {
+    /// Tokens of the prompt.
+    pub tokens: usize,
+    /// Largest change of a logit after the last token.
+    pub max_abs_difference: f32,
+    /// Root of the mean square of the changes.
+    pub rms_difference: f32,
+    /// The most likely next token is another one.
+    pub changes_next_token: bool,
+}
+
+impl Engine {
+    /// Reads an adapter (a PEFT folder or file, or a GGUF LoRA) and puts it on the device under `id`. An unused one of
+    /// that id is replaced.
+    ///
+    /// Errors: [`Error::BaseMismatch`] when it was made for another base; as [`Adapter::load`]; [`Error::AdapterBudget`];
+    /// [`Error::OutOfMemory`]; [`Error::InvalidArgument`] while a session uses that id. Nothing has changed then.
+    pub fn load_adapter(&self, id: &str, path: impl AsRef<Path>) -> Result<Arc<LoadReport>> {
+        let adapter = Adapter::load(path.as_ref(), &self.base.adapter_shape())?;
+        self.check_base(&adapter)?;
+        self.insert_adapter(id, &adapter, Some(path.as_ref()))
+    }
+
+    /// Puts an adapter from memory on the device under `id`.
+    ///
+    /// Errors: as [`Engine::load_adapter`].
+    pub fn add_adapter(&self, id: &str, adapter: &Adapter) -> Result<Arc<LoadReport>> {
+        self.check_base(adapter)?;
+        self.insert_adapter(id, adapter, None)
+    }
+
+    fn check_base(&self, adapter: &Adapter) -> Result<()> {
+        match &adapter.base_fingerprint {
+            Some(made_for) if *made_for != self.base.fingerprint => {
+                Err(Error::BaseMismatch { expected: made_for.clone(), got: self.base.fingerprint.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// As [`Engine::add_adapter`] without asking which base it was made for.
+    pub(crate) fn insert_adapter(&self, id: &str, adapter: &Adapter, path: Option<&Path>) -> Result<Arc<LoadReport>> {
+        let shape = self.base.adapter_shape();
+        adapter.modules.iter().try_for_each(|module| module.check(&shape))?;
+        let mut executor = self.executor();
+        executor.registry.insert(&self.gpu, id, adapter, path.map(Path::to_path_buf))?;
+        executor.adapters_moved(&self.gpu)?;
+        self.gpu.check()?;
+        Ok(executor.registry.report(id).unwrap_or_default())
+    }
+
+    /// Forgets an adapter.
+    ///
+    /// Errors: [`Error::InvalidArgument`] while a session uses it.
+    pub fn unload_adapter(&self, id: &str) -> Result<()> {
+        self.executor().registry.remove(id)
+    }
+
+    /// The adapters that are loaded, by id.
+    pub fn adapters(&self) -> Vec<AdapterState> {
+        self.executor().registry.states()
+    }
+
+    /// What the file of a loaded adapter held.
+    pub fn adapter_report(&self, id: &str) -> Option<Arc<LoadReport>> {
+        self.executor().registry.report(id)
+    }
+
+    /// Runs `prompt` with and without an adapter.
+    ///
+    /// Errors: [`Error::InvalidAdapter`] when it changes nothing; as [`Session::logits`].
+    pub fn probe_adapter(self: &Arc<Self>, id: &str, prompt: &str) -> Result<Probe> {
+        let last = |adapters: &[(&str, f32)]| -> Result<(usize, Vec<f32>)> {
+            let mut session = self.session();
+            session.set_adapters(&Change { adapters, ..Change::default() })?;
+            session.push_text(prompt)?;
+            let mut last = Vec::new();
+            let tokens = session.tokens().len();
+            session.logits(tokens.saturating_sub(1), |_, logits| last = logits.to_vec())?;
+            Ok((tokens, last))
+        };
+        let ((tokens, without), (_, with)) = (last(&[])?, last(&[(id, 1.0)])?);
+        let differences = || without.iter().zip(&with).map(|(a, b)| (a - b).abs());
+        let best = |logits: &[f32]| logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(i, _)| i);
+        let squares = differences().map(|d| f64::from(d) * f64::from(d)).sum::<f64>();
+        let probe = Probe {
+            tokens,
+            max_abs_difference: differences().fold(0.0, f32::max),
+            rms_difference: (squares / without.len().max(1) as f64).sqrt() as f32,
+            changes_next_token: best(&without) != best(&with),
+        };
+        if probe.max_abs_difference > 0.0 {
+            return Ok(probe);
+        }
+        let reason =
+            "it changes nothing the model says of this prompt; its B factors may be zero: train it".to_string();
+        Err(Error::InvalidAdapter { what: id.into(), reason })
+    }
+}
+
+impl Session {
+    /// Changes the adapters. With those that are on the device already only a number is written at the next step.
+    ///
+    /// Errors: [`Error::InvalidArgument`] for an id that is not loaded or more than can run at once;
+    /// [`Error::AdapterBudget`]; as [`Adapter::load`] when one has to be read again. The session is then as it was.
+    pub fn set_adapters(&mut self, change: &Change<'_>) -> Result<()> {
+        let adapters: Vec<(String, f32)> =
+            change.adapters.iter().map(|(id, weight)| ((*id).to_string(), *weight)).collect();
+        let engine = Arc::clone(&self.engine);
+        let mut executor = engine.executor();
+        if adapters == executor.registry.adapters(self.set) {
+            return Ok(());
+        }
+        let set = executor.registry.acquire(&engine.gpu, &adapters)?;
+        if let Err(error) = executor.adapters_moved(&engine.gpu) {
+            executor.registry.release(set);
+            return Err(error);
+        }
+        executor.registry.release(self.set);
+        self.set = set;
+        drop(executor);
+        match change.history {
+            History::Keep => self.mixed |= self.kv_len > 0,
+            History::Recompute => self.forget_kv(),
+        }
+        Ok(())
+    }
+
+    /// Its adapters and their weights.
+    pub fn adapters(&self) -> Vec<(String, f32)> {
+        self.engine.executor().registry.adapters(self.set).to_vec()
+    }
+}
+
+impl Generation<'_> {
+    /// Changes the adapters of sequence `index` between two tokens; see [`Session::set_adapters`].
+    ///
+    /// Errors: as [`Session::set_adapters`]; [`Error::InvalidArgument`] for a sequence that is not there.
+    pub fn set_adapters(&mut self, index: usize, change: &Change<'_>) -> Result<()> {
+        self.session_for_change(index)?.set_adapters(change)
+    }
+}

@@ -1,0 +1,33 @@
+// lora_embedding: x[t, n] += weight * sum_i B[n, i] A[token_ids[t], i]    for every row's own adapters
+//   0 token_ids  u32  read  [T]      1 x  f32  read_write  [T, D]
+//   LORA_A  the A factors, here [V, rank]      LORA_B  the B factors, [D, rank]
+// Grid: (ceil(D / 64), T, 1).
+// Host: runtime/kernels/lora.rs    Oracle: tests/kernels/lora.rs
+struct Params {
+    d: u32,
+    site: u32,
+    pad0: u32,
+    pad1: u32,
+}
+@group(0) @binding(0) var<storage, read> token_ids: array<u32>;
+@group(0) @binding(1) var<storage, read_write> x: array<f32>;
+
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+    if id.x >= p.d {
+        return;
+    }
+    var sum = 0.0;
+    for (var entry = 0u; entry < ENTRIES; entry++) {
+        let a = factor_a(id.y, p.site, entry);
+        let b = factor_b(id.y, p.site, entry);
+        if b.rank == 0u { break; }
+        let fours = b.rank / 4u;
+        var part = 0.0;
+        for (var i = 0u; i < fours; i++) {
+            part += dot(four_of_a(a.at + token_ids[id.y] * fours + i), four_of_b(b.at + id.x * fours + i));
+        }
+        sum += a.weight * part;
+    }
+    x[id.y * p.d + id.x] += sum;
+}
