@@ -4,6 +4,7 @@
 //! rounding adds a share of its own, taken as independent (Higham & Mary 2019, "A New Approach to Probabilistic Rounding
 //! Error Analysis"). Within [`SIGMAS`] standard deviations is what a correct kernel gives.
 
+use epiphyte::adapter::{Adapter, LoraModule, ModulePath, Target};
 use epiphyte::format::gguf::Gguf;
 use epiphyte::model::config::ModelConfig;
 use epiphyte::model::rope::RopeScaling;
@@ -40,10 +41,13 @@ impl Near {
 type Row = Vec<Near>;
 
 /// Weights `[N, K]`, dequantised, with the largest of each block of 32.
+#[derive(Clone)]
 struct Matrix {
     k: usize,
     weights: Vec<f64>,
     peaks: Vec<f64>,
+    /// Added to its product, each with the weight of its adapter.
+    loras: Vec<(LoraModule, f64)>,
 }
 
 impl Matrix {
@@ -54,7 +58,7 @@ impl Matrix {
         let weights: Vec<f64> = values.into_iter().map(f64::from).collect();
         let peak = |block: &[f64]| block.iter().fold(0.0_f64, |peak, w| peak.max(w.abs()));
         let peaks = weights.chunks(32).map(peak).collect();
-        Self { k: view.row_len(), weights, peaks }
+        Self { k: view.row_len(), weights, peaks, loras: Vec::new() }
     }
 
     fn row(&self, n: usize) -> &[f64] {
@@ -63,7 +67,13 @@ impl Matrix {
 
     /// W x.
     fn times(&self, x: &[Near]) -> Row {
-        (0..self.weights.len() / self.k).map(|n| self.dot(n, x)).collect()
+        let mut y: Row = (0..self.weights.len() / self.k).map(|n| self.dot(n, x)).collect();
+        for (lora, weight) in &self.loras {
+            let scale = weight * f64::from(lora.scaling);
+            let u: Row = lora.a.chunks(x.len()).map(|a| factor_dot(a, x, scale)).collect();
+            add_expanded(&mut y, &lora.b, &u);
+        }
+        y
     }
 
     fn dot(&self, n: usize, x: &[Near]) -> Near {
@@ -78,6 +88,26 @@ impl Matrix {
         // K additions, each rounding a sum of such terms.
         out.variance += EPS * EPS * self.k as f64 * squares;
         out
+    }
+}
+
+/// scale * sum f x, for factors rounded to f16 and f32 sums.
+fn factor_dot(factors: &[f32], x: &[Near], scale: f64) -> Near {
+    let mut out = Near::default();
+    for (f, x) in factors.iter().zip(x) {
+        let f = f64::from(*f) * scale;
+        out.value += f * x.value;
+        // A power of two is taken out of the factors: what f16 can't hold below is 2^-24 of the largest.
+        let own = (f * x.value).powi(2) * (HALF_EPS * HALF_EPS + factors.len() as f64 * EPS * EPS);
+        out.variance += f * f * x.variance + own;
+    }
+    out
+}
+
+/// y += B u.
+fn add_expanded(y: &mut [Near], b: &[f32], u: &[Near]) {
+    for (y, b) in y.iter_mut().zip(b.chunks(u.len())) {
+        *y = y.plus(factor_dot(b, u, 1.0));
     }
 }
 
@@ -130,13 +160,54 @@ impl Reference {
         }
     }
 
+    /// With `adapters`, each with its weight.
+    pub(super) fn adapted(gguf: &Gguf, adapters: &[(&Adapter, f32)]) -> Self {
+        let mut reference = Self::new(gguf);
+        let modules =
+            adapters.iter().flat_map(|(adapter, weight)| adapter.modules.iter().map(|m| (m.clone(), *weight)));
+        for (module, weight) in modules {
+            reference.module(module.path).loras.push((module, weight.into()));
+        }
+        reference
+    }
+
+    fn module(&mut self, path: ModulePath) -> &mut Matrix {
+        let Some(layer) = path.layer else {
+            let tied = Matrix { loras: Vec::new(), ..self.embed_tokens.clone() };
+            return match path.target {
+                Target::LmHead => self.lm_head.get_or_insert(tied),
+                _ => &mut self.embed_tokens,
+            };
+        };
+        let layer = &mut self.layers[layer];
+        match path.target {
+            Target::QProj => &mut layer.q_proj,
+            Target::KProj => &mut layer.k_proj,
+            Target::VProj => &mut layer.v_proj,
+            Target::OProj => &mut layer.o_proj,
+            Target::GateProj => &mut layer.gate_proj,
+            Target::UpProj => &mut layer.up_proj,
+            Target::DownProj => &mut layer.down_proj,
+            Target::LmHead | Target::EmbedTokens => unreachable!("not in a layer"),
+        }
+    }
+
+    /// The embedding of a token; LoRA on it adds B times a column of A, and leaves a tied head alone.
+    fn embed(&self, id: u32) -> Row {
+        let row = self.embed_tokens.row(id as usize).iter();
+        let mut x: Row = row.map(|&value| Near { value, variance: 0.0 }.rounded(2.0 * EPS)).collect();
+        for (lora, weight) in &self.embed_tokens.loras {
+            let scale = weight * f64::from(lora.scaling);
+            let column = lora.a.chunks(lora.a.len() / lora.rank).map(|row| f64::from(row[id as usize]) * scale);
+            let u: Row = column.map(|value| Near { value, variance: 0.0 }.rounded(HALF_EPS)).collect();
+            add_expanded(&mut x, &lora.b, &u);
+        }
+        x
+    }
+
     /// Logits `[T, V]` of `ids`, for a KV cache in f16 or f32.
     pub(super) fn logits(&self, ids: &[u32], kv_f16: bool) -> Vec<Row> {
-        let embed = |&id: &u32| -> Row {
-            let row = self.embed_tokens.row(id as usize).iter();
-            row.map(|&value| Near { value, variance: 0.0 }.rounded(2.0 * EPS)).collect()
-        };
-        let mut x: Vec<Row> = ids.iter().map(embed).collect();
+        let mut x: Vec<Row> = ids.iter().map(|&id| self.embed(id)).collect();
         for layer in &self.layers {
             self.attend(layer, &mut x, kv_f16);
             for x in &mut x {
@@ -146,8 +217,12 @@ impl Reference {
                 add(x, &layer.down_proj.times(&h));
             }
         }
-        let head = self.lm_head.as_ref().unwrap_or(&self.embed_tokens);
-        x.iter().map(|x| head.times(&self.rms_norm(x, &self.norm))).collect()
+        let head = |x: &Row| match &self.lm_head {
+            Some(head) => head.times(x),
+            // LoRA on the embedding is not on the head.
+            None => (0..self.config.vocab_size).map(|n| self.embed_tokens.dot(n, x)).collect(),
+        };
+        x.iter().map(|x| head(&self.rms_norm(x, &self.norm))).collect()
     }
 
     fn rms_norm(&self, x: &[Near], gain: &Matrix) -> Row {
