@@ -4,9 +4,12 @@
 pub mod config;
 pub mod lora;
 pub mod module;
+pub(crate) mod parts;
 pub mod report;
+pub mod targets;
 
 pub use config::{LoraConfig, Modules};
 pub use lora::Adapter;
 pub use module::{BaseShape, LoraModule, ModulePath, Target};
 pub use report::{AdapterFormat, LoadReport};
+pub use targets::TargetModule;
