@@ -1,13 +1,24 @@
 //! An adapter: LoRA on some modules of one base.
 
+use std::io::{Cursor, Read as _, Seek};
 use std::path::Path;
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::format::gguf::Gguf;
+use crate::format::safetensors::SafetensorsFile;
+use crate::format::{self, gguf_lora, peft};
 
 pub use super::config::{LoraConfig, Modules};
 pub use super::module::{BaseShape, LoraModule, ModulePath, Target};
 pub use super::report::LoadReport;
+
+/// The first bytes of a GGUF file.
+const MAGIC: &[u8] = b"GGUF";
+/// Letters of a file's name for something, in an error.
+const MAX_NAME: usize = 128;
+/// In place of a path in errors.
+const MEMORY: &str = "<memory>";
 
 /// LoRA on some modules of one base, in host memory as f32.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,19 +63,126 @@ impl Adapter {
     /// Reads a PEFT folder, a PEFT safetensors file with the config in its metadata, or a GGUF LoRA: by content.
     /// Either all of it is loaded or nothing.
     ///
-    /// Errors: [`Error::Io`]; [`Error::InvalidFile`] for a file that is no adapter; [`Error::InvalidAdapter`] naming
-    /// the key or tensor that can't be honoured.
-    pub fn load(path: &Path, _shape: &BaseShape) -> Result<Self> {
-        Err(Error::InvalidFile { path: path.into(), reason: "reading adapters is not built yet".into() })
+    /// Errors: [`Error::Io`]; [`Error::InvalidFile`] for a file that is no adapter or is damaged;
+    /// [`Error::InvalidMetadata`] and [`Error::InvalidTensor`] for a damaged GGUF; [`Error::InvalidAdapter`] naming the
+    /// first key or tensor that can't be honoured ([`Self::inspect`] gives all of them).
+    pub fn load(path: impl AsRef<Path>, shape: &BaseShape) -> Result<Self> {
+        read(path.as_ref(), shape)?.into_adapter()
+    }
+
+    /// Reads an adapter as [`Self::load`] does, and reports what became of everything in it, refused or not.
+    ///
+    /// Errors: as [`Self::load`], but for what the report says.
+    pub fn inspect(path: impl AsRef<Path>, shape: &BaseShape) -> Result<LoadReport> {
+        Ok(read(path.as_ref(), shape)?.report)
+    }
+
+    /// As [`Self::load`], from a PEFT adapter in memory: the text of its config and its safetensors.
+    ///
+    /// Errors: as [`Self::load`].
+    pub fn from_peft(config: &[u8], tensors: &[u8], shape: &BaseShape) -> Result<Self> {
+        let file = SafetensorsFile::new(Path::new(MEMORY), Cursor::new(tensors))?;
+        read_peft(config, file, shape)?.into_adapter()
+    }
+
+    /// As [`Self::load`], from a GGUF file in memory, or safetensors with the config in their metadata.
+    ///
+    /// Errors: as [`Self::load`].
+    pub fn from_bytes(bytes: Vec<u8>, shape: &BaseShape) -> Result<Self> {
+        if bytes.starts_with(MAGIC) {
+            return read_gguf(&Gguf::from_bytes(bytes)?, shape)?.into_adapter();
+        }
+        let path = Path::new(MEMORY);
+        let file = SafetensorsFile::new(path, Cursor::new(bytes))?;
+        read_peft(&peft::config_inside(path, &file)?, file, shape)?.into_adapter()
     }
 
     /// Writes a PEFT folder (`adapter_config.json`, `adapter_model.safetensors`), with tensors in `dtype`: F32 or F16.
-    pub fn save_peft(&self, dir: &Path, _dtype: DType) -> Result<()> {
-        Err(Error::InvalidFile { path: dir.into(), reason: "writing adapters is not built yet".into() })
+    /// An adapter that is there already is replaced.
+    ///
+    /// Errors: [`Error::Io`]; [`Error::InvalidFile`] for a folder that holds something else;
+    /// [`Error::InvalidAdapter`] for a module whose numbers are too large for F16, or which the config does not mean.
+    pub fn save_peft(&self, dir: impl AsRef<Path>, dtype: DType, shape: &BaseShape) -> Result<()> {
+        self.check(shape)?;
+        peft::save(dir.as_ref(), &self.config, &self.modules, self.base_fingerprint.as_deref(), dtype)
     }
 
-    /// Writes a GGUF LoRA for llama.cpp, with tensors in `dtype`: F32 or F16.
-    pub fn save_gguf(&self, path: &Path, _shape: &BaseShape, _dtype: DType) -> Result<()> {
-        Err(Error::InvalidFile { path: path.into(), reason: "writing adapters is not built yet".into() })
+    /// Writes a GGUF LoRA for llama.cpp, with tensors in `dtype`: F32 or F16. A file that is there is replaced.
+    ///
+    /// llama.cpp knows one alpha a file: where modules need several (`alpha_pattern`, `use_rslora` with several ranks),
+    /// B is multiplied by the difference, to the last bit or two.
+    ///
+    /// Errors: as [`Self::save_peft`]; [`Error::Unsupported`] for LoRA on the embedding or the head of a base where they
+    /// are one, which llama.cpp can't load.
+    pub fn save_gguf(&self, path: impl AsRef<Path>, dtype: DType, shape: &BaseShape) -> Result<()> {
+        self.check(shape)?;
+        let fingerprint = self.base_fingerprint.as_deref();
+        gguf_lora::save(path.as_ref(), &self.modules, fingerprint, (self.config.lora_alpha, shape, dtype))
     }
+
+    /// That the modules fit the base, and are what the config says: else readers would see another adapter.
+    fn check(&self, shape: &BaseShape) -> Result<()> {
+        let targets = self.config.modules(shape)?;
+        for module in &self.modules {
+            module.check(shape)?;
+            let target = targets.iter().find(|target| target.path == module.path);
+            if target.is_none_or(|t| (t.rank, t.scaling) != (module.rank, module.scaling)) {
+                let (what, says) = (module.path.to_string(), target.map(|t| (t.rank, t.scaling)));
+                let reason =
+                    format!("rank and scaling {:?}, but the config says {says:?}", (module.rank, module.scaling));
+                return Err(Error::InvalidAdapter { what, reason });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What [`Parts::assemble`] gives.
+struct Read {
+    config: LoraConfig,
+    modules: Vec<LoraModule>,
+    report: LoadReport,
+}
+
+impl Read {
+    fn into_adapter(self) -> Result<Adapter> {
+        let Self { config, modules, report } = self;
+        if let Some(first) = report.refused().next() {
+            let others = match report.refused().count() - 1 {
+                0 => String::new(),
+                n => format!(" (and {n} more)"),
+            };
+            let what = first.name.chars().take(MAX_NAME).collect();
+            return Err(Error::InvalidAdapter { what, reason: format!("{}{others}", first.reason) });
+        }
+        Ok(Adapter { config, modules, base_fingerprint: report.base_fingerprint.clone(), report })
+    }
+}
+
+fn read(path: &Path, shape: &BaseShape) -> Result<Read> {
+    if path.is_dir() {
+        let (config, file) = peft::open_folder(path)?;
+        return read_peft(&config, file, shape);
+    }
+    let mut magic = [0; 4];
+    let mut file = format::open(path)?;
+    // A file of fewer bytes is neither; what follows says so.
+    let _ = file.read_exact(&mut magic);
+    if magic == MAGIC {
+        return read_gguf(&Gguf::open(path)?, shape);
+    }
+    let file = SafetensorsFile::open(path)?;
+    read_peft(&peft::config_inside(path, &file)?, file, shape)
+}
+
+fn read_peft<R: std::io::Read + Seek>(config: &[u8], mut file: SafetensorsFile<R>, shape: &BaseShape) -> Result<Read> {
+    let parts = peft::parts(config, &file, shape)?;
+    let (config, modules, report) = parts.assemble(shape, &mut |found| file.read_f32(&found.name))?;
+    Ok(Read { config, modules, report })
+}
+
+fn read_gguf(gguf: &Gguf, shape: &BaseShape) -> Result<Read> {
+    let parts = gguf_lora::parts(gguf, shape)?;
+    let (config, modules, report) = parts.assemble(shape, &mut |found| gguf_lora::read(gguf, found, shape))?;
+    Ok(Read { config, modules, report })
 }

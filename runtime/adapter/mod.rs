@@ -6,11 +6,14 @@ pub mod config;
 pub mod lora;
 pub mod module;
 mod packed;
+pub(crate) mod parts;
 pub mod registry;
 pub mod report;
 pub mod site;
+pub mod targets;
 
 pub use config::{LoraConfig, Modules};
 pub use lora::Adapter;
 pub use module::{BaseShape, LoraModule, ModulePath, Target};
 pub use report::{AdapterFormat, LoadReport};
+pub use targets::TargetModule;

@@ -86,8 +86,6 @@ pub struct Registry {
     entries: BTreeMap<String, Entry>,
     sets: Vec<Option<Set>>,
     clock: u64,
-    /// Reads an adapter file again.
-    reload: fn(&std::path::Path, &BaseShape) -> Result<Adapter>,
 }
 
 impl Registry {
@@ -100,7 +98,7 @@ impl Registry {
         };
         let arena = Arena::new(gpu, u64::from(directory.words()) * 4, budget);
         let sets = (0..MAX_SETS).map(|_| None).collect();
-        Self { directory, shape, arena, entries: BTreeMap::new(), sets, clock: 0, reload: Adapter::load }
+        Self { directory, shape, arena, entries: BTreeMap::new(), sets, clock: 0 }
     }
 
     /// The shape of the directory.
@@ -358,7 +356,7 @@ impl Registry {
         let packed = match &entry.source {
             Source::Memory(packed) => Arc::clone(packed),
             Source::Path(path) => {
-                let packed = Packed::new(&(self.reload)(path, &self.shape)?, &self.shape);
+                let packed = Packed::new(&Adapter::load(path, &self.shape)?, &self.shape);
                 if packed.digest != entry.digest {
                     let reason = "the file has changed since it was loaded; load it again".to_string();
                     return Err(Error::InvalidAdapter { what: id.into(), reason });

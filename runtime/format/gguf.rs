@@ -18,6 +18,7 @@ use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+pub(crate) use names::gguf_name;
 pub use names::hf_name;
 pub use value::{Array, FromValue, Value};
 

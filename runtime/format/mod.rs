@@ -1,6 +1,11 @@
 //! Files in and out: every name, length and offset of a file is checked here, so the floors above can trust them.
 
 pub mod gguf;
+pub(crate) mod gguf_lora;
+mod gguf_writer;
+pub(crate) mod peft;
+pub(crate) mod safetensors;
+mod staged;
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -15,14 +20,19 @@ use crate::error::{Error, Result};
 /// The bytes of one file: a mapping, or memory that the caller gave.
 pub(crate) type Bytes = Box<dyn AsRef<[u8]> + Send + Sync>;
 
-/// Maps a regular file read-only.
-pub(crate) fn map(path: &Path) -> Result<Mmap> {
+/// Opens a regular file for reading.
+pub(crate) fn open(path: &Path) -> Result<File> {
     let kind = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
     if !kind.is_file() {
         // Opening a pipe would block and mapping a folder fails obscurely.
         return Err(Error::InvalidFile { path: path.into(), reason: "not a regular file; give a model file".into() });
     }
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    File::open(path).map_err(|e| Error::io(path, e))
+}
+
+/// Maps a regular file read-only.
+pub(crate) fn map(path: &Path) -> Result<Mmap> {
+    let file = open(path)?;
     // SAFETY: the mapping is read-only and private to this process. Rust can't stop another process from changing the
     // file; callers' docs ask for it to be left alone, and nothing read from it is trusted without a bounds check.
     unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))

@@ -35,3 +35,14 @@ pub fn hf_name(gguf: &str) -> Option<String> {
     let canonical = layer.parse::<u32>().is_ok_and(|n| n.to_string() == layer);
     (canonical && matches!(part, "weight" | "bias")).then(|| format!("model.layers.{layer}.{hf}.{part}"))
 }
+
+/// The GGUF tensor of a Hugging Face path, [`hf_name`]'s inverse.
+pub(crate) fn gguf_name(hf: &str) -> Option<String> {
+    if let Some((gguf, _)) = GLOBAL.iter().find(|(_, name)| *name == hf) {
+        return Some((*gguf).into());
+    }
+    let (layer, rest) = hf.strip_prefix("model.layers.")?.split_once('.')?;
+    let (module, part) = rest.rsplit_once('.')?;
+    let (gguf, _) = LAYER.iter().find(|(_, name)| *name == module)?;
+    Some(format!("blk.{layer}.{gguf}.{part}"))
+}

@@ -1,0 +1,193 @@
+//! Which modules a config means, and the rank and scaling of each: PEFT's matching, rule for rule.
+//!
+//! Sources: `check_target_module_exists`, `get_pattern_key` and `LoraLayer.update_layer` of PEFT 0.21. Its patterns are
+//! Python's; the common syntax is the same here, look-around and back-references are refused by the regex engine, whose
+//! time is linear in pattern and path.
+
+use regex::bytes::{Regex, RegexBuilder};
+
+use super::config::{LoraConfig, Modules};
+use super::module::{BaseShape, ModulePath, Target};
+use crate::error::{Error, Result};
+
+/// Bytes of a compiled pattern.
+const MAX_COMPILED: usize = 1 << 20;
+/// Patterns in one key that are more than names.
+const MAX_REGEXES: usize = 256;
+
+/// A module that a config targets.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TargetModule {
+    /// The module.
+    pub path: ModulePath,
+    /// Its rank.
+    pub rank: usize,
+    /// `lora_alpha / r`, or `lora_alpha / sqrt(r)` with `use_rslora`.
+    pub scaling: f32,
+}
+
+impl LoraConfig {
+    /// The modules of a base that this config targets, sorted by path.
+    ///
+    /// Errors: [`Error::InvalidAdapter`] naming the key whose pattern is not understood.
+    pub fn modules(&self, shape: &BaseShape) -> Result<Vec<TargetModule>> {
+        let selected = Selection::new(self)?;
+        let ranks = Suffixes::new("rank_pattern", self.rank_pattern.iter().map(|(key, _)| key.as_str()))?;
+        let alphas = Suffixes::new("alpha_pattern", self.alpha_pattern.iter().map(|(key, _)| key.as_str()))?;
+        let mut modules = Vec::new();
+        for path in shape.modules() {
+            let name = path.to_string();
+            if !selected.takes(path.target, &name) {
+                continue;
+            }
+            let rank = ranks.first(&name).map_or(self.r, |i| self.rank_pattern[i].1);
+            let alpha = alphas.first(&name).map_or(self.lora_alpha, |i| self.alpha_pattern[i].1);
+            let divisor = if self.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
+            modules.push(TargetModule { path, rank, scaling: (alpha / divisor) as f32 });
+        }
+        Ok(modules)
+    }
+}
+
+/// `target_modules`, `exclude_modules`, `layers_to_transform` and `layers_pattern`, compiled.
+struct Selection<'a> {
+    target: Matcher<'a>,
+    exclude: Option<Matcher<'a>>,
+    layers: &'a [i64],
+    /// Each finds a layer's number in a path, as `idx`.
+    layer_number: Vec<Regex>,
+}
+
+impl<'a> Selection<'a> {
+    fn new(config: &'a LoraConfig) -> Result<Self> {
+        let numbers =
+            |pattern: &String| compile("layers_pattern", &format!(r"\A(?:(?:^|.*?\.){pattern}\.(?P<idx>\d+)\.)"));
+        if config.layers_pattern.len() > MAX_REGEXES {
+            return Err(too_many("layers_pattern"));
+        }
+        let mut layer_number = config.layers_pattern.iter().map(numbers).collect::<Result<Vec<_>>>()?;
+        if layer_number.is_empty() {
+            layer_number.push(compile("layers_pattern", r"\A.*?\.[^.]*\.(?P<idx>\d+)\.")?);
+        }
+        let exclude = config.exclude_modules.as_ref();
+        Ok(Self {
+            target: match &config.target_modules {
+                Modules::Pattern(text) if text.eq_ignore_ascii_case("all-linear") => Matcher::AllLinear,
+                modules => Matcher::new("target_modules", modules)?,
+            },
+            exclude: exclude.map(|modules| Matcher::new("exclude_modules", modules)).transpose()?,
+            layers: &config.layers_to_transform,
+            layer_number,
+        })
+    }
+
+    fn takes(&self, target: Target, path: &str) -> bool {
+        if self.exclude.as_ref().is_some_and(|exclude| exclude.matches(target, path))
+            || !self.target.matches(target, path)
+        {
+            return false;
+        }
+        // A full path is taken whatever its layer.
+        let named_in_full = matches!(&self.target, Matcher::Names(names) if names.iter().any(|name| name == path));
+        named_in_full || self.layers.is_empty() || self.layer(path).is_some_and(|layer| self.layers.contains(&layer))
+    }
+
+    /// The layer's number, by the first pattern that matches.
+    fn layer(&self, path: &str) -> Option<i64> {
+        let found = self.layer_number.iter().find_map(|pattern| pattern.captures(path.as_bytes()))?;
+        str::from_utf8(found.name("idx")?.as_bytes()).ok()?.parse().ok()
+    }
+}
+
+enum Matcher<'a> {
+    AllLinear,
+    Names(&'a [String]),
+    Whole(Regex),
+}
+
+impl<'a> Matcher<'a> {
+    fn new(key: &str, modules: &'a Modules) -> Result<Self> {
+        Ok(match modules {
+            Modules::Names(names) => Self::Names(names),
+            Modules::Pattern(pattern) => {
+                // Alone first: brackets that only balance inside ours are an error to Python.
+                compile(key, pattern)?;
+                Self::Whole(compile(key, &format!(r"\A(?:{pattern})\z"))?)
+            }
+        })
+    }
+
+    fn matches(&self, target: Target, path: &str) -> bool {
+        match self {
+            Self::AllLinear => target.is_in_layer(),
+            Self::Names(names) => names.iter().any(|name| ends_with_name(path, name)),
+            Self::Whole(pattern) => pattern.is_match(path.as_bytes()),
+        }
+    }
+}
+
+/// Whether a path is `name`, or ends in `.` and `name`.
+fn ends_with_name(path: &str, name: &str) -> bool {
+    path.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+/// The keys of `rank_pattern` or `alpha_pattern`: each is the pattern `(.*\.)?(key)$` from a path's beginning.
+struct Suffixes<'a> {
+    keys: Vec<Suffix<'a>>,
+}
+
+enum Suffix<'a> {
+    /// Letters, digits, `_`, and `.` for any character: what PEFT itself writes, a key a module. No engine is needed.
+    Plain(&'a str),
+    Pattern(Regex),
+}
+
+impl<'a> Suffixes<'a> {
+    fn new(key: &str, patterns: impl Iterator<Item = &'a str>) -> Result<Self> {
+        let is_plain = |text: &str| text.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'_' | b'.'));
+        let (mut keys, mut regexes) = (Vec::new(), 0);
+        for text in patterns {
+            keys.push(if is_plain(text) {
+                Suffix::Plain(text)
+            } else {
+                regexes += 1;
+                Suffix::Pattern(compile(key, &format!(r"\A(?:(.*\.)?({text})$)"))?)
+            });
+            if regexes > MAX_REGEXES {
+                return Err(too_many(key));
+            }
+        }
+        Ok(Self { keys })
+    }
+
+    /// The first key that matches.
+    fn first(&self, path: &str) -> Option<usize> {
+        self.keys.iter().position(|key| match key {
+            Suffix::Plain(text) => ends_with_plain(path.as_bytes(), text.as_bytes()),
+            Suffix::Pattern(pattern) => pattern.is_match(path.as_bytes()),
+        })
+    }
+}
+
+fn ends_with_plain(path: &[u8], text: &[u8]) -> bool {
+    let Some(at) = path.len().checked_sub(text.len()) else { return false };
+    let (before, end) = path.split_at(at);
+    before.last().is_none_or(|&c| c == b'.') && end.iter().zip(text).all(|(&c, &t)| c == t || t == b'.')
+}
+
+/// Paths are ASCII, so bytes do; Python's `\d` and `\w` agree on them.
+fn compile(key: &str, pattern: &str) -> Result<Regex> {
+    let built = RegexBuilder::new(pattern).unicode(false).size_limit(MAX_COMPILED).dfa_size_limit(MAX_COMPILED).build();
+    built.map_err(|e| {
+        let reason = match e {
+            regex::Error::CompiledTooBig(_) => "the pattern is too large; list the modules instead",
+            _ => "the pattern is not understood (look-around and back-references are not); list the modules instead",
+        };
+        Error::InvalidAdapter { what: key.into(), reason: reason.into() }
+    })
+}
+
+fn too_many(key: &str) -> Error {
+    let reason = format!("more than {MAX_REGEXES} patterns; list the modules' paths instead");
+    Error::InvalidAdapter { what: key.into(), reason }
+}

@@ -1,0 +1,201 @@
+//! PEFT's files: `adapter_config.json` and `adapter_model.safetensors` in a folder, or the tensors alone with the config
+//! in their metadata. PEFT's tensor names are mapped here and nowhere else.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::path::Path;
+
+use safetensors::tensor::{Dtype, TensorInfo, TensorView, serialize};
+
+use super::safetensors::{SafetensorsFile, from_f32, is_float};
+use super::staged::Staged;
+use crate::adapter::config::{LoraConfig, MAX_CONFIG_BYTES};
+use crate::adapter::module::{BaseShape, LoraModule, ModulePath, Target};
+use crate::adapter::parts::{Factor, Found, Parts};
+use crate::adapter::report::{AdapterFormat, Item};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+
+/// File names within a folder.
+pub(crate) const CONFIG: &str = "adapter_config.json";
+const TENSORS: &str = "adapter_model.safetensors";
+const PICKLE: &str = "adapter_model.bin";
+/// Keys of the tensor file's metadata.
+const CONFIG_KEY: &str = "epiphyte.adapter_config";
+pub(crate) const FINGERPRINT_KEY: &str = "epiphyte.base_fingerprint";
+/// What PEFT's wrappers put before a module's path.
+const PREFIX: &str = "base_model.model.";
+
+/// Opens a folder's config and tensors.
+pub(crate) fn open_folder(dir: &Path) -> Result<(Vec<u8>, SafetensorsFile<impl Read + Seek + use<>>)> {
+    let invalid = |reason: &str| Error::InvalidFile { path: dir.into(), reason: reason.into() };
+    let has = |name: &str| dir.join(name).is_file();
+    if !has(CONFIG) {
+        return Err(invalid("no adapter_config.json in it; give the folder that PEFT saved"));
+    }
+    if !has(TENSORS) && has(PICKLE) {
+        return Err(invalid("adapter_model.bin is a Python pickle, which can run code; save it as safetensors"));
+    }
+    if !has(TENSORS) {
+        return Err(invalid("no adapter_model.safetensors in it; give the folder that PEFT saved"));
+    }
+    let path = dir.join(CONFIG);
+    let mut config = Vec::new();
+    // One byte too many, for the parser to notice.
+    let mut limited = super::open(&path)?.take(MAX_CONFIG_BYTES as u64 + 1);
+    limited.read_to_end(&mut config).map_err(|e| Error::io(&path, e))?;
+    Ok((config, SafetensorsFile::open(&dir.join(TENSORS))?))
+}
+
+/// The config that a tensor file carries in its metadata.
+///
+/// Errors: [`Error::InvalidFile`] when it carries none.
+pub(crate) fn config_inside<R: Read + Seek>(path: &Path, file: &SafetensorsFile<R>) -> Result<Vec<u8>> {
+    let config = file.metadata(CONFIG_KEY).map(|text| text.as_bytes().to_vec());
+    let reason = || format!("it carries no config in its metadata (`{CONFIG_KEY}`); give the folder with {CONFIG}");
+    config.ok_or_else(|| Error::InvalidFile { path: path.into(), reason: reason() })
+}
+
+/// What is in the files, numbers apart.
+pub(crate) fn parts<R: Read + Seek>(config: &[u8], file: &SafetensorsFile<R>, shape: &BaseShape) -> Result<Parts> {
+    let (config, keys) = LoraConfig::parse(config)?;
+    let (mut found, mut others) = (Vec::new(), Vec::new());
+    for (name, info) in file.tensors() {
+        match tensor(&name, info, shape) {
+            Ok((path, factor, shape)) => found.push(Found { name, path, factor, shape }),
+            Err(item) => others.push(item),
+        }
+    }
+    let (base_fingerprint, n_bytes) = (file.metadata(FINGERPRINT_KEY).map(String::from), file.n_bytes());
+    Ok(Parts { format: AdapterFormat::Peft, config, keys, found, others, base_fingerprint, n_bytes })
+}
+
+/// What a tensor is; judged at once if it is no factor.
+fn tensor(name: &str, info: &TensorInfo, shape: &BaseShape) -> Result<(ModulePath, Factor, [usize; 2]), Item> {
+    let refused = |reason: String| Item::refused(name, reason);
+    let inner = name.strip_prefix(PREFIX).unwrap_or(name);
+    if let Some(module) = inner.strip_suffix(".base_layer.weight") {
+        return Err(base_layer(name, module, info, shape));
+    }
+    let Some((path, factor)) = factor(inner) else {
+        let reason = match inner {
+            _ if inner.contains("lora_magnitude_vector") => "DoRA is not supported; merge it into a plain LoRA first",
+            _ if inner.ends_with(".bias") => "biases are not supported; train with bias none and without lora_bias",
+            _ if inner.contains(".lora_") => "the base has no such module that takes LoRA",
+            _ => "it would replace a part of the base, which is frozen; train LoRA only",
+        };
+        return Err(refused(reason.into()));
+    };
+    if !is_float(info.dtype) {
+        return Err(refused(format!("its type is {:?}; F32, F16, BF16 and F64 are supported", info.dtype)));
+    }
+    match *info.shape {
+        [rows, columns] => Ok((path, factor, [rows, columns])),
+        _ => Err(refused(format!("its shape is {:?}; a matrix is needed", info.shape))),
+    }
+}
+
+/// PEFT saves the embedding's own weights along when it is targeted.
+fn base_layer(name: &str, module: &str, info: &TensorInfo, shape: &BaseShape) -> Item {
+    match ModulePath::parse(module) {
+        Some(ModulePath { layer: None, .. }) if info.shape == [shape.vocab_size, shape.hidden_size] => {
+            Item::ignored(name, "a copy of the base's frozen weights; those of the loaded base are used")
+        }
+        Some(ModulePath { layer: None, .. }) => {
+            Item::refused(name, "the vocabulary was resized in training; train with the base's own tokens")
+        }
+        _ => Item::refused(name, "it would replace a part of the base, which is frozen; train LoRA only"),
+    }
+}
+
+/// `<module>.lora_A.weight` or `<module>.lora_embedding_A`, perhaps with the adapter's name after the A.
+fn factor(name: &str) -> Option<(ModulePath, Factor)> {
+    let (module, rest) = name.split_once(".lora_")?;
+    let path = ModulePath::parse(module)?;
+    let rest: Vec<_> = rest.split('.').collect();
+    let embedding = path.target == Target::EmbedTokens;
+    let factor = match (embedding, rest.as_slice()) {
+        (false, ["A", "weight"] | ["A", _, "weight"]) | (true, ["embedding_A"] | ["embedding_A", _]) => Factor::A,
+        (false, ["B", "weight"] | ["B", _, "weight"]) | (true, ["embedding_B"] | ["embedding_B", _]) => Factor::B,
+        _ => return None,
+    };
+    Some((path, factor))
+}
+
+fn tensor_name(path: ModulePath, factor: Factor) -> String {
+    match path.target {
+        Target::EmbedTokens => format!("{PREFIX}{path}.lora_embedding_{factor:?}"),
+        _ => format!("{PREFIX}{path}.lora_{factor:?}.weight"),
+    }
+}
+
+/// Writes a folder. The config goes first out and last in, so that no crash leaves one beside tensors it is not for.
+///
+/// Errors: [`Error::Io`]; [`Error::InvalidFile`] when the folder exists and is neither empty nor an adapter's;
+/// [`Error::InvalidAdapter`] for a module whose numbers `dtype` can't hold.
+pub(crate) fn save(
+    dir: &Path,
+    config: &LoraConfig,
+    modules: &[LoraModule],
+    fingerprint: Option<&str>,
+    dtype: DType,
+) -> Result<()> {
+    let json = config.to_json();
+    let bytes = encode(dir, &json, modules, fingerprint, dtype)?;
+    let invalid = |reason: &str| Error::InvalidFile { path: dir.into(), reason: reason.into() };
+    if dir.exists() {
+        if !dir.is_dir() {
+            return Err(invalid("a file has that name; give a folder"));
+        }
+        let mut entries = std::fs::read_dir(dir).map_err(|e| Error::io(dir, e))?;
+        if entries.next().is_some() && !is_adapter(dir) {
+            return Err(invalid("the folder holds something that is no adapter; give an empty or a new one"));
+        }
+    }
+    std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
+    let (old, tensors) = (dir.join(CONFIG), dir.join(TENSORS));
+    let (staged_tensors, staged_config) = (Staged::write(&tensors, &bytes)?, Staged::write(&old, json.as_bytes())?);
+    if old.exists() && std::fs::read(&old).map_err(|e| Error::io(&old, e))? != json.as_bytes() {
+        std::fs::remove_file(&old).map_err(|e| Error::io(&old, e))?;
+    }
+    staged_tensors.commit()?;
+    staged_config.commit()
+}
+
+/// Whether the folder's config says it is a PEFT adapter.
+fn is_adapter(dir: &Path) -> bool {
+    let mut text = Vec::new();
+    let read = File::open(dir.join(CONFIG)).and_then(|file| file.take(MAX_CONFIG_BYTES as u64).read_to_end(&mut text));
+    let config = read.ok().and_then(|_| serde_json::from_slice::<serde_json::Value>(&text).ok());
+    config.is_some_and(|config| config.get("peft_type").is_some())
+}
+
+fn encode(dir: &Path, json: &str, modules: &[LoraModule], fingerprint: Option<&str>, dtype: DType) -> Result<Vec<u8>> {
+    let element = if dtype == DType::F16 { Dtype::F16 } else { Dtype::F32 };
+    let mut data = Vec::new();
+    for module in modules {
+        let (r, too_large) = (module.rank, || too_large(module, dtype));
+        for (factor, values) in [(Factor::A, &module.a), (Factor::B, &module.b)] {
+            let width = values.len() / r.max(1);
+            let shape = if factor == Factor::A { vec![r, width] } else { vec![width, r] };
+            let bytes = from_f32(dtype, values).ok_or_else(too_large)?;
+            data.push((tensor_name(module.path, factor), shape, bytes));
+        }
+    }
+    let mut metadata = HashMap::from([("format".into(), "pt".into()), (CONFIG_KEY.into(), json.into())]);
+    metadata.extend(fingerprint.map(|fingerprint| (FINGERPRINT_KEY.to_string(), fingerprint.to_string())));
+    let invalid = |e| Error::InvalidFile { path: dir.into(), reason: format!("safetensors: {e}") };
+    let views = data.iter().map(|(name, shape, bytes)| Ok((name, TensorView::new(element, shape.clone(), bytes)?)));
+    let views = views.collect::<Result<Vec<_>, _>>().map_err(invalid)?;
+    serialize(views, Some(metadata)).map_err(invalid)
+}
+
+/// Why a module can't be written in a type.
+pub(crate) fn too_large(module: &LoraModule, dtype: DType) -> Error {
+    let reason = match dtype {
+        DType::F32 | DType::F16 => format!("its numbers are too large for {}; save it as F32", dtype.name()),
+        other => format!("adapters are saved as F32 or F16, not {}", other.name()),
+    };
+    Error::InvalidAdapter { what: module.path.to_string(), reason }
+}

@@ -1,0 +1,132 @@
+//! Safetensors: tensors read one by one from a checked header, as f32.
+//!
+//! The file is read, not mapped: an adapter may be replaced on disk while it loads.
+
+use std::fs::File;
+use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+
+/// Far above a real header: about 100 bytes a tensor.
+const MAX_HEADER: u64 = 16 << 20;
+
+/// An open file whose header is checked; tensors are read on demand.
+pub(crate) struct SafetensorsFile<R> {
+    path: PathBuf,
+    reader: R,
+    header: Metadata,
+    data_start: u64,
+    n_bytes: u64,
+}
+
+impl SafetensorsFile<BufReader<File>> {
+    /// Errors: [`Error::Io`]; [`Error::InvalidFile`] for a file that is not safetensors or is cut short.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        Self::new(path, BufReader::new(super::open(path)?))
+    }
+}
+
+impl<R: Read + Seek> SafetensorsFile<R> {
+    /// Reads and checks the header; `path` is for errors.
+    pub(crate) fn new(path: &Path, mut reader: R) -> Result<Self> {
+        let io = |e| Error::io(path, e);
+        let invalid = |reason: String| Error::InvalidFile { path: path.into(), reason };
+        let n_bytes = reader.seek(SeekFrom::End(0)).map_err(io)?;
+        reader.rewind().map_err(io)?;
+        let mut length = [0; 8];
+        let cut = |_| invalid("cut short, or not safetensors; give an adapter's folder or file".into());
+        reader.read_exact(&mut length).map_err(cut)?;
+        let length = u64::from_le_bytes(length);
+        if length > MAX_HEADER || length > n_bytes - 8 {
+            return Err(invalid(format!(
+                "a header of {length} bytes in a file of {n_bytes}: damaged, or not safetensors"
+            )));
+        }
+        let mut json = vec![0; length as usize];
+        reader.read_exact(&mut json).map_err(cut)?;
+        let damaged = |e: serde_json::Error| invalid(format!("the header is damaged (column {})", e.column()));
+        let header: Metadata = serde_json::from_slice(&json).map_err(damaged)?;
+        let expected = 8 + length + header.data_len() as u64;
+        if expected != n_bytes {
+            return Err(invalid(format!("{n_bytes} bytes, but the header tells of {expected}; download it again")));
+        }
+        Ok(Self { path: path.into(), reader, header, data_start: 8 + length, n_bytes })
+    }
+
+    /// Bytes of the file.
+    pub(crate) fn n_bytes(&self) -> u64 {
+        self.n_bytes
+    }
+
+    /// A text from the header's metadata.
+    pub(crate) fn metadata(&self, key: &str) -> Option<&str> {
+        self.header.metadata().as_ref()?.get(key).map(String::as_str)
+    }
+
+    /// Every tensor, sorted by name.
+    pub(crate) fn tensors(&self) -> Vec<(String, &TensorInfo)> {
+        let mut tensors: Vec<_> = self.header.tensors().into_iter().collect();
+        tensors.sort_by(|a, b| a.0.cmp(&b.0));
+        tensors
+    }
+
+    /// Reads a tensor as f32. Call it for types that [`is_float`] takes.
+    pub(crate) fn read_f32(&mut self, name: &str) -> Result<Vec<f32>> {
+        let info = self.header.info(name).ok_or_else(|| Error::MissingTensor { name: name.into() })?;
+        let (dtype, (start, end)) = (info.dtype, info.data_offsets);
+        // The header was compared with the file's length, so this asks for no more than the file had.
+        let mut bytes = vec![0; end - start];
+        let at = SeekFrom::Start(self.data_start + start as u64);
+        let read = self.reader.seek(at).and_then(|_| self.reader.read_exact(&mut bytes));
+        read.map_err(|e| Error::io(&self.path, e))?;
+        match dtype {
+            Dtype::F64 => Ok(bytes.as_chunks().0.iter().map(|&b| f64::from_le_bytes(b) as f32).collect()),
+            _ => to_f32(gguf_type(dtype).ok_or_else(|| not_float(name))?, &bytes).ok_or_else(|| not_float(name)),
+        }
+    }
+}
+
+fn not_float(name: &str) -> Error {
+    Error::InvalidTensor { name: name.into(), reason: "F32, F16, BF16 or F64 is needed".into() }
+}
+
+/// Whether [`SafetensorsFile::read_f32`] can read it.
+pub(crate) fn is_float(dtype: Dtype) -> bool {
+    dtype == Dtype::F64 || gguf_type(dtype).is_some()
+}
+
+fn gguf_type(dtype: Dtype) -> Option<DType> {
+    match dtype {
+        Dtype::F32 => Some(DType::F32),
+        Dtype::F16 => Some(DType::F16),
+        Dtype::BF16 => Some(DType::BF16),
+        _ => None,
+    }
+}
+
+/// Little-endian numbers as f32; `None` for a type in blocks.
+pub(crate) fn to_f32(dtype: DType, bytes: &[u8]) -> Option<Vec<f32>> {
+    Some(match dtype {
+        DType::F32 => bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
+        DType::F16 => bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32()).collect(),
+        DType::BF16 => bytes.as_chunks().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32()).collect(),
+        _ => return None,
+    })
+}
+
+/// Numbers as little-endian bytes; `None` when one is too large for the type, or the type is neither F32 nor F16.
+pub(crate) fn from_f32(dtype: DType, values: &[f32]) -> Option<Vec<u8>> {
+    let half = || values.iter().map(|&v| f16::from_f32(v));
+    match dtype {
+        DType::F32 if values.iter().all(|v| v.is_finite()) => {
+            Some(values.iter().flat_map(|v| v.to_le_bytes()).collect())
+        }
+        DType::F16 if half().all(f16::is_finite) => Some(half().flat_map(f16::to_le_bytes).collect()),
+        _ => None,
+    }
+}

@@ -1,0 +1,49 @@
+//! Files that appear whole or not at all: written under a temporary name, synced, renamed.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::error::{Error, Result};
+
+/// A file that is written and synced but does not have its name yet. Dropped, it is removed.
+pub(super) struct Staged {
+    temporary: PathBuf,
+    path: PathBuf,
+}
+
+impl Staged {
+    /// Writes the bytes beside `path`.
+    pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<Self> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let unique = format!(".{name}.{}.{}.tmp", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let temporary = path.with_file_name(unique);
+        let file = OpenOptions::new().write(true).create_new(true).open(&temporary);
+        let mut file = file.map_err(|e| Error::io(path, e))?;
+        let staged = Self { temporary, path: path.into() };
+        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(|e| Error::io(path, e))?;
+        Ok(staged)
+    }
+
+    /// Gives the file its name, in place of any that has it.
+    pub(super) fn commit(self) -> Result<()> {
+        std::fs::rename(&self.temporary, &self.path).map_err(|e| Error::io(&self.path, e))?;
+        sync_folder(&self.path);
+        Ok(())
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        // Gone already after a commit.
+        let _ = std::fs::remove_file(&self.temporary);
+    }
+}
+
+/// Makes a rename last; not every system can open a folder, and none needs it for the file to be whole.
+fn sync_folder(path: &Path) {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let _ = File::open(folder).and_then(|folder| folder.sync_all());
+}
