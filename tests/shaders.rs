@@ -3,7 +3,9 @@
 
 use epiphyte::DType;
 use epiphyte::gpu::{Access, Caps, KernelSpec};
-use epiphyte::kernels::{attention, bandwidth, embedding, matmul, matvec, rms_norm, rope, sample, swiglu};
+use epiphyte::kernels::{
+    attention, bandwidth, embedding, matmul, matmul_backward, matvec, rms_norm, rope, sample, swiglu,
+};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
 const CAPS: Caps = Caps {
@@ -25,6 +27,7 @@ fn linear_specs(caps: &Caps, dtype: DType) -> Vec<KernelSpec> {
     for epilogue in [matvec::Epilogue::Store, matvec::Epilogue::Add] {
         specs.push(matmul::spec(caps, dtype, epilogue));
     }
+    specs.push(matmul_backward::spec(caps, dtype));
     specs
 }
 

@@ -4,6 +4,7 @@ pub mod attention;
 pub mod bandwidth;
 pub mod embedding;
 pub mod matmul;
+pub mod matmul_backward;
 pub mod matvec;
 pub mod rms_norm;
 pub mod rope;

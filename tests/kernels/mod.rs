@@ -6,6 +6,7 @@
 mod attention;
 mod embedding;
 mod matmul;
+mod matmul_backward;
 mod matvec;
 mod oracle;
 mod rms_norm;
