@@ -4,7 +4,7 @@
 use epiphyte::DType;
 use epiphyte::gpu::{Access, Caps, KernelSpec};
 use epiphyte::kernels::{
-    attention, bandwidth, embedding, matmul, matmul_backward, matvec, rms_norm, rope, sample, swiglu,
+    attention, bandwidth, embedding, matmul, matmul_backward, matmul_dense, matvec, rms_norm, rope, sample, swiglu,
 };
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
@@ -34,6 +34,7 @@ fn linear_specs(caps: &Caps, dtype: DType) -> Vec<KernelSpec> {
 fn other_specs(caps: &Caps) -> Vec<KernelSpec> {
     let mut specs = vec![rms_norm::spec(caps), swiglu::spec(), bandwidth::spec()];
     specs.extend([sample::adjust_spec(), sample::threshold_spec(), sample::partial_spec(), sample::final_spec()]);
+    specs.extend(matmul_dense::Tiling::ALL.map(matmul_dense::Tiling::spec));
     for (head_dim, neox) in [(64, true), (128, false), (256, true)] {
         let heads = attention::Heads { heads: 9, kv_heads: 3, head_dim, page_len: 32, kv_f16: caps.f16 };
         specs.push(rope::spec(head_dim, 32, neox, caps.f16));

@@ -16,6 +16,8 @@ const SOURCES: &[(&str, &str)] = &[
     ("matmul_backward", include_str!("../../shaders/matmul_backward.wgsl")),
     ("matmul_backward_coop", include_str!("../../shaders/matmul_backward_coop.wgsl")),
     ("matmul_backward_direct", include_str!("../../shaders/matmul_backward_direct.wgsl")),
+    ("matmul_dense", include_str!("../../shaders/matmul_dense.wgsl")),
+    ("matmul_dense_direct", include_str!("../../shaders/matmul_dense_direct.wgsl")),
     ("rope", include_str!("../../shaders/rope.wgsl")),
     ("attention", include_str!("../../shaders/attention.wgsl")),
     ("attention_prefill", include_str!("../../shaders/attention_prefill.wgsl")),

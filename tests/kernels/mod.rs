@@ -7,6 +7,7 @@ mod attention;
 mod embedding;
 mod matmul;
 mod matmul_backward;
+mod matmul_dense;
 mod matvec;
 mod oracle;
 mod rms_norm;
