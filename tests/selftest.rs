@@ -43,7 +43,7 @@ fn every_variant_passes_on_every_tier() {
 fn every_variant_for_hardware_passes() {
     let mut gpu = open(GpuOptions { cooperative_matrix: false, ..GpuOptions::default() });
     gpu.treat_as_hardware();
-    passes(gpu, &["matvec", "matmul", "attention_prefill"]);
+    passes(gpu, &["matvec", "matmul", "attention_prefill", "matmul_backward", "matmul_dense"]);
 }
 
 /// Logits of the tiny model are those of its golden file, on a device left as the self-test left it.

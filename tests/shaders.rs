@@ -6,7 +6,9 @@ use epiphyte::gpu::{Access, Caps, KernelSpec};
 use epiphyte::kernels::attention::Leaves;
 use epiphyte::kernels::lora::{self, Directory};
 use epiphyte::kernels::matvec::{Epilogue, Lora, SOFTWARE_PREFILL, Variant};
-use epiphyte::kernels::{attention, bandwidth, embedding, matmul, matvec, rms_norm, rope, sample, swiglu};
+use epiphyte::kernels::{
+    attention, bandwidth, embedding, matmul, matmul_backward, matmul_dense, matvec, rms_norm, rope, sample, swiglu,
+};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
 const CAPS: Caps = Caps {
@@ -36,6 +38,7 @@ fn linear_specs(caps: &Caps, dtype: DType) -> Vec<KernelSpec> {
     for epilogue in [Epilogue::Store, Epilogue::Add] {
         specs.push(matmul::spec(caps, dtype, epilogue));
     }
+    specs.push(matmul_backward::spec(caps, dtype));
     specs
 }
 
@@ -44,6 +47,7 @@ fn other_specs(caps: &Caps) -> Vec<KernelSpec> {
     specs.extend([None, Some(DIRECTORY)].map(|lora| swiglu::spec(caps, lora)));
     specs.extend([lora::shrink_spec(caps, DIRECTORY), lora::expand_spec(DIRECTORY), lora::embedding_spec(DIRECTORY)]);
     specs.extend([sample::adjust_spec(), sample::threshold_spec(), sample::partial_spec(), sample::final_spec()]);
+    specs.extend(matmul_dense::Tiling::ALL.map(matmul_dense::Tiling::spec));
     for (head_dim, neox) in [(64, true), (128, false), (256, true)] {
         let heads = attention::Heads { heads: 9, kv_heads: 3, head_dim, page_len: 32, kv_f16: caps.f16 };
         for lora in [None, Some(DIRECTORY)] {

@@ -5,6 +5,8 @@ pub mod bandwidth;
 pub mod embedding;
 pub mod lora;
 pub mod matmul;
+pub mod matmul_backward;
+pub mod matmul_dense;
 pub mod matvec;
 pub mod rms_norm;
 pub mod rope;

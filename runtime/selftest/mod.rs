@@ -8,6 +8,7 @@ mod cache;
 mod cases;
 mod linear;
 mod sample;
+mod training;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};

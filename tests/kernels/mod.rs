@@ -6,6 +6,8 @@
 mod attention;
 mod embedding;
 mod matmul;
+mod matmul_backward;
+mod matmul_dense;
 mod matvec;
 mod oracle;
 mod rms_norm;

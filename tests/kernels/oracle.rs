@@ -55,3 +55,19 @@ pub(super) fn rms_scale(x: &[f32], eps: f32, depth: usize) -> (f64, f64) {
     // The sum, the division by K and the addition of eps count half under the root.
     (scale, 0.5 * (gamma(depth) + DIV + EPS) + INV_SQRT)
 }
+
+/// Holds `gradient` to the slope of `loss` at `x`, by central differences in f64 with a step h of 1e-4. The slope is off by
+/// h²/6 of the third derivative and 2⁻⁵³ / h of the loss: within 1e-7 where the former is below 50 and the latter 1e4.
+pub(super) fn central_difference(x: &[f64], loss: impl Fn(&[f64]) -> f64, gradient: &[f64]) {
+    assert_eq!(x.len(), gradient.len());
+    let step = 1e-4;
+    for (i, gradient) in gradient.iter().enumerate() {
+        let at = |offset: f64| {
+            let mut x = x.to_vec();
+            x[i] += offset;
+            loss(&x)
+        };
+        let slope = (at(step) - at(-step)) / (2.0 * step);
+        assert!((slope - gradient).abs() <= 1e-7, "[{i}] the slope is {slope}, the gradient {gradient}");
+    }
+}
