@@ -4,6 +4,7 @@
 use epiphyte::DType;
 use epiphyte::gpu::{Access, Caps, KernelSpec};
 use epiphyte::kernels::{attention, bandwidth, embedding, matmul, matvec, rms_norm, rope, sample, swiglu};
+use epiphyte::kernels::{rms_norm_backward, rope_train, swiglu_backward};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
 const CAPS: Caps = Caps {
@@ -36,6 +37,15 @@ fn other_specs(caps: &Caps) -> Vec<KernelSpec> {
         specs.push(rope::spec(head_dim, 32, neox, caps.f16));
         specs.extend([attention::spec(caps, heads, true), attention::spec(caps, heads, false)]);
         specs.extend([attention::prefill_spec(heads), attention::reduce_spec(head_dim)]);
+    }
+    specs
+}
+
+fn training_specs(caps: &Caps) -> Vec<KernelSpec> {
+    let mut specs = vec![swiglu_backward::spec()];
+    specs.extend([false, true].map(|add| rms_norm_backward::spec(caps, add)));
+    for head_dim in [64, 80, 128, 256] {
+        specs.push(rope_train::spec(head_dim));
     }
     specs
 }
@@ -85,7 +95,7 @@ fn check_all(caps: &Caps) {
             check(&spec, caps.immediates);
         }
     }
-    for spec in other_specs(caps) {
+    for spec in other_specs(caps).into_iter().chain(training_specs(caps)) {
         check(&spec, caps.immediates);
     }
 }

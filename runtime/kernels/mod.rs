@@ -6,9 +6,12 @@ pub mod embedding;
 pub mod matmul;
 pub mod matvec;
 pub mod rms_norm;
+pub mod rms_norm_backward;
 pub mod rope;
+pub mod rope_train;
 pub mod sample;
 pub mod swiglu;
+pub mod swiglu_backward;
 
 use crate::gpu::Caps;
 

@@ -9,9 +9,12 @@ mod matmul;
 mod matvec;
 mod oracle;
 mod rms_norm;
+mod rms_norm_backward;
 mod rope;
+mod rope_train;
 mod sample;
 mod swiglu;
+mod swiglu_backward;
 mod weights;
 
 use std::error::Error;
@@ -86,6 +89,12 @@ impl Near {
     /// A NaN is near nothing.
     fn holds(self, got: f32) -> bool {
         (f64::from(got) - self.value).abs() <= self.bound
+    }
+
+    /// Added in f32 to what was there.
+    fn plus(self, before: f64) -> Self {
+        let value = self.value + before;
+        Self { value, bound: self.bound + oracle::EPS * (value.abs() + self.bound) }
     }
 }
 
@@ -188,6 +197,16 @@ impl Random {
         }
         all
     }
+}
+
+/// First row and end of the sequence of each row, for sequences of `lens` rows one after the other.
+fn packed(lens: &[usize]) -> Vec<[u32; 2]> {
+    let mut rows = Vec::new();
+    for &len in lens {
+        let start = rows.len() as u32;
+        rows.extend(std::iter::repeat_n([start, start + len as u32], len));
+    }
+    rows
 }
 
 /// The seed of a case's data: nothing to shrink.

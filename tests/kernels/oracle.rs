@@ -55,3 +55,28 @@ pub(super) fn rms_scale(x: &[f32], eps: f32, depth: usize) -> (f64, f64) {
     // The sum, the division by K and the addition of eps count half under the root.
     (scale, 0.5 * (gamma(depth) + DIV + EPS) + INV_SQRT)
 }
+
+/// Exactly what f32 holds.
+pub(super) fn to_f64(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|v| f64::from(*v)).collect()
+}
+
+/// Panics unless `gradient` is that of `f` at `x`, by central differences of step h in f64.
+///
+/// Their own error is h² |f‴| / 6 + 2⁻⁵³ |f| / h, at h = 1e-5 some 1e-11 of values of about 1.
+pub(super) fn check_gradient(f: impl Fn(&[f64]) -> f64, x: &[f64], gradient: &[f64]) {
+    const STEP: f64 = 1e-5;
+    assert_eq!(x.len(), gradient.len());
+    let size = gradient.iter().fold(1.0, |size: f64, g| size.max(g.abs()));
+    let mut x = x.to_vec();
+    for (i, gradient) in gradient.iter().enumerate() {
+        let at = x[i];
+        let mut beside = |step: f64| {
+            x[i] = at + step;
+            f(&x)
+        };
+        let slope = (beside(STEP) - beside(-STEP)) / (2.0 * STEP);
+        x[i] = at;
+        assert!((slope - gradient).abs() <= 1e-8 * size, "[{i}] is {gradient}, but the slope is {slope}");
+    }
+}
