@@ -4,7 +4,7 @@
 use epiphyte::DType;
 use epiphyte::gpu::{Access, Caps, KernelSpec};
 use epiphyte::kernels::{attention, bandwidth, embedding, matmul, matvec, rms_norm, rope, sample, swiglu};
-use epiphyte::kernels::{rms_norm_backward, rope_train, swiglu_backward};
+use epiphyte::kernels::{attention_backward, attention_train, rms_norm_backward, rope_train, swiglu_backward};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
 const CAPS: Caps = Caps {
@@ -45,7 +45,9 @@ fn training_specs(caps: &Caps) -> Vec<KernelSpec> {
     let mut specs = vec![swiglu_backward::spec()];
     specs.extend([false, true].map(|add| rms_norm_backward::spec(caps, add)));
     for head_dim in [64, 80, 128, 256] {
-        specs.push(rope_train::spec(head_dim));
+        specs.extend([rope_train::spec(head_dim), attention_train::spec(head_dim)]);
+        specs.push(attention_backward::delta_spec(head_dim));
+        specs.extend([attention_backward::dq_spec(head_dim), attention_backward::dkv_spec(head_dim)]);
     }
     specs
 }

@@ -1,6 +1,8 @@
 //! The host side of each kernel: its parameters, variants, grid and recording. One stem with `shaders/` and `tests/kernels/`.
 
 pub mod attention;
+pub mod attention_backward;
+pub mod attention_train;
 pub mod bandwidth;
 pub mod embedding;
 pub mod matmul;

@@ -4,6 +4,8 @@
 //! must keep its bits. A tolerance is a bound derived from the roundings on the way (see [`oracle`]), not a guess.
 
 mod attention;
+mod attention_backward;
+mod attention_train;
 mod embedding;
 mod matmul;
 mod matvec;
