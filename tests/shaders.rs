@@ -4,7 +4,9 @@
 use epiphyte::DType;
 use epiphyte::gpu::{Access, Caps, KernelSpec};
 use epiphyte::kernels::{attention, bandwidth, embedding, matmul, matvec, rms_norm, rope, sample, swiglu};
-use epiphyte::kernels::{attention_backward, attention_train, rms_norm_backward, rope_train, swiglu_backward};
+use epiphyte::kernels::{
+    attention_backward, attention_train, cross_entropy, gather_rows, rms_norm_backward, rope_train, swiglu_backward,
+};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
 const CAPS: Caps = Caps {
@@ -42,7 +44,7 @@ fn other_specs(caps: &Caps) -> Vec<KernelSpec> {
 }
 
 fn training_specs(caps: &Caps) -> Vec<KernelSpec> {
-    let mut specs = vec![swiglu_backward::spec()];
+    let mut specs = vec![swiglu_backward::spec(), cross_entropy::spec(), gather_rows::spec()];
     specs.extend([false, true].map(|add| rms_norm_backward::spec(caps, add)));
     for head_dim in [64, 80, 128, 256] {
         specs.extend([rope_train::spec(head_dim), attention_train::spec(head_dim)]);

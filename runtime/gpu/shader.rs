@@ -25,6 +25,8 @@ const SOURCES: &[(&str, &str)] = &[
     ("attention_dkv", include_str!("../../shaders/attention_dkv.wgsl")),
     ("swiglu", include_str!("../../shaders/swiglu.wgsl")),
     ("swiglu_backward", include_str!("../../shaders/swiglu_backward.wgsl")),
+    ("cross_entropy", include_str!("../../shaders/cross_entropy.wgsl")),
+    ("gather_rows", include_str!("../../shaders/gather_rows.wgsl")),
     ("sample_adjust", include_str!("../../shaders/sample_adjust.wgsl")),
     ("sample_threshold", include_str!("../../shaders/sample_threshold.wgsl")),
     ("sample_partial", include_str!("../../shaders/sample_partial.wgsl")),

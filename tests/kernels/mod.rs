@@ -6,7 +6,9 @@
 mod attention;
 mod attention_backward;
 mod attention_train;
+mod cross_entropy;
 mod embedding;
+mod gather_rows;
 mod matmul;
 mod matvec;
 mod oracle;
