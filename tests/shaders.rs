@@ -3,10 +3,9 @@
 
 use epiphyte::DType;
 use epiphyte::gpu::{Access, Caps, KernelSpec};
+use epiphyte::kernels::{adamw, attention_backward, attention_train, cross_entropy, gather_rows, grad_norm};
 use epiphyte::kernels::{attention, bandwidth, embedding, matmul, matvec, rms_norm, rope, sample, swiglu};
-use epiphyte::kernels::{
-    attention_backward, attention_train, cross_entropy, gather_rows, rms_norm_backward, rope_train, swiglu_backward,
-};
+use epiphyte::kernels::{rms_norm_backward, rope_train, sgd, swiglu_backward};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
 const CAPS: Caps = Caps {
@@ -46,6 +45,13 @@ fn other_specs(caps: &Caps) -> Vec<KernelSpec> {
 fn training_specs(caps: &Caps) -> Vec<KernelSpec> {
     let mut specs = vec![swiglu_backward::spec(), cross_entropy::spec(), gather_rows::spec()];
     specs.extend([false, true].map(|add| rms_norm_backward::spec(caps, add)));
+    specs.extend([
+        grad_norm::partial_spec(),
+        grad_norm::final_spec(),
+        adamw::spec(),
+        sgd::spec(false),
+        sgd::spec(true),
+    ]);
     for head_dim in [64, 80, 128, 256] {
         specs.extend([rope_train::spec(head_dim), attention_train::spec(head_dim)]);
         specs.push(attention_backward::delta_spec(head_dim));

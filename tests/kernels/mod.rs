@@ -3,12 +3,14 @@
 //! Each case runs on every tier of the adapter. Outputs are poisoned first, and what a kernel has no business with
 //! must keep its bits. A tolerance is a bound derived from the roundings on the way (see [`oracle`]), not a guess.
 
+mod adamw;
 mod attention;
 mod attention_backward;
 mod attention_train;
 mod cross_entropy;
 mod embedding;
 mod gather_rows;
+mod grad_norm;
 mod matmul;
 mod matvec;
 mod oracle;
@@ -17,6 +19,7 @@ mod rms_norm_backward;
 mod rope;
 mod rope_train;
 mod sample;
+mod sgd;
 mod swiglu;
 mod swiglu_backward;
 mod weights;

@@ -12,6 +12,9 @@ pub(super) const DIV: f64 = 2.5 * EPS;
 /// `1 / sqrt(x)`, relative: a square root is 1 / inversesqrt (2 ULP and a division), then comes the division.
 pub(super) const INV_SQRT: f64 = 2.0 * EPS + 2.0 * DIV;
 
+/// `sqrt(x)`, relative: 1 / inversesqrt (2 ULP and a division).
+pub(super) const SQRT: f64 = 2.0 * EPS + DIV;
+
 /// `exp(x)`, relative: 3 + 2 |x| ULP.
 pub(super) fn exp_error(x: f64) -> f64 {
     (3.0 + 2.0 * x.abs()) * EPS
@@ -46,6 +49,14 @@ pub(super) fn swiglu(gate: Near, up: Near) -> Near {
     let moved = 1.1 * gate.bound * (up.value.abs() + up.bound) + s.abs() * up.bound;
     // Beyond e^87 the division's precision is not specified; the result is below 87 e^-87 there.
     Near { value, bound: 1.001 * (own + moved) + 1e-35 * (up.value.abs() + 1.0) }
+}
+
+/// A gradient times `min(1, max_norm / (norm + 1e-6))`, as torch.nn.utils.clip_grad_norm_ clips it.
+pub(super) fn clipped(gradient: f64, norm: f32, max_norm: f32) -> Near {
+    let factor = (f64::from(max_norm) / (f64::from(norm) + 1e-6)).min(1.0);
+    let value = gradient * factor;
+    // The sum with 1e-6 and its own rounding, the division, the product.
+    Near { value, bound: (2.0 * EPS + DIV + EPS) * value.abs() }
 }
 
 /// `scale = 1 / sqrt(mean(x²) + eps)` and its relative error, the squares summed with `depth` roundings.
