@@ -6,9 +6,9 @@ use epiphyte::gpu::{Access, Caps, KernelSpec};
 use epiphyte::kernels::attention::Leaves;
 use epiphyte::kernels::lora::{self, Directory};
 use epiphyte::kernels::matvec::{Epilogue, Lora, SOFTWARE_PREFILL, Variant};
-use epiphyte::kernels::{
-    attention, bandwidth, embedding, matmul, matmul_backward, matmul_dense, matvec, rms_norm, rope, sample, swiglu,
-};
+use epiphyte::kernels::{adamw, attention_backward, attention_train, cross_entropy, gather_rows, grad_norm};
+use epiphyte::kernels::{attention, bandwidth, embedding, matmul, matmul_backward, matmul_dense, matvec, rms_norm};
+use epiphyte::kernels::{rms_norm_backward, rope, rope_train, sample, sgd, swiglu, swiglu_backward};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
 const CAPS: Caps = Caps {
@@ -61,6 +61,24 @@ fn other_specs(caps: &Caps) -> Vec<KernelSpec> {
     specs
 }
 
+fn training_specs(caps: &Caps) -> Vec<KernelSpec> {
+    let mut specs = vec![swiglu_backward::spec(), cross_entropy::spec(), gather_rows::spec()];
+    specs.extend([false, true].map(|add| rms_norm_backward::spec(caps, add)));
+    specs.extend([
+        grad_norm::partial_spec(),
+        grad_norm::final_spec(),
+        adamw::spec(),
+        sgd::spec(false),
+        sgd::spec(true),
+    ]);
+    for head_dim in [64, 80, 128, 256] {
+        specs.extend([rope_train::spec(head_dim), attention_train::spec(head_dim)]);
+        specs.push(attention_backward::delta_spec(head_dim));
+        specs.extend([attention_backward::dq_spec(head_dim), attention_backward::dkv_spec(head_dim)]);
+    }
+    specs
+}
+
 fn check(spec: &KernelSpec, immediates: bool) {
     let text = spec.source.text(immediates);
     let name = spec.source.name;
@@ -106,7 +124,7 @@ fn check_all(caps: &Caps) {
             check(&spec, caps.immediates);
         }
     }
-    for spec in other_specs(caps) {
+    for spec in other_specs(caps).into_iter().chain(training_specs(caps)) {
         check(&spec, caps.immediates);
     }
 }

@@ -6,7 +6,7 @@ use crate::kernels::rms_norm::{self, RmsNormParams};
 use crate::kernels::swiglu::{self, SwiGluParams};
 
 use super::Ability::{self, Subgroups};
-use super::{attention, linear, sample, training};
+use super::{attention, linear, products, sample, training};
 
 /// Runs a kernel and gives its outputs.
 type Run = dyn Fn(&Gpu) -> Result<Vec<Outcome>> + Send + Sync;
@@ -25,7 +25,11 @@ pub(super) fn all(gpu: &Gpu) -> Vec<Case> {
     let mut cases = linear::cases(gpu);
     cases.extend(attention::cases(caps));
     cases.extend(sample::cases());
-    cases.extend(training::cases(caps));
+    // A software GPU takes seconds to compile them; it trains nobody's adapter, and the tests hold them to more.
+    if !caps.software {
+        cases.extend(products::cases(caps));
+        cases.extend(training::cases(caps));
+    }
     cases.push(case("rms_norm", "5 rows".into(), subgroups(caps), rms_norm));
     cases.push(case("swiglu", "5 rows".into(), vec![], swiglu));
     cases

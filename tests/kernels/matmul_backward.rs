@@ -5,7 +5,7 @@ use epiphyte::gpu::{Caps, Gpu};
 use epiphyte::kernels::matmul_backward::{self, MatmulBackwardParams};
 use proptest::prelude::*;
 
-use super::oracle::{EPS, central_difference, gamma};
+use super::oracle::{EPS, check_gradient, gamma};
 use super::weights::{Weights, row_unit};
 use super::{Checked, Near, Output, Random, for_all, seed, submit};
 
@@ -165,5 +165,5 @@ fn the_oracle_of_matmul_backward_is_the_gradient_of_matmul() {
     let (m, n) = (m_len as u32, n_len as u32);
     let p = MatmulBackwardParams { m, n, k_blocks: 1, dy_stride: n, ..Default::default() };
     let loss = |x: &[f64]| forward(x).into_iter().map(f64::sin).sum();
-    central_difference(&x, loss, &oracle(&dy, &w, &p));
+    check_gradient(loss, &x, &oracle(&dy, &w, &p));
 }
