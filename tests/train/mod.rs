@@ -3,6 +3,8 @@
 mod batch;
 mod data;
 mod files;
+mod schedule;
+mod signals;
 
 use epiphyte::chat::ChatTemplate;
 use epiphyte::tokenizer::{Tokenizer, TokenizerSpec};
