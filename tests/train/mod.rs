@@ -3,6 +3,7 @@
 mod batch;
 mod data;
 mod files;
+mod plan;
 mod schedule;
 mod signals;
 
