@@ -16,3 +16,4 @@ mod quant;
 mod selftest;
 mod shaders;
 mod tokenizer;
+mod train;

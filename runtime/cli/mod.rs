@@ -9,6 +9,7 @@ mod generate;
 mod inspect;
 mod output;
 mod perplexity;
+mod plan;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -41,6 +42,7 @@ enum Command {
     Perplexity(perplexity::PerplexityArgs),
     Bench(bench::BenchArgs),
     Inspect(inspect::InspectArgs),
+    Plan(plan::PlanArgs),
     Doctor(doctor::DoctorArgs),
 }
 
@@ -134,6 +136,7 @@ pub fn run() -> ExitCode {
         Command::Perplexity(args) => perplexity::run(&args, gpu),
         Command::Bench(args) => bench::run(&args, gpu),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Doctor(args) => doctor::run(&args, gpu),
     };
     match done {
