@@ -285,7 +285,8 @@ fn scratch_shapes(config: &ModelConfig, shape: &TrainShape) -> Vec<(&'static str
         ("dx", vec![t, d]),
         ("d_qkv", vec![t, (heads + 2 * kv) * e]),
         ("d_attn", vec![t, heads * e]),
-        ("d_gate_up", vec![t, 2 * f]),
+        // Of the input of q, k and v or of gate and up; theirs takes the place of gate and up.
+        ("d_normed", vec![t, d]),
         ("dh", vec![t, f]),
         // Row sums of d_attn · attn.
         ("delta", vec![t, heads]),
@@ -295,7 +296,9 @@ fn scratch_shapes(config: &ModelConfig, shape: &TrainShape) -> Vec<(&'static str
         ("head.x", vec![t, d]),
         ("head.logits", vec![t.min(shape.logit_rows), v]),
         // u32 from here on, but for the weights and losses.
+        // Their rows, and for every row its place among them.
         ("head.rows", vec![t]),
+        ("head.places", vec![t]),
         ("head.targets", vec![t]),
         ("head.weights", vec![t]),
         ("head.losses", vec![t]),

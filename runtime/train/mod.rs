@@ -5,7 +5,12 @@
 
 pub mod buffers;
 pub mod data;
+mod factors;
+mod graph;
+mod head;
+mod layer;
 pub mod plan;
+mod products;
 mod random;
 pub mod schedule;
 pub mod signals;
