@@ -1,7 +1,6 @@
 //! Any bytes as a PEFT adapter: a config and a tensor file. Loading never panics, and what loads can be saved.
 #![no_main]
 
-use arbitrary::Arbitrary;
 use epiphyte::adapter::{Adapter, BaseShape};
 use libfuzzer_sys::fuzz_target;
 
@@ -17,19 +16,11 @@ const SHAPE: BaseShape = BaseShape {
     tie_word_embeddings: false,
 };
 
-#[derive(Arbitrary, Debug)]
-struct Input<'a> {
-    config: &'a [u8],
-    header: &'a [u8],
-    data: &'a [u8],
-    /// Instead of the header's true length.
-    length: Option<u64>,
-}
-
-fuzz_target!(|input: Input<'_>| {
-    let length = input.length.unwrap_or(input.header.len() as u64);
-    let tensors = [&length.to_le_bytes(), input.header, input.data].concat();
-    for result in [Adapter::from_peft(input.config, &tensors, &SHAPE), Adapter::from_bytes(tensors.clone(), &SHAPE)] {
+// The config's length in two bytes, the config, the tensor file.
+fuzz_target!(|bytes: &[u8]| {
+    let Some((length, rest)) = bytes.split_first_chunk() else { return };
+    let (config, tensors) = rest.split_at(rest.len().min(u16::from_le_bytes(*length).into()));
+    for result in [Adapter::from_peft(config, tensors, &SHAPE), Adapter::from_bytes(tensors.to_vec(), &SHAPE)] {
         let Ok(adapter) = result else { continue };
         assert!(adapter.modules.iter().all(|module| module.check(&SHAPE).is_ok()));
         let (again, _) = epiphyte::adapter::LoraConfig::parse(adapter.config.to_json().as_bytes()).unwrap();
