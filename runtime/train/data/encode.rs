@@ -40,8 +40,10 @@ impl Draft {
 
     /// Pushes ids that are to be learnt.
     fn push_answer(&mut self, ids: &[u32]) {
-        self.answer = self.answer.min(self.example.ids.len());
-        self.push(ids, 1.0);
+        if !ids.is_empty() {
+            self.answer = self.answer.min(self.example.ids.len());
+            self.push(ids, 1.0);
+        }
     }
 }
 
