@@ -210,9 +210,10 @@ fn plan_adds_up_the_textbooks_examples() {
         "weights 14.00 GB + overhead 2.80 GB",
     );
     for bad in ["8XB", "-1GB", "0", "nanGB", ""] {
-        assert_fails(&run(&["plan", "--params", "7e9", "--memory-budget", bad]), 2, "--memory-budget");
+        let budget = format!("--memory-budget={bad}");
+        assert_fails(&run(&["plan", "--params", "7e9", &budget]), 2, "--memory-budget");
     }
-    assert_fails(&run(&["plan", "--params", "-7e9"]), 2, "--params");
+    assert_fails(&run(&["plan", "--params=-7e9"]), 2, "`params`");
     assert_fails(&run(&["plan", "--params", "nan"]), 2, "`params`");
     assert_fails(&run(&["plan", "--params", "7e9", "--rank", "4"]), 2, "--rank");
 }

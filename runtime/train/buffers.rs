@@ -83,7 +83,7 @@ impl Buffer {
     }
 }
 
-/// A linear of a layer that gets LoRA factors: `A [r, K]`, `B [N, r]`.
+/// A linear of a layer that gets `LoRA` factors: `A [r, K]`, `B [N, r]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Target {
     /// The last part of its path, e.g. `q_proj`.

@@ -129,9 +129,12 @@ impl Dataset {
         a.first_skipped = a.first_skipped.take().or(b.first_skipped);
     }
 
-    /// Encodes one record and adds what it gives.
+    /// Encodes one record and adds what it gives: a chat is one example, unless its template renders a turn otherwise
+    /// once another follows; then each turn of the assistant is one, as when the model was asked.
     ///
-    /// Errors: as [`Encoder::encode`]; [`Error::InvalidArgument`] for one that is too long, unless it may be cut.
+    /// Errors: [`Error::InvalidArgument`] for a chat without an assistant's turn, and for an example that is too long,
+    /// unless it may be cut; [`Error::ChatTemplate`] when the template rejects a chat or does not continue its own
+    /// generation prompt; [`Error::Unsupported`] to fill in the middle with a vocabulary that has no tokens for it.
     pub fn push(&mut self, record: &Record, encoder: &Encoder<'_>) -> Result<()> {
         let drafts = encoder.encode(record)?;
         let seq_len = encoder.options().seq_len;
