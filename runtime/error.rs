@@ -136,6 +136,9 @@ pub enum Error {
         /// For all adapters together.
         budget_bytes: u64,
     },
+    /// A training run can't go on; what it had learned is kept.
+    #[error("training: {0}")]
+    Training(String),
     /// The caller asked to stop.
     #[error("cancelled")]
     Cancelled,

@@ -5,7 +5,7 @@ pub(crate) mod gguf_lora;
 mod gguf_writer;
 pub(crate) mod peft;
 pub(crate) mod safetensors;
-mod staged;
+pub(crate) mod staged;
 
 use std::borrow::Cow;
 use std::fs::File;

@@ -8,14 +8,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::error::{Error, Result};
 
 /// A file that is written and synced but does not have its name yet. Dropped, it is removed.
-pub(super) struct Staged {
+pub(crate) struct Staged {
     temporary: PathBuf,
     path: PathBuf,
 }
 
 impl Staged {
     /// Writes the bytes beside `path`.
-    pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<Self> {
+    pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<Self> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let unique = format!(".{name}.{}.{}.tmp", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
@@ -28,7 +28,7 @@ impl Staged {
     }
 
     /// Gives the file its name, in place of any that has it.
-    pub(super) fn commit(self) -> Result<()> {
+    pub(crate) fn commit(self) -> Result<()> {
         std::fs::rename(&self.temporary, &self.path).map_err(|e| Error::io(&self.path, e))?;
         sync_folder(&self.path);
         Ok(())

@@ -6,7 +6,7 @@
 //! Layers go in segments of k (all L without checkpointing). Of each segment the input is kept (Chen et al. 2016,
 //! arXiv:1604.06174); what the backward pass needs beside it exists for one segment at a time, in `slots`.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
@@ -140,7 +140,7 @@ impl Target {
 }
 
 /// How a step is taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Optimizer {
     /// No state.

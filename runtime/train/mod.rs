@@ -14,3 +14,10 @@ mod products;
 mod random;
 pub mod schedule;
 pub mod signals;
+
+mod checkpoint;
+pub mod options;
+pub mod trainer;
+
+pub use options::TrainOptions;
+pub use trainer::Trainer;
