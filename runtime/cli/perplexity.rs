@@ -53,7 +53,7 @@ pub(super) fn run(args: &PerplexityArgs, gpu: GpuOptions) -> Result<()> {
         return Err(Error::InvalidArgument { name: "window", reason });
     }
     let text = read(&args.file)?;
-    let engine = ModelArgs { model: args.model.model.clone(), context: Some(args.window) }.open(gpu)?;
+    let engine = ModelArgs { file: args.model.file.clone(), context: Some(args.window) }.open(gpu)?;
     let start = Instant::now();
     let ids = engine.base().tokenizer.encode(&text, EncodeOptions::default())?;
     let windows = (ids.len() / args.window).min(args.chunks.unwrap_or(usize::MAX));

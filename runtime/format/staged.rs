@@ -27,6 +27,12 @@ impl Staged {
         Ok(staged)
     }
 
+    /// Whether `name` is that of a file staged for `file`.
+    pub(crate) fn is_of(file: &str, name: &std::ffi::OsStr) -> bool {
+        let rest = name.to_str().and_then(|name| name.strip_prefix('.')?.strip_prefix(file)?.strip_prefix('.'));
+        rest.is_some_and(|rest| rest.ends_with(".tmp"))
+    }
+
     /// Gives the file its name, in place of any that has it.
     pub(crate) fn commit(self) -> Result<()> {
         std::fs::rename(&self.temporary, &self.path).map_err(|e| Error::io(&self.path, e))?;
