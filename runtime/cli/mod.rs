@@ -5,6 +5,7 @@
 mod bench;
 mod chat;
 mod doctor;
+mod eval;
 mod generate;
 mod inspect;
 mod output;
@@ -44,6 +45,7 @@ enum Command {
     Bench(bench::BenchArgs),
     Inspect(inspect::InspectArgs),
     Train(Box<train::TrainArgs>),
+    Eval(eval::EvalArgs),
     Plan(plan::PlanArgs),
     Doctor(doctor::DoctorArgs),
 }
@@ -153,6 +155,7 @@ pub fn run() -> ExitCode {
         Command::Bench(args) => bench::run(&args, gpu),
         Command::Inspect(args) => inspect::run(&args),
         Command::Train(args) => train::run(&args, gpu),
+        Command::Eval(args) => eval::run(&args, gpu),
         Command::Plan(args) => plan::run(&args),
         Command::Doctor(args) => doctor::run(&args, gpu),
     };
