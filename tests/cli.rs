@@ -1,5 +1,7 @@
 //! The built binary, from outside: what it prints, where, and its exit codes.
 
+mod train;
+
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -50,7 +52,7 @@ fn tokenizer(model: &Path) -> Tokenizer {
 fn help_names_every_command() {
     let output = run(&["--help"]);
     let help = String::from_utf8(output.stdout).unwrap();
-    for command in ["generate", "chat", "perplexity", "bench", "inspect", "plan", "doctor"] {
+    for command in ["generate", "chat", "perplexity", "bench", "train", "eval", "inspect", "plan", "doctor"] {
         assert!(help.contains(command), "{help}");
         assert!(run(&[command, "--help"]).status.success(), "{command}");
     }
