@@ -37,7 +37,9 @@ impl Fixture {
         let mut command = bare(self, out);
         command.arg("--json").args(more);
         for default in [["--rank", "4"], ["--seq-len", "48"], ["--lr", "5e-3"]] {
-            if !more.contains(&default[0]) && !(default[0] == "--rank" && more.contains(&"--init")) {
+            // An adapter to start from has a rank of its own.
+            let given = more.contains(&default[0]) || default[0] == "--rank" && more.contains(&"--init");
+            if !given {
                 command.args(default);
             }
         }
@@ -273,9 +275,7 @@ fn a_killed_run_goes_on_to_the_same_adapter() {
     let kills: u32 = std::env::var("EPIPHYTE_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(3);
     let fixture = Fixture::new();
     let recipe = [&RECIPE[..4], &["--checkpoint-every", "1", "--validation", "4", "--patience", "9"]].concat();
-    let start = Instant::now();
     fixture.trained("whole", &recipe);
-    let length = start.elapsed();
     let (mut random, mut killed, mut runs, mut resumed) = (Random::new(5), 0, 0, 0);
     while killed < kills {
         runs += 1;
@@ -285,7 +285,10 @@ fn a_killed_run_goes_on_to_the_same_adapter() {
             let more = if fixture.path(&out).exists() { &["--resume"][..] } else { &[] };
             let mut child = fixture.train(&out, &[&recipe[..], more].concat());
             let mut child = child.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-            std::thread::sleep(length.mul_f64(0.2 + 0.6 * f64::from(random.below(1000)) / 1000.0));
+            // Some steps on, or in a start; then at any point of what is going on.
+            let log = fixture.path(&out).join("checkpoints/steps.jsonl");
+            wait_for(&mut child, &log, lines(&log) + random.below(8) as usize);
+            std::thread::sleep(Duration::from_millis(u64::from(random.below(60))));
             child.kill().unwrap();
             killed += u32::from(child.wait().unwrap().code().is_none());
         }

@@ -70,6 +70,9 @@ impl<'a> Run<'a> {
         let step = trainer.cursor().step;
         let log = args.log.clone().unwrap_or_else(|| folder.log());
         let mut history = if step > 0 && log.exists() { History::read(&log)? } else { History::default() };
+        if step > 0 && history.training.is_empty() {
+            output::note("warning: the log of the steps so far is gone, and with it what the best validation was");
+        }
         history.truncate(step);
         let total = trainer.total_steps();
         let mut run = Self {

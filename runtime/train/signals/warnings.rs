@@ -37,15 +37,15 @@ impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NotFinite => {
-                "the loss is not a finite number: the learning rate is too high; lower it and resume from a checkpoint"
+                "the loss is not a finite number: the learning rate is too high; lower it and start from the last good adapter"
             }
             Self::Oscillating => {
                 "the loss jumps without falling: the learning rate is too high or the batch too small; lower the one, raise \
                  the accumulation"
             }
             Self::OverFitting => {
-                "the validation loss rises while the training loss falls: over-fitting; stop here, or use more data, a lower \
-                 rank or more dropout"
+                "the validation loss rises while the training loss falls: over-fitting; stop here, or use more data or a \
+                 lower rank"
             }
             Self::Flat => "the loss has hardly moved: the learning rate is too low; raise it",
         })
