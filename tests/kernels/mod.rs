@@ -3,8 +3,10 @@
 //! Each case runs on every tier of the adapter. Outputs are poisoned first, and what a kernel has no business with
 //! must keep its bits. A tolerance is a bound derived from the roundings on the way (see [`oracle`]), not a guess.
 
+mod adapters;
 mod attention;
 mod embedding;
+mod lora;
 mod matmul;
 mod matvec;
 mod oracle;
