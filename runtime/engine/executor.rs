@@ -131,7 +131,8 @@ impl Executor {
         self.pool.allocate().ok_or(Error::ContextFull { needed: capacity + PAGE_LEN, capacity })
     }
 
-    /// Binds the adapted kernels to the registry's buffers, wherever they are now.
+    /// Binds the adapted kernels to the registry's buffers, wherever they are now. Nothing happens if they are: else an
+    /// earlier attempt has failed, and rows with adapters must not run without.
     pub(crate) fn bind_adapters(&mut self, gpu: &Gpu) -> Result<()> {
         self.llama.bind_adapters(gpu, &self.weights, &self.cache, &self.registry)
     }
@@ -172,6 +173,7 @@ impl Executor {
         gpu.write(&self.llama.activations.pages, 0, pages);
         self.lora = self.registry.pass(std::iter::once(set));
         if self.lora.is_some() {
+            self.bind_adapters(gpu)?;
             self.registry.write_rows(gpu, 0, &vec![set; tokens.len().min(self.chunk_rows)]);
         }
         for (chunk, first) in tokens.chunks(self.chunk_rows).zip((0..).step_by(self.chunk_rows)) {
@@ -207,7 +209,9 @@ impl Executor {
     }
 
     /// Puts a decode batch on the device for `owner`.
-    pub(crate) fn load_rows(&mut self, gpu: &Gpu, owner: u64, batch: &[Row<'_>]) {
+    ///
+    /// Errors: as [`Executor::bind_adapters`].
+    pub(crate) fn load_rows(&mut self, gpu: &Gpu, owner: u64, batch: &[Row<'_>]) -> Result<()> {
         let a = &self.llama.activations;
         let seen_words = sample::seen_words(self.vocab) as usize;
         let mut biases: Vec<(u32, f32)> = Vec::new();
@@ -231,9 +235,11 @@ impl Executor {
         let sets: Vec<SetId> = batch.iter().map(|row| row.set).collect();
         self.lora = self.registry.pass(sets.iter().copied());
         if self.lora.is_some() {
+            self.bind_adapters(gpu)?;
             self.registry.write_rows(gpu, 0, &sets);
         }
         self.owner = owner;
+        Ok(())
     }
 
     /// Tells the device that row `m`'s page number `index` is `page`.

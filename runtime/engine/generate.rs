@@ -314,8 +314,7 @@ impl<'s> Generation<'s> {
         }
         self.active.retain(|&i| self.lanes[i].finished.is_none());
         let rows: Vec<Row<'_>> = self.active.iter().map(|&i| self.lanes[i].row()).collect();
-        executor.load_rows(&self.engine.gpu, self.id, &rows);
-        Ok(())
+        executor.load_rows(&self.engine.gpu, self.id, &rows)
     }
 
     fn submit(&mut self, executor: &mut Executor) -> Result<()> {
