@@ -119,7 +119,7 @@ impl Engine {
     /// A session from a file that [`Session::save`] wrote.
     ///
     /// Errors: [`Error::BaseMismatch`] for another base; [`Error::InvalidFile`]; [`Error::Io`];
-    /// [`Error::ContextFull`] when it does not fit.
+    /// [`Error::ContextFull`] when it does not fit; as [`Session::set_adapters`] when its adapters are not loaded.
     pub fn restore(self: &Arc<Self>, path: impl AsRef<Path>) -> Result<Session> {
         snapshot::restore(self, path.as_ref())
     }

@@ -1,4 +1,5 @@
-//! A session in a file: safetensors with the tokens, the keys and values, and the fingerprint of the base.
+//! A session in a file: safetensors with the tokens, the keys and values, the fingerprint of the base and the adapters
+//! that made them.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -11,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::gpu::Tensor;
 use crate::model::kv_cache::PAGE_LEN;
 
+use super::adapters::Change;
 use super::{Engine, Session};
 
 const FORMAT: &str = "epiphyte.session.1";
@@ -36,8 +38,13 @@ pub(super) fn save(session: &Session, path: &Path) -> Result<()> {
         data.push((format!("layers.{i}.keys"), Dtype::U8, shape.clone(), gather(keys)?));
         data.push((format!("layers.{i}.values"), Dtype::U8, shape, gather(values)?));
     }
+    let adapters = serde_json::json!(executor.registry.adapters(session.set)).to_string();
+    let adapters_digest = digest(&executor.registry.digest(session.set));
     drop(executor);
     let metadata = HashMap::from([
+        ("adapters".to_string(), adapters),
+        ("adapters_digest".to_string(), adapters_digest),
+        ("mixed".to_string(), session.mixed.to_string()),
         ("format".to_string(), FORMAT.to_string()),
         ("base_fingerprint".to_string(), engine.base.fingerprint.clone()),
         ("kv_dtype".to_string(), kv_dtype(engine).to_string()),
@@ -80,11 +87,22 @@ pub(super) fn restore(engine: &Arc<Engine>, path: &Path) -> Result<Session> {
     let kv_len = kv_len.ok_or_else(|| invalid(path, "kv_len is missing or longer than the tokens"))?;
     let mut session = engine.session();
     session.push_tokens(&tokens)?;
-    // A cache in another element type is computed anew rather than converted.
-    if field("kv_dtype") == kv_dtype(engine) {
+    let adapters = metadata.get("adapters").map_or("[]", String::as_str);
+    let adapters: Vec<(String, f32)> = serde_json::from_str(adapters).map_err(|e| invalid(path, e))?;
+    let adapters: Vec<(&str, f32)> = adapters.iter().map(|(id, weight)| (id.as_str(), *weight)).collect();
+    session.set_adapters(&Change { adapters: &adapters, ..Change::default() })?;
+    let made_by = metadata.get("adapters_digest").cloned().unwrap_or_else(|| digest(&[0; 32]));
+    let same_adapters = digest(&engine.executor().registry.digest(session.set)) == made_by;
+    // A cache in another element type, or made under other factors of that id, is computed anew.
+    if field("kv_dtype") == kv_dtype(engine) && same_adapters {
         fill(&mut session, &file, kv_len, path)?;
+        session.mixed = field("mixed") == "true";
     }
     Ok(session)
+}
+
+fn digest(bytes: &[u8; 32]) -> String {
+    blake3::Hash::from_bytes(*bytes).to_hex().to_string()
 }
 
 fn fill(session: &mut Session, file: &SafeTensors<'_>, kv_len: usize, path: &Path) -> Result<()> {
