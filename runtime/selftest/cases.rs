@@ -6,7 +6,7 @@ use crate::kernels::rms_norm::{self, RmsNormParams};
 use crate::kernels::swiglu::{self, SwiGluParams};
 
 use super::Ability::{self, Subgroups};
-use super::{attention, linear, sample};
+use super::{attention, linear, lora, sample};
 
 /// Runs a kernel and gives its outputs.
 type Run = dyn Fn(&Gpu) -> Result<Vec<Outcome>> + Send + Sync;
@@ -25,6 +25,7 @@ pub(super) fn all(gpu: &Gpu) -> Vec<Case> {
     let mut cases = linear::cases(gpu);
     cases.extend(attention::cases(caps));
     cases.extend(sample::cases());
+    cases.extend(lora::cases(caps));
     cases.push(case("rms_norm", "5 rows".into(), subgroups(caps), rms_norm));
     cases.push(case("swiglu", "5 rows".into(), vec![], swiglu));
     cases

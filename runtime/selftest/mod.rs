@@ -7,6 +7,7 @@ mod attention;
 mod cache;
 mod cases;
 mod linear;
+mod lora;
 mod sample;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
