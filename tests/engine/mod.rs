@@ -8,6 +8,7 @@ mod registry;
 mod sampling;
 mod sessions;
 mod snapshot;
+mod soak;
 mod stops;
 
 use std::sync::atomic::{AtomicBool, Ordering};
