@@ -209,7 +209,7 @@ impl LinearOp {
                 eps: self.eps.unwrap_or(0.0),
             };
             if rows <= MAX_COLS {
-                let cols = rows.next_power_of_two();
+                let cols = matvec::cols(gpu.caps(), rows);
                 let kernel = self.matvec(gpu, chunk, cols)?;
                 let variant = (self.tiling(gpu), cols, self.epilogue);
                 matvec::record(commands, (&kernel, &chunk.group), variant, &params, chunk.bytes);
