@@ -62,7 +62,9 @@ fn moved(adapter: &Adapter, direction: &Adapter, step: f32) -> Adapter {
 fn the_loss_falls_as_the_gradient_says() {
     let data = examples(1, 12);
     let mut trainer = Trainer::new(&ENGINE, Arc::clone(&data), options(), None).unwrap();
-    (0..3).for_each(|_| drop(trainer.step().unwrap()));
+    for _ in 0..3 {
+        trainer.step().unwrap();
+    }
     let (here, batches) = (trainer.adapter().unwrap(), batches(&data));
     let (_, gradient) = trainer.gradients(&batches).unwrap();
     let square: f64 = gradient
