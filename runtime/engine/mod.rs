@@ -6,6 +6,8 @@ pub mod adapters;
 pub mod base;
 mod executor;
 pub mod generate;
+mod lane;
+pub mod options;
 pub mod session;
 mod snapshot;
 
@@ -15,7 +17,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use adapters::{Change, History, Probe};
 pub use base::Base;
-pub use generate::{CancelToken, FinishReason, GenerateOptions, Generation, Sampling, Token, generate_batch};
+pub use generate::{Generation, generate_batch};
+pub use options::{CancelToken, FinishReason, GenerateOptions, Sampling, Token};
 pub use session::Session;
 
 use crate::error::{Error, Result};
