@@ -1,6 +1,6 @@
 //! Whole-model logits on every tier and path: against transformers' (golden file) and against [`reference`] in f64.
 
-mod adapted;
+pub(crate) mod adapted;
 mod reference;
 
 use std::path::PathBuf;
