@@ -15,6 +15,7 @@ pub mod model;
 pub mod quant;
 pub mod selftest;
 pub mod tokenizer;
+pub mod train;
 
 pub use chat::Message;
 pub use dtype::DType;

@@ -52,7 +52,7 @@ fn tokenizer(model: &Path) -> Tokenizer {
 fn help_names_every_command() {
     let output = run(&["--help"]);
     let help = String::from_utf8(output.stdout).unwrap();
-    for command in ["generate", "chat", "perplexity", "bench", "inspect", "doctor", "adapter"] {
+    for command in ["generate", "chat", "perplexity", "bench", "inspect", "plan", "doctor", "adapter"] {
         assert!(help.contains(command), "{help}");
         assert!(run(&[command, "--help"]).status.success(), "{command}");
     }
@@ -204,4 +204,50 @@ fn perplexity_scores_the_second_half_of_each_window() {
     assert!((report["perplexity"].as_f64().unwrap() - mean.exp()).abs() < 1e-9 * mean.exp());
     assert!(mean > 0.0 && mean < 5.0, "a counted list is easy: {mean}");
     assert_fails(&run(&[&args[..], &["-c", "4096"]].concat()), 1, "do not fill a window");
+}
+
+#[test]
+fn plan_adds_up_the_textbooks_examples() {
+    let report = json(&run(&["plan", "--params", "13e9", "--bytes-per-param", "2", "--json"]));
+    assert_eq!(report["total_bytes"], 31_200_000_000_u64);
+    let report = json(&run(&["plan", "--params", "7e9", "--train", "--json"]));
+    assert_eq!(report["total_bytes"], 56_000_000_000_u64);
+    let text = String::from_utf8(run(&["plan", "--params", "7e9", "--train"]).stdout).unwrap();
+    assert!(text.contains("optimiser states") && text.contains("56.00 GB"), "{text}");
+    assert_fails(
+        &run(&["plan", "--params", "7e9", "--memory-budget", "8GB"]),
+        1,
+        "weights 14.00 GB + overhead 2.80 GB",
+    );
+    for bad in ["8XB", "-1GB", "0", "nanGB", ""] {
+        let budget = format!("--memory-budget={bad}");
+        assert_fails(&run(&["plan", "--params", "7e9", &budget]), 2, "--memory-budget");
+    }
+    assert_fails(&run(&["plan", "--params=-7e9"]), 2, "`params`");
+    assert_fails(&run(&["plan", "--params", "nan"]), 2, "`params`");
+    assert_fails(&run(&["plan", "--params", "7e9", "--rank", "4"]), 2, "--rank");
+}
+
+#[test]
+fn plan_fits_a_model_file_into_a_budget() {
+    let tiny = crate::common::golden("tiny_llama.gguf");
+    let args = ["plan", "-m", tiny.to_str().unwrap(), "--train", "--json"];
+    let with = |more: &[&str]| run(&[&args[..], more].concat());
+    let whole = json(&with(&["--targets", "q_proj,down_proj", "--rank", "4"]));
+    let of_class = |report: &Value, class: &str| {
+        let classes = report["classes"].as_array().unwrap();
+        classes.iter().find(|entry| entry["class"] == class).and_then(|entry| entry["bytes"].as_u64()).unwrap()
+    };
+    assert_eq!(of_class(&whole, "gradients"), 4 * whole["trainable_parameters"].as_u64().unwrap());
+    let sum: u64 = whole["buffers"].as_array().unwrap().iter().map(|b| b["bytes"].as_u64().unwrap()).sum();
+    assert_eq!(whole["total_bytes"], sum);
+    let budget = format!("{}B", sum * 2 / 3);
+    let fitted = json(&with(&["--targets", "q_proj,down_proj", "--rank", "4", "--memory-budget", &budget]));
+    assert!(fitted["total_bytes"].as_u64().unwrap() <= sum * 2 / 3);
+    assert_fails(&with(&["--batch", "1", "--seq-len", "256", "--memory-budget", &budget]), 1, "fits in");
+    assert_fails(&with(&["--targets", "lm_head"]), 2, "`targets`");
+    assert_fails(&with(&["--seq-len", "100000"]), 2, "`seq_len`");
+    let answer = ["plan", "-m", tiny.to_str().unwrap()];
+    assert!(String::from_utf8(run(&answer).stdout).unwrap().contains("KV cache"));
+    assert_fails(&run(&[&answer[..], &["--memory-budget", "10kB"]].concat()), 1, "smaller model");
 }

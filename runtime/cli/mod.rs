@@ -10,6 +10,7 @@ mod generate;
 mod inspect;
 mod output;
 mod perplexity;
+mod plan;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -43,6 +44,7 @@ enum Command {
     Bench(bench::BenchArgs),
     Adapter(adapter::AdapterCommandArgs),
     Inspect(inspect::InspectArgs),
+    Plan(plan::PlanArgs),
     Doctor(doctor::DoctorArgs),
 }
 
@@ -151,6 +153,7 @@ pub fn run() -> ExitCode {
         Command::Bench(args) => bench::run(&args, gpu),
         Command::Adapter(args) => adapter::run(&args, gpu),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Doctor(args) => doctor::run(&args, gpu),
     };
     match done {

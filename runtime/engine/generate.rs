@@ -97,7 +97,7 @@ impl Sampling {
 
 /// Stops a call from another thread: between submissions, so within about 20 ms of GPU time.
 #[derive(Clone, Debug, Default)]
-pub struct CancelToken(Arc<AtomicBool>);
+pub struct CancelToken(pub(crate) Arc<AtomicBool>);
 
 impl CancelToken {
     /// Asks to stop.

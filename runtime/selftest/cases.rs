@@ -6,7 +6,7 @@ use crate::kernels::rms_norm::{self, RmsNormParams};
 use crate::kernels::swiglu::{self, SwiGluParams};
 
 use super::Ability::{self, Subgroups};
-use super::{attention, linear, sample};
+use super::{attention, linear, products, sample, training};
 
 /// Runs a kernel and gives its outputs.
 type Run = dyn Fn(&Gpu) -> Result<Vec<Outcome>> + Send + Sync;
@@ -25,6 +25,11 @@ pub(super) fn all(gpu: &Gpu) -> Vec<Case> {
     let mut cases = linear::cases(gpu);
     cases.extend(attention::cases(caps));
     cases.extend(sample::cases());
+    // A software GPU takes seconds to compile them; it trains nobody's adapter, and the tests hold them to more.
+    if !caps.software {
+        cases.extend(products::cases(caps));
+        cases.extend(training::cases(caps));
+    }
     cases.push(case("rms_norm", "5 rows".into(), subgroups(caps), rms_norm));
     cases.push(case("swiglu", "5 rows".into(), vec![], swiglu));
     cases
@@ -49,6 +54,14 @@ pub(super) fn subgroups(caps: &Caps) -> Vec<Ability> {
 pub(super) struct Near {
     pub(super) value: f64,
     pub(super) bound: f64,
+}
+
+impl Near {
+    /// The sum of `terms`, within `tolerance` of what they add up to without their signs.
+    pub(super) fn sum(terms: impl Iterator<Item = f64>, tolerance: f64) -> Self {
+        let (value, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
+        Self { value, bound: tolerance * size }
+    }
 }
 
 /// Not to be written.

@@ -13,11 +13,11 @@ use crate::model::linear::{Binding, Chunk, Linear, LinearOp, RowRange, USize};
 use crate::quant::{self, BLOCK};
 
 /// Formats whose every variant is tested.
-const FORMATS: [DType; 4] = [DType::Q4_0, DType::Q4_1, DType::Q4_K, DType::Q8_0];
+pub(super) const FORMATS: [DType; 4] = [DType::Q4_0, DType::Q4_1, DType::Q4_K, DType::Q8_0];
 /// Rows of W, no multiple of a tile.
-const N: usize = 40;
+pub(super) const N: usize = 40;
 /// Three quarters of what 32 lanes take in a step: the widest tiling, and not all of it busy.
-const K: usize = 768;
+pub(super) const K: usize = 768;
 const EPS: f32 = 1e-5;
 /// Rows of x: one for each number of columns of `matvec`, then a mat-mul of more than a fragment.
 const ROWS: [usize; 5] = [1, 2, 3, 5, 19];
@@ -68,13 +68,13 @@ fn product(caps: &Caps, dtype: DType, rows: usize, (norm, epilogue): (bool, Epil
 }
 
 /// Weights `[N, K]` on the device, and their exact values.
-struct Weights {
-    linear: Linear,
-    values: Vec<f32>,
+pub(super) struct Weights {
+    pub(super) linear: Linear,
+    pub(super) values: Vec<f32>,
 }
 
 impl Weights {
-    fn random(gpu: &Gpu, dtype: DType, random: &mut Random) -> Result<Self> {
+    pub(super) fn random(gpu: &Gpu, dtype: DType, random: &mut Random) -> Result<Self> {
         let blocks = blocks(dtype, random);
         let format = quant::format(dtype);
         let mut values = vec![0.0; N * K];
@@ -164,11 +164,7 @@ fn reference(weights: &[f32], x: &[f32], gain: Option<&[f32]>, tolerance: f64) -
     let scale = gain.map_or(1.0, |_| rms_scale(x, EPS));
     let x: Vec<f64> =
         x.iter().enumerate().map(|(k, x)| f64::from(*x) * scale * gain.map_or(1.0, |g| g[k].into())).collect();
-    let dot = |w: &[f32]| {
-        let terms = w.iter().zip(&x).map(|(w, x)| f64::from(*w) * x);
-        let (value, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
-        Near { value, bound: tolerance * size }
-    };
+    let dot = |w: &[f32]| Near::sum(w.iter().zip(&x).map(|(w, x)| f64::from(*w) * x), tolerance);
     weights.chunks(K).map(dot).collect()
 }
 

@@ -4,10 +4,13 @@
 //! everything after uses the next tier. The verdicts are kept by driver, so that the next start only reads them.
 
 mod attention;
+mod attention_train;
 mod cache;
 mod cases;
 mod linear;
+mod products;
 mod sample;
+mod training;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
