@@ -82,18 +82,7 @@ const ADAPTER_BUDGET: u64 = 256 << 20;
 
 pub(super) fn run(args: &BenchArgs, gpu: GpuOptions) -> Result<()> {
     let sampling = args.sampling.sampling()?;
-    let counts = [
-        ("prompt", args.prompt),
-        ("max-tokens", args.max_tokens),
-        ("sequences", args.sequences),
-        ("adapters", args.random_adapters.unwrap_or(1)),
-        ("rank", args.rank),
-    ];
-    for (name, n) in counts {
-        if n == 0 {
-            return Err(Error::InvalidArgument { name, reason: "0 is too few to measure; give at least 1".into() });
-        }
-    }
+    check(args)?;
     let start = Instant::now();
     let engine = args.model.open_with(EngineOptions { gpu, adapter_budget: ADAPTER_BUDGET, ..Default::default() })?;
     let load_seconds = start.elapsed().as_secs_f64();
@@ -113,10 +102,8 @@ pub(super) fn run(args: &BenchArgs, gpu: GpuOptions) -> Result<()> {
     let runs = (decode_repeats + 1) as f64;
     let [dispatches_per_token, bytes_per_token] =
         [0, 1].map(|i| (bench.counters()[i] - before[i]) as f64 / (runs * decoded));
-    let random_adapters = match args.random_adapters {
-        Some(_) => Some(bench.adapters(args.sequences, args.max_tokens, decoded / decode_seconds)?),
-        None => None,
-    };
+    let cost = |_| bench.adapters(args.sequences, args.max_tokens, decoded / decode_seconds);
+    let random_adapters = args.random_adapters.map(cost).transpose()?;
     let (device_bytes, gpu) = (bench.engine.gpu().allocated_bytes(), bench.engine.gpu());
     let read_bandwidth = bandwidth::measure_read(gpu)?;
     let report = Report {
@@ -141,6 +128,23 @@ pub(super) fn run(args: &BenchArgs, gpu: GpuOptions) -> Result<()> {
         peak_host_bytes: output::peak_host_bytes(),
     };
     if args.json { output::json(&report) } else { print(&report) }
+}
+
+/// Errors: [`Error::InvalidArgument`], before a model is loaded in vain.
+fn check(args: &BenchArgs) -> Result<()> {
+    let counts = [
+        ("prompt", args.prompt),
+        ("max-tokens", args.max_tokens),
+        ("sequences", args.sequences),
+        ("adapters", args.random_adapters.unwrap_or(1)),
+        ("rank", args.rank),
+    ];
+    match counts.into_iter().find(|(_, n)| *n == 0) {
+        Some((name, _)) => {
+            Err(Error::InvalidArgument { name, reason: "0 is too few to measure; give at least 1".into() })
+        }
+        None => Ok(()),
+    }
 }
 
 struct Bench {

@@ -81,8 +81,8 @@ pub fn fingerprint(gguf: &Gguf, config: &ModelConfig, template: Option<&str>) ->
     })
 }
 
-/// As [`fingerprint`] over every byte of the weights, which it reads: equal for equal models only. 32 hex digits, others
-/// than the fingerprint's. `progress` gets bytes done.
+/// As [`fingerprint`] over every byte of the weights, which it reads: equal for equal models only. 32 hex digits,
+/// others than the fingerprint's. `progress` gets bytes done.
 pub fn full_hash(gguf: &Gguf, config: &ModelConfig, template: Option<&str>, progress: &mut dyn FnMut(u64)) -> String {
     let mut done = 0;
     digest(gguf, config, template, &mut |view, hasher| {

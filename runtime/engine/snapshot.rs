@@ -1,4 +1,4 @@
-//! A session in a file: safetensors with the tokens, the keys and values, its adapters, and the fingerprint of the base.
+//! A session in a file: safetensors with tokens, keys and values, adapters, and the fingerprint of the base.
 //!
 //! Of an adapter the file holds id, weight and a hash of the factors, not the factors: it has to be loaded to go on.
 

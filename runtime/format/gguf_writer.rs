@@ -17,8 +17,8 @@ pub(crate) struct GgufWriter {
 }
 
 impl GgufWriter {
-    /// For tensors that begin at multiples of `alignment` bytes, a power of two; the caller adds the key for another than
-    /// [`ALIGNMENT`].
+    /// For tensors that begin at multiples of `alignment` bytes, a power of two; the caller adds the key for
+    /// another than [`ALIGNMENT`].
     pub(crate) fn new(alignment: u64) -> Self {
         Self { alignment, n_keys: 0, keys: Vec::new(), n_tensors: 0, infos: Vec::new(), data_bytes: 0 }
     }

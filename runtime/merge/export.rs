@@ -1,8 +1,8 @@
 //! A base and its adapters as one GGUF, for tools that know no adapters.
 //!
-//! Tensors without LoRA and the metadata are copied as they are. Those with LoRA are dequantised, merged and rounded to F16
-//! or Q8_0, which is why running adapters beside the base is the better way where it can be had; the report says how much
-//! the rounding took. Tensors go through one after another in small pieces, so memory stays small.
+//! Tensors without LoRA and the metadata are copied as they are. Those with LoRA are dequantised, merged and rounded to
+//! F16 or `Q8_0`, which is why running adapters beside the base is the better way where it can be had; the report says
+//! how much the rounding took. Tensors go through one after another in small pieces, so memory stays small.
 
 use std::path::Path;
 
@@ -60,15 +60,15 @@ struct Planned<'a> {
     padding: Vec<u8>,
 }
 
-/// Writes the base of `gguf` with `adapters`, each with its weight, to `path`: tensors with LoRA in `dtype` (F16 or Q8_0).
-/// Complete or not there at all; a file that is there is replaced. `progress` gets weights done and in all. Does not ask
-/// which base the adapters were made for.
+/// Writes the base of `gguf` with `adapters`, each with its weight, to `path`: tensors with LoRA in `dtype`, F16 or
+/// `Q8_0`. Complete or not there at all; a file that is there is replaced. `progress` gets weights done and in all. Does
+/// not ask which base the adapters were made for.
 ///
 /// The head of a base with tied embeddings becomes a tensor of its own when an adapter changes one of the two.
 ///
 /// Errors: [`Error::InvalidArgument`] for another type, no adapters, or a weight that is not finite;
-/// [`Error::InvalidAdapter`] for an adapter that does not fit; [`Error::InvalidTensor`] when merged weights are too large
-/// for the type; [`Error::Io`].
+/// [`Error::InvalidAdapter`] for an adapter that does not fit; [`Error::InvalidTensor`] when merged weights are too
+/// large for the type; [`Error::Io`].
 pub fn export_gguf(
     gguf: &Gguf,
     shape: &BaseShape,

@@ -39,8 +39,8 @@ impl Loss {
     }
 }
 
-/// Adds the adapters to `weights`, `[rows, K]` in f32, of which row i is the module's row `row(i)`; gives the rounded bytes.
-/// `None` when one is too large for `dtype`.
+/// Adds the adapters to `weights`, `[rows, K]` in f32, of which row i is the module's row `row(i)`; gives the rounded
+/// bytes. `None` when one is too large for `dtype`.
 pub(super) fn merge(
     weights: &mut [f32],
     k: usize,

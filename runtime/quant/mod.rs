@@ -64,8 +64,8 @@ pub fn format(dtype: DType) -> &'static dyn BlockFormat {
     }
 }
 
-/// Rounds rows of weights to `dtype`: F16, or Q8_0 for a whole number of [`BLOCK`]s. `None` when a weight is too large for
-/// the type, or nothing here rounds to it.
+/// Rounds rows of weights to `dtype`: F16, or `Q8_0` for a whole number of [`BLOCK`]s. `None` when a weight is too large
+/// for the type, or nothing here rounds to it.
 pub fn quantize(dtype: DType, weights: &[f32]) -> Option<Vec<u8>> {
     match dtype {
         DType::F16 => f16::quantize(weights),

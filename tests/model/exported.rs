@@ -13,8 +13,8 @@ use super::reference::{Reference, Rounding};
 use super::{Expected, distance, expect, kv_f16, logits, tiers, tiny};
 use crate::common::Random;
 
-/// Roundings to a type. F16 keeps 11 bits, and multiples of 2^-24 below its normal numbers. Q8_0 stores the 127th part of
-/// the largest weight, itself rounded to F16, and is off by half of it.
+/// Roundings to a type. F16 keeps 11 bits, and multiples of 2^-24 below its normal numbers. Q8_0 stores the 127th part
+/// of the largest weight, itself rounded to F16, and is off by half of it.
 const ROUNDINGS: [(DType, Rounding); 2] = [
     (DType::F16, |w, _| (w.abs() / 2048.0).max(2.0_f64.powi(-25))),
     (DType::Q8_0, |_, peak| peak / 254.0 * (1.0 + 1.0 / 1024.0)),
@@ -167,10 +167,11 @@ fn an_exported_model_says_what_base_and_adapters_say() {
 
 /// `found`, with the bounds of both.
 fn between(found: &[Vec<f32>], a: &Expected, b: &Expected) -> Expected {
-    let row = |(found, (a, b)): (&Vec<f32>, (&Vec<(f64, f64)>, &Vec<(f64, f64)>))| {
-        found.iter().zip(a.iter().zip(b)).map(|(value, (a, b))| (f64::from(*value), a.1 + b.1)).collect()
+    let bound = |t: usize, v: usize| a.rows[t][v].1 + b.rows[t][v].1;
+    let row = |(t, found): (usize, &Vec<f32>)| {
+        found.iter().enumerate().map(|(v, &value)| (f64::from(value), bound(t, v))).collect()
     };
-    Expected { rows: found.iter().zip(a.rows.iter().zip(&b.rows)).map(row).collect(), largest: a.largest }
+    Expected { rows: found.iter().enumerate().map(row).collect(), largest: a.largest }
 }
 
 /// Logits of `ids` with the adapters beside the base.

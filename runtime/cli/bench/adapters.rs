@@ -105,7 +105,7 @@ impl Bench {
             swap_seconds_p99: percentile(&mut swaps, 99),
             token_seconds_before_swap: percentile(&mut before, 50),
             token_seconds_after_swap: percentile(&mut after, 50),
-            file_to_first_token_seconds: self.from_file()?,
+            file_to_first_token_seconds: self.load_from_file()?,
         })
     }
 
@@ -144,7 +144,7 @@ impl Bench {
     }
 
     /// Seconds from an adapter's file to the first token under it.
-    fn from_file(&mut self) -> Result<f64> {
+    fn load_from_file(&mut self) -> Result<f64> {
         let adapter = self.random_adapter(self.rank)?;
         let file = Temporary(std::env::temp_dir().join(format!("epiphyte-bench-{}.gguf", std::process::id())));
         adapter.save_gguf(&file.0, DType::F16, &self.engine.base().adapter_shape())?;
