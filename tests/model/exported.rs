@@ -10,8 +10,9 @@ use epiphyte::{DType, Engine, Error, quant};
 
 use super::adapted::random_adapter;
 use super::reference::{Reference, Rounding};
-use super::{Expected, distance, expect, kv_f16, logits, tiers, tiny};
+use super::{Expected, distance, expect, kv_f16, logits, odd_llama, tiers, tiny};
 use crate::common::Random;
+use crate::gguf::writer::Meta;
 
 /// Roundings to a type. F16 keeps 11 bits, and multiples of 2^-24 below its normal numbers. Q8_0 stores the 127th part
 /// of the largest weight, itself rounded to F16, and is off by half of it.
@@ -115,6 +116,27 @@ fn everything_else_is_copied_as_it_is() {
             assert!(old.dtype == new.dtype && old.bytes() == new.bytes(), "{}", old.name);
         }
     }
+}
+
+#[test]
+fn the_keys_of_shards_go_and_the_alignment_stays() {
+    let mut writer = odd_llama(&mut Random::new(11));
+    let n = writer.tensors.len() as u32;
+    writer.alignment = 128;
+    let writer = writer
+        .key("general.alignment", Meta::U32(128))
+        .key("split.no", Meta::U32(0))
+        .key("split.count", Meta::U32(1))
+        .key("split.tensors.count", Meta::U32(n));
+    let base = Gguf::from_bytes(writer.bytes()).unwrap();
+    let adapter = random(&base, 12, |_| true);
+    let exported = export(&base, &[(&adapter, 1.0)], DType::F16).unwrap();
+    let gguf = exported.gguf();
+    let kept: Vec<&str> = base.metadata().map(|(key, _)| key).filter(|key| !key.starts_with("split.")).collect();
+    assert_eq!(gguf.metadata().map(|(key, _)| key).collect::<Vec<_>>(), kept);
+    assert!(kept.len() + 3 == base.metadata().count() && kept.contains(&"general.alignment"));
+    assert_eq!(gguf.find::<u32>("general.alignment").unwrap(), Some(128), "which the reader holds every offset to");
+    Engine::open(exported.dir.path().join("out.gguf"), epiphyte::EngineOptions::default()).unwrap();
 }
 
 #[test]

@@ -95,6 +95,11 @@ fn print(Report { out, report }: &Report<'_>) -> Result<()> {
         "rounding   {:.3} % of what the adapters add (rms over rms), {max:.3} times it at most",
         100.0 * rms
     ))?;
+    if rms > 0.5 {
+        output::note(
+            "warning: rounding hides much of what the adapters add; give --type f16, or run them beside the base",
+        );
+    }
     if report.untied {
         output::line("head       written apart: one matrix no longer serves as embedding and head")?;
     }
