@@ -16,6 +16,7 @@ use crate::model::kv_cache::PAGE_LEN;
 use crate::model::llama::{LOGIT_ROWS, Run};
 use crate::tokenizer::{DecodeOptions, Detokenizer, Tokenizer};
 
+use super::adapters::{Change, History};
 use super::executor::{Executor, MAX_BIASES, RING_SLOTS, Row};
 use super::{Engine, Session};
 
@@ -251,14 +252,25 @@ impl<'s> Generation<'s> {
         }
     }
 
-    /// The session of sequence `index`, with nothing under way that was computed under its present adapters.
-    pub(super) fn session_for_change(&mut self, index: usize) -> Result<&mut Session> {
-        self.retire();
-        let reason = || format!("there is no sequence {index} in this batch of {}", self.lanes.len());
+    /// Changes the adapters of sequence `index` between two tokens. With [`History::Keep`] the tokens that are under
+    /// way (at most 3) still come from the old ones, and nothing waits; with [`History::Recompute`] they are dropped.
+    ///
+    /// Errors: as [`Session::set_adapters`]; [`Error::InvalidArgument`] for a sequence that is not there.
+    pub fn set_adapters(&mut self, index: usize, change: &Change<'_>) -> Result<()> {
         if index >= self.lanes.len() {
-            return Err(Error::InvalidArgument { name: "index", reason: reason() });
+            let reason = format!("there is no sequence {index} in this batch of {}", self.lanes.len());
+            return Err(Error::InvalidArgument { name: "index", reason });
         }
-        Ok(self.lanes[index].session)
+        if change.history == History::Recompute {
+            self.retire();
+        }
+        let session = &mut *self.lanes[index].session;
+        session.set_adapters(change)?;
+        let mut executor = self.engine.executor();
+        if let Some(row) = self.active.iter().position(|&i| i == index).filter(|_| executor.owner == self.id) {
+            executor.set_row_adapters(&self.engine.gpu, row, session.set);
+        }
+        Ok(())
     }
 
     /// Keeps the device busy, then takes the oldest step's tokens.
@@ -362,9 +374,8 @@ impl<'s> Generation<'s> {
 
     /// Drops the finished lanes and what was computed ahead; the others are loaded anew.
     fn retire(&mut self) {
+        // The device finishes them before whatever is submitted next, so there is nothing to wait for.
         for flight in self.in_flight.drain(..) {
-            // Waiting keeps the ring slot from being mapped twice; a fault shows at the next call.
-            let _ = self.engine.gpu.wait(Some(flight.index));
             self.readbacks[flight.slot].buffer.unmap();
         }
         self.active.retain(|&i| self.lanes[i].finished.is_none());

@@ -60,6 +60,7 @@ pub struct Engine {
     context: usize,
     kv_f16: bool,
     next_run: AtomicU64,
+    trains: bool,
 }
 
 impl Engine {
@@ -82,10 +83,12 @@ impl Engine {
         // The file first: a bad one is refused before a device is opened.
         let gguf = Gguf::open(path)?;
         let mut gpu = Gpu::open(options.gpu.clone())?;
-        if !options.skip_self_test {
-            selftest::run(&mut gpu)?;
+        let trains = options.skip_self_test || selftest::run(&mut gpu)?.trains;
+        let mut engine = Self::from_gguf(gpu, &gguf, &options, progress)?;
+        if let Some(engine) = Arc::get_mut(&mut engine) {
+            engine.trains = trains;
         }
-        Self::from_gguf(gpu, &gguf, &options, progress)
+        Ok(engine)
     }
 
     /// Loads an open model file onto an open device.
@@ -108,7 +111,7 @@ impl Engine {
         let executor = Executor::new(&gpu, &base, context, kv_f16, options.adapter_budget)?;
         gpu.check()?;
         let (executor, next_run) = (Mutex::new(executor), AtomicU64::new(1));
-        Ok(Arc::new(Self { gpu, base, executor, context, kv_f16, next_run }))
+        Ok(Arc::new(Self { gpu, base, executor, context, kv_f16, next_run, trains: true }))
     }
 
     /// An empty session.
@@ -135,6 +138,11 @@ impl Engine {
     /// The device.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
+    }
+
+    /// Whether the self-test found that the device computes training right.
+    pub fn trains(&self) -> bool {
+        self.trains
     }
 
     /// Most tokens of a session.

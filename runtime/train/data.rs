@@ -113,6 +113,16 @@ impl Dataset {
         self.examples.is_empty()
     }
 
+    /// Examples made elsewhere, each a record of its own.
+    pub fn of(examples: impl IntoIterator<Item = Example>) -> Self {
+        let mut data = Self::default();
+        for (group, example) in examples.into_iter().enumerate() {
+            data.report.records += 1;
+            data.add(example, group);
+        }
+        data
+    }
+
     /// Puts the examples of `other` after these.
     pub fn append(&mut self, other: Self) {
         let first = self.groups.last().map_or(0, |group| group + 1);

@@ -29,7 +29,7 @@ pub struct TrainOptions {
     pub optimizer: Optimizer,
     /// Of [`Optimizer::Momentum`].
     pub momentum: f64,
-    /// Decoupled with AdamW, added to the gradient with SGD.
+    /// Decoupled with `AdamW`, added to the gradient with SGD.
     pub weight_decay: f64,
     /// Gradients are scaled down to this norm; `None` leaves them.
     pub max_grad_norm: Option<f64>,
