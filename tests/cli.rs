@@ -1,5 +1,7 @@
 //! The built binary, from outside: what it prints, where, and its exit codes.
 
+mod adapter;
+
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -49,7 +51,7 @@ fn tokenizer(model: &Path) -> Tokenizer {
 fn help_names_every_command() {
     let output = run(&["--help"]);
     let help = String::from_utf8(output.stdout).unwrap();
-    for command in ["generate", "chat", "perplexity", "bench", "inspect", "plan", "doctor"] {
+    for command in ["generate", "chat", "perplexity", "bench", "inspect", "plan", "doctor", "adapter"] {
         assert!(help.contains(command), "{help}");
         assert!(run(&[command, "--help"]).status.success(), "{command}");
     }
@@ -57,7 +59,7 @@ fn help_names_every_command() {
 
 #[test]
 fn bad_use_exits_with_2() {
-    let cases: [(&[&str], &str); 9] = [
+    let cases: [(&[&str], &str); 17] = [
         (&[], "Usage"),
         (&["generate"], "--prompt"),
         (&["generate", "-p", "x", "--no-such-flag"], "--no-such-flag"),
@@ -67,6 +69,14 @@ fn bad_use_exits_with_2() {
         (&["generate", "-p", "x", "--top-p", "1.5"], "`top_p`"),
         (&["bench", "-p", "0"], "`prompt`"),
         (&["perplexity", "-f", "x", "-c", "3"], "`window`"),
+        (&["generate", "-p", "x", "--adapter"], "--adapter"),
+        (&["bench", "--adapters", "0"], "`adapters`"),
+        (&["bench", "--rank", "4"], "--adapters"),
+        (&["bench", "--adapters", "2", "--adapter", "x"], "cannot be used with"),
+        (&["adapter"], "Usage"),
+        (&["adapter", "inspect"], "<PATH>"),
+        (&["adapter", "convert", "x", "y", "--to", "pickle"], "pickle"),
+        (&["adapter", "export", "x"], "<OUT.gguf>"),
     ];
     for (args, says) in cases {
         assert_fails(&run(args), 2, says);

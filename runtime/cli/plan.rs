@@ -140,7 +140,7 @@ fn textbook(args: &PlanArgs, parameters: f64) -> Result<Report> {
 }
 
 fn model_file(args: &PlanArgs) -> Result<Report> {
-    let gguf = Gguf::open(args.model.path()?)?;
+    let gguf = Gguf::open(args.model.file.path()?)?;
     let config = ModelConfig::from_gguf(&gguf)?;
     config.check_tensors(&gguf)?;
     let kv_element_bytes = if args.kv_f32 { 4 } else { 2 };

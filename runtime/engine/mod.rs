@@ -124,8 +124,11 @@ impl Engine {
 
     /// A session from a file that [`Session::save`] wrote.
     ///
-    /// Errors: [`Error::BaseMismatch`] for another base; [`Error::InvalidFile`]; [`Error::Io`];
-    /// [`Error::ContextFull`] when it does not fit.
+    /// Its adapters have to be loaded under the ids they had.
+    ///
+    /// Errors: [`Error::BaseMismatch`] for another base; [`Error::AdapterNotLoaded`] and [`Error::AdapterMismatch`]
+    /// naming the adapter; [`Error::InvalidFile`]; [`Error::Io`]; [`Error::ContextFull`] when it does not fit; as
+    /// [`Session::set_adapters`].
     pub fn restore(self: &Arc<Self>, path: impl AsRef<Path>) -> Result<Session> {
         snapshot::restore(self, path.as_ref())
     }

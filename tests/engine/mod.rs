@@ -6,6 +6,7 @@ mod refused;
 mod sampling;
 mod sessions;
 mod snapshot;
+mod snapshot_adapters;
 mod stops;
 
 use std::sync::atomic::{AtomicBool, Ordering};
