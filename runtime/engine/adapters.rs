@@ -78,8 +78,9 @@ impl Engine {
         let shape = self.base.adapter_shape();
         adapter.modules.iter().try_for_each(|module| module.check(&shape))?;
         let mut executor = self.executor();
-        executor.registry.insert(&self.gpu, id, adapter, path.map(Path::to_path_buf))?;
+        let inserted = executor.registry.insert(&self.gpu, id, adapter, path.map(Path::to_path_buf));
         executor.adapters_moved(&self.gpu)?;
+        inserted?;
         self.gpu.check()?;
         Ok(executor.registry.report(id).unwrap_or_default())
     }
@@ -144,10 +145,17 @@ impl Session {
         let engine = Arc::clone(&self.engine);
         let mut executor = engine.executor();
         if adapters == executor.registry.adapters(self.set) {
+            drop(executor);
+            if self.mixed && change.history == History::Recompute {
+                self.forget_kv();
+            }
             return Ok(());
         }
-        let set = executor.registry.acquire(&engine.gpu, &adapters)?;
-        if let Err(error) = executor.adapters_moved(&engine.gpu) {
+        let acquired = executor.registry.acquire(&engine.gpu, &adapters);
+        // The first of a set's adapters may have moved the buffers before the second failed.
+        let moved = executor.adapters_moved(&engine.gpu);
+        let set = acquired?;
+        if let Err(error) = moved {
             executor.registry.release(set);
             return Err(error);
         }

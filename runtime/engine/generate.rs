@@ -112,7 +112,7 @@ impl<'s> Generation<'s> {
         session.set_adapters(change)?;
         let mut executor = self.engine.executor();
         if let Some(row) = self.active.iter().position(|&i| i == index).filter(|_| executor.owner == self.id) {
-            executor.set_row_adapters(&self.engine.gpu, row, session.set);
+            executor.set_row_adapters(&self.engine.gpu, row, session.set)?;
         }
         Ok(())
     }
@@ -170,8 +170,7 @@ impl<'s> Generation<'s> {
         }
         self.active.retain(|&i| self.lanes[i].finished.is_none());
         let rows: Vec<Row<'_>> = self.active.iter().map(|&i| self.lanes[i].row()).collect();
-        executor.load_rows(&self.engine.gpu, self.id, &rows);
-        Ok(())
+        executor.load_rows(&self.engine.gpu, self.id, &rows)
     }
 
     fn submit(&mut self, executor: &mut Executor) -> Result<()> {

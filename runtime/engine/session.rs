@@ -140,7 +140,7 @@ impl Session {
         fork
     }
 
-    /// Writes tokens, keys and values to a file, which [`Engine::restore`] reads. Complete or not there at all.
+    /// Writes tokens, keys and values, and the adapters' ids and weights to a file, which [`Engine::restore`] reads. Complete or not there at all.
     ///
     /// Errors: [`Error::Io`]; as [`crate::gpu::Gpu::check`].
     pub fn save(&self, path: impl AsRef<std::path::Path>) -> Result<()> {

@@ -22,6 +22,7 @@ fn shrink_tile(m: u32, s: Share, index: u32) {
     workgroupBarrier();
     for (var entry = 0u; entry < ENTRIES; entry++) {
         let f = factor_a(m, s.site, entry);
+        if f.rows == 0u { break; }
         for (var first = 0u; first < f.rows; first += WG / L) {
             let i = first + index / L;
             var sum = 0.0;

@@ -1,8 +1,10 @@
 //! Sessions and generation on a tiny model: what is shared, continued, batched, stopped and refused.
 
+mod adapters;
 mod batch;
 mod counters;
 mod refused;
+mod registry;
 mod sampling;
 mod sessions;
 mod snapshot;
