@@ -1,7 +1,6 @@
 //! Sessions under adapters: mixed batches, swaps, what is shared and what is not, growth, threads.
 
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
