@@ -10,10 +10,12 @@ pub mod error;
 pub mod format;
 pub mod gpu;
 pub mod kernels;
+pub mod merge;
 pub mod model;
 pub mod quant;
 pub mod selftest;
 pub mod tokenizer;
+pub mod train;
 
 pub use chat::Message;
 pub use dtype::DType;

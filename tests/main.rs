@@ -3,6 +3,7 @@
 #![expect(clippy::doc_markdown, reason = "formulas and names read better plain here")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests say what they measured")]
 
+mod adapter;
 mod chat;
 #[cfg(feature = "cli")]
 mod cli;
@@ -16,3 +17,4 @@ mod quant;
 mod selftest;
 mod shaders;
 mod tokenizer;
+mod train;

@@ -1,12 +1,14 @@
 //! Every kernel in every variant parses and validates; bindings are numbered 0..n with the access that the host
-//! declares, and `Params` has the size of its Rust mirror.
+//! declares, `Params` has the size of its Rust mirror, and workgroup memory is within WebGPU's default.
 
 use epiphyte::DType;
 use epiphyte::gpu::{Access, Caps, KernelSpec};
 use epiphyte::kernels::attention::Leaves;
 use epiphyte::kernels::lora::{self, Directory};
 use epiphyte::kernels::matvec::{Epilogue, Lora, SOFTWARE_PREFILL, Variant};
-use epiphyte::kernels::{attention, bandwidth, embedding, matmul, matvec, rms_norm, rope, sample, swiglu};
+use epiphyte::kernels::{adamw, attention_backward, attention_train, cross_entropy, gather_rows, grad_norm};
+use epiphyte::kernels::{attention, bandwidth, embedding, matmul, matmul_backward, matmul_dense, matvec, rms_norm};
+use epiphyte::kernels::{rms_norm_backward, rope, rope_train, sample, sgd, swiglu, swiglu_backward};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
 const CAPS: Caps = Caps {
@@ -36,6 +38,7 @@ fn linear_specs(caps: &Caps, dtype: DType) -> Vec<KernelSpec> {
     for epilogue in [Epilogue::Store, Epilogue::Add] {
         specs.push(matmul::spec(caps, dtype, epilogue));
     }
+    specs.push(matmul_backward::spec(caps, dtype));
     specs
 }
 
@@ -44,6 +47,7 @@ fn other_specs(caps: &Caps) -> Vec<KernelSpec> {
     specs.extend([None, Some(DIRECTORY)].map(|lora| swiglu::spec(caps, lora)));
     specs.extend([lora::shrink_spec(caps, DIRECTORY), lora::expand_spec(DIRECTORY), lora::embedding_spec(DIRECTORY)]);
     specs.extend([sample::adjust_spec(), sample::threshold_spec(), sample::partial_spec(), sample::final_spec()]);
+    specs.extend(matmul_dense::Tiling::ALL.map(matmul_dense::Tiling::spec));
     for (head_dim, neox) in [(64, true), (128, false), (256, true)] {
         let heads = attention::Heads { heads: 9, kv_heads: 3, head_dim, page_len: 32, kv_f16: caps.f16 };
         for lora in [None, Some(DIRECTORY)] {
@@ -53,6 +57,24 @@ fn other_specs(caps: &Caps) -> Vec<KernelSpec> {
         let leaves = [Leaves::Whole, Leaves::WholeAndU(DIRECTORY), Leaves::Split];
         specs.extend(leaves.map(|leaves| attention::spec(caps, heads, leaves)));
         specs.push(attention::prefill_spec(heads));
+    }
+    specs
+}
+
+fn training_specs(caps: &Caps) -> Vec<KernelSpec> {
+    let mut specs = vec![swiglu_backward::spec(), cross_entropy::spec(), gather_rows::spec()];
+    specs.extend([false, true].map(|add| rms_norm_backward::spec(caps, add)));
+    specs.extend([
+        grad_norm::partial_spec(),
+        grad_norm::final_spec(),
+        adamw::spec(),
+        sgd::spec(false),
+        sgd::spec(true),
+    ]);
+    for head_dim in [64, 80, 128, 256] {
+        specs.extend([rope_train::spec(head_dim), attention_train::spec(head_dim)]);
+        specs.push(attention_backward::delta_spec(head_dim));
+        specs.extend([attention_backward::dq_spec(head_dim), attention_backward::dkv_spec(head_dim)]);
     }
     specs
 }
@@ -68,6 +90,7 @@ fn check(spec: &KernelSpec, immediates: bool) {
         .unwrap_or_else(|e| panic!("{name} {:?}: {}", spec.source.consts, e.emit_to_string(&text)));
     translate(name, &module, &info);
     let mut accesses = vec![None; spec.bindings.len()];
+    let mut workgroup_bytes = 0;
     for (_, variable) in module.global_variables.iter() {
         match variable.space {
             naga::AddressSpace::Storage { access } => {
@@ -79,9 +102,15 @@ fn check(spec: &KernelSpec, immediates: bool) {
                 let size = module.types[variable.ty].inner.size(module.to_ctx());
                 assert_eq!(size, spec.params_bytes, "{name}: Params");
             }
+            naga::AddressSpace::WorkGroup => {
+                workgroup_bytes += module.types[variable.ty].inner.size(module.to_ctx());
+            }
             _ => {}
         }
     }
+    // GPUs with cooperative matrices have 32 KiB at least.
+    let most = if spec.source.cooperative_matrix { 32 << 10 } else { 16 << 10 };
+    assert!(workgroup_bytes <= most, "{name}: {workgroup_bytes} bytes of workgroup memory");
     let declared: Vec<_> = spec.bindings.iter().copied().map(Some).collect();
     assert_eq!(accesses, declared, "{name}: bindings");
     assert!(spec.bindings.len() <= 8, "{name}: more than 8 storage buffers");
@@ -102,7 +131,7 @@ fn check_all(caps: &Caps) {
             check(&spec, caps.immediates);
         }
     }
-    for spec in other_specs(caps) {
+    for spec in other_specs(caps).into_iter().chain(training_specs(caps)) {
         check(&spec, caps.immediates);
     }
 }

@@ -48,7 +48,7 @@ impl From<epiphyte::Error> for EpiphyteError {
             E::InvalidArgument { .. } => ErrorKind::InvalidArgument,
             E::Tokenizer(_) | E::ChatTemplate(_) => ErrorKind::Text,
             E::NoAdapter(_) | E::Gpu { .. } | E::DeviceLost(_) => ErrorKind::Device,
-            E::OutOfMemory { .. } => ErrorKind::OutOfMemory,
+            E::OutOfMemory { .. } | E::OverBudget { .. } => ErrorKind::OutOfMemory,
             E::ContextFull { .. } => ErrorKind::ContextFull,
             E::Cancelled => ErrorKind::Cancelled,
             E::BaseMismatch { .. } => ErrorKind::BaseMismatch,

@@ -101,7 +101,7 @@ impl Arena {
 
     /// Whether growing or tidying would make room without taking any adapter off.
     pub(crate) fn can_make_room(&self, a: u32, b: u32) -> bool {
-        let (a, b) = (self.a.used() as u64 + u64::from(a), self.b.used() as u64 + u64::from(b));
+        let (a, b) = (u64::from(self.a.used()) + u64::from(a), u64::from(self.b.used()) + u64::from(b));
         a <= u64::from(self.most) && b <= u64::from(self.most) && (a + b) * FOUR <= self.budget
     }
 

@@ -9,7 +9,6 @@ use crate::adapter::registry::AdapterState;
 use crate::adapter::{Adapter, LoadReport};
 use crate::error::{Error, Result};
 
-use super::generate::Generation;
 use super::{Engine, Session};
 
 /// What becomes of the transcript when a session's adapters change.
@@ -173,14 +172,5 @@ impl Session {
     /// Its adapters and their weights.
     pub fn adapters(&self) -> Vec<(String, f32)> {
         self.engine.executor().registry.adapters(self.set).to_vec()
-    }
-}
-
-impl Generation<'_> {
-    /// Changes the adapters of sequence `index` between two tokens; see [`Session::set_adapters`].
-    ///
-    /// Errors: as [`Session::set_adapters`]; [`Error::InvalidArgument`] for a sequence that is not there.
-    pub fn set_adapters(&mut self, index: usize, change: &Change<'_>) -> Result<()> {
-        self.session_for_change(index)?.set_adapters(change)
     }
 }

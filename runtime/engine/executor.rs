@@ -29,6 +29,8 @@ pub(crate) struct Executor {
     pub(crate) pool: PagePool,
     pub(crate) registry: Registry,
     weights: Arc<Weights>,
+    /// Sets of the loaded batch's rows.
+    row_sets: Vec<SetId>,
     /// What the rows of the last pass need of their adapters.
     lora: Option<LoraPass>,
     /// Whose decode state is on the device; 0 is nobody's.
@@ -106,6 +108,7 @@ impl Executor {
             pool,
             registry,
             weights: Arc::clone(&base.weights),
+            row_sets: Vec::with_capacity(LOGIT_ROWS),
             lora: None,
             owner: 0,
             chunk_rows,
@@ -232,13 +235,25 @@ impl Executor {
         }
         let flat: Vec<u32> = biases.iter().flat_map(|(token, bias)| [*token, bias.to_bits()]).collect();
         gpu.write(&self.biases, 0, &flat);
-        let sets: Vec<SetId> = batch.iter().map(|row| row.set).collect();
-        self.lora = self.registry.pass(sets.iter().copied());
+        self.row_sets.clear();
+        self.row_sets.extend(batch.iter().map(|row| row.set));
+        self.use_row_sets(gpu)?;
+        self.owner = owner;
+        Ok(())
+    }
+
+    /// Gives row `m` of the loaded batch other adapters from the next step on.
+    pub(crate) fn set_row_adapters(&mut self, gpu: &Gpu, m: usize, set: SetId) -> Result<()> {
+        self.row_sets[m] = set;
+        self.use_row_sets(gpu)
+    }
+
+    fn use_row_sets(&mut self, gpu: &Gpu) -> Result<()> {
+        self.lora = self.registry.pass(self.row_sets.iter().copied());
         if self.lora.is_some() {
             self.bind_adapters(gpu)?;
-            self.registry.write_rows(gpu, 0, &sets);
+            self.registry.write_rows(gpu, 0, &self.row_sets);
         }
-        self.owner = owner;
         Ok(())
     }
 

@@ -11,7 +11,8 @@ use crate::model::llama::LOGIT_ROWS;
 use crate::tokenizer::EncodeOptions;
 
 use super::executor::Executor;
-use super::generate::{GenerateOptions, Generation};
+use super::generate::Generation;
+use super::options::GenerateOptions;
 use super::{Engine, snapshot};
 
 /// A conversation or a document in progress. Cheap to make, to fork and to drop; many share one [`Engine`].

@@ -1,15 +1,27 @@
 //! The host side of each kernel: its parameters, variants, grid and recording. One stem with `shaders/` and `tests/kernels/`.
 
+pub mod adamw;
 pub mod attention;
+pub mod attention_backward;
+pub mod attention_train;
 pub mod bandwidth;
+pub mod cross_entropy;
 pub mod embedding;
+pub mod gather_rows;
+pub mod grad_norm;
 pub mod lora;
 pub mod matmul;
+pub mod matmul_backward;
+pub mod matmul_dense;
 pub mod matvec;
 pub mod rms_norm;
+pub mod rms_norm_backward;
 pub mod rope;
+pub mod rope_train;
 pub mod sample;
+pub mod sgd;
 pub mod swiglu;
+pub mod swiglu_backward;
 
 use crate::gpu::Caps;
 

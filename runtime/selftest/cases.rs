@@ -6,7 +6,7 @@ use crate::kernels::rms_norm::{self, RmsNormParams};
 use crate::kernels::swiglu::{self, SwiGluParams};
 
 use super::Ability::{self, Subgroups};
-use super::{attention, linear, lora, sample};
+use super::{attention, linear, lora, products, sample, training};
 
 /// Runs a kernel and gives its outputs.
 type Run = dyn Fn(&Gpu) -> Result<Vec<Outcome>> + Send + Sync;
@@ -16,6 +16,8 @@ pub(super) struct Case {
     pub(super) kernel: &'static str,
     pub(super) variant: String,
     pub(super) uses: Vec<Ability>,
+    /// Only training needs it.
+    pub(super) training: bool,
     pub(super) run: Box<Run>,
 }
 
@@ -26,6 +28,11 @@ pub(super) fn all(gpu: &Gpu) -> Vec<Case> {
     cases.extend(attention::cases(caps));
     cases.extend(sample::cases());
     cases.extend(lora::cases(caps));
+    // A software GPU takes seconds to compile them; it trains nobody's adapter, and the tests hold them to more.
+    if !caps.software {
+        let training = products::cases(caps).into_iter().chain(training::cases(caps));
+        cases.extend(training.map(|case| Case { training: true, ..case }));
+    }
     cases.push(case("rms_norm", "5 rows".into(), subgroups(caps), rms_norm));
     cases.push(case("swiglu", "5 rows".into(), vec![], swiglu));
     cases
@@ -37,7 +44,7 @@ pub(super) fn case(
     uses: Vec<Ability>,
     run: impl Fn(&Gpu) -> Result<Vec<Outcome>> + Send + Sync + 'static,
 ) -> Case {
-    Case { kernel, variant, uses, run: Box::new(run) }
+    Case { kernel, variant, uses, training: false, run: Box::new(run) }
 }
 
 /// What a kernel that reduces over lanes uses.
@@ -50,6 +57,14 @@ pub(super) fn subgroups(caps: &Caps) -> Vec<Ability> {
 pub(super) struct Near {
     pub(super) value: f64,
     pub(super) bound: f64,
+}
+
+impl Near {
+    /// The sum of `terms`, within `tolerance` of what they add up to without their signs.
+    pub(super) fn sum(terms: impl Iterator<Item = f64>, tolerance: f64) -> Self {
+        let (value, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
+        Self { value, bound: tolerance * size }
+    }
 }
 
 /// Not to be written.

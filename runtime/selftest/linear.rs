@@ -13,7 +13,7 @@ use crate::model::linear::{Binding, Chunk, Linear, LinearOp, RowRange, USize};
 use crate::quant::{self, BLOCK};
 
 /// Formats whose every variant is tested.
-const FORMATS: [DType; 4] = [DType::Q4_0, DType::Q4_1, DType::Q4_K, DType::Q8_0];
+pub(super) const FORMATS: [DType; 4] = [DType::Q4_0, DType::Q4_1, DType::Q4_K, DType::Q8_0];
 /// Rows of W, no multiple of a tile.
 pub(super) const N: usize = 40;
 /// Three quarters of what 32 lanes take in a step: the widest tiling, and not all of it busy.
@@ -162,11 +162,7 @@ fn multiply(
 /// `W x` of one row of x, each within `tolerance` of what its terms add up to without their signs.
 pub(super) fn reference(weights: &[f32], x: &[f32], gain: Option<&[f32]>, tolerance: f64) -> Vec<Near> {
     let x = normed(x, gain);
-    let dot = |w: &[f32]| {
-        let terms = w.iter().zip(&x).map(|(w, x)| f64::from(*w) * x);
-        let (value, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
-        Near { value, bound: tolerance * size }
-    };
+    let dot = |w: &[f32]| Near::sum(w.iter().zip(&x).map(|(w, x)| f64::from(*w) * x), tolerance);
     weights.chunks(K).map(dot).collect()
 }
 

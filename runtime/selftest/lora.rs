@@ -57,11 +57,8 @@ impl Site {
     /// u of one row of x.
     fn u(&self, x: &[f64]) -> Vec<Near> {
         let weights = ADAPTERS.iter().flat_map(|&(rank, weight)| vec![f64::from(weight); rank * self.modules]);
-        let row = |(a, weight): (&[f32], f64)| {
-            let terms = a.iter().zip(x).map(|(a, x)| weight * f64::from(*a) * x);
-            let (value, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
-            Near { value, bound: TOLERANCE * size }
-        };
+        let row =
+            |(a, weight): (&[f32], f64)| Near::sum(a.iter().zip(x).map(|(a, x)| weight * f64::from(*a) * x), TOLERANCE);
         self.a.chunks(self.k).zip(weights).map(row).collect()
     }
 

@@ -8,6 +8,7 @@ mod registry;
 mod sampling;
 mod sessions;
 mod snapshot;
+mod snapshot_adapters;
 mod soak;
 mod stops;
 

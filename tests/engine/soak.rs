@@ -257,9 +257,9 @@ impl Soak {
 
     /// Memory once every buffer has been needed: as many pages as sessions may come to hold, and all the budget.
     fn most_bytes(&mut self) -> u64 {
-        for id in 0..IDS.len() {
-            self.engine.add_adapter(IDS[id], &version(id, 0)).unwrap();
-            self.loaded[id] = true;
+        for (i, id) in IDS.iter().enumerate() {
+            self.engine.add_adapter(id, &version(i, 0)).unwrap();
+            self.loaded[i] = true;
         }
         let full: Vec<Session> = (0..8)
             .map(|seed| {

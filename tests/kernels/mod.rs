@@ -3,17 +3,29 @@
 //! Each case runs on every tier of the adapter. Outputs are poisoned first, and what a kernel has no business with
 //! must keep its bits. A tolerance is a bound derived from the roundings on the way (see [`oracle`]), not a guess.
 
+mod adamw;
 mod adapters;
 mod attention;
+mod attention_backward;
+mod attention_train;
+mod cross_entropy;
 mod embedding;
+mod gather_rows;
+mod grad_norm;
 mod lora;
 mod matmul;
+mod matmul_backward;
+mod matmul_dense;
 mod matvec;
 mod oracle;
 mod rms_norm;
+mod rms_norm_backward;
 mod rope;
+mod rope_train;
 mod sample;
+mod sgd;
 mod swiglu;
+mod swiglu_backward;
 mod weights;
 
 use std::error::Error;
@@ -88,6 +100,12 @@ impl Near {
     /// A NaN is near nothing.
     fn holds(self, got: f32) -> bool {
         (f64::from(got) - self.value).abs() <= self.bound
+    }
+
+    /// Added in f32 to what was there.
+    fn plus(self, before: f64) -> Self {
+        let value = self.value + before;
+        Self { value, bound: self.bound + oracle::EPS * (value.abs() + self.bound) }
     }
 }
 
@@ -190,6 +208,16 @@ impl Random {
         }
         all
     }
+}
+
+/// First row and end of the sequence of each row, for sequences of `lens` rows one after the other.
+fn packed(lens: &[usize]) -> Vec<[u32; 2]> {
+    let mut rows = Vec::new();
+    for &len in lens {
+        let start = rows.len() as u32;
+        rows.extend(std::iter::repeat_n([start, start + len as u32], len));
+    }
+    rows
 }
 
 /// The seed of a case's data: nothing to shrink.

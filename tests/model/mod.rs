@@ -1,6 +1,7 @@
 //! Whole-model logits on every tier and path: against transformers' (golden file) and against [`reference`] in f64.
 
 pub(crate) mod adapted;
+mod exported;
 mod reference;
 
 use std::path::PathBuf;

@@ -1,0 +1,23 @@
+//! Fine-tuning on the device: examples in, an adapter out, with the memory counted before any of it is taken.
+//!
+//! [`data`] turns files into batches of tokens, [`schedule`] gives the learning rate of a step, [`buffers`] lists what a
+//! step needs on the device, [`plan`] adds that up and fits it to a budget, [`signals`] reads the losses.
+
+pub mod buffers;
+pub mod data;
+mod factors;
+mod graph;
+mod head;
+mod layer;
+pub mod plan;
+mod products;
+mod random;
+pub mod schedule;
+pub mod signals;
+
+mod checkpoint;
+pub mod options;
+pub mod trainer;
+
+pub use options::TrainOptions;
+pub use trainer::Trainer;

@@ -1,0 +1,173 @@
+//! What the losses say: their history, its log and its picture, the signs of trouble, and when to stop.
+
+#[cfg(feature = "cli")]
+mod svg;
+mod warnings;
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+#[cfg(feature = "cli")]
+pub use svg::loss_curves;
+pub use warnings::{Warning, warnings};
+
+use crate::error::{Error, Result};
+
+/// One step of the optimiser.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StepRecord {
+    /// From 1.
+    pub step: u64,
+    /// From 0.
+    pub epoch: u64,
+    /// Weighted mean over the step's tokens, in nats; null in a log when it was not finite.
+    #[serde(deserialize_with = "number_or_null")]
+    pub loss: f64,
+    /// Learning rate.
+    pub lr: f64,
+    /// Tokens of the step.
+    pub tokens: usize,
+    /// Time the step took.
+    pub seconds: f64,
+    /// Norm of the gradient before clipping.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub grad_norm: Option<f64>,
+    /// Mean loss on the validation data after this step, where it was measured.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub validation_loss: Option<f64>,
+}
+
+fn number_or_null<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
+/// The losses of a run, by step.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct History {
+    /// Step and training loss.
+    pub training: Vec<(u64, f64)>,
+    /// Step and validation loss.
+    pub validation: Vec<(u64, f64)>,
+}
+
+impl History {
+    /// Adds a step. What is there of the same step or later is forgotten: the run was resumed from before it.
+    pub fn push(&mut self, record: &StepRecord) {
+        for losses in [&mut self.training, &mut self.validation] {
+            while losses.pop_if(|(step, _)| *step >= record.step).is_some() {}
+        }
+        self.training.push((record.step, record.loss));
+        self.validation.extend(record.validation_loss.map(|loss| (record.step, loss)));
+    }
+
+    /// Reads what a [`StepLog`] wrote. A last line that was cut short is left out.
+    ///
+    /// Errors: [`Error::Io`]; [`Error::InvalidFile`] naming the line.
+    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let mut reader = BufReader::new(File::open(path).map_err(|e| Error::io(path, e))?);
+        let (mut history, mut line) = (Self::default(), Vec::new());
+        for number in 1.. {
+            line.clear();
+            if reader.read_until(b'\n', &mut line).map_err(|e| Error::io(path, e))? == 0 {
+                break;
+            }
+            match serde_json::from_slice(&line) {
+                Ok(record) => history.push(&record),
+                Err(_) if !line.ends_with(b"\n") => break,
+                Err(_) => {
+                    let reason =
+                        format!("line {number} is no step of a training run; give the file that training wrote");
+                    return Err(Error::InvalidFile { path: path.into(), reason });
+                }
+            }
+        }
+        Ok(history)
+    }
+}
+
+/// Writes steps to a JSONL file as they are done: numbers only, nothing of the data.
+#[derive(Debug)]
+pub struct StepLog {
+    path: PathBuf,
+    file: BufWriter<File>,
+}
+
+impl StepLog {
+    /// Opens `path` and goes on at its end, so that a resumed run keeps one log; a line that was cut short is removed.
+    ///
+    /// Errors: [`Error::Io`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref().to_path_buf();
+        let open = || {
+            let file = OpenOptions::new().create(true).read(true).append(true).open(&path)?;
+            let (mut reader, mut line, mut whole) = (BufReader::new(&file), Vec::new(), 0);
+            while reader.read_until(b'\n', &mut line)? > 0 && line.ends_with(b"\n") {
+                whole += line.len() as u64;
+                line.clear();
+            }
+            file.set_len(whole)?;
+            Ok(file)
+        };
+        let file = open().map_err(|e| Error::io(&path, e))?;
+        Ok(Self { path, file: BufWriter::new(file) })
+    }
+
+    /// Appends a line and hands it to the system.
+    ///
+    /// Errors: [`Error::Io`].
+    pub fn write(&mut self, record: &StepRecord) -> Result<()> {
+        let line = serde_json::to_string(record).map_err(|e| Error::io(&self.path, e.into()))? + "\n";
+        let written = self.file.write_all(line.as_bytes()).and_then(|()| self.file.flush());
+        written.map_err(|e| Error::io(&self.path, e))
+    }
+}
+
+/// What to do after a validation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The best so far: keep this adapter.
+    Best,
+    /// No better: go on.
+    Continue,
+    /// No better for too long: stop, and take the one that was kept.
+    Stop,
+}
+
+/// Stops a run whose validation loss has not improved for `patience` validations (Prechelt 1998,
+/// doi:10.1007/3-540-49430-8_3). Saved and resumed as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EarlyStop {
+    /// Validations without improvement after which to stop; 0 never stops.
+    pub patience: u32,
+    /// Improvement that counts, in nats.
+    pub min_delta: f64,
+    best: Option<f64>,
+    waited: u32,
+}
+
+impl EarlyStop {
+    /// Has seen nothing yet.
+    pub fn new(patience: u32, min_delta: f64) -> Self {
+        Self { patience, min_delta, best: None, waited: 0 }
+    }
+
+    /// The best validation loss.
+    pub fn best(&self) -> Option<f64> {
+        self.best
+    }
+
+    /// Takes the next validation loss; one that is not a number is no improvement.
+    pub fn observe(&mut self, loss: f64) -> Verdict {
+        if loss.is_finite() && self.best.is_none_or(|best| loss < best - self.min_delta) {
+            self.best = Some(loss);
+            self.waited = 0;
+            return Verdict::Best;
+        }
+        self.waited = self.waited.saturating_add(1);
+        if self.patience > 0 && self.waited >= self.patience { Verdict::Stop } else { Verdict::Continue }
+    }
+}

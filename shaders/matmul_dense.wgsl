@@ -1,0 +1,107 @@
+// matmul_dense: C[m, n] = beta C[m, n] + alpha sum_k A(m, k) B(k, n)    for LoRA's factors and their gradients
+//   0 a     f32  read  A(m, k) at a_offset + m a_m + k a_k
+//   1 b     f32  read  B(k, n) at b_offset + k b_k + n b_n; may be the buffer of A
+//   2 c     f32  read_write  C[m, n] at c_offset + m c_m + n; not read when beta is 0
+// Grid: (ceil(N / TN), ceil(M / TM), 1); 256 lanes in SPLIT teams, each with all of the TM x TN tile, 4 x 4 a lane, and
+// every SPLIT-th k. In steps of KT of K, a multiple of 8. The teams' sums are added in their order: the same every time.
+// TILE vec4 of workgroup memory, at most 16 KiB: WebGPU's default limit. Sums in f32.
+// Host: runtime/kernels/matmul_dense.rs    Oracle: tests/kernels/matmul_dense.rs
+struct Params {
+    m: u32,
+    n: u32,
+    k: u32,
+    a_offset: u32,
+    a_m: u32,
+    a_k: u32,
+    b_offset: u32,
+    b_k: u32,
+    b_n: u32,
+    c_offset: u32,
+    c_m: u32,
+    alpha: f32,
+    beta: f32,
+    pad0: u32,
+    pad1: u32,
+    pad2: u32,
+}
+@group(0) @binding(0) var<storage, read> a: array<f32>;
+@group(0) @binding(1) var<storage, read> b: array<f32>;
+@group(0) @binding(2) var<storage, read_write> c: array<f32>;
+
+const TEAM: u32 = 256u / SPLIT;
+// A row of the staged tiles, one for each k, with a vec4 of padding against bank conflicts.
+const A_ROW: u32 = TM / 4u + 1u;
+const B_ROW: u32 = TN / 4u + 1u;
+const B_TILE: u32 = KT * A_ROW; // where that of B begins
+var<workgroup> tile: array<vec4<f32>, TILE>; // then the teams' sums
+
+// Element e of a tile with `width` rows or columns, as (k, which of them): neighbours take neighbouring addresses, 8 at
+// a time along K where K is what lies side by side.
+fn place(e: u32, width: u32, along_k: bool) -> vec2<u32> {
+    if along_k {
+        return vec2<u32>(e / (8u * width) * 8u + e % 8u, e / 8u % width);
+    }
+    return vec2<u32>(e / width, e % width);
+}
+
+fn stage(m0: u32, n0: u32, k0: u32, depth: u32, index: u32) {
+    for (var e = index; e < depth * TM; e += 256u) {
+        let at = place(e, TM, p.a_k == 1u);
+        let v = a[p.a_offset + min(m0 + at.y, p.m - 1u) * p.a_m + min(k0 + at.x, p.k - 1u) * p.a_k];
+        tile[at.x * A_ROW + at.y / 4u][at.y % 4u] = v;
+    }
+    for (var e = index; e < depth * TN; e += 256u) {
+        let at = place(e, TN, p.b_k == 1u);
+        let v = b[p.b_offset + min(k0 + at.x, p.k - 1u) * p.b_k + min(n0 + at.y, p.n - 1u) * p.b_n];
+        tile[B_TILE + at.x * B_ROW + at.y / 4u][at.y % 4u] = v;
+    }
+}
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {
+    let m0 = group.y * TM;
+    let n0 = group.x * TN;
+    let team = index / TEAM;
+    let tn = index % (TN / 4u);
+    let tm = index % TEAM / (TN / 4u);
+    var acc = mat4x4<f32>();
+    for (var k0 = 0u; k0 < p.k; k0 += KT) {
+        let steps = min(KT, p.k - k0);
+        workgroupBarrier();
+        stage(m0, n0, k0, (steps + 7u) / 8u * 8u, index);
+        workgroupBarrier();
+        for (var k = team; k < steps; k += SPLIT) {
+            let x = tile[k * A_ROW + tm];
+            let y = tile[B_TILE + k * B_ROW + tn];
+            acc = mat4x4<f32>(acc[0] + x.x * y, acc[1] + x.y * y, acc[2] + x.z * y, acc[3] + x.w * y);
+        }
+    }
+    if SPLIT > 1u {
+        workgroupBarrier();
+        for (var i = 0u; i < 4u; i++) { tile[index * 4u + i] = acc[i]; }
+        workgroupBarrier();
+        if team > 0u {
+            return;
+        }
+        for (var t = 1u; t < SPLIT; t++) {
+            let at = (t * TEAM + index) * 4u;
+            acc += mat4x4<f32>(tile[at], tile[at + 1u], tile[at + 2u], tile[at + 3u]);
+        }
+    }
+    for (var i = 0u; i < 4u; i++) {
+        for (var j = 0u; j < 4u; j++) {
+            store(m0 + tm * 4u + i, n0 + tn * 4u + j, acc[i][j]);
+        }
+    }
+}
+
+fn store(m: u32, n: u32, sum: f32) {
+    if m < p.m && n < p.n {
+        let at = p.c_offset + m * p.c_m + n;
+        if p.beta == 0.0 {
+            c[at] = p.alpha * sum;
+        } else {
+            c[at] = p.beta * c[at] + p.alpha * sum;
+        }
+    }
+}

@@ -1,0 +1,48 @@
+// What attention's training kernels share: tiles of 32 x 32 scores, made by 128 lanes from pieces of their vectors, and
+// products of such tiles with 32 rows of 64. Lane (r, c) = (index / 16, index % 16) has rows 4 r..4 r + 3.
+// At most 15 KiB of workgroup memory, with what the kernels add. E is a multiple of 16.
+const E4: u32 = E / 4u;
+const LANES: u32 = 128u;
+const PIECE: u32 = 160u;                        // [32 rows][4 + 1 of E]
+var<workgroup> tile: array<vec4<f32>, TILE>;    // two pieces or four, or [32 rows][16 of E]
+var<workgroup> tile_p: array<vec4<f32>, 288>;   // [32 columns][8 + 1 rows of four]
+
+// Dots of the rows of one piece with rows c and c + 16 of another.
+fn dots(a: u32, b: u32, index: u32) -> mat2x4<f32> {
+    let row = PIECE * a + index / 16u * 20u;
+    let column = PIECE * b + index % 16u * 5u;
+    var s = mat2x4<f32>();
+    for (var i = 0u; i < 4u; i++) {
+        let a0 = tile[row + i];
+        let a1 = tile[row + 5u + i];
+        let a2 = tile[row + 10u + i];
+        let a3 = tile[row + 15u + i];
+        let b0 = tile[column + i];
+        let b1 = tile[column + 80u + i];
+        s += mat2x4<f32>(
+            vec4<f32>(dot(a0, b0), dot(a1, b0), dot(a2, b0), dot(a3, b0)),
+            vec4<f32>(dot(a0, b1), dot(a1, b1), dot(a2, b1), dot(a3, b1)),
+        );
+    }
+    return s;
+}
+
+// Keeps the lane's rows of columns c and c + 16 for `weigh`.
+fn keep(columns: mat2x4<f32>, index: u32) {
+    let at = index % 16u * 9u + index / 16u;
+    tile_p[at] = columns[0];
+    tile_p[at + 144u] = columns[1];
+}
+
+// sum + what was kept times [32 rows][16 of E] of `tile`: for each of the lane's rows, vector c.
+fn weigh(sum: mat4x4<f32>, index: u32) -> mat4x4<f32> {
+    let row = index / 16u;
+    let column = index % 16u;
+    var s = sum;
+    for (var j = 0u; j < 32u; j++) {
+        let w = tile_p[j * 9u + row];
+        let v = tile[j * 16u + column];
+        s += mat4x4<f32>(w.x * v, w.y * v, w.z * v, w.w * v);
+    }
+    return s;
+}

@@ -1,0 +1,149 @@
+//! Losses: their log, their picture, the warnings and the early stop.
+
+use std::f64::consts::PI;
+
+use epiphyte::Error;
+use epiphyte::train::signals::{EarlyStop, History, StepLog, StepRecord, Verdict, Warning, warnings};
+
+use crate::common::Random;
+
+/// Losses by step from 1, with noise of `noise` times the loss, evenly spread.
+fn history(steps: u64, noise: f32, loss: impl Fn(f64) -> f64) -> History {
+    let mut random = Random::new(steps);
+    let noisy = |step: u64| (step, loss(step as f64) * (1.0 + f64::from(random.signed(noise))));
+    History { training: (1..=steps).map(noisy).collect(), validation: Vec::new() }
+}
+
+fn falling(step: f64) -> f64 {
+    1.0 + 2.0 * (-step / 60.0).exp()
+}
+
+#[test]
+fn a_healthy_run_gives_no_warning() {
+    for steps in 1..400 {
+        let mut history = history(steps, 0.15, falling);
+        history.validation = (1..=steps / 20).map(|n| (20 * n, falling(20.0 * n as f64) + 0.1)).collect();
+        assert_eq!(warnings(&history), [], "after {steps} steps");
+    }
+    // Nothing left to learn is no trouble either.
+    assert_eq!(warnings(&history(400, 0.5, |step| 3.0 * (-step / 20.0).exp() + 0.01)), []);
+}
+
+#[test]
+fn a_loss_that_jumps_without_falling_means_a_high_rate() {
+    let jumping = |step: f64| 2.0 + 0.6 * (PI * step).cos();
+    assert_eq!(warnings(&history(31, 0.0, jumping)), []);
+    assert_eq!(warnings(&history(32, 0.0, jumping)), [Warning::Oscillating]);
+    assert_eq!(warnings(&history(100, 0.1, jumping)), [Warning::Oscillating]);
+    assert_eq!(warnings(&history(64, 0.05, |step| 2.0 * (step / 40.0).exp())), [Warning::Oscillating]);
+    // Large jumps on the way down are forgiven.
+    let on_the_way = |step: f64| 3.0 * (-step / 60.0).exp() * (1.0 + 0.2 * (PI * step).cos());
+    assert_eq!(warnings(&history(64, 0.0, on_the_way)), []);
+}
+
+#[test]
+fn a_loss_that_never_moves_means_a_low_rate() {
+    assert_eq!(warnings(&history(63, 0.02, |_| 2.5)), []);
+    assert_eq!(warnings(&history(64, 0.02, |_| 2.5)), [Warning::Flat]);
+    assert_eq!(warnings(&history(500, 0.02, |step| 2.5 - step * 1e-5)), [Warning::Flat]);
+    // Flat now, but it has fallen: it has converged.
+    assert_eq!(warnings(&history(1000, 0.02, falling)), []);
+}
+
+#[test]
+fn validation_that_rises_while_training_falls_is_over_fitting() {
+    let mut run = history(100, 0.02, falling);
+    run.validation = vec![(20, 2.6), (40, 2.2), (60, 2.3), (80, 2.2), (100, 2.3)];
+    assert_eq!(warnings(&run), [], "one rise is chance");
+    run.validation = vec![(40, 2.2), (60, 2.1), (80, 2.2), (100, 2.3)];
+    assert_eq!(warnings(&run), [Warning::OverFitting]);
+    // Both rise: that is something else.
+    let mut rising = history(100, 0.0, |step| 1.0 + step / 1000.0);
+    rising.validation.clone_from(&run.validation);
+    assert!(!warnings(&rising).contains(&Warning::OverFitting));
+}
+
+#[test]
+fn a_loss_that_is_no_number_is_said_first() {
+    for bad in [f64::NAN, f64::INFINITY] {
+        let mut run = history(100, 0.02, |_| 2.5);
+        run.training.push((101, bad));
+        assert_eq!(warnings(&run), [Warning::NotFinite]);
+    }
+    assert_eq!(warnings(&History::default()), []);
+    assert!(Warning::OverFitting.to_string().contains("over-fitting"));
+}
+
+#[test]
+fn training_stops_when_validation_has_not_improved_for_long() {
+    let mut stop = EarlyStop::new(3, 0.01);
+    use Verdict::{Best, Continue, Stop};
+    let verdicts = [(2.0, Best), (1.9, Best), (1.895, Continue), (f64::NAN, Continue), (1.85, Best), (1.9, Continue)];
+    for (loss, verdict) in verdicts {
+        assert_eq!(stop.observe(loss), verdict, "{loss}");
+    }
+    let saved = serde_json::to_string(&stop).unwrap();
+    let mut stop: EarlyStop = serde_json::from_str(&saved).unwrap();
+    assert_eq!([stop.observe(1.86), stop.observe(1.85)], [Continue, Stop]);
+    assert_eq!(stop.best(), Some(1.85));
+    let mut never = EarlyStop::new(0, 0.0);
+    assert_eq!(never.observe(f64::NAN), Continue);
+    assert!((0..100).all(|_| never.observe(f64::INFINITY) == Continue));
+    assert_eq!(never.observe(1.0), Best);
+}
+
+fn step(step: u64, loss: f64, validation_loss: Option<f64>) -> StepRecord {
+    StepRecord { step, loss, validation_loss, lr: 1e-4, tokens: 100, seconds: 0.5, ..StepRecord::default() }
+}
+
+#[test]
+fn the_log_survives_a_crash_and_a_resumption() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("steps.jsonl");
+    let mut log = StepLog::open(&path).unwrap();
+    for record in [step(1, 3.0, None), step(2, 2.5, Some(2.75)), step(3, f64::NAN, None)] {
+        log.write(&record).unwrap();
+    }
+    drop(log);
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(text.lines().count(), 3);
+    std::fs::write(&path, text.clone() + "{\"step\":4,\"lo").unwrap();
+    let history = History::read(&path).unwrap();
+    assert_eq!(history.training[..2], [(1, 3.0), (2, 2.5)]);
+    assert!(history.training[2].1.is_nan());
+    assert_eq!(history.validation, [(2, 2.75)]);
+    // Resumed after step 1.
+    let mut log = StepLog::open(&path).unwrap();
+    log.write(&step(2, 2.0, None)).unwrap();
+    assert!(std::fs::read_to_string(&path).unwrap().starts_with(&text));
+    let history = History::read(&path).unwrap();
+    assert_eq!((history.training, history.validation), (vec![(1, 3.0), (2, 2.0)], vec![]));
+    std::fs::write(&path, "{}\n").unwrap();
+    assert!(History::read(&path).unwrap_err().to_string().contains("line 1"));
+    assert!(matches!(History::read(dir.path().join("none")), Err(Error::Io { .. })));
+}
+
+#[cfg(feature = "cli")]
+#[test]
+fn curves_are_drawn_for_any_history() {
+    use epiphyte::train::signals::loss_curves;
+    let mut run = history(200, 0.1, falling);
+    run.training[50].1 = f64::NAN;
+    run.validation = vec![(100, 1.5), (200, 1.25)];
+    let svg = loss_curves(&run).unwrap();
+    assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>") && !svg.contains("NaN"));
+    for word in ["training", "validation", "step", "loss"] {
+        assert!(svg.contains(word), "{word}");
+    }
+    assert_eq!(svg.matches("<circle").count(), 2);
+    let line = svg.split("<polyline").map(|line| line.split("points=\"").nth(1).unwrap_or_default());
+    let longest = line.map(|points| points.split('"').next().unwrap_or_default().split_whitespace().count()).max();
+    assert_eq!(longest, Some(199), "every finite loss has its point");
+    for one in [vec![(7, 2.0)], vec![(7, 0.0)], vec![(0, -1.0), (u64::MAX, 1e300)]] {
+        assert!(loss_curves(&History { training: one, validation: vec![] }).is_ok());
+    }
+    for none in [vec![], vec![(1, f64::NAN)]] {
+        let error = loss_curves(&History { training: none, validation: vec![] }).unwrap_err();
+        assert!(matches!(error, Error::InvalidArgument { name: "history", .. }));
+    }
+}
