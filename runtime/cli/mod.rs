@@ -11,6 +11,7 @@ mod inspect;
 mod output;
 mod perplexity;
 mod plan;
+mod train;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -44,6 +45,7 @@ enum Command {
     Bench(bench::BenchArgs),
     Adapter(adapter::AdapterCommandArgs),
     Inspect(inspect::InspectArgs),
+    Train(Box<train::TrainArgs>),
     Plan(plan::PlanArgs),
     Doctor(doctor::DoctorArgs),
 }
@@ -153,6 +155,7 @@ pub fn run() -> ExitCode {
         Command::Bench(args) => bench::run(&args, gpu),
         Command::Adapter(args) => adapter::run(&args, gpu),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Train(args) => train::run(&args, gpu),
         Command::Plan(args) => plan::run(&args),
         Command::Doctor(args) => doctor::run(&args, gpu),
     };

@@ -33,7 +33,7 @@ fn config(layers: usize) -> ModelConfig {
 }
 
 fn model(config: &ModelConfig) -> Model<'_> {
-    Model { config, weight_bytes: 90_000_000, kv_element_bytes: 2 }
+    Model { config, weight_bytes: 90_000_000, kv_element_bytes: 2, engine_bytes: 0 }
 }
 
 fn shape(config: &ModelConfig) -> TrainShape {
@@ -233,7 +233,8 @@ fn the_engine_takes_what_the_plan_says() {
     let context = 256;
     let options = EngineOptions { context: Some(context), kv_f32: true, skip_self_test: true, ..Default::default() };
     let engine = Engine::open(path, options).unwrap();
-    let model = Model { config: &config, weight_bytes: weight_bytes(&gguf, &config).unwrap(), kv_element_bytes: 4 };
+    let weight_bytes = weight_bytes(&gguf, &config).unwrap();
+    let model = Model { config: &config, weight_bytes, kv_element_bytes: 4, engine_bytes: 0 };
     let rows = if engine.gpu().caps().software { 64 } else { 512 };
     let plan = MemoryPlan::inference(&model, rows, context);
     let taken = engine.gpu().allocated_bytes();
