@@ -6,6 +6,7 @@ mod adapter;
 mod bench;
 mod chat;
 mod doctor;
+mod eval;
 mod generate;
 mod inspect;
 mod output;
@@ -46,6 +47,7 @@ enum Command {
     Adapter(adapter::AdapterCommandArgs),
     Inspect(inspect::InspectArgs),
     Train(Box<train::TrainArgs>),
+    Eval(eval::EvalArgs),
     Plan(plan::PlanArgs),
     Doctor(doctor::DoctorArgs),
 }
@@ -156,6 +158,7 @@ pub fn run() -> ExitCode {
         Command::Adapter(args) => adapter::run(&args, gpu),
         Command::Inspect(args) => inspect::run(&args),
         Command::Train(args) => train::run(&args, gpu),
+        Command::Eval(args) => eval::run(&args, gpu),
         Command::Plan(args) => plan::run(&args),
         Command::Doctor(args) => doctor::run(&args, gpu),
     };

@@ -220,6 +220,7 @@ impl Trainer {
         let mut loss = 0.0;
         for batch in batches {
             loss += self.graph.backward(gpu, batch, weight, &self.cancel.0)?;
+            self.go_on()?;
         }
         if !loss.is_finite() {
             return Ok((loss, f64::NAN));
@@ -230,6 +231,11 @@ impl Trainer {
         let norm: Vec<f32> = gpu.read(&self.update.norm, 0, 1)?;
         gpu.check()?;
         Ok((loss, f64::from(norm[0])))
+    }
+
+    /// What is asked for in between counts even where a pass is one submission.
+    fn go_on(&self) -> Result<()> {
+        if self.cancel.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
     }
 
     fn clear_gradients(&self) {
@@ -248,7 +254,10 @@ impl Trainer {
             let reason = format!("nothing to measure in batches of at most {most} tokens");
             return Err(Error::InvalidArgument { name: "validation", reason });
         }
-        let loss = |batch| self.graph.loss(self.engine.gpu(), batch, weight, &self.cancel.0);
+        let loss = |batch| {
+            self.go_on()?;
+            self.graph.loss(self.engine.gpu(), batch, weight, &self.cancel.0)
+        };
         batches.iter().map(loss).sum()
     }
 
