@@ -9,7 +9,7 @@ export PYTHON
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
 
-demo: ## build, fetch the default model once, and answer a prompt (PROMPT="...", TOKENS=96)
+demo: ## build, fetch the default model once, answer, swap adapters, train a few steps (PROMPT="...", TOKENS=96, QUICK=1)
 	@.ci/demo
 
 test: model ## run every test
