@@ -25,6 +25,7 @@ struct Params {
     pad0: u32,
     pad1: u32,
     pad2: u32,
+    lora: vec4<u32>,
 }
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> gain: array<vec4<f32>>;
@@ -89,10 +90,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         return;
     }
     let lane = index % L;
-    let unit = (group.x * (WG / L) + index / L) * UNITS;
+    let unit = ((group.x - p.lora_groups) * (WG / L) + index / L) * UNITS;
     let col = group.y * COLS;
     let n = weight_rows(unit);
     let rows = n * p.k_blocks;
+    let ahead = expand_ahead(p.x_row + col, n + p.row0, lane);
     for (var u = lane; u < p.k_blocks * 4u; u += L * UNROLL) {
         accumulate(u, rows, col);
         if UNROLL > 1u { accumulate(u + L, rows, col); }
@@ -101,7 +103,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     for (var c = 0u; c < COLS; c++) {
         if col + c < p.m {
-            expand(c, p.x_row + col + c, n + p.row0, lane);
+            expand(c, p.x_row + col + c, n + p.row0, lane, ahead);
         }
         var v = vec4<f32>(
             reduce_add(sums[c].x, index),

@@ -1,4 +1,4 @@
-//! An adapter as the device holds it: f16 factors, site by site, ranks padded to a multiple of 4.
+//! An adapter as the device holds it: f16 factors, site by site, ranks padded to a multiple of 8.
 //!
 //! The scaling is multiplied into B. A power of two is taken out of each factor, so that f16 neither overflows nor
 //! loses small weights; what rounding is left is at most 2^-11 of a weight.
@@ -10,17 +10,17 @@ use super::lora::Adapter;
 use super::module::{BaseShape, LoraModule, ModulePath, Target};
 use super::site::{SiteKind, sites};
 
-/// Four f16.
-pub(crate) type Four = [f16; 4];
+/// Eight f16.
+pub(crate) type Eight = [f16; 8];
 
 /// Where the factors of a site are.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct PackedSite {
-    /// First [`Four`] of A: `[modules * rank, K]`, or `[V, rank]` for the embedding.
+    /// First [`Eight`] of A: `[modules * rank, K]`, or `[V, rank]` for the embedding.
     pub(crate) a: u32,
-    /// First [`Four`] of B: `[N of all modules, rank]`.
+    /// First [`Eight`] of B: `[N of all modules, rank]`.
     pub(crate) b: u32,
-    /// A multiple of 4; 0 where there is nothing.
+    /// A multiple of 8; 0 where there is nothing.
     pub(crate) rank: u32,
     /// Linears of the site.
     pub(crate) modules: u32,
@@ -30,8 +30,8 @@ pub(crate) struct PackedSite {
 
 /// See the module's documentation.
 pub(crate) struct Packed {
-    pub(crate) a: Vec<Four>,
-    pub(crate) b: Vec<Four>,
+    pub(crate) a: Vec<Eight>,
+    pub(crate) b: Vec<Eight>,
     pub(crate) sites: Vec<PackedSite>,
     /// Of the factors and their places.
     pub(crate) digest: blake3::Hash,
@@ -57,7 +57,7 @@ impl Packed {
 
     /// Bytes on the device.
     pub(crate) fn bytes(&self) -> u64 {
-        ((self.a.len() + self.b.len()) * size_of::<Four>()) as u64
+        ((self.a.len() + self.b.len()) * size_of::<Eight>()) as u64
     }
 }
 
@@ -65,11 +65,11 @@ fn pack_site(
     kind: SiteKind,
     modules: &[Option<&LoraModule>],
     shape: &BaseShape,
-    a: &mut Vec<Four>,
-    b: &mut Vec<Four>,
+    a: &mut Vec<Eight>,
+    b: &mut Vec<Eight>,
 ) -> PackedSite {
     let present = || modules.iter().flatten();
-    let rank = present().map(|module| module.rank).max().unwrap_or(0).next_multiple_of(4);
+    let rank = present().map(|module| module.rank).max().unwrap_or(0).next_multiple_of(8);
     if rank == 0 {
         return PackedSite::default();
     }
@@ -86,7 +86,7 @@ fn pack_site(
         let [n, k] = shape.shape(target);
         let a_factor = power(-a_exponent);
         match (module, kind) {
-            (None, _) => a.resize(a.len() + rank * k / 4, Four::default()),
+            (None, _) => a.resize(a.len() + rank * k / 8, Eight::default()),
             (Some(module), SiteKind::EmbedTokens) => {
                 let transposed: Vec<f32> =
                     (0..module.rank * k).map(|i| module.a[i % module.rank * k + i / module.rank]).collect();
@@ -94,21 +94,21 @@ fn pack_site(
             }
             (Some(module), _) => {
                 push_rows(a, &module.a, k, k, a_factor);
-                a.resize(a.len() + (rank - module.rank) * k / 4, Four::default());
+                a.resize(a.len() + (rank - module.rank) * k / 8, Eight::default());
             }
         }
         match module {
-            None => b.resize(b.len() + n * rank / 4, Four::default()),
+            None => b.resize(b.len() + n * rank / 8, Eight::default()),
             Some(module) => push_rows(b, &module.b, module.rank, rank, module.scaling * power(-b_exponent)),
         }
     }
     site
 }
 
-/// Rows of `width` values, times `factor`, each padded to `padded`, a multiple of 4.
-fn push_rows(to: &mut Vec<Four>, values: &[f32], width: usize, padded: usize, factor: f32) {
+/// Rows of `width` values, times `factor`, each padded to `padded`, a multiple of 8.
+fn push_rows(to: &mut Vec<Eight>, values: &[f32], width: usize, padded: usize, factor: f32) {
     let first = to.len();
-    to.resize(first + values.len() / width * padded / 4, Four::default());
+    to.resize(first + values.len() / width * padded / 8, Eight::default());
     let halves: &mut [f16] = to[first..].as_flattened_mut();
     let mut scaled = vec![0.0; width];
     for (row, out) in values.chunks_exact(width).zip(halves.chunks_exact_mut(padded)) {
