@@ -10,6 +10,7 @@ pub mod error;
 pub mod format;
 pub mod gpu;
 pub mod kernels;
+pub mod merge;
 pub mod model;
 pub mod quant;
 pub mod selftest;

@@ -16,9 +16,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read_write> thresholds: array<f32>;
 
 const WG: u32 = 256u;
-var<workgroup> tile: array<vec4<f32>, 1024>; // [WG][16 buckets]
-var<workgroup> tile_key: u32;
-var<workgroup> tile_left: f32;
+var<workgroup> tile: array<vec4<f32>, 1024>; // [WG][16 buckets]: all of the 16 KiB that every device has
 
 fn key_of(v: f32) -> u32 {
     let b = bitcast<u32>(v);
@@ -58,15 +56,11 @@ fn total(row: u32, index: u32, floor_key: u32, top: f32, temperature: f32) -> f3
     return all;
 }
 
-// The largest key such that the keys at or above it weigh at least `wanted`.
+// The largest key such that the keys at or above it weigh at least `wanted`. Every lane walks the buckets.
 fn select_key(row: u32, index: u32, wanted: f32, top: f32, temperature: f32, by_mass: bool) -> u32 {
-    if index == 0u {
-        tile_key = 0u;
-        tile_left = wanted;
-    }
+    var prefix = 0u;
+    var left = wanted;
     for (var shift = 32u; shift > 0u; shift -= 4u) {
-        workgroupBarrier();
-        let prefix = tile_key;
         var sums: array<vec4<f32>, 4>;
         for (var j = 0u; j < 4u; j++) { sums[j] = vec4<f32>(0.0); }
         for (var i = index; i < p.vocab; i += WG) {
@@ -81,24 +75,18 @@ fn select_key(row: u32, index: u32, wanted: f32, top: f32, temperature: f32, by_
         }
         for (var j = 0u; j < 4u; j++) { tile[index * 4u + j] = sums[j]; }
         add_lanes(index);
-        if index == 0u {
-            var left = tile_left;
-            var bucket = 15u;
-            for (; bucket > 0u; bucket--) {
-                let w = tile[bucket / 4u][bucket % 4u];
-                if w >= left {
-                    break;
-                }
-                left -= w;
+        var bucket = 15u;
+        for (; bucket > 0u; bucket--) {
+            let w = tile[bucket / 4u][bucket % 4u];
+            if w >= left {
+                break;
             }
-            tile_key = prefix | bucket << (shift - 4u);
-            tile_left = left;
+            left -= w;
         }
+        prefix |= bucket << (shift - 4u);
+        workgroupBarrier();
     }
-    workgroupBarrier();
-    let key = tile_key;
-    workgroupBarrier();
-    return key;
+    return prefix;
 }
 
 fn largest(row: u32, index: u32) -> f32 {

@@ -3,6 +3,7 @@
 #![expect(clippy::doc_markdown, reason = "formulas and names read better plain here")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests say what they measured")]
 
+mod adapter;
 mod chat;
 #[cfg(feature = "cli")]
 mod cli;

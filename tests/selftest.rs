@@ -130,6 +130,7 @@ fn the_least_demanding_failure_names_the_culprit() {
         ok: *ok,
         reason: None,
         milliseconds: 0.0,
+        training: false,
     };
     let fence =
         |verdicts: &[(&[Ability], bool)]| selftest::fence(&ALL, &verdicts.iter().map(verdict).collect::<Vec<_>>());

@@ -1,5 +1,5 @@
 //! Every kernel in every variant parses and validates; bindings are numbered 0..n with the access that the host
-//! declares, and `Params` has the size of its Rust mirror.
+//! declares, `Params` has the size of its Rust mirror, and workgroup memory is within WebGPU's default.
 
 use epiphyte::DType;
 use epiphyte::gpu::{Access, Caps, KernelSpec};
@@ -90,6 +90,7 @@ fn check(spec: &KernelSpec, immediates: bool) {
         .unwrap_or_else(|e| panic!("{name} {:?}: {}", spec.source.consts, e.emit_to_string(&text)));
     translate(name, &module, &info);
     let mut accesses = vec![None; spec.bindings.len()];
+    let mut workgroup_bytes = 0;
     for (_, variable) in module.global_variables.iter() {
         match variable.space {
             naga::AddressSpace::Storage { access } => {
@@ -101,9 +102,15 @@ fn check(spec: &KernelSpec, immediates: bool) {
                 let size = module.types[variable.ty].inner.size(module.to_ctx());
                 assert_eq!(size, spec.params_bytes, "{name}: Params");
             }
+            naga::AddressSpace::WorkGroup => {
+                workgroup_bytes += module.types[variable.ty].inner.size(module.to_ctx());
+            }
             _ => {}
         }
     }
+    // GPUs with cooperative matrices have 32 KiB at least.
+    let most = if spec.source.cooperative_matrix { 32 << 10 } else { 16 << 10 };
+    assert!(workgroup_bytes <= most, "{name}: {workgroup_bytes} bytes of workgroup memory");
     let declared: Vec<_> = spec.bindings.iter().copied().map(Some).collect();
     assert_eq!(accesses, declared, "{name}: bindings");
     assert!(spec.bindings.len() <= 8, "{name}: more than 8 storage buffers");

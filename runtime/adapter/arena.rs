@@ -101,7 +101,7 @@ impl Arena {
 
     /// Whether growing or tidying would make room without taking any adapter off.
     pub(crate) fn can_make_room(&self, a: u32, b: u32) -> bool {
-        let (a, b) = (self.a.used() as u64 + u64::from(a), self.b.used() as u64 + u64::from(b));
+        let (a, b) = (u64::from(self.a.used()) + u64::from(a), u64::from(self.b.used()) + u64::from(b));
         a <= u64::from(self.most) && b <= u64::from(self.most) && (a + b) * EIGHT <= self.budget
     }
 
@@ -109,13 +109,15 @@ impl Arena {
     ///
     /// Errors: [`crate::Error::OutOfMemory`]; everything is then where it was.
     pub(crate) fn rebuild(&mut self, gpu: &Gpu, a: u32, b: u32, blocks: &mut [&mut Block]) -> Result<()> {
-        let capacity = |side: &Side, more: u32| {
-            let needed = side.used() + more;
-            // Twice what is needed saves moving again, as far as the budget goes.
-            let share = (self.budget / EIGHT / 2).min(u64::from(self.most)) as u32;
-            needed.saturating_mul(2).min(share).max(needed)
+        let (a_needed, b_needed) = (self.a.used() + a, self.b.used() + b);
+        let all = u64::from(a_needed) + u64::from(b_needed);
+        // Twice what is needed saves moving again, as far as both sides together keep to the budget.
+        let spare = (self.budget / EIGHT).saturating_sub(all).min(all);
+        let capacity = |needed: u32| {
+            let more = u128::from(spare) * u128::from(needed) / u128::from(all.max(1));
+            needed.saturating_add(more as u32).min(self.most).max(needed)
         };
-        let (a_capacity, b_capacity) = (capacity(&self.a, a), capacity(&self.b, b));
+        let (a_capacity, b_capacity) = (capacity(a_needed), capacity(b_needed));
         let bytes = |capacity: u32| self.directory_bytes + u64::from(capacity) * EIGHT;
         let new_a = gpu.storage("adapters A", bytes(a_capacity))?;
         let new_b = gpu.storage("adapters B", bytes(b_capacity))?;

@@ -117,7 +117,7 @@ impl LoraConfig {
     /// Reads a config; returns what became of each key, too. When an item is refused, the config is not to be used.
     ///
     /// Errors: [`Error::InvalidAdapter`] when the text is not a JSON object of a reasonable size.
-    pub(crate) fn parse(text: &[u8]) -> Result<(Self, Vec<Item>)> {
+    pub fn parse(text: &[u8]) -> Result<(Self, Vec<Item>)> {
         let invalid = |reason| Error::InvalidAdapter { what: "adapter_config.json".into(), reason };
         if text.len() > MAX_CONFIG_BYTES {
             return Err(invalid(format!("{} bytes; at most {MAX_CONFIG_BYTES} are read", text.len())));

@@ -15,5 +15,5 @@ pub mod targets;
 pub use config::{LoraConfig, Modules};
 pub use lora::Adapter;
 pub use module::{BaseShape, LoraModule, ModulePath, Target};
-pub use report::{AdapterFormat, LoadReport};
+pub use report::{AdapterFormat, Item, LoadReport, Verdict};
 pub use targets::TargetModule;

@@ -133,7 +133,7 @@ impl Registry {
         }
         let packed = Arc::new(Packed::new(adapter, &self.shape));
         self.check_ranks(id, &packed)?;
-        self.remove(id)?;
+        let before = self.take(id);
         let entry = Entry {
             digest: packed.digest,
             bytes: packed.bytes(),
@@ -147,6 +147,8 @@ impl Registry {
         let sent = self.send(gpu, id, &packed);
         if sent.is_err() {
             self.entries.remove(id);
+            // It comes back to the device when it is next used.
+            self.entries.extend(before.map(|before| (id.to_string(), before)));
         }
         sent
     }
@@ -169,11 +171,18 @@ impl Registry {
         if self.entries.get(id).is_some_and(|entry| entry.pins > 0) {
             return Err(in_use(id));
         }
+        self.take(id);
+        Ok(())
+    }
+
+    /// Takes out an unused adapter, off the device.
+    fn take(&mut self, id: &str) -> Option<Entry> {
         self.forget_sets(id);
-        if let Some(Resident { block, .. }) = self.entries.remove(id).and_then(|entry| entry.resident) {
+        let mut entry = self.entries.remove(id)?;
+        if let Some(Resident { block, .. }) = entry.resident.take() {
             self.arena.free(block);
         }
-        Ok(())
+        Some(entry)
     }
 
     /// The adapters, by id.
@@ -395,6 +404,13 @@ impl Registry {
     /// Sends factors to the device, making room if need be.
     fn send(&mut self, gpu: &Gpu, id: &str, packed: &Packed) -> Result<()> {
         let (a, b) = (packed.a.len() as u32, packed.b.len() as u32);
+        let (needed_bytes, budget_bytes) = (packed.bytes(), self.arena.budget());
+        let full = || Error::AdapterBudget { id: id.to_string(), needed_bytes, budget_bytes };
+        // Nobody makes room in vain.
+        let staying = self.entries.values().filter(|entry| entry.pins > 0 && entry.resident.is_some());
+        if staying.map(|entry| entry.bytes).sum::<u64>() + needed_bytes > budget_bytes {
+            return Err(full());
+        }
         let block = loop {
             if let Some(block) = self.arena.allocate(a, b) {
                 break block;
@@ -402,11 +418,7 @@ impl Registry {
             if self.arena.can_make_room(a, b) {
                 self.move_arena(gpu, a, b)?;
             } else if !self.evict(id) {
-                return Err(Error::AdapterBudget {
-                    id: id.to_string(),
-                    needed_bytes: packed.bytes(),
-                    budget_bytes: self.arena.budget(),
-                });
+                return Err(full());
             }
         };
         if let Some((a, b, _)) = self.arena.tensors() {

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0, 1 for a failure, 2 for bad use. With `--json` stdout holds exactly one object, or nothing after an error.
 
+mod adapter;
 mod bench;
 mod chat;
 mod doctor;
@@ -30,7 +31,7 @@ const DEFAULT_MODEL: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 struct Cli {
     /// Which GPU: discrete, integrated, software, or part of its name
     #[arg(long, global = true, value_name = "NAME", env = "EPIPHYTE_ADAPTER")]
-    adapter: Option<String>,
+    gpu: Option<String>,
     #[command(subcommand)]
     command: Command,
 }
@@ -41,17 +42,25 @@ enum Command {
     Chat(chat::ChatArgs),
     Perplexity(perplexity::PerplexityArgs),
     Bench(bench::BenchArgs),
+    Adapter(adapter::AdapterCommandArgs),
     Inspect(inspect::InspectArgs),
     Plan(plan::PlanArgs),
     Doctor(doctor::DoctorArgs),
 }
 
-/// Which model, and how much of it.
-#[derive(Args)]
-struct ModelArgs {
+/// Which model.
+#[derive(Args, Clone)]
+struct ModelFile {
     /// Model file (GGUF; of several shards the first) [default: the one that `make model` fetches]
     #[arg(short, long, value_name = "FILE")]
     model: Option<PathBuf>,
+}
+
+/// Which model, and how much of it.
+#[derive(Args)]
+struct ModelArgs {
+    #[command(flatten)]
+    file: ModelFile,
     /// Most tokens of prompt and answer together [default: what the model allows, at most 8192]
     #[arg(long, value_name = "N")]
     context: Option<usize>,
@@ -100,12 +109,19 @@ impl SamplingArgs {
 impl ModelArgs {
     /// Loads the model, with a progress bar if that takes long.
     fn open(&self, gpu: GpuOptions) -> Result<Arc<Engine>> {
-        let path = self.path()?;
-        let options = EngineOptions { gpu, context: self.context, ..Default::default() };
+        self.open_with(EngineOptions { gpu, ..Default::default() })
+    }
+
+    /// As [`Self::open`], with these options but for the context.
+    fn open_with(&self, options: EngineOptions) -> Result<Arc<Engine>> {
+        let path = self.file.path()?;
+        let options = EngineOptions { context: self.context, ..options };
         let mut bar = output::LoadingBar::default();
         Engine::open_with(path, options, &mut |done, all| bar.update(done, all))
     }
+}
 
+impl ModelFile {
     fn path(&self) -> Result<PathBuf> {
         if let Some(path) = &self.model {
             return Ok(path.clone());
@@ -129,12 +145,13 @@ pub fn run() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     let cli = Cli::parse();
     let mut gpu = GpuOptions::from_env();
-    gpu.adapter = cli.adapter.filter(|name| !name.is_empty());
+    gpu.adapter = cli.gpu.filter(|name| !name.is_empty());
     let done = match cli.command {
         Command::Generate(args) => generate::run(&args, gpu),
         Command::Chat(args) => chat::run(&args, gpu),
         Command::Perplexity(args) => perplexity::run(&args, gpu),
         Command::Bench(args) => bench::run(&args, gpu),
+        Command::Adapter(args) => adapter::run(&args, gpu),
         Command::Inspect(args) => inspect::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Doctor(args) => doctor::run(&args, gpu),

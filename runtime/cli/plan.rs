@@ -140,7 +140,7 @@ fn textbook(args: &PlanArgs, parameters: f64) -> Result<Report> {
 }
 
 fn model_file(args: &PlanArgs) -> Result<Report> {
-    let gguf = Gguf::open(args.model.path()?)?;
+    let gguf = Gguf::open(args.model.file.path()?)?;
     let config = ModelConfig::from_gguf(&gguf)?;
     config.check_tensors(&gguf)?;
     let kv_element_bytes = if args.kv_f32 { 4 } else { 2 };
@@ -229,7 +229,8 @@ fn print(report: &Report) -> Result<()> {
     for ClassReport { class, bytes } in &report.classes {
         let part = *bytes as f64 / total;
         let bar = "#".repeat((part * BAR).round() as usize);
-        output::line(&format!("{:<18}{:>11} {:>4.0} %  {bar}", class.label(), human_bytes(*bytes), 100.0 * part))?;
+        let line = format!("{:<18}{:>11} {:>4.0} %  {bar}", class.label(), human_bytes(*bytes), 100.0 * part);
+        output::line(line.trim_end())?;
     }
     output::line(&format!("{:<18}{:>11}", "total", human_bytes(report.total_bytes)))?;
     if let Some(budget) = report.budget_bytes {
@@ -261,5 +262,5 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
     };
     let number = digits.trim().parse::<f64>().map_err(|_| "not a size; write 6GB or 512MiB")?;
     let bytes = number * unit;
-    if bytes >= 1.0 && bytes <= 1e18 { Ok(bytes as u64) } else { Err("a size is between 1 byte and 1e9 GB".into()) }
+    if (1.0..=1e18).contains(&bytes) { Ok(bytes as u64) } else { Err("a size is between 1 byte and 1e9 GB".into()) }
 }

@@ -92,7 +92,7 @@ pub fn spec() -> KernelSpec {
 
 /// Records the update of a range, which also zeroes its gradients.
 ///
-/// Learning rates a factor (LoRA+, Hayou et al. 2024, arXiv:2402.12354) are ranges: put all A before all B.
+/// Where A and B learn at rates of their own (Hayou et al. 2024, arXiv:2402.12354), put all A before all B: two ranges.
 pub fn record(commands: &mut Commands<'_>, op: &Op, params: &AdamWParams) {
     op.record(commands, params, [params.len.div_ceil(RUN), 1, 1], 0);
 }

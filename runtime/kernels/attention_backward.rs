@@ -19,12 +19,12 @@ pub fn delta_spec(head_dim: u32) -> KernelSpec {
 
 /// Bindings: `rows [T]`, `qkv [T, (H + 2 G) E]`, `lse [T, H]`, `d_out [T, H E]`, `delta [T, H]`, `d_qkv [T, (H + 2 G) E]`.
 pub fn dq_spec(head_dim: u32) -> KernelSpec {
-    tiled("attention_dq", &[Read, Read, Read, Read, Read, Write], head_dim)
+    tiled("attention_dq", &[Read, Read, Read, Read, Read, Write], head_dim, 4)
 }
 
 /// Bindings: as [`dq_spec`].
 pub fn dkv_spec(head_dim: u32) -> KernelSpec {
-    tiled("attention_dkv", &[Read, Read, Read, Read, Read, Write], head_dim)
+    tiled("attention_dkv", &[Read, Read, Read, Read, Read, Write], head_dim, 4)
 }
 
 /// Records the rows' `delta`, which the other two read.

@@ -64,12 +64,9 @@ impl Joined {
     /// Adds the bindings' numbers and the files of the factors to `source`.
     pub(crate) fn join(self, source: &mut Source, bound: u32) {
         source.consts.extend(self.directory.consts());
-        let mut next = bound;
         let names = [("LORA_A", self.a), ("LORA_B", self.b), ("LORA_U", self.u), ("LORA_PARTS", self.parts)];
-        for (name, _) in names.into_iter().filter(|(_, has)| *has) {
-            source.consts.push((name, next));
-            next += 1;
-        }
+        let own = names.into_iter().filter(|(_, has)| *has).map(|(name, _)| name);
+        source.consts.extend(own.zip(bound..));
         source.imports.extend(self.a.then_some("lora/a"));
         source.imports.extend(self.b.then_some("lora/b"));
     }

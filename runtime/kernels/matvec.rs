@@ -15,8 +15,10 @@ pub const BINDINGS: &[Access] = &[Read, Read, Read, Read, Write];
 pub const SHRINK_BINDINGS: &[Access] = &[Read, Read, Read, Read, Write, Read, Write];
 /// Bindings of `matvec` with [`Lora::Expand`]: B and `parts [M, parts, u_rows]` after the others.
 pub const EXPAND_BINDINGS: &[Access] = &[Read, Read, Read, Read, Write, Read, Read];
-/// The largest number of rows of x that one pass over the weights serves.
+/// The largest number of rows of x that count as few.
 pub const MAX_COLS: u32 = 8;
+/// The same on a GPU: the sums of more rows take registers that it needs to have more workgroups under way.
+const GPU_COLS: u32 = 4;
 
 /// Mirror of `Params` in the three shaders.
 #[repr(C)]
@@ -121,6 +123,11 @@ pub fn tiling(caps: &Caps, k_blocks: u32) -> Tiling {
     // A workgroup of one subgroup: rows and addresses are then the same for all lanes, and the driver knows it.
     let guard = unroll > 1 && !quarters.is_multiple_of(lanes * unroll);
     Tiling { wg: most, lanes, unroll, guard }
+}
+
+/// Rows of x that one pass over the weights serves, a power of two, when there are `rows` of at most [`MAX_COLS`].
+pub fn cols(caps: &Caps, rows: u32) -> u32 {
+    rows.next_power_of_two().min(if caps.software { MAX_COLS } else { GPU_COLS })
 }
 
 /// On a software GPU many rows of x go through this kernel too: a lane by itself, without any reduction.

@@ -274,7 +274,7 @@ impl LinearOp {
                 ..Default::default()
             };
             if rows.count <= MAX_COLS {
-                let variant = self.narrow(gpu, chunk, rows.count.next_power_of_two());
+                let variant = self.narrow(gpu, chunk, matvec::cols(gpu.caps(), rows.count));
                 let slot = &chunk.matvec[variant.cols.ilog2() as usize];
                 let kernel = get_or_compile(slot, || gpu.kernel(&matvec::spec(gpu.caps(), chunk.dtype, variant)))?;
                 matvec::record(commands, (&kernel, &chunk.group), variant, &params, chunk.bytes);

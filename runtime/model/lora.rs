@@ -29,6 +29,8 @@ pub(crate) struct LoraOps {
     wide: [WideOps; 5],
     embed: Op,
     hidden_size: u32,
+    /// Kept alive by the bind groups too; here so that their memory is counted.
+    _buffers: LoraBuffers,
 }
 
 /// What a narrow pass runs in place of a layer's own.
@@ -119,6 +121,7 @@ impl LoraOps {
             wide: bound.wide()?,
             embed: gpu.op(&lora::embedding_spec(bound.directory), &[&act.token_ids, &act.x, a, b])?,
             hidden_size: config.hidden_size as u32,
+            _buffers: bound.buffers,
         }))
     }
 

@@ -3,6 +3,7 @@
 pub mod config;
 pub mod kv_cache;
 pub mod linear;
+pub mod linear_backward;
 pub mod llama;
 pub(crate) mod lora;
 pub mod rope;

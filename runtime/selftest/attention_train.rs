@@ -9,7 +9,7 @@ use crate::kernels::{attention_backward, rope};
 
 const H: usize = 4;
 const G: usize = 2;
-const E: usize = 80;
+const E: usize = 64;
 const QKV: usize = (H + 2 * G) * E;
 /// Rows of two sequences, the second over the edge of a tile.
 const T: usize = 37;

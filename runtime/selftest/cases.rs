@@ -16,6 +16,8 @@ pub(super) struct Case {
     pub(super) kernel: &'static str,
     pub(super) variant: String,
     pub(super) uses: Vec<Ability>,
+    /// Only training needs it.
+    pub(super) training: bool,
     pub(super) run: Box<Run>,
 }
 
@@ -27,8 +29,8 @@ pub(super) fn all(gpu: &Gpu) -> Vec<Case> {
     cases.extend(sample::cases());
     // A software GPU takes seconds to compile them; it trains nobody's adapter, and the tests hold them to more.
     if !caps.software {
-        cases.extend(products::cases(caps));
-        cases.extend(training::cases(caps));
+        let training = products::cases(caps).into_iter().chain(training::cases(caps));
+        cases.extend(training.map(|case| Case { training: true, ..case }));
     }
     cases.push(case("rms_norm", "5 rows".into(), subgroups(caps), rms_norm));
     cases.push(case("swiglu", "5 rows".into(), vec![], swiglu));
@@ -41,7 +43,7 @@ pub(super) fn case(
     uses: Vec<Ability>,
     run: impl Fn(&Gpu) -> Result<Vec<Outcome>> + Send + Sync + 'static,
 ) -> Case {
-    Case { kernel, variant, uses, run: Box::new(run) }
+    Case { kernel, variant, uses, training: false, run: Box::new(run) }
 }
 
 /// What a kernel that reduces over lanes uses.

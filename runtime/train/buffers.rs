@@ -6,7 +6,7 @@
 //! Layers go in segments of k (all L without checkpointing). Of each segment the input is kept (Chen et al. 2016,
 //! arXiv:1604.06174); what the backward pass needs beside it exists for one segment at a time, in `slots`.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
@@ -83,7 +83,7 @@ impl Buffer {
     }
 }
 
-/// A linear of a layer that gets LoRA factors: `A [r, K]`, `B [N, r]`.
+/// A linear of a layer that gets `LoRA` factors: `A [r, K]`, `B [N, r]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Target {
     /// The last part of its path, e.g. `q_proj`.
@@ -140,7 +140,7 @@ impl Target {
 }
 
 /// How a step is taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Optimizer {
     /// No state.
@@ -285,7 +285,8 @@ fn scratch_shapes(config: &ModelConfig, shape: &TrainShape) -> Vec<(&'static str
         ("dx", vec![t, d]),
         ("d_qkv", vec![t, (heads + 2 * kv) * e]),
         ("d_attn", vec![t, heads * e]),
-        ("d_gate_up", vec![t, 2 * f]),
+        // Of the input of q, k and v or of gate and up; theirs takes the place of gate and up.
+        ("d_normed", vec![t, d]),
         ("dh", vec![t, f]),
         // Row sums of d_attn · attn.
         ("delta", vec![t, heads]),
@@ -295,7 +296,9 @@ fn scratch_shapes(config: &ModelConfig, shape: &TrainShape) -> Vec<(&'static str
         ("head.x", vec![t, d]),
         ("head.logits", vec![t.min(shape.logit_rows), v]),
         // u32 from here on, but for the weights and losses.
+        // Their rows, and for every row its place among them.
         ("head.rows", vec![t]),
+        ("head.places", vec![t]),
         ("head.targets", vec![t]),
         ("head.weights", vec![t]),
         ("head.losses", vec![t]),

@@ -113,6 +113,16 @@ impl Dataset {
         self.examples.is_empty()
     }
 
+    /// Examples made elsewhere, each a record of its own.
+    pub fn of(examples: impl IntoIterator<Item = Example>) -> Self {
+        let mut data = Self::default();
+        for (group, example) in examples.into_iter().enumerate() {
+            data.report.records += 1;
+            data.add(example, group);
+        }
+        data
+    }
+
     /// Puts the examples of `other` after these.
     pub fn append(&mut self, other: Self) {
         let first = self.groups.last().map_or(0, |group| group + 1);
@@ -129,9 +139,12 @@ impl Dataset {
         a.first_skipped = a.first_skipped.take().or(b.first_skipped);
     }
 
-    /// Encodes one record and adds what it gives.
+    /// Encodes one record and adds what it gives: a chat is one example, unless its template renders a turn otherwise
+    /// once another follows; then each turn of the assistant is one, as when the model was asked.
     ///
-    /// Errors: as [`Encoder::encode`]; [`Error::InvalidArgument`] for one that is too long, unless it may be cut.
+    /// Errors: [`Error::InvalidArgument`] for a chat without an assistant's turn, and for an example that is too long,
+    /// unless it may be cut; [`Error::ChatTemplate`] when the template rejects a chat or does not continue its own
+    /// generation prompt; [`Error::Unsupported`] to fill in the middle with a vocabulary that has no tokens for it.
     pub fn push(&mut self, record: &Record, encoder: &Encoder<'_>) -> Result<()> {
         let drafts = encoder.encode(record)?;
         let seq_len = encoder.options().seq_len;

@@ -5,7 +5,19 @@
 
 pub mod buffers;
 pub mod data;
+mod factors;
+mod graph;
+mod head;
+mod layer;
 pub mod plan;
+mod products;
 mod random;
 pub mod schedule;
 pub mod signals;
+
+mod checkpoint;
+pub mod options;
+pub mod trainer;
+
+pub use options::TrainOptions;
+pub use trainer::Trainer;

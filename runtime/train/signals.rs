@@ -56,8 +56,9 @@ pub struct History {
 impl History {
     /// Adds a step. What is there of the same step or later is forgotten: the run was resumed from before it.
     pub fn push(&mut self, record: &StepRecord) {
-        self.training.retain(|(step, _)| *step < record.step);
-        self.validation.retain(|(step, _)| *step < record.step);
+        for losses in [&mut self.training, &mut self.validation] {
+            while losses.pop_if(|(step, _)| *step >= record.step).is_some() {}
+        }
         self.training.push((record.step, record.loss));
         self.validation.extend(record.validation_loss.map(|loss| (record.step, loss)));
     }

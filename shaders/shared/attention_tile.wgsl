@@ -1,10 +1,10 @@
 // What attention's training kernels share: tiles of 32 x 32 scores, made by 128 lanes from pieces of their vectors, and
 // products of such tiles with 32 rows of 64. Lane (r, c) = (index / 16, index % 16) has rows 4 r..4 r + 3.
-// 15 KiB of workgroup memory. E is a multiple of 16.
+// At most 15 KiB of workgroup memory, with what the kernels add. E is a multiple of 16.
 const E4: u32 = E / 4u;
 const LANES: u32 = 128u;
 const PIECE: u32 = 160u;                        // [32 rows][4 + 1 of E]
-var<workgroup> tile: array<vec4<f32>, 640>;     // four pieces, or [32 rows][16 of E]
+var<workgroup> tile: array<vec4<f32>, TILE>;    // two pieces or four, or [32 rows][16 of E]
 var<workgroup> tile_p: array<vec4<f32>, 288>;   // [32 columns][8 + 1 rows of four]
 
 // Dots of the rows of one piece with rows c and c + 16 of another.

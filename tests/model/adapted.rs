@@ -67,7 +67,8 @@ fn logits_under_adapters_are_those_of_an_exact_pass() {
     let gguf = Gguf::open(&path).unwrap();
     let ids = ids(40);
     let shape = Engine::open(&path, EngineOptions::default()).unwrap().base().adapter_shape();
-    let wanted: [(&str, fn(ModulePath) -> bool); 4] =
+    type Wanted = fn(ModulePath) -> bool;
+    let wanted: [(&str, Wanted); 4] =
         [("all", everywhere), ("attention", in_attention), ("some", here_and_there), ("linears", linears)];
     let adapters: Vec<(&str, Adapter)> =
         wanted.into_iter().zip(1..).map(|((id, wanted), seed)| (id, random_adapter(&shape, seed, wanted))).collect();

@@ -145,6 +145,18 @@ fn a_template_without_an_end_of_turn_gets_the_end_of_text() {
 }
 
 #[test]
+fn an_answer_of_no_tokens_is_none() {
+    let tokenizer = tokenizer();
+    let template = ChatTemplate::new(Some("{% for m in messages %}{{ m.content }}{% endfor %}"), "", "").unwrap();
+    let record = chat(&[("user", "x"), ("assistant", ""), ("user", "y"), ("assistant", "")]);
+    let data = examples(&tokenizer, &template, options(64), &record);
+    assert_eq!(data.examples[0].weights, [0.0, 0.0, 1.0]);
+    assert_eq!(data.examples[0].ids.last(), Some(&EOS));
+    let data = examples(&tokenizer, &template, options(2), &record);
+    assert_eq!((data.examples.len(), data.report.dropped), (0, 1));
+}
+
+#[test]
 fn a_template_that_does_not_continue_its_prompt_is_refused() {
     let (tokenizer, template) = (tokenizer(), golden_template("blocks"));
     let encoder = Encoder::new(&tokenizer, &template, 4096, options(64)).unwrap();

@@ -6,6 +6,7 @@ mod files;
 mod plan;
 mod schedule;
 mod signals;
+mod trainer;
 
 use epiphyte::chat::ChatTemplate;
 use epiphyte::tokenizer::{Tokenizer, TokenizerSpec};

@@ -40,8 +40,10 @@ impl Draft {
 
     /// Pushes ids that are to be learnt.
     fn push_answer(&mut self, ids: &[u32]) {
-        self.answer = self.answer.min(self.example.ids.len());
-        self.push(ids, 1.0);
+        if !ids.is_empty() {
+            self.answer = self.answer.min(self.example.ids.len());
+            self.push(ids, 1.0);
+        }
     }
 }
 
@@ -77,12 +79,7 @@ impl<'a> Encoder<'a> {
         &self.options
     }
 
-    /// The examples of `record`, uncut. A chat is one, unless its template renders a turn otherwise once another
-    /// follows: then each turn of the assistant is one, as when the model was asked.
-    ///
-    /// Errors: [`Error::InvalidArgument`] for a chat without an assistant's turn; [`Error::ChatTemplate`] when the
-    /// template rejects it or does not continue its own generation prompt; [`Error::Unsupported`] to fill in the
-    /// middle with a vocabulary that has no tokens for it.
+    /// The examples of `record`, uncut. Errors: see [`super::Dataset::push`].
     pub(super) fn encode(&self, record: &Record) -> Result<Vec<Draft>> {
         match record {
             Record::Chat { messages } => self.chat(messages),

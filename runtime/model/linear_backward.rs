@@ -1,0 +1,66 @@
+//! Backward through a [`Linear`]: `dX = dY W` from the one copy of the weights. They are frozen and get no gradient.
+
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::gpu::{Commands, Gpu, Kernel, Tensor};
+use crate::kernels::matmul_backward::{self, MatmulBackwardParams};
+use crate::quant::BLOCK;
+
+use super::linear::Linear;
+
+/// A [`Linear`] bound to the gradients of its output and input.
+pub struct LinearBackwardOp {
+    chunks: Vec<ChunkOp>,
+    k_blocks: u32,
+    dy_stride: u32,
+    operations: u64,
+}
+
+struct ChunkOp {
+    kernel: Arc<Kernel>,
+    group: wgpu::BindGroup,
+    row0: u32,
+    rows: u32,
+    bytes: u64,
+}
+
+impl LinearBackwardOp {
+    /// Binds `dy [M, N]` and `dx [M, K]`.
+    ///
+    /// Errors: as [`Gpu::kernel`].
+    pub fn new(gpu: &Gpu, linear: &Linear, dy: &Tensor, dx: &Tensor) -> Result<Self> {
+        let mut chunks = Vec::with_capacity(linear.chunks.len());
+        for chunk in &linear.chunks {
+            chunks.push(ChunkOp {
+                kernel: gpu.kernel(&matmul_backward::spec(gpu.caps(), chunk.dtype))?,
+                group: gpu.bind(matmul_backward::BINDINGS, &[dy, &chunk.words, &chunk.scales, dx]),
+                row0: chunk.row0 as u32,
+                rows: chunk.rows as u32,
+                bytes: chunk.words.bytes() + chunk.scales.bytes(),
+            });
+        }
+        let operations = 2 * (linear.n * linear.k) as u64;
+        Ok(Self { chunks, k_blocks: (linear.k / BLOCK) as u32, dy_stride: linear.n as u32, operations })
+    }
+
+    /// Records `rows` rows of dy from the first, into dx from row `dx_row` on.
+    ///
+    /// Errors: as [`Commands::bound`].
+    pub fn record(&self, gpu: &Gpu, commands: &mut Commands<'_>, rows: u32, dx_row: u32) -> Result<()> {
+        for (i, chunk) in self.chunks.iter().enumerate() {
+            let params = MatmulBackwardParams {
+                m: rows,
+                n: chunk.rows,
+                k_blocks: self.k_blocks,
+                dy_row: 0,
+                dy_stride: self.dy_stride,
+                dy_offset: chunk.row0,
+                dx_row,
+                add: u32::from(i > 0),
+            };
+            matmul_backward::record(commands, gpu.caps(), (&chunk.kernel, &chunk.group), &params, chunk.bytes);
+        }
+        commands.bound(u64::from(rows) * self.operations)
+    }
+}

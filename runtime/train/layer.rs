@@ -1,0 +1,296 @@
+//! One decoder layer in training: forward with what its backward pass needs kept in a slot, and backward.
+
+use crate::adapter::Target;
+use crate::engine::Base;
+use crate::error::Result;
+use crate::gpu::{Commands, Gpu, Op, Tensor};
+use crate::kernels::attention_backward::{self as backward, dkv_spec, dq_spec};
+use crate::kernels::attention_train::{self, AttentionTrainParams};
+use crate::kernels::matvec::Epilogue;
+use crate::kernels::rms_norm::{self, RmsNormParams};
+use crate::kernels::rms_norm_backward::{self, RmsNormBackwardParams};
+use crate::kernels::rope_train::{self, RopeTrainParams};
+use crate::kernels::swiglu::{self, SwiGluParams};
+use crate::kernels::swiglu_backward::{self, SwiGluBackwardParams};
+use crate::model::config::ModelConfig;
+use crate::model::linear::{Binding, LinearOp, RowRange, USize};
+use crate::model::linear_backward::LinearBackwardOp;
+
+use super::factors::{Factor, Layout};
+use super::graph::Buffers;
+use super::products::{Around, Kernels, LoraOps};
+
+/// Where a layer's input and output are, and its slot.
+#[derive(Clone, Copy)]
+pub(crate) struct Ends<'a> {
+    pub(crate) input: &'a str,
+    pub(crate) output: &'a str,
+    pub(crate) slot: usize,
+}
+
+/// A layer's kernels, bound.
+pub(crate) struct LayerOps {
+    sizes: Sizes,
+    input: String,
+    output: String,
+    x_mid: String,
+    norms: [Op; 2],
+    norms_backward: [Op; 2],
+    qkv: LinearOp,
+    o_proj: LinearOp,
+    gate_up: LinearOp,
+    down_proj: LinearOp,
+    /// dX through qkv, o, gate and up, down.
+    linears_backward: [LinearBackwardOp; 4],
+    rope: Op,
+    rope_backward: Op,
+    attention: Op,
+    delta: Op,
+    dq: Op,
+    dkv: Op,
+    swiglu: Op,
+    swiglu_backward: Op,
+    /// By the linear they sit beside: qkv, o, gate and up, down.
+    loras: [Vec<LoraOps>; 4],
+}
+
+#[derive(Clone, Copy)]
+struct Sizes {
+    d: u32,
+    f: u32,
+    heads: u32,
+    kv_heads: u32,
+    head_dim: u32,
+    eps: f32,
+}
+
+impl Sizes {
+    fn new(config: &ModelConfig) -> Self {
+        Self {
+            d: config.hidden_size as u32,
+            f: config.intermediate_size as u32,
+            heads: config.num_attention_heads as u32,
+            kv_heads: config.num_key_value_heads as u32,
+            head_dim: config.head_dim as u32,
+            eps: config.rms_norm_eps,
+        }
+    }
+
+    fn attention(&self, rows: u32) -> AttentionTrainParams {
+        AttentionTrainParams {
+            rows,
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            row0: 0,
+            scale: 1.0 / (self.head_dim as f32).sqrt(),
+            pad: [0; 3],
+        }
+    }
+
+    fn qkv(&self) -> u32 {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+}
+
+impl LayerOps {
+    /// Binds layer `layer` to its slot.
+    ///
+    /// Errors: as [`Gpu::kernel`].
+    pub(crate) fn new(
+        gpu: &Gpu,
+        base: &Base,
+        buffers: &Buffers,
+        (layer, ends): (usize, Ends<'_>),
+        factors: &[Factor],
+        layout: &Layout,
+    ) -> Result<Self> {
+        let (weights, sizes) = (&base.weights.layers[layer], Sizes::new(&base.config));
+        let b = |name: &str| buffers.get(name);
+        let slot = |name: &str| buffers.get(&format!("slots.{}.{name}", ends.slot));
+        let (x, x_mid, out) = (b(ends.input), slot("x_mid"), b(ends.output));
+        let (normed, h, dx, d_normed) = (b("normed"), b("h"), b("dx"), b("d_normed"));
+        let (qkv, attn, lse, gate_up) = (slot("qkv"), slot("attn"), slot("lse"), slot("gate_up"));
+        let (d_qkv, d_attn, dh, delta) = (b("d_qkv"), b("d_attn"), b("dh"), b("delta"));
+        let (rows, e) = (b("rows"), sizes.head_dim);
+        let gains = [&weights.input_layernorm, &weights.post_attention_layernorm];
+        let norm = |x: &Tensor, gain: &Tensor| gpu.op(&rms_norm::spec(gpu.caps()), &[x, gain, normed]);
+        let norm_backward =
+            |x: &Tensor, gain: &Tensor| gpu.op(&rms_norm_backward::spec(gpu.caps(), true), &[x, gain, d_normed, dx]);
+        let store = |x, y, width: u32| Binding {
+            x,
+            norm: None,
+            y,
+            y_stride: width as usize,
+            epilogue: Epilogue::Store,
+            lora: None,
+        };
+        let add = |x, y| Binding { epilogue: Epilogue::Add, ..store(x, y, sizes.d) };
+        let rope = gpu.op(&rope_train::spec(e), &[rows, b("rotations"), qkv])?;
+        let attention_inputs = [rows, qkv, lse, d_attn, delta, d_qkv];
+        Ok(Self {
+            sizes,
+            input: ends.input.to_string(),
+            output: ends.output.to_string(),
+            x_mid: format!("slots.{}.x_mid", ends.slot),
+            norms: [norm(x, gains[0])?, norm(x_mid, gains[1])?],
+            norms_backward: [norm_backward(x, gains[0])?, norm_backward(x_mid, gains[1])?],
+            qkv: LinearOp::new(gpu, &weights.qkv, store(normed, qkv, sizes.qkv()))?,
+            o_proj: LinearOp::new(gpu, &weights.o_proj, add(attn, x_mid))?,
+            gate_up: LinearOp::new(gpu, &weights.gate_up, store(normed, gate_up, 2 * sizes.f))?,
+            down_proj: LinearOp::new(gpu, &weights.down_proj, add(h, out))?,
+            linears_backward: [
+                LinearBackwardOp::new(gpu, &weights.qkv, d_qkv, d_normed)?,
+                LinearBackwardOp::new(gpu, &weights.o_proj, dx, d_attn)?,
+                LinearBackwardOp::new(gpu, &weights.gate_up, gate_up, d_normed)?,
+                LinearBackwardOp::new(gpu, &weights.down_proj, dx, dh)?,
+            ],
+            rope,
+            rope_backward: gpu.op(&rope_train::spec(e), &[rows, b("rotations"), d_qkv])?,
+            attention: gpu.op(&attention_train::spec(e), &[rows, qkv, attn, lse])?,
+            delta: gpu.op(&backward::delta_spec(e), &[attn, d_attn, delta])?,
+            dq: gpu.op(&dq_spec(e), &attention_inputs)?,
+            dkv: gpu.op(&dkv_spec(e), &attention_inputs)?,
+            swiglu: gpu.op(&swiglu::spec(gpu.caps(), None), &[gate_up, h])?,
+            swiglu_backward: gpu.op(&swiglu_backward::spec(), &[dh, gate_up])?,
+            loras: loras(gpu, buffers, ends, factors, (layout, sizes))?,
+        })
+    }
+
+    /// Records the layer's output from its input; without `finish` only what the backward pass needs.
+    ///
+    /// Errors: as [`Commands::bound`].
+    pub(crate) fn forward(
+        &self,
+        gpu: &Gpu,
+        commands: &mut Commands<'_>,
+        buffers: &Buffers,
+        rows: u32,
+        finish: bool,
+    ) -> Result<()> {
+        let (sizes, range) = (self.sizes, RowRange::first(rows));
+        let none = USize::default();
+        let bytes = u64::from(rows * sizes.d) * 4;
+        let (input, x_mid, output) = (buffers.get(&self.input), buffers.get(&self.x_mid), buffers.get(&self.output));
+        self.norm(gpu, commands, 0, rows);
+        self.qkv.record(gpu, commands, range, none)?;
+        self.adapt(gpu, commands, 0, rows)?;
+        let rope = |direction| RopeTrainParams { heads: sizes.heads, kv_heads: sizes.kv_heads, row0: 0, direction };
+        rope_train::record(commands, &self.rope, sizes.head_dim, rope(rope_train::FORWARD), rows);
+        attention_train::record(commands, &self.attention, &sizes.attention(rows));
+        commands.copy(input, 0, x_mid, 0, bytes);
+        self.o_proj.record(gpu, commands, range, none)?;
+        self.adapt(gpu, commands, 1, rows)?;
+        self.norm(gpu, commands, 1, rows);
+        self.gate_up.record(gpu, commands, range, none)?;
+        self.adapt(gpu, commands, 2, rows)?;
+        self.swiglu(gpu, commands, rows);
+        if finish {
+            commands.copy(x_mid, 0, output, 0, bytes);
+            self.down_proj.record(gpu, commands, range, none)?;
+            self.adapt(gpu, commands, 3, rows)?;
+        } else {
+            // Its u is part of what the backward pass needs.
+            self.loras[3].iter().try_for_each(|lora| lora.shrink_only(gpu, commands, rows))?;
+        }
+        Ok(())
+    }
+
+    /// Records gradients: `dx` becomes that of the layer's input, except where nothing below is trained (not `through`).
+    ///
+    /// Errors: as [`Commands::bound`].
+    pub(crate) fn backward(&self, gpu: &Gpu, commands: &mut Commands<'_>, rows: u32, through: bool) -> Result<()> {
+        let sizes = self.sizes;
+        self.swiglu(gpu, commands, rows);
+        self.linear_backward(gpu, commands, 3, rows, true)?;
+        let params = SwiGluBackwardParams { f4: sizes.f / 4, ..Default::default() };
+        swiglu_backward::record(commands, &self.swiglu_backward, params, rows);
+        self.norm(gpu, commands, 1, rows);
+        self.linear_backward(gpu, commands, 2, rows, true)?;
+        self.norm_backward(gpu, commands, 1, rows);
+        self.linear_backward(gpu, commands, 1, rows, true)?;
+        let params = sizes.attention(rows);
+        backward::record_delta(commands, &self.delta, &params);
+        backward::record_dq(commands, &self.dq, &params);
+        backward::record_dkv(commands, &self.dkv, &params);
+        let (heads, kv_heads, direction) = (sizes.heads, sizes.kv_heads, rope_train::BACKWARD);
+        let rope = RopeTrainParams { heads, kv_heads, row0: 0, direction };
+        rope_train::record(commands, &self.rope_backward, sizes.head_dim, rope, rows);
+        self.norm(gpu, commands, 0, rows);
+        self.linear_backward(gpu, commands, 0, rows, through)?;
+        if through {
+            self.norm_backward(gpu, commands, 0, rows);
+        }
+        Ok(())
+    }
+
+    fn linear_backward(
+        &self,
+        gpu: &Gpu,
+        commands: &mut Commands<'_>,
+        which: usize,
+        rows: u32,
+        through: bool,
+    ) -> Result<()> {
+        if through {
+            self.linears_backward[which].record(gpu, commands, rows, 0)?;
+        }
+        self.loras[which].iter().try_for_each(|lora| lora.backward(gpu, commands, rows, through))
+    }
+
+    fn adapt(&self, gpu: &Gpu, commands: &mut Commands<'_>, which: usize, rows: u32) -> Result<()> {
+        self.loras[which].iter().try_for_each(|lora| lora.forward(gpu, commands, rows))
+    }
+
+    fn norm(&self, gpu: &Gpu, commands: &mut Commands<'_>, which: usize, rows: u32) {
+        let params = RmsNormParams { rows, k4: self.sizes.d / 4, eps: self.sizes.eps, pad: 0 };
+        rms_norm::record(commands, &self.norms[which], gpu.caps(), params);
+    }
+
+    fn norm_backward(&self, gpu: &Gpu, commands: &mut Commands<'_>, which: usize, rows: u32) {
+        let params = RmsNormBackwardParams { rows, k4: self.sizes.d / 4, eps: self.sizes.eps, ..Default::default() };
+        rms_norm_backward::record(commands, &self.norms_backward[which], gpu.caps(), params);
+    }
+
+    fn swiglu(&self, gpu: &Gpu, commands: &mut Commands<'_>, rows: u32) {
+        let params = SwiGluParams { f: self.sizes.f, ..Default::default() };
+        swiglu::record(commands, gpu.caps(), &self.swiglu, &params, rows);
+    }
+}
+
+/// The layer's LoRA by the linear it sits beside.
+fn loras(
+    gpu: &Gpu,
+    buffers: &Buffers,
+    ends: Ends<'_>,
+    factors: &[Factor],
+    (layout, sizes): (&Layout, Sizes),
+) -> Result<[Vec<LoraOps>; 4]> {
+    let kernels = Kernels::new(gpu)?;
+    let b = |name: &str| buffers.get(name);
+    let slot = |name: &str| buffers.get(&format!("slots.{}.{name}", ends.slot));
+    let (q, kv) = (sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim);
+    let mut all: [Vec<LoraOps>; 4] = Default::default();
+    for factor in factors {
+        let target = factor.path.target;
+        let u = slot(&format!("u.{}", target.name()));
+        let (which, y_column) = match target {
+            Target::QProj => (0, 0),
+            Target::KProj => (0, q),
+            Target::VProj => (0, q + kv),
+            Target::OProj => (1, 0),
+            Target::GateProj => (2, 0),
+            Target::UpProj => (2, sizes.f),
+            _ => (3, 0),
+        };
+        let (x, y, dy, dx, y_stride) = match which {
+            0 => (b("normed"), slot("qkv"), b("d_qkv"), b("d_normed"), sizes.qkv()),
+            1 => (slot("attn"), slot("x_mid"), b("dx"), b("d_attn"), sizes.d),
+            // The gradient of gate and up takes their place.
+            2 => (b("normed"), slot("gate_up"), slot("gate_up"), b("d_normed"), 2 * sizes.f),
+            _ => (b("h"), b(ends.output), b("dx"), b("dh"), sizes.d),
+        };
+        let at = Around { x, y, dy, dx, u, y_stride, y_column };
+        all[which].push(LoraOps::new(gpu, &kernels, buffers, (*factor, layout.rank, layout.scaling), &at));
+    }
+    Ok(all)
+}

@@ -1,0 +1,131 @@
+//! What a training run is made of.
+
+use serde::{Deserialize, Serialize};
+
+use crate::adapter::Target;
+use crate::error::{Error, Result};
+use crate::kernels::adamw::AdamW;
+
+use super::buffers::Optimizer;
+use super::data::Duration;
+use super::schedule::{Decay, Warmup};
+
+/// Settings of a run. The defaults are the recipe that the README's figures were made with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainOptions {
+    /// r of every module.
+    pub rank: usize,
+    /// The scaling is `lora_alpha / rank`, or `lora_alpha / sqrt(rank)` with [`TrainOptions::use_rslora`].
+    pub lora_alpha: f64,
+    /// See [`TrainOptions::lora_alpha`].
+    pub use_rslora: bool,
+    /// Linears of each layer that get factors, by name, e.g. `q_proj`.
+    pub target_modules: Vec<String>,
+    /// Rate after the warm-up.
+    pub learning_rate: f64,
+    /// That of B in parts of that of A (LoRA+); 1 is the same.
+    pub lora_plus_ratio: f64,
+    /// How a step is taken.
+    pub optimizer: Optimizer,
+    /// Of [`Optimizer::Momentum`].
+    pub momentum: f64,
+    /// Decoupled with `AdamW`, added to the gradient with SGD.
+    pub weight_decay: f64,
+    /// Gradients are scaled down to this norm; `None` leaves them.
+    pub max_grad_norm: Option<f64>,
+    /// How the rate goes on after its warm-up.
+    pub decay: Decay,
+    /// Steps in which it rises.
+    pub warmup: Warmup,
+    /// When to end.
+    pub duration: Duration,
+    /// Rows of a pass.
+    pub micro_batch: usize,
+    /// Passes whose gradients make a step.
+    pub accumulation: usize,
+    /// Tokens of a row.
+    pub seq_len: usize,
+    /// Keep the input of every k-th layer and compute the rest again; `None` keeps everything.
+    pub checkpoint_every: Option<usize>,
+    /// Of the first A, and of the order of the examples.
+    pub seed: u64,
+}
+
+impl Default for TrainOptions {
+    fn default() -> Self {
+        Self {
+            rank: 8,
+            lora_alpha: 16.0,
+            use_rslora: false,
+            target_modules: Target::ALL[..7].iter().map(|target| target.name().to_string()).collect(),
+            learning_rate: 5e-4,
+            lora_plus_ratio: 1.0,
+            optimizer: Optimizer::AdamW,
+            momentum: 0.9,
+            weight_decay: 0.0,
+            max_grad_norm: Some(1.0),
+            decay: Decay::Linear,
+            warmup: Warmup::Fraction(0.05),
+            duration: Duration::Epochs(1),
+            micro_batch: 1,
+            accumulation: 1,
+            seq_len: 512,
+            checkpoint_every: Some(1),
+            seed: 0,
+        }
+    }
+}
+
+impl TrainOptions {
+    /// What a module's product is multiplied by.
+    pub fn scaling(&self) -> f64 {
+        let rank = self.rank as f64;
+        self.lora_alpha / if self.use_rslora { rank.sqrt() } else { rank }
+    }
+
+    /// The targets, in the order of use.
+    ///
+    /// Errors: [`Error::InvalidArgument`] for a name that is not a linear of a layer.
+    pub fn targets(&self) -> Result<Vec<Target>> {
+        let known = &Target::ALL[..7];
+        let unknown = self.target_modules.iter().find(|name| known.iter().all(|target| target.name() != *name));
+        if let Some(name) = unknown {
+            let names = known.iter().map(|target| target.name()).collect::<Vec<_>>().join(", ");
+            return Err(Error::InvalidArgument { name: "targets", reason: format!("`{name}` is none of {names}") });
+        }
+        let wanted = |target: &Target| self.target_modules.iter().any(|name| name == target.name());
+        Ok(known.iter().copied().filter(wanted).collect())
+    }
+
+    pub(crate) fn adamw(&self) -> AdamW {
+        AdamW { weight_decay: self.weight_decay, ..AdamW::default() }
+    }
+
+    /// Errors: [`Error::InvalidArgument`] naming a setting that makes no sense.
+    pub(crate) fn check(&self) -> Result<()> {
+        let invalid = |name, value: f64, allowed: &str| {
+            Err(Error::InvalidArgument { name, reason: format!("{value}; {allowed}") })
+        };
+        if !(self.learning_rate.is_finite() && self.learning_rate > 0.0) {
+            return invalid("learning_rate", self.learning_rate, "a number above 0, such as 5e-4, is needed");
+        }
+        if !(self.lora_alpha.is_finite() && self.lora_alpha > 0.0) {
+            return invalid("lora_alpha", self.lora_alpha, "a number above 0, such as twice the rank, is needed");
+        }
+        if !(self.lora_plus_ratio.is_finite() && self.lora_plus_ratio > 0.0) {
+            return invalid("lora_plus_ratio", self.lora_plus_ratio, "a number above 0 is needed; 1 is off");
+        }
+        if !(self.weight_decay.is_finite() && self.weight_decay >= 0.0) {
+            return invalid("weight_decay", self.weight_decay, "0 or a small number above is needed");
+        }
+        if !(0.0..1.0).contains(&self.momentum) {
+            return invalid("momentum", self.momentum, "0 to below 1 is needed");
+        }
+        match self.max_grad_norm {
+            Some(norm) if !(norm.is_finite() && norm > 0.0) => {
+                invalid("max_grad_norm", norm, "a number above 0 is needed")
+            }
+            _ => Ok(()),
+        }
+    }
+}

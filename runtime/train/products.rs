@@ -1,0 +1,151 @@
+//! The products of LoRA's factors around one linear: `u = A x`, `y += s B u` and their gradients (Hu et al. 2021,
+//! arXiv:2106.09685, eq. 3). Factors and gradients lie at offsets of two flat buffers.
+
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::gpu::{Commands, Gpu, Kernel, Op, Tensor};
+use crate::kernels::matmul_dense::{self, BINDINGS, MatmulDenseParams, Tiling, View};
+
+use super::factors::Factor;
+use super::graph::Buffers;
+
+/// A product bound to its three buffers; the kernel depends on how many rows there are.
+struct Product {
+    group: wgpu::BindGroup,
+}
+
+/// The kernels of every tiling, compiled once.
+#[derive(Clone)]
+pub(crate) struct Kernels(Arc<Vec<(Tiling, Arc<Kernel>)>>);
+
+impl Kernels {
+    /// Errors: as [`Gpu::kernel`].
+    pub(crate) fn new(gpu: &Gpu) -> Result<Self> {
+        let wanted = Tiling::ALL.into_iter().filter(|tiling| gpu.caps().software == (*tiling == Tiling::Direct));
+        Ok(Self(Arc::new(wanted.map(|tiling| Ok((tiling, gpu.kernel(&tiling.spec())?))).collect::<Result<_>>()?)))
+    }
+}
+
+/// Where one module's data lies.
+pub(crate) struct Around<'a> {
+    /// Its input `[T, K]`.
+    pub(crate) x: &'a Tensor,
+    /// Its output `[T, y_stride]`, its own part from `y_column` on.
+    pub(crate) y: &'a Tensor,
+    /// Gradient of `y`, of the same shape.
+    pub(crate) dy: &'a Tensor,
+    /// Gradient of `x`.
+    pub(crate) dx: &'a Tensor,
+    /// `A x`, `[T, r]`.
+    pub(crate) u: &'a Tensor,
+    pub(crate) y_stride: u32,
+    pub(crate) y_column: u32,
+}
+
+/// One module's LoRA, bound.
+pub(crate) struct LoraOps {
+    kernels: Kernels,
+    factor: Factor,
+    rank: u32,
+    scaling: f32,
+    y_stride: u32,
+    y_column: u32,
+    shrink: Product,
+    expand: Product,
+    du: Product,
+    d_b: Product,
+    d_a: Product,
+    dx: Product,
+}
+
+impl LoraOps {
+    /// Binds `factor`, with `scaling` on its product.
+    pub(crate) fn new(
+        gpu: &Gpu,
+        kernels: &Kernels,
+        buffers: &Buffers,
+        (factor, rank, scaling): (Factor, u32, f32),
+        at: &Around<'_>,
+    ) -> Self {
+        let bind = |a: &Tensor, b: &Tensor, c: &Tensor| Product { group: gpu.bind(BINDINGS, &[a, b, c]) };
+        let (params, grads, du) = (buffers.get("adapter.params"), buffers.get("adapter.grads"), buffers.get("du"));
+        Self {
+            kernels: kernels.clone(),
+            factor,
+            rank,
+            scaling,
+            y_stride: at.y_stride,
+            y_column: at.y_column,
+            shrink: bind(at.x, params, at.u),
+            expand: bind(at.u, params, at.y),
+            du: bind(at.dy, params, du),
+            d_b: bind(at.dy, at.u, grads),
+            d_a: bind(du, at.x, grads),
+            dx: bind(du, params, at.dx),
+        }
+    }
+
+    /// Records `u = x Aᵀ` and `y += s u Bᵀ`.
+    pub(crate) fn forward(&self, gpu: &Gpu, commands: &mut Commands<'_>, rows: u32) -> Result<()> {
+        let (n, r) = (self.factor.n, self.rank);
+        self.shrink_only(gpu, commands, rows)?;
+        let u = View::new(0, r);
+        let expand = MatmulDenseParams {
+            alpha: self.scaling,
+            beta: 1.0,
+            ..MatmulDenseParams::new((rows, n, r), u, self.b().transposed(), (self.y_column, self.y_stride))
+        };
+        self.record(gpu, commands, &self.expand, expand)
+    }
+
+    /// Records `u = x Aᵀ`.
+    pub(crate) fn shrink_only(&self, gpu: &Gpu, commands: &mut Commands<'_>, rows: u32) -> Result<()> {
+        let (k, r) = (self.factor.k, self.rank);
+        let params = MatmulDenseParams::new((rows, r, k), View::new(0, k), self.a().transposed(), (0, r));
+        self.record(gpu, commands, &self.shrink, params)
+    }
+
+    /// Records `du = s dy B`, `dB += s dyᵀ u`, `dA += duᵀ x`, and with `through` `dx += du A`.
+    pub(crate) fn backward(&self, gpu: &Gpu, commands: &mut Commands<'_>, rows: u32, through: bool) -> Result<()> {
+        let (Factor { n, k, a, b, .. }, r) = (self.factor, self.rank);
+        let dy = View::new(self.y_column, self.y_stride);
+        let (u, du, x) = (View::new(0, r), View::new(0, r), View::new(0, k));
+        let scaled = |params| MatmulDenseParams { alpha: self.scaling, ..params };
+        let added = |params| MatmulDenseParams { beta: 1.0, ..params };
+        let params = scaled(MatmulDenseParams::new((rows, r, n), dy, self.b(), (0, r)));
+        self.record(gpu, commands, &self.du, params)?;
+        let params = added(scaled(MatmulDenseParams::new((n, r, rows), dy.transposed(), u, (b, r))));
+        self.record(gpu, commands, &self.d_b, params)?;
+        let params = added(MatmulDenseParams::new((r, k, rows), du.transposed(), x, (a, k)));
+        self.record(gpu, commands, &self.d_a, params)?;
+        if through {
+            let params = added(MatmulDenseParams::new((rows, k, r), du, self.a(), (0, k)));
+            self.record(gpu, commands, &self.dx, params)?;
+        }
+        Ok(())
+    }
+
+    fn a(&self) -> View {
+        View::new(self.factor.a, self.factor.k)
+    }
+
+    fn b(&self) -> View {
+        View::new(self.factor.b, self.rank)
+    }
+
+    fn record(
+        &self,
+        gpu: &Gpu,
+        commands: &mut Commands<'_>,
+        product: &Product,
+        params: MatmulDenseParams,
+    ) -> Result<()> {
+        let tiling = Tiling::choose(gpu.caps(), params.m, params.n);
+        if let Some((_, kernel)) = self.kernels.0.iter().find(|(known, _)| *known == tiling) {
+            let op = Op { kernel: Arc::clone(kernel), group: product.group.clone() };
+            matmul_dense::record(commands, &op, tiling, &params);
+        }
+        commands.bound(2 * u64::from(params.m) * u64::from(params.n) * u64::from(params.k))
+    }
+}

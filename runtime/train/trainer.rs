@@ -1,0 +1,323 @@
+//! A training run, a step at a time: pause by not calling, cancel between submissions, resume from a file.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use crate::adapter::Adapter;
+use crate::engine::{CancelToken, Engine};
+use crate::error::{Error, Result};
+use crate::gpu::{Commands, Gpu, Op, Tensor};
+use crate::kernels::adamw;
+use crate::kernels::grad_norm::{self, FinalParams, NO_CLIP, PartialParams};
+use crate::kernels::sgd::{self, SgdParams};
+
+use super::buffers::{Optimizer, Target, TrainShape};
+use super::checkpoint::{self, Checkpoint};
+use super::data::batch::{BatchOptions, Loader, MicroBatch};
+use super::data::{Cursor, Dataset};
+use super::factors::{FactorOptions, Layout};
+use super::graph::Graph;
+use super::options::TrainOptions;
+use super::schedule::Schedule;
+use super::signals::StepRecord;
+
+/// Fine-tunes an adapter on the resident base, which serves on meanwhile.
+///
+/// A step is submitted in small units; what sessions of the same engine ask for gets its turn between two of them.
+pub struct Trainer {
+    engine: Arc<Engine>,
+    options: TrainOptions,
+    graph: Graph,
+    update: Update,
+    loader: Loader,
+    schedule: Schedule,
+    data_fingerprint: String,
+    /// Stops a step between two submissions; the step is then as if it had not begun.
+    pub cancel: CancelToken,
+}
+
+/// The optimiser's kernels and states.
+struct Update {
+    partial: Op,
+    last: Op,
+    step: Op,
+    partials: Tensor,
+    norm: Tensor,
+    count: u32,
+}
+
+impl Update {
+    fn new(gpu: &Gpu, graph: &Graph, options: &TrainOptions) -> Result<Self> {
+        let b = |name: &str| graph.buffers.get(name);
+        let (grads, params) = (b("adapter.grads"), b("adapter.params"));
+        let count = grad_norm::partials(graph.layout.len() as u32);
+        let partials = gpu.storage("gradient norm", u64::from(count) * 4)?;
+        let norm = gpu.storage("gradient norm", 4)?;
+        let step = match options.optimizer {
+            Optimizer::AdamW => gpu.op(&adamw::spec(), &[&norm, grads, params, b("adapter.m"), b("adapter.v")])?,
+            Optimizer::Momentum => gpu.op(&sgd::spec(true), &[&norm, grads, params, b("adapter.m")])?,
+            // The last binding is not used.
+            Optimizer::Sgd => gpu.op(&sgd::spec(false), &[&norm, grads, params, &partials])?,
+        };
+        let partial = gpu.op(&grad_norm::partial_spec(), &[grads, &partials])?;
+        let last = gpu.op(&grad_norm::final_spec(), &[&partials, &norm])?;
+        Ok(Self { partial, last, step, partials, norm, count })
+    }
+
+    /// Records norm and update; the gradients are zero afterwards.
+    fn record(&self, commands: &mut Commands<'_>, layout: &Layout, options: &TrainOptions, lr: f64, step: u64) {
+        let len = layout.len() as u32;
+        grad_norm::record_partial(commands, &self.partial, PartialParams { offset: 0, len, partial0: 0, pad: 0 });
+        grad_norm::record_final(commands, &self.last, FinalParams { count: self.count, ..Default::default() });
+        let max_norm = options.max_grad_norm.map_or(NO_CLIP, |norm| norm as f32);
+        for (range, lr) in layout.ranges().into_iter().zip([lr, lr * options.lora_plus_ratio]) {
+            match options.optimizer {
+                Optimizer::AdamW => {
+                    let params = options.adamw().params(range, lr, step, max_norm);
+                    adamw::record(commands, &self.step, &params);
+                }
+                Optimizer::Momentum | Optimizer::Sgd => {
+                    let momentum = if options.optimizer == Optimizer::Momentum { options.momentum } else { 0.0 };
+                    let params = SgdParams {
+                        offset: range.start,
+                        len: range.end - range.start,
+                        slot: 0,
+                        max_norm,
+                        lr: lr as f32,
+                        momentum: momentum as f32,
+                        weight_decay: options.weight_decay as f32,
+                        pad: 0,
+                    };
+                    sgd::record(commands, &self.step, &params);
+                }
+            }
+        }
+    }
+}
+
+impl Trainer {
+    /// A run over `data`, from fresh factors or those of `init`.
+    ///
+    /// Errors: [`Error::InvalidArgument`] naming a setting; as [`Loader::new`]; [`Error::InvalidAdapter`] for an `init`
+    /// of other modules; [`Error::OutOfMemory`]; as [`Gpu::kernel`].
+    pub fn new(
+        engine: &Arc<Engine>,
+        data: Arc<Dataset>,
+        options: TrainOptions,
+        init: Option<&Adapter>,
+    ) -> Result<Self> {
+        let trainer = Self::at(engine, data, options, Cursor::default())?;
+        let layout = &trainer.graph.layout;
+        let params =
+            init.map_or_else(|| Ok(layout.fresh(trainer.options.seed)), |adapter| layout.of_adapter(adapter))?;
+        engine.gpu().write(trainer.graph.buffers.get("adapter.params"), 0, &params);
+        engine.gpu().check()?;
+        Ok(trainer)
+    }
+
+    /// Goes on from a checkpoint, bit for bit as the run that wrote it would have on the same device.
+    ///
+    /// Errors: as [`Trainer::new`]; [`Error::BaseMismatch`], [`Error::InvalidFile`] for a checkpoint of another base,
+    /// other settings or other data, or a damaged one.
+    pub fn resume(engine: &Arc<Engine>, data: Arc<Dataset>, options: TrainOptions, path: &Path) -> Result<Self> {
+        let checkpoint = Checkpoint::read(path)?;
+        checkpoint.check(path, &engine.base().fingerprint, &options, &data.fingerprint())?;
+        let trainer = Self::at(engine, data, options, checkpoint.cursor)?;
+        for (name, values) in checkpoint.states(path, trainer.graph.layout.len(), trainer.options.optimizer)? {
+            engine.gpu().write(trainer.graph.buffers.get(&name), 0, values);
+        }
+        engine.gpu().check()?;
+        Ok(trainer)
+    }
+
+    fn at(engine: &Arc<Engine>, data: Arc<Dataset>, options: TrainOptions, cursor: Cursor) -> Result<Self> {
+        options.check()?;
+        if !engine.trains() {
+            let what = "training on this device, whose driver computes gradients wrong (see `epiphyte doctor`),".into();
+            return Err(Error::Unsupported { what, hint: "try another driver or adapter".into() });
+        }
+        let (gpu, base) = (engine.gpu(), engine.base());
+        let shape = train_shape(engine, &options)?;
+        shape.check(&base.config)?;
+        let data_fingerprint = data.fingerprint();
+        let batches = BatchOptions {
+            seq_len: options.seq_len,
+            micro_batch: options.micro_batch,
+            accumulation: options.accumulation,
+            seed: options.seed,
+            duration: options.duration,
+        };
+        let loader = Loader::new(data, batches, cursor)?;
+        let schedule = Schedule::new(options.decay, options.learning_rate, options.warmup, loader.total_steps())?;
+        let scaling = options.scaling() as f32;
+        let layout = Layout::new(&base.adapter_shape(), &options.targets()?, options.rank, scaling)?;
+        let graph = Graph::new(gpu, base, &shape, layout)?;
+        let update = Update::new(gpu, &graph, &options)?;
+        let (engine, cancel) = (Arc::clone(engine), CancelToken::default());
+        Ok(Self { engine, options, graph, update, loader, schedule, data_fingerprint, cancel })
+    }
+
+    /// Takes one step of the optimiser; `None` when the run is over.
+    ///
+    /// Errors: [`Error::Cancelled`], and the step can be taken again; [`Error::Training`] when loss or gradients are no
+    /// numbers: the factors are as they were after the step before; as [`Gpu::check`].
+    pub fn step(&mut self) -> Result<Option<StepRecord>> {
+        let start = Instant::now();
+        let before = self.loader.clone();
+        let Some(step) = self.loader.next_step() else { return Ok(None) };
+        let number = self.loader.cursor().step;
+        let lr = self.schedule.lr(number - 1);
+        let taken = self.take(&step.micro_batches, number, lr);
+        if taken.is_err() {
+            self.loader = before;
+            self.clear_gradients();
+        }
+        let (loss, norm) = taken?;
+        if !(loss.is_finite() && norm.is_finite()) {
+            let reason = format!(
+                "step {number}: the loss or its gradient is not a number; the adapter is as after step {}, try a smaller \
+                 learning rate",
+                number - 1
+            );
+            return Err(Error::Training(reason));
+        }
+        Ok(Some(StepRecord {
+            step: number,
+            epoch: step.epoch,
+            loss,
+            lr,
+            tokens: step.micro_batches.iter().map(MicroBatch::len).sum(),
+            seconds: start.elapsed().as_secs_f64(),
+            grad_norm: Some(norm),
+            validation_loss: None,
+        }))
+    }
+
+    /// Loss and norm of a step's gradient, which is applied.
+    fn take(&self, batches: &[MicroBatch], number: u64, lr: f64) -> Result<(f64, f64)> {
+        let gpu = self.engine.gpu();
+        let weight: f64 = batches.iter().map(MicroBatch::weight).sum();
+        if weight <= 0.0 {
+            // Nothing to learn from, and so nothing to forget by weight decay either.
+            return Ok((0.0, 0.0));
+        }
+        let mut loss = 0.0;
+        for batch in batches {
+            loss += self.graph.backward(gpu, batch, weight, &self.cancel.0)?;
+        }
+        let mut commands = Commands::new(gpu)?;
+        self.update.record(&mut commands, &self.graph.layout, &self.options, lr, number);
+        commands.submit();
+        let norm: Vec<f32> = gpu.read(&self.update.norm, 0, 1)?;
+        gpu.check()?;
+        Ok((loss, f64::from(norm[0])))
+    }
+
+    fn clear_gradients(&self) {
+        let gpu = self.engine.gpu();
+        gpu.write(self.graph.buffers.get("adapter.grads"), 0, &vec![0.0_f32; self.graph.layout.len()]);
+    }
+
+    /// Mean loss of `batches` by their weights, in nats a token.
+    ///
+    /// Errors: [`Error::Cancelled`]; [`Error::InvalidArgument`] when nothing has a weight, or a batch is longer than
+    /// those of the run; as [`Gpu::check`].
+    pub fn evaluate(&self, batches: &[MicroBatch]) -> Result<f64> {
+        let weight: f64 = batches.iter().map(MicroBatch::weight).sum();
+        let most = self.options.micro_batch * self.options.seq_len;
+        if weight <= 0.0 || batches.iter().any(|batch| batch.len() > most) {
+            let reason = format!("nothing to measure in batches of at most {most} tokens");
+            return Err(Error::InvalidArgument { name: "validation", reason });
+        }
+        let loss = |batch| self.graph.loss(self.engine.gpu(), batch, weight, &self.cancel.0);
+        batches.iter().map(loss).sum()
+    }
+
+    /// The factors as they are now.
+    ///
+    /// Errors: as [`Gpu::read`].
+    pub fn adapter(&self) -> Result<Adapter> {
+        let params = self.read("adapter.params")?;
+        let base = self.engine.base();
+        let options = FactorOptions {
+            targets: self.options.targets()?,
+            lora_alpha: self.options.lora_alpha,
+            use_rslora: self.options.use_rslora,
+            base_fingerprint: base.fingerprint.clone(),
+        };
+        self.graph.layout.adapter(&params, &options, &base.adapter_shape())
+    }
+
+    /// Writes everything that [`Trainer::resume`] needs to `path`: whole or not at all.
+    ///
+    /// Errors: [`Error::Io`]; as [`Gpu::read`].
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let names = checkpoint::state_names(self.options.optimizer);
+        let states = names.iter().map(|name| Ok((*name, self.read(name)?))).collect::<Result<Vec<_>>>()?;
+        let (base, data) = (&self.engine.base().fingerprint, &self.data_fingerprint);
+        checkpoint::write(path, &states, (base, &self.options, data), self.loader.cursor())
+    }
+
+    fn read(&self, name: &str) -> Result<Vec<f32>> {
+        self.engine.gpu().read(self.graph.buffers.get(name), 0, self.graph.layout.len())
+    }
+
+    /// Gradients of the factors after a pass over `batches` and no update: `A` and `B` of each module, as an adapter.
+    ///
+    /// Errors: as [`Trainer::step`].
+    pub fn gradients(&self, batches: &[MicroBatch]) -> Result<(f64, Adapter)> {
+        let weight: f64 = batches.iter().map(MicroBatch::weight).sum();
+        let gpu = self.engine.gpu();
+        let losses = batches.iter().map(|batch| self.graph.backward(gpu, batch, weight, &AtomicBool::new(false)));
+        let loss = losses.sum::<Result<f64>>();
+        let gradients = self.read("adapter.grads");
+        self.clear_gradients();
+        let base = self.engine.base();
+        let options = FactorOptions {
+            targets: self.options.targets()?,
+            lora_alpha: self.options.lora_alpha,
+            use_rslora: self.options.use_rslora,
+            base_fingerprint: base.fingerprint.clone(),
+        };
+        Ok((loss?, self.graph.layout.adapter(&gradients?, &options, &base.adapter_shape())?))
+    }
+
+    /// Where the run stands.
+    pub fn cursor(&self) -> Cursor {
+        self.loader.cursor()
+    }
+
+    /// Steps of the whole run.
+    pub fn total_steps(&self) -> u64 {
+        self.loader.total_steps()
+    }
+
+    /// Parameters that are trained.
+    pub fn parameters(&self) -> usize {
+        self.graph.layout.len()
+    }
+
+    /// Bytes on the device, beside the base's.
+    pub fn bytes(&self) -> u64 {
+        self.graph.buffers.bytes() + self.update.partials.bytes() + self.update.norm.bytes()
+    }
+}
+
+/// What the run takes on the device: what [`super::plan::MemoryPlan`] adds up.
+///
+/// Errors: as [`TrainOptions::targets`].
+pub fn train_shape(engine: &Engine, options: &TrainOptions) -> Result<TrainShape> {
+    let coop = engine.gpu().caps().cooperative_matrix.is_some();
+    let names: Vec<&str> = options.targets()?.iter().map(|target| target.name()).collect();
+    Ok(TrainShape {
+        micro_batch: options.micro_batch,
+        seq_len: options.seq_len,
+        checkpoint_every: options.checkpoint_every,
+        rank: options.rank,
+        targets: Target::named(&engine.base().config, &names)?,
+        optimizer: options.optimizer,
+        logit_rows: if coop { 128 } else { 64 },
+    })
+}
