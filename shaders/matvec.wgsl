@@ -94,7 +94,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let col = group.y * COLS;
     let n = weight_rows(unit);
     let rows = n * p.k_blocks;
-    let ahead = expand_ahead(p.x_row + col, n + p.row0, lane);
+    for (var c = 0u; c < COLS; c++) {
+        if col + c < p.m {
+            expand(c, p.x_row + col + c, n + p.row0, lane);
+        }
+    }
     for (var u = lane; u < p.k_blocks * 4u; u += L * UNROLL) {
         accumulate(u, rows, col);
         if UNROLL > 1u { accumulate(u + L, rows, col); }
@@ -102,9 +106,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         if UNROLL > 2u { accumulate(u + 3u * L, rows, col); }
     }
     for (var c = 0u; c < COLS; c++) {
-        if col + c < p.m {
-            expand(c, p.x_row + col + c, n + p.row0, lane, ahead);
-        }
         var v = vec4<f32>(
             reduce_add(sums[c].x, index),
             reduce_add(sums[c].y, index),

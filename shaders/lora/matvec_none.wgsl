@@ -1,8 +1,4 @@
 // matvec where no adapter is active.
-struct Ahead {
-    unused: u32,
-}
 fn shrinks(group: u32) -> bool { return false; }
 fn shrink(group: vec3<u32>, index: u32) {}
-fn expand_ahead(m: u32, rows: vec4<u32>, lane: u32) -> Ahead { return Ahead(); }
-fn expand(c: u32, m: u32, rows: vec4<u32>, lane: u32, ahead: Ahead) {}
+fn expand(c: u32, m: u32, rows: vec4<u32>, lane: u32) {}

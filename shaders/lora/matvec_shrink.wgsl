@@ -1,8 +1,4 @@
 // matvec with A's rows riding along: the first workgroups make u = A x from the same x, norm and all.
-struct Ahead {
-    unused: u32,
-}
-
 fn shrinks(group: u32) -> bool {
     return group < p.lora_groups;
 }
@@ -49,5 +45,4 @@ fn columns(a: u32, m: u32, k: u32, k8s: u32) -> vec2<f32> {
     return select(vec2<f32>(0.0), vec2<f32>(dot_a(lora_a[a + inside], lo, hi), square), k < k8s);
 }
 
-fn expand_ahead(m: u32, rows: vec4<u32>, lane: u32) -> Ahead { return Ahead(); }
-fn expand(c: u32, m: u32, rows: vec4<u32>, lane: u32, ahead: Ahead) {}
+fn expand(c: u32, m: u32, rows: vec4<u32>, lane: u32) {}

@@ -68,9 +68,9 @@ fn shrink_tile(m: u32, s: Share, ahead: Eights, index: u32) {
 }
 
 fn times_tile(a: vec4<u32>, k: u32, s: Share) -> f32 {
-    if k >= s.count / 8u { return 0.0; }
     let c = TILE / 8u;
-    let lo = vec4<f32>(lora_tile[k], lora_tile[k + c], lora_tile[k + 2u * c], lora_tile[k + 3u * c]);
-    let hi = vec4<f32>(lora_tile[k + 4u * c], lora_tile[k + 5u * c], lora_tile[k + 6u * c], lora_tile[k + 7u * c]);
-    return dot_a(a, lo, hi);
+    let i = min(k, s.count / 8u - 1u);
+    let lo = vec4<f32>(lora_tile[i], lora_tile[i + c], lora_tile[i + 2u * c], lora_tile[i + 3u * c]);
+    let hi = vec4<f32>(lora_tile[i + 4u * c], lora_tile[i + 5u * c], lora_tile[i + 6u * c], lora_tile[i + 7u * c]);
+    return select(0.0, dot_a(a, lo, hi), k < s.count / 8u);
 }
