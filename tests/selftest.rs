@@ -31,8 +31,17 @@ fn passes(mut gpu: Gpu, kernels: &[&str]) {
 #[test]
 fn every_variant_passes_on_every_tier() {
     let all = GpuOptions::default;
-    let kernels =
-        ["matvec", "embedding", "rms_norm", "rope", "attention", "attention_reduce", "swiglu", "sample_final"];
+    let kernels = [
+        "matvec",
+        "embedding",
+        "rms_norm",
+        "rope",
+        "attention",
+        "attention_reduce",
+        "swiglu",
+        "sample_final",
+        "lora_shrink",
+    ];
     passes(open(all()), &[&kernels[..], &["rms_norm_backward", "attention_dkv", "cross_entropy", "adamw"]].concat());
     passes(open(GpuOptions { subgroups: false, ..all() }), &kernels);
     passes(open(GpuOptions { f16: false, ..all() }), &kernels);

@@ -6,11 +6,13 @@ mod adapter;
 mod bench;
 mod chat;
 mod doctor;
+mod eval;
 mod generate;
 mod inspect;
 mod output;
 mod perplexity;
 mod plan;
+mod train;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -44,6 +46,8 @@ enum Command {
     Bench(bench::BenchArgs),
     Adapter(adapter::AdapterCommandArgs),
     Inspect(inspect::InspectArgs),
+    Train(Box<train::TrainArgs>),
+    Eval(eval::EvalArgs),
     Plan(plan::PlanArgs),
     Doctor(doctor::DoctorArgs),
 }
@@ -153,6 +157,8 @@ pub fn run() -> ExitCode {
         Command::Bench(args) => bench::run(&args, gpu),
         Command::Adapter(args) => adapter::run(&args, gpu),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Train(args) => train::run(&args, gpu),
+        Command::Eval(args) => eval::run(&args, gpu),
         Command::Plan(args) => plan::run(&args),
         Command::Doctor(args) => doctor::run(&args, gpu),
     };

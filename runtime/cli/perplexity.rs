@@ -117,7 +117,7 @@ fn nll(engine: &Arc<Engine>, adapters: &Adapters, window: &[u32]) -> Result<f64>
 }
 
 /// The log-probability of `token`.
-fn log_softmax(logits: &[f32], token: u32) -> f64 {
+pub(super) fn log_softmax(logits: &[f32], token: u32) -> f64 {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
     f64::from(logits[token as usize] - max) - sum.ln()

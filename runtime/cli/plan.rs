@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;
 use crate::model::config::ModelConfig;
 use crate::train::buffers::{Class, Optimizer, Target, TrainShape};
-use crate::train::plan::{Free, MemoryPlan, Model, Textbook, fit, human_bytes, weight_bytes};
+use crate::train::plan::{Free, MemoryPlan, Model, Textbook, engine_bytes, fit, human_bytes, weight_bytes};
 
 /// Rows of a pass when the engine answers, and of logits when it trains, on hardware.
 const PASS_ROWS: usize = 512;
@@ -16,6 +16,8 @@ const LOGIT_ROWS: usize = 64;
 /// What is tried first where a budget decides.
 const MOST_ROWS: usize = 8;
 const SEQ_LEN: usize = 512;
+/// Context of an engine that only trains: sessions are not what it is for.
+pub(super) const TRAIN_CONTEXT: usize = 32;
 /// Characters of the longest bar.
 const BAR: f64 = 40.0;
 
@@ -69,7 +71,7 @@ pub(super) struct PlanArgs {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum OptimizerArg {
+pub(super) enum OptimizerArg {
     Sgd,
     Momentum,
     Adamw,
@@ -100,7 +102,7 @@ struct Report {
 }
 
 #[derive(Serialize)]
-struct ClassReport {
+pub(super) struct ClassReport {
     class: Class,
     bytes: u64,
 }
@@ -144,8 +146,14 @@ fn model_file(args: &PlanArgs) -> Result<Report> {
     let config = ModelConfig::from_gguf(&gguf)?;
     config.check_tensors(&gguf)?;
     let kv_element_bytes = if args.kv_f32 { 4 } else { 2 };
-    let model = Model { config: &config, weight_bytes: weight_bytes(&gguf, &config)?, kv_element_bytes };
-    if args.train { training(args, &model) } else { inference(args, &model) }
+    let mut model =
+        Model { config: &config, weight_bytes: weight_bytes(&gguf, &config)?, kv_element_bytes, engine_bytes: 0 };
+    if !args.train {
+        return inference(args, &model);
+    }
+    // That of the conversations is counted by itself.
+    model.engine_bytes = engine_bytes(&model, PASS_ROWS, TRAIN_CONTEXT);
+    training(args, &model)
 }
 
 fn inference(args: &PlanArgs, model: &Model<'_>) -> Result<Report> {
@@ -216,7 +224,7 @@ fn report(plan: &MemoryPlan, args: &PlanArgs) -> Report {
     Report {
         total_bytes: plan.total_bytes(),
         budget_bytes: args.memory_budget,
-        classes: plan.classes().into_iter().map(|(class, bytes)| ClassReport { class, bytes }).collect(),
+        classes: classes(plan),
         textbook: None,
         training: None,
         trainable_parameters: None,
@@ -224,19 +232,31 @@ fn report(plan: &MemoryPlan, args: &PlanArgs) -> Report {
     }
 }
 
-fn print(report: &Report) -> Result<()> {
-    let total = report.total_bytes.max(1) as f64;
-    for ClassReport { class, bytes } in &report.classes {
-        let part = *bytes as f64 / total;
+/// The sum by class.
+pub(super) fn classes(plan: &MemoryPlan) -> Vec<ClassReport> {
+    plan.classes().into_iter().map(|(class, bytes)| ClassReport { class, bytes }).collect()
+}
+
+/// The sum as a table with bars.
+pub(super) fn table(classes: &[ClassReport], budget_bytes: Option<u64>) -> Vec<String> {
+    let total = classes.iter().fold(0_u64, |sum, class| sum.saturating_add(class.bytes));
+    let line = |ClassReport { class, bytes }: &ClassReport| {
+        let part = *bytes as f64 / total.max(1) as f64;
         let bar = "#".repeat((part * BAR).round() as usize);
         let line = format!("{:<18}{:>11} {:>4.0} %  {bar}", class.label(), human_bytes(*bytes), 100.0 * part);
-        output::line(line.trim_end())?;
+        line.trim_end().to_string()
+    };
+    let mut lines: Vec<String> = classes.iter().map(line).collect();
+    lines.push(format!("{:<18}{:>11}", "total", human_bytes(total)));
+    if let Some(budget) = budget_bytes {
+        let free = human_bytes(budget.saturating_sub(total));
+        lines.push(format!("{:<18}{:>11}  {free} to spare", "budget", human_bytes(budget)));
     }
-    output::line(&format!("{:<18}{:>11}", "total", human_bytes(report.total_bytes)))?;
-    if let Some(budget) = report.budget_bytes {
-        let free = human_bytes(budget.saturating_sub(report.total_bytes));
-        output::line(&format!("{:<18}{:>11}  {free} to spare", "budget", human_bytes(budget)))?;
-    }
+    lines
+}
+
+fn print(report: &Report) -> Result<()> {
+    table(&report.classes, report.budget_bytes).iter().try_for_each(|line| output::line(line))?;
     let Some(shape) = &report.training else { return Ok(()) };
     let checkpoint = shape.checkpoint_every.map_or("none".into(), |k| format!("every {k} layers"));
     output::line(&format!("micro-batch       {} x {} tokens", shape.micro_batch, shape.seq_len))?;
@@ -247,7 +267,7 @@ fn print(report: &Report) -> Result<()> {
 }
 
 /// `6GB`, `512 MiB`, `1e9`: powers of 1000, or of 1024 with an `i`.
-fn parse_bytes(text: &str) -> Result<u64, String> {
+pub(super) fn parse_bytes(text: &str) -> Result<u64, String> {
     let text = text.trim();
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit = match text[digits.len()..].to_ascii_lowercase().as_str() {

@@ -72,7 +72,7 @@ pub(crate) struct Row<'a> {
 impl Executor {
     pub(crate) fn new(gpu: &Gpu, base: &Base, context: usize, kv_f16: bool, adapter_budget: u64) -> Result<Self> {
         let config = &base.config;
-        let chunk_rows = if gpu.caps().software { 64 } else { 512 };
+        let chunk_rows = super::pass_rows(gpu.caps());
         let width = config.num_key_value_heads * config.head_dim;
         let element_bytes = if kv_f16 { 2 } else { 4 };
         let layers = config.num_hidden_layers;

@@ -23,7 +23,7 @@ pub use session::Session;
 
 use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;
-use crate::gpu::{Gpu, GpuOptions};
+use crate::gpu::{Caps, Gpu, GpuOptions};
 use crate::selftest;
 use executor::Executor;
 
@@ -53,6 +53,11 @@ impl Default for EngineOptions {
             adapter_budget: 128 << 20,
         }
     }
+}
+
+/// Most rows of a pass on such a device.
+pub fn pass_rows(caps: &Caps) -> usize {
+    if caps.software { 64 } else { 512 }
 }
 
 /// A device with a base on it.

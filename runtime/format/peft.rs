@@ -19,6 +19,8 @@ use crate::error::{Error, Result};
 
 /// File names within a folder.
 pub(crate) const CONFIG: &str = "adapter_config.json";
+/// Folder of the checkpoints of the training that makes the adapter.
+pub(crate) const CHECKPOINTS: &str = "checkpoints";
 const TENSORS: &str = "adapter_model.safetensors";
 const PICKLE: &str = "adapter_model.bin";
 /// Keys of the tensor file's metadata.
@@ -148,8 +150,8 @@ pub(crate) fn save(
         if !dir.is_dir() {
             return Err(invalid("a file has that name; give a folder"));
         }
-        let mut entries = std::fs::read_dir(dir).map_err(|e| Error::io(dir, e))?;
-        if entries.next().is_some() && !is_adapter(dir) {
+        let entries = std::fs::read_dir(dir).map_err(|e| Error::io(dir, e))?;
+        if !is_adapter(dir) && entries.flatten().any(|entry| !is_ours(&entry.file_name())) {
             return Err(invalid("the folder holds something that is no adapter; give an empty or a new one"));
         }
     }
@@ -161,6 +163,12 @@ pub(crate) fn save(
     }
     staged_tensors.commit()?;
     staged_config.commit()
+}
+
+/// Whether saving or training leaves it in a folder before there is a config: a crash may have kept it from that.
+fn is_ours(name: &std::ffi::OsStr) -> bool {
+    let staged = [CONFIG, TENSORS].iter().any(|file| Staged::is_of(file, name));
+    staged || name == TENSORS || name == CHECKPOINTS
 }
 
 /// Whether the folder's config says it is a PEFT adapter.

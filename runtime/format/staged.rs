@@ -37,6 +37,12 @@ impl Staged {
         self.file.sync_all().map_err(|e| Error::io(&self.path, e))
     }
 
+    /// Whether `name` is that of a file staged for `file`.
+    pub(crate) fn is_of(file: &str, name: &std::ffi::OsStr) -> bool {
+        let rest = name.to_str().and_then(|name| name.strip_prefix('.')?.strip_prefix(file)?.strip_prefix('.'));
+        rest.is_some_and(|rest| rest.ends_with(".tmp"))
+    }
+
     /// Gives the file its name, in place of any that has it.
     pub(crate) fn commit(self) -> Result<()> {
         self.sync()?;

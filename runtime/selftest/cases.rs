@@ -6,7 +6,7 @@ use crate::kernels::rms_norm::{self, RmsNormParams};
 use crate::kernels::swiglu::{self, SwiGluParams};
 
 use super::Ability::{self, Subgroups};
-use super::{attention, linear, products, sample, training};
+use super::{attention, linear, lora, products, sample, training};
 
 /// Runs a kernel and gives its outputs.
 type Run = dyn Fn(&Gpu) -> Result<Vec<Outcome>> + Send + Sync;
@@ -27,6 +27,7 @@ pub(super) fn all(gpu: &Gpu) -> Vec<Case> {
     let mut cases = linear::cases(gpu);
     cases.extend(attention::cases(caps));
     cases.extend(sample::cases());
+    cases.extend(lora::cases(caps));
     // A software GPU takes seconds to compile them; it trains nobody's adapter, and the tests hold them to more.
     if !caps.software {
         let training = products::cases(caps).into_iter().chain(training::cases(caps));

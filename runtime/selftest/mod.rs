@@ -8,6 +8,7 @@ mod attention_train;
 mod cache;
 mod cases;
 mod linear;
+mod lora;
 mod products;
 mod sample;
 mod training;

@@ -5,8 +5,9 @@ use serde::{Deserialize, Serialize};
 use crate::adapter::Target;
 use crate::error::{Error, Result};
 use crate::kernels::adamw::AdamW;
+use crate::model::config::ModelConfig;
 
-use super::buffers::Optimizer;
+use super::buffers::{self, Optimizer, TrainShape};
 use super::data::Duration;
 use super::schedule::{Decay, Warmup};
 
@@ -97,12 +98,28 @@ impl TrainOptions {
         Ok(known.iter().copied().filter(wanted).collect())
     }
 
+    /// What a run takes on the device: what [`super::plan::MemoryPlan`] adds up; `coop` with cooperative matrices.
+    ///
+    /// Errors: as [`TrainOptions::targets`].
+    pub fn shape(&self, config: &ModelConfig, coop: bool) -> Result<TrainShape> {
+        let names: Vec<&str> = self.targets()?.iter().map(|target| target.name()).collect();
+        Ok(TrainShape {
+            micro_batch: self.micro_batch,
+            seq_len: self.seq_len,
+            checkpoint_every: self.checkpoint_every,
+            rank: self.rank,
+            targets: buffers::Target::named(config, &names)?,
+            optimizer: self.optimizer,
+            logit_rows: if coop { 128 } else { 64 },
+        })
+    }
+
     pub(crate) fn adamw(&self) -> AdamW {
         AdamW { weight_decay: self.weight_decay, ..AdamW::default() }
     }
 
     /// Errors: [`Error::InvalidArgument`] naming a setting that makes no sense.
-    pub(crate) fn check(&self) -> Result<()> {
+    pub fn check(&self) -> Result<()> {
         let invalid = |name, value: f64, allowed: &str| {
             Err(Error::InvalidArgument { name, reason: format!("{value}; {allowed}") })
         };

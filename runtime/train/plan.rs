@@ -24,6 +24,8 @@ pub struct Model<'a> {
     pub weight_bytes: u64,
     /// Bytes of an element of the KV cache: 2 where the device has f16, else 4.
     pub kv_element_bytes: usize,
+    /// What the engine that holds it takes beside its weights, whatever is trained: [`engine_bytes`]; 0 leaves it out.
+    pub engine_bytes: u64,
 }
 
 /// A sum of memory.
@@ -36,7 +38,7 @@ pub struct MemoryPlan {
 impl MemoryPlan {
     /// To answer: passes of `rows` rows, `kv_tokens` positions of conversations in all.
     pub fn inference(model: &Model<'_>, rows: usize, kv_tokens: usize) -> Self {
-        let mut buffers = vec![weights(model.weight_bytes)];
+        let mut buffers = vec![bytes("weights", Class::Weights, model.weight_bytes)];
         buffers.extend(inference_buffers(model.config, rows, kv_tokens));
         buffers.extend(kv_buffers(model.config, kv_tokens, model.kv_element_bytes));
         Self { buffers }
@@ -47,8 +49,11 @@ impl MemoryPlan {
     /// Errors: as [`TrainShape::check`].
     pub fn training(model: &Model<'_>, shape: &TrainShape, kv_tokens: usize) -> Result<Self> {
         shape.check(model.config)?;
-        let mut buffers = vec![weights(model.weight_bytes)];
+        let mut buffers = vec![bytes("weights", Class::Weights, model.weight_bytes)];
         buffers.extend(train_buffers(model.config, shape));
+        if model.engine_bytes > 0 {
+            buffers.push(bytes("engine", Class::Activations, model.engine_bytes));
+        }
         if kv_tokens > 0 {
             buffers.extend(kv_buffers(model.config, kv_tokens, model.kv_element_bytes));
         }
@@ -140,8 +145,15 @@ pub fn weight_bytes(gguf: &Gguf, config: &ModelConfig) -> Result<u64> {
     Ok(bytes)
 }
 
-fn weights(bytes: u64) -> Buffer {
-    Buffer { name: "weights".into(), class: Class::Weights, shape: vec![bytes], element_bytes: 1 }
+/// Bytes of an engine's buffers beside the weights: passes of `rows` rows, contexts of `positions` tokens.
+pub fn engine_bytes(model: &Model<'_>, rows: usize, positions: usize) -> u64 {
+    let plan = MemoryPlan::inference(model, rows, positions);
+    plan.total_bytes() - plan.class_bytes(Class::Weights)
+}
+
+/// A buffer of which only the size is known.
+fn bytes(name: &str, class: Class, bytes: u64) -> Buffer {
+    Buffer { name: name.into(), class, shape: vec![bytes], element_bytes: 1 }
 }
 
 /// Bytes for people, in powers of 1000 as memory is advertised and textbooks count it.

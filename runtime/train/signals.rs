@@ -63,6 +63,13 @@ impl History {
         self.validation.extend(record.validation_loss.map(|loss| (record.step, loss)));
     }
 
+    /// Forgets what came after `step`.
+    pub fn truncate(&mut self, step: u64) {
+        for losses in [&mut self.training, &mut self.validation] {
+            losses.retain(|(of, _)| *of <= step);
+        }
+    }
+
     /// Reads what a [`StepLog`] wrote. A last line that was cut short is left out.
     ///
     /// Errors: [`Error::Io`]; [`Error::InvalidFile`] naming the line.

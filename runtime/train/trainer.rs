@@ -13,7 +13,7 @@ use crate::kernels::adamw;
 use crate::kernels::grad_norm::{self, FinalParams, NO_CLIP, PartialParams};
 use crate::kernels::sgd::{self, SgdParams};
 
-use super::buffers::{Optimizer, Target, TrainShape};
+use super::buffers::Optimizer;
 use super::checkpoint::{self, Checkpoint};
 use super::data::batch::{BatchOptions, Loader, MicroBatch};
 use super::data::{Cursor, Dataset};
@@ -124,12 +124,28 @@ impl Trainer {
     pub fn resume(engine: &Arc<Engine>, data: Arc<Dataset>, options: TrainOptions, path: &Path) -> Result<Self> {
         let checkpoint = Checkpoint::read(path)?;
         checkpoint.check(path, &engine.base().fingerprint, &options, &data.fingerprint())?;
-        let trainer = Self::at(engine, data, options, checkpoint.cursor)?;
-        for (name, values) in checkpoint.states(path, trainer.graph.layout.len(), trainer.options.optimizer)? {
-            engine.gpu().write(trainer.graph.buffers.get(&name), 0, values);
-        }
-        engine.gpu().check()?;
+        let mut trainer = Self::at(engine, data, options, Cursor::default())?;
+        trainer.load(path, &checkpoint)?;
         Ok(trainer)
+    }
+
+    /// Puts the run where a checkpoint of it stands.
+    ///
+    /// Errors: as [`Trainer::resume`]; the run is then as it was.
+    pub fn restore(&mut self, path: &Path) -> Result<()> {
+        let checkpoint = Checkpoint::read(path)?;
+        checkpoint.check(path, &self.engine.base().fingerprint, &self.options, &self.data_fingerprint)?;
+        self.load(path, &checkpoint)
+    }
+
+    fn load(&mut self, path: &Path, checkpoint: &Checkpoint) -> Result<()> {
+        let gpu = self.engine.gpu();
+        let states = checkpoint.states(path, self.graph.layout.len(), self.options.optimizer)?;
+        self.loader = self.loader.at(checkpoint.cursor)?;
+        for (name, values) in states {
+            gpu.write(self.graph.buffers.get(&name), 0, values);
+        }
+        gpu.check()
     }
 
     fn at(engine: &Arc<Engine>, data: Arc<Dataset>, options: TrainOptions, cursor: Cursor) -> Result<Self> {
@@ -139,7 +155,7 @@ impl Trainer {
             return Err(Error::Unsupported { what, hint: "try another driver or adapter".into() });
         }
         let (gpu, base) = (engine.gpu(), engine.base());
-        let shape = train_shape(engine, &options)?;
+        let shape = options.shape(&base.config, gpu.caps().cooperative_matrix.is_some())?;
         shape.check(&base.config)?;
         let data_fingerprint = data.fingerprint();
         let batches = BatchOptions {
@@ -170,17 +186,15 @@ impl Trainer {
         let number = self.loader.cursor().step;
         let lr = self.schedule.lr(number - 1);
         let taken = self.take(&step.micro_batches, number, lr);
-        if taken.is_err() {
+        if !matches!(taken, Ok((loss, norm)) if loss.is_finite() && norm.is_finite()) {
+            // As if it had not begun.
             self.loader = before;
             self.clear_gradients();
         }
         let (loss, norm) = taken?;
         if !(loss.is_finite() && norm.is_finite()) {
-            let reason = format!(
-                "step {number}: the loss or its gradient is not a number; the adapter is as after step {}, try a smaller \
-                 learning rate",
-                number - 1
-            );
+            let reason =
+                format!("step {number}: the loss or its gradient is not a number; a smaller learning rate may help");
             return Err(Error::Training(reason));
         }
         Ok(Some(StepRecord {
@@ -195,7 +209,7 @@ impl Trainer {
         }))
     }
 
-    /// Loss and norm of a step's gradient, which is applied.
+    /// Loss and norm of a step's gradient, which is applied unless one of them is no number.
     fn take(&self, batches: &[MicroBatch], number: u64, lr: f64) -> Result<(f64, f64)> {
         let gpu = self.engine.gpu();
         let weight: f64 = batches.iter().map(MicroBatch::weight).sum();
@@ -206,6 +220,10 @@ impl Trainer {
         let mut loss = 0.0;
         for batch in batches {
             loss += self.graph.backward(gpu, batch, weight, &self.cancel.0)?;
+            self.go_on()?;
+        }
+        if !loss.is_finite() {
+            return Ok((loss, f64::NAN));
         }
         let mut commands = Commands::new(gpu)?;
         self.update.record(&mut commands, &self.graph.layout, &self.options, lr, number);
@@ -213,6 +231,11 @@ impl Trainer {
         let norm: Vec<f32> = gpu.read(&self.update.norm, 0, 1)?;
         gpu.check()?;
         Ok((loss, f64::from(norm[0])))
+    }
+
+    /// What is asked for in between counts even where a pass is one submission.
+    fn go_on(&self) -> Result<()> {
+        if self.cancel.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
     }
 
     fn clear_gradients(&self) {
@@ -231,7 +254,10 @@ impl Trainer {
             let reason = format!("nothing to measure in batches of at most {most} tokens");
             return Err(Error::InvalidArgument { name: "validation", reason });
         }
-        let loss = |batch| self.graph.loss(self.engine.gpu(), batch, weight, &self.cancel.0);
+        let loss = |batch| {
+            self.go_on()?;
+            self.graph.loss(self.engine.gpu(), batch, weight, &self.cancel.0)
+        };
         batches.iter().map(loss).sum()
     }
 
@@ -284,6 +310,11 @@ impl Trainer {
         Ok((loss?, self.graph.layout.adapter(&gradients?, &options, &base.adapter_shape())?))
     }
 
+    /// The engine that it trains on.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
     /// Where the run stands.
     pub fn cursor(&self) -> Cursor {
         self.loader.cursor()
@@ -303,21 +334,4 @@ impl Trainer {
     pub fn bytes(&self) -> u64 {
         self.graph.buffers.bytes() + self.update.partials.bytes() + self.update.norm.bytes()
     }
-}
-
-/// What the run takes on the device: what [`super::plan::MemoryPlan`] adds up.
-///
-/// Errors: as [`TrainOptions::targets`].
-pub fn train_shape(engine: &Engine, options: &TrainOptions) -> Result<TrainShape> {
-    let coop = engine.gpu().caps().cooperative_matrix.is_some();
-    let names: Vec<&str> = options.targets()?.iter().map(|target| target.name()).collect();
-    Ok(TrainShape {
-        micro_batch: options.micro_batch,
-        seq_len: options.seq_len,
-        checkpoint_every: options.checkpoint_every,
-        rank: options.rank,
-        targets: Target::named(&engine.base().config, &names)?,
-        optimizer: options.optimizer,
-        logit_rows: if coop { 128 } else { 64 },
-    })
 }

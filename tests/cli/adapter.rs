@@ -265,3 +265,21 @@ fn the_full_hash_sees_what_the_sampled_one_does_not() {
     assert_eq!(inspect(&model(), &["--full-hash"])["full_hash"], old["full_hash"]);
     assert!(inspect(&model(), &[])["full_hash"].is_null());
 }
+
+#[test]
+fn compare_answers_without_and_with_each_adapter() {
+    let folder = Folder::new();
+    let (a, b) = (folder.adapter("a", 7, 0.4, None), folder.adapter("b", 8, 0.4, None));
+    let answers = |paths: &[&Path]| -> Vec<Value> {
+        let paths: Vec<&str> = paths.iter().map(|path| text(path)).collect();
+        let args = [&["adapter", "compare", "-p", "hello", "-n", "6", "--json"], &paths[..]].concat();
+        json(&on_tiny(&args))["answers"].as_array().unwrap().clone()
+    };
+    let both = answers(&[&a, &b]);
+    assert_eq!(both.len(), 3);
+    assert!(both[0]["adapter"].is_null() && both[1]["adapter"]["path"] == text(&a));
+    assert_ne!(both[0]["ids"], both[1]["ids"]);
+    assert_ne!(both[1]["ids"], both[2]["ids"]);
+    // Each as it is alone: nothing of the one before is left.
+    assert_eq!(answers(&[&b])[1]["ids"], both[2]["ids"]);
+}

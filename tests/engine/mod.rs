@@ -9,6 +9,7 @@ mod sampling;
 mod sessions;
 mod snapshot;
 mod snapshot_adapters;
+mod soak;
 mod stops;
 
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,7 +1,8 @@
 //! Adapters on the device: the budget, who makes room, who stays, what is refused and leaves everything as it was.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, LazyLock};
 
 use epiphyte::adapter::{Adapter, LoraConfig, LoraModule, ModulePath, Modules, Target};
 use epiphyte::engine::{Change, History};
@@ -12,7 +13,7 @@ use super::{generate, greedy, open, prompt, session};
 use crate::common::Random;
 
 /// An adapter of one rank on q and down of every layer.
-fn sized(seed: u64, rank: usize) -> Adapter {
+pub(super) fn sized(seed: u64, rank: usize) -> Adapter {
     let (shape, mut random) = (shape(), Random::new(seed));
     let wanted = shape.modules().filter(|path| matches!(path.target, Target::QProj | Target::DownProj));
     let module = |path: ModulePath| {
@@ -45,11 +46,13 @@ fn change(session: &mut Session, adapters: Set<'_>) -> Result<(), Error> {
     session.set_adapters(&Change { adapters, history: History::Recompute })
 }
 
-/// What a session under an adapter says, on an engine of its own.
+/// What a session under an adapter says, on an engine with room for all.
 fn alone(adapter: &Adapter, weight: f32, ids: &[u32]) -> Vec<u32> {
-    let engine = with_budget(1 << 20);
-    engine.add_adapter("alone", adapter).unwrap();
-    generate(&mut under(&engine, &[("alone", weight)], ids), greedy(8)).ids
+    static ENGINE: LazyLock<Arc<Engine>> = LazyLock::new(|| with_budget(16 << 20));
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let id = NEXT.fetch_add(1, Ordering::Relaxed).to_string();
+    ENGINE.add_adapter(&id, adapter).unwrap();
+    generate(&mut under(&ENGINE, &[(&id, weight)], ids), greedy(8)).ids
 }
 
 /// Adapters of these ids and ranks in folders, loaded one after the other.

@@ -1,9 +1,12 @@
-//! Fine-tuning: data, schedule, memory plan, signals. No GPU.
+//! Fine-tuning: data, schedule, memory plan, signals; then the trainer on a tiny model.
 
 mod batch;
 mod data;
 mod files;
+mod gradients;
+mod optimizers;
 mod plan;
+mod runs;
 mod schedule;
 mod signals;
 mod trainer;

@@ -33,7 +33,7 @@ fn config(layers: usize) -> ModelConfig {
 }
 
 fn model(config: &ModelConfig) -> Model<'_> {
-    Model { config, weight_bytes: 90_000_000, kv_element_bytes: 2 }
+    Model { config, weight_bytes: 90_000_000, kv_element_bytes: 2, engine_bytes: 0 }
 }
 
 fn shape(config: &ModelConfig) -> TrainShape {
@@ -87,8 +87,8 @@ fn the_sum_is_the_one_done_by_hand() {
     let (t, d, f, qkv, attn, heads, v, r) = (512_u64, 576, 1536, 960, 576, 9, 49_152, 8);
     let parameters = 30 * r * ((576 + 576) + (192 + 576) + (576 + 1536));
     let saved = qkv + attn + heads + d + 2 * f + 3 * r;
-    let scratch = d + d + f + d + qkv + attn + 2 * f + f + heads + 2 * r + d;
-    let fixed = 4 * (t * (scratch + 4 + 3) + 64 * v + 257 * 64);
+    let scratch = d + d + f + d + qkv + attn + d + f + heads + 2 * r + d;
+    let fixed = 4 * (t * (scratch + 5 + 3) + 64 * v + 257 * 64);
     for (every, inputs, slots) in
         [(None, 30, 30), (Some(1), 30, 1), (Some(4), 8 + 3, 4), (Some(30), 30, 30), (Some(99), 30, 30)]
     {
@@ -233,7 +233,8 @@ fn the_engine_takes_what_the_plan_says() {
     let context = 256;
     let options = EngineOptions { context: Some(context), kv_f32: true, skip_self_test: true, ..Default::default() };
     let engine = Engine::open(path, options).unwrap();
-    let model = Model { config: &config, weight_bytes: weight_bytes(&gguf, &config).unwrap(), kv_element_bytes: 4 };
+    let weight_bytes = weight_bytes(&gguf, &config).unwrap();
+    let model = Model { config: &config, weight_bytes, kv_element_bytes: 4, engine_bytes: 0 };
     let rows = if engine.gpu().caps().software { 64 } else { 512 };
     let plan = MemoryPlan::inference(&model, rows, context);
     let taken = engine.gpu().allocated_bytes();

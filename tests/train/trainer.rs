@@ -1,4 +1,4 @@
-//! The trainer on a tiny model: gradients, learning, resuming, and what it refuses.
+//! The trainer on a tiny model: the slope of its loss, and that it learns.
 
 use std::sync::{Arc, LazyLock};
 
@@ -13,11 +13,11 @@ use crate::common::{Random, golden};
 
 const VOCAB: u32 = 288;
 
-static ENGINE: LazyLock<Arc<Engine>> =
+pub(super) static ENGINE: LazyLock<Arc<Engine>> =
     LazyLock::new(|| Engine::open(golden("tiny_llama.gguf"), EngineOptions::default()).unwrap());
 
 /// Examples in which the same few tokens follow each other.
-fn examples(seed: u64, count: usize) -> Arc<Dataset> {
+pub(super) fn examples(seed: u64, count: usize) -> Arc<Dataset> {
     let mut random = Random::new(seed);
     let mut data = Dataset::default();
     data.append(Dataset::of((0..count).map(|_| {
@@ -30,7 +30,7 @@ fn examples(seed: u64, count: usize) -> Arc<Dataset> {
     Arc::new(data)
 }
 
-fn options() -> TrainOptions {
+pub(super) fn options() -> TrainOptions {
     TrainOptions {
         rank: 4,
         lora_alpha: 8.0,
@@ -44,7 +44,7 @@ fn options() -> TrainOptions {
     }
 }
 
-fn batches(data: &Dataset) -> Vec<MicroBatch> {
+pub(super) fn batches(data: &Dataset) -> Vec<MicroBatch> {
     epiphyte::train::data::batch::in_order(data, 24, 2)
 }
 

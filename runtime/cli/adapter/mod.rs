@@ -1,6 +1,7 @@
 //! `epiphyte adapter`: look at adapters, try, convert and merge them.
 
 mod check;
+mod compare;
 mod convert;
 mod export;
 mod inspect;
@@ -31,6 +32,7 @@ pub(super) struct AdapterCommandArgs {
 enum AdapterCommand {
     Inspect(inspect::InspectArgs),
     Check(check::CheckArgs),
+    Compare(compare::CompareArgs),
     Convert(convert::ConvertArgs),
     Export(export::ExportArgs),
 }
@@ -39,6 +41,7 @@ pub(super) fn run(args: &AdapterCommandArgs, gpu: GpuOptions) -> Result<()> {
     match &args.command {
         AdapterCommand::Inspect(args) => inspect::run(args),
         AdapterCommand::Check(args) => check::run(args, gpu),
+        AdapterCommand::Compare(args) => compare::run(args, gpu),
         AdapterCommand::Convert(args) => convert::run(args),
         AdapterCommand::Export(args) => export::run(args),
     }

@@ -157,6 +157,13 @@ impl Loader {
         Ok(loader)
     }
 
+    /// The same run from `cursor` on.
+    ///
+    /// Errors: as [`Loader::new`].
+    pub(crate) fn at(&self, cursor: Cursor) -> Result<Self> {
+        Self::new(Arc::clone(&self.data), self.options, cursor)
+    }
+
     /// Where the next step begins: save it beside the adapter.
     pub fn cursor(&self) -> Cursor {
         self.cursor

@@ -20,6 +20,17 @@ impl Dataset {
     /// Errors: [`Error::Io`]; [`Error::InvalidFile`] naming the line, or when nothing is left to train on;
     /// [`Error::Unsupported`] to fill in the middle with a vocabulary that has no tokens for it.
     pub fn read_jsonl(path: impl AsRef<Path>, encoder: &Encoder<'_>) -> Result<Self> {
+        Self::read_jsonl_with(path, encoder, |_| {})
+    }
+
+    /// As [`Dataset::read_jsonl`]; `each` gets every record that gave an example or more.
+    ///
+    /// Errors: as [`Dataset::read_jsonl`].
+    pub fn read_jsonl_with(
+        path: impl AsRef<Path>,
+        encoder: &Encoder<'_>,
+        mut each: impl FnMut(Record),
+    ) -> Result<Self> {
         let path = path.as_ref();
         let mut lines = Lines { reader: open(path)?, buffer: Vec::new(), number: 0 };
         let mut data = Self::default();
@@ -29,8 +40,14 @@ impl Dataset {
                 Ok(line) => Record::parse(line),
                 Err(reason) => Err(reason),
             };
-            let reason = match record.map(|record| data.push(&record, encoder)) {
-                Ok(Ok(())) => continue,
+            let examples = data.examples.len();
+            let reason = match record.map(|record| data.push(&record, encoder).map(|()| record)) {
+                Ok(Ok(record)) => {
+                    if data.examples.len() > examples {
+                        each(record);
+                    }
+                    continue;
+                }
                 // No other line would fare better.
                 Ok(Err(error @ Error::Unsupported { .. })) => return Err(error),
                 Ok(Err(error)) => error.to_string(),

@@ -1,0 +1,164 @@
+//! `epiphyte train`: examples in, an adapter out. Ctrl-C ends a run so that it can go on later.
+
+mod args;
+mod folder;
+mod run;
+mod setup;
+mod view;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::output;
+use crate::engine::CancelToken;
+use crate::error::{Error, Result};
+use crate::gpu::GpuOptions;
+use crate::train::TrainOptions;
+use crate::train::data::DataReport;
+use crate::train::plan::human_bytes;
+use crate::train::signals::{Warning, loss_curves};
+
+pub(super) use args::TrainArgs;
+use folder::Folder;
+use run::{End, Run};
+use setup::PlanReport;
+
+#[derive(Serialize)]
+struct Report {
+    out: PathBuf,
+    end: End,
+    /// Done so far, in this run and those it goes on from.
+    steps: u64,
+    total_steps: u64,
+    resumed_from: Option<u64>,
+    trainable_parameters: usize,
+    /// Nats a token.
+    loss: Losses,
+    /// The same of the data kept for it; null where it was never measured.
+    validation_loss: Losses,
+    /// The adapter in the folder is that of the best validation.
+    best_is_kept: bool,
+    /// Of this run.
+    tokens: usize,
+    tokens_per_second: Option<f64>,
+    seconds: f64,
+    peak_device_bytes: u64,
+    device: String,
+    options: TrainOptions,
+    data: DataReport,
+    validation_data: Option<DataReport>,
+    plan: PlanReport,
+    warnings: Vec<Warning>,
+}
+
+#[derive(Serialize)]
+struct Losses {
+    first: Option<f64>,
+    last: Option<f64>,
+    best: Option<f64>,
+    best_step: Option<u64>,
+}
+
+impl Losses {
+    fn of(losses: &[(u64, f64)]) -> Self {
+        let best = losses.iter().min_by(|a, b| a.1.total_cmp(&b.1));
+        Self {
+            first: losses.first().map(|(_, loss)| *loss),
+            last: losses.last().map(|(_, loss)| *loss),
+            best: best.map(|(_, loss)| *loss),
+            best_step: best.map(|(step, _)| *step),
+        }
+    }
+}
+
+pub(super) fn run(args: &TrainArgs, gpu: GpuOptions) -> Result<()> {
+    let folder = Folder::check(&args.run.out, args.run.resume)?;
+    args::check_writable("plot", args.run.plot.as_ref())?;
+    args::check_writable("log", args.run.log.as_ref())?;
+    let (setup, plan) = setup::prepare(args, gpu)?;
+    let data = setup::data(args, &setup)?;
+    let options = setup.options.clone();
+    let (data_report, validation_data) =
+        (data.report.clone(), data.validation.as_ref().map(|data| data.report.clone()));
+    note_data(&data_report);
+    let start = Instant::now();
+    let mut run = Run::start(&args.run, &folder, setup, data)?;
+    let cancel = CancelToken::default();
+    on_interrupt(cancel.clone())?;
+    let end = run.train(&cancel)?;
+    let report = Report {
+        out: args.run.out.clone(),
+        end,
+        steps: run.trainer.cursor().step,
+        total_steps: run.trainer.total_steps(),
+        resumed_from: run.resumed_from,
+        trainable_parameters: run.trainer.parameters(),
+        loss: Losses::of(&run.history.training),
+        validation_loss: Losses::of(&run.history.validation),
+        best_is_kept: run.keeps_best(),
+        tokens: run.view.tokens(),
+        tokens_per_second: run.view.tokens_per_second(),
+        seconds: start.elapsed().as_secs_f64(),
+        peak_device_bytes: run.peak_bytes,
+        device: run.trainer.engine().gpu().description(),
+        options,
+        data: data_report,
+        validation_data,
+        plan,
+        warnings: run.view.warned().to_vec(),
+    };
+    if let Some(path) = args.run.plot.as_ref().filter(|_| !run.history.training.is_empty()) {
+        std::fs::write(path, loss_curves(&run.history)?).map_err(|e| Error::io(path, e))?;
+    }
+    if args.json { output::json(&report) } else { print(&report) }
+}
+
+fn note_data(report: &DataReport) {
+    let DataReport { records, examples, tokens, trained_tokens, cut, dropped, skipped, first_skipped } = report;
+    output::note(&format!(
+        "{records} records, {examples} examples, {tokens} tokens, {trained_tokens} of them with a loss"
+    ));
+    if cut + dropped + skipped > 0 {
+        output::note(&format!(
+            "{cut} examples cut, {dropped} left out since no answer was left, {skipped} lines skipped"
+        ));
+    }
+    if let Some(first) = first_skipped {
+        output::note(&format!("the first line skipped: {first}"));
+    }
+}
+
+fn print(report: &Report) -> Result<()> {
+    let Report { steps, total_steps, seconds, .. } = report;
+    let out = report.out.display();
+    let losses = |name: &str, Losses { first, last, best, .. }: &Losses| match (first, last, best) {
+        (Some(first), Some(last), Some(best)) => format!(", {name} {first:.4} to {last:.4} (best {best:.4})"),
+        _ => String::new(),
+    };
+    let losses = losses("loss", &report.loss) + &losses("validation", &report.validation_loss);
+    let speed = report.tokens_per_second.map_or(String::new(), |tps| format!(", {tps:.0} tokens/s"));
+    let memory = human_bytes(report.peak_device_bytes);
+    output::line(&format!("{steps} of {total_steps} steps in {seconds:.1} s{losses}{speed}, {memory} on the device"))?;
+    let which = if report.best_is_kept { "the adapter of the best validation" } else { "the adapter" };
+    output::line(&match report.end {
+        End::Finished => format!("{which} is in {out}"),
+        End::EarlyStop => format!("stopped since the validation loss improves no more; {which} is in {out}"),
+        End::Interrupted => {
+            format!("interrupted; {which} so far is in {out}, and the same command with `--resume` goes on")
+        }
+    })
+}
+
+/// Ends the run after the step it is at; a second time, at once.
+fn on_interrupt(cancel: CancelToken) -> Result<()> {
+    let handler = move || {
+        if cancel.is_cancelled() {
+            std::process::exit(130);
+        }
+        cancel.cancel();
+        output::note("stopping: a checkpoint is saved (Ctrl-C again leaves without)");
+    };
+    ctrlc::set_handler(handler).map_err(|e| Error::io("Ctrl-C", std::io::Error::other(e)))
+}

@@ -1,0 +1,94 @@
+//! What one sees of a run: a bar in a terminal, else a line now and then.
+
+use indicatif::ProgressBar;
+
+use crate::cli::output;
+use crate::train::signals::{History, StepRecord, Warning};
+
+/// Lines of a run where stderr is no terminal, about.
+const LINES: u64 = 20;
+const LEVELS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+/// Columns of the little curve.
+const COLUMNS: usize = 16;
+
+pub(super) struct View {
+    bar: ProgressBar,
+    total: u64,
+    tokens: usize,
+    seconds: f64,
+    warned: Vec<Warning>,
+}
+
+impl View {
+    /// Of a run of `total` steps that stands at `step`.
+    pub(super) fn new(total: u64, step: u64) -> Self {
+        let bar = output::bar(total, "{pos}/{len} {bar:20} {msg}  {eta} left").with_position(step);
+        bar.reset_eta();
+        Self { bar, total, tokens: 0, seconds: 0.0, warned: Vec::new() }
+    }
+
+    /// Shows a step, the last of `history`.
+    pub(super) fn update(&mut self, record: &StepRecord, history: &History) {
+        self.tokens += record.tokens;
+        self.seconds += record.seconds;
+        let validation = history.validation.last().map_or(String::new(), |(_, loss)| format!("  validation {loss:.4}"));
+        let speed = self.tokens_per_second().map_or(String::new(), |tps| format!("  {tps:.0} tokens/s"));
+        let (loss, lr) = (record.loss, record.lr);
+        if !self.bar.is_hidden() {
+            let curve = sparkline(&history.training);
+            self.bar.set_message(format!("loss {loss:.4} {curve}{validation}  lr {lr:.2e}{speed}"));
+            self.bar.set_position(record.step);
+        } else if record.step.is_multiple_of((self.total / LINES).max(1)) || record.step == self.total {
+            output::note(&format!(
+                "step {}/{}  loss {loss:.4}{validation}  lr {lr:.2e}{speed}",
+                record.step, self.total
+            ));
+        }
+    }
+
+    /// Says each of `warnings` the first time it is seen.
+    pub(super) fn warn(&mut self, warnings: Vec<Warning>) {
+        for warning in warnings {
+            if !self.warned.contains(&warning) {
+                self.warned.push(warning);
+                self.bar.suspend(|| output::note(&format!("warning: {warning}")));
+            }
+        }
+    }
+
+    /// Tokens a second of the steps that were shown.
+    pub(super) fn tokens_per_second(&self) -> Option<f64> {
+        (self.seconds > 0.0).then(|| self.tokens as f64 / self.seconds)
+    }
+
+    pub(super) fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Every warning that was given.
+    pub(super) fn warned(&self) -> &[Warning] {
+        &self.warned
+    }
+
+    /// Takes the bar away.
+    pub(super) fn end(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// The losses as one line of bars, each the mean of its share of the steps.
+fn sparkline(losses: &[(u64, f64)]) -> String {
+    let columns = COLUMNS.min(losses.len());
+    let mean = |i: usize| {
+        let part = &losses[i * losses.len() / columns..(i + 1) * losses.len() / columns];
+        part.iter().map(|(_, loss)| loss).sum::<f64>() / part.len() as f64
+    };
+    let means: Vec<f64> = (0..columns).map(mean).collect();
+    let low = means.iter().copied().fold(f64::INFINITY, f64::min);
+    let high = means.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let level = |mean: &f64| {
+        let part = if high > low { (mean - low) / (high - low) } else { 0.0 };
+        LEVELS[((part * 8.0) as usize).min(7)]
+    };
+    means.iter().map(level).collect()
+}
