@@ -14,7 +14,7 @@ use crate::kernels::lora::{self, Directory, ENTRIES, MORE};
 use super::arena::{Arena, Block};
 use super::lora::Adapter;
 use super::module::BaseShape;
-use super::packed::{Packed, PackedSite};
+use super::packed::{Eight, Packed, PackedSite};
 use super::report::LoadReport;
 use super::site::{SiteKind, site_count};
 
@@ -403,7 +403,7 @@ impl Registry {
 
     /// Sends factors to the device, making room if need be.
     fn send(&mut self, gpu: &Gpu, id: &str, packed: &Packed) -> Result<()> {
-        let (a, b) = (packed.a.len() as u32, packed.b.len() as u32);
+        let (a, b) = [&packed.a, &packed.b].map(|factors| (factors.len() / Eight::default().len()) as u32).into();
         let (needed_bytes, budget_bytes) = (packed.bytes(), self.arena.budget());
         let full = || Error::AdapterBudget { id: id.to_string(), needed_bytes, budget_bytes };
         // Nobody makes room in vain.
@@ -423,8 +423,8 @@ impl Registry {
         };
         if let Some((a, b, _)) = self.arena.tensors() {
             let (a_first, b_first) = self.arena.first();
-            gpu.write(a, u64::from(a_first + block.a) * 16, bytemuck::cast_slice::<_, [u8; 16]>(&packed.a));
-            gpu.write(b, u64::from(b_first + block.b) * 16, bytemuck::cast_slice::<_, [u8; 16]>(&packed.b));
+            gpu.write(a, u64::from(a_first + block.a) * 16, &packed.a);
+            gpu.write(b, u64::from(b_first + block.b) * 16, &packed.b);
         }
         self.clock += 1;
         if let Some(entry) = self.entries.get_mut(id) {
