@@ -12,6 +12,7 @@ pub mod gpu;
 pub mod kernels;
 pub mod merge;
 pub mod model;
+mod parallel;
 pub mod quant;
 pub mod selftest;
 pub mod tokenizer;

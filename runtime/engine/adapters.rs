@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::adapter::registry::AdapterState;
 use crate::adapter::{Adapter, LoadReport};
 use crate::error::{Error, Result};
+use crate::parallel;
 
 use super::{Engine, Session};
 
@@ -76,7 +77,9 @@ impl Engine {
     /// As [`Engine::add_adapter`] without asking which base it was made for.
     pub(crate) fn insert_adapter(&self, id: &str, adapter: &Adapter, path: Option<&Path>) -> Result<Arc<LoadReport>> {
         let shape = self.base.adapter_shape();
-        adapter.modules.iter().try_for_each(|module| module.check(&shape))?;
+        parallel::map(adapter.modules.iter().collect(), |module| module.check(&shape))
+            .into_iter()
+            .collect::<Result<()>>()?;
         let mut executor = self.executor();
         let inserted = executor.registry.insert(&self.gpu, id, adapter, path.map(Path::to_path_buf));
         executor.adapters_moved(&self.gpu)?;

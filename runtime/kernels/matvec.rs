@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::lora::{Directory, Joined};
+use super::lora::{Directory, Entry, Joined};
 use super::reduction;
 use crate::dtype::DType;
 use crate::gpu::pipeline::Access::{self, Read, Write};
@@ -46,12 +46,14 @@ pub struct LinearParams {
     pub site: u32,
     /// With [`Lora`]: elements of a row of u.
     pub u_rows: u32,
-    /// Workgroups before those of A; [`record`] sets it.
+    /// Workgroups of A, before the others; [`record`] sets it.
     pub lora_groups: u32,
     /// With [`Lora::Expand`]: parts that u comes in.
     pub parts: u32,
     /// Unused.
     pub pad: [u32; 3],
+    /// With [`Lora`]: the rows' only adapter, see [`super::lora::Entry`].
+    pub lora: Entry,
 }
 
 /// What else the kernel does where rows have adapters.
@@ -200,10 +202,11 @@ pub fn record(
     let passes = params.m.div_ceil(variant.cols);
     let lane_groups = variant.tiling.wg / variant.tiling.lanes;
     let mut groups = units.div_ceil(lane_groups * rows);
-    let params = LinearParams { lora_groups: groups, ..*params };
+    let mut params = LinearParams { lora_groups: 0, ..*params };
     if matches!(variant.lora, Some(Lora::Shrink(_))) {
-        // A lane group for every four rows of u and row of x.
-        groups += (params.u_rows / 4 * variant.cols).div_ceil(lane_groups);
+        // A lane group for every element of u and row of x.
+        params.lora_groups = (params.u_rows * variant.cols).div_ceil(lane_groups);
+        groups += params.lora_groups;
     }
     commands.dispatch(kernel, group, &params, [groups, passes, 1], weight_bytes * u64::from(passes));
 }

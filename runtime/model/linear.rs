@@ -9,6 +9,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format::TensorView;
 use crate::gpu::{Commands, Gpu, Kernel, Tensor};
+use crate::kernels::lora::Entry;
 use crate::kernels::matvec::{Epilogue, LinearParams, Lora, MAX_COLS, SOFTWARE_PREFILL, Tiling, Variant};
 use crate::kernels::{matmul, matvec};
 use crate::quant::{self, BLOCK};
@@ -160,6 +161,8 @@ pub struct USize {
     pub rows: u32,
     /// Parts that it comes in.
     pub parts: u32,
+    /// The rows' only adapter, as [`crate::kernels::lora::Entry`] has it.
+    pub lora: Entry,
 }
 
 /// Rows of a pass.
@@ -267,6 +270,7 @@ impl LinearOp {
                 site: self.site,
                 u_rows: u.rows,
                 parts: u.parts,
+                lora: u.lora,
                 ..Default::default()
             };
             if rows.count <= MAX_COLS {

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::gpu::{Commands, Gpu, Op, Tensor};
 use crate::kernels::attention::{self, AttentionParams, Heads, Leaves, PrefillParams, ReduceParams};
 use crate::kernels::embedding::{self, EmbeddingParams};
-use crate::kernels::lora::Directory;
+use crate::kernels::lora::{Directory, Entry};
 use crate::kernels::matvec::{Epilogue, MAX_COLS};
 use crate::kernels::rms_norm::{self, RmsNormParams};
 use crate::kernels::rope::{self, RopeParams};
@@ -97,8 +97,8 @@ pub(crate) struct CacheOps {
 /// Sites and sizes of the LoRA around attention in this pass; zeros without.
 #[derive(Clone, Copy, Default)]
 struct Around {
-    qkv: (u32, u32),
-    o_proj: (u32, u32),
+    qkv: (u32, u32, Entry),
+    o_proj: (u32, u32, Entry),
 }
 
 /// What a [`Llama`] is made for.
@@ -244,13 +244,15 @@ impl Llama {
             return layer.o_proj.record(gpu, commands, range, USize::default());
         };
         let adapted = &ops.by_layer[i];
+        let [qkv_a, qkv_b] = pass.alone(ops.site(qkv, i));
+        let [o_proj_a, o_proj_b] = pass.alone(ops.site(o_proj, i));
         let around = Around {
-            qkv: (ops.site(qkv, i), pass.u_rows[qkv as usize]),
-            o_proj: (ops.site(o_proj, i), pass.u_rows[o_proj as usize]),
+            qkv: (ops.site(qkv, i), pass.u_rows[qkv as usize], qkv_b),
+            o_proj: (ops.site(o_proj, i), pass.u_rows[o_proj as usize], o_proj_a),
         };
-        adapted.qkv.record(gpu, commands, range, USize { rows: around.qkv.1, parts: 1 })?;
+        adapted.qkv.record(gpu, commands, range, USize { rows: around.qkv.1, parts: 1, lora: qkv_a })?;
         let parts = self.attend(gpu, commands, (&adapted.cache, &ops.reduce), (rows, runs), around)?;
-        adapted.o_proj.record(gpu, commands, range, USize { rows: around.o_proj.1, parts })
+        adapted.o_proj.record(gpu, commands, range, USize { rows: around.o_proj.1, parts, lora: o_proj_b })
     }
 
     fn mlp_narrow(
@@ -275,12 +277,14 @@ impl Llama {
         };
         let adapted = &ops.by_layer[i];
         let [gate_up_rows, down_rows] = [gate_up, down].map(|kind| pass.u_rows[kind as usize]);
-        adapted.gate_up.record(gpu, commands, range, USize { rows: gate_up_rows, parts: 1 })?;
         let (gate_up_site, down_site) = (ops.site(gate_up, i), ops.site(down, i));
-        let params = SwiGluParams { f, gate_up_site, gate_up_rows, down_site, down_rows, pad: [0; 3] };
+        let ([gate_up_a, gate_up_lora], [down_lora, down_b]) = (pass.alone(gate_up_site), pass.alone(down_site));
+        adapted.gate_up.record(gpu, commands, range, USize { rows: gate_up_rows, parts: 1, lora: gate_up_a })?;
+        let pad = [0; 3];
+        let params = SwiGluParams { f, gate_up_site, gate_up_rows, down_site, down_rows, pad, gate_up_lora, down_lora };
         swiglu::record(commands, gpu.caps(), &ops.swiglu, &params, rows);
         let parts = swiglu::parts(gpu.caps(), f);
-        adapted.down_proj.record(gpu, commands, range, USize { rows: down_rows, parts })
+        adapted.down_proj.record(gpu, commands, range, USize { rows: down_rows, parts, lora: down_b })
     }
 
     /// Many rows: mat-muls, and the adapters' own beside them.
@@ -370,10 +374,10 @@ impl Llama {
         around: Around,
     ) -> Result<u32> {
         let Heads { heads, kv_heads, head_dim, .. } = self.heads;
-        let (site, u_rows) = around.qkv;
-        let rope = RopeParams { heads, kv_heads, max_pages: self.max_pages, site, u_rows, pad: [0; 3] };
+        let (site, u_rows, lora) = around.qkv;
+        let rope = RopeParams { heads, kv_heads, max_pages: self.max_pages, site, u_rows, pad: [0; 3], lora };
         rope::record(commands, &ops.rope, head_dim, rope, rows);
-        let (site, u_rows) = around.o_proj;
+        let (site, u_rows, lora) = around.o_proj;
         let mut parts = kv_heads;
         let scale = 1.0 / (head_dim as f32).sqrt();
         let element_bytes = if self.heads.kv_f16 { 2 } else { 4 };
@@ -398,13 +402,13 @@ impl Llama {
             for row0 in (first.row0..end).step_by(step as usize) {
                 let count = step.min(end - row0);
                 let max_pages = self.max_pages;
-                let params = AttentionParams { heads, kv_heads, max_pages, splits, scale, row0, site, u_rows };
+                let params = AttentionParams { heads, kv_heads, max_pages, splits, scale, row0, site, u_rows, lora };
                 let bytes = cache_bytes(positions) * u64::from(count);
                 if splits == 1 {
                     attention::record(commands, &ops.attention, &params, count, bytes);
                 } else {
                     attention::record(commands, &ops.attention_split, &params, count, bytes);
-                    let params = ReduceParams { heads, splits, row0, site, u_rows, pad: [0; 3] };
+                    let params = ReduceParams { heads, splits, row0, site, u_rows, pad: [0; 3], lora };
                     attention::record_reduce(commands, reduce, head_dim, &params, count);
                     parts = attention::reduce_parts(heads, head_dim);
                 }

@@ -46,7 +46,7 @@ pub(crate) struct LoraLayer {
 struct WideOps {
     shrink: Op,
     expand: Op,
-    k4s: u32,
+    k8s: u32,
     n: u32,
     ends: [u32; 2],
 }
@@ -143,7 +143,7 @@ impl LoraOps {
         if u_rows == 0 {
             return;
         }
-        lora::record_shrink(commands, gpu.caps(), &op.shrink, &ShrinkParams { k4s: op.k4s, x_row, site, u_rows }, rows);
+        lora::record_shrink(commands, gpu.caps(), &op.shrink, &ShrinkParams { k8s: op.k8s, x_row, site, u_rows }, rows);
         let [end0, end1] = op.ends;
         let params = ExpandParams { n: op.n, x_row, y_row, site, u_rows, end0, end1, pad: 0 };
         lora::record_expand(commands, &op.expand, &params, rows);
@@ -226,7 +226,7 @@ impl Bound<'_> {
         Ok(WideOps {
             shrink: self.gpu.op(&lora::shrink_spec(self.gpu.caps(), self.directory), &[x, self.a, u])?,
             expand: self.gpu.op(&lora::expand_spec(self.directory), &[y, self.b, u])?,
-            k4s: k as u32 / 4,
+            k8s: k as u32 / 8,
             n: n as u32,
             ends: ends.map(|end| end as u32),
         })

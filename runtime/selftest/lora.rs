@@ -7,18 +7,18 @@ use super::linear::{self, Weights};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::{Caps, Gpu, Tensor};
-use crate::kernels::lora::{self, Directory, ENTRIES, EmbeddingParams, ExpandParams, ShrinkParams};
+use crate::kernels::lora::{self, Directory, ENTRIES, EmbeddingParams, ExpandParams, MORE, ShrinkParams};
 use crate::kernels::matvec::{Epilogue, Lora};
 use crate::kernels::swiglu::{self, SwiGluParams};
 use crate::model::linear::{Binding, LinearOp, LoraBinding, RowRange, USize};
 
 const ROWS: usize = 3;
-/// The set of each row, and one to make them even.
+/// The set of each row, and one to make them a multiple of 4.
 const SETS: [u32; ROWS + 1] = [1, 0, 1, 0];
 /// Ranks and weights of the set's two adapters.
-const ADAPTERS: [(usize, f32); 2] = [(4, 0.5), (8, -2.0)];
+const ADAPTERS: [(usize, f32); 2] = [(8, 0.5), (16, -2.0)];
 /// Elements of u for one linear.
-const RANKS: usize = 12;
+const RANKS: usize = 24;
 const TOLERANCE: f64 = 1e-4;
 
 pub(super) fn cases(caps: &Caps) -> Vec<Case> {
@@ -77,18 +77,19 @@ impl Site {
 /// The directory and the buffers of A and B, laid out as `shaders/lora/a.wgsl` and `b.wgsl` say.
 fn upload(gpu: &Gpu, sites: &[Site]) -> Result<(Directory, Tensor, Tensor)> {
     let directory = Directory { rows: SETS.len() as u32, sets: 2, sites: sites.len() as u32 };
-    let first = directory.words() / 2;
+    let first = directory.words() / 4;
     let (mut a, mut b) = (SETS.to_vec(), SETS.to_vec());
-    a.resize(2 * first as usize, 0);
-    b.resize(2 * first as usize, 0);
+    a.resize(4 * first as usize, 0);
+    b.resize(4 * first as usize, 0);
     let (mut for_a, mut for_b): (Vec<f32>, Vec<f32>) = (Vec::new(), Vec::new());
     for (number, site) in sites.iter().enumerate() {
         let mut before = 0;
         for (i, (&(rank, weight), factor)) in ADAPTERS.iter().zip(&site.b).enumerate() {
             let rows = rank * site.modules;
             let at = SETS.len() + ((sites.len() + number) * ENTRIES as usize + i) * 4;
+            let more = if i + 1 < ADAPTERS.len() { MORE } else { 0 };
             let entry = |values: &[f32], second: usize| {
-                [first + values.len() as u32 / 4, second as u32, weight.to_bits(), before as u32]
+                [first + values.len() as u32 / 8, second as u32 | more, weight.to_bits(), before as u32]
             };
             a[at..at + 4].copy_from_slice(&entry(&for_a, rows));
             b[at..at + 4].copy_from_slice(&entry(&for_b, rank));
@@ -116,12 +117,12 @@ fn rows_with(width: usize, of: impl Fn(usize) -> Vec<Near>) -> Vec<Near> {
 }
 
 fn shrink(gpu: &Gpu) -> Result<Vec<Outcome>> {
-    let (k, mut random) = (100, Random(31));
+    let (k, mut random) = (104, Random(31));
     let (site, x) = (Site::random((k, 4, 1), &mut random), random.vec(ROWS * k));
     let (directory, a, _) = upload(gpu, std::slice::from_ref(&site))?;
     let u = poisoned(gpu, &[], ROWS * RANKS)?;
     let op = gpu.op(&lora::shrink_spec(gpu.caps(), directory), &[&gpu.upload("x", &x)?, &a, &u])?;
-    let params = ShrinkParams { k4s: k as u32 / 4, u_rows: site.u_rows(), ..Default::default() };
+    let params = ShrinkParams { k8s: k as u32 / 8, u_rows: site.u_rows(), ..Default::default() };
     submit(gpu, |commands| {
         lora::record_shrink(commands, gpu.caps(), &op, &params, ROWS as u32);
         Ok(())
@@ -192,7 +193,7 @@ fn matvec_shrink(gpu: &Gpu) -> Result<Vec<Outcome>> {
     let norm = Some((&gain_tensor, linear::EPS));
     let binding = Binding { x: &x_tensor, norm, y: &y, y_stride: n, epilogue: Epilogue::Store, lora };
     let op = LinearOp::new(gpu, &weights.linear, binding)?;
-    let size = USize { rows: site.u_rows(), parts: 1 };
+    let size = USize { rows: site.u_rows(), parts: 1, ..Default::default() };
     submit(gpu, |commands| op.record(gpu, commands, RowRange::first(ROWS as u32), size))?;
     let product = |x: &[f32]| linear::reference(&weights.values, x, Some(&gain), TOLERANCE);
     let made = rows_with(RANKS, |m| site.u(&linear::normed(&x[m * k..][..k], Some(&gain))));
@@ -210,7 +211,7 @@ fn matvec_expand(gpu: &Gpu) -> Result<Vec<Outcome>> {
     let lora = Some(LoraBinding { lora: Lora::Expand(directory), factors: &b, u: &shares_tensor, site: 0 });
     let binding = Binding { x: &x_tensor, norm: None, y: &y, y_stride: n, epilogue: Epilogue::Add, lora };
     let op = LinearOp::new(gpu, &weights.linear, binding)?;
-    let size = USize { rows: site.u_rows(), parts: parts as u32 };
+    let size = USize { rows: site.u_rows(), parts: parts as u32, ..Default::default() };
     submit(gpu, |commands| op.record(gpu, commands, RowRange::first(ROWS as u32), size))?;
     let row = |m: usize| {
         let shares = &shares[m * parts * RANKS..][..parts * RANKS];
@@ -238,7 +239,7 @@ fn around_swiglu(gpu: &Gpu) -> Result<Vec<Outcome>> {
     let (gu_tensor, u_tensor) = (gpu.upload("gu", &gu)?, gpu.upload("u", &u)?);
     let op = gpu.op(&swiglu::spec(gpu.caps(), Some(directory)), &[&gu_tensor, &h, &a, &b, &u_tensor, &shares])?;
     let (gate_up_rows, down_rows) = (gate_up.u_rows(), down.u_rows());
-    let params = SwiGluParams { f: f as u32, gate_up_site: 0, gate_up_rows, down_site: 1, down_rows, pad: [0; 3] };
+    let params = SwiGluParams { f: f as u32, gate_up_rows, down_site: 1, down_rows, ..Default::default() };
     submit(gpu, |commands| {
         swiglu::record(commands, gpu.caps(), &op, &params, ROWS as u32);
         Ok(())

@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use epiphyte::gpu::{Gpu, Tensor};
-use epiphyte::kernels::lora::{Directory, ENTRIES};
+use epiphyte::kernels::lora::{self, Directory, ENTRIES, MORE};
 use half::f16;
 
 use super::oracle::gamma;
@@ -14,7 +14,7 @@ use super::{Checked, Near, Random};
 /// Sites of the directory, whatever the test uses of them.
 const SITES: u32 = 4;
 /// Most rows of any test: the kernels then differ in nothing that has to be compiled.
-const ROWS: u32 = 14;
+const ROWS: u32 = 16;
 
 /// Linears with the same input.
 #[derive(Clone, Debug)]
@@ -61,9 +61,28 @@ impl Adapters {
 
     /// The buffers of A and of B.
     pub(super) fn upload(&self, gpu: &Gpu) -> Checked<[Tensor; 2]> {
-        let a = self.words(|entry, modules| (&entry.a, entry.rank * modules));
-        let b = self.words(|entry, _| (&entry.b, entry.rank));
+        let [a, b] = self.both();
         Ok([gpu.upload("A", &a)?, gpu.upload("B", &b)?])
+    }
+
+    fn both(&self) -> [Vec<u32>; 2] {
+        let a = self.words(|entry, modules| (&entry.a, entry.rank * modules));
+        [a, self.words(|entry, _| (&entry.b, entry.rank))]
+    }
+
+    /// The only adapter of rows from `skipped` on at a site, for A and for B; zeros where there is none such.
+    pub(super) fn alone(&self, site: usize, skipped: usize) -> [lora::Entry; 2] {
+        let set = self.rows[skipped];
+        if self.rows[skipped..].iter().any(|other| *other != set) || self.of(site, skipped).len() != 1 {
+            return [[0; 4]; 2];
+        }
+        self.both().map(|words| std::array::from_fn(|i| words[self.at(set, self.sites[site].number, 0) + i]))
+    }
+
+    /// The first word of an entry.
+    fn at(&self, set: u32, site: u32, entry: usize) -> usize {
+        let Directory { rows, sites, .. } = self.directory;
+        (rows + ((set * sites + site) * ENTRIES + entry as u32) * 4) as usize
     }
 
     /// The directory and after it the factors, which `factor` gives with their second word.
@@ -71,11 +90,11 @@ impl Adapters {
         let Directory { rows, sets, sites } = self.directory;
         let mut words = vec![0; (rows + sets * sites * ENTRIES * 4) as usize];
         words[..self.rows.len()].copy_from_slice(&self.rows);
-        let first = words.len() as u32 / 2;
+        let first = words.len() as u32 / 4;
         let mut factors = vec![f32::NAN; 1024];
-        let nowhere = [first, 4, f32::NAN.to_bits(), 0];
+        let nowhere = [first, 8, f32::NAN.to_bits(), 0];
         for (set, site) in (1..sets).flat_map(|set| (0..sites).map(move |site| (set, site))) {
-            let at = |entry: usize| (rows + ((set * sites + site) * ENTRIES + entry as u32) * 4) as usize;
+            let at = |entry| self.at(set, site, entry);
             let known = self.sites.iter().position(|known| known.number == site);
             let Some((i, entries)) = known.and_then(|i| Some((i, &self.entries.get(set as usize)?[i]))) else {
                 (0..ENTRIES as usize).for_each(|entry| words[at(entry)..][..4].copy_from_slice(&nowhere));
@@ -83,13 +102,14 @@ impl Adapters {
             };
             for (number, entry) in entries.iter().enumerate() {
                 let (values, second) = factor(entry, self.sites[i].modules.len());
-                let four = first + factors.len() as u32 / 4;
-                let entry = [four, second as u32, entry.weight.to_bits(), entry.before as u32];
+                let eight = first + factors.len() as u32 / 8;
+                let more = if number + 1 < entries.len() { MORE } else { 0 };
+                let entry = [eight, second as u32 | more, entry.weight.to_bits(), entry.before as u32];
                 words[at(number)..][..4].copy_from_slice(&entry);
                 factors.extend(values);
             }
-            if entries.len() + 1 < ENTRIES as usize {
-                words[at(entries.len() + 1)..][..4].copy_from_slice(&nowhere);
+            if entries.len().max(1) < ENTRIES as usize {
+                words[at(entries.len().max(1))..][..4].copy_from_slice(&nowhere);
             }
         }
         let halves = |pair: &[f32; 2]| pair.map(|v| u32::from(f16::from_f32(v).to_bits()));
@@ -162,11 +182,11 @@ impl Adapters {
         (sum, size)
     }
 
-    /// What `expand_row` makes of element `n`: `u` is exact.
+    /// What `expand_two` makes of element `n`: `u` is exact.
     pub(super) fn expand_row(&self, (site, m): (usize, usize), n: usize, u: impl Fn(usize) -> f32) -> Near {
         let (value, size) = self.expand((site, m), n, |i| (u(i).into(), u(i).abs().into()));
-        // 4 roundings of a vec4's dot, and one for each of them.
-        Near { value, bound: gamma(4 + self.additions((site, m), 4)) * size }
+        // 5 roundings of eight products, one more where two eights are added, and one for each of these.
+        Near { value, bound: gamma(6 + self.additions((site, m), 8)) * size }
     }
 
     /// Additions one after the other when `width` lanes or elements are taken at a time.
@@ -185,17 +205,17 @@ impl Adapters {
             }
         }
         // As above; the weight, and one addition for each adapter.
-        Near { value, bound: gamma(5 + self.additions((site, m), 4) + self.of(site, m).len()) * size }
+        Near { value, bound: gamma(6 + self.additions((site, m), 8) + self.of(site, m).len()) * size }
     }
 }
 
-/// None, one or several adapters, of ranks 4 to 16 and now and then 64.
+/// None, one or several adapters, of ranks 8 to 24 and now and then 64.
 fn entries(site: &Site, random: &mut Random) -> Vec<Entry> {
     let count = [0, 1, 1, 2, 3, ENTRIES as usize][random.below(6)];
     let n: usize = site.modules.iter().sum();
     let mut before = 0;
     let mut entry = || {
-        let rank = if random.below(12) == 0 { 64 } else { 4 + 4 * random.below(4) };
+        let rank = if random.below(12) == 0 { 64 } else { 8 + 8 * random.below(3) };
         let made = rank * site.modules.len();
         before += made;
         let weight = random.signed(2.0);

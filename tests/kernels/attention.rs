@@ -5,8 +5,8 @@ use epiphyte::kernels::attention::{self, AttentionParams, Heads, Leaves, Prefill
 use proptest::prelude::*;
 
 use super::adapters::{Adapters, Site};
-use super::lora::lanes;
-use super::oracle::{DIV, EPS, exp_error, gamma, strided_depth};
+use super::lora::share_depth;
+use super::oracle::{DIV, EPS, exp_error, gamma};
 use super::{Checked, Near, Output, POISON, Random, for_all, seed, submit, upload_kv};
 
 #[derive(Clone, Debug)]
@@ -176,6 +176,7 @@ fn check(gpu: &Gpu, case: &Case, split: bool, adapted: bool) -> Checked {
     let first = if split { &parts } else { &setup.out };
     let next = Next::new(gpu, case, heads, split)?;
     let (site, u_rows) = (3, next.u_rows as u32);
+    let [lora, _] = next.adapters.alone(0, case.row0);
     let mut tensors = vec![&rows, pages, &setup.qkv_tensor, keys, values, &first.tensor];
     let leaves = match (split, adapted) {
         (true, _) => Leaves::Split,
@@ -195,10 +196,11 @@ fn check(gpu: &Gpu, case: &Case, split: bool, adapted: bool) -> Checked {
     submit(gpu, |commands| {
         let (kv_heads, max_pages) = (heads.kv_heads, setup.cache.max_pages as u32);
         let scale = setup.scale;
-        let params = AttentionParams { heads: heads.heads, kv_heads, max_pages, splits, scale, row0, site, u_rows };
+        let params =
+            AttentionParams { heads: heads.heads, kv_heads, max_pages, splits, scale, row0, site, u_rows, lora };
         attention::record(commands, &op, &params, count, 0);
         if split {
-            let params = ReduceParams { heads: heads.heads, splits, row0, site, u_rows, pad: [0; 3] };
+            let params = ReduceParams { heads: heads.heads, splits, row0, site, u_rows, pad: [0; 3], lora };
             attention::record_reduce(commands, &join, heads.head_dim, &params, count);
         }
     })?;
@@ -216,6 +218,8 @@ struct Next {
     /// Columns of a part.
     columns: usize,
     width: usize,
+    /// Lanes of a workgroup.
+    wg: u32,
 }
 
 impl Next {
@@ -228,7 +232,17 @@ impl Next {
         let u_rows = adapters.u_rows(0, case.row0);
         let u = Output::poisoned(gpu, (case.row0 + case.lens.len()) * width.div_ceil(columns) * u_rows)?;
         let [a, _] = adapters.upload(gpu)?;
-        Ok(Self { adapters, a, u, u_rows, columns, width })
+        let wg = match (split, gpu.caps().software) {
+            (false, _) => 128,
+            (true, software) => {
+                if software {
+                    64
+                } else {
+                    256
+                }
+            }
+        };
+        Ok(Self { adapters, a, u, u_rows, columns, width, wg })
     }
 
     /// Each part is what its columns of `out` make.
@@ -237,7 +251,7 @@ impl Next {
         let mut expected = vec![None; (case.row0 + case.lens.len()) * parts * self.u_rows];
         for (m, part) in (case.row0..case.row0 + case.lens.len()).flat_map(|m| (0..parts).map(move |part| (m, part))) {
             let columns = part * self.columns..self.width.min((part + 1) * self.columns);
-            let depth = 5 + strided_depth(columns.len() / 4, lanes(gpu));
+            let depth = share_depth(gpu, columns.len(), self.wg);
             let of = |column: usize| out[m * self.width + column].unwrap_or(Near { value: f64::NAN, bound: 0.0 });
             let made = self.adapters.shrink((0, m), columns, of, depth);
             let at = (m * parts + part) * self.u_rows;

@@ -14,25 +14,31 @@ pub(super) fn lanes(gpu: &Gpu) -> u32 {
     gpu.caps().subgroup_size.map_or(32, |size| size.min(32))
 }
 
+/// Roundings of a share of u: eight products, four of these together, the weight, and the additions over the lanes that
+/// share a row when `wg` make 16 at a time.
+pub(super) fn share_depth(gpu: &Gpu, columns: usize, wg: u32) -> usize {
+    9 + strided_depth(columns / 8, lanes(gpu).min(wg / 16))
+}
+
 #[test]
 fn lora_shrink_makes_u_of_every_row_from_its_own_adapters() {
-    let cases = (1usize..8, 0usize..3, 1usize..70, 1usize..4, 0usize..3, seed());
-    for_all(12, cases, |gpu, &(rows, x_row, k4, modules, rest, seed)| {
-        let (mut random, k) = (Random(seed), 4 * k4);
+    let cases = (1usize..8, 0usize..3, 1usize..40, 1usize..4, 0usize..3, seed());
+    for_all(12, cases, |gpu, &(rows, x_row, k8, modules, rest, seed)| {
+        let (mut random, k) = (Random(seed), 8 * k8);
         let site = Site { number: 1, k, modules: vec![1; modules] };
         let adapters = Adapters::random(vec![site], x_row, rows, &mut random);
         let x = random.vec((x_row + rows) * k, 1.0);
-        let u_rows = adapters.u_rows(0, x_row) + 4 * rest;
+        let u_rows = adapters.u_rows(0, x_row) + 8 * rest;
         let u = Output::poisoned(gpu, (x_row + rows) * u_rows)?;
         let [a, _] = adapters.upload(gpu)?;
         let op = gpu.op(&lora::shrink_spec(gpu.caps(), adapters.directory), &[&gpu.upload("x", &x)?, &a, &u.tensor])?;
-        let params = ShrinkParams { k4s: k4 as u32, x_row: x_row as u32, site: 1, u_rows: u_rows as u32 };
+        let params = ShrinkParams { k8s: k8 as u32, x_row: x_row as u32, site: 1, u_rows: u_rows as u32 };
         submit(gpu, |commands| lora::record_shrink(commands, gpu.caps(), &op, &params, rows as u32))?;
         let mut expected = vec![None; (x_row + rows) * u_rows];
         for m in x_row..x_row + rows {
             let exact = |column: usize| Near { value: x[m * k + column].into(), bound: 0.0 };
-            // A vec4's dot and the weight beside the additions.
-            let made = adapters.shrink((0, m), 0..k, exact, 5 + strided_depth(k4, lanes(gpu)));
+            // Eight products and the weight beside the additions.
+            let made = adapters.shrink((0, m), 0..k, exact, 6 + strided_depth(k8, lanes(gpu)));
             made.into_iter().enumerate().for_each(|(i, near)| expected[m * u_rows + i] = Some(near));
         }
         u.check(gpu, &expected)
@@ -54,7 +60,7 @@ fn expand(gpu: &Gpu, case: &Expand) -> Checked {
     let (mut random, n) = (Random(case.seed), case.modules.iter().sum::<usize>());
     let site = Site { number: 2, k: 4, modules: case.modules.clone() };
     let adapters = Adapters::random(vec![site], x_row, rows, &mut random);
-    let u_rows = adapters.u_rows(0, x_row) + 4 * rest;
+    let u_rows = adapters.u_rows(0, x_row) + 8 * rest;
     let u = adapters.random_u(0, (1, u_rows), &mut random);
     let y = Output::holding(gpu, random.vec((y_row + rows) * n, 2.0), false)?;
     let [_, b] = adapters.upload(gpu)?;

@@ -171,7 +171,8 @@ fn check_shrink(gpu: &Gpu, case: &Case) -> Checked {
     let k = row_unit(DType::Q4_0) * (2 * case.odd + 1);
     let adapters = adapters(case, k, 0, &mut random);
     let u_rows = adapters.u_rows(0, case.x_row);
-    let p = LinearParams { site: 1, u_rows: u_rows as u32, ..case.params(k) };
+    let [lora, _] = adapters.alone(0, case.x_row);
+    let p = LinearParams { site: 1, u_rows: u_rows as u32, lora, ..case.params(k) };
     let w = Weights::random(DType::Q4_0, case.n, k, &mut random);
     let (x, gain) = (random.vec((case.x_row + case.m) * k, 1.0), random.vec(k, 2.0));
     let rows = case.m * p.y_stride as usize;
@@ -191,7 +192,8 @@ fn check_shrink(gpu: &Gpu, case: &Case) -> Checked {
     let mut expected = vec![None; (case.x_row + case.m) * u_rows];
     for m in case.x_row..case.x_row + case.m {
         let row = &x[m * k..][..k];
-        let depth = 4 + strided_depth(k / 4, tiling.lanes);
+        // Eight products, and four of these together.
+        let depth = 8 + strided_depth(k / 8, tiling.lanes);
         let (scale, scale_error) = gain.map_or((1.0, 0.0), |_| rms_scale(row, p.eps, depth));
         let scaled = |column: usize| {
             let value = f64::from(row[column]) * gain.map_or(1.0, |gain| f64::from(gain[column]));
@@ -212,7 +214,8 @@ fn check_expand(gpu: &Gpu, case: &Case, (parts, row0): (usize, usize)) -> Checke
     let adapters = adapters(case, k, row0, &mut random);
     let u_rows = adapters.u_rows(0, case.x_row);
     let [row0_u32, u_rows_u32, parts_u32] = [row0, u_rows, parts].map(|n| n as u32);
-    let p = LinearParams { row0: row0_u32, site: 1, u_rows: u_rows_u32, parts: parts_u32, ..case.params(k) };
+    let [_, lora] = adapters.alone(0, case.x_row);
+    let p = LinearParams { row0: row0_u32, site: 1, u_rows: u_rows_u32, parts: parts_u32, lora, ..case.params(k) };
     let w = Weights::random(DType::Q4_1, case.n, k, &mut random);
     let x = random.vec((case.x_row + case.m) * k, 1.0);
     let u = adapters.random_u(0, (parts, u_rows), &mut random);
@@ -235,7 +238,7 @@ fn check_expand(gpu: &Gpu, case: &Case, (parts, row0): (usize, usize)) -> Checke
         let product = w.dot(n, |k_| f64::from(x[row * k + k_]));
         // As in `oracle`, with u's parts, its product with B and the additions in the same sums.
         let depth = 18 + strided_depth(p.k_blocks as usize, tiling.lanes);
-        let more = parts + 1 + adapters.additions((0, row), tiling.lanes as usize);
+        let more = parts + 5 + adapters.additions((0, row), 8 * tiling.lanes as usize);
         let at = m * p.y_stride as usize + p.y_offset as usize + n;
         let before = if add { f64::from(y.before[at]) } else { 0.0 };
         let (value, size) = (before + product.0 + added.0, product.1 + added.1);

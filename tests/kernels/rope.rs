@@ -143,7 +143,8 @@ fn check(gpu: &Gpu, case: &Case, adapted: bool) -> Checked {
     let max_pages = (POSITIONS / case.page_len) as u32;
     let (heads_u32, kv_heads) = (heads as u32, case.kv_heads as u32);
     let (site, u_rows_u32) = if adapted { (2, u_rows as u32) } else { (0, 0) };
-    let params = RopeParams { heads: heads_u32, kv_heads, max_pages, site, u_rows: u_rows_u32, ..Default::default() };
+    let lora = if adapted { adapters.alone(0, 0)[1] } else { [0; 4] };
+    let params = RopeParams { heads: heads_u32, kv_heads, max_pages, site, u_rows: u_rows_u32, pad: [0; 3], lora };
     submit(gpu, |commands| record(commands, &op, case.head_dim as u32, params, case.rows.len() as u32))?;
     let whole = |(i, before): (usize, &f32)| {
         let (m, before) = (i / width, f64::from(*before));

@@ -4,8 +4,8 @@ use epiphyte::kernels::swiglu::{SwiGluParams, parts, record, spec};
 use proptest::prelude::*;
 
 use super::adapters::{Adapters, Site};
-use super::lora::lanes;
-use super::oracle::{EPS, strided_depth};
+use super::lora::share_depth;
+use super::oracle::EPS;
 use super::{Near, Output, Random, for_all, oracle, seed, submit};
 
 #[test]
@@ -31,12 +31,12 @@ fn swiglu_is_the_formula() {
 /// Gate and up lack what B u adds to them; of h also the share of the next u is made.
 #[test]
 fn swiglu_expands_before_and_shrinks_after() {
-    for_all(8, (1usize..6, 1usize..150, 0usize..2, seed()), |gpu, &(rows, f4, rest, seed)| {
-        let (f, mut random) = (f4 * 4, Random(seed));
+    for_all(8, (1usize..6, 1usize..80, 0usize..2, seed()), |gpu, &(rows, f8, rest, seed)| {
+        let (f, mut random) = (f8 * 8, Random(seed));
         let gate_up = Site { number: 2, k: 4, modules: vec![f; 2] };
         let down = Site { number: 0, k: f, modules: vec![1] };
         let adapters = Adapters::random(vec![gate_up, down], 0, rows, &mut random);
-        let [gate_up_rows, down_rows] = [0, 1].map(|site| adapters.u_rows(site, 0) + 4 * rest);
+        let [gate_up_rows, down_rows] = [0, 1].map(|site| adapters.u_rows(site, 0) + 8 * rest);
         let u = adapters.random_u(0, (1, gate_up_rows), &mut random);
         let gu = random.vec(rows * 2 * f, 4.0);
         let parts = parts(gpu.caps(), f as u32) as usize;
@@ -52,6 +52,8 @@ fn swiglu_expands_before_and_shrinks_after() {
             down_site: 0,
             down_rows: down_rows_u32,
             pad: [0; 3],
+            gate_up_lora: adapters.alone(0, 0)[1],
+            down_lora: adapters.alone(1, 0)[0],
         };
         submit(gpu, |commands| record(commands, gpu.caps(), &op, &params, rows as u32))?;
         let whole = |t: usize, n: usize| {
@@ -66,7 +68,7 @@ fn swiglu_expands_before_and_shrinks_after() {
         let mut shares = vec![None; rows * parts * down_rows];
         for (t, part) in (0..rows).flat_map(|t| (0..parts).map(move |part| (t, part))) {
             let columns = part * width..f.min((part + 1) * width);
-            let depth = 5 + strided_depth(columns.len() / 4, lanes(gpu));
+            let depth = share_depth(gpu, columns.len(), width as u32);
             let made = adapters.shrink((1, t), columns, |column| expected[t * f + column], depth);
             let at = (t * parts + part) * down_rows;
             made.into_iter().enumerate().for_each(|(i, near)| shares[at + i] = Some(near));
