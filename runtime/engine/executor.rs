@@ -10,8 +10,10 @@ use crate::adapter::registry::{LoraPass, Registry, SetId};
 use crate::error::{Error, Result};
 use crate::gpu::{Commands, Gpu, Op, Tensor};
 use crate::kernels::sample::{self, Sampler};
+use crate::model::activations::{LOGIT_ROWS, Limits};
+use crate::model::attend::Run;
 use crate::model::kv_cache::{KvCache, PAGE_LEN, PagePool};
-use crate::model::llama::{LOGIT_ROWS, Limits, Llama, Run};
+use crate::model::llama::Llama;
 use crate::model::weights::Weights;
 
 use super::Base;

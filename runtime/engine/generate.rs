@@ -10,8 +10,9 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::gpu::Tensor;
 use crate::gpu::tensor::mapped;
+use crate::model::activations::LOGIT_ROWS;
+use crate::model::attend::Run;
 use crate::model::kv_cache::PAGE_LEN;
-use crate::model::llama::{LOGIT_ROWS, Run};
 
 use super::adapters::{Change, History};
 use super::executor::{Executor, MAX_BIASES, RING_SLOTS, Row};

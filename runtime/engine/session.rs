@@ -6,8 +6,8 @@ use std::sync::atomic::AtomicBool;
 use crate::adapter::registry::SetId;
 use crate::chat::Message;
 use crate::error::{Error, Result};
+use crate::model::activations::LOGIT_ROWS;
 use crate::model::kv_cache::{PAGE_LEN, PageKey, page_key};
-use crate::model::llama::LOGIT_ROWS;
 use crate::tokenizer::EncodeOptions;
 
 use super::executor::Executor;

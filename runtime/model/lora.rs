@@ -12,10 +12,11 @@ use crate::kernels::attention::{self, Heads};
 use crate::kernels::lora::{self, Directory, EmbeddingParams, ExpandParams, ShrinkParams};
 use crate::kernels::matvec::{Epilogue, Lora, MAX_COLS};
 use crate::kernels::swiglu;
+use crate::model::activations::Activations;
+use crate::model::attend::CacheOps;
 use crate::model::config::ModelConfig;
 use crate::model::kv_cache::KvCache;
 use crate::model::linear::{Binding, LinearOp, LoraBinding};
-use crate::model::llama::{Activations, CacheOps};
 use crate::model::weights::{LayerWeights, Weights};
 
 /// The adapted variants of a model's kernels.
