@@ -1,6 +1,7 @@
 //! The built binary, from outside: what it prints, where, and its exit codes.
 
 mod adapter;
+mod train;
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -51,7 +52,8 @@ fn tokenizer(model: &Path) -> Tokenizer {
 fn help_names_every_command() {
     let output = run(&["--help"]);
     let help = String::from_utf8(output.stdout).unwrap();
-    for command in ["generate", "chat", "perplexity", "bench", "inspect", "plan", "doctor", "adapter"] {
+    let commands = ["generate", "chat", "perplexity", "bench", "train", "eval", "inspect", "plan", "doctor", "adapter"];
+    for command in commands {
         assert!(help.contains(command), "{help}");
         assert!(run(&[command, "--help"]).status.success(), "{command}");
     }

@@ -12,83 +12,18 @@ use crate::gpu::{Gpu, Tensor};
 use crate::kernels::lora::{self, Directory, ENTRIES, MORE};
 
 use super::arena::{Arena, Block};
+pub use super::entry::{AdapterState, LoraPass, SetId};
+use super::entry::{Entry, Resident, Set, Source};
 use super::lora::Adapter;
 use super::module::BaseShape;
 use super::packed::{Eight, Packed, PackedSite};
 use super::report::LoadReport;
-use super::site::{SiteKind, site_count};
+use super::site::site_count;
 
 /// Sets that may be known at once; the first is that without adapters.
 pub const MAX_SETS: usize = 64;
 /// Ranks that the adapters of a set may have together.
 pub const MAX_RANK: u32 = 256;
-
-/// A set of adapters that rows may name.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct SetId(pub(crate) u32);
-
-/// What a pass needs to know of its rows' sets.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LoraPass {
-    /// Most elements of a row of u, by [`SiteKind`]; 0 where no row has an adapter.
-    pub u_rows: [u32; 6],
-    /// By site, where all rows have the same adapter and no other.
-    alone: Option<Arc<[Entries]>>,
-}
-
-/// For A and for B.
-type Entries = [lora::Entry; 2];
-
-impl LoraPass {
-    /// The rows' only adapter at a site, for A and for B; zeros where they have several or not the same.
-    pub fn alone(&self, site: u32) -> [lora::Entry; 2] {
-        self.alone.as_ref().and_then(|sites| sites.get(site as usize)).copied().unwrap_or_default()
-    }
-}
-
-/// Where an adapter comes from when it has to be loaded again.
-pub(crate) enum Source {
-    Path(PathBuf),
-    Memory(Arc<Packed>),
-}
-
-/// An adapter that the registry knows.
-pub struct Entry {
-    source: Source,
-    digest: blake3::Hash,
-    resident: Option<Resident>,
-    /// Sets in use that contain it.
-    pins: u32,
-    last_used: u64,
-    bytes: u64,
-    report: Arc<LoadReport>,
-}
-
-struct Resident {
-    block: Block,
-    sites: Vec<PackedSite>,
-}
-
-/// How an adapter fares.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct AdapterState {
-    /// Its id.
-    pub id: String,
-    /// Bytes on the device when it is there.
-    pub n_bytes: u64,
-    /// It is there.
-    pub resident: bool,
-    /// A session uses it, so it stays.
-    pub pinned: bool,
-}
-
-struct Set {
-    adapters: Vec<(String, f32)>,
-    users: u32,
-    last_used: u64,
-    digest: [u8; 32],
-    pass: LoraPass,
-}
 
 /// See the module's documentation.
 pub struct Registry {
@@ -464,11 +399,6 @@ impl Registry {
         self.arena.rebuild(gpu, a, b, &mut blocks)?;
         (1..MAX_SETS).for_each(|index| self.write_set(gpu, index));
         Ok(())
-    }
-
-    /// Largest u of any set, in elements of a row.
-    pub const fn most_u_rows(kind: SiteKind) -> u32 {
-        kind.targets().len() as u32 * MAX_RANK
     }
 }
 

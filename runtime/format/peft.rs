@@ -6,9 +6,9 @@ use std::fs::File;
 use std::io::{Read, Seek};
 use std::path::Path;
 
-use safetensors::tensor::{Dtype, TensorInfo, TensorView, serialize};
+use safetensors::tensor::{Dtype, TensorInfo, TensorView};
 
-use super::safetensors::{SafetensorsFile, from_f32, is_float};
+use super::safetensors::{SafetensorsFile, from_f32, is_float, to_bytes};
 use super::staged::Staged;
 use crate::adapter::config::{LoraConfig, MAX_CONFIG_BYTES};
 use crate::adapter::module::{BaseShape, LoraModule, ModulePath, Target};
@@ -194,9 +194,10 @@ fn encode(dir: &Path, json: &str, modules: &[LoraModule], fingerprint: Option<&s
     let mut metadata = HashMap::from([("format".into(), "pt".into()), (CONFIG_KEY.into(), json.into())]);
     metadata.extend(fingerprint.map(|fingerprint| (FINGERPRINT_KEY.to_string(), fingerprint.to_string())));
     let invalid = |e| Error::InvalidFile { path: dir.into(), reason: format!("safetensors: {e}") };
-    let views = data.iter().map(|(name, shape, bytes)| Ok((name, TensorView::new(element, shape.clone(), bytes)?)));
+    let views =
+        data.iter().map(|(name, shape, bytes)| Ok((name.as_str(), TensorView::new(element, shape.clone(), bytes)?)));
     let views = views.collect::<Result<Vec<_>, _>>().map_err(invalid)?;
-    serialize(views, Some(metadata)).map_err(invalid)
+    to_bytes(views, metadata).map_err(invalid)
 }
 
 /// Why a module can't be written in a type.

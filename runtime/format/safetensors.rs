@@ -2,19 +2,41 @@
 //!
 //! The file is read, not mapped: an adapter may be replaced on disk while it loads.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use safetensors::SafeTensorError;
+use safetensors::tensor::{Dtype, Metadata, TensorInfo, TensorView, serialize};
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 
 /// Far above a real header: about 100 bytes a tensor.
 const MAX_HEADER: u64 = 16 << 20;
+
+/// The bytes of a file. Equal contents give equal bytes: `serialize` alone leaves the metadata in any order.
+///
+/// Errors: as [`serialize`].
+pub(crate) fn to_bytes<'a>(
+    tensors: Vec<(&'a str, TensorView<'a>)>,
+    metadata: HashMap<String, String>,
+) -> Result<Vec<u8>, SafeTensorError> {
+    let mut bytes = serialize(tensors, Some(metadata))?;
+    let (len, rest) = bytes.split_first_chunk_mut::<8>().ok_or(SafeTensorError::HeaderTooSmall)?;
+    let text = rest.get_mut(..u64::from_le_bytes(*len) as usize).ok_or(SafeTensorError::HeaderTooSmall)?;
+    let mut header: serde_json::Map<_, _> = serde_json::from_slice(text)?;
+    if let Some(serde_json::Value::Object(metadata)) = header.get_mut("__metadata__") {
+        metadata.sort_keys();
+    }
+    // Keys change places, so only the padding at the end is left as it is.
+    let sorted = serde_json::to_vec(&header)?;
+    text.get_mut(..sorted.len()).ok_or(SafeTensorError::HeaderTooLarge)?.copy_from_slice(&sorted);
+    Ok(bytes)
+}
 
 /// An open file whose header is checked; tensors are read on demand.
 pub(crate) struct SafetensorsFile<R> {

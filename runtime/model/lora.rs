@@ -68,11 +68,8 @@ impl LoraBuffers {
         let parts = attention.max(swiglu::parts(gpu.caps(), config.intermediate_size as u32) as usize);
         let floats = |label: &str, n: usize| gpu.storage(label, n as u64 * 4);
         Ok(Self {
-            u: floats("adapters u", rows * Registry::most_u_rows(SiteKind::Qkv) as usize)?,
-            parts: floats(
-                "adapters u parts",
-                MAX_COLS as usize * parts * Registry::most_u_rows(SiteKind::OProj) as usize,
-            )?,
+            u: floats("adapters u", rows * SiteKind::Qkv.most_u_rows() as usize)?,
+            parts: floats("adapters u parts", MAX_COLS as usize * parts * SiteKind::OProj.most_u_rows() as usize)?,
         })
     }
 }

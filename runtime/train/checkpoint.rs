@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::error::{Error, Result};
+use crate::format::safetensors::to_bytes;
 use crate::format::staged::Staged;
 
 use super::buffers::Optimizer;
@@ -57,7 +58,7 @@ pub(crate) fn write(
         .map(|(name, bytes, len)| Ok((name.as_str(), TensorView::new(Dtype::F32, vec![*len], bytes)?)))
         .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
         .map_err(|e| invalid(&e))?;
-    let bytes = serialize(views, Some(metadata)).map_err(|e| invalid(&e))?;
+    let bytes = to_bytes(views, metadata).map_err(|e| invalid(&e))?;
     Staged::write(path, &bytes)?.commit()
 }
 
