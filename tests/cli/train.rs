@@ -37,7 +37,8 @@ impl Fixture {
         let mut command = bare(self, out);
         command.arg("--json").args(more);
         for default in [["--rank", "4"], ["--seq-len", "48"], ["--lr", "5e-3"]] {
-            if !more.contains(&default[0]) && !(default[0] == "--rank" && more.contains(&"--init")) {
+            let given = more.contains(&default[0]) || default[0] == "--rank" && more.contains(&"--init");
+            if !given {
                 command.args(default);
             }
         }
