@@ -9,7 +9,7 @@ export PYTHON
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
 
-demo: ## build, fetch the default model once, and answer a prompt (PROMPT="...", TOKENS=96)
+demo: ## build, fetch the default model once, answer, swap adapters, train a few steps (PROMPT="...", TOKENS=96, QUICK=1)
 	@.ci/demo
 
 test: model ## run every test
@@ -32,5 +32,9 @@ golden: model ## make the golden data again (needs numpy, gguf and Node; see tes
 
 fuzz: ## fuzz each file parser (SECONDS_PER_TARGET=600; needs nightly Rust and cargo-fuzz)
 	@for target in $$(cargo +nightly fuzz list); do \
-	    cargo +nightly fuzz run "$$target" -- -max_total_time=$(SECONDS_PER_TARGET) || exit 1; \
+	    mkdir -p fuzz/corpus/$$target; seeds=fuzz/seeds/$$target; options=; \
+	    test -d $$seeds || seeds=; \
+	    test $$target = gguf && options="-dict=fuzz/seeds/gguf.dict -max_len=32768"; \
+	    cargo +nightly fuzz run $$target fuzz/corpus/$$target $$seeds -- $$options \
+	        -max_total_time=$(SECONDS_PER_TARGET) || exit 1; \
 	done

@@ -88,24 +88,26 @@ impl DType {
     ///
     /// Errors: [`Error::Unsupported`] naming the type.
     pub fn from_ggml(id: u32) -> Result<Self> {
-        Ok(match id {
-            0 => Self::F32,
-            1 => Self::F16,
-            2 => Self::Q4_0,
-            3 => Self::Q4_1,
-            6 => Self::Q5_0,
-            7 => Self::Q5_1,
-            8 => Self::Q8_0,
-            12 => Self::Q4_K,
-            13 => Self::Q5_K,
-            14 => Self::Q6_K,
-            30 => Self::BF16,
-            _ => {
-                return Err(Error::Unsupported {
-                    what: format!("ggml tensor type {id}"),
-                    hint: "convert the file to Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, F16, BF16 or F32".into(),
-                });
-            }
+        Self::ALL.into_iter().find(|dtype| dtype.ggml_type() == id).ok_or_else(|| Error::Unsupported {
+            what: format!("ggml tensor type {id}"),
+            hint: "convert the file to Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, F16, BF16 or F32".into(),
         })
+    }
+
+    /// GGML's type number (`ggml_type`).
+    pub const fn ggml_type(self) -> u32 {
+        match self {
+            Self::F32 => 0,
+            Self::F16 => 1,
+            Self::Q4_0 => 2,
+            Self::Q4_1 => 3,
+            Self::Q5_0 => 6,
+            Self::Q5_1 => 7,
+            Self::Q8_0 => 8,
+            Self::Q4_K => 12,
+            Self::Q5_K => 13,
+            Self::Q6_K => 14,
+            Self::BF16 => 30,
+        }
     }
 }

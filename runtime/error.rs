@@ -136,6 +136,25 @@ pub enum Error {
         /// For all adapters together.
         budget_bytes: u64,
     },
+    /// A saved session was made with an adapter that is not loaded.
+    #[error("the session was saved with adapter `{id}`, which is not loaded; load it under that id first")]
+    AdapterNotLoaded {
+        /// Its id.
+        id: String,
+    },
+    /// A saved session was made with another adapter than the one that is loaded under its id.
+    #[error(
+        "the session was saved with adapter `{id}`, and the one loaded under that id differs (its factors hash to {got}, \
+         not {expected}); load the one it was saved with"
+    )]
+    AdapterMismatch {
+        /// Its id.
+        id: String,
+        /// The digest in the file.
+        expected: String,
+        /// The digest of the loaded adapter.
+        got: String,
+    },
     /// A training run can't go on; what it had learned is kept.
     #[error("training: {0}")]
     Training(String),

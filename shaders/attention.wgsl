@@ -18,6 +18,7 @@ struct Params {
     row0: u32,
     site: u32,
     u_rows: u32,
+    lora: vec4<u32>,
 }
 @group(0) @binding(0) var<storage, read> rows: array<vec2<u32>>;
 @group(0) @binding(1) var<storage, read> pages: array<u32>;
@@ -46,6 +47,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let m = p.row0 + group.z;
     let row = rows[m];
     let start = group.y * CHUNK;
+    let columns = GROUP * E;
+    let share = Share(p.lora, p.site, m * p.kv_heads + kv_head, p.u_rows, kv_head * columns, columns, p.heads * E / 8u);
+    let ahead = shrink_ahead(m, share, index);
     let len = row.y + 1u;
     let count = min(max(len, start) - start, CHUNK);
     for (var i = index; i < GROUP * E4; i += WG) {
@@ -120,9 +124,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         workgroupBarrier();
     }
-    let columns = GROUP * E;
-    let share = Share(p.site, m * p.kv_heads + kv_head, p.u_rows, kv_head * columns, columns, p.heads * E4);
-    shrink_tile(m, share, index);
+    shrink_tile(m, share, ahead, index);
 }
 
 fn scores(kv_head: u32, t: u32) {

@@ -3,7 +3,7 @@
 //   1 parts  f32        read  [M, splits, H E]      2 stats  vec2<f32>  read  [M, splits, H]: top, sum
 //   3 out    f32        read_write  [M, H E]
 // With an adapter on what follows, lora/shrink_tile.wgsl makes the columns' share of its u.
-// Grid: (ceil(H E / 4 / 64), M, 1); a lane 4 columns.
+// Grid: (ceil(H E / 4 / 64), M, 1); COLUMNS of the WG lanes 4 columns each; the shares take all.
 // Host: runtime/kernels/attention.rs    Oracle: tests/kernels/attention.rs
 struct Params {
     heads: u32,
@@ -14,6 +14,7 @@ struct Params {
     pad0: u32,
     pad1: u32,
     pad2: u32,
+    lora: vec4<u32>,
 }
 @group(0) @binding(0) var<storage, read> rows: array<vec2<u32>>;
 @group(0) @binding(1) var<storage, read> parts: array<vec4<f32>>;
@@ -23,17 +24,18 @@ struct Params {
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {
     let width = p.heads * E / 4u;
-    let column = group.x * WG + index;
+    let column = group.x * COLUMNS + index;
     let m = p.row0 + group.y;
-    if column < width {
+    let parts = (width + COLUMNS - 1u) / COLUMNS;
+    let count = min(COLUMNS, width - group.x * COLUMNS) * 4u;
+    let share = Share(p.lora, p.site, m * parts + group.x, p.u_rows, group.x * COLUMNS * 4u, count, width / 2u);
+    let ahead = shrink_ahead(m, share, index);
+    if index < COLUMNS && column < width {
         let v = joined(m, group.y, column);
         out[m * width + column] = v;
         for (var i = 0u; i < 4u; i++) { tile_put(index * 4u + i, v[i]); }
     }
-    let parts = (width + WG - 1u) / WG;
-    let count = min(WG, width - group.x * WG) * 4u;
-    let share = Share(p.site, m * parts + group.x, p.u_rows, group.x * WG * 4u, count, width);
-    shrink_tile(m, share, index);
+    shrink_tile(m, share, ahead, index);
 }
 
 fn joined(m: u32, row: u32, column: u32) -> vec4<f32> {

@@ -18,16 +18,18 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
         return;
     }
     var sum = 0.0;
-    for (var entry = 0u; entry < ENTRIES; entry++) {
-        let a = factor_a(id.y, p.site, entry);
-        let b = factor_b(id.y, p.site, entry);
-        if b.rank == 0u { break; }
-        let fours = b.rank / 4u;
+    var b = first_b(id.y, p.site, vec4<u32>(0u));
+    for (var a = first_a(id.y, p.site, vec4<u32>(0u)); a.rows > 0u; a = next_a(a)) {
+        let eights = b.rank / 8u;
         var part = 0.0;
-        for (var i = 0u; i < fours; i++) {
-            part += dot(four_of_a(a.at + token_ids[id.y] * fours + i), four_of_b(b.at + id.x * fours + i));
+        for (var i = 0u; i < eights; i++) {
+            let eight = lora_b[b.at + id.x * eights + i];
+            let lo = vec4<f32>(unpack2x16float(eight.x), unpack2x16float(eight.y));
+            let hi = vec4<f32>(unpack2x16float(eight.z), unpack2x16float(eight.w));
+            part += dot_a(lora_a[a.at + token_ids[id.y] * eights + i], lo, hi);
         }
         sum += a.weight * part;
+        b = next_b(b);
     }
     x[id.y * p.d + id.x] += sum;
 }

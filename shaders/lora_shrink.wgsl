@@ -3,7 +3,7 @@
 // Grid: (ceil(u_rows / 4 / (WG / L)), M, 1); L lanes make four rows. What no adapter of the row makes is left alone.
 // Host: runtime/kernels/lora.rs    Oracle: tests/kernels/lora.rs
 struct Params {
-    k4s: u32,
+    k8s: u32,
     x_row: u32,
     site: u32,
     u_rows: u32,
@@ -15,15 +15,23 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let m = p.x_row + group.y;
     let i = (group.x * (WG / L) + index / L) * 4u;
     var f = FactorA();
-    if i < p.u_rows { f = rows_of_a(m, p.site, i); }
+    if i < p.u_rows { f = factor_of(m, p.site, i, vec4<u32>(0u)); }
     var v = vec4<f32>(0.0);
     if f.rows > 0u {
-        for (var k = index % L; k < p.k4s; k += L) {
-            v += four_rows(f, i, k, p.k4s, x[m * p.k4s + k]);
+        let a = f.at + (i - f.before) * p.k8s;
+        for (var k = index % L; k < p.k8s; k += L) {
+            let lo = x[(m * p.k8s + k) * 2u];
+            let hi = x[(m * p.k8s + k) * 2u + 1u];
+            v += vec4<f32>(
+                dot_a(lora_a[a + k], lo, hi),
+                dot_a(lora_a[a + p.k8s + k], lo, hi),
+                dot_a(lora_a[a + 2u * p.k8s + k], lo, hi),
+                dot_a(lora_a[a + 3u * p.k8s + k], lo, hi),
+            );
         }
     }
     v = vec4<f32>(reduce_add(v.x, index), reduce_add(v.y, index), reduce_add(v.z, index), reduce_add(v.w, index));
     if index % L == 0u && f.rows > 0u {
-        store_u(m * p.u_rows + i, f.weight * v);
+        for (var r = 0u; r < 4u; r++) { lora_u[m * p.u_rows + i + r] = f.weight * v[r]; }
     }
 }

@@ -23,6 +23,7 @@ struct Params {
     pad0: u32,
     pad1: u32,
     pad2: u32,
+    lora: vec4<u32>,
 }
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> gain: array<vec4<f32>>;

@@ -25,6 +25,7 @@ struct Params {
     pad0: u32,
     pad1: u32,
     pad2: u32,
+    lora: vec4<u32>,
 }
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> gain: array<vec4<f32>>;
@@ -89,10 +90,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         return;
     }
     let lane = index % L;
-    let unit = (group.x * (WG / L) + index / L) * UNITS;
+    let unit = ((group.x - p.lora_groups) * (WG / L) + index / L) * UNITS;
     let col = group.y * COLS;
     let n = weight_rows(unit);
     let rows = n * p.k_blocks;
+    for (var c = 0u; c < COLS; c++) {
+        if col + c < p.m {
+            expand(c, p.x_row + col + c, n + p.row0, lane);
+        }
+    }
     for (var u = lane; u < p.k_blocks * 4u; u += L * UNROLL) {
         accumulate(u, rows, col);
         if UNROLL > 1u { accumulate(u + L, rows, col); }
@@ -100,9 +106,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         if UNROLL > 2u { accumulate(u + 3u * L, rows, col); }
     }
     for (var c = 0u; c < COLS; c++) {
-        if col + c < p.m {
-            expand(c, p.x_row + col + c, n + p.row0, lane);
-        }
         var v = vec4<f32>(
             reduce_add(sums[c].x, index),
             reduce_add(sums[c].y, index),

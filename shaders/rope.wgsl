@@ -6,7 +6,7 @@
 //   4 keys       kv         read_write  [pages, G, PAGE, E]      5 values  the same
 // The angle is the sum of a fine and a coarse one, so that no sine of a large argument is ever asked of the GPU.
 // NEOX 1: pairs are (i, i + E/2), as in Hugging Face files.  0: (2i, 2i + 1).
-// With an adapter on what came before, lora/expand_row.wgsl adds it to q, k and v first.
+// With an adapter on what came before, lora/expand_two.wgsl adds it to q, k and v first.
 // Grid: (ceil((H + 2 G) E / 2 / 64), M, 1); a lane makes one pair.
 // Host: runtime/kernels/rope.rs    Oracle: tests/kernels/rope.rs
 struct Params {
@@ -18,6 +18,7 @@ struct Params {
     pad0: u32,
     pad1: u32,
     pad2: u32,
+    lora: vec4<u32>,
 }
 @group(0) @binding(0) var<storage, read> rows: array<vec2<u32>>;
 @group(0) @binding(1) var<storage, read> pages: array<u32>;
@@ -40,13 +41,13 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let second = select(2u * i + 1u, i + half_dim, NEOX == 1u);
     let at = (id.y * all_heads + head) * E;
     let which = select(0u, 1u, head >= p.heads) + select(0u, 1u, head >= p.heads + p.kv_heads);
-    let a = qkv[at + first] + expand_row(id.y, p.site, which, head * E + first, p.u_rows);
-    let b = qkv[at + second] + expand_row(id.y, p.site, which, head * E + second, p.u_rows);
+    var ab = vec2<f32>(qkv[at + first], qkv[at + second]);
     let fine = rotations[row.y % 256u * half_dim + i];
     let coarse = rotations[(256u + row.y / 256u) * half_dim + i];
     let c = fine.x * coarse.x - fine.y * coarse.y;
     let s = fine.y * coarse.x + fine.x * coarse.y;
-    let rotated = vec2<f32>(a * c - b * s, a * s + b * c);
+    ab += expand_two(id.y, p.site, p.lora, p.u_rows, vec2<u32>(which), head * E + vec2<u32>(first, second));
+    let rotated = vec2<f32>(ab.x * c - ab.y * s, ab.x * s + ab.y * c);
     if head < p.heads {
         qkv[at + first] = rotated.x;
         qkv[at + second] = rotated.y;
@@ -59,7 +60,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
         keys[slot + first] = kv(rotated.x);
         keys[slot + second] = kv(rotated.y);
     } else {
-        values[slot + first] = kv(a);
-        values[slot + second] = kv(b);
+        values[slot + first] = kv(ab.x);
+        values[slot + second] = kv(ab.y);
     }
 }

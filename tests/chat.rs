@@ -1,11 +1,12 @@
 //! Chat templates: equal to Jinja2 as transformers uses it (tests/golden/chat.py), and safe with hostile ones.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
 
 use epiphyte::Error;
 use epiphyte::chat::{ChatTemplate, Message};
 use serde::Deserialize;
+
+use crate::common::at_once;
 
 #[derive(Deserialize)]
 struct Golden {
@@ -80,51 +81,212 @@ fn templates_that_do_not_parse_are_refused_at_load() {
 }
 
 /// Work, output or nesting without end, and values that are not there.
-const ENDLESS: [&str; 13] = [
+const ENDLESS: [&str; 41] = [
     "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
     "{% for a in range(100000) %}{% for b in range(100000) %}x{% endfor %}{% endfor %}",
     "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
     "{% macro m() %}{{ m() }}{{ m() }}{% endmacro %}{{ m() }}",
+    "{% macro m(x) %}{{ m([x, x]) }}{% endmacro %}{{ m(1) }}",
+    "{% for a in [[[]]] recursive %}{{ loop([[a, a]]) }}{% endfor %}",
     "{% set n = namespace(x='a') %}{% for i in range(100) %}{% set n.x = n.x + n.x %}{% endfor %}{{ n.x }}",
-    "{% set n = namespace(x=['a']) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x }}",
-    "{% set n = namespace(x=['a']) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x | tojson }}",
-    "{% set n = namespace(x=['a']) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x | tojson(2) }}",
+    "{% set n = namespace(x='a') %}{% for i in range(100) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
     "{{ 'a' * 100000000000 }}",
+    "{{ [1] * 100000000 }}",
+    "{{ [1] * 100000000 == [1] * 100000000 }}",
+    "{{ 2 in [1] * 100000000 }}",
+    "{% if 2 in [1] * 100000000 %}{% endif %}",
+    "{{ 1 < 2 in [1] * 100000000 }}",
+    "{{ [1] * 100000000 | length }}",
+    "{{ [1] * 1000 * 1000 * 100 }}",
+    "{% for a in [1] * 100000000 %}{% endfor %}",
     "{{ range(10000000000) | list }}",
+    "{{ range(99999) | map('default', range(99999)) | map('list') | list }}",
+    "{{ range(99999) | map('string') | map('indent', 1000000000) | list }}",
+    "{{ range(9) | batch(10000000000, 'x') | list }}",
+    "{{ range(9) | slice(10000000000) | list }}",
+    "{{ 'a' | indent(10000000000, true) }}",
+    "{{ '%1000000000d' | format(1) }}",
+    "{{ '{:1000000000}'.format(1) }}",
+    "{{ '{:{}}'.format(1, 1000000000) }}",
+    "{{ ('{0}' * 100000).format('a' * 1000000) }}",
+    "{{ ('%(a)s' * 100000) | format(a='a' * 1000000) }}",
+    "{{ 'a'.join(range(99999)).join(range(99999)) }}",
     "{{ ('a' * 1000000).replace('a', 'b' * 1000000) }}",
+    "{{ ('a' * 1000000) | replace('a', 'b' * 1000000) }}",
+    "{% set n = namespace(x=1) %}{% set n.x = n %}{{ n }}",
+    "{% set n = namespace(x=1) %}{% set n.x = [{'a': n}] %}{{ n == n }}",
+    "{% set n = namespace(x=1) %}{% for n.x in [n] %}{{ n }}{% endfor %}",
+    "{% for i in range(99999) %}{{ ['A' * 64000] * 150 | sort | length }}{% endfor %}",
+    "{% for i in range(99999) %}{{ (['A' * 64000] * 150) | sort | length }}{% endfor %}",
+    "{% for i in range(99999) %}{{ (['A' * 6400] * 1000) | unique | list | length }}{% endfor %}",
+    "{% for i in range(99999) %}{{ (['A' * 64] * 30000) | groupby('a') | list | length }}{% endfor %}",
     "{{ missing.field.of.nothing }}",
     "{{ messages[0].content.nothing() }}",
+    "{{ [1, 2] | sum(start=[]) }}",
 ];
+
+/// Ways to make a list of itself.
+const GROW: [&str; 12] = [
+    "n.x + n.x",
+    "n.x * 2",
+    "[n.x, n.x]",
+    "(n.x, n.x)",
+    "{'a': n.x, 'b': n.x}",
+    "dict(a=n.x, b=n.x)",
+    "[n.x] * 2",
+    "(n.x + n.x)[::-1]",
+    "[n.x, n.x] | reverse",
+    "(n.x + n.x) | batch(2) | list",
+    "[1, 2] | map('default', n.x) | list + [n.x, n.x]",
+    "[namespace(a=n.x), namespace(a=n.x)]",
+];
+
+/// Ways to go through one.
+const USE: [&str; 24] = [
+    "{{ n.x }}",
+    "{{ n.x ~ '' }}",
+    "{{ '' ~ n.x }}",
+    "{{ n.x == n.y }}",
+    "{{ n.x != n.y }}",
+    "{{ n.x < n.y }}",
+    "{{ 1 < n.x < n.y }}",
+    "{{ n.x in [n.y, n.y] }}",
+    "{{ [n.x] is in([n.y]) }}",
+    "{{ {n.x: 1}[n.y] }}",
+    "{{ n.x is eq(n.y) }}",
+    "{{ n.x | string }}",
+    "{{ n.x | join }}",
+    "{{ ','.join(n.x) }}",
+    "{{ n.x | sort | length }}",
+    "{{ [n.x, n.y] | sort | length }}",
+    "{{ [n.x, n.y] | unique | list }}",
+    "{{ [n.x, n.y] | max }}",
+    "{{ [n.x, n.y].count(n.x) }}",
+    "{{ n.x | tojson }}",
+    "{{ n.x | tojson(2) }}",
+    "{{ n.x | list | length }}",
+    "{{ [n.x] | select('in', [n.y]) | list }}",
+    "{% for a in n.x %}{{ a }}{% endfor %}",
+];
+
+fn assert_refused_soon(source: &str) {
+    let rendered = at_once(source, || {
+        ChatTemplate::new(Some(source), "", "").and_then(|template| template.render(&user("hello"), true))
+    });
+    let text = rendered.as_ref().map(|text| &text[..text.len().min(80)]);
+    assert!(matches!(rendered, Err(Error::ChatTemplate(_))), "{source}: {text:?}");
+}
 
 #[test]
 fn hostile_templates_end_in_an_error_soon() {
     for source in ENDLESS {
-        let template = ChatTemplate::new(Some(source), "", "").unwrap();
-        let start = Instant::now();
-        let rendered = template.render(&user("hello"), true);
-        let took = start.elapsed();
-        let text = rendered.as_ref().map(|text| &text[..text.len().min(80)]);
-        assert!(matches!(rendered, Err(Error::ChatTemplate(_))), "{source}: {text:?}");
-        // Unoptimised code has room too.
-        assert!(took < Duration::from_secs(2), "{source}: {took:?}");
+        assert_refused_soon(source);
+    }
+}
+
+#[test]
+fn lists_that_hold_themselves_many_times_are_refused() {
+    for grow in GROW {
+        for end in USE {
+            let start = "{% set n = namespace(x=['a'], y=['b']) %}".to_owned();
+            assert_refused_soon(&(start + "{% for i in range(100) %}{% set n.x = " + grow + " %}{% endfor %}" + end));
+        }
+    }
+}
+
+/// Every use is within the budget, but there are many.
+#[test]
+fn work_on_a_large_list_is_paid_for_each_time() {
+    for grow in ["n.x + n.x", "[n.x, n.x]"] {
+        for end in USE {
+            let list = |name, last| {
+                let grow = grow.replace("n.x", name);
+                format!(
+                    "{{% set {name} = ['{last}'] %}}{{% for i in range(12) %}}{{% set {name} = {grow} %}}{{% endfor %}}"
+                )
+            };
+            let lists = "{% set n = namespace(x=1, y=1) %}".to_owned() + &list("n.x", "a") + &list("n.y", "a");
+            assert_refused_soon(&(lists + "{% for j in range(99999) %}" + end + "{% endfor %}"));
+        }
+    }
+    let text = "{% set a = 'a' * 1000000 %}{% set b = 'a' * 1000000 %}{% for i in range(99999) %}".to_owned();
+    for end in ["a == b", "a[999999]", "a[-1]", "a[999999:]", "a[::-1]", "a is lower", "a < b", "b in a"] {
+        assert_refused_soon(&format!("{text}{{% if {end} %}}{{% endif %}}{{% endfor %}}"));
+    }
+    let pairs = |n| (0..n).map(|i| format!("a{i}=1")).collect::<Vec<_>>().join(",");
+    let names = |n| (0..n).map(|i| format!("{{% set n.b{i}=1 %}}")).collect::<String>();
+    for end in ["{% if n %}{% endif %}", "{{ n and 1 }}", "{{ not n }}", "{{ 1 if n }}", "{{ n | length }}"] {
+        let many = |kwargs, sets| {
+            let start = format!("{{% set n = namespace({}) %}}{}", pairs(kwargs), names(sets));
+            assert_refused_soon(&(start + "{% for i in range(99999) %}" + end + "{% endfor %}"));
+        };
+        many(100, 100);
+        many(3000, 1);
+        many(1, 3000);
     }
 }
 
 #[test]
 fn deep_values_do_not_exhaust_the_stack() {
-    for end in [
-        "",
-        "{{ n.x | tojson }}",
-        "{{ n.x }}",
-        "{{ n.x == n.x }}",
-        "{{ n.x | string }}",
-        "{% if n.x in [n.x] %}{% endif %}",
+    for grow in ["[n.x]", "[n.x[:]]", "n.x[:]", "n.x * 1", "n.x + []", "n.x | reverse", "{1: n.x}"] {
+        for end in ["", "{{ n.x | tojson }}", "{{ n.x }}", "{{ n.x == n.x }}", "{% if n.x in [n.x] %}{% endif %}"] {
+            let start = "{% set n = namespace(x=[1]) %}{% for i in range(99999) %}{% set n.x = ".to_owned();
+            assert_refused_soon(&(start + grow + " %}{% endfor %}" + end));
+        }
+    }
+    for long in [
+        "1".to_owned() + &"+1".repeat(30_000),
+        "x".to_owned() + &".x".repeat(30_000),
+        "x".to_owned() + &"|list".repeat(10_000),
     ] {
-        let source =
-            "{% set n = namespace(x=1) %}{% for i in range(99999) %}{% set n.x = [n.x] %}{% endfor %}".to_owned() + end;
-        let template = ChatTemplate::new(Some(&source), "", "").unwrap();
-        // Either is fine; a crash is not.
-        let _ = template.render(&user("hello"), true);
+        assert!(ChatTemplate::new(Some(&("{{ ".to_owned() + &long + " }}")), "", "").is_err());
+        let short = long.split_inclusive(['+', '.', '|']).take(500).collect::<String>() + "x";
+        let _ = ChatTemplate::new(Some(&("{{ ".to_owned() + &short + " }}")), "", "").map(|t| t.render(&[], true));
+    }
+}
+
+/// Parsing and compiling are not counted, so the length of a template and of its expressions bounds them.
+#[test]
+fn the_longest_templates_compile_soon() {
+    for (open, term, close) in [
+        ("{{ x", "+1", " }}"),
+        ("{{ 1", "+1", " }}"),
+        ("{{ 1", " and 1", " }}"),
+        ("{{ 1", " == 1", " }}"),
+        ("{{ [1", ",1", "] == [1] }}"),
+        ("{{ [1]", "+[1]", " }}"),
+        ("{{ [1]", "*9", " }}"),
+        ("{{ x", "|list", " }}"),
+        ("{{ x", ".x", " }}"),
+        ("{{ x", "[0]", " }}"),
+        ("{% set x", ",x", " = 1 %}"),
+        ("{{ '", "a", "' * 9999 }}"),
+        ("{% if 1 %}", "{{ 1 }}", "{% endif %}"),
+    ] {
+        let tag = open.to_owned() + &term.repeat(390) + close;
+        let source = tag.repeat((1 << 16) / tag.len());
+        let _ = at_once(&tag, || ChatTemplate::new(Some(&source), "", "").map(|template| template.render(&[], true)));
+    }
+}
+
+#[test]
+fn lists_of_lists_slices_and_sums_are_those_of_python() {
+    for (source, expected) in [
+        (
+            "{{ [1, 2] + [3] }} {{ ([1] + [2])[::-1] }} {{ [0] * 3 }} {{ (1, 2) + (3,) }} {{ (1,) }} {{ '{} {}'.format(1, 'a') }}",
+            "[1, 2, 3] [2, 1] [0, 0, 0] (1, 2, 3) (1,) 1 a",
+        ),
+        ("{{ 'abcdef'[1:-1] }} {{ 'abcdef'[::-2] }} {{ 'abc'[5:] }} {{ 'abc'[-9:2] }}", "bcde fdb  ab"),
+        ("{{ [1, 2, 3, 4][-3:] }} {{ [1, 2, 3, 4][3:0:-1] }} {{ [1, 2][:0] }}", "[2, 3, 4] [4, 3, 2] []"),
+        ("{{ ([[1], [2, 3]] + [[4]]) | map('length') | sum }} {{ [{'a': 1}, {'a': 2}] | sum(attribute='a') }}", "4 3"),
+        (
+            "{% set n = namespace(l=[]) %}{% for m in messages %}{% set n.l = n.l + [m.role] %}{% endfor %}{{ n.l }}",
+            "['user']",
+        ),
+        ("{% for a, b in {'x': [1, 2]}.items() %}{{ a }}{{ b[1] }}{% endfor %}", "x2"),
+    ] {
+        let template = ChatTemplate::new(Some(source), "", "").unwrap();
+        assert_eq!(template.render(&user("hello"), true).unwrap(), expected, "{source}");
     }
 }
 

@@ -31,9 +31,18 @@ fn passes(mut gpu: Gpu, kernels: &[&str]) {
 #[test]
 fn every_variant_passes_on_every_tier() {
     let all = GpuOptions::default;
-    let kernels =
-        ["matvec", "embedding", "rms_norm", "rope", "attention", "attention_reduce", "swiglu", "sample_final"];
-    passes(open(all()), &[&kernels[..], &["rms_norm_backward", "attention_dkv", "cross_entropy", "adamw"]].concat());
+    let kernels = [
+        "matvec",
+        "embedding",
+        "rms_norm",
+        "rope",
+        "attention",
+        "attention_reduce",
+        "swiglu",
+        "sample_final",
+        "lora_shrink",
+    ];
+    passes(open(all()), &kernels);
     passes(open(GpuOptions { subgroups: false, ..all() }), &kernels);
     passes(open(GpuOptions { f16: false, ..all() }), &kernels);
     passes(open(GpuOptions { immediates: false, ..all() }), &kernels);
@@ -43,7 +52,8 @@ fn every_variant_passes_on_every_tier() {
 fn every_variant_for_hardware_passes() {
     let mut gpu = open(GpuOptions { cooperative_matrix: false, ..GpuOptions::default() });
     gpu.treat_as_hardware();
-    passes(gpu, &["matvec", "matmul", "attention_prefill", "matmul_backward", "matmul_dense"]);
+    let training = ["matmul_backward", "matmul_dense", "rms_norm_backward", "attention_dkv", "cross_entropy", "adamw"];
+    passes(gpu, &[&["matvec", "matmul", "attention_prefill"][..], &training].concat());
 }
 
 /// Logits of the tiny model are those of its golden file, on a device left as the self-test left it.
@@ -130,6 +140,7 @@ fn the_least_demanding_failure_names_the_culprit() {
         ok: *ok,
         reason: None,
         milliseconds: 0.0,
+        training: false,
     };
     let fence =
         |verdicts: &[(&[Ability], bool)]| selftest::fence(&ALL, &verdicts.iter().map(verdict).collect::<Vec<_>>());

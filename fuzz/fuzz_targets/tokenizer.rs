@@ -10,7 +10,8 @@ use libfuzzer_sys::fuzz_target;
 #[derive(Arbitrary, Debug)]
 struct Input {
     spec: Spec,
-    text: String,
+    /// Several, for most of the time goes to the compiling of a tokenizer's regular expressions.
+    texts: [String; 8],
     ids: Vec<u16>,
     options: [Option<bool>; 2],
     flags: [bool; 4],
@@ -106,9 +107,10 @@ fuzz_target!(|input: Input| {
     let [add_bos, add_eos] = input.options;
     let [parse_special, show_special, continuation, _] = input.flags;
     let decode = DecodeOptions { show_special, continuation };
-    let encoded = tokenizer.encode(&input.text, EncodeOptions { add_bos, add_eos, parse_special }).unwrap_or_default();
+    let options = EncodeOptions { add_bos, add_eos, parse_special };
+    let encoded = input.texts.iter().map(|text| tokenizer.encode(text, options).unwrap_or_default());
     let arbitrary = input.ids.into_iter().map(u32::from).collect::<Vec<_>>();
-    for ids in [encoded, arbitrary] {
+    for ids in encoded.chain([arbitrary]) {
         let mut detokenizer = tokenizer.detokenizer(decode);
         let mut text = ids.iter().map(|&id| detokenizer.push(id)).collect::<String>();
         text += &detokenizer.finish();

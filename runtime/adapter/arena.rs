@@ -3,11 +3,11 @@
 use crate::error::Result;
 use crate::gpu::{Commands, Gpu, Tensor};
 
-use super::packed::Four;
+use super::packed::Eight;
 
-const FOUR: u64 = size_of::<Four>() as u64;
+const EIGHT: u64 = size_of::<Eight>() as u64;
 
-/// An adapter's places, in [`Four`]s after the directory.
+/// An adapter's places, in [`Eight`]s after the directory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Block {
     pub(crate) a: u32,
@@ -66,8 +66,8 @@ pub(crate) struct Arena {
 impl Arena {
     /// Nothing is allocated yet. `budget` is for the factors, without the directory.
     pub(crate) fn new(gpu: &Gpu, directory_bytes: u64, budget: u64) -> Self {
-        let directory_bytes = directory_bytes.next_multiple_of(FOUR);
-        let most = (gpu.caps().max_binding_bytes.saturating_sub(directory_bytes) / FOUR).min(u64::from(u32::MAX));
+        let directory_bytes = directory_bytes.next_multiple_of(EIGHT);
+        let most = (gpu.caps().max_binding_bytes.saturating_sub(directory_bytes) / EIGHT).min(u64::from(u32::MAX));
         Self { directory_bytes, budget, most: most as u32, a: Side::default(), b: Side::default(), moves: 0 }
     }
 
@@ -80,9 +80,9 @@ impl Arena {
         Some((self.a.tensor.as_ref()?, self.b.tensor.as_ref()?, self.moves))
     }
 
-    /// Where the factors begin, in [`Four`]s.
+    /// Where the factors begin, in [`Eight`]s.
     pub(crate) fn first(&self) -> (u32, u32) {
-        let first = (self.directory_bytes / FOUR) as u32;
+        let first = (self.directory_bytes / EIGHT) as u32;
         (first, first)
     }
 
@@ -102,21 +102,23 @@ impl Arena {
     /// Whether growing or tidying would make room without taking any adapter off.
     pub(crate) fn can_make_room(&self, a: u32, b: u32) -> bool {
         let (a, b) = (u64::from(self.a.used()) + u64::from(a), u64::from(self.b.used()) + u64::from(b));
-        a <= u64::from(self.most) && b <= u64::from(self.most) && (a + b) * FOUR <= self.budget
+        a <= u64::from(self.most) && b <= u64::from(self.most) && (a + b) * EIGHT <= self.budget
     }
 
     /// New buffers with room for `a` and `b` more; `blocks` are all there are, and are moved together.
     ///
     /// Errors: [`crate::Error::OutOfMemory`]; everything is then where it was.
     pub(crate) fn rebuild(&mut self, gpu: &Gpu, a: u32, b: u32, blocks: &mut [&mut Block]) -> Result<()> {
-        let capacity = |side: &Side, more: u32| {
-            let needed = side.used() + more;
-            // Twice what is needed saves moving again, as far as the budget goes.
-            let share = (self.budget / FOUR / 2).min(u64::from(self.most)) as u32;
-            needed.saturating_mul(2).min(share).max(needed)
+        let (a_needed, b_needed) = (self.a.used() + a, self.b.used() + b);
+        let all = u64::from(a_needed) + u64::from(b_needed);
+        // Twice what is needed saves moving again, as far as both sides together keep to the budget.
+        let spare = (self.budget / EIGHT).saturating_sub(all).min(all);
+        let capacity = |needed: u32| {
+            let more = u128::from(spare) * u128::from(needed) / u128::from(all.max(1));
+            needed.saturating_add(more as u32).min(self.most).max(needed)
         };
-        let (a_capacity, b_capacity) = (capacity(&self.a, a), capacity(&self.b, b));
-        let bytes = |capacity: u32| self.directory_bytes + u64::from(capacity) * FOUR;
+        let (a_capacity, b_capacity) = (capacity(a_needed), capacity(b_needed));
+        let bytes = |capacity: u32| self.directory_bytes + u64::from(capacity) * EIGHT;
         let new_a = gpu.storage("adapters A", bytes(a_capacity))?;
         let new_b = gpu.storage("adapters B", bytes(b_capacity))?;
         let mut commands = Commands::new(gpu)?;
@@ -124,10 +126,10 @@ impl Arena {
             (Side { capacity: a_capacity, ..Side::default() }, Side { capacity: b_capacity, ..Side::default() });
         for block in blocks.iter_mut() {
             let moved = Block { a: a.used(), b: b.used(), ..**block };
-            let place = |at: u32| self.directory_bytes + u64::from(at) * FOUR;
+            let place = |at: u32| self.directory_bytes + u64::from(at) * EIGHT;
             if let (Some(old_a), Some(old_b)) = (&self.a.tensor, &self.b.tensor) {
-                commands.copy(old_a, place(block.a), &new_a, place(moved.a), u64::from(block.a_len) * FOUR);
-                commands.copy(old_b, place(block.b), &new_b, place(moved.b), u64::from(block.b_len) * FOUR);
+                commands.copy(old_a, place(block.a), &new_a, place(moved.a), u64::from(block.a_len) * EIGHT);
+                commands.copy(old_b, place(block.b), &new_b, place(moved.b), u64::from(block.b_len) * EIGHT);
             }
             a.take(moved.a, moved.a_len);
             b.take(moved.b, moved.b_len);

@@ -2,11 +2,13 @@
 
 use std::io::{Cursor, Read as _, Seek};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
+use super::parts::Found;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;
-use crate::format::safetensors::SafetensorsFile;
+use crate::format::safetensors::{self, SafetensorsFile};
 use crate::format::{self, gguf_lora, peft};
 
 pub use super::config::{LoraConfig, Modules};
@@ -175,14 +177,26 @@ fn read(path: &Path, shape: &BaseShape) -> Result<Read> {
     read_peft(&peft::config_inside(path, &file)?, file, shape)
 }
 
-fn read_peft<R: std::io::Read + Seek>(config: &[u8], mut file: SafetensorsFile<R>, shape: &BaseShape) -> Result<Read> {
+fn read_peft<R: std::io::Read + Seek + Send>(
+    config: &[u8],
+    file: SafetensorsFile<R>,
+    shape: &BaseShape,
+) -> Result<Read> {
     let parts = peft::parts(config, &file, shape)?;
-    let (config, modules, report) = parts.assemble(shape, &mut |found| file.read_f32(&found.name))?;
+    let (config, modules, report) = {
+        let file = Mutex::new(file);
+        let read = |found: &Found| {
+            // A panic while reading would have ended the load.
+            let (dtype, bytes) = file.lock().unwrap_or_else(PoisonError::into_inner).read(&found.name)?;
+            safetensors::floats(&found.name, dtype, &bytes)
+        };
+        parts.assemble(shape, &read)?
+    };
     Ok(Read { config, modules, report })
 }
 
 fn read_gguf(gguf: &Gguf, shape: &BaseShape) -> Result<Read> {
     let parts = gguf_lora::parts(gguf, shape)?;
-    let (config, modules, report) = parts.assemble(shape, &mut |found| gguf_lora::read(gguf, found, shape))?;
+    let (config, modules, report) = parts.assemble(shape, &|found| gguf_lora::read(gguf, found, shape))?;
     Ok(Read { config, modules, report })
 }

@@ -3,6 +3,7 @@
 
 mod arena;
 pub mod config;
+mod entry;
 pub mod lora;
 pub mod module;
 mod packed;

@@ -161,6 +161,11 @@ impl BaseShape {
     }
 }
 
+/// Whether none is NaN or infinite; without stopping at the first, which would take longer.
+pub(crate) fn all_finite(values: &[f32]) -> bool {
+    values.iter().fold(true, |all, v| all & v.is_finite())
+}
+
 /// LoRA on one module: `y += scaling * B (A x)` (Hu et al. 2021, arXiv:2106.09685, eq. 3). On an embedding, `A x` is
 /// the column of A that belongs to the token.
 #[derive(Clone, PartialEq)]
@@ -194,7 +199,7 @@ impl LoraModule {
                 "A has {a} and B {b} weights; rank {r} on a base of [{n}, {k}] needs r K and N r"
             )));
         }
-        if !self.scaling.is_finite() || self.a.iter().chain(&self.b).any(|v| !v.is_finite()) {
+        if !self.scaling.is_finite() || !all_finite(&self.a) || !all_finite(&self.b) {
             return Err(invalid("it holds NaN or infinity; train it again with a smaller learning rate".into()));
         }
         Ok(())

@@ -1,26 +1,29 @@
-//! An adapter as the device holds it: f16 factors, site by site, ranks padded to a multiple of 4.
+//! An adapter as the device holds it: f16 factors, site by site, ranks padded to a multiple of 8.
 //!
 //! The scaling is multiplied into B. A power of two is taken out of each factor, so that f16 neither overflows nor
 //! loses small weights; what rounding is left is at most 2^-11 of a weight.
 
 use half::f16;
-use half::slice::HalfFloatSliceExt;
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 
 use super::lora::Adapter;
 use super::module::{BaseShape, LoraModule, ModulePath, Target};
 use super::site::{SiteKind, sites};
+use crate::parallel;
 
-/// Four f16.
-pub(crate) type Four = [f16; 4];
+/// f16 that a kernel loads at a time; ranks are multiples of it.
+const WIDTH: usize = 8;
+/// As many.
+pub(crate) type Eight = [u16; WIDTH];
 
 /// Where the factors of a site are.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct PackedSite {
-    /// First [`Four`] of A: `[modules * rank, K]`, or `[V, rank]` for the embedding.
+    /// First [`Eight`] of A: `[modules * rank, K]`, or `[V, rank]` for the embedding.
     pub(crate) a: u32,
-    /// First [`Four`] of B: `[N of all modules, rank]`.
+    /// First [`Eight`] of B: `[N of all modules, rank]`.
     pub(crate) b: u32,
-    /// A multiple of 4; 0 where there is nothing.
+    /// A multiple of 8; 0 where there is nothing.
     pub(crate) rank: u32,
     /// Linears of the site.
     pub(crate) modules: u32,
@@ -30,8 +33,10 @@ pub(crate) struct PackedSite {
 
 /// See the module's documentation.
 pub(crate) struct Packed {
-    pub(crate) a: Vec<Four>,
-    pub(crate) b: Vec<Four>,
+    /// Bits of f16, eight an [`Eight`].
+    pub(crate) a: Vec<u16>,
+    /// As [`Self::a`].
+    pub(crate) b: Vec<u16>,
     pub(crate) sites: Vec<PackedSite>,
     /// Of the factors and their places.
     pub(crate) digest: blake3::Hash,
@@ -40,76 +45,94 @@ pub(crate) struct Packed {
 impl Packed {
     /// Packs an adapter that fits `shape`.
     pub(crate) fn new(adapter: &Adapter, shape: &BaseShape) -> Self {
-        let (mut a, mut b, mut packed) = (Vec::new(), Vec::new(), Vec::new());
-        for (kind, layer) in sites(shape.num_hidden_layers) {
-            let path = |&target: &Target| ModulePath { layer, target };
-            let modules: Vec<_> = kind.targets().iter().map(|target| adapter.module(path(target))).collect();
-            packed.push(pack_site(kind, &modules, shape, &mut a, &mut b));
+        let works: Vec<_> =
+            sites(shape.num_hidden_layers).map(|(kind, layer)| Work::new(kind, layer, adapter, shape)).collect();
+        // Zeros: what is not written is padding.
+        let zeros = |len: fn(&Work<'_>) -> usize| vec![0_u16; works.iter().map(len).sum::<usize>() * WIDTH];
+        let (mut a, mut b) = (zeros(|work| work.a_len), zeros(|work| work.b_len));
+        let (mut a_rest, mut b_rest) = (&mut a[..], &mut b[..]);
+        let mut places = Vec::with_capacity(works.len());
+        let (mut a_at, mut b_at) = (0, 0);
+        for work in works {
+            let (own_a, own_b);
+            (own_a, a_rest) = a_rest.split_at_mut(work.a_len * WIDTH);
+            (own_b, b_rest) = b_rest.split_at_mut(work.b_len * WIDTH);
+            places.push((work, [a_at, b_at], own_a, own_b));
+            let (work, ..) = &places[places.len() - 1];
+            (a_at, b_at) = (a_at + work.a_len as u32, b_at + work.b_len as u32);
         }
+        let done = parallel::map(places, |(work, at, a, b)| work.pack(at, (a, b), shape));
         let mut hasher = blake3::Hasher::new();
-        for site in &packed {
+        for (site, hash) in &done {
             hasher.update(format!("{site:?}").as_bytes());
+            hasher.update(hash.as_bytes());
         }
-        hasher.update(bytemuck::cast_slice(&a));
-        hasher.update(bytemuck::cast_slice(&b));
-        Self { a, b, sites: packed, digest: hasher.finalize() }
+        Self { a, b, sites: done.into_iter().map(|(site, _)| site).collect(), digest: hasher.finalize() }
     }
 
     /// Bytes on the device.
     pub(crate) fn bytes(&self) -> u64 {
-        ((self.a.len() + self.b.len()) * size_of::<Four>()) as u64
+        ((self.a.len() + self.b.len()) * size_of::<u16>()) as u64
     }
 }
 
-fn pack_site(
+/// A site to pack.
+struct Work<'a> {
     kind: SiteKind,
-    modules: &[Option<&LoraModule>],
-    shape: &BaseShape,
-    a: &mut Vec<Four>,
-    b: &mut Vec<Four>,
-) -> PackedSite {
-    let present = || modules.iter().flatten();
-    let rank = present().map(|module| module.rank).max().unwrap_or(0).next_multiple_of(4);
-    if rank == 0 {
-        return PackedSite::default();
+    modules: Vec<Option<&'a LoraModule>>,
+    rank: usize,
+    /// In [`Eight`]s.
+    a_len: usize,
+    /// In [`Eight`]s.
+    b_len: usize,
+}
+
+impl<'a> Work<'a> {
+    fn new(kind: SiteKind, layer: Option<usize>, adapter: &'a Adapter, shape: &BaseShape) -> Self {
+        let module = |&target: &Target| adapter.module(ModulePath { layer, target });
+        let modules: Vec<_> = kind.targets().iter().map(module).collect();
+        let rank = modules.iter().flatten().map(|module| module.rank).max().unwrap_or(0).next_multiple_of(WIDTH);
+        let sum = |i: usize| kind.targets().iter().map(|&target| shape.shape(target)[i]).sum::<usize>();
+        Self { kind, modules, rank, a_len: sum(1) * rank / WIDTH, b_len: sum(0) * rank / WIDTH }
     }
-    let a_exponent = exponent(present().flat_map(|module| &module.a).copied());
-    let b_exponent = exponent(present().flat_map(|module| module.b.iter().map(|v| v * module.scaling)));
-    let site = PackedSite {
-        a: a.len() as u32,
-        b: b.len() as u32,
-        rank: rank as u32,
-        modules: modules.len() as u32,
-        weight: power(a_exponent + b_exponent),
-    };
-    for (module, &target) in modules.iter().zip(kind.targets()) {
-        let [n, k] = shape.shape(target);
-        let a_factor = power(-a_exponent);
-        match (module, kind) {
-            (None, _) => a.resize(a.len() + rank * k / 4, Four::default()),
-            (Some(module), SiteKind::EmbedTokens) => {
+
+    /// Fills in the site's factors, which lie at `at`, and hashes them.
+    fn pack(&self, at: [u32; 2], (a, b): (&mut [u16], &mut [u16]), shape: &BaseShape) -> (PackedSite, blake3::Hash) {
+        let rank = self.rank;
+        if rank == 0 {
+            return (PackedSite::default(), blake3::hash(&[]));
+        }
+        let present = || self.modules.iter().flatten();
+        let a_exponent = exponent(present().map(|module| largest(&module.a)));
+        let b_exponent = exponent(present().map(|module| largest(&module.b) * module.scaling.abs()));
+        let (mut a_rest, mut b_rest) = (&mut *a, &mut *b);
+        for (module, &target) in self.modules.iter().zip(self.kind.targets()) {
+            let [n, k] = shape.shape(target);
+            let (own_a, own_b);
+            (own_a, a_rest) = a_rest.split_at_mut(k * rank);
+            (own_b, b_rest) = b_rest.split_at_mut(n * rank);
+            let Some(module) = module else { continue };
+            if self.kind == SiteKind::EmbedTokens {
                 let transposed: Vec<f32> =
                     (0..module.rank * k).map(|i| module.a[i % module.rank * k + i / module.rank]).collect();
-                push_rows(a, &transposed, module.rank, rank, a_factor);
+                put_rows(own_a, &transposed, module.rank, rank, power(-a_exponent));
+            } else {
+                put_rows(own_a, &module.a, k, k, power(-a_exponent));
             }
-            (Some(module), _) => {
-                push_rows(a, &module.a, k, k, a_factor);
-                a.resize(a.len() + (rank - module.rank) * k / 4, Four::default());
-            }
+            put_rows(own_b, &module.b, module.rank, rank, module.scaling * power(-b_exponent));
         }
-        match module {
-            None => b.resize(b.len() + n * rank / 4, Four::default()),
-            Some(module) => push_rows(b, &module.b, module.rank, rank, module.scaling * power(-b_exponent)),
-        }
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(bytemuck::cast_slice(a));
+        hasher.update(bytemuck::cast_slice(b));
+        let [a, b] = at;
+        let (modules, weight) = (self.modules.len() as u32, power(a_exponent + b_exponent));
+        (PackedSite { a, b, rank: rank as u32, modules, weight }, hasher.finalize())
     }
-    site
 }
 
-/// Rows of `width` values, times `factor`, each padded to `padded`, a multiple of 4.
-fn push_rows(to: &mut Vec<Four>, values: &[f32], width: usize, padded: usize, factor: f32) {
-    let first = to.len();
-    to.resize(first + values.len() / width * padded / 4, Four::default());
-    let halves: &mut [f16] = to[first..].as_flattened_mut();
+/// Rows of `width` values, times `factor`, each padded to `padded`.
+fn put_rows(to: &mut [u16], values: &[f32], width: usize, padded: usize, factor: f32) {
+    let halves: &mut [f16] = to.reinterpret_cast_mut();
     let mut scaled = vec![0.0; width];
     for (row, out) in values.chunks_exact(width).zip(halves.chunks_exact_mut(padded)) {
         scaled.iter_mut().zip(row).for_each(|(scaled, value)| *scaled = value * factor);
@@ -117,9 +140,14 @@ fn push_rows(to: &mut Vec<Four>, values: &[f32], width: usize, padded: usize, fa
     }
 }
 
-/// The power of two above the largest of `values`.
-fn exponent(values: impl Iterator<Item = f32>) -> i32 {
-    let largest = values.fold(0.0_f32, |largest, v| largest.max(v.abs()));
+/// The largest magnitude of finite values; their bits are ordered as they are.
+fn largest(values: &[f32]) -> f32 {
+    f32::from_bits(values.iter().fold(0, |largest, v| largest.max(v.abs().to_bits())))
+}
+
+/// The power of two above the largest of some magnitudes.
+fn exponent(magnitudes: impl Iterator<Item = f32>) -> i32 {
+    let largest = magnitudes.fold(0.0, f32::max);
     // Below 2^-100 nothing of it would be left anyway.
     if largest < 1e-30 { 0 } else { largest.log2().floor().clamp(-100.0, 100.0) as i32 + 1 }
 }

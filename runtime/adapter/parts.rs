@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::config::LoraConfig;
-use super::module::{BaseShape, LoraModule, ModulePath};
+use super::module::{BaseShape, LoraModule, ModulePath, all_finite};
 use super::report::{AdapterFormat, Item, LoadReport, ModuleItem, Verdict};
 use super::targets::TargetModule;
 use crate::error::{Error, Result};
+use crate::parallel;
 
 /// One of a module's two factors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +39,9 @@ pub(crate) struct Parts {
     pub(crate) n_bytes: u64,
 }
 
+/// Reads a tensor's numbers; from several threads.
+pub(crate) type Read<'a> = dyn Fn(&Found) -> Result<Vec<f32>> + Sync + 'a;
+
 /// A module's factors as indices into [`Parts::found`].
 type Pair = [Option<usize>; 2];
 
@@ -48,7 +52,7 @@ impl Parts {
     pub(crate) fn assemble(
         mut self,
         shape: &BaseShape,
-        read: &mut dyn FnMut(&Found) -> Result<Vec<f32>>,
+        read: &Read<'_>,
     ) -> Result<(LoraConfig, Vec<LoraModule>, LoadReport)> {
         let targets = self.targets(shape);
         let found = std::mem::take(&mut self.found);
@@ -160,26 +164,33 @@ fn load(
     pairs: &BTreeMap<ModulePath, Pair>,
     targets: &BTreeMap<ModulePath, TargetModule>,
     report: &mut LoadReport,
-    read: &mut dyn FnMut(&Found) -> Result<Vec<f32>>,
+    read: &Read<'_>,
 ) -> Result<Vec<LoraModule>> {
-    let mut modules = Vec::new();
+    let wanted: Vec<_> = pairs
+        .iter()
+        .filter_map(|(path, pair)| match (pair, targets.get(path)) {
+            (&[Some(a), Some(b)], Some(target)) => Some((*path, [a, b], target)),
+            _ => None,
+        })
+        .collect();
+    let factors = parallel::map(wanted, |(path, pair, target)| {
+        let [a, b] = pair.map(|i| read(&found[i]));
+        let module = LoraModule { path, rank: target.rank, a: a?, b: b?, scaling: target.scaling };
+        let bad = [&module.a, &module.b].map(|values| !all_finite(values));
+        let is_zero = module.b.iter().all(|&v| v == 0.0);
+        Ok((module, [0, 1].map(|factor| bad[factor].then_some(pair[factor])), is_zero))
+    });
+    let mut modules = Vec::with_capacity(factors.len());
     let mut zeros = Vec::new();
-    for (&path, pair) in pairs {
-        let (&[Some(a), Some(b)], Some(target)) = (pair, targets.get(&path)) else { continue };
-        let mut factor = |i: usize| -> Result<Vec<f32>> {
-            let values = read(&found[i])?;
-            if !values.iter().all(|v| v.is_finite()) {
-                let item = report.tensors.iter_mut().find(|item| item.name == found[i].name);
-                let reason = "it holds NaN, infinity or numbers beyond f32; train it again";
-                item.into_iter().for_each(|item| *item = Item::refused(&item.name, reason));
-            }
-            Ok(values)
-        };
-        let (a, b) = (factor(a)?, factor(b)?);
-        if b.iter().all(|&v| v == 0.0) {
-            zeros.push(path);
+    for read in factors {
+        let (module, bad, is_zero) = read?;
+        for i in bad.into_iter().flatten() {
+            let item = report.tensors.iter_mut().find(|item| item.name == found[i].name);
+            let reason = "it holds NaN, infinity or numbers beyond f32; train it again";
+            item.into_iter().for_each(|item| *item = Item::refused(&item.name, reason));
         }
-        modules.push(LoraModule { path, rank: target.rank, a, b, scaling: target.scaling });
+        zeros.extend(is_zero.then_some(module.path));
+        modules.push(module);
     }
     if report.refused().next().is_some() {
         return Ok(Vec::new());

@@ -9,74 +9,21 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Tensor};
-use crate::kernels::lora::{Directory, ENTRIES};
+use crate::kernels::lora::{self, Directory, ENTRIES, MORE};
 
 use super::arena::{Arena, Block};
+pub use super::entry::{AdapterState, LoraPass, SetId};
+use super::entry::{Entry, Resident, Set, Source};
 use super::lora::Adapter;
 use super::module::BaseShape;
-use super::packed::{Packed, PackedSite};
+use super::packed::{Eight, Packed, PackedSite};
 use super::report::LoadReport;
-use super::site::{SiteKind, site_count};
+use super::site::site_count;
 
 /// Sets that may be known at once; the first is that without adapters.
 pub const MAX_SETS: usize = 64;
 /// Ranks that the adapters of a set may have together.
 pub const MAX_RANK: u32 = 256;
-
-/// A set of adapters that rows may name.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct SetId(pub(crate) u32);
-
-/// What a pass needs to know of its rows' sets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LoraPass {
-    /// Most elements of a row of u, by [`SiteKind`]; 0 where no row has an adapter.
-    pub u_rows: [u32; 6],
-}
-
-/// Where an adapter comes from when it has to be loaded again.
-pub(crate) enum Source {
-    Path(PathBuf),
-    Memory(Arc<Packed>),
-}
-
-/// An adapter that the registry knows.
-pub struct Entry {
-    source: Source,
-    digest: blake3::Hash,
-    resident: Option<Resident>,
-    /// Sets in use that contain it.
-    pins: u32,
-    last_used: u64,
-    bytes: u64,
-    report: Arc<LoadReport>,
-}
-
-struct Resident {
-    block: Block,
-    sites: Vec<PackedSite>,
-}
-
-/// How an adapter fares.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct AdapterState {
-    /// Its id.
-    pub id: String,
-    /// Bytes on the device when it is there.
-    pub n_bytes: u64,
-    /// It is there.
-    pub resident: bool,
-    /// A session uses it, so it stays.
-    pub pinned: bool,
-}
-
-struct Set {
-    adapters: Vec<(String, f32)>,
-    users: u32,
-    last_used: u64,
-    digest: [u8; 32],
-    pass: LoraPass,
-}
 
 /// See the module's documentation.
 pub struct Registry {
@@ -92,7 +39,7 @@ impl Registry {
     /// For passes of up to `rows` rows over a base of `shape`; `budget` in bytes.
     pub fn new(gpu: &Gpu, shape: BaseShape, rows: usize, budget: u64) -> Self {
         let directory = Directory {
-            rows: rows.next_multiple_of(2) as u32,
+            rows: rows.next_multiple_of(4) as u32,
             sets: MAX_SETS as u32,
             sites: site_count(shape.num_hidden_layers) as u32,
         };
@@ -121,7 +68,7 @@ impl Registry {
         }
         let packed = Arc::new(Packed::new(adapter, &self.shape));
         self.check_ranks(id, &packed)?;
-        self.remove(id)?;
+        let before = self.take(id);
         let entry = Entry {
             digest: packed.digest,
             bytes: packed.bytes(),
@@ -135,6 +82,8 @@ impl Registry {
         let sent = self.send(gpu, id, &packed);
         if sent.is_err() {
             self.entries.remove(id);
+            // It comes back to the device when it is next used.
+            self.entries.extend(before.map(|before| (id.to_string(), before)));
         }
         sent
     }
@@ -157,11 +106,18 @@ impl Registry {
         if self.entries.get(id).is_some_and(|entry| entry.pins > 0) {
             return Err(in_use(id));
         }
+        self.take(id);
+        Ok(())
+    }
+
+    /// Takes out an unused adapter, off the device.
+    fn take(&mut self, id: &str) -> Option<Entry> {
         self.forget_sets(id);
-        if let Some(Resident { block, .. }) = self.entries.remove(id).and_then(|entry| entry.resident) {
+        let mut entry = self.entries.remove(id)?;
+        if let Some(Resident { block, .. }) = entry.resident.take() {
             self.arena.free(block);
         }
-        Ok(())
+        Some(entry)
     }
 
     /// The adapters, by id.
@@ -236,11 +192,14 @@ impl Registry {
     }
 
     /// What a pass over rows of these sets needs; `None` when none has adapters.
-    pub fn pass(&self, sets: impl Iterator<Item = SetId>) -> Option<LoraPass> {
-        let known = sets.filter_map(|id| self.sets[id.0 as usize].as_ref());
-        known
-            .map(|set| set.pass)
-            .reduce(|a, b| LoraPass { u_rows: std::array::from_fn(|kind| a.u_rows[kind].max(b.u_rows[kind])) })
+    pub fn pass(&self, mut sets: impl Iterator<Item = SetId>) -> Option<LoraPass> {
+        let first = sets.next()?;
+        let pass = |id: SetId| self.sets[id.0 as usize].as_ref().map(|set| set.pass.clone()).unwrap_or_default();
+        let joined = sets.filter(|id| *id != first).fold(pass(first), |a, b| LoraPass {
+            u_rows: std::array::from_fn(|kind| a.u_rows[kind].max(pass(b).u_rows[kind])),
+            alone: None,
+        });
+        (joined.u_rows != [0; 6]).then_some(joined)
     }
 
     /// Tells the device which sets the rows of the next pass use.
@@ -330,25 +289,35 @@ impl Registry {
         adapters.iter().filter_map(placed)
     }
 
-    fn write_set(&self, gpu: &Gpu, index: usize) {
+    fn write_set(&mut self, gpu: &Gpu, index: usize) {
         let (Some(set), Some((a, b, _))) = (&self.sets[index], self.arena.tensors()) else { return };
-        let words = self.directory.set_words() as usize;
-        let (mut for_a, mut for_b) = (vec![0_u32; words], vec![0_u32; words]);
+        let entries = ENTRIES as usize;
+        let (mut for_a, mut for_b) = (Vec::new(), Vec::new());
         let (a_first, b_first) = self.arena.first();
         for site in 0..self.directory.sites as usize {
+            let start = for_a.len();
             let mut before = 0;
-            for (i, (place, block, weight)) in self.placed(&set.adapters, site).enumerate() {
-                let at = (site * ENTRIES as usize + i) * 4;
+            for (place, block, weight) in self.placed(&set.adapters, site) {
                 let rows = place.rank * place.modules;
                 let weight = (weight * place.weight).to_bits();
-                for_a[at..at + 4].copy_from_slice(&[a_first + block.a + place.a, rows, weight, before]);
-                for_b[at..at + 4].copy_from_slice(&[b_first + block.b + place.b, place.rank, weight, before]);
+                for_a.push([a_first + block.a + place.a, rows, weight, before]);
+                for_b.push([b_first + block.b + place.b, place.rank, weight, before]);
                 before += rows;
             }
+            for list in [&mut for_a, &mut for_b] {
+                let end = list.len();
+                list[start..end].iter_mut().rev().skip(1).for_each(|entry: &mut lora::Entry| entry[1] |= MORE);
+                list.resize(start + entries, lora::Entry::default());
+            }
         }
-        let offset = (u64::from(self.directory.rows) + index as u64 * words as u64) * 4;
+        let offset = (u64::from(self.directory.rows) + index as u64 * u64::from(self.directory.set_words())) * 4;
         gpu.write(a, offset, &for_a);
         gpu.write(b, offset, &for_b);
+        let firsts = for_a.into_iter().zip(for_b).step_by(entries).map(|(a, b)| [a, b]);
+        let alone = (set.adapters.len() == 1).then(|| firsts.collect());
+        if let Some(set) = &mut self.sets[index] {
+            set.pass.alone = alone;
+        }
     }
 
     fn make_resident(&mut self, gpu: &Gpu, id: &str) -> Result<()> {
@@ -369,7 +338,14 @@ impl Registry {
 
     /// Sends factors to the device, making room if need be.
     fn send(&mut self, gpu: &Gpu, id: &str, packed: &Packed) -> Result<()> {
-        let (a, b) = (packed.a.len() as u32, packed.b.len() as u32);
+        let (a, b) = [&packed.a, &packed.b].map(|factors| (factors.len() / Eight::default().len()) as u32).into();
+        let (needed_bytes, budget_bytes) = (packed.bytes(), self.arena.budget());
+        let full = || Error::AdapterBudget { id: id.to_string(), needed_bytes, budget_bytes };
+        // Nobody makes room in vain.
+        let staying = self.entries.values().filter(|entry| entry.pins > 0 && entry.resident.is_some());
+        if staying.map(|entry| entry.bytes).sum::<u64>() + needed_bytes > budget_bytes {
+            return Err(full());
+        }
         let block = loop {
             if let Some(block) = self.arena.allocate(a, b) {
                 break block;
@@ -377,17 +353,13 @@ impl Registry {
             if self.arena.can_make_room(a, b) {
                 self.move_arena(gpu, a, b)?;
             } else if !self.evict(id) {
-                return Err(Error::AdapterBudget {
-                    id: id.to_string(),
-                    needed_bytes: packed.bytes(),
-                    budget_bytes: self.arena.budget(),
-                });
+                return Err(full());
             }
         };
         if let Some((a, b, _)) = self.arena.tensors() {
             let (a_first, b_first) = self.arena.first();
-            gpu.write(a, u64::from(a_first + block.a) * 8, bytemuck::cast_slice::<_, [u8; 8]>(&packed.a));
-            gpu.write(b, u64::from(b_first + block.b) * 8, bytemuck::cast_slice::<_, [u8; 8]>(&packed.b));
+            gpu.write(a, u64::from(a_first + block.a) * 16, &packed.a);
+            gpu.write(b, u64::from(b_first + block.b) * 16, &packed.b);
         }
         self.clock += 1;
         if let Some(entry) = self.entries.get_mut(id) {
@@ -427,11 +399,6 @@ impl Registry {
         self.arena.rebuild(gpu, a, b, &mut blocks)?;
         (1..MAX_SETS).for_each(|index| self.write_set(gpu, index));
         Ok(())
-    }
-
-    /// Largest u of any set, in elements of a row.
-    pub const fn most_u_rows(kind: SiteKind) -> u32 {
-        kind.targets().len() as u32 * MAX_RANK
     }
 }
 

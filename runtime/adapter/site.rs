@@ -1,6 +1,7 @@
 //! Sites: the groups of linears with one input, whose LoRA is computed together.
 
 use super::module::Target;
+use super::registry::MAX_RANK;
 
 /// A group of linears with the same input, in the order a pass meets them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +34,11 @@ impl SiteKind {
             Self::LmHead => &[Target::LmHead],
             Self::EmbedTokens => &[Target::EmbedTokens],
         }
+    }
+
+    /// Largest u of any set, in elements of a row.
+    pub(crate) const fn most_u_rows(self) -> u32 {
+        self.targets().len() as u32 * MAX_RANK
     }
 
     /// The site's number in a model of `layers` layers; `layer` is 0 for the head and the embedding.

@@ -4,10 +4,12 @@ use std::fmt;
 use std::io::{self, Write};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use minijinja::value::{Kwargs, ValueKind};
+use minijinja::value::{Kwargs, Tuple, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Output, State, Value, escape_formatter};
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
+
+use super::budget;
 
 /// Adds `raise_exception`, `strftime_now` and Python's `tojson`.
 pub(super) fn add(environment: &mut Environment<'static>) {
@@ -31,6 +33,7 @@ fn print(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error
     if !matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable | ValueKind::Map) {
         return escape_formatter(out, state, value);
     }
+    let value = &budget::own(state, value.clone())?;
     let mut text = Bounded { bytes: Vec::new(), left: bytes_left(state) };
     repr(value, &mut text)?;
     let text = String::from_utf8(text.bytes).map_err(|_| ErrorKind::BadSerialization)?;
@@ -40,9 +43,11 @@ fn print(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error
 /// Python's spelling of `value`, item by item: the engine's own goes through all items even when there is no room.
 fn repr(value: &Value, out: &mut Bounded) -> Result<(), Error> {
     let put = |out: &mut Bounded, text: fmt::Arguments| out.write_fmt(text).map_err(|_| ErrorKind::OutOfFuel.into());
+    let is_tuple = value.downcast_object_ref::<Tuple>().is_some();
     let (open, close, is_map) = match value.kind() {
-        ValueKind::Map => ('{', '}', true),
-        ValueKind::Seq | ValueKind::Iterable => ('[', ']', false),
+        ValueKind::Map => ("{", "}", true),
+        ValueKind::Seq if is_tuple => ("(", if value.len() == Some(1) { ",)" } else { ")" }, false),
+        ValueKind::Seq | ValueKind::Iterable => ("[", "]", false),
         _ => return put(out, format_args!("{value:?}")),
     };
     put(out, format_args!("{open}"))?;

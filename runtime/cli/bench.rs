@@ -1,4 +1,6 @@
-//! `epiphyte bench`: prompt and decode speed, and what they cost the device.
+//! `epiphyte bench`: prompt and decode speed, what they cost the device, and what adapters cost.
+
+mod adapters;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -8,8 +10,9 @@ use std::time::Instant;
 use clap::Args;
 use serde::Serialize;
 
+use super::adapter::{AdapterArgs, Adapters};
 use super::{ModelArgs, SamplingArgs, output};
-use crate::engine::{Engine, GenerateOptions, Sampling, Session, generate_batch};
+use crate::engine::{Change, Engine, EngineOptions, GenerateOptions, Sampling, Session, generate_batch};
 use crate::error::{Error, Result};
 use crate::gpu::GpuOptions;
 use crate::kernels::bandwidth;
@@ -33,6 +36,14 @@ pub(super) struct BenchArgs {
     /// Sequences to decode in one batch
     #[arg(long, value_name = "N", default_value_t = 1)]
     sequences: usize,
+    #[command(flatten)]
+    adapters: AdapterArgs,
+    /// Make K random adapters on every linear of the layers; sequence i runs under number i mod K
+    #[arg(long = "adapters", value_name = "K", conflicts_with = "adapters")]
+    random_adapters: Option<usize>,
+    /// Rank of the random adapters
+    #[arg(long, value_name = "R", default_value_t = 16, requires = "random_adapters")]
+    rank: usize,
     #[command(flatten)]
     sampling: SamplingArgs,
     /// Print one JSON object
@@ -59,23 +70,30 @@ struct Report {
     dispatch_gap_seconds: f64,
     load_seconds: f64,
     load_to_first_token_seconds: f64,
+    adapters: Adapters,
+    /// Null without random ones.
+    random_adapters: Option<adapters::Report>,
     device_bytes: u64,
     peak_host_bytes: Option<u64>,
 }
 
+/// Bytes for adapters: what two bindings of the largest size hold.
+const ADAPTER_BUDGET: u64 = 256 << 20;
+
 pub(super) fn run(args: &BenchArgs, gpu: GpuOptions) -> Result<()> {
     let sampling = args.sampling.sampling()?;
-    for (name, n) in [("prompt", args.prompt), ("max-tokens", args.max_tokens), ("sequences", args.sequences)] {
-        if n == 0 {
-            return Err(Error::InvalidArgument { name, reason: "0 is too few to measure; give at least 1".into() });
-        }
-    }
+    check(args)?;
     let start = Instant::now();
-    let engine = args.model.open(gpu)?;
+    let engine = args.model.open_with(EngineOptions { gpu, adapter_budget: ADAPTER_BUDGET, ..Default::default() })?;
     let load_seconds = start.elapsed().as_secs_f64();
-    let mut bench = Bench { engine, random: 0, sampling };
+    let mut bench = Bench { engine, random: 0, sampling, sets: Vec::new(), rank: 0 };
     bench.decode(1, 1)?;
     let load_to_first_token_seconds = start.elapsed().as_secs_f64();
+    let adapters = Adapters::load(&args.adapters, &bench.engine)?;
+    bench.sets.extend(adapters.set());
+    if let Some(count) = args.random_adapters {
+        bench.make_adapters(count, args.rank)?;
+    }
     let (prompt_seconds, prompt_repeats) = bench.median("prompt", |bench| bench.prompt(args.prompt))?;
     let before = bench.counters();
     let (decode_seconds, decode_repeats) =
@@ -84,6 +102,8 @@ pub(super) fn run(args: &BenchArgs, gpu: GpuOptions) -> Result<()> {
     let runs = (decode_repeats + 1) as f64;
     let [dispatches_per_token, bytes_per_token] =
         [0, 1].map(|i| (bench.counters()[i] - before[i]) as f64 / (runs * decoded));
+    let cost = |_| bench.adapters(args.sequences, args.max_tokens, decoded / decode_seconds);
+    let random_adapters = args.random_adapters.map(cost).transpose()?;
     let (device_bytes, gpu) = (bench.engine.gpu().allocated_bytes(), bench.engine.gpu());
     let read_bandwidth = bandwidth::measure_read(gpu)?;
     let report = Report {
@@ -102,46 +122,77 @@ pub(super) fn run(args: &BenchArgs, gpu: GpuOptions) -> Result<()> {
         dispatch_gap_seconds: bandwidth::measure_dispatch(gpu)?,
         load_seconds,
         load_to_first_token_seconds,
+        adapters,
+        random_adapters,
         device_bytes,
         peak_host_bytes: output::peak_host_bytes(),
     };
     if args.json { output::json(&report) } else { print(&report) }
 }
 
+/// Errors: [`Error::InvalidArgument`], before a model is loaded in vain.
+fn check(args: &BenchArgs) -> Result<()> {
+    let counts = [
+        ("prompt", args.prompt),
+        ("max-tokens", args.max_tokens),
+        ("sequences", args.sequences),
+        ("adapters", args.random_adapters.unwrap_or(1)),
+        ("rank", args.rank),
+    ];
+    match counts.into_iter().find(|(_, n)| *n == 0) {
+        Some((name, _)) => {
+            Err(Error::InvalidArgument { name, reason: "0 is too few to measure; give at least 1".into() })
+        }
+        None => Ok(()),
+    }
+}
+
 struct Bench {
     engine: Arc<Engine>,
     random: u64,
     sampling: Sampling,
+    /// Sequence i runs under number i modulo their number; none is the base alone.
+    sets: Vec<Set>,
+    /// Of random adapters.
+    rank: usize,
 }
 
+/// Adapters with their weights.
+type Set = Vec<(String, f32)>;
+
 impl Bench {
-    /// Tokens that no earlier prompt began with: a repeated one would be reused, not computed.
-    fn session(&mut self, tokens: usize) -> Result<Session> {
+    /// A session for sequence `index`. Tokens that no earlier prompt began with: a repeated one would be reused, not
+    /// computed.
+    fn session(&mut self, index: usize, tokens: usize) -> Result<Session> {
         let vocab = self.engine.base().tokenizer.vocab_size().max(1) as u64;
         let ids: Vec<u32> = (0..tokens).map(|_| (split_mix(&mut self.random) % vocab) as u32).collect();
         let mut session = self.engine.session();
         session.push_tokens(&ids)?;
+        if !self.sets.is_empty() {
+            let set = &self.sets[index % self.sets.len()];
+            let adapters: Vec<(&str, f32)> = set.iter().map(|(id, weight)| (id.as_str(), *weight)).collect();
+            session.set_adapters(&Change { adapters: &adapters, ..Change::default() })?;
+        }
         Ok(session)
     }
 
     /// Seconds for a prompt. The last token of a session waits for the first decode step, so there is one more.
     fn prompt(&mut self, tokens: usize) -> Result<f64> {
-        let mut session = self.session(tokens + 1)?;
+        let mut session = self.session(0, tokens + 1)?;
         let start = Instant::now();
         session.prefill(&AtomicBool::new(false))?;
         self.engine.gpu().wait(None)?;
         Ok(start.elapsed().as_secs_f64())
     }
 
+    fn options(&self, max_tokens: usize) -> GenerateOptions {
+        GenerateOptions { max_tokens, ignore_eos: true, sampling: self.sampling.clone(), ..Default::default() }
+    }
+
     /// Seconds to decode `tokens` tokens of each sequence.
     fn decode(&mut self, sequences: usize, tokens: usize) -> Result<f64> {
-        let mut sessions = (0..sequences).map(|_| self.session(1)).collect::<Result<Vec<_>>>()?;
-        let options = GenerateOptions {
-            max_tokens: tokens,
-            ignore_eos: true,
-            sampling: self.sampling.clone(),
-            ..Default::default()
-        };
+        let mut sessions = (0..sequences).map(|i| self.session(i, 1)).collect::<Result<Vec<_>>>()?;
+        let options = self.options(tokens);
         let start = Instant::now();
         let batch = sessions.iter_mut().map(|session| (session, options.clone())).collect();
         generate_batch(batch, |_, _| ControlFlow::Continue(()))?;
@@ -204,6 +255,9 @@ fn print(report: &Report) -> Result<()> {
     ))?;
     output::line(&format!("bandwidth  {percent:.1} % of {:.1} GB/s", r.read_bandwidth / 1e9))?;
     output::line(&format!("dispatch   {:.1} µs each, dependent", r.dispatch_gap_seconds * 1e6))?;
+    if let Some(adapters) = &r.random_adapters {
+        adapters.print()?;
+    }
     output::line(&format!(
         "load       {:.2} s, {:.2} s to the first token",
         r.load_seconds, r.load_to_first_token_seconds

@@ -5,13 +5,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::Args;
 
+use super::adapter::{AdapterArgs, Adapters, Weighted};
 use super::{ModelArgs, SamplingArgs, generate, output};
 use crate::chat::Message;
 use crate::engine::{CancelToken, Engine, FinishReason, GenerateOptions, Session};
 use crate::error::{Error, Result};
 use crate::gpu::GpuOptions;
 
-const HELP: &str = "/reset  forget the conversation\n/quit   leave; so do Ctrl-D and Ctrl-C\n/help   this\n\
+const HELP: &str = "/reset                 forget the conversation\n\
+                    /adapter PATH[=WEIGHT] go on with this LoRA adapter alone\n\
+                    /adapter off           go on without adapters\n\
+                    /quit                  leave; so do Ctrl-D and Ctrl-C\n\
+                    /help                  this\n\
                     Ctrl-C while the model answers stops the answer.";
 const FULL: &str = "The conversation fills the context. /reset starts a new one.";
 
@@ -20,6 +25,8 @@ const FULL: &str = "The conversation fills the context. /reset starts a new one.
 pub(super) struct ChatArgs {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    adapters: AdapterArgs,
     /// The system message
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
@@ -41,6 +48,7 @@ pub(super) fn run(args: &ChatArgs, gpu: GpuOptions) -> Result<()> {
     }
     let system: Vec<Message> = args.system.iter().map(|text| Message::new("system", text)).collect();
     let (mut session, mut messages) = (engine.session(), system.clone());
+    Adapters::load(&args.adapters, &engine)?.apply(&mut session)?;
     loop {
         if terminal {
             output::prompt("> ");
@@ -51,6 +59,14 @@ pub(super) fn run(args: &ChatArgs, gpu: GpuOptions) -> Result<()> {
             "/quit" => break,
             "/help" => output::note(HELP),
             "/reset" => messages.clone_from(&system),
+            command if command.split(' ').next() == Some("/adapter") => {
+                // The conversation goes on with the adapters it had if these can't be had.
+                if let Err(error) =
+                    change_adapter(&mut session, command["/adapter".len()..].trim(), args.adapters.force)
+                {
+                    output::note(&format!("error: {error}"));
+                }
+            }
             command if command.starts_with('/') => output::note("There is no such command; /help lists them."),
             text => {
                 messages.push(Message::new("user", text));
@@ -59,6 +75,16 @@ pub(super) fn run(args: &ChatArgs, gpu: GpuOptions) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Changes the adapter of the conversation, which is then read again under the new one.
+fn change_adapter(session: &mut Session, adapter: &str, force: bool) -> Result<()> {
+    let adapters = match adapter {
+        "" => return Err(Error::InvalidArgument { name: "/adapter", reason: "give a path, or `off`".into() }),
+        "off" => Adapters::default(),
+        path => Adapters(vec![Weighted::parse(path.into()).load(session.engine(), force)?]),
+    };
+    adapters.apply(session)
 }
 
 /// Answers the last message. One that can't be answered leaves the conversation as it was.

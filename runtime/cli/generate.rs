@@ -7,6 +7,7 @@ use std::time::Instant;
 use clap::Args;
 use serde::Serialize;
 
+use super::adapter::{AdapterArgs, Adapters};
 use super::{ModelArgs, SamplingArgs, output};
 use crate::chat::Message;
 use crate::engine::{FinishReason, GenerateOptions, Session};
@@ -18,6 +19,8 @@ use crate::gpu::GpuOptions;
 pub(super) struct GenerateArgs {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    adapters: AdapterArgs,
     /// The text to continue; `-` reads standard input
     #[arg(short, long, value_name = "TEXT")]
     prompt: String,
@@ -57,6 +60,7 @@ struct Report {
     ids: Vec<u32>,
     text: String,
     finish_reason: Option<FinishReason>,
+    adapters: Adapters,
     device: String,
     /// Tokens a second; null when there was too little to measure.
     prompt_tps: Option<f64>,
@@ -91,6 +95,8 @@ pub(super) fn run(args: &GenerateArgs, gpu: GpuOptions) -> Result<()> {
     let engine = args.model.open(gpu)?;
     let load_seconds = start.elapsed().as_secs_f64();
     let mut session = engine.session();
+    let adapters = Adapters::load(&args.adapters, &engine)?;
+    adapters.apply(&mut session)?;
     let shown = push(&mut session, args, prompt)?.filter(|_| args.show_prompt);
     if let Some(prompt) = shown.as_ref().filter(|_| !args.json) {
         output::text(prompt)?;
@@ -117,6 +123,7 @@ pub(super) fn run(args: &GenerateArgs, gpu: GpuOptions) -> Result<()> {
         ids: answer.ids,
         text: answer.text,
         finish_reason: answer.finish_reason,
+        adapters,
         device: engine.gpu().description(),
         load_seconds,
         device_bytes: engine.gpu().allocated_bytes(),
@@ -190,6 +197,9 @@ pub(super) fn rate(count: usize, seconds: f64) -> Option<f64> {
 fn note_stats(report: &Report) {
     let tps = |rate: Option<f64>| rate.map_or_else(|| "-".into(), |rate| format!("{rate:.1} tokens/s"));
     output::note(&format!("device   {}", report.device));
+    if !report.adapters.0.is_empty() {
+        output::note(&format!("adapters {}", report.adapters.line()));
+    }
     output::note(&format!("prompt   {} tokens, {}", report.prompt_ids.len(), tps(report.prompt_tps)));
     output::note(&format!("decode   {} tokens, {}", report.ids.len(), tps(report.decode_tps)));
     let (load, first) = (report.load_seconds, report.first_token_seconds);

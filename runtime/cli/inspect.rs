@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::output;
 use crate::chat::ChatTemplate;
+use crate::engine::base;
 use crate::error::Result;
 use crate::format::gguf::Gguf;
 use crate::model::config::ModelConfig;
@@ -18,6 +19,9 @@ use crate::tokenizer::{Tokenizer, TokenizerSpec};
 pub(super) struct InspectArgs {
     /// Model file (GGUF; of several shards the first)
     file: PathBuf,
+    /// Hash every byte of the weights, too
+    #[arg(long)]
+    full_hash: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -37,6 +41,10 @@ struct Report {
     tokenizer: Option<TokenizerReport>,
     chat_template: &'static str,
     ignored_tensors: Vec<String>,
+    /// What adapters and sessions name their base by: over samples of the weights. Null when refused.
+    fingerprint: Option<String>,
+    /// Over all of the weights; null unless asked for.
+    full_hash: Option<String>,
     /// Why the file can't be run; empty when it can.
     refused: Vec<String>,
 }
@@ -79,11 +87,11 @@ struct TokenizerReport {
 }
 
 pub(super) fn run(args: &InspectArgs) -> Result<()> {
-    let report = inspect(&Gguf::open(&args.file)?);
+    let report = inspect(&Gguf::open(&args.file)?, args.full_hash);
     if args.json { output::json(&report) } else { print(&report) }
 }
 
-fn inspect(gguf: &Gguf) -> Report {
+fn inspect(gguf: &Gguf, full: bool) -> Report {
     let mut refused = Vec::new();
     let config = keep(ModelConfig::from_gguf(gguf), &mut refused);
     if let Some(config) = &config {
@@ -103,6 +111,8 @@ fn inspect(gguf: &Gguf) -> Report {
         report
     });
     let text = |key: &str| gguf.find::<&str>(key).ok().flatten().map(String::from);
+    let template = gguf.find::<&str>("tokenizer.chat_template").ok().flatten();
+    let full_hash = config.as_ref().filter(|_| full).map(|config| hash(gguf, config, template));
     Report {
         file: gguf.path().into(),
         gguf_version: gguf.version(),
@@ -113,8 +123,10 @@ fn inspect(gguf: &Gguf) -> Report {
         parameters: gguf.tensors().map(|tensor| tensor.n_weights() as u64).sum(),
         types: types(gguf),
         tokenizer,
-        chat_template: template(gguf, &mut refused),
+        chat_template: check_template(gguf, &mut refused),
         ignored_tensors: gguf.ignored().map(String::from).collect(),
+        fingerprint: config.as_ref().map(|config| base::fingerprint(gguf, config, template)),
+        full_hash,
         refused,
     }
 }
@@ -124,7 +136,16 @@ fn keep<T>(result: Result<T>, refused: &mut Vec<String>) -> Option<T> {
     result.map_err(|error| refused.push(error.to_string())).ok()
 }
 
-fn template(gguf: &Gguf, refused: &mut Vec<String>) -> &'static str {
+/// The full hash, with a progress bar.
+fn hash(gguf: &Gguf, config: &ModelConfig, template: Option<&str>) -> String {
+    let all = gguf.tensors().map(|tensor| tensor.n_bytes() as u64).sum();
+    let bar = output::bar(all, "hashing {bar:30} {bytes}/{total_bytes}");
+    let hash = base::full_hash(gguf, config, template, &mut |done| bar.set_position(done));
+    bar.finish_and_clear();
+    hash
+}
+
+fn check_template(gguf: &Gguf, refused: &mut Vec<String>) -> &'static str {
     match keep(gguf.find::<&str>("tokenizer.chat_template"), refused) {
         Some(None) => "absent, ChatML is used",
         Some(Some(source)) if keep(ChatTemplate::new(Some(source), "", ""), refused).is_some() => "present",
@@ -190,6 +211,12 @@ fn print(report: &Report) -> Result<()> {
         output::line(&format!("tokenizer      {} ({pre}), {} tokens, {} merges", t.model, t.tokens, t.merges))?;
     }
     output::line(&format!("chat template  {}", report.chat_template))?;
+    if let Some(fingerprint) = &report.fingerprint {
+        output::line(&format!("fingerprint    {fingerprint} (sampled)"))?;
+    }
+    if let Some(hash) = &report.full_hash {
+        output::line(&format!("full hash      {hash}"))?;
+    }
     for tensor in &report.ignored_tensors {
         output::line(&format!("ignored        {tensor}"))?;
     }

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0, 1 for a failure, 2 for bad use. With `--json` stdout holds exactly one object, or nothing after an error.
 
+mod adapter;
 mod bench;
 mod chat;
 mod doctor;
@@ -43,6 +44,7 @@ enum Command {
     Chat(chat::ChatArgs),
     Perplexity(perplexity::PerplexityArgs),
     Bench(bench::BenchArgs),
+    Adapter(adapter::AdapterCommandArgs),
     Inspect(inspect::InspectArgs),
     Train(Box<train::TrainArgs>),
     Eval(eval::EvalArgs),
@@ -153,6 +155,7 @@ pub fn run() -> ExitCode {
         Command::Chat(args) => chat::run(&args, gpu),
         Command::Perplexity(args) => perplexity::run(&args, gpu),
         Command::Bench(args) => bench::run(&args, gpu),
+        Command::Adapter(args) => adapter::run(&args, gpu),
         Command::Inspect(args) => inspect::run(&args),
         Command::Train(args) => train::run(&args, gpu),
         Command::Eval(args) => eval::run(&args, gpu),

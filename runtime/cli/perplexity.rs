@@ -10,6 +10,7 @@ use std::time::Instant;
 use clap::Args;
 use serde::Serialize;
 
+use super::adapter::{AdapterArgs, Adapters};
 use super::{ModelArgs, output};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
@@ -21,6 +22,8 @@ use crate::tokenizer::EncodeOptions;
 pub(super) struct PerplexityArgs {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    adapters: AdapterArgs,
     /// The text, UTF-8
     #[arg(short, long)]
     file: PathBuf,
@@ -43,6 +46,7 @@ struct Report {
     windows: usize,
     /// Mean negative log-likelihood of each window, in nats a token.
     window_nll: Vec<f64>,
+    adapters: Adapters,
     device: String,
     seconds: f64,
 }
@@ -54,6 +58,7 @@ pub(super) fn run(args: &PerplexityArgs, gpu: GpuOptions) -> Result<()> {
     }
     let text = read(&args.file)?;
     let engine = ModelArgs { file: args.model.file.clone(), context: Some(args.window) }.open(gpu)?;
+    let adapters = Adapters::load(&args.adapters, &engine)?;
     let start = Instant::now();
     let ids = engine.base().tokenizer.encode(&text, EncodeOptions::default())?;
     let windows = (ids.len() / args.window).min(args.chunks.unwrap_or(usize::MAX));
@@ -64,7 +69,7 @@ pub(super) fn run(args: &PerplexityArgs, gpu: GpuOptions) -> Result<()> {
     let bar = output::bar(windows as u64, "{pos}/{len} windows {bar:30} perplexity {msg} ({eta} left)");
     let mut window_nll = Vec::with_capacity(windows);
     for window in ids.chunks_exact(args.window).take(windows) {
-        window_nll.push(nll(&engine, window)?);
+        window_nll.push(nll(&engine, &adapters, window)?);
         bar.set_message(format!("{:.4}", perplexity(&window_nll)));
         bar.inc(1);
     }
@@ -74,6 +79,7 @@ pub(super) fn run(args: &PerplexityArgs, gpu: GpuOptions) -> Result<()> {
         tokens: windows * scores(args.window),
         windows,
         window_nll,
+        adapters,
         device: engine.gpu().description(),
         seconds: start.elapsed().as_secs_f64(),
     };
@@ -95,13 +101,14 @@ fn perplexity(window_nll: &[f64]) -> f64 {
 }
 
 /// Mean negative log-likelihood of the second half of `window`.
-fn nll(engine: &Arc<Engine>, window: &[u32]) -> Result<f64> {
+fn nll(engine: &Arc<Engine>, adapters: &Adapters, window: &[u32]) -> Result<f64> {
     let tokenizer = &engine.base().tokenizer;
     let mut ids = window.to_vec();
     if let (Some(first), Some(bos)) = (ids.first_mut(), tokenizer.bos().filter(|_| tokenizer.add_bos())) {
         *first = bos;
     }
     let mut session = engine.session();
+    adapters.apply(&mut session)?;
     // The last token is predicted, it predicts none.
     session.push_tokens(&ids[..ids.len() - 1])?;
     let mut sum = 0.0;

@@ -8,8 +8,8 @@ use serde::Serialize;
 use crate::adapter::registry::AdapterState;
 use crate::adapter::{Adapter, LoadReport};
 use crate::error::{Error, Result};
+use crate::parallel;
 
-use super::generate::Generation;
 use super::{Engine, Session};
 
 /// What becomes of the transcript when a session's adapters change.
@@ -77,10 +77,13 @@ impl Engine {
     /// As [`Engine::add_adapter`] without asking which base it was made for.
     pub(crate) fn insert_adapter(&self, id: &str, adapter: &Adapter, path: Option<&Path>) -> Result<Arc<LoadReport>> {
         let shape = self.base.adapter_shape();
-        adapter.modules.iter().try_for_each(|module| module.check(&shape))?;
+        parallel::map(adapter.modules.iter().collect(), |module| module.check(&shape))
+            .into_iter()
+            .collect::<Result<()>>()?;
         let mut executor = self.executor();
-        executor.registry.insert(&self.gpu, id, adapter, path.map(Path::to_path_buf))?;
+        let inserted = executor.registry.insert(&self.gpu, id, adapter, path.map(Path::to_path_buf));
         executor.adapters_moved(&self.gpu)?;
+        inserted?;
         self.gpu.check()?;
         Ok(executor.registry.report(id).unwrap_or_default())
     }
@@ -145,10 +148,17 @@ impl Session {
         let engine = Arc::clone(&self.engine);
         let mut executor = engine.executor();
         if adapters == executor.registry.adapters(self.set) {
+            drop(executor);
+            if self.mixed && change.history == History::Recompute {
+                self.forget_kv();
+            }
             return Ok(());
         }
-        let set = executor.registry.acquire(&engine.gpu, &adapters)?;
-        if let Err(error) = executor.adapters_moved(&engine.gpu) {
+        let acquired = executor.registry.acquire(&engine.gpu, &adapters);
+        // The first of a set's adapters may have moved the buffers before the second failed.
+        let moved = executor.adapters_moved(&engine.gpu);
+        let set = acquired?;
+        if let Err(error) = moved {
             executor.registry.release(set);
             return Err(error);
         }
@@ -165,14 +175,5 @@ impl Session {
     /// Its adapters and their weights.
     pub fn adapters(&self) -> Vec<(String, f32)> {
         self.engine.executor().registry.adapters(self.set).to_vec()
-    }
-}
-
-impl Generation<'_> {
-    /// Changes the adapters of sequence `index` between two tokens; see [`Session::set_adapters`].
-    ///
-    /// Errors: as [`Session::set_adapters`]; [`Error::InvalidArgument`] for a sequence that is not there.
-    pub fn set_adapters(&mut self, index: usize, change: &Change<'_>) -> Result<()> {
-        self.session_for_change(index)?.set_adapters(change)
     }
 }

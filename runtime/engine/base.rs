@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::adapter::BaseShape;
 use crate::chat::ChatTemplate;
 use crate::error::Result;
+use crate::format::TensorView;
 use crate::format::gguf::Gguf;
 use crate::gpu::Gpu;
 use crate::model::config::ModelConfig;
@@ -58,46 +59,67 @@ impl Base {
 impl Base {
     /// What an adapter has to fit.
     pub fn adapter_shape(&self) -> BaseShape {
-        let config = &self.config;
-        BaseShape {
-            num_hidden_layers: config.num_hidden_layers,
-            hidden_size: config.hidden_size,
-            intermediate_size: config.intermediate_size,
-            q_size: config.num_attention_heads * config.head_dim,
-            kv_size: config.num_key_value_heads * config.head_dim,
-            vocab_size: config.vocab_size,
-            num_attention_heads: config.num_attention_heads,
-            num_key_value_heads: config.num_key_value_heads,
-            tie_word_embeddings: config.tie_word_embeddings,
-        }
+        self.config.base_shape()
     }
 }
 
 /// Bytes sampled at each end and in the middle of a tensor.
 const SAMPLE: usize = 1024;
+/// Bytes hashed between two reports of progress, about.
+const PIECE: usize = 4 << 20;
 
 /// A hash over architecture, shapes, types, sampled weights, vocabulary and template: 32 hex digits.
 ///
 /// Sampled, so that it costs milliseconds: it tells models apart, it does not prove that none of the weights changed.
 pub fn fingerprint(gguf: &Gguf, config: &ModelConfig, template: Option<&str>) -> String {
-    let mut hasher = blake3::Hasher::new();
-    let mut field = |bytes: &[u8]| {
-        hasher.update(&(bytes.len() as u64).to_le_bytes());
-        hasher.update(bytes);
-    };
-    field(format!("{config:?}").as_bytes());
-    for view in gguf.tensors() {
-        field(format!("{} {} {:?}", view.name, view.dtype.name(), view.shape).as_bytes());
+    digest(gguf, config, template, &mut |view, hasher| {
         let rows = view.n_rows();
         for row in [0, rows / 2, rows - 1] {
             let bytes = view.rows(row, 1);
-            field(&bytes[..bytes.len().min(SAMPLE)]);
+            field(hasher, &bytes[..bytes.len().min(SAMPLE)]);
         }
+    })
+}
+
+/// As [`fingerprint`] over every byte of the weights, which it reads: equal for equal models only. 32 hex digits,
+/// others than the fingerprint's. `progress` gets bytes done.
+pub fn full_hash(gguf: &Gguf, config: &ModelConfig, template: Option<&str>, progress: &mut dyn FnMut(u64)) -> String {
+    let mut done = 0;
+    digest(gguf, config, template, &mut |view, hasher| {
+        hasher.update(&(view.n_bytes() as u64).to_le_bytes());
+        let (rows, at_once) = (view.n_rows(), (PIECE / view.row_bytes()).max(1));
+        for row in (0..rows).step_by(at_once) {
+            let bytes = view.rows(row, at_once.min(rows - row));
+            hasher.update(&bytes);
+            done += bytes.len() as u64;
+            progress(done);
+        }
+    })
+}
+
+/// Bytes after their length, so that no two sequences of fields hash alike.
+fn field(hasher: &mut blake3::Hasher, bytes: &[u8]) {
+    hasher.update(&(bytes.len() as u64).to_le_bytes());
+    hasher.update(bytes);
+}
+
+/// Hashes everything that makes a model, the weights as `weights` does.
+fn digest(
+    gguf: &Gguf,
+    config: &ModelConfig,
+    template: Option<&str>,
+    weights: &mut dyn FnMut(&TensorView<'_>, &mut blake3::Hasher),
+) -> String {
+    let mut hasher = blake3::Hasher::new();
+    field(&mut hasher, format!("{config:?}").as_bytes());
+    for view in gguf.tensors() {
+        field(&mut hasher, format!("{} {} {:?}", view.name, view.dtype.name(), view.shape).as_bytes());
+        weights(&view, &mut hasher);
     }
     for (key, value) in gguf.metadata().filter(|(key, _)| key.starts_with("tokenizer.ggml.")) {
-        field(key.as_bytes());
-        value.digest(&mut field);
+        field(&mut hasher, key.as_bytes());
+        value.digest(&mut |bytes| field(&mut hasher, bytes));
     }
-    field(template.unwrap_or_default().as_bytes());
+    field(&mut hasher, template.unwrap_or_default().as_bytes());
     hasher.finalize().to_hex()[..32].to_string()
 }

@@ -10,8 +10,10 @@ use crate::adapter::registry::{LoraPass, Registry, SetId};
 use crate::error::{Error, Result};
 use crate::gpu::{Commands, Gpu, Op, Tensor};
 use crate::kernels::sample::{self, Sampler};
+use crate::model::activations::{LOGIT_ROWS, Limits};
+use crate::model::attend::Run;
 use crate::model::kv_cache::{KvCache, PAGE_LEN, PagePool};
-use crate::model::llama::{LOGIT_ROWS, Limits, Llama, Run};
+use crate::model::llama::Llama;
 use crate::model::weights::Weights;
 
 use super::Base;
@@ -29,6 +31,8 @@ pub(crate) struct Executor {
     pub(crate) pool: PagePool,
     pub(crate) registry: Registry,
     weights: Arc<Weights>,
+    /// Sets of the loaded batch's rows.
+    row_sets: Vec<SetId>,
     /// What the rows of the last pass need of their adapters.
     lora: Option<LoraPass>,
     /// Whose decode state is on the device; 0 is nobody's.
@@ -106,6 +110,7 @@ impl Executor {
             pool,
             registry,
             weights: Arc::clone(&base.weights),
+            row_sets: Vec::with_capacity(LOGIT_ROWS),
             lora: None,
             owner: 0,
             chunk_rows,
@@ -131,7 +136,8 @@ impl Executor {
         self.pool.allocate().ok_or(Error::ContextFull { needed: capacity + PAGE_LEN, capacity })
     }
 
-    /// Binds the adapted kernels to the registry's buffers, wherever they are now.
+    /// Binds the adapted kernels to the registry's buffers, wherever they are now. Nothing happens if they are: else an
+    /// earlier attempt has failed, and rows with adapters must not run without.
     pub(crate) fn bind_adapters(&mut self, gpu: &Gpu) -> Result<()> {
         self.llama.bind_adapters(gpu, &self.weights, &self.cache, &self.registry)
     }
@@ -172,6 +178,7 @@ impl Executor {
         gpu.write(&self.llama.activations.pages, 0, pages);
         self.lora = self.registry.pass(std::iter::once(set));
         if self.lora.is_some() {
+            self.bind_adapters(gpu)?;
             self.registry.write_rows(gpu, 0, &vec![set; tokens.len().min(self.chunk_rows)]);
         }
         for (chunk, first) in tokens.chunks(self.chunk_rows).zip((0..).step_by(self.chunk_rows)) {
@@ -207,7 +214,9 @@ impl Executor {
     }
 
     /// Puts a decode batch on the device for `owner`.
-    pub(crate) fn load_rows(&mut self, gpu: &Gpu, owner: u64, batch: &[Row<'_>]) {
+    ///
+    /// Errors: as [`Executor::bind_adapters`].
+    pub(crate) fn load_rows(&mut self, gpu: &Gpu, owner: u64, batch: &[Row<'_>]) -> Result<()> {
         let a = &self.llama.activations;
         let seen_words = sample::seen_words(self.vocab) as usize;
         let mut biases: Vec<(u32, f32)> = Vec::new();
@@ -228,12 +237,26 @@ impl Executor {
         }
         let flat: Vec<u32> = biases.iter().flat_map(|(token, bias)| [*token, bias.to_bits()]).collect();
         gpu.write(&self.biases, 0, &flat);
-        let sets: Vec<SetId> = batch.iter().map(|row| row.set).collect();
-        self.lora = self.registry.pass(sets.iter().copied());
-        if self.lora.is_some() {
-            self.registry.write_rows(gpu, 0, &sets);
-        }
+        self.row_sets.clear();
+        self.row_sets.extend(batch.iter().map(|row| row.set));
+        self.use_row_sets(gpu)?;
         self.owner = owner;
+        Ok(())
+    }
+
+    /// Gives row `m` of the loaded batch other adapters from the next step on.
+    pub(crate) fn set_row_adapters(&mut self, gpu: &Gpu, m: usize, set: SetId) -> Result<()> {
+        self.row_sets[m] = set;
+        self.use_row_sets(gpu)
+    }
+
+    fn use_row_sets(&mut self, gpu: &Gpu) -> Result<()> {
+        self.lora = self.registry.pass(self.row_sets.iter().copied());
+        if self.lora.is_some() {
+            self.bind_adapters(gpu)?;
+            self.registry.write_rows(gpu, 0, &self.row_sets);
+        }
+        Ok(())
     }
 
     /// Tells the device that row `m`'s page number `index` is `page`.

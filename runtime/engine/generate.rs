@@ -6,177 +6,23 @@
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, Result};
 use crate::gpu::Tensor;
 use crate::gpu::tensor::mapped;
-use crate::kernels::sample::Sampler;
+use crate::model::activations::LOGIT_ROWS;
+use crate::model::attend::Run;
 use crate::model::kv_cache::PAGE_LEN;
-use crate::model::llama::{LOGIT_ROWS, Run};
-use crate::tokenizer::{DecodeOptions, Detokenizer, Tokenizer};
 
+use super::adapters::{Change, History};
 use super::executor::{Executor, MAX_BIASES, RING_SLOTS, Row};
+use super::lane::Lane;
+use super::options::{FinishReason, GenerateOptions, Token};
 use super::{Engine, Session};
 
 /// Steps submitted before the first one's tokens are awaited.
 const DEPTH: usize = 3;
 const _: () = assert!(DEPTH < RING_SLOTS, "a ring slot is reused only after it was read");
-
-/// How to choose the next token. The default is greedy.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Sampling {
-    /// Divides the logits before all else; 0 takes the best token.
-    pub temperature: f32,
-    /// Most tokens to choose from; 0 is all.
-    pub top_k: u32,
-    /// Choose from the smallest set of at least this probability, after `top_k`; 1 is all.
-    pub top_p: f32,
-    /// Leave out tokens less probable than this part of the best one; 0 is none.
-    pub min_p: f32,
-    /// Divides positive and multiplies negative logits of tokens that are in the context; 1 is off.
-    pub repetition_penalty: f32,
-    /// Added to the logits of single tokens.
-    pub logit_bias: Vec<(u32, f32)>,
-    /// The same seed, prompt and settings give the same tokens on the same device.
-    pub seed: u64,
-}
-
-impl Default for Sampling {
-    fn default() -> Self {
-        Self {
-            temperature: 0.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            repetition_penalty: 1.0,
-            logit_bias: Vec::new(),
-            seed: 0,
-        }
-    }
-}
-
-impl Sampling {
-    /// Errors: [`Error::InvalidArgument`] naming the setting.
-    pub(crate) fn check(&self, vocab: usize) -> Result<()> {
-        let bad = |name: &'static str, allowed: &str| {
-            Err(Error::InvalidArgument { name, reason: format!("out of range; {allowed}") })
-        };
-        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
-            return bad("temperature", "0 is greedy, 1 leaves the probabilities as they are");
-        }
-        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return bad("top_p", "above 0, at most 1");
-        }
-        if !(0.0..=1.0).contains(&self.min_p) {
-            return bad("min_p", "0 to 1");
-        }
-        if !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()) {
-            return bad("repetition_penalty", "above 0; 1 is off");
-        }
-        if self.logit_bias.iter().any(|&(token, bias)| token as usize >= vocab || !bias.is_finite()) {
-            return bad("logit_bias", "tokens of the vocabulary and finite biases");
-        }
-        Ok(())
-    }
-
-    fn sampler(&self) -> Sampler {
-        Sampler {
-            temperature: self.temperature,
-            top_p: self.top_p,
-            min_p: self.min_p,
-            repetition_penalty: self.repetition_penalty,
-            top_k: self.top_k,
-            seed_lo: self.seed as u32,
-            seed_hi: (self.seed >> 32) as u32,
-            bias_count: self.logit_bias.len() as u32,
-            ..Sampler::default()
-        }
-    }
-}
-
-/// Stops a call from another thread: between submissions, so within about 20 ms of GPU time.
-#[derive(Clone, Debug, Default)]
-pub struct CancelToken(pub(crate) Arc<AtomicBool>);
-
-impl CancelToken {
-    /// Asks to stop.
-    pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    /// Someone asked to stop.
-    pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// What to generate and when to stop.
-#[derive(Clone, Debug)]
-pub struct GenerateOptions {
-    /// Most tokens.
-    pub max_tokens: usize,
-    /// How to choose them.
-    pub sampling: Sampling,
-    /// Texts that end the answer; they are not part of it.
-    pub stop: Vec<String>,
-    /// Tokens that end the answer, besides the model's own.
-    pub stop_tokens: Vec<u32>,
-    /// Go on after the model's end-of-generation tokens.
-    pub ignore_eos: bool,
-    /// Stops it from elsewhere.
-    pub cancel: CancelToken,
-}
-
-impl Default for GenerateOptions {
-    fn default() -> Self {
-        Self {
-            max_tokens: 256,
-            sampling: Sampling::default(),
-            stop: Vec::new(),
-            stop_tokens: Vec::new(),
-            ignore_eos: false,
-            cancel: CancelToken::default(),
-        }
-    }
-}
-
-/// Why a generation ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FinishReason {
-    /// The model ended it.
-    EndOfGeneration,
-    /// One of [`GenerateOptions::stop`] or [`GenerateOptions::stop_tokens`].
-    Stop,
-    /// [`GenerateOptions::max_tokens`].
-    MaxTokens,
-    /// The session's context has no room for another token.
-    ContextFull,
-    /// [`GenerateOptions::cancel`].
-    Cancelled,
-}
-
-/// One generated token.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Token {
-    /// Its id.
-    pub id: u32,
-    /// The text that it completes: possibly none, when it ends inside a character or might begin a stop text.
-    pub text: String,
-}
-
-/// One sequence of the batch.
-struct Lane<'s> {
-    session: &'s mut Session,
-    options: GenerateOptions,
-    sampler: Sampler,
-    detokenizer: Detokenizer<Arc<Tokenizer>>,
-    /// Text that might be the beginning of a stop text.
-    held: String,
-    generated: usize,
-    finished: Option<FinishReason>,
-}
 
 /// Tokens on their way to the host.
 struct Flight {
@@ -251,14 +97,25 @@ impl<'s> Generation<'s> {
         }
     }
 
-    /// The session of sequence `index`, with nothing under way that was computed under its present adapters.
-    pub(super) fn session_for_change(&mut self, index: usize) -> Result<&mut Session> {
-        self.retire();
-        let reason = || format!("there is no sequence {index} in this batch of {}", self.lanes.len());
+    /// Changes the adapters of sequence `index` between two tokens. With [`History::Keep`] the tokens that are under
+    /// way (at most 3) still come from the old ones, and nothing waits; with [`History::Recompute`] they are dropped.
+    ///
+    /// Errors: as [`Session::set_adapters`]; [`Error::InvalidArgument`] for a sequence that is not there.
+    pub fn set_adapters(&mut self, index: usize, change: &Change<'_>) -> Result<()> {
         if index >= self.lanes.len() {
-            return Err(Error::InvalidArgument { name: "index", reason: reason() });
+            let reason = format!("there is no sequence {index} in this batch of {}", self.lanes.len());
+            return Err(Error::InvalidArgument { name: "index", reason });
         }
-        Ok(self.lanes[index].session)
+        if change.history == History::Recompute {
+            self.retire();
+        }
+        let session = &mut *self.lanes[index].session;
+        session.set_adapters(change)?;
+        let mut executor = self.engine.executor();
+        if let Some(row) = self.active.iter().position(|&i| i == index).filter(|_| executor.owner == self.id) {
+            executor.set_row_adapters(&self.engine.gpu, row, session.set)?;
+        }
+        Ok(())
     }
 
     /// Keeps the device busy, then takes the oldest step's tokens.
@@ -314,8 +171,7 @@ impl<'s> Generation<'s> {
         }
         self.active.retain(|&i| self.lanes[i].finished.is_none());
         let rows: Vec<Row<'_>> = self.active.iter().map(|&i| self.lanes[i].row()).collect();
-        executor.load_rows(&self.engine.gpu, self.id, &rows);
-        Ok(())
+        executor.load_rows(&self.engine.gpu, self.id, &rows)
     }
 
     fn submit(&mut self, executor: &mut Executor) -> Result<()> {
@@ -362,9 +218,8 @@ impl<'s> Generation<'s> {
 
     /// Drops the finished lanes and what was computed ahead; the others are loaded anew.
     fn retire(&mut self) {
+        // The device finishes them before whatever is submitted next, so there is nothing to wait for.
         for flight in self.in_flight.drain(..) {
-            // Waiting keeps the ring slot from being mapped twice; a fault shows at the next call.
-            let _ = self.engine.gpu.wait(Some(flight.index));
             self.readbacks[flight.slot].buffer.unmap();
         }
         self.active.retain(|&i| self.lanes[i].finished.is_none());
@@ -387,95 +242,6 @@ impl Iterator for Generation<'_> {
     fn next(&mut self) -> Option<Result<Token>> {
         self.next_token().map(|result| result.map(|(_, token)| token))
     }
-}
-
-impl<'s> Lane<'s> {
-    fn new(engine: &Arc<Engine>, session: &'s mut Session, options: GenerateOptions) -> Result<Self> {
-        if !Arc::ptr_eq(&session.engine, engine) {
-            return Err(Error::InvalidArgument { name: "sequences", reason: "sessions of two engines".into() });
-        }
-        if session.tokens.is_empty() {
-            let reason = "the session is empty; push a prompt first".into();
-            return Err(Error::InvalidArgument { name: "session", reason });
-        }
-        options.sampling.check(engine.base.config.vocab_size)?;
-        let sampler = options.sampling.sampler();
-        let finished = (options.max_tokens == 0).then_some(FinishReason::MaxTokens);
-        let continuation = DecodeOptions { continuation: true, ..DecodeOptions::default() };
-        let detokenizer = Detokenizer::new(Arc::clone(&engine.base.tokenizer), continuation);
-        Ok(Self { session, options, sampler, detokenizer, held: String::new(), generated: 0, finished })
-    }
-
-    /// Computes the prompt and makes room for the next token.
-    fn prepare(&mut self, executor: &mut Executor) -> Result<()> {
-        if self.generated == 0 && self.options.cancel.is_cancelled() {
-            return Err(Error::Cancelled);
-        }
-        self.session.prefill_locked(executor, &self.options.cancel.0)?;
-        let len = self.session.kv_len + 1;
-        self.session.reserve(executor, len)
-    }
-
-    fn row(&self) -> Row<'_> {
-        Row {
-            token: self.session.tokens.last().copied().unwrap_or_default(),
-            position: self.session.kv_len as u32,
-            pages: &self.session.pages,
-            sampler: self.sampler,
-            biases: &self.options.sampling.logit_bias,
-            context: &self.session.tokens,
-            set: self.session.set,
-        }
-    }
-
-    /// Adds a token to the session and gives the text that is now certain.
-    fn accept(&mut self, id: u32) -> String {
-        self.session.tokens.push(id);
-        self.session.kv_len += 1;
-        self.generated += 1;
-        let engine = Arc::clone(&self.session.engine);
-        let tokenizer = &engine.base.tokenizer;
-        let options = &self.options;
-        if options.stop_tokens.contains(&id) {
-            self.finished = Some(FinishReason::Stop);
-        } else if tokenizer.is_end_of_generation(id) && !options.ignore_eos {
-            self.finished = Some(FinishReason::EndOfGeneration);
-        } else {
-            self.held.push_str(&self.detokenizer.push(id));
-        }
-        if let Some(at) = options.stop.iter().filter_map(|stop| find(&self.held, stop)).min() {
-            self.held.truncate(at);
-            self.finished = Some(FinishReason::Stop);
-            return std::mem::take(&mut self.held);
-        }
-        if self.finished.is_none() && self.generated >= options.max_tokens {
-            self.finished = Some(FinishReason::MaxTokens);
-        }
-        if self.finished.is_none() && options.cancel.is_cancelled() {
-            self.finished = Some(FinishReason::Cancelled);
-        }
-        if self.finished.is_none() && self.session.tokens.len() >= engine.context {
-            self.finished = Some(FinishReason::ContextFull);
-        }
-        if self.finished.is_some() {
-            self.held.push_str(&self.detokenizer.finish());
-            return std::mem::take(&mut self.held);
-        }
-        let keep = options.stop.iter().map(|stop| overlap(&self.held, stop)).max().unwrap_or(0);
-        let rest = self.held.split_off(self.held.len() - keep);
-        std::mem::replace(&mut self.held, rest)
-    }
-}
-
-/// Where `stop` begins in `text`; an empty one nowhere.
-fn find(text: &str, stop: &str) -> Option<usize> {
-    if stop.is_empty() { None } else { text.find(stop) }
-}
-
-/// Bytes at the end of `text` that may be the beginning of `stop`.
-fn overlap(text: &str, stop: &str) -> usize {
-    let most = text.len().min(stop.len().saturating_sub(1));
-    (1..=most).rev().find(|&n| text.as_bytes().ends_with(&stop.as_bytes()[..n])).unwrap_or(0)
 }
 
 /// Generates for several sessions of one engine at once, a step a token for all; `each` gets every token with its

@@ -6,6 +6,8 @@ pub mod adapters;
 pub mod base;
 mod executor;
 pub mod generate;
+mod lane;
+pub mod options;
 pub mod session;
 mod snapshot;
 
@@ -15,7 +17,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use adapters::{Change, History, Probe};
 pub use base::Base;
-pub use generate::{CancelToken, FinishReason, GenerateOptions, Generation, Sampling, Token, generate_batch};
+pub use generate::{Generation, generate_batch};
+pub use options::{CancelToken, FinishReason, GenerateOptions, Sampling, Token};
 pub use session::Session;
 
 use crate::error::{Error, Result};
@@ -65,6 +68,7 @@ pub struct Engine {
     context: usize,
     kv_f16: bool,
     next_run: AtomicU64,
+    trains: bool,
 }
 
 impl Engine {
@@ -87,10 +91,12 @@ impl Engine {
         // The file first: a bad one is refused before a device is opened.
         let gguf = Gguf::open(path)?;
         let mut gpu = Gpu::open(options.gpu.clone())?;
-        if !options.skip_self_test {
-            selftest::run(&mut gpu)?;
+        let trains = options.skip_self_test || selftest::run(&mut gpu)?.trains;
+        let mut engine = Self::from_gguf(gpu, &gguf, &options, progress)?;
+        if let Some(engine) = Arc::get_mut(&mut engine) {
+            engine.trains = trains;
         }
-        Self::from_gguf(gpu, &gguf, &options, progress)
+        Ok(engine)
     }
 
     /// Loads an open model file onto an open device.
@@ -113,7 +119,7 @@ impl Engine {
         let executor = Executor::new(&gpu, &base, context, kv_f16, options.adapter_budget)?;
         gpu.check()?;
         let (executor, next_run) = (Mutex::new(executor), AtomicU64::new(1));
-        Ok(Arc::new(Self { gpu, base, executor, context, kv_f16, next_run }))
+        Ok(Arc::new(Self { gpu, base, executor, context, kv_f16, next_run, trains: true }))
     }
 
     /// An empty session.
@@ -123,8 +129,11 @@ impl Engine {
 
     /// A session from a file that [`Session::save`] wrote.
     ///
-    /// Errors: [`Error::BaseMismatch`] for another base; [`Error::InvalidFile`]; [`Error::Io`];
-    /// [`Error::ContextFull`] when it does not fit.
+    /// Its adapters have to be loaded under the ids they had.
+    ///
+    /// Errors: [`Error::BaseMismatch`] for another base; [`Error::AdapterNotLoaded`] and [`Error::AdapterMismatch`]
+    /// naming the adapter; [`Error::InvalidFile`]; [`Error::Io`]; [`Error::ContextFull`] when it does not fit; as
+    /// [`Session::set_adapters`].
     pub fn restore(self: &Arc<Self>, path: impl AsRef<Path>) -> Result<Session> {
         snapshot::restore(self, path.as_ref())
     }
@@ -137,6 +146,11 @@ impl Engine {
     /// The device.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
+    }
+
+    /// Whether the self-test found that the device computes training right.
+    pub fn trains(&self) -> bool {
+        self.trains
     }
 
     /// Most tokens of a session.

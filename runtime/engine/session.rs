@@ -6,12 +6,13 @@ use std::sync::atomic::AtomicBool;
 use crate::adapter::registry::SetId;
 use crate::chat::Message;
 use crate::error::{Error, Result};
+use crate::model::activations::LOGIT_ROWS;
 use crate::model::kv_cache::{PAGE_LEN, PageKey, page_key};
-use crate::model::llama::LOGIT_ROWS;
 use crate::tokenizer::EncodeOptions;
 
 use super::executor::Executor;
-use super::generate::{GenerateOptions, Generation};
+use super::generate::Generation;
+use super::options::GenerateOptions;
 use super::{Engine, snapshot};
 
 /// A conversation or a document in progress. Cheap to make, to fork and to drop; many share one [`Engine`].
@@ -139,7 +140,7 @@ impl Session {
         fork
     }
 
-    /// Writes tokens, keys and values to a file, which [`Engine::restore`] reads. Complete or not there at all.
+    /// Writes tokens, keys and values, and the adapters' ids and weights to a file, which [`Engine::restore`] reads. Complete or not there at all.
     ///
     /// Errors: [`Error::Io`]; as [`crate::gpu::Gpu::check`].
     pub fn save(&self, path: impl AsRef<std::path::Path>) -> Result<()> {

@@ -1,4 +1,6 @@
-//! A session in a file: safetensors with the tokens, the keys and values, and the fingerprint of the base.
+//! A session in a file: safetensors with tokens, keys and values, adapters, and the fingerprint of the base.
+//!
+//! Of an adapter the file holds id, weight and a hash of the factors, not the factors: it has to be loaded to go on.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -6,14 +8,28 @@ use std::path::Path;
 use std::sync::Arc;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize_to_file};
+use serde::{Deserialize, Serialize};
 
+use crate::adapter::registry::Registry;
 use crate::error::{Error, Result};
 use crate::gpu::Tensor;
 use crate::model::kv_cache::PAGE_LEN;
 
-use super::{Engine, Session};
+use super::{Change, Engine, Session};
 
-const FORMAT: &str = "epiphyte.session.1";
+const FORMAT: &str = "epiphyte.session.2";
+/// Letters of a file's name for an adapter, in an error.
+const MAX_ID: usize = 128;
+
+/// An adapter of a saved session.
+#[derive(Serialize, Deserialize)]
+struct SavedAdapter {
+    id: String,
+    /// What its factors hash to.
+    digest: String,
+    /// An f32, widened so that JSON keeps every bit.
+    weight: f64,
+}
 
 /// Writes `session` to a temporary name beside `path`, then renames it.
 pub(super) fn save(session: &Session, path: &Path) -> Result<()> {
@@ -36,12 +52,15 @@ pub(super) fn save(session: &Session, path: &Path) -> Result<()> {
         data.push((format!("layers.{i}.keys"), Dtype::U8, shape.clone(), gather(keys)?));
         data.push((format!("layers.{i}.values"), Dtype::U8, shape, gather(values)?));
     }
+    let adapters = adapters_of(&executor.registry, session).map_err(|e| invalid(path, e))?;
     drop(executor);
     let metadata = HashMap::from([
         ("format".to_string(), FORMAT.to_string()),
         ("base_fingerprint".to_string(), engine.base.fingerprint.clone()),
         ("kv_dtype".to_string(), kv_dtype(engine).to_string()),
         ("kv_len".to_string(), session.kv_len.to_string()),
+        ("adapters".to_string(), adapters),
+        ("mixed".to_string(), session.mixed.to_string()),
     ]);
     let views = data
         .iter()
@@ -55,6 +74,16 @@ pub(super) fn save(session: &Session, path: &Path) -> Result<()> {
     })?;
     std::fs::File::open(&temporary).and_then(|file| file.sync_all()).map_err(|e| Error::io(&temporary, e))?;
     std::fs::rename(&temporary, path).map_err(|e| Error::io(path, e))
+}
+
+/// The session's adapters as JSON.
+fn adapters_of(registry: &Registry, session: &Session) -> serde_json::Result<String> {
+    let saved = |(id, weight): &(String, f32)| SavedAdapter {
+        id: id.clone(),
+        digest: registry.adapter_digest(id).unwrap_or_default(),
+        weight: f64::from(*weight),
+    };
+    serde_json::to_string(&registry.adapters(session.set).iter().map(saved).collect::<Vec<_>>())
 }
 
 /// Checks the whole file, then makes a session of it.
@@ -78,13 +107,36 @@ pub(super) fn restore(engine: &Arc<Engine>, path: &Path) -> Result<Session> {
     let tokens: Vec<u32> = tokens.data().as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
     let kv_len = field("kv_len").parse::<usize>().ok().filter(|&n| n <= tokens.len());
     let kv_len = kv_len.ok_or_else(|| invalid(path, "kv_len is missing or longer than the tokens"))?;
+    let adapters: Vec<SavedAdapter> = serde_json::from_str(field("adapters"))
+        .map_err(|e| invalid(path, format!("its adapters are no list (column {})", e.column())))?;
+    let mixed = field("mixed").parse().map_err(|_| invalid(path, "mixed is neither true nor false"))?;
+    check_adapters(&engine.executor().registry, &adapters)?;
     let mut session = engine.session();
     session.push_tokens(&tokens)?;
+    let set: Vec<(&str, f32)> = adapters.iter().map(|saved| (saved.id.as_str(), saved.weight as f32)).collect();
+    session.set_adapters(&Change { adapters: &set, ..Change::default() })?;
     // A cache in another element type is computed anew rather than converted.
     if field("kv_dtype") == kv_dtype(engine) {
         fill(&mut session, &file, kv_len, path)?;
+        session.mixed = mixed && kv_len > 0;
     }
     Ok(session)
+}
+
+/// That each is loaded and is the one the session was saved with.
+fn check_adapters(registry: &Registry, adapters: &[SavedAdapter]) -> Result<()> {
+    for SavedAdapter { id, digest, .. } in adapters {
+        let shown = || id.chars().take(MAX_ID).collect();
+        match registry.adapter_digest(id) {
+            None => return Err(Error::AdapterNotLoaded { id: shown() }),
+            Some(got) if got != *digest => {
+                let expected = digest.chars().take(MAX_ID).collect();
+                return Err(Error::AdapterMismatch { id: shown(), expected, got });
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(())
 }
 
 fn fill(session: &mut Session, file: &SafeTensors<'_>, kv_len: usize, path: &Path) -> Result<()> {

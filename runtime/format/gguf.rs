@@ -111,6 +111,16 @@ impl Gguf {
         self.metadata.keys().filter_map(|key| Some((key.as_str(), self.value(key)?)))
     }
 
+    /// Every key with its value's type (`gguf_metadata_value_type`) and bytes, to be written again.
+    pub(crate) fn raw_metadata(&self) -> impl Iterator<Item = (&str, u32, &[u8])> {
+        self.metadata.iter().filter_map(|(key, &(kind, position))| {
+            let bytes = (**self.shards.first()?).as_ref();
+            let mut cursor = Cursor::new(bytes, position);
+            cursor.value(kind).ok()?;
+            Some((key.as_str(), kind, &bytes[position..cursor.position()]))
+        })
+    }
+
     /// A key's value as the type that the caller needs.
     ///
     /// Errors: [`Error::InvalidMetadata`] when the key is missing, of another type or out of range.

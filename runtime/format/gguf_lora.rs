@@ -14,7 +14,10 @@ use super::gguf::{Gguf, Value, gguf_name, hf_name};
 use super::peft::{FINGERPRINT_KEY, too_large};
 use super::safetensors::{from_f32, to_f32};
 use super::staged::Staged;
-use super::{TensorView, gguf_writer::GgufWriter};
+use super::{
+    TensorView,
+    gguf_writer::{ALIGNMENT, GgufWriter},
+};
 use crate::adapter::config::{LoraConfig, Modules};
 use crate::adapter::module::{BaseShape, LoraModule, ModulePath, Target};
 use crate::adapter::parts::{Factor, Found, Parts};
@@ -170,7 +173,7 @@ pub(crate) fn save(
         return Err(Error::Unsupported { what, hint: "llama.cpp can't load it; save a PEFT folder".into() });
     }
     let alpha = file_alpha(modules, alpha);
-    let mut writer = GgufWriter::new();
+    let (mut writer, mut data) = (GgufWriter::new(ALIGNMENT), Vec::new());
     writer.text("general.architecture", "llama").text("general.type", "adapter").text("adapter.type", "lora");
     writer.f32(ALPHA, alpha).u32("general.file_type", u32::from(dtype == DType::F16));
     if let Some(fingerprint) = fingerprint {
@@ -183,10 +186,13 @@ pub(crate) fn save(
             let unnamed = || Error::MissingTensor { name: module.path.to_string() };
             let base = gguf_name(&format!("{}.weight", module.path)).ok_or_else(unnamed)?;
             let suffix = if factor == Factor::A { "lora_a" } else { "lora_b" };
-            writer.tensor(&format!("{base}.{suffix}"), shape, dtype, bytes);
+            let padding = writer.tensor(&format!("{base}.{suffix}"), &shape, dtype, bytes.len() as u64);
+            data.extend([bytes, padding]);
         }
     }
-    Staged::write(path, &writer.bytes())?.commit()
+    let mut staged = Staged::write(path, &writer.head())?;
+    data.iter().try_for_each(|bytes| staged.append(bytes))?;
+    staged.commit()
 }
 
 /// llama.cpp's scaling of a rank.

@@ -1,37 +1,42 @@
-//! A small GGUF v3 writer, for adapters.
+//! The head of a GGUF v3 file: keys and the list of tensors, whose data follow in the same order.
 
 use crate::dtype::DType;
 
-const ALIGNMENT: usize = 32;
+/// What readers take when the file does not say.
+pub(crate) const ALIGNMENT: u64 = 32;
 
-/// A file in the making.
-pub(super) struct GgufWriter {
+/// A head in the making.
+pub(crate) struct GgufWriter {
+    alignment: u64,
     n_keys: u64,
     keys: Vec<u8>,
     n_tensors: u64,
     infos: Vec<u8>,
-    data: Vec<u8>,
+    /// Of all tensors so far, padded.
+    data_bytes: u64,
 }
 
 impl GgufWriter {
-    pub(super) fn new() -> Self {
-        Self { n_keys: 0, keys: Vec::new(), n_tensors: 0, infos: Vec::new(), data: Vec::new() }
+    /// For tensors that begin at multiples of `alignment` bytes, a power of two; the caller adds the key for
+    /// another than [`ALIGNMENT`].
+    pub(crate) fn new(alignment: u64) -> Self {
+        Self { alignment, n_keys: 0, keys: Vec::new(), n_tensors: 0, infos: Vec::new(), data_bytes: 0 }
     }
 
-    pub(super) fn u32(&mut self, key: &str, value: u32) -> &mut Self {
+    pub(crate) fn u32(&mut self, key: &str, value: u32) -> &mut Self {
         self.key(key, 4, &value.to_le_bytes())
     }
 
-    pub(super) fn f32(&mut self, key: &str, value: f32) -> &mut Self {
+    pub(crate) fn f32(&mut self, key: &str, value: f32) -> &mut Self {
         self.key(key, 6, &value.to_le_bytes())
     }
 
-    pub(super) fn text(&mut self, key: &str, value: &str) -> &mut Self {
+    pub(crate) fn text(&mut self, key: &str, value: &str) -> &mut Self {
         self.key(key, 8, &counted(value))
     }
 
-    /// `kind` is a `gguf_metadata_value_type`.
-    fn key(&mut self, key: &str, kind: u32, value: &[u8]) -> &mut Self {
+    /// A value as a file has it; `kind` is a `gguf_metadata_value_type`.
+    pub(crate) fn key(&mut self, key: &str, kind: u32, value: &[u8]) -> &mut Self {
         self.n_keys += 1;
         self.keys.extend(counted(key));
         self.keys.extend(kind.to_le_bytes());
@@ -39,30 +44,33 @@ impl GgufWriter {
         self
     }
 
-    /// A row-major matrix in F32 or F16.
-    pub(super) fn tensor(&mut self, name: &str, [rows, columns]: [usize; 2], dtype: DType, bytes: Vec<u8>) {
+    /// A tensor of `n_bytes` bytes; `shape` is row-major. Gives the zeros to write after its data.
+    pub(crate) fn tensor(&mut self, name: &str, shape: &[usize], dtype: DType, n_bytes: u64) -> Vec<u8> {
         self.n_tensors += 1;
-        self.data.resize(self.data.len().next_multiple_of(ALIGNMENT), 0);
         self.infos.extend(counted(name));
-        self.infos.extend(2_u32.to_le_bytes());
+        self.infos.extend((shape.len() as u32).to_le_bytes());
         // Fastest first.
-        self.infos.extend([columns, rows].iter().flat_map(|&dim| (dim as u64).to_le_bytes()));
-        self.infos.extend(u32::from(dtype == DType::F16).to_le_bytes());
-        self.infos.extend((self.data.len() as u64).to_le_bytes());
-        self.data.extend(bytes);
+        self.infos.extend(shape.iter().rev().flat_map(|&dim| (dim as u64).to_le_bytes()));
+        self.infos.extend(dtype.ggml_type().to_le_bytes());
+        self.infos.extend(self.data_bytes.to_le_bytes());
+        let padding = self.padding(n_bytes);
+        self.data_bytes += n_bytes + padding.len() as u64;
+        padding
     }
 
-    /// The whole file.
-    pub(super) fn bytes(&self) -> Vec<u8> {
+    /// Everything before the data.
+    pub(crate) fn head(&self) -> Vec<u8> {
         let mut out = [b"GGUF".as_slice(), &3_u32.to_le_bytes()].concat();
         out.extend(self.n_tensors.to_le_bytes());
         out.extend(self.n_keys.to_le_bytes());
         out.extend(&self.keys);
         out.extend(&self.infos);
-        out.resize(out.len().next_multiple_of(ALIGNMENT), 0);
-        out.extend(&self.data);
-        out.resize(out.len().next_multiple_of(ALIGNMENT), 0);
+        out.extend(self.padding(out.len() as u64));
         out
+    }
+
+    fn padding(&self, n_bytes: u64) -> Vec<u8> {
+        vec![0; (n_bytes.next_multiple_of(self.alignment) - n_bytes) as usize]
     }
 }
 

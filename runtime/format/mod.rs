@@ -2,7 +2,7 @@
 
 pub mod gguf;
 pub(crate) mod gguf_lora;
-mod gguf_writer;
+pub(crate) mod gguf_writer;
 pub(crate) mod peft;
 pub(crate) mod safetensors;
 pub(crate) mod staged;
@@ -97,6 +97,18 @@ impl<'a> TensorView<'a> {
     /// All the bytes, as [`Self::rows`] gives them.
     pub fn bytes(&self) -> Cow<'a, [u8]> {
         self.rows(0, self.n_rows())
+    }
+
+    /// The same tensor with its rows as the file orders them.
+    pub(crate) fn in_file_order(&self) -> Self {
+        Self { interleaved: None, ..*self }
+    }
+
+    /// Where the file's row `row` is in Hugging Face's order.
+    pub(crate) fn hf_row(&self, row: usize) -> usize {
+        let Some(head) = self.interleaved else { return row };
+        let (first, at) = (row - row % head, row % head);
+        first + at % 2 * (head / 2) + at / 2
     }
 
     /// Copies units (rows, or a vector's weights) of `size` bytes: the one at `half * head/2 + i` of a head comes

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo, TensorView, serialize};
@@ -97,8 +98,8 @@ impl<R: Read + Seek> SafetensorsFile<R> {
         tensors
     }
 
-    /// Reads a tensor as f32. Call it for types that [`is_float`] takes.
-    pub(crate) fn read_f32(&mut self, name: &str) -> Result<Vec<f32>> {
+    /// Reads a tensor, for [`floats`].
+    pub(crate) fn read(&mut self, name: &str) -> Result<(Dtype, Vec<u8>)> {
         let info = self.header.info(name).ok_or_else(|| Error::MissingTensor { name: name.into() })?;
         let (dtype, (start, end)) = (info.dtype, info.data_offsets);
         // The header was compared with the file's length, so this asks for no more than the file had.
@@ -106,10 +107,15 @@ impl<R: Read + Seek> SafetensorsFile<R> {
         let at = SeekFrom::Start(self.data_start + start as u64);
         let read = self.reader.seek(at).and_then(|_| self.reader.read_exact(&mut bytes));
         read.map_err(|e| Error::io(&self.path, e))?;
-        match dtype {
-            Dtype::F64 => Ok(bytes.as_chunks().0.iter().map(|&b| f64::from_le_bytes(b) as f32).collect()),
-            _ => to_f32(gguf_type(dtype).ok_or_else(|| not_float(name))?, &bytes).ok_or_else(|| not_float(name)),
-        }
+        Ok((dtype, bytes))
+    }
+}
+
+/// What [`SafetensorsFile::read`] gives, as f32. Call it for types that [`is_float`] takes.
+pub(crate) fn floats(name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>> {
+    match dtype {
+        Dtype::F64 => Ok(bytes.as_chunks().0.iter().map(|&b| f64::from_le_bytes(b) as f32).collect()),
+        _ => to_f32(gguf_type(dtype).ok_or_else(|| not_float(name))?, bytes).ok_or_else(|| not_float(name)),
     }
 }
 
@@ -117,7 +123,7 @@ fn not_float(name: &str) -> Error {
     Error::InvalidTensor { name: name.into(), reason: "F32, F16, BF16 or F64 is needed".into() }
 }
 
-/// Whether [`SafetensorsFile::read_f32`] can read it.
+/// Whether [`floats`] can read it.
 pub(crate) fn is_float(dtype: Dtype) -> bool {
     dtype == Dtype::F64 || gguf_type(dtype).is_some()
 }
@@ -135,7 +141,10 @@ fn gguf_type(dtype: Dtype) -> Option<DType> {
 pub(crate) fn to_f32(dtype: DType, bytes: &[u8]) -> Option<Vec<f32>> {
     Some(match dtype {
         DType::F32 => bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
-        DType::F16 => bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32()).collect(),
+        DType::F16 => {
+            let halves: Vec<f16> = bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b)).collect();
+            halves.to_f32_vec()
+        }
         DType::BF16 => bytes.as_chunks().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32()).collect(),
         _ => return None,
     })

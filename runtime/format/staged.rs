@@ -7,24 +7,34 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
 
-/// A file that is written and synced but does not have its name yet. Dropped, it is removed.
+/// A file that does not have its name yet. Dropped, it is removed.
 pub(crate) struct Staged {
+    file: File,
     temporary: PathBuf,
     path: PathBuf,
 }
 
 impl Staged {
-    /// Writes the bytes beside `path`.
+    /// Writes the bytes beside `path`; they are on the disk then.
     pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<Self> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let unique = format!(".{name}.{}.{}.tmp", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let temporary = path.with_file_name(unique);
         let file = OpenOptions::new().write(true).create_new(true).open(&temporary);
-        let mut file = file.map_err(|e| Error::io(path, e))?;
-        let staged = Self { temporary, path: path.into() };
-        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(|e| Error::io(path, e))?;
+        let mut staged = Self { file: file.map_err(|e| Error::io(path, e))?, temporary, path: path.into() };
+        staged.append(bytes)?;
+        staged.sync()?;
         Ok(staged)
+    }
+
+    /// Writes more bytes.
+    pub(crate) fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).map_err(|e| Error::io(&self.path, e))
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.file.sync_all().map_err(|e| Error::io(&self.path, e))
     }
 
     /// Whether `name` is that of a file staged for `file`.
@@ -35,6 +45,7 @@ impl Staged {
 
     /// Gives the file its name, in place of any that has it.
     pub(crate) fn commit(self) -> Result<()> {
+        self.sync()?;
         std::fs::rename(&self.temporary, &self.path).map_err(|e| Error::io(&self.path, e))?;
         sync_folder(&self.path);
         Ok(())

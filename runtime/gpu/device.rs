@@ -95,6 +95,10 @@ pub struct Counters {
     pub dispatches: AtomicU64,
     /// Queue submissions.
     pub submits: AtomicU64,
+    /// Pipelines compiled, or fetched from the cache on disk.
+    pub pipelines: AtomicU64,
+    /// Bind groups made.
+    pub bind_groups: AtomicU64,
     /// Bytes of weights and KV cache that the dispatches read, by their own count.
     pub bytes: AtomicU64,
     /// Bytes of device memory in buffers made by the runtime and not yet dropped.

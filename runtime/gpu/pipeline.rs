@@ -131,6 +131,7 @@ impl Gpu {
         }
         let kernel = Arc::new(self.compile(spec, &text)?);
         self.pipelines.changed.store(true, Ordering::Relaxed);
+        self.counters.pipelines.fetch_add(1, Ordering::Relaxed);
         lock().insert(key, Arc::clone(&kernel));
         Ok(kernel)
     }
@@ -210,6 +211,7 @@ impl Gpu {
             .iter()
             .zip(0..)
             .map(|(tensor, binding)| wgpu::BindGroupEntry { binding, resource: tensor.buffer.as_entire_binding() });
+        self.counters.bind_groups.fetch_add(1, Ordering::Relaxed);
         self.device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: None,
             layout: &self.group_layout(bindings),

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::lora::{Directory, Joined};
+use super::lora::{Directory, Entry, Joined};
 use super::{kv_type, reduction};
 use crate::gpu::pipeline::Access::{self, Read, Write};
 use crate::gpu::shader::Source;
@@ -11,8 +11,10 @@ use crate::gpu::{Caps, Commands, KernelSpec, Op};
 /// Positions that one workgroup of `attention` takes.
 pub const CHUNK: u32 = 128;
 const WG: u32 = 128;
-/// Lanes of a workgroup of `attention_reduce`, each 4 columns.
-const REDUCE_WG: u32 = 64;
+/// Lanes of a workgroup of `attention_reduce` that join 4 columns each.
+const REDUCE_COLUMNS: u32 = 64;
+/// Lanes of one with adapters. Barriers of many lanes are slow in software.
+const REDUCE_WG: u32 = 256;
 
 /// The shape of the heads.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +51,8 @@ pub struct AttentionParams {
     pub site: u32,
     /// With adapters: elements of a row of its u.
     pub u_rows: u32,
+    /// With adapters: the rows' only one there, see [`super::lora::Entry`].
+    pub lora: Entry,
 }
 
 /// Mirror of `Params` in `attention_reduce.wgsl`.
@@ -67,6 +71,8 @@ pub struct ReduceParams {
     pub u_rows: u32,
     /// Unused.
     pub pad: [u32; 3],
+    /// With adapters: the rows' only one there.
+    pub lora: Entry,
 }
 
 /// Mirror of `Params` in `attention_prefill.wgsl`.
@@ -142,7 +148,9 @@ pub fn spec(caps: &Caps, heads: Heads, leaves: Leaves) -> KernelSpec {
 /// Bindings: `rows`, `parts`, `stats`, `out`; with `lora` then A and the parts of the u of what follows.
 pub fn reduce_spec(caps: &Caps, head_dim: u32, lora: Option<Directory>) -> KernelSpec {
     let (reduce, lanes) = reduction(caps);
-    let consts = vec![("WG", REDUCE_WG), ("L", lanes), ("TILE", 4 * REDUCE_WG), ("E", head_dim), ("CHUNK", CHUNK)];
+    let wg = if lora.is_some() && !caps.software { REDUCE_WG } else { REDUCE_COLUMNS };
+    let (columns, tile) = (("COLUMNS", REDUCE_COLUMNS), ("TILE", 4 * REDUCE_COLUMNS));
+    let consts = vec![("WG", wg), columns, ("L", lanes), tile, ("E", head_dim), ("CHUNK", CHUNK)];
     let mut source = Source { name: "attention_reduce", consts, ..Default::default() };
     let all: &[Access] = &[Read, Read, Read, Write, Read, Write];
     let bindings = match lora {
@@ -161,7 +169,7 @@ pub fn reduce_spec(caps: &Caps, head_dim: u32, lora: Option<Directory>) -> Kerne
 
 /// Parts in which [`reduce_spec`]'s kernel leaves the u of what follows; [`spec`]'s leaves one a key and value head.
 pub fn reduce_parts(heads: u32, head_dim: u32) -> u32 {
-    (heads * head_dim / 4).div_ceil(REDUCE_WG)
+    (heads * head_dim / 4).div_ceil(REDUCE_COLUMNS)
 }
 
 /// Bindings: `rows`, `pages`, `qkv`, `keys`, `values`, `out`.

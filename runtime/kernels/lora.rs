@@ -12,11 +12,20 @@ pub const ENTRIES: u32 = 8;
 /// Lanes of a workgroup of `lora_shrink`.
 const WG: u32 = 32;
 
+/// An adapter at a site, as a kernel finds it in the directory: the first element of A or B, rows of A or rank of B,
+/// the bits of the weight, the elements of u before its own.
+///
+/// Where all rows of a pass have the same adapter and no other, the kernel gets it with its parameters and looks nothing
+/// up; zeros stand for any other case.
+pub type Entry = [u32; 4];
+/// In an entry's second word: another one follows.
+pub const MORE: u32 = 1 << 31;
+
 /// The shape of the directory in front of the factors: who uses what. A row names a set; a set has, for every site
-/// (a group of linears with the same input), up to [`ENTRIES`] entries of 4 words.
+/// (a group of linears with the same input), up to [`ENTRIES`] entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Directory {
-    /// Most rows of a pass; even.
+    /// Most rows of a pass; a multiple of 4.
     pub rows: u32,
     /// Most sets; the first stays empty.
     pub sets: u32,
@@ -67,8 +76,8 @@ impl Joined {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
 pub struct ShrinkParams {
-    /// K / 4.
-    pub k4s: u32,
+    /// K / 8.
+    pub k8s: u32,
     /// First row of x and u.
     pub x_row: u32,
     /// Which group of linears.
@@ -123,7 +132,7 @@ pub fn shrink_spec(caps: &Caps, directory: Directory) -> KernelSpec {
 
 /// Bindings: `y [M, N]`, B, `u [M, u_rows]`.
 pub fn expand_spec(directory: Directory) -> KernelSpec {
-    let mut source = Source { name: "lora_expand", imports: vec!["lora/expand_row"], ..Default::default() };
+    let mut source = Source { name: "lora_expand", imports: vec!["lora/expand_two"], ..Default::default() };
     Joined { directory, a: false, b: true, u: true, parts: false }.join(&mut source, 1);
     KernelSpec { source, bindings: &[Write, Read, Read], params_bytes: size_of::<ExpandParams>() as u32 }
 }
@@ -143,7 +152,7 @@ pub fn record_shrink(commands: &mut Commands<'_>, caps: &Caps, op: &Op, params: 
 
 /// Records what u adds to `rows` rows.
 pub fn record_expand(commands: &mut Commands<'_>, op: &Op, params: &ExpandParams, rows: u32) {
-    op.record(commands, params, [params.n.div_ceil(64), rows, 1], 0);
+    op.record(commands, params, [params.n.div_ceil(128), rows, 1], 0);
 }
 
 /// Records what the adapters add to `tokens` embeddings.

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::lora::{Directory, Joined};
+use super::lora::{Directory, Entry, Joined};
 use super::reduction;
 use crate::dtype::DType;
 use crate::gpu::pipeline::Access::{self, Read, Write};
@@ -15,8 +15,10 @@ pub const BINDINGS: &[Access] = &[Read, Read, Read, Read, Write];
 pub const SHRINK_BINDINGS: &[Access] = &[Read, Read, Read, Read, Write, Read, Write];
 /// Bindings of `matvec` with [`Lora::Expand`]: B and `parts [M, parts, u_rows]` after the others.
 pub const EXPAND_BINDINGS: &[Access] = &[Read, Read, Read, Read, Write, Read, Read];
-/// The largest number of rows of x that one pass over the weights serves.
+/// The largest number of rows of x that count as few.
 pub const MAX_COLS: u32 = 8;
+/// The same on a GPU: the sums of more rows take registers that it needs to have more workgroups under way.
+const GPU_COLS: u32 = 4;
 
 /// Mirror of `Params` in the three shaders.
 #[repr(C)]
@@ -44,12 +46,14 @@ pub struct LinearParams {
     pub site: u32,
     /// With [`Lora`]: elements of a row of u.
     pub u_rows: u32,
-    /// Workgroups before those of A; [`record`] sets it.
+    /// Workgroups of A, before the others; [`record`] sets it.
     pub lora_groups: u32,
     /// With [`Lora::Expand`]: parts that u comes in.
     pub parts: u32,
     /// Unused.
     pub pad: [u32; 3],
+    /// With [`Lora`]: the rows' only adapter, see [`super::lora::Entry`].
+    pub lora: Entry,
 }
 
 /// What else the kernel does where rows have adapters.
@@ -119,6 +123,11 @@ pub fn tiling(caps: &Caps, k_blocks: u32) -> Tiling {
     // A workgroup of one subgroup: rows and addresses are then the same for all lanes, and the driver knows it.
     let guard = unroll > 1 && !quarters.is_multiple_of(lanes * unroll);
     Tiling { wg: most, lanes, unroll, guard }
+}
+
+/// Rows of x that one pass over the weights serves, a power of two, when there are `rows` of at most [`MAX_COLS`].
+pub fn cols(caps: &Caps, rows: u32) -> u32 {
+    rows.next_power_of_two().min(if caps.software { MAX_COLS } else { GPU_COLS })
 }
 
 /// On a software GPU many rows of x go through this kernel too: a lane by itself, without any reduction.
@@ -193,10 +202,11 @@ pub fn record(
     let passes = params.m.div_ceil(variant.cols);
     let lane_groups = variant.tiling.wg / variant.tiling.lanes;
     let mut groups = units.div_ceil(lane_groups * rows);
-    let params = LinearParams { lora_groups: groups, ..*params };
+    let mut params = LinearParams { lora_groups: 0, ..*params };
     if matches!(variant.lora, Some(Lora::Shrink(_))) {
-        // A lane group for every four rows of u and row of x.
-        groups += (params.u_rows / 4 * variant.cols).div_ceil(lane_groups);
+        // A lane group for every element of u and row of x.
+        params.lora_groups = (params.u_rows * variant.cols).div_ceil(lane_groups);
+        groups += params.lora_groups;
     }
     commands.dispatch(kernel, group, &params, [groups, passes, 1], weight_bytes * u64::from(passes));
 }

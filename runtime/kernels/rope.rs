@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::kv_type;
-use super::lora::{Directory, Joined};
+use super::lora::{Directory, Entry, Joined};
 use crate::gpu::pipeline::Access::{self, Read, Write};
 use crate::gpu::shader::Source;
 use crate::gpu::{Commands, KernelSpec, Op};
@@ -27,6 +27,8 @@ pub struct RopeParams {
     pub u_rows: u32,
     /// Unused.
     pub pad: [u32; 3],
+    /// With adapters: the rows' only one, see [`super::lora::Entry`].
+    pub lora: Entry,
 }
 
 /// Bindings: `rows [M]`, `pages`, `rotations`, `qkv [M, (H + 2 G) E]`, `keys`, `values [pages, G, page_len, E]`; with
@@ -42,11 +44,11 @@ pub fn spec(head_dim: u32, page_len: u32, neox: bool, kv_f16: bool, lora: Option
     let own: &[Access] = &[Read, Read, Read, Write, Write, Write, Read, Read];
     let bindings = match lora {
         None => {
-            source.imports.push("lora/no_row");
+            source.imports.push("lora/no_two");
             &own[..6]
         }
         Some(directory) => {
-            source.imports.push("lora/expand_row");
+            source.imports.push("lora/expand_two");
             Joined { directory, a: false, b: true, u: true, parts: false }.join(&mut source, 6);
             own
         }

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::lora::{Directory, Joined};
+use super::lora::{Directory, Entry, Joined};
 use super::reduction;
 use crate::gpu::pipeline::Access::{self, Read, Write};
 use crate::gpu::shader::Source;
@@ -24,6 +24,10 @@ pub struct SwiGluParams {
     pub down_rows: u32,
     /// Unused.
     pub pad: [u32; 3],
+    /// With adapters: the rows' only one of gate and up, see [`super::lora::Entry`].
+    pub gate_up_lora: Entry,
+    /// With adapters: the rows' only one of down.
+    pub down_lora: Entry,
 }
 
 /// Elements of h that a workgroup makes. Barriers of many lanes are slow in software.
@@ -45,11 +49,11 @@ pub fn spec(caps: &Caps, lora: Option<Directory>) -> KernelSpec {
     let all: &[Access] = &[Read, Write, Read, Read, Read, Write];
     let bindings = match lora {
         None => {
-            source.imports.extend(["lora/no_row", "lora/no_tile"]);
+            source.imports.extend(["lora/no_two", "lora/no_tile"]);
             &all[..2]
         }
         Some(directory) => {
-            source.imports.extend([reduce, "lora/expand_row", "lora/shrink_tile"]);
+            source.imports.extend([reduce, "lora/expand_two", "lora/shrink_tile"]);
             Joined { directory, a: true, b: true, u: true, parts: true }.join(&mut source, 2);
             all
         }

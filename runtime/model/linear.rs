@@ -9,6 +9,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format::TensorView;
 use crate::gpu::{Commands, Gpu, Kernel, Tensor};
+use crate::kernels::lora::Entry;
 use crate::kernels::matvec::{Epilogue, LinearParams, Lora, MAX_COLS, SOFTWARE_PREFILL, Tiling, Variant};
 use crate::kernels::{matmul, matvec};
 use crate::quant::{self, BLOCK};
@@ -160,6 +161,8 @@ pub struct USize {
     pub rows: u32,
     /// Parts that it comes in.
     pub parts: u32,
+    /// The rows' only adapter, as [`crate::kernels::lora::Entry`] has it.
+    pub lora: Entry,
 }
 
 /// Rows of a pass.
@@ -267,10 +270,11 @@ impl LinearOp {
                 site: self.site,
                 u_rows: u.rows,
                 parts: u.parts,
+                lora: u.lora,
                 ..Default::default()
             };
             if rows.count <= MAX_COLS {
-                let variant = self.narrow(gpu, chunk, rows.count.next_power_of_two());
+                let variant = self.narrow(gpu, chunk, matvec::cols(gpu.caps(), rows.count));
                 let slot = &chunk.matvec[variant.cols.ilog2() as usize];
                 let kernel = get_or_compile(slot, || gpu.kernel(&matvec::spec(gpu.caps(), chunk.dtype, variant)))?;
                 matvec::record(commands, (&kernel, &chunk.group), variant, &params, chunk.bytes);

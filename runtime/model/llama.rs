@@ -7,60 +7,23 @@ use crate::adapter::registry::{LoraPass, Registry};
 use crate::adapter::site::SiteKind;
 use crate::error::{Error, Result};
 use crate::gpu::{Commands, Gpu, Op, Tensor};
-use crate::kernels::attention::{self, AttentionParams, Heads, Leaves, PrefillParams, ReduceParams};
+use crate::kernels::attention::{self, Heads};
 use crate::kernels::embedding::{self, EmbeddingParams};
-use crate::kernels::lora::Directory;
 use crate::kernels::matvec::{Epilogue, MAX_COLS};
 use crate::kernels::rms_norm::{self, RmsNormParams};
-use crate::kernels::rope::{self, RopeParams};
 use crate::kernels::swiglu::{self, SwiGluParams};
+use crate::model::activations::{Activations, LOGIT_ROWS, Limits};
+use crate::model::attend::{Around, Attend, CacheOps, Run};
 use crate::model::config::ModelConfig;
 use crate::model::kv_cache::{KvCache, PAGE_LEN};
 use crate::model::linear::{Binding, LinearOp, RowRange, USize};
 use crate::model::lora::LoraOps;
 use crate::model::weights::{LayerWeights, Weights};
 
-/// Consecutive positions of one sequence in a pass.
-#[derive(Clone, Copy, Debug)]
-pub struct Run {
-    /// First row.
-    pub row0: u32,
-    /// Rows.
-    pub count: u32,
-    /// Positions that its last row sees.
-    pub positions: u32,
-}
-
-/// Activations, by name; `rows` is the most rows of a pass.
-pub struct Activations {
-    /// Next inputs, u32 `[rows]`.
-    pub token_ids: Tensor,
-    /// Page table and position of each row, u32 `[rows, 2]`.
-    pub rows: Tensor,
-    /// Page tables, u32 `[tables, max_pages]`.
-    pub pages: Tensor,
-    /// f32 `[LOGIT_ROWS, V]`.
-    pub logits: Tensor,
-    pub(crate) x: Tensor,
-    pub(crate) normed: Tensor,
-    pub(crate) qkv: Tensor,
-    pub(crate) attn: Tensor,
-    pub(crate) gate_up: Tensor,
-    pub(crate) h: Tensor,
-    pub(crate) parts: Tensor,
-    pub(crate) stats: Tensor,
-    rotations: Tensor,
-}
-
-/// Rows of logits there is room for: sequences decoded in one batch.
-pub const LOGIT_ROWS: usize = 64;
-
 /// A model bound to its activations and cache.
 pub struct Llama {
     config: ModelConfig,
-    heads: Heads,
-    part_rows: u32,
-    max_pages: u32,
+    attend: Attend,
     /// Its activations.
     pub activations: Activations,
     embed: Vec<(Op, EmbeddingParams)>,
@@ -84,34 +47,6 @@ struct Layer {
     input_layernorm: Op,
     post_attention_layernorm: Op,
     cache: CacheOps,
-}
-
-/// What touches the cache; in the adapted variant what is expanded and shrunk on the way.
-pub(crate) struct CacheOps {
-    rope: Op,
-    attention: Op,
-    attention_split: Op,
-    attention_prefill: Op,
-}
-
-/// Sites and sizes of the LoRA around attention in this pass; zeros without.
-#[derive(Clone, Copy, Default)]
-struct Around {
-    qkv: (u32, u32),
-    o_proj: (u32, u32),
-}
-
-/// What a [`Llama`] is made for.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Most rows of a pass.
-    pub rows: usize,
-    /// Most sequences of a pass.
-    pub tables: usize,
-    /// Most positions of a sequence.
-    pub positions: usize,
-    /// The cache is f16.
-    pub kv_f16: bool,
 }
 
 impl Llama {
@@ -146,9 +81,7 @@ impl Llama {
         };
         Ok(Self {
             config: config.clone(),
-            heads,
-            part_rows,
-            max_pages: max_pages as u32,
+            attend: Attend { heads, part_rows, max_pages: max_pages as u32 },
             reduce: gpu.op(
                 &attention::reduce_spec(gpu.caps(), heads.head_dim, None),
                 &[&a.rows, &a.parts, &a.stats, &a.attn],
@@ -169,7 +102,7 @@ impl Llama {
     /// Errors: as [`Gpu::kernel`].
     pub fn rebind(&mut self, gpu: &Gpu, cache: &KvCache) -> Result<()> {
         for (layer, buffers) in self.layers.iter_mut().zip(&cache.layers) {
-            layer.cache = CacheOps::new(gpu, self.heads, buffers, &self.activations, None)?;
+            layer.cache = CacheOps::new(gpu, self.attend.heads, buffers, &self.activations, None)?;
         }
         self.lora = None;
         Ok(())
@@ -185,7 +118,7 @@ impl Llama {
     /// Errors: as [`Gpu::kernel`]; [`Error::OutOfMemory`].
     pub fn bind_adapters(&mut self, gpu: &Gpu, weights: &Weights, cache: &KvCache, registry: &Registry) -> Result<()> {
         if self.adapters_are_stale(registry) {
-            let (shape, bound) = ((self.heads, self.rows), (cache, &self.activations));
+            let (shape, bound) = ((self.attend.heads, self.rows), (cache, &self.activations));
             self.lora = LoraOps::new(gpu, &self.config, weights, shape, bound, registry)?;
         }
         Ok(())
@@ -193,7 +126,7 @@ impl Llama {
 
     /// Length of a page table.
     pub fn max_pages(&self) -> usize {
-        self.max_pages as usize
+        self.attend.max_pages as usize
     }
 
     /// Records the pass over the first `rows` rows of `token_ids` and `rows`, which `runs` covers in order; `lora` is
@@ -240,17 +173,19 @@ impl Llama {
         let active = |pass: &LoraPass| pass.u_rows[qkv as usize] + pass.u_rows[o_proj as usize] > 0;
         let Some((ops, pass)) = lora.filter(|(_, pass)| active(pass)) else {
             layer.qkv.record(gpu, commands, range, USize::default())?;
-            self.attend(gpu, commands, (&layer.cache, &self.reduce), (rows, runs), Around::default())?;
+            self.attend.record(gpu, commands, (&layer.cache, &self.reduce), (rows, runs), Around::default());
             return layer.o_proj.record(gpu, commands, range, USize::default());
         };
         let adapted = &ops.by_layer[i];
+        let [qkv_a, qkv_b] = pass.alone(ops.site(qkv, i));
+        let [o_proj_a, o_proj_b] = pass.alone(ops.site(o_proj, i));
         let around = Around {
-            qkv: (ops.site(qkv, i), pass.u_rows[qkv as usize]),
-            o_proj: (ops.site(o_proj, i), pass.u_rows[o_proj as usize]),
+            qkv: (ops.site(qkv, i), pass.u_rows[qkv as usize], qkv_b),
+            o_proj: (ops.site(o_proj, i), pass.u_rows[o_proj as usize], o_proj_a),
         };
-        adapted.qkv.record(gpu, commands, range, USize { rows: around.qkv.1, parts: 1 })?;
-        let parts = self.attend(gpu, commands, (&adapted.cache, &ops.reduce), (rows, runs), around)?;
-        adapted.o_proj.record(gpu, commands, range, USize { rows: around.o_proj.1, parts })
+        adapted.qkv.record(gpu, commands, range, USize { rows: around.qkv.1, parts: 1, lora: qkv_a })?;
+        let parts = self.attend.record(gpu, commands, (&adapted.cache, &ops.reduce), (rows, runs), around);
+        adapted.o_proj.record(gpu, commands, range, USize { rows: around.o_proj.1, parts, lora: o_proj_b })
     }
 
     fn mlp_narrow(
@@ -275,12 +210,14 @@ impl Llama {
         };
         let adapted = &ops.by_layer[i];
         let [gate_up_rows, down_rows] = [gate_up, down].map(|kind| pass.u_rows[kind as usize]);
-        adapted.gate_up.record(gpu, commands, range, USize { rows: gate_up_rows, parts: 1 })?;
         let (gate_up_site, down_site) = (ops.site(gate_up, i), ops.site(down, i));
-        let params = SwiGluParams { f, gate_up_site, gate_up_rows, down_site, down_rows, pad: [0; 3] };
+        let ([gate_up_a, gate_up_lora], [down_lora, down_b]) = (pass.alone(gate_up_site), pass.alone(down_site));
+        adapted.gate_up.record(gpu, commands, range, USize { rows: gate_up_rows, parts: 1, lora: gate_up_a })?;
+        let pad = [0; 3];
+        let params = SwiGluParams { f, gate_up_site, gate_up_rows, down_site, down_rows, pad, gate_up_lora, down_lora };
         swiglu::record(commands, gpu.caps(), &ops.swiglu, &params, rows);
         let parts = swiglu::parts(gpu.caps(), f);
-        adapted.down_proj.record(gpu, commands, range, USize { rows: down_rows, parts })
+        adapted.down_proj.record(gpu, commands, range, USize { rows: down_rows, parts, lora: down_b })
     }
 
     /// Many rows: mat-muls, and the adapters' own beside them.
@@ -302,7 +239,7 @@ impl Llama {
         rms_norm::record(commands, &layer.input_layernorm, gpu.caps(), self.norm_params(rows));
         layer.qkv_wide.record(gpu, commands, range, USize::default())?;
         adapt(commands, SiteKind::Qkv);
-        self.attend(gpu, commands, (&layer.cache, &self.reduce), (rows, runs), Around::default())?;
+        self.attend.record(gpu, commands, (&layer.cache, &self.reduce), (rows, runs), Around::default());
         layer.o_proj.record(gpu, commands, range, USize::default())?;
         adapt(commands, SiteKind::OProj);
         self.gate_up_wide(gpu, commands, i, rows, lora)?;
@@ -359,84 +296,6 @@ impl Llama {
         }
         Ok(())
     }
-
-    /// Records rotation, cache and attention; gives the parts in which u of what follows comes.
-    fn attend(
-        &self,
-        gpu: &Gpu,
-        commands: &mut Commands<'_>,
-        (ops, reduce): (&CacheOps, &Op),
-        (rows, runs): (u32, &[Run]),
-        around: Around,
-    ) -> Result<u32> {
-        let Heads { heads, kv_heads, head_dim, .. } = self.heads;
-        let (site, u_rows) = around.qkv;
-        let rope = RopeParams { heads, kv_heads, max_pages: self.max_pages, site, u_rows, pad: [0; 3] };
-        rope::record(commands, &ops.rope, head_dim, rope, rows);
-        let (site, u_rows) = around.o_proj;
-        let mut parts = kv_heads;
-        let scale = 1.0 / (head_dim as f32).sqrt();
-        let element_bytes = if self.heads.kv_f16 { 2 } else { 4 };
-        let cache_bytes = |positions: u32| u64::from(2 * kv_heads * head_dim * element_bytes) * u64::from(positions);
-        let tiled = |run: &Run| run.count > MAX_COLS && !gpu.caps().software;
-        for run in runs.iter().filter(|run| tiled(run)) {
-            let (row0, count) = (run.row0, run.count);
-            let params = PrefillParams { heads, kv_heads, max_pages: self.max_pages, row0, count, scale, pad: [0; 2] };
-            attention::record_prefill(commands, &ops.attention_prefill, &params, cache_bytes(run.positions));
-        }
-        // The others row by row: neighbouring runs together, as many rows as there is room for their parts.
-        let mut at = 0;
-        while at < runs.len() {
-            let next = runs[at..].iter().position(tiled).map_or(runs.len(), |n| at + n);
-            let group = &runs[at..next];
-            at = next.max(at + 1);
-            let Some(first) = group.first() else { continue };
-            let positions = group.iter().map(|run| run.positions).max().unwrap_or(1);
-            let splits = attention::splits(positions);
-            let end = group.iter().map(|run| run.row0 + run.count).max().unwrap_or(first.row0);
-            let step = (self.part_rows / splits).max(1);
-            for row0 in (first.row0..end).step_by(step as usize) {
-                let count = step.min(end - row0);
-                let max_pages = self.max_pages;
-                let params = AttentionParams { heads, kv_heads, max_pages, splits, scale, row0, site, u_rows };
-                let bytes = cache_bytes(positions) * u64::from(count);
-                if splits == 1 {
-                    attention::record(commands, &ops.attention, &params, count, bytes);
-                } else {
-                    attention::record(commands, &ops.attention_split, &params, count, bytes);
-                    let params = ReduceParams { heads, splits, row0, site, u_rows, pad: [0; 3] };
-                    attention::record_reduce(commands, reduce, head_dim, &params, count);
-                    parts = attention::reduce_parts(heads, head_dim);
-                }
-            }
-        }
-        Ok(parts)
-    }
-}
-
-impl Activations {
-    fn new(gpu: &Gpu, config: &ModelConfig, limits: Limits, max_pages: usize, part_rows: usize) -> Result<Self> {
-        let rows = limits.rows;
-        let floats = |label: &str, n: usize| gpu.storage(label, n as u64 * 4);
-        let width = config.num_attention_heads * config.head_dim;
-        let qkv = width + 2 * config.num_key_value_heads * config.head_dim;
-        let rotations = rope::rotations(&config.rope_frequencies(), limits.positions);
-        Ok(Self {
-            token_ids: floats("token_ids", rows)?,
-            rows: floats("rows", 2 * rows)?,
-            pages: floats("pages", limits.tables * max_pages)?,
-            logits: floats("logits", LOGIT_ROWS.min(limits.rows) * config.vocab_size)?,
-            x: floats("x", rows * config.hidden_size)?,
-            normed: floats("normed", rows * config.hidden_size)?,
-            qkv: floats("qkv", rows * qkv)?,
-            attn: floats("attn", rows * width)?,
-            gate_up: floats("gate_up", rows * 2 * config.intermediate_size)?,
-            h: floats("h", rows * config.intermediate_size)?,
-            parts: floats("attention parts", part_rows * width)?,
-            stats: floats("attention stats", part_rows * config.num_attention_heads * 2)?,
-            rotations: gpu.upload("rotations", &rotations)?,
-        })
-    }
 }
 
 impl Layer {
@@ -485,39 +344,6 @@ impl Layer {
             input_layernorm: norm(&weights.input_layernorm)?,
             post_attention_layernorm: norm(&weights.post_attention_layernorm)?,
             cache: CacheOps::new(gpu, heads, cache, a, None)?,
-        })
-    }
-}
-
-/// The directory, A, B, u and its parts.
-type Adapted<'a> = (Directory, &'a Tensor, &'a Tensor, &'a Tensor, &'a Tensor);
-
-impl CacheOps {
-    /// Binds them to a layer's cache; with `adapted` rope expands and attention shrinks.
-    pub(crate) fn new(
-        gpu: &Gpu,
-        heads: Heads,
-        (keys, values): &(Tensor, Tensor),
-        act: &Activations,
-        adapted: Option<Adapted<'_>>,
-    ) -> Result<Self> {
-        let (rows, pages, qkv) = (&act.rows, &act.pages, &act.qkv);
-        let directory = adapted.map(|(directory, ..)| directory);
-        let rope = rope::spec(heads.head_dim, heads.page_len, true, heads.kv_f16, directory);
-        let mut for_rope = vec![rows, pages, &act.rotations, qkv, keys, values];
-        let whole = [rows, pages, qkv, keys, values, &act.attn];
-        let split = [rows, pages, qkv, keys, values, &act.parts, &act.stats];
-        let mut for_attention = whole.to_vec();
-        if let Some((_, a, b, u, parts)) = adapted {
-            for_rope.extend([b, u]);
-            for_attention.extend([a, parts]);
-        }
-        let leaves = directory.map_or(Leaves::Whole, Leaves::WholeAndU);
-        Ok(Self {
-            rope: gpu.op(&rope, &for_rope)?,
-            attention: gpu.op(&attention::spec(gpu.caps(), heads, leaves), &for_attention)?,
-            attention_split: gpu.op(&attention::spec(gpu.caps(), heads, Leaves::Split), &split)?,
-            attention_prefill: gpu.op(&attention::prefill_spec(heads), &whole)?,
         })
     }
 }

@@ -12,10 +12,11 @@ use crate::kernels::attention::{self, Heads};
 use crate::kernels::lora::{self, Directory, EmbeddingParams, ExpandParams, ShrinkParams};
 use crate::kernels::matvec::{Epilogue, Lora, MAX_COLS};
 use crate::kernels::swiglu;
+use crate::model::activations::Activations;
+use crate::model::attend::CacheOps;
 use crate::model::config::ModelConfig;
 use crate::model::kv_cache::KvCache;
 use crate::model::linear::{Binding, LinearOp, LoraBinding};
-use crate::model::llama::{Activations, CacheOps};
 use crate::model::weights::{LayerWeights, Weights};
 
 /// The adapted variants of a model's kernels.
@@ -29,6 +30,8 @@ pub(crate) struct LoraOps {
     wide: [WideOps; 5],
     embed: Op,
     hidden_size: u32,
+    /// Kept alive by the bind groups too; here so that their memory is counted.
+    _buffers: LoraBuffers,
 }
 
 /// What a narrow pass runs in place of a layer's own.
@@ -44,7 +47,7 @@ pub(crate) struct LoraLayer {
 struct WideOps {
     shrink: Op,
     expand: Op,
-    k4s: u32,
+    k8s: u32,
     n: u32,
     ends: [u32; 2],
 }
@@ -65,11 +68,8 @@ impl LoraBuffers {
         let parts = attention.max(swiglu::parts(gpu.caps(), config.intermediate_size as u32) as usize);
         let floats = |label: &str, n: usize| gpu.storage(label, n as u64 * 4);
         Ok(Self {
-            u: floats("adapters u", rows * Registry::most_u_rows(SiteKind::Qkv) as usize)?,
-            parts: floats(
-                "adapters u parts",
-                MAX_COLS as usize * parts * Registry::most_u_rows(SiteKind::OProj) as usize,
-            )?,
+            u: floats("adapters u", rows * SiteKind::Qkv.most_u_rows() as usize)?,
+            parts: floats("adapters u parts", MAX_COLS as usize * parts * SiteKind::OProj.most_u_rows() as usize)?,
         })
     }
 }
@@ -119,6 +119,7 @@ impl LoraOps {
             wide: bound.wide()?,
             embed: gpu.op(&lora::embedding_spec(bound.directory), &[&act.token_ids, &act.x, a, b])?,
             hidden_size: config.hidden_size as u32,
+            _buffers: bound.buffers,
         }))
     }
 
@@ -140,7 +141,7 @@ impl LoraOps {
         if u_rows == 0 {
             return;
         }
-        lora::record_shrink(commands, gpu.caps(), &op.shrink, &ShrinkParams { k4s: op.k4s, x_row, site, u_rows }, rows);
+        lora::record_shrink(commands, gpu.caps(), &op.shrink, &ShrinkParams { k8s: op.k8s, x_row, site, u_rows }, rows);
         let [end0, end1] = op.ends;
         let params = ExpandParams { n: op.n, x_row, y_row, site, u_rows, end0, end1, pad: 0 };
         lora::record_expand(commands, &op.expand, &params, rows);
@@ -223,7 +224,7 @@ impl Bound<'_> {
         Ok(WideOps {
             shrink: self.gpu.op(&lora::shrink_spec(self.gpu.caps(), self.directory), &[x, self.a, u])?,
             expand: self.gpu.op(&lora::expand_spec(self.directory), &[y, self.b, u])?,
-            k4s: k as u32 / 4,
+            k8s: k as u32 / 8,
             n: n as u32,
             ends: ends.map(|end| end as u32),
         })

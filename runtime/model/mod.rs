@@ -1,5 +1,7 @@
 //! Models: what a file's weights mean, and the forward pass over them.
 
+pub mod activations;
+pub mod attend;
 pub mod config;
 pub mod kv_cache;
 pub mod linear;

@@ -34,3 +34,16 @@ impl BlockFormat for Format {
         concat!(include_str!("../../shaders/quant/f16.wgsl"), include_str!("../../shaders/quant/dot_generic.wgsl"))
     }
 }
+
+/// The nearest values; `None` beyond the type's range.
+pub(super) fn quantize(weights: &[f32]) -> Option<Vec<u8>> {
+    let mut out = Vec::with_capacity(2 * weights.len());
+    for &w in weights {
+        let half = half::f16::from_f32(w);
+        if !half.is_finite() {
+            return None;
+        }
+        out.extend(half.to_le_bytes());
+    }
+    Some(out)
+}

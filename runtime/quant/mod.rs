@@ -64,6 +64,16 @@ pub fn format(dtype: DType) -> &'static dyn BlockFormat {
     }
 }
 
+/// Rounds rows of weights to `dtype`: F16, or `Q8_0` for a whole number of [`BLOCK`]s. `None` when a weight is too large
+/// for the type, or nothing here rounds to it.
+pub fn quantize(dtype: DType, weights: &[f32]) -> Option<Vec<u8>> {
+    match dtype {
+        DType::F16 => f16::quantize(weights),
+        DType::Q8_0 => q8_0::quantize(weights),
+        _ => None,
+    }
+}
+
 /// The value of a stored `f16`.
 fn f16_value(bytes: [u8; 2]) -> f32 {
     half::f16::from_le_bytes(bytes).to_f32()

@@ -6,7 +6,7 @@ use crate::kernels::rms_norm::{self, RmsNormParams};
 use crate::kernels::swiglu::{self, SwiGluParams};
 
 use super::Ability::{self, Subgroups};
-use super::{attention, linear, products, sample, training};
+use super::{attention, linear, lora, products, sample, training};
 
 /// Runs a kernel and gives its outputs.
 type Run = dyn Fn(&Gpu) -> Result<Vec<Outcome>> + Send + Sync;
@@ -16,6 +16,8 @@ pub(super) struct Case {
     pub(super) kernel: &'static str,
     pub(super) variant: String,
     pub(super) uses: Vec<Ability>,
+    /// Only training needs it.
+    pub(super) training: bool,
     pub(super) run: Box<Run>,
 }
 
@@ -25,10 +27,11 @@ pub(super) fn all(gpu: &Gpu) -> Vec<Case> {
     let mut cases = linear::cases(gpu);
     cases.extend(attention::cases(caps));
     cases.extend(sample::cases());
+    cases.extend(lora::cases(caps));
     // A software GPU takes seconds to compile them; it trains nobody's adapter, and the tests hold them to more.
     if !caps.software {
-        cases.extend(products::cases(caps));
-        cases.extend(training::cases(caps));
+        let training = products::cases(caps).into_iter().chain(training::cases(caps));
+        cases.extend(training.map(|case| Case { training: true, ..case }));
     }
     cases.push(case("rms_norm", "5 rows".into(), subgroups(caps), rms_norm));
     cases.push(case("swiglu", "5 rows".into(), vec![], swiglu));
@@ -41,7 +44,7 @@ pub(super) fn case(
     uses: Vec<Ability>,
     run: impl Fn(&Gpu) -> Result<Vec<Outcome>> + Send + Sync + 'static,
 ) -> Case {
-    Case { kernel, variant, uses, run: Box::new(run) }
+    Case { kernel, variant, uses, training: false, run: Box::new(run) }
 }
 
 /// What a kernel that reduces over lanes uses.

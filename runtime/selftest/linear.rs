@@ -18,7 +18,7 @@ pub(super) const FORMATS: [DType; 4] = [DType::Q4_0, DType::Q4_1, DType::Q4_K, D
 pub(super) const N: usize = 40;
 /// Three quarters of what 32 lanes take in a step: the widest tiling, and not all of it busy.
 pub(super) const K: usize = 768;
-const EPS: f32 = 1e-5;
+pub(super) const EPS: f32 = 1e-5;
 /// Rows of x: one for each number of columns of `matvec`, then a mat-mul of more than a fragment.
 const ROWS: [usize; 5] = [1, 2, 3, 5, 19];
 
@@ -160,12 +160,16 @@ fn multiply(
 }
 
 /// `W x` of one row of x, each within `tolerance` of what its terms add up to without their signs.
-fn reference(weights: &[f32], x: &[f32], gain: Option<&[f32]>, tolerance: f64) -> Vec<Near> {
-    let scale = gain.map_or(1.0, |_| rms_scale(x, EPS));
-    let x: Vec<f64> =
-        x.iter().enumerate().map(|(k, x)| f64::from(*x) * scale * gain.map_or(1.0, |g| g[k].into())).collect();
+pub(super) fn reference(weights: &[f32], x: &[f32], gain: Option<&[f32]>, tolerance: f64) -> Vec<Near> {
+    let x = normed(x, gain);
     let dot = |w: &[f32]| Near::sum(w.iter().zip(&x).map(|(w, x)| f64::from(*w) * x), tolerance);
     weights.chunks(K).map(dot).collect()
+}
+
+/// x, normalised where there is a gain.
+pub(super) fn normed(x: &[f32], gain: Option<&[f32]>) -> Vec<f64> {
+    let scale = gain.map_or(1.0, |_| rms_scale(x, EPS));
+    x.iter().enumerate().map(|(k, x)| f64::from(*x) * scale * gain.map_or(1.0, |g| g[k].into())).collect()
 }
 
 fn gated((gate, up): (&Near, &Near)) -> Near {

@@ -8,6 +8,7 @@ mod attention_train;
 mod cache;
 mod cases;
 mod linear;
+mod lora;
 mod products;
 mod sample;
 mod training;
@@ -49,6 +50,8 @@ pub struct Verdict {
     pub reason: Option<String>,
     /// Wall time with its compilation, next to others running.
     pub milliseconds: f64,
+    /// Only training needs it.
+    pub training: bool,
 }
 
 /// What the self-test found.
@@ -58,6 +61,8 @@ pub struct Report {
     pub caps: Caps,
     /// The variants of the tier in use, and before them those that failed in tiers above.
     pub verdicts: Vec<Verdict>,
+    /// Every kernel of training gave what the CPU gives, or the device is a software GPU, where tests hold them to it.
+    pub trains: bool,
     /// Read from the cache.
     pub cached: bool,
 }
@@ -90,11 +95,15 @@ pub fn run_with(gpu: &mut Gpu, sabotage: Sabotage<'_>) -> Result<Report> {
     let mut verdicts = Vec::new();
     loop {
         let tier = test(gpu, sabotage)?;
-        let Some(failed) = tier.iter().find(|v| !v.ok) else {
+        // A device whose reference tier can't train can answer all the same.
+        let hopeless = |v: &Verdict| v.training && v.uses.is_empty();
+        let Some(failed) = tier.iter().find(|v| !v.ok && !hopeless(v)) else {
+            let trains = tier.iter().all(|v| v.ok);
             verdicts.extend(tier);
-            return Ok(Report { caps: gpu.caps().clone(), verdicts, cached: false });
+            return Ok(Report { caps: gpu.caps().clone(), verdicts, trains, cached: false });
         };
-        let Some(caps) = fence(gpu.caps(), &tier) else { return Err(unusable(gpu, &tier, failed)) };
+        let judged: Vec<Verdict> = tier.iter().filter(|v| !hopeless(v)).cloned().collect();
+        let Some(caps) = fence(gpu.caps(), &judged) else { return Err(unusable(gpu, &tier, failed)) };
         for verdict in tier.into_iter().filter(|v| !v.ok) {
             let Verdict { kernel, variant, reason, .. } = &verdict;
             log::warn!("{kernel} ({variant}) fails here: {}", reason.as_deref().unwrap_or_default());
@@ -136,7 +145,7 @@ fn lost(before: &Caps, after: &Caps) -> Vec<&'static str> {
 }
 
 fn unusable(gpu: &Gpu, tier: &[Verdict], failed: &Verdict) -> Error {
-    let failed = tier.iter().find(|v| !v.ok && v.uses.is_empty()).unwrap_or(failed);
+    let failed = tier.iter().find(|v| !v.ok && v.uses.is_empty() && !v.training).unwrap_or(failed);
     let reason = failed.reason.as_deref().unwrap_or_default();
     let hint = if gpu.caps().immediates { " or with EPIPHYTE_DISABLE=immediates" } else { "" };
     Error::Gpu {
@@ -192,5 +201,6 @@ fn judge(gpu: &Gpu, case: &Case, sabotage: Sabotage<'_>) -> Result<Verdict> {
         ok: reason.is_none(),
         reason,
         milliseconds: start.elapsed().as_secs_f64() * 1e3,
+        training: case.training,
     })
 }

@@ -326,7 +326,7 @@ pub fn kv_buffers(config: &ModelConfig, tokens: usize, element_bytes: usize) -> 
 /// Activations of the engine that answers: passes of `rows` rows, contexts of `positions` tokens.
 pub fn inference_buffers(config: &ModelConfig, rows: usize, positions: usize) -> Vec<Buffer> {
     use crate::kernels::{attention, sample};
-    use crate::model::llama::LOGIT_ROWS;
+    use crate::model::activations::LOGIT_ROWS;
     let (d, f, v) = (config.hidden_size, config.intermediate_size, config.vocab_size);
     let (heads, e) = (config.num_attention_heads, config.head_dim);
     let qkv = (heads + 2 * config.num_key_value_heads) * e;

@@ -150,6 +150,10 @@ impl Trainer {
 
     fn at(engine: &Arc<Engine>, data: Arc<Dataset>, options: TrainOptions, cursor: Cursor) -> Result<Self> {
         options.check()?;
+        if !engine.trains() {
+            let what = "training on this device, whose driver computes gradients wrong (see `epiphyte doctor`),".into();
+            return Err(Error::Unsupported { what, hint: "try another driver or adapter".into() });
+        }
         let (gpu, base) = (engine.gpu(), engine.base());
         let shape = options.shape(&base.config, gpu.caps().cooperative_matrix.is_some())?;
         shape.check(&base.config)?;

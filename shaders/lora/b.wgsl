@@ -1,21 +1,32 @@
-// The B factors of all adapters, f16 in pairs of words; in front of them the directory, as in lora/a.wgsl, of
-// (at, rank), (weight, before). B is [N, rank]; the rows of the site's module number `which` meet elements
+// The B factors of all adapters, eight f16 an element; in front of them the directory, as in lora/a.wgsl, of
+// (at, rank | MORE, weight, before). B is [N, rank]; the rows of the site's module number `which` meet elements
 // before + which * rank.. of u.
-@group(0) @binding(LORA_B) var<storage, read> lora_b: array<vec2<u32>>;
+@group(0) @binding(LORA_B) var<storage, read> lora_b: array<vec4<u32>>;
 
 struct FactorB {
     at: u32,
     rank: u32,
     before: u32,
+    next: u32,
 }
 
-fn factor_b(m: u32, site: u32, entry: u32) -> FactorB {
-    let used = lora_b[m / 2u][m % 2u];
-    let i = LORA_ROWS / 2u + ((used * SITES + site) * ENTRIES + entry) * 2u;
-    return FactorB(lora_b[i].x, lora_b[i].y, lora_b[i + 1u].y);
+fn factor_b(entry: vec4<u32>, next: u32) -> FactorB {
+    return FactorB(entry.x, entry.y & 0x7fffffffu, entry.w, select(0u, next, entry.y >= 0x80000000u));
 }
 
-fn four_of_b(i: u32) -> vec4<f32> {
-    let pair = lora_b[i];
-    return vec4<f32>(unpack2x16float(pair.x), unpack2x16float(pair.y));
+// The first of row m's set; `alone` is it when all rows have the same and no other: nothing is looked up then.
+fn first_b(m: u32, site: u32, alone: vec4<u32>) -> FactorB {
+    if alone.y > 0u { return factor_b(alone, 0u); }
+    let i = LORA_ROWS / 4u + (lora_b[m / 4u][m % 4u] * SITES + site) * ENTRIES;
+    return factor_b(lora_b[i], i + 1u);
+}
+
+fn next_b(f: FactorB) -> FactorB {
+    if f.next == 0u { return FactorB(); }
+    return factor_b(lora_b[f.next], f.next + 1u);
+}
+
+fn dot_b(eight: vec4<u32>, lo: vec4<f32>, hi: vec4<f32>) -> f32 {
+    return dot(vec4<f32>(unpack2x16float(eight.x), unpack2x16float(eight.y)), lo)
+        + dot(vec4<f32>(unpack2x16float(eight.z), unpack2x16float(eight.w)), hi);
 }

@@ -2,8 +2,13 @@
 // Every lane gets the result. Same interface as reduce_workgroup.
 
 fn reduce_add(value: f32, index: u32) -> f32 {
+    return reduce_add_of(L, value, index);
+}
+
+// Over fewer lanes, a power of two.
+fn reduce_add_of(lanes: u32, value: f32, index: u32) -> f32 {
     var v = value;
-    for (var step = L / 2u; step > 0u; step /= 2u) {
+    for (var step = lanes / 2u; step > 0u; step /= 2u) {
         v += subgroupShuffleXor(v, step);
     }
     return v;

@@ -3,9 +3,14 @@
 var<workgroup> reduce_tile: array<f32, WG>;
 
 fn reduce_add(value: f32, index: u32) -> f32 {
-    let base = index - index % L;
+    return reduce_add_of(L, value, index);
+}
+
+// Over fewer lanes, a power of two.
+fn reduce_add_of(lanes: u32, value: f32, index: u32) -> f32 {
+    let base = index - index % lanes;
     reduce_tile[index] = value;
-    for (var step = L / 2u; step > 0u; step /= 2u) {
+    for (var step = lanes / 2u; step > 0u; step /= 2u) {
         workgroupBarrier();
         if index - base < step {
             reduce_tile[index] += reduce_tile[index + step];

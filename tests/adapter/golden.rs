@@ -39,7 +39,6 @@ fn modules(config: &Value, shape: &BaseShape) -> Option<BTreeMap<String, (usize,
 }
 
 #[test]
-#[ignore = "run tests/golden/peft_config.py tests/golden first"]
 fn configs_mean_what_peft_makes_of_them() {
     let peft = peft();
     let shape = shape(&peft["sizes"]);
@@ -47,18 +46,20 @@ fn configs_mean_what_peft_makes_of_them() {
     assert!(cases.len() > 40);
     for (name, case) in cases {
         let one = |v: &Value| (v[0].as_u64().unwrap() as usize, v[1].as_f64().unwrap() as f32);
-        let expected = case.get("modules").map(|modules| {
-            modules.as_object().unwrap().iter().map(|(path, v)| (path.clone(), one(v))).collect::<BTreeMap<_, _>>()
-        });
-        for spelling in ["given", "before", "after"].iter().filter_map(|key| case.get(key)) {
-            assert_eq!(modules(spelling, &shape), expected, "{name}");
+        for (key, spelling) in ["given", "before", "after"].iter().filter_map(|key| Some((*key, case.get(key)?))) {
+            // The first pattern that fits counts, but PEFT sorts them as it saves: of these two cases it saves the same.
+            let sorted = key != "given" && name == "rank_pattern_order_reversed";
+            let meant = if sorted { &cases["rank_pattern_order"] } else { case };
+            let expected = meant.get("modules").map(|modules| {
+                modules.as_object().unwrap().iter().map(|(path, v)| (path.clone(), one(v))).collect::<BTreeMap<_, _>>()
+            });
+            assert_eq!(modules(spelling, &shape), expected, "{name}, {key}");
         }
     }
 }
 
 /// Adapters as PEFT wrote them add to each weight what PEFT says they add.
 #[test]
-#[ignore = "run tests/golden/peft_config.py tests/golden first"]
 fn adapters_of_peft_add_what_peft_adds() {
     let peft = peft();
     assert_eq!(shape(&peft["tiny_sizes"]), SHAPE);

@@ -1,11 +1,15 @@
 //! Sessions and generation on a tiny model: what is shared, continued, batched, stopped and refused.
 
+mod adapters;
 mod batch;
 mod counters;
 mod refused;
+mod registry;
 mod sampling;
 mod sessions;
 mod snapshot;
+mod snapshot_adapters;
+mod soak;
 mod stops;
 
 use std::sync::atomic::{AtomicBool, Ordering};

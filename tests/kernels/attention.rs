@@ -4,6 +4,8 @@ use epiphyte::gpu::{Gpu, Tensor};
 use epiphyte::kernels::attention::{self, AttentionParams, Heads, Leaves, PrefillParams, ReduceParams};
 use proptest::prelude::*;
 
+use super::adapters::{Adapters, Site};
+use super::lora::share_depth;
 use super::oracle::{DIV, EPS, exp_error, gamma};
 use super::{Checked, Near, Output, POISON, Random, for_all, seed, submit, upload_kv};
 
@@ -139,8 +141,8 @@ impl Setup {
         Ok(Self { cache, cache_tensors, qkv, qkv_tensor, out, scale: 1.0 / (heads.head_dim as f32).sqrt() })
     }
 
-    /// Rows from `row0` on, each a table and the positions it sees.
-    fn check(&self, gpu: &Gpu, row0: usize, rows: impl Iterator<Item = (usize, usize)>, joins: usize) -> Checked {
+    /// What rows from `row0` on make, each a table and the positions it sees.
+    fn expected(&self, row0: usize, rows: impl Iterator<Item = (usize, usize)>, joins: usize) -> Vec<Option<Near>> {
         let heads = self.cache.heads;
         let (e, h, g) = (heads.head_dim as usize, heads.heads as usize, heads.kv_heads as usize);
         let mut expected = vec![None; row0 * h * e];
@@ -150,7 +152,7 @@ impl Setup {
                 expected.extend(self.cache.oracle(q, head / (h / g), table, len, self.scale, joins));
             }
         }
-        self.out.check(gpu, &expected)
+        expected
     }
 }
 
@@ -160,7 +162,8 @@ fn rows_tensor(gpu: &Gpu, row0: usize, rows: impl Iterator<Item = [u32; 2]>) -> 
     Ok(gpu.upload("rows", &rows)?)
 }
 
-fn check(gpu: &Gpu, case: &Case, split: bool) -> Checked {
+/// With `adapted`, the shares of the next linear's u are made beside.
+fn check(gpu: &Gpu, case: &Case, split: bool, adapted: bool) -> Checked {
     let setup = Setup::new(gpu, case, &case.lens, case.lens.len())?;
     let heads = setup.cache.heads;
     let rows = rows_tensor(gpu, case.row0, (0..).zip(&case.lens).map(|(table, len)| [table, *len as u32 - 1]))?;
@@ -171,28 +174,95 @@ fn check(gpu: &Gpu, case: &Case, split: bool) -> Checked {
     let parts = Output::poisoned(gpu, stat_count * heads.head_dim as usize)?;
     let stats = Output::poisoned(gpu, 2 * stat_count)?;
     let first = if split { &parts } else { &setup.out };
-    let tensors = [&rows, pages, &setup.qkv_tensor, keys, values, &first.tensor, &stats.tensor];
-    let (leaves, bound) = if split { (Leaves::Split, &tensors[..]) } else { (Leaves::Whole, &tensors[..6]) };
-    let op = gpu.op(&attention::spec(gpu.caps(), heads, leaves), bound)?;
-    let reduce = attention::reduce_spec(gpu.caps(), heads.head_dim, None);
-    let join = gpu.op(&reduce, &[&rows, &parts.tensor, &stats.tensor, &setup.out.tensor])?;
+    let next = Next::new(gpu, case, heads, split)?;
+    let (site, u_rows) = (3, next.u_rows as u32);
+    let [lora, _] = next.adapters.alone(0, case.row0);
+    let mut tensors = vec![&rows, pages, &setup.qkv_tensor, keys, values, &first.tensor];
+    let leaves = match (split, adapted) {
+        (true, _) => Leaves::Split,
+        (false, false) => Leaves::Whole,
+        (false, true) => Leaves::WholeAndU(next.adapters.directory),
+    };
+    match leaves {
+        Leaves::Whole => {}
+        Leaves::WholeAndU(_) => tensors.extend([&next.a, &next.u.tensor]),
+        Leaves::Split => tensors.push(&stats.tensor),
+    }
+    let op = gpu.op(&attention::spec(gpu.caps(), heads, leaves), &tensors)?;
+    let reduce = attention::reduce_spec(gpu.caps(), heads.head_dim, adapted.then_some(next.adapters.directory));
+    let join = [&rows, &parts.tensor, &stats.tensor, &setup.out.tensor, &next.a, &next.u.tensor];
+    let join = gpu.op(&reduce, if adapted { &join } else { &join[..4] })?;
     let (row0, count) = (case.row0 as u32, case.lens.len() as u32);
     submit(gpu, |commands| {
         let (kv_heads, max_pages) = (heads.kv_heads, setup.cache.max_pages as u32);
         let scale = setup.scale;
         let params =
-            AttentionParams { heads: heads.heads, kv_heads, max_pages, splits, scale, row0, ..Default::default() };
+            AttentionParams { heads: heads.heads, kv_heads, max_pages, splits, scale, row0, site, u_rows, lora };
         attention::record(commands, &op, &params, count, 0);
         if split {
-            let params = ReduceParams { heads: heads.heads, splits, row0, ..Default::default() };
+            let params = ReduceParams { heads: heads.heads, splits, row0, site, u_rows, pad: [0; 3], lora };
             attention::record_reduce(commands, &join, heads.head_dim, &params, count);
         }
     })?;
-    setup.check(gpu, case.row0, case.lens.iter().copied().enumerate(), splits as usize)
+    let expected = setup.expected(case.row0, case.lens.iter().copied().enumerate(), splits as usize);
+    setup.out.check(gpu, &expected)?;
+    if adapted { next.check(gpu, case, &expected) } else { Ok(()) }
+}
+
+/// The linear that follows, and the parts of its u.
+struct Next {
+    adapters: Adapters,
+    a: Tensor,
+    u: Output,
+    u_rows: usize,
+    /// Columns of a part.
+    columns: usize,
+    width: usize,
+    /// Lanes of a workgroup.
+    wg: u32,
+}
+
+impl Next {
+    fn new(gpu: &Gpu, case: &Case, heads: Heads, split: bool) -> Checked<Self> {
+        let width = (heads.heads * heads.head_dim) as usize;
+        // A key and value head's queries, or 64 lanes' vec4s.
+        let columns = if split { 256 } else { width / heads.kv_heads as usize };
+        let site = Site { number: 3, k: width, modules: vec![1] };
+        let adapters = Adapters::random(vec![site], case.row0, case.lens.len(), &mut Random(!case.seed));
+        let u_rows = adapters.u_rows(0, case.row0);
+        let u = Output::poisoned(gpu, (case.row0 + case.lens.len()) * width.div_ceil(columns) * u_rows)?;
+        let [a, _] = adapters.upload(gpu)?;
+        let wg = match (split, gpu.caps().software) {
+            (false, _) => 128,
+            (true, software) => {
+                if software {
+                    64
+                } else {
+                    256
+                }
+            }
+        };
+        Ok(Self { adapters, a, u, u_rows, columns, width, wg })
+    }
+
+    /// Each part is what its columns of `out` make.
+    fn check(&self, gpu: &Gpu, case: &Case, out: &[Option<Near>]) -> Checked {
+        let parts = self.width.div_ceil(self.columns);
+        let mut expected = vec![None; (case.row0 + case.lens.len()) * parts * self.u_rows];
+        for (m, part) in (case.row0..case.row0 + case.lens.len()).flat_map(|m| (0..parts).map(move |part| (m, part))) {
+            let columns = part * self.columns..self.width.min((part + 1) * self.columns);
+            let depth = share_depth(gpu, columns.len(), self.wg);
+            let of = |column: usize| out[m * self.width + column].unwrap_or(Near { value: f64::NAN, bound: 0.0 });
+            let made = self.adapters.shrink((0, m), columns, of, depth);
+            let at = (m * parts + part) * self.u_rows;
+            made.into_iter().enumerate().for_each(|(i, near)| expected[at + i] = Some(near));
+        }
+        self.u.check(gpu, &expected).map_err(|e| format!("u{e}").into())
+    }
 }
 
 /// Lengths around the edges of pages, tiles and chunks.
-fn len(most: usize) -> impl Strategy<Value = usize> {
+fn len(most: usize) -> impl Strategy<Value = usize> + Clone {
     let edges = [1usize, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257];
     let edges: Vec<usize> = edges.into_iter().filter(|len| *len <= most).collect();
     prop_oneof![proptest::sample::select(edges), 1..=most]
@@ -201,13 +271,15 @@ fn len(most: usize) -> impl Strategy<Value = usize> {
 #[test]
 fn attention_in_one_part_is_the_formula() {
     let lens = proptest::collection::vec(len(attention::CHUNK as usize), 1..4);
-    for_all(12, cases(lens), |gpu, case| check(gpu, case, false));
+    for_all(12, cases(lens.clone()), |gpu, case| check(gpu, case, false, false));
+    for_all(2, cases(lens), |gpu, case| check(gpu, case, false, true));
 }
 
 #[test]
 fn attention_in_joined_parts_is_the_formula() {
     let lens = proptest::collection::vec(len(300), 1..4);
-    for_all(12, cases(lens), |gpu, case| check(gpu, case, true));
+    for_all(12, cases(lens.clone()), |gpu, case| check(gpu, case, true, false));
+    for_all(2, cases(lens), |gpu, case| check(gpu, case, true, true));
 }
 
 /// One sequence: `lens` are the positions before the first row, and the number of rows.
@@ -230,7 +302,7 @@ fn check_prefill(gpu: &Gpu, case: &Case) -> Checked {
     };
     submit(gpu, |commands| attention::record_prefill(commands, &op, &params, 0))?;
     let tiles = (before + count).div_ceil(32);
-    setup.check(gpu, case.row0, (1..=count).map(|i| (0, before + i)), tiles)
+    setup.out.check(gpu, &setup.expected(case.row0, (1..=count).map(|i| (0, before + i)), tiles))
 }
 
 #[test]

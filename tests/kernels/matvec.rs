@@ -2,9 +2,10 @@
 
 use epiphyte::DType;
 use epiphyte::gpu::{Caps, Gpu};
-use epiphyte::kernels::matvec::{self, Epilogue, LinearParams, SOFTWARE_PREFILL, Tiling, Variant};
+use epiphyte::kernels::matvec::{self, Epilogue, LinearParams, Lora, SOFTWARE_PREFILL, Tiling, Variant};
 use proptest::prelude::*;
 
+use super::adapters::{Adapters, Site};
 use super::oracle::{self, EPS, gamma, rms_scale, strided_depth};
 use super::weights::{Weights, row_unit};
 use super::{Checked, Near, Output, Random, for_all, seed, submit};
@@ -154,6 +155,117 @@ fn matvec_serves_every_number_of_columns_in_every_style() {
     for cols in [1, 2, 4, 8] {
         for style in [Style::Chosen, Style::SoftwarePrefill, Style::Gpu(0), Style::Gpu(1)] {
             for_all(1, cases(), |gpu, case| check(gpu, DType::Q4_1, &Case { cols, style, ..case.clone() }));
+        }
+    }
+}
+
+/// Adapters of their own for the rows of a case, whose linears have `before` rows of W before these and some after.
+fn adapters(case: &Case, k: usize, before: usize, random: &mut Random) -> Adapters {
+    let site = Site { number: 1, k, modules: vec![before + case.n, 3] };
+    Adapters::random(vec![site], case.x_row, case.m, random)
+}
+
+/// y as without adapters, and u beside it.
+fn check_shrink(gpu: &Gpu, case: &Case) -> Checked {
+    let mut random = Random(case.seed);
+    let k = row_unit(DType::Q4_0) * (2 * case.odd + 1);
+    let adapters = adapters(case, k, 0, &mut random);
+    let u_rows = adapters.u_rows(0, case.x_row);
+    let [lora, _] = adapters.alone(0, case.x_row);
+    let p = LinearParams { site: 1, u_rows: u_rows as u32, lora, ..case.params(k) };
+    let w = Weights::random(DType::Q4_0, case.n, k, &mut random);
+    let (x, gain) = (random.vec((case.x_row + case.m) * k, 1.0), random.vec(k, 2.0));
+    let rows = case.m * p.y_stride as usize;
+    let y = Output::poisoned(gpu, rows)?;
+    let u = Output::poisoned(gpu, (case.x_row + case.m) * u_rows)?;
+    let ((words, scales), [a, _]) = (w.upload(gpu, 0..w.n)?, adapters.upload(gpu)?);
+    let tiling = case.tiling(gpu.caps(), p.k_blocks);
+    let lora = Some(Lora::Shrink(adapters.directory));
+    let variant = Variant { tiling, cols: case.cols, norm: case.norm, epilogue: Epilogue::Store, lora };
+    let (x_tensor, gain_tensor) = (gpu.upload("x", &x)?, gpu.upload("gain", &gain)?);
+    let tensors = [&x_tensor, &gain_tensor, &words, &scales, &y.tensor, &a, &u.tensor];
+    let op = gpu.op(&matvec::spec(gpu.caps(), DType::Q4_0, variant), &tensors)?;
+    submit(gpu, |commands| matvec::record(commands, (&op.kernel, &op.group), variant, &p, 0))?;
+    let gain = case.norm.then_some(&*gain);
+    let product = oracle(&x, gain, &w, &y.before[..rows], &p, Epilogue::Store, tiling.lanes);
+    y.check(gpu, &product).map_err(|e| format!("y{e}, {tiling:?}"))?;
+    let mut expected = vec![None; (case.x_row + case.m) * u_rows];
+    for m in case.x_row..case.x_row + case.m {
+        let row = &x[m * k..][..k];
+        // Eight products, and four of these together.
+        let depth = 8 + strided_depth(k / 8, tiling.lanes);
+        let (scale, scale_error) = gain.map_or((1.0, 0.0), |_| rms_scale(row, p.eps, depth));
+        let scaled = |column: usize| {
+            let value = f64::from(row[column]) * gain.map_or(1.0, |gain| f64::from(gain[column]));
+            Near { value, bound: if case.norm { EPS * value.abs() } else { 0.0 } }
+        };
+        for (i, near) in adapters.shrink((0, m), 0..k, scaled, depth + 1).into_iter().enumerate() {
+            let bound = 1.001 * (near.bound + (scale_error + EPS) * near.value.abs()) * scale;
+            expected[m * u_rows + i] = Some(Near { value: near.value * scale, bound });
+        }
+    }
+    u.check(gpu, &expected).map_err(|e| format!("u{e}, {tiling:?}").into())
+}
+
+/// y with `B u`, where u comes in `parts` and W is not the first chunk of its linear.
+fn check_expand(gpu: &Gpu, case: &Case, (parts, row0): (usize, usize)) -> Checked {
+    let mut random = Random(case.seed);
+    let k = row_unit(DType::Q4_1) * (2 * case.odd + 1);
+    let adapters = adapters(case, k, row0, &mut random);
+    let u_rows = adapters.u_rows(0, case.x_row);
+    let [row0_u32, u_rows_u32, parts_u32] = [row0, u_rows, parts].map(|n| n as u32);
+    let [_, lora] = adapters.alone(0, case.x_row);
+    let p = LinearParams { row0: row0_u32, site: 1, u_rows: u_rows_u32, parts: parts_u32, lora, ..case.params(k) };
+    let w = Weights::random(DType::Q4_1, case.n, k, &mut random);
+    let x = random.vec((case.x_row + case.m) * k, 1.0);
+    let u = adapters.random_u(0, (parts, u_rows), &mut random);
+    let add = case.epilogue == Epilogue::Add;
+    let rows = case.m * p.y_stride as usize;
+    let y = if add { Output::holding(gpu, random.vec(rows, 1.0), false)? } else { Output::poisoned(gpu, rows)? };
+    let ((words, scales), [_, b]) = (w.upload(gpu, 0..w.n)?, adapters.upload(gpu)?);
+    let tiling = case.tiling(gpu.caps(), p.k_blocks);
+    let lora = Some(Lora::Expand(adapters.directory));
+    let variant = Variant { tiling, cols: case.cols, norm: false, epilogue: case.epilogue, lora };
+    let (x_tensor, u_tensor) = (gpu.upload("x", &x)?, gpu.upload("parts", &u)?);
+    let tensors = [&x_tensor, &x_tensor, &words, &scales, &y.tensor, &b, &u_tensor];
+    let op = gpu.op(&matvec::spec(gpu.caps(), DType::Q4_1, variant), &tensors)?;
+    submit(gpu, |commands| matvec::record(commands, (&op.kernel, &op.group), variant, &p, 0))?;
+    let mut expected = vec![None; rows];
+    for (m, n) in (0..case.m).flat_map(|m| (0..case.n).map(move |n| (m, n))) {
+        let row = case.x_row + m;
+        let of = |i: usize| (0..parts).map(move |part| (row * parts + part) * u_rows + i).map(|at| f64::from(u[at]));
+        let added = adapters.expand((0, row), row0 + n, |i| (of(i).sum(), of(i).map(f64::abs).sum()));
+        let product = w.dot(n, |k_| f64::from(x[row * k + k_]));
+        // As in `oracle`, with u's parts, its product with B and the additions in the same sums.
+        let depth = 18 + strided_depth(p.k_blocks as usize, tiling.lanes);
+        let more = parts + 5 + adapters.additions((0, row), 8 * tiling.lanes as usize);
+        let at = m * p.y_stride as usize + p.y_offset as usize + n;
+        let before = if add { f64::from(y.before[at]) } else { 0.0 };
+        let (value, size) = (before + product.0 + added.0, product.1 + added.1);
+        let bound = gamma(depth + more) * size + if add { EPS * (value.abs() + size * 1e-3) } else { 0.0 };
+        expected[at] = Some(Near { value, bound: 1.001 * bound });
+    }
+    y.check(gpu, &expected).map_err(|e| format!("{tiling:?}: {e}").into())
+}
+
+#[test]
+fn matvec_makes_u_beside_the_product() {
+    for (cols, style) in [(1, Style::Chosen), (2, Style::Gpu(0)), (4, Style::Gpu(1)), (8, Style::Chosen)] {
+        for norm in [false, true] {
+            for_all(1, cases(), |gpu, case| {
+                check_shrink(gpu, &Case { cols, style, norm, epilogue: Epilogue::Store, ..case.clone() })
+            });
+        }
+    }
+}
+
+#[test]
+fn matvec_adds_what_u_expands_to() {
+    for (cols, style) in [(1, Style::Gpu(1)), (2, Style::Chosen), (4, Style::Chosen), (8, Style::Gpu(0))] {
+        for epilogue in [Epilogue::Store, Epilogue::Add] {
+            for_all(1, (cases(), (1usize..4, 0usize..40)), |gpu, (case, lora)| {
+                check_expand(gpu, &Case { cols, style, epilogue, norm: false, ..case.clone() }, *lora)
+            });
         }
     }
 }

@@ -4,6 +4,7 @@
 //! must keep its bits. A tolerance is a bound derived from the roundings on the way (see [`oracle`]), not a guess.
 
 mod adamw;
+mod adapters;
 mod attention;
 mod attention_backward;
 mod attention_train;
@@ -11,6 +12,7 @@ mod cross_entropy;
 mod embedding;
 mod gather_rows;
 mod grad_norm;
+mod lora;
 mod matmul;
 mod matmul_backward;
 mod matmul_dense;

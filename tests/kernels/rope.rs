@@ -6,6 +6,7 @@ use epiphyte::gpu::Gpu;
 use epiphyte::kernels::rope::{RopeParams, record, rotations, spec};
 use proptest::prelude::*;
 
+use super::adapters::{Adapters, Site};
 use super::oracle::EPS;
 use super::{Checked, Near, Output, POISON, Random, for_all, seed, submit};
 
@@ -66,11 +67,12 @@ impl Case {
 }
 
 /// `pair` turned by `angle`.
-fn rotate(a: f32, b: f32, angle: f64) -> [Near; 2] {
-    let (a, b) = (f64::from(a), f64::from(b));
+fn rotate(a: Near, b: Near, angle: f64) -> [Near; 2] {
+    let moved = a.bound + b.bound;
+    let (a, b) = (a.value, b.value);
     // The tables are within EPS / 2; cos and sin of the sum of two angles are then within 3 EPS, as
     // |cos cos| + |sin sin| <= 1; a product and a sum more.
-    let bound = 5.01 * EPS * (a.abs() + b.abs());
+    let bound = moved + 5.01 * EPS * (a.abs() + b.abs() + moved);
     [a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()].map(|value| Near { value, bound })
 }
 
@@ -83,7 +85,7 @@ fn stored(near: Near, f16: bool) -> Near {
 type Expected = Vec<Option<Near>>;
 
 /// What `qkv`, `keys` and `values` must hold after.
-fn oracle(case: &Case, kv_f16: bool, qkv: &[f32], tables: &[u32], frequencies: &[f32], slots: usize) -> [Expected; 3] {
+fn oracle(case: &Case, kv_f16: bool, qkv: &[Near], tables: &[u32], frequencies: &[f32], slots: usize) -> [Expected; 3] {
     let (e, g, heads) = (case.head_dim, case.kv_heads, case.kv_heads * case.group);
     let (mut q, mut keys, mut values) = (vec![None; qkv.len()], vec![None; slots], vec![None; slots]);
     for (m, &[table, position]) in case.rows.iter().enumerate() {
@@ -107,13 +109,15 @@ fn oracle(case: &Case, kv_f16: bool, qkv: &[f32], tables: &[u32], frequencies: &
         }
         for i in 0..g * e {
             let v = qkv[(m * all + heads + g) * e + i];
-            values[slot(i / e) + i % e] = Some(Near { value: v.into(), bound: 0.0 });
+            // What nothing was added to is an f16 already.
+            values[slot(i / e) + i % e] = Some(stored(v, kv_f16 && v.bound > 0.0));
         }
     }
     [q, keys, values]
 }
 
-fn check(gpu: &Gpu, case: &Case) -> Checked {
+/// With `adapted`, q, k and v lack what B u adds to them.
+fn check(gpu: &Gpu, case: &Case, adapted: bool) -> Checked {
     let (mut random, kv_f16) = (Random(case.seed), case.kv_f16 && gpu.caps().f16);
     let (tables, pages) = case.tables(&mut random);
     let slots = pages * case.kv_heads * case.page_len * case.head_dim;
@@ -126,14 +130,33 @@ fn check(gpu: &Gpu, case: &Case) -> Checked {
     let (keys, values) = (keys?, values?);
     let inputs = [gpu.upload("rows", &case.rows)?, gpu.upload("pages", &tables)?];
     let rotations = gpu.upload("rotations", &rotations(&frequencies, POSITIONS))?;
-    let spec = spec(case.head_dim as u32, case.page_len as u32, case.neox, kv_f16, None);
-    let tensors = [&inputs[0], &inputs[1], &rotations, &qkv.tensor, &keys.tensor, &values.tensor];
-    let op = gpu.op(&spec, &tensors)?;
+    let [q, kv] = [heads, case.kv_heads].map(|heads| heads * case.head_dim);
+    let site = Site { number: 2, k: 4, modules: vec![q, kv, kv] };
+    let adapters = Adapters::random(vec![site], 0, case.rows.len(), &mut random);
+    let (u_rows, width) = (adapters.u_rows(0, 0), q + 2 * kv);
+    let u = adapters.random_u(0, (1, u_rows), &mut random);
+    let ([_, b], u_tensor) = (adapters.upload(gpu)?, gpu.upload("u", &u)?);
+    let directory = adapted.then_some(adapters.directory);
+    let spec = spec(case.head_dim as u32, case.page_len as u32, case.neox, kv_f16, directory);
+    let tensors = [&inputs[0], &inputs[1], &rotations, &qkv.tensor, &keys.tensor, &values.tensor, &b, &u_tensor];
+    let op = gpu.op(&spec, if adapted { &tensors } else { &tensors[..6] })?;
     let max_pages = (POSITIONS / case.page_len) as u32;
     let (heads_u32, kv_heads) = (heads as u32, case.kv_heads as u32);
-    let params = RopeParams { heads: heads_u32, kv_heads, max_pages, ..Default::default() };
+    let (site, u_rows_u32) = if adapted { (2, u_rows as u32) } else { (0, 0) };
+    let lora = if adapted { adapters.alone(0, 0)[1] } else { [0; 4] };
+    let params = RopeParams { heads: heads_u32, kv_heads, max_pages, site, u_rows: u_rows_u32, pad: [0; 3], lora };
     submit(gpu, |commands| record(commands, &op, case.head_dim as u32, params, case.rows.len() as u32))?;
-    let expected = oracle(case, kv_f16, &qkv.before[..qkv.before.len() - super::GUARD], &tables, &frequencies, slots);
+    let whole = |(i, before): (usize, &f32)| {
+        let (m, before) = (i / width, f64::from(*before));
+        if !adapted || adapters.used(0, m) == 0 {
+            return Near { value: before, bound: 0.0 };
+        }
+        let added = adapters.expand_row((0, m), i % width, |j| u[m * u_rows + j]);
+        let value = before + added.value;
+        Near { value, bound: added.bound + EPS * (value.abs() + added.bound) }
+    };
+    let whole: Vec<Near> = qkv.before[..case.rows.len() * width].iter().enumerate().map(whole).collect();
+    let expected = oracle(case, kv_f16, &whole, &tables, &frequencies, slots);
     for (name, output, expected) in
         [("qkv", &qkv, &expected[0]), ("keys", &keys, &expected[1]), ("values", &values, &expected[2])]
     {
@@ -144,5 +167,10 @@ fn check(gpu: &Gpu, case: &Case) -> Checked {
 
 #[test]
 fn rope_rotates_and_appends() {
-    for_all(12, cases(), check);
+    for_all(12, cases(), |gpu, case| check(gpu, case, false));
+}
+
+#[test]
+fn rope_adds_what_the_adapters_say_first() {
+    for_all(3, cases(), |gpu, case| check(gpu, case, true));
 }

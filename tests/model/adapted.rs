@@ -13,11 +13,16 @@ use crate::common::Random;
 
 /// A random adapter on the modules that `wanted` keeps, of ranks 1 to 13.
 pub(crate) fn random_adapter(shape: &BaseShape, seed: u64, wanted: impl Fn(ModulePath) -> bool) -> Adapter {
+    ranked(shape, seed, 13, wanted)
+}
+
+/// As [`random_adapter`], of ranks up to `most`.
+fn ranked(shape: &BaseShape, seed: u64, most: u32, wanted: impl Fn(ModulePath) -> bool) -> Adapter {
     let mut random = Random::new(seed);
     let mut modules = Vec::new();
     for path in shape.modules().filter(|path| wanted(*path)) {
         let [n, k] = shape.shape(path.target);
-        let rank = 1 + random.below(13) as usize;
+        let rank = 1 + random.below(most) as usize;
         let mut values = |len: usize, size: f32| (0..len).map(|_| random.signed(size)).collect();
         // About as large as what the base adds, whatever the sizes.
         let (a, b) = (values(rank * k, 2.0 / (k as f32).sqrt()), values(n * rank, 0.3));
@@ -67,7 +72,8 @@ fn logits_under_adapters_are_those_of_an_exact_pass() {
     let gguf = Gguf::open(&path).unwrap();
     let ids = ids(40);
     let shape = Engine::open(&path, EngineOptions::default()).unwrap().base().adapter_shape();
-    let wanted: [(&str, fn(ModulePath) -> bool); 4] =
+    type Wanted = fn(ModulePath) -> bool;
+    let wanted: [(&str, Wanted); 4] =
         [("all", everywhere), ("attention", in_attention), ("some", here_and_there), ("linears", linears)];
     let adapters: Vec<(&str, Adapter)> =
         wanted.into_iter().zip(1..).map(|((id, wanted), seed)| (id, random_adapter(&shape, seed, wanted))).collect();
@@ -98,6 +104,28 @@ fn logits_under_adapters_are_those_of_an_exact_pass() {
                 println!("{set:?}, {tier}, {way}: {in_bounds:.2} of the bound, {relative:.1e} of the largest logit");
                 assert!(in_bounds <= 1.0, "{set:?}, {tier}, {way}: {in_bounds} of the bound");
             }
+        }
+    }
+}
+
+#[test]
+fn any_adapter_is_what_an_exact_pass_makes_of_it() {
+    let path = tiny("tiny_llama");
+    let (gguf, ids) = (Gguf::open(&path).unwrap(), ids(24));
+    let tiers = tiers().map(|(tier, options)| (tier, Engine::open(&path, options.clone()).unwrap(), options));
+    let shape = tiers[0].1.base().adapter_shape();
+    for seed in 0..4 {
+        let mut random = Random::new(seed);
+        let some: Vec<ModulePath> = shape.modules().filter(|_| random.below(3) == 0).collect();
+        let adapter = ranked(&shape, seed, 70, |path| some.contains(&path));
+        let weight = random.signed(1.5);
+        let reference = Reference::adapted(&gguf, &[(&adapter, weight)]);
+        let expected = [false, true].map(|kv_f16| expect(&reference, &ids, None, kv_f16));
+        for (tier, engine, options) in tiers.iter().take(3) {
+            engine.add_adapter("any", &adapter).unwrap();
+            let found = logits(engine, &[("any", weight)], &ids, &[9, 1, 5]);
+            let (in_bounds, _) = distance(&expected[usize::from(kv_f16(engine, options))], &found);
+            assert!(in_bounds <= 1.0, "seed {seed}, {tier}: {in_bounds} of the bound; {:?}", adapter.modules);
         }
     }
 }

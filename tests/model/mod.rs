@@ -1,6 +1,7 @@
 //! Whole-model logits on every tier and path: against transformers' (golden file) and against [`reference`] in f64.
 
-mod adapted;
+pub(crate) mod adapted;
+mod exported;
 mod reference;
 
 use std::path::PathBuf;

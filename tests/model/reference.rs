@@ -48,6 +48,8 @@ struct Matrix {
     peaks: Vec<f64>,
     /// Added to its product, each with the weight of its adapter.
     loras: Vec<(LoraModule, f64)>,
+    /// By weight, the deviation of its rounding; empty for weights that are exact.
+    deviations: Vec<f64>,
 }
 
 impl Matrix {
@@ -56,9 +58,25 @@ impl Matrix {
         let mut values = vec![0.0_f32; view.n_weights()];
         quant::format(view.dtype).dequantize(&view.bytes(), &mut values);
         let weights: Vec<f64> = values.into_iter().map(f64::from).collect();
-        let peak = |block: &[f64]| block.iter().fold(0.0_f64, |peak, w| peak.max(w.abs()));
         let peaks = weights.chunks(32).map(peak).collect();
-        Self { k: view.row_len(), weights, peaks, loras: Vec::new() }
+        Self { k: view.row_len(), weights, peaks, loras: Vec::new(), deviations: Vec::new() }
+    }
+
+    /// Adds the adapters to the weights: `[N, K]`, an embedding's `[V, D]` their transpose.
+    fn merge(&mut self, rounding: Rounding) {
+        let k = self.k;
+        for (lora, weight) in std::mem::take(&mut self.loras) {
+            let (scale, rank) = (weight * f64::from(lora.scaling), lora.rank);
+            let (rows, columns) = (self.weights.len() / k, lora.a.len() / rank);
+            for (n, m) in (0..rows).flat_map(|n| (0..k).map(move |m| (n, m))) {
+                let (out, column) = if lora.path.target == Target::EmbedTokens { (m, n) } else { (n, m) };
+                let term = |r: usize| f64::from(lora.b[out * rank + r]) * f64::from(lora.a[r * columns + column]);
+                self.weights[n * k + m] += scale * (0..rank).map(term).sum::<f64>();
+            }
+        }
+        self.peaks = self.weights.chunks(32).map(peak).collect();
+        let deviation = |(i, w): (usize, &f64)| rounding(*w, self.peaks[i / 32]);
+        self.deviations = self.weights.iter().enumerate().map(deviation).collect();
     }
 
     fn row(&self, n: usize) -> &[f64] {
@@ -82,6 +100,7 @@ impl Matrix {
         for (k, (w, x)) in self.row(n).iter().zip(x).enumerate() {
             out.value += w * x.value;
             out.variance += w * w * x.variance;
+            out.variance += self.deviations.get(n * self.k + k).map_or(0.0, |dev| (dev * x.value).powi(2));
             // Kernels sum codes and offsets apart; each sum is at most three times the block's largest weight.
             squares += (3.0 * self.peaks[(n * self.k + k) / 32] * x.value).powi(2);
         }
@@ -90,6 +109,13 @@ impl Matrix {
         out
     }
 }
+
+fn peak(block: &[f64]) -> f64 {
+    block.iter().fold(0.0, |peak, w| peak.max(w.abs()))
+}
+
+/// How far rounding may move a weight, by its value and its block's largest.
+pub(super) type Rounding = fn(f64, f64) -> f64;
 
 /// scale * sum f x, for factors rounded to f16 and f32 sums.
 fn factor_dot(factors: &[f32], x: &[Near], scale: f64) -> Near {
@@ -171,6 +197,26 @@ impl Reference {
         reference
     }
 
+    /// With `adapters` merged into the weights they change, which are then rounded.
+    pub(super) fn merged(gguf: &Gguf, adapters: &[(&Adapter, f32)], rounding: Rounding) -> Self {
+        let mut reference = Self::adapted(gguf, adapters);
+        // LoRA on an embedding is not on the head.
+        let untied = || Matrix::read(gguf, "model.embed_tokens.weight");
+        reference.lm_head.get_or_insert_with(untied);
+        for path in reference.config.base_shape().modules() {
+            let matrix = reference.module(path);
+            if !matrix.loras.is_empty() {
+                matrix.merge(rounding);
+            }
+        }
+        reference
+    }
+
+    /// The weights of a module, row-major.
+    pub(super) fn weights(&mut self, path: ModulePath) -> &[f64] {
+        &self.module(path).weights
+    }
+
     fn module(&mut self, path: ModulePath) -> &mut Matrix {
         let Some(layer) = path.layer else {
             let tied = Matrix { loras: Vec::new(), ..self.embed_tokens.clone() };
@@ -196,6 +242,10 @@ impl Reference {
     fn embed(&self, id: u32) -> Row {
         let row = self.embed_tokens.row(id as usize).iter();
         let mut x: Row = row.map(|&value| Near { value, variance: 0.0 }.rounded(2.0 * EPS)).collect();
+        for (i, x) in x.iter_mut().enumerate() {
+            let own = self.embed_tokens.deviations.get(id as usize * self.embed_tokens.k + i);
+            x.variance += own.map_or(0.0, |dev| dev * dev);
+        }
         for (lora, weight) in &self.embed_tokens.loras {
             let scale = weight * f64::from(lora.scaling);
             let column = lora.a.chunks(lora.a.len() / lora.rank).map(|row| f64::from(row[id as usize]) * scale);

@@ -1,0 +1,77 @@
+//! What the registry keeps of an adapter and of a set, and what it tells a pass of them.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::kernels::lora;
+
+use super::arena::Block;
+use super::packed::{Packed, PackedSite};
+use super::report::LoadReport;
+
+/// A set of adapters that rows may name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct SetId(pub(crate) u32);
+
+/// What a pass needs to know of its rows' sets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LoraPass {
+    /// Most elements of a row of u, by [`SiteKind`]; 0 where no row has an adapter.
+    pub u_rows: [u32; 6],
+    /// By site, where all rows have the same adapter and no other.
+    pub(super) alone: Option<Arc<[Entries]>>,
+}
+
+/// For A and for B.
+pub(super) type Entries = [lora::Entry; 2];
+
+impl LoraPass {
+    /// The rows' only adapter at a site, for A and for B; zeros where they have several or not the same.
+    pub fn alone(&self, site: u32) -> [lora::Entry; 2] {
+        self.alone.as_ref().and_then(|sites| sites.get(site as usize)).copied().unwrap_or_default()
+    }
+}
+
+/// Where an adapter comes from when it has to be loaded again.
+pub(super) enum Source {
+    Path(PathBuf),
+    Memory(Arc<Packed>),
+}
+
+/// An adapter that the registry knows.
+pub(super) struct Entry {
+    pub(super) source: Source,
+    pub(super) digest: blake3::Hash,
+    pub(super) resident: Option<Resident>,
+    /// Sets in use that contain it.
+    pub(super) pins: u32,
+    pub(super) last_used: u64,
+    pub(super) bytes: u64,
+    pub(super) report: Arc<LoadReport>,
+}
+
+pub(super) struct Resident {
+    pub(super) block: Block,
+    pub(super) sites: Vec<PackedSite>,
+}
+
+/// How an adapter fares.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct AdapterState {
+    /// Its id.
+    pub id: String,
+    /// Bytes on the device when it is there.
+    pub n_bytes: u64,
+    /// It is there.
+    pub resident: bool,
+    /// A session uses it, so it stays.
+    pub pinned: bool,
+}
+
+pub(super) struct Set {
+    pub(super) adapters: Vec<(String, f32)>,
+    pub(super) users: u32,
+    pub(super) last_used: u64,
+    pub(super) digest: [u8; 32],
+    pub(super) pass: LoraPass,
+}

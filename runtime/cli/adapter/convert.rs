@@ -1,0 +1,57 @@
+//! `epiphyte adapter convert`: the same adapter in the other format. Needs no GPU.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::BaseFile;
+use crate::adapter::Adapter;
+use crate::cli::{ModelFile, output};
+use crate::dtype::DType;
+use crate::error::Result;
+
+/// Write an adapter as a PEFT folder or a GGUF file
+#[derive(Args)]
+pub(super) struct ConvertArgs {
+    /// LoRA adapter (PEFT folder, safetensors or GGUF)
+    path: PathBuf,
+    /// The new folder or file; an adapter that is there is replaced
+    out: PathBuf,
+    /// The format [default: gguf for a name that ends in .gguf, else peft]
+    #[arg(long)]
+    to: Option<Format>,
+    /// Type of the numbers
+    #[arg(long, default_value = "f32")]
+    dtype: Number,
+    #[command(flatten)]
+    model: ModelFile,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Format {
+    Peft,
+    Gguf,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Number {
+    F32,
+    F16,
+}
+
+pub(super) fn run(args: &ConvertArgs) -> Result<()> {
+    let base = BaseFile::open(&args.model)?;
+    let adapter = Adapter::load(&args.path, &base.shape)?;
+    adapter.report.warnings.iter().for_each(|warning| output::note(&format!("warning: {warning}")));
+    let dtype = match args.dtype {
+        Number::F32 => DType::F32,
+        Number::F16 => DType::F16,
+    };
+    let by_name = if args.out.extension().is_some_and(|end| end == "gguf") { Format::Gguf } else { Format::Peft };
+    match args.to.unwrap_or(by_name) {
+        Format::Peft => adapter.save_peft(&args.out, dtype, &base.shape)?,
+        Format::Gguf => adapter.save_gguf(&args.out, dtype, &base.shape)?,
+    }
+    let (out, n) = (args.out.display(), adapter.modules.len());
+    output::line(&format!("{out}: {n} modules in {}", dtype.name()))
+}

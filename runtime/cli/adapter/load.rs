@@ -1,0 +1,119 @@
+//! `--adapter` and `--force`: the LoRA adapters of the commands that run a model.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use serde::Serialize;
+
+use crate::adapter::{Adapter, AdapterFormat};
+use crate::cli::output;
+use crate::engine::{Change, Engine, Session};
+use crate::error::Result;
+
+/// Which adapters to run with.
+#[derive(Args)]
+pub(in crate::cli) struct AdapterArgs {
+    /// LoRA adapter (PEFT folder, safetensors or GGUF), and how much of it [default: 1]; may be given several times
+    #[arg(long = "adapter", value_name = "PATH[=WEIGHT]", value_parser = Weighted::parser())]
+    adapters: Vec<Weighted>,
+    /// Load adapters that were made for another base model, too
+    #[arg(long)]
+    pub(in crate::cli) force: bool,
+}
+
+/// An adapter's path and weight.
+#[derive(Clone, Debug, PartialEq)]
+pub(in crate::cli) struct Weighted {
+    pub(in crate::cli) path: PathBuf,
+    pub(in crate::cli) weight: f32,
+}
+
+impl Weighted {
+    /// What follows the last `=` is a weight if it is a finite number, else part of the path.
+    pub(in crate::cli) fn parse(text: OsString) -> Self {
+        let split = text.to_str().and_then(|text| text.rsplit_once('=')).filter(|(path, _)| !path.is_empty());
+        let weight = |text: &str| text.parse::<f32>().ok().filter(|weight| weight.is_finite());
+        match split.and_then(|(path, end)| Some((PathBuf::from(path), weight(end)?))) {
+            Some((path, weight)) => Self { path, weight },
+            None => Self { path: text.into(), weight: 1.0 },
+        }
+    }
+
+    pub(in crate::cli) fn parser() -> impl TypedValueParser<Value = Self> {
+        OsStringValueParser::new().map(Self::parse)
+    }
+
+    /// Loads it under its path, unless it is there already. What one would want to know of it goes to stderr.
+    pub(in crate::cli) fn load(&self, engine: &Engine, force: bool) -> Result<LoadedAdapter> {
+        let (id, own) = (self.path.display().to_string(), &engine.base().fingerprint);
+        let report = match engine.adapter_report(&id) {
+            Some(report) => report,
+            None => {
+                let report = if force {
+                    let adapter = Adapter::load(&self.path, &engine.base().adapter_shape())?;
+                    engine.insert_adapter(&id, &adapter, Some(&self.path))?
+                } else {
+                    engine.load_adapter(&id, &self.path)?
+                };
+                report.warnings.iter().for_each(|warning| output::note(&format!("warning: {id}: {warning}")));
+                if let Some(made_for) = report.base_fingerprint.as_ref().filter(|made_for| *made_for != own) {
+                    output::note(&format!("warning: {id} was made for base model {made_for}, but {own} is loaded"));
+                }
+                report
+            }
+        };
+        Ok(LoadedAdapter {
+            path: id,
+            weight: self.weight,
+            format: report.format,
+            modules: report.modules.len(),
+            rank: report.modules.iter().map(|module| module.rank).max().unwrap_or(0),
+            other_base: report.base_fingerprint.as_ref().is_some_and(|made_for| made_for != own),
+        })
+    }
+}
+
+/// An adapter that is on the device.
+#[derive(Clone, Debug, Serialize)]
+pub(in crate::cli) struct LoadedAdapter {
+    /// Also its id.
+    path: String,
+    weight: f32,
+    format: AdapterFormat,
+    modules: usize,
+    /// The largest.
+    rank: usize,
+    /// It was made for another base, and loaded all the same.
+    other_base: bool,
+}
+
+/// The adapters of a command, loaded.
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(transparent)]
+pub(in crate::cli) struct Adapters(pub(in crate::cli) Vec<LoadedAdapter>);
+
+impl Adapters {
+    pub(in crate::cli) fn load(args: &AdapterArgs, engine: &Engine) -> Result<Self> {
+        args.adapters.iter().map(|adapter| adapter.load(engine, args.force)).collect::<Result<_>>().map(Self)
+    }
+
+    /// Ids and weights; `None` without adapters.
+    pub(in crate::cli) fn set(&self) -> Option<Vec<(String, f32)>> {
+        let set: Vec<_> = self.0.iter().map(|loaded| (loaded.path.clone(), loaded.weight)).collect();
+        (!set.is_empty()).then_some(set)
+    }
+
+    /// Makes them the session's; its history is computed again under them when needed.
+    pub(in crate::cli) fn apply(&self, session: &mut Session) -> Result<()> {
+        let adapters: Vec<(&str, f32)> = self.0.iter().map(|loaded| (loaded.path.as_str(), loaded.weight)).collect();
+        session.set_adapters(&Change { adapters: &adapters, ..Change::default() })
+    }
+
+    /// One line for people; empty without adapters.
+    pub(in crate::cli) fn line(&self) -> String {
+        let one = |loaded: &LoadedAdapter| format!("{} x {}", loaded.path, loaded.weight);
+        self.0.iter().map(one).collect::<Vec<_>>().join(", ")
+    }
+}

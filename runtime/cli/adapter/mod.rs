@@ -1,0 +1,77 @@
+//! `epiphyte adapter`: look at adapters, try, convert and merge them.
+
+mod check;
+mod compare;
+mod convert;
+mod export;
+mod inspect;
+mod load;
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::ModelFile;
+use crate::adapter::{Adapter, BaseShape};
+use crate::engine::base;
+use crate::error::{Error, Result};
+use crate::format::gguf::Gguf;
+use crate::gpu::GpuOptions;
+use crate::model::config::ModelConfig;
+
+pub(super) use load::{AdapterArgs, Adapters, LoadedAdapter, Weighted};
+
+/// Look at LoRA adapters, try, convert and merge them
+#[derive(Args)]
+pub(super) struct AdapterCommandArgs {
+    #[command(subcommand)]
+    command: AdapterCommand,
+}
+
+#[derive(Subcommand)]
+enum AdapterCommand {
+    Inspect(inspect::InspectArgs),
+    Check(check::CheckArgs),
+    Compare(compare::CompareArgs),
+    Convert(convert::ConvertArgs),
+    Export(export::ExportArgs),
+}
+
+pub(super) fn run(args: &AdapterCommandArgs, gpu: GpuOptions) -> Result<()> {
+    match &args.command {
+        AdapterCommand::Inspect(args) => inspect::run(args),
+        AdapterCommand::Check(args) => check::run(args, gpu),
+        AdapterCommand::Compare(args) => compare::run(args, gpu),
+        AdapterCommand::Convert(args) => convert::run(args),
+        AdapterCommand::Export(args) => export::run(args),
+    }
+}
+
+/// A base that is read but not on a device.
+struct BaseFile {
+    path: PathBuf,
+    gguf: Gguf,
+    shape: BaseShape,
+    fingerprint: String,
+}
+
+impl BaseFile {
+    fn open(model: &ModelFile) -> Result<Self> {
+        let path = model.path()?;
+        let gguf = Gguf::open(&path)?;
+        let config = ModelConfig::from_gguf(&gguf)?;
+        config.check_tensors(&gguf)?;
+        let fingerprint = base::fingerprint(&gguf, &config, gguf.find("tokenizer.chat_template")?);
+        Ok(Self { path, gguf, shape: config.base_shape(), fingerprint })
+    }
+
+    /// Errors: [`Error::BaseMismatch`] when the adapter was made for another base.
+    fn check(&self, adapter: &Adapter) -> Result<()> {
+        match &adapter.base_fingerprint {
+            Some(expected) if *expected != self.fingerprint => {
+                Err(Error::BaseMismatch { expected: expected.clone(), got: self.fingerprint.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+}

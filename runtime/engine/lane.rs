@@ -1,0 +1,112 @@
+//! One sequence of a batch that is being generated: its session, its text so far, and when it ends.
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::kernels::sample::Sampler;
+use crate::tokenizer::{DecodeOptions, Detokenizer, Tokenizer};
+
+use super::executor::{Executor, Row};
+use super::options::{FinishReason, GenerateOptions};
+use super::{Engine, Session};
+
+/// One sequence of the batch.
+pub(super) struct Lane<'s> {
+    pub(super) session: &'s mut Session,
+    pub(super) options: GenerateOptions,
+    pub(super) sampler: Sampler,
+    detokenizer: Detokenizer<Arc<Tokenizer>>,
+    /// Text that might be the beginning of a stop text.
+    held: String,
+    pub(super) generated: usize,
+    pub(super) finished: Option<FinishReason>,
+}
+
+impl<'s> Lane<'s> {
+    pub(super) fn new(engine: &Arc<Engine>, session: &'s mut Session, options: GenerateOptions) -> Result<Self> {
+        if !Arc::ptr_eq(&session.engine, engine) {
+            return Err(Error::InvalidArgument { name: "sequences", reason: "sessions of two engines".into() });
+        }
+        if session.tokens.is_empty() {
+            let reason = "the session is empty; push a prompt first".into();
+            return Err(Error::InvalidArgument { name: "session", reason });
+        }
+        options.sampling.check(engine.base.config.vocab_size)?;
+        let sampler = options.sampling.sampler();
+        let finished = (options.max_tokens == 0).then_some(FinishReason::MaxTokens);
+        let continuation = DecodeOptions { continuation: true, ..DecodeOptions::default() };
+        let detokenizer = Detokenizer::new(Arc::clone(&engine.base.tokenizer), continuation);
+        Ok(Self { session, options, sampler, detokenizer, held: String::new(), generated: 0, finished })
+    }
+
+    /// Computes the prompt and makes room for the next token.
+    pub(super) fn prepare(&mut self, executor: &mut Executor) -> Result<()> {
+        if self.generated == 0 && self.options.cancel.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        self.session.prefill_locked(executor, &self.options.cancel.0)?;
+        let len = self.session.kv_len + 1;
+        self.session.reserve(executor, len)
+    }
+
+    pub(super) fn row(&self) -> Row<'_> {
+        Row {
+            token: self.session.tokens.last().copied().unwrap_or_default(),
+            position: self.session.kv_len as u32,
+            pages: &self.session.pages,
+            sampler: self.sampler,
+            biases: &self.options.sampling.logit_bias,
+            context: &self.session.tokens,
+            set: self.session.set,
+        }
+    }
+
+    /// Adds a token to the session and gives the text that is now certain.
+    pub(super) fn accept(&mut self, id: u32) -> String {
+        self.session.tokens.push(id);
+        self.session.kv_len += 1;
+        self.generated += 1;
+        let engine = Arc::clone(&self.session.engine);
+        let tokenizer = &engine.base.tokenizer;
+        let options = &self.options;
+        if options.stop_tokens.contains(&id) {
+            self.finished = Some(FinishReason::Stop);
+        } else if tokenizer.is_end_of_generation(id) && !options.ignore_eos {
+            self.finished = Some(FinishReason::EndOfGeneration);
+        } else {
+            self.held.push_str(&self.detokenizer.push(id));
+        }
+        if let Some(at) = options.stop.iter().filter_map(|stop| find(&self.held, stop)).min() {
+            self.held.truncate(at);
+            self.finished = Some(FinishReason::Stop);
+            return std::mem::take(&mut self.held);
+        }
+        if self.finished.is_none() && self.generated >= options.max_tokens {
+            self.finished = Some(FinishReason::MaxTokens);
+        }
+        if self.finished.is_none() && options.cancel.is_cancelled() {
+            self.finished = Some(FinishReason::Cancelled);
+        }
+        if self.finished.is_none() && self.session.tokens.len() >= engine.context {
+            self.finished = Some(FinishReason::ContextFull);
+        }
+        if self.finished.is_some() {
+            self.held.push_str(&self.detokenizer.finish());
+            return std::mem::take(&mut self.held);
+        }
+        let keep = options.stop.iter().map(|stop| overlap(&self.held, stop)).max().unwrap_or(0);
+        let rest = self.held.split_off(self.held.len() - keep);
+        std::mem::replace(&mut self.held, rest)
+    }
+}
+
+/// Where `stop` begins in `text`; an empty one nowhere.
+fn find(text: &str, stop: &str) -> Option<usize> {
+    if stop.is_empty() { None } else { text.find(stop) }
+}
+
+/// Bytes at the end of `text` that may be the beginning of `stop`.
+fn overlap(text: &str, stop: &str) -> usize {
+    let most = text.len().min(stop.len().saturating_sub(1));
+    (1..=most).rev().find(|&n| text.as_bytes().ends_with(&stop.as_bytes()[..n])).unwrap_or(0)
+}

@@ -1,0 +1,150 @@
+//! How to generate: choosing tokens, when to stop, and what is handed out.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::error::{Error, Result};
+use crate::kernels::sample::Sampler;
+
+/// How to choose the next token. The default is greedy.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampling {
+    /// Divides the logits before all else; 0 takes the best token.
+    pub temperature: f32,
+    /// Most tokens to choose from; 0 is all.
+    pub top_k: u32,
+    /// Choose from the smallest set of at least this probability, after `top_k`; 1 is all.
+    pub top_p: f32,
+    /// Leave out tokens less probable than this part of the best one; 0 is none.
+    pub min_p: f32,
+    /// Divides positive and multiplies negative logits of tokens that are in the context; 1 is off.
+    pub repetition_penalty: f32,
+    /// Added to the logits of single tokens.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// The same seed, prompt and settings give the same tokens on the same device.
+    pub seed: u64,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            logit_bias: Vec::new(),
+            seed: 0,
+        }
+    }
+}
+
+impl Sampling {
+    /// Errors: [`Error::InvalidArgument`] naming the setting.
+    pub(crate) fn check(&self, vocab: usize) -> Result<()> {
+        let bad = |name: &'static str, allowed: &str| {
+            Err(Error::InvalidArgument { name, reason: format!("out of range; {allowed}") })
+        };
+        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
+            return bad("temperature", "0 is greedy, 1 leaves the probabilities as they are");
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            return bad("top_p", "above 0, at most 1");
+        }
+        if !(0.0..=1.0).contains(&self.min_p) {
+            return bad("min_p", "0 to 1");
+        }
+        if !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()) {
+            return bad("repetition_penalty", "above 0; 1 is off");
+        }
+        if self.logit_bias.iter().any(|&(token, bias)| token as usize >= vocab || !bias.is_finite()) {
+            return bad("logit_bias", "tokens of the vocabulary and finite biases");
+        }
+        Ok(())
+    }
+
+    pub(super) fn sampler(&self) -> Sampler {
+        Sampler {
+            temperature: self.temperature,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            top_k: self.top_k,
+            seed_lo: self.seed as u32,
+            seed_hi: (self.seed >> 32) as u32,
+            bias_count: self.logit_bias.len() as u32,
+            ..Sampler::default()
+        }
+    }
+}
+
+/// Stops a call from another thread: between submissions, so within about 20 ms of GPU time.
+#[derive(Clone, Debug, Default)]
+pub struct CancelToken(pub(crate) Arc<AtomicBool>);
+
+impl CancelToken {
+    /// Asks to stop.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Someone asked to stop.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What to generate and when to stop.
+#[derive(Clone, Debug)]
+pub struct GenerateOptions {
+    /// Most tokens.
+    pub max_tokens: usize,
+    /// How to choose them.
+    pub sampling: Sampling,
+    /// Texts that end the answer; they are not part of it.
+    pub stop: Vec<String>,
+    /// Tokens that end the answer, besides the model's own.
+    pub stop_tokens: Vec<u32>,
+    /// Go on after the model's end-of-generation tokens.
+    pub ignore_eos: bool,
+    /// Stops it from elsewhere.
+    pub cancel: CancelToken,
+}
+
+impl Default for GenerateOptions {
+    fn default() -> Self {
+        Self {
+            max_tokens: 256,
+            sampling: Sampling::default(),
+            stop: Vec::new(),
+            stop_tokens: Vec::new(),
+            ignore_eos: false,
+            cancel: CancelToken::default(),
+        }
+    }
+}
+
+/// Why a generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FinishReason {
+    /// The model ended it.
+    EndOfGeneration,
+    /// One of [`GenerateOptions::stop`] or [`GenerateOptions::stop_tokens`].
+    Stop,
+    /// [`GenerateOptions::max_tokens`].
+    MaxTokens,
+    /// The session's context has no room for another token.
+    ContextFull,
+    /// [`GenerateOptions::cancel`].
+    Cancelled,
+}
+
+/// One generated token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Token {
+    /// Its id.
+    pub id: u32,
+    /// The text that it completes: possibly none, when it ends inside a character or might begin a stop text.
+    pub text: String,
+}
