@@ -3,6 +3,7 @@
 mod batch;
 mod data;
 mod files;
+mod golden;
 mod plan;
 mod schedule;
 mod signals;
