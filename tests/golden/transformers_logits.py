@@ -16,15 +16,22 @@ here = Path(__file__).parent
 TOLERANCE = 1e-5  # of the largest logit, between two f64 passes that differ in their RoPE tables
 
 
-def logits(path):
+def load(path):
+    """The model in f64, and the tensors of the file that are not its weights."""
     with safe_open(path, "pt") as file:
         config = LlamaConfig(**json.loads(file.metadata()["config"]), attn_implementation="eager")
         tensors = {name: file.get_tensor(name) for name in file.keys()}
-    ids, exact = tensors.pop("ids"), tensors.pop("exact_logits")
+    extra = {name: tensors.pop(name) for name in ["ids", "exact_logits"]}
     model = LlamaForCausalLM(config).double().eval()
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
     model.tie_weights()
+    return model, extra
+
+
+def logits(path):
+    model, extra = load(path)
+    ids, exact = extra["ids"], extra["exact_logits"]
     with torch.no_grad():
         ours = model(input_ids=ids[None]).logits[0]
     distance = ((ours - exact).abs().max() / exact.abs().max()).item()

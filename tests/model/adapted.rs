@@ -54,7 +54,7 @@ fn ids(len: usize) -> Vec<u32> {
 }
 
 /// Logits of `ids` under a set, in pieces.
-fn logits(engine: &Arc<Engine>, adapters: &[(&str, f32)], ids: &[u32], pieces: &[usize]) -> Vec<Vec<f32>> {
+pub(super) fn logits(engine: &Arc<Engine>, adapters: &[(&str, f32)], ids: &[u32], pieces: &[usize]) -> Vec<Vec<f32>> {
     let mut session = engine.session();
     session.set_adapters(&Change { adapters, ..Change::default() }).unwrap();
     let (mut all, mut pieces) = (Vec::new(), pieces.iter().cycle());

@@ -2,6 +2,7 @@
 
 pub(crate) mod adapted;
 mod exported;
+mod peft;
 mod reference;
 
 use std::path::PathBuf;

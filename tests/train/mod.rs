@@ -3,8 +3,12 @@
 mod batch;
 mod data;
 mod files;
+<<<<<<< HEAD
 mod gradients;
 mod optimizers;
+=======
+mod golden;
+>>>>>>> golden2
 mod plan;
 mod runs;
 mod schedule;

@@ -1,0 +1,226 @@
+//! Gradients and steps of `AdamW` against PEFT and torch in f64: see `tests/golden/train_step.py`.
+
+use std::sync::Arc;
+
+use epiphyte::adapter::Adapter;
+use epiphyte::train::data::batch::in_order;
+use epiphyte::train::data::{Dataset, Duration, Example};
+use epiphyte::train::schedule::{Decay, Warmup};
+use epiphyte::train::{TrainOptions, Trainer};
+use epiphyte::{Engine, EngineOptions};
+use half::f16;
+use safetensors::SafeTensors;
+
+use crate::common::{Random, golden};
+use crate::gguf::writer::{Meta, Writer};
+
+const HIDDEN: u64 = 256;
+const FFN: u64 = 512;
+const HEAD_DIM: u64 = 64;
+const HEADS: u64 = 4;
+const KV_HEADS: u64 = 2;
+const VOCAB: u64 = 288;
+/// Of a tensor's norm.
+const GRADIENT: f64 = 1e-3;
+/// Relative.
+const LOSS: f64 = 1e-4;
+
+/// A type of matrices: its blocks, and as `TYPES` in the script.
+struct Type {
+    name: &'static str,
+    ggml: u32,
+    weights: u64,
+    bytes: usize,
+    second: Option<f32>,
+    scales: i32,
+}
+
+const TYPES: [Type; 3] = [
+    Type { name: "q4_0", ggml: 2, weights: 32, bytes: 18, second: None, scales: 0 },
+    Type { name: "q4_1", ggml: 3, weights: 32, bytes: 20, second: Some(-7.0), scales: 0 },
+    Type { name: "q4_k", ggml: 12, weights: 256, bytes: 144, second: Some(7.0), scales: 6 },
+];
+
+impl Type {
+    /// As `matrix` in the script.
+    fn matrix(&self, seed: u64, n: u64, exponent: i32) -> Vec<u8> {
+        let mut random = Random::new(seed);
+        let mut raw: Vec<u8> = (0..(n / self.weights) as usize * self.bytes).map(|_| random.below(256) as u8).collect();
+        for block in raw.chunks_exact_mut(self.bytes) {
+            let d = f32::from(64 + (block[0] >> 2)) * 2_f32.powi(-(exponent + self.scales));
+            block[..2].copy_from_slice(&f16::from_f32(d).to_le_bytes());
+            if let Some(second) = self.second {
+                block[2..4].copy_from_slice(&f16::from_f32(second * d).to_le_bytes());
+            }
+        }
+        raw
+    }
+
+    /// The model that the script makes of this type.
+    fn engine(&self) -> Arc<Engine> {
+        let mut writer = header();
+        let mut seed = 0..;
+        let mut matrix = |writer: Writer, name: &str, dims: [u64; 2], exponent| {
+            let data = self.matrix(seed.next().unwrap(), dims[0] * dims[1], exponent);
+            writer.tensor(&format!("{name}.weight"), &dims, self.ggml, data)
+        };
+        writer = matrix(writer, "token_embd", [HIDDEN, VOCAB], 12);
+        for layer in 0..2 {
+            for (name, dims) in [
+                ("attn_q", [HIDDEN, HEADS * HEAD_DIM]),
+                ("attn_k", [HIDDEN, KV_HEADS * HEAD_DIM]),
+                ("attn_v", [HIDDEN, KV_HEADS * HEAD_DIM]),
+                ("attn_output", [HEADS * HEAD_DIM, HIDDEN]),
+                ("ffn_gate", [HIDDEN, FFN]),
+                ("ffn_up", [HIDDEN, FFN]),
+                ("ffn_down", [FFN, HIDDEN]),
+            ] {
+                writer = matrix(writer, &format!("blk.{layer}.{name}"), dims, 13);
+            }
+            writer = ["attn_norm", "ffn_norm"].iter().fold(writer, |w, name| norm(w, &format!("blk.{layer}.{name}")));
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.gguf");
+        std::fs::write(&path, norm(writer, "output_norm").bytes()).unwrap();
+        Engine::open(&path, EngineOptions::default()).unwrap()
+    }
+}
+
+fn norm(writer: Writer, name: &str) -> Writer {
+    let gain = (0..HIDDEN).flat_map(|i| (0.5 + (i % 7) as f32 / 6.0).to_le_bytes()).collect();
+    writer.tensor(&format!("{name}.weight"), &[HIDDEN], 0, gain)
+}
+
+fn header() -> Writer {
+    let sizes = [
+        ("embedding_length", HIDDEN),
+        ("feed_forward_length", FFN),
+        ("block_count", 2),
+        ("attention.head_count", HEADS),
+        ("attention.head_count_kv", KV_HEADS),
+        ("attention.key_length", HEAD_DIM),
+        ("attention.value_length", HEAD_DIM),
+        ("rope.dimension_count", HEAD_DIM),
+        ("context_length", 64),
+    ];
+    let with_size = |writer: Writer, (key, n): (&str, u64)| writer.key(&format!("llama.{key}"), Meta::U32(n as u32));
+    sizes
+        .into_iter()
+        .fold(Writer::new(), with_size)
+        .key("general.architecture", Meta::Text("llama"))
+        .key("llama.attention.layer_norm_rms_epsilon", Meta::F32(1e-5))
+        .key("tokenizer.ggml.model", Meta::Text("gpt2"))
+        .key("tokenizer.ggml.merges", Meta::Texts(vec![]))
+        .key("tokenizer.ggml.tokens", Meta::Texts((0..VOCAB).map(|i| format!("t{i}")).collect()))
+        .key("tokenizer.ggml.token_type", Meta::I32s(vec![1; VOCAB as usize]))
+}
+
+/// What the script wrote.
+struct Golden(Vec<u8>);
+
+impl Golden {
+    fn read() -> Self {
+        Self(std::fs::read(golden("train_step.safetensors")).unwrap())
+    }
+
+    fn values<const N: usize, T>(&self, name: &str, of: impl Fn([u8; N]) -> T) -> Vec<T> {
+        let file = SafeTensors::deserialize(&self.0).unwrap();
+        file.tensor(name).unwrap().data().as_chunks().0.iter().map(|&bytes| of(bytes)).collect()
+    }
+
+    fn data(&self) -> Arc<Dataset> {
+        let example = |i| Example {
+            ids: self.values(&format!("{i}.ids"), |bytes| i64::from_le_bytes(bytes) as u32),
+            weights: self.values(&format!("{i}.weights"), f32::from_le_bytes),
+        };
+        Arc::new(Dataset::of((0..2).map(example)))
+    }
+}
+
+/// Both examples in one pass, or gradients of two passes added up.
+fn ways() -> [(&'static str, TrainOptions); 2] {
+    let options = |accumulation, seq_len| TrainOptions {
+        rank: 4,
+        lora_alpha: 8.0,
+        learning_rate: 1e-3,
+        weight_decay: 0.01,
+        max_grad_norm: Some(1.0),
+        decay: Decay::Constant,
+        warmup: Warmup::Steps(0),
+        duration: Duration::Steps(10),
+        micro_batch: 1,
+        accumulation,
+        seq_len,
+        ..TrainOptions::default()
+    };
+    [("one pass", options(1, 24)), ("two passes", options(2, 14))]
+}
+
+fn trainer(engine: &Arc<Engine>, data: &Arc<Dataset>, options: TrainOptions) -> Trainer {
+    let init = Adapter::load(golden("train_step"), &engine.base().adapter_shape()).unwrap();
+    Trainer::new(engine, Arc::clone(data), options, Some(&init)).unwrap()
+}
+
+/// |found - expected| / |expected|.
+fn distance(found: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+    let differences = found.iter().zip(expected).map(|(f, e)| f64::from(*f) - f64::from(*e));
+    norm(&mut { differences }) / norm(&mut expected.iter().map(|e| f64::from(*e)))
+}
+
+fn relative(found: f64, expected: f64) -> f64 {
+    (found / expected - 1.0).abs()
+}
+
+#[test]
+fn gradients_are_those_of_torch() {
+    let golden = Golden::read();
+    let data = golden.data();
+    for kind in TYPES {
+        let engine = kind.engine();
+        let expected_loss = golden.values(&format!("{}.loss", kind.name), f64::from_le_bytes)[0];
+        for (way, options) in ways() {
+            let batches = in_order(&data, options.seq_len, options.micro_batch);
+            assert_eq!(batches.len(), options.accumulation);
+            let (loss, gradients) = trainer(&engine, &data, options).gradients(&batches).unwrap();
+            assert_eq!(gradients.modules.len(), 14);
+            let mut worst = 0.0_f64;
+            for module in &gradients.modules {
+                for (factor, found) in [("lora_A", &module.a), ("lora_B", &module.b)] {
+                    let name = format!("{}.{}.{factor}", kind.name, module.path);
+                    let off = distance(found, &golden.values(&name, f32::from_le_bytes));
+                    assert!(off <= GRADIENT, "{name}, {way}: {off}");
+                    worst = worst.max(off);
+                }
+            }
+            let off = relative(loss, expected_loss);
+            println!("{}, {way}: gradients off by at most {worst:.1e}, the loss by {off:.1e}", kind.name);
+            assert!(off <= LOSS, "{}, {way}: {loss}, {expected_loss}", kind.name);
+        }
+    }
+}
+
+#[test]
+fn ten_steps_are_those_of_torch() {
+    let golden = Golden::read();
+    let data = golden.data();
+    for kind in TYPES {
+        let engine = kind.engine();
+        let [losses, norms] =
+            ["losses", "norms"].map(|what| golden.values(&format!("{}.{what}", kind.name), f64::from_le_bytes));
+        for (way, options) in ways() {
+            let mut trainer = trainer(&engine, &data, options);
+            let (mut worst_loss, mut worst_norm) = (0.0_f64, 0.0_f64);
+            for (loss, norm) in losses.iter().zip(&norms) {
+                let record = trainer.step().unwrap().unwrap();
+                worst_loss = worst_loss.max(relative(record.loss, *loss));
+                worst_norm = worst_norm.max(relative(record.grad_norm.unwrap(), *norm));
+            }
+            assert!(trainer.step().unwrap().is_none());
+            println!("{}, {way}: losses off by at most {worst_loss:.1e}, norms by {worst_norm:.1e}", kind.name);
+            assert!(worst_loss <= LOSS, "{}, {way}: {worst_loss}", kind.name);
+            assert!(worst_norm <= GRADIENT, "{}, {way}: {worst_norm}", kind.name);
+        }
+    }
+}
