@@ -3,12 +3,9 @@
 mod batch;
 mod data;
 mod files;
-<<<<<<< HEAD
+mod golden;
 mod gradients;
 mod optimizers;
-=======
-mod golden;
->>>>>>> golden2
 mod plan;
 mod runs;
 mod schedule;
