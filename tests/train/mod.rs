@@ -2,6 +2,7 @@
 
 mod batch;
 mod data;
+mod default_model;
 mod files;
 mod golden;
 mod gradients;

@@ -1,0 +1,116 @@
+//! The trainer on the default model against PEFT and torch in f64: gradients and two steps. See `tests/golden/model_step.py`.
+
+use std::sync::Arc;
+
+use epiphyte::adapter::{Adapter, BaseShape, LoraConfig, LoraModule, Modules, Target};
+use epiphyte::train::data::batch::in_order;
+use epiphyte::train::data::{Dataset, Duration, Example};
+use epiphyte::train::schedule::{Decay, Warmup};
+use epiphyte::train::{TrainOptions, Trainer};
+use epiphyte::{Engine, EngineOptions};
+use safetensors::SafeTensors;
+
+use crate::common::{Random, golden, model_path};
+
+const RANK: usize = 4;
+/// As `model_step.py` draws.
+const FACTORS_SEED: u64 = 11;
+const SIGNS_SEED: u64 = 12;
+/// Of losses and norms, and of the whole gradient's difference.
+const BAR: f64 = 5e-3;
+
+fn options() -> TrainOptions {
+    TrainOptions {
+        rank: RANK,
+        lora_alpha: 8.0,
+        learning_rate: 1e-3,
+        weight_decay: 0.01,
+        decay: Decay::Constant,
+        warmup: Warmup::Steps(0),
+        duration: Duration::Steps(2),
+        seq_len: 64,
+        ..TrainOptions::default()
+    }
+}
+
+/// The factors that the golden run starts from.
+fn first_factors(shape: &BaseShape) -> Adapter {
+    let mut random = Random::new(FACTORS_SEED);
+    let mut draw = |len: usize, size: f32| (0..len).map(|_| random.signed(size)).collect::<Vec<_>>();
+    let mut modules = Vec::new();
+    for path in shape.modules().filter(|path| path.layer.is_some()) {
+        let [n, k] = shape.shape(path.target);
+        let (a, b) = (draw(RANK * k, 1.0 / 32.0), draw(n * RANK, 1.0 / 64.0));
+        modules.push(LoraModule { path, rank: RANK, a, b, scaling: 2.0 });
+    }
+    let target_modules = Modules::Names(Target::ALL[..7].iter().map(|target| target.name().into()).collect());
+    let config = LoraConfig { r: RANK, lora_alpha: 8.0, target_modules, ..LoraConfig::default() };
+    Adapter::new(config, modules, None, shape).unwrap()
+}
+
+fn f64s(file: &SafeTensors<'_>, name: &str) -> Vec<f64> {
+    file.tensor(name).unwrap().data().as_chunks().0.iter().map(|&b| f64::from_le_bytes(b)).collect()
+}
+
+fn example(file: &SafeTensors<'_>) -> Example {
+    let (ids, weights) = (file.tensor("ids").unwrap(), file.tensor("weights").unwrap());
+    Example {
+        ids: ids.data().as_chunks().0.iter().map(|&b| i64::from_le_bytes(b) as u32).collect(),
+        weights: weights.data().as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
+    }
+}
+
+/// The square of a gradient's norm; how far that norm is from the golden one, in parts; and an estimate of the squared
+/// difference from the golden gradient: on average over random signs, the square of the difference of two signed sums.
+fn compare(gradient: &[f32], golden: &[f64], random: &mut Random) -> (f64, f64, f64) {
+    let (norm, sums) = golden.split_first().unwrap();
+    let mut found = vec![0.0; sums.len()];
+    for &g in gradient {
+        let bits = random.below(1 << sums.len());
+        for (i, sum) in found.iter_mut().enumerate() {
+            *sum += if bits >> i & 1 == 0 { f64::from(g) } else { -f64::from(g) };
+        }
+    }
+    let square = gradient.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>();
+    let apart = found.iter().zip(sums).map(|(a, b)| (a - b) * (a - b)).sum::<f64>() / sums.len() as f64;
+    (square, (square.sqrt() / norm - 1.0).abs(), apart)
+}
+
+#[test]
+#[ignore = "three passes of the default model, about 3 minutes on a software GPU: cargo test --release train::default_model -- --ignored"]
+fn gradients_and_steps_are_those_of_peft() {
+    let Some(path) = model_path() else { return };
+    let bytes = std::fs::read(golden("model_step.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let engine = Engine::open(path, EngineOptions::default()).unwrap();
+    let first = first_factors(&engine.base().adapter_shape());
+    let data = Arc::new(Dataset::of([example(&file)]));
+    let mut trainer = Trainer::new(&engine, Arc::clone(&data), options(), Some(&first)).unwrap();
+
+    let (_, gradients) = trainer.gradients(&in_order(&data, 64, 1)).unwrap();
+    let mut random = Random::new(SIGNS_SEED);
+    let (mut all, mut apart, mut worst) = (0.0, 0.0, (0.0, String::new()));
+    for module in &gradients.modules {
+        for (factor, values) in [("lora_A", &module.a), ("lora_B", &module.b)] {
+            let name = format!("{}.{factor}", module.path);
+            let (square, off, difference) = compare(values, &f64s(&file, &name), &mut random);
+            let relative = off.max((difference / square).sqrt());
+            if relative > worst.0 {
+                worst = (relative, name);
+            }
+            all += square;
+            apart += difference;
+        }
+    }
+    let whole = f64::sqrt(apart / all);
+    println!("gradients: {whole:.1e} of their norm apart; of one factor {:.1e}, {}", worst.0, worst.1);
+    assert!(whole <= BAR && worst.0 <= BAR, "{whole} {worst:?}");
+
+    for (expected, norm) in f64s(&file, "losses").into_iter().zip(f64s(&file, "norms")) {
+        let record = trainer.step().unwrap().unwrap();
+        let off = [record.loss / expected - 1.0, record.grad_norm.unwrap() / norm - 1.0].map(f64::abs);
+        println!("step {}: loss off by {:.1e}, norm by {:.1e}; {:.1} s", record.step, off[0], off[1], record.seconds);
+        assert!(off.iter().all(|off| *off <= BAR), "{record:?}, not {expected} and {norm}");
+    }
+    assert!(trainer.step().unwrap().is_none());
+}
