@@ -90,6 +90,7 @@ impl Engine {
     ) -> Result<Arc<Self>> {
         // The file first: a bad one is refused before a device is opened.
         let gguf = Gguf::open(path)?;
+        ModelConfig::from_gguf(&gguf)?.check_tensors(&gguf)?;
         let mut gpu = Gpu::open(options.gpu.clone())?;
         let trains = options.skip_self_test || selftest::run(&mut gpu)?.trains;
         let mut engine = Self::from_gguf(gpu, &gguf, &options, progress)?;
