@@ -3,8 +3,8 @@
 //! Templates come from strangers: their work, nesting and output are bounded, and their errors never quote a message.
 //! The engine (minijinja) counts instructions, bytes and the items of a list as fuel, but not what the items hold, and
 //! its lists are lazy: `n.x + n.x` a hundred times over is a list of 2^100 items that costs nothing until one looks.
-//! So [`rewrite`] changes the parsed template before it is compiled: each operand, argument and result passes through
-//! a filter of [`budget`] that walks lists to the bottom, pays for every value in them and leaves nothing lazy. All
+//! So `rewrite` changes the parsed template before it is compiled: each operand, argument and result passes through
+//! a filter of `budget` that walks lists to the bottom, pays for every value in them and leaves nothing lazy. All
 //! lists are then as large as what was paid for them, and so is the work of each operator and filter.
 
 mod budget;

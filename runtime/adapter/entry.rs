@@ -16,7 +16,7 @@ pub struct SetId(pub(crate) u32);
 /// What a pass needs to know of its rows' sets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LoraPass {
-    /// Most elements of a row of u, by [`SiteKind`]; 0 where no row has an adapter.
+    /// Most elements of a row of u, by [`super::site::SiteKind`]; 0 where no row has an adapter.
     pub u_rows: [u32; 6],
     /// By site, where all rows have the same adapter and no other.
     pub(super) alone: Option<Arc<[Entries]>>,

@@ -24,6 +24,7 @@ pub use session::Session;
 use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;
 use crate::gpu::{Caps, Gpu, GpuOptions};
+use crate::model::config::ModelConfig;
 use crate::selftest;
 use executor::Executor;
 

@@ -8,7 +8,7 @@ use crate::model::config::ModelConfig;
 /// Rows of logits there is room for: sequences decoded in one batch.
 pub const LOGIT_ROWS: usize = 64;
 
-/// What a [`Llama`] is made for.
+/// What a [`super::llama::Llama`] is made for.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Most rows of a pass.
