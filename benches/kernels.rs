@@ -8,9 +8,10 @@
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use epiphyte::gpu::{Commands, Gpu, Op, Tensor};
 use epiphyte::kernels::attention::{self, AttentionParams, Heads, Leaves, PrefillParams, ReduceParams};
+use epiphyte::kernels::bandwidth;
+use epiphyte::kernels::matmul::{self, Tile};
 use epiphyte::kernels::matvec::{self, Epilogue, LinearParams, MAX_COLS, Variant};
 use epiphyte::kernels::sample::{self, Sampler};
-use epiphyte::kernels::{bandwidth, matmul};
 use epiphyte::{DType, GpuOptions, Result, quant};
 
 const DTYPE: DType = DType::Q4_1;
@@ -65,9 +66,10 @@ fn linears(c: &mut Criterion, gpu: &Gpu) -> Result<()> {
                     Ok(())
                 });
             } else if !gpu.caps().software {
-                let kernel = gpu.kernel(&matmul::spec(gpu.caps(), DTYPE, Epilogue::Store))?;
+                let tile = Tile::choose(gpu.caps(), m, n);
+                let kernel = gpu.kernel(&matmul::spec(gpu.caps(), DTYPE, Epilogue::Store, tile))?;
                 time(c, gpu, ("matmul", format!("{name} x{m}")), bytes, |commands| {
-                    matmul::record(commands, gpu.caps(), (&kernel, &group), &params, bytes);
+                    matmul::record(commands, (gpu.caps(), tile), (&kernel, &group), &params, bytes);
                     Ok(())
                 });
             }

@@ -1,13 +1,14 @@
 // matmul_backward_coop: dx[m, k] (=, +=) sum_n dy[m, n] W[n, k]    on cooperative matrices, f16 x f16 -> f32
 //   0 dy    f32  read  [., dy_stride], rows from dy_row, columns from dy_offset
 //   1 words, 2 scales  read  W [N, K] in the format's blocks of 32, the buffers of the forward pass
-//   3 dx    f32  read_write  [., K], rows from dx_row
+//   3 dx    f32  read_write  [., K], rows from dx_row      4 exponents  u32  read  [M], by row_exponents
 // add 0: dx = .  1: dx += .    S: side of a fragment, 8 or 16.  WG: 4 subgroups.
-// Grid: (ceil(K / TK), ceil(M / TM), 1); 2 x 2 subgroups make a TM x TK tile, FM x FK fragments each, in steps of 32 of N.
-// dy and W are rounded to f16 on staging; sums in f32. Gradients are small: a workgroup first finds its largest |dy| and
-// scales all by a power of two, so that this one lies in [2^14, 2^15) (Micikevicius et al. 2017, arXiv:1710.03740, section 3.2,
-// scale the whole loss). Off per term, with h = 2^-11 (2^-10 where f16 is cut off instead of rounded):
+// Grid: (ceil(K / T), ceil(M / T), 1); 2 x 2 subgroups make a T x T tile, 2 x 2 fragments each, in steps of NS of N.
+// dy and W are rounded to f16 on staging; sums in f32. Gradients are small: each row of dy is scaled by a power of two, so
+// that its largest element lies in [2^14, 2^15) (Micikevicius et al. 2017, arXiv:1710.03740, section 3.2, scale the
+// whole loss). Off per term, with h = 2^-11 (2^-10 where f16 is cut off instead of rounded):
 //   |w| (h |dy| + 2^-28 max |dy|) + |dy| (h |w| + 2^-14 if |w| < 2^-14),    as subnormal f16 may be flushed.
+// Fragments are named, not indexed: drivers keep indexed ones in memory.
 // Host: runtime/kernels/matmul_backward.rs    Oracle: tests/kernels/matmul_backward.rs
 struct Params {
     m: u32,
@@ -23,56 +24,63 @@ struct Params {
 @group(0) @binding(1) var<storage, read> words: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> scales: array<u32>;
 @group(0) @binding(3) var<storage, read_write> dx: array<f32>;
+@group(0) @binding(4) var<storage, read> exponents: array<u32>;
 
-const TM: u32 = 2u * FM * S;
-const TK: u32 = 2u * FK * S;
-const DY_LOADS: u32 = TM * 32u / WG; // elements of dy that a lane stages
-const W_PARTS: u32 = TK * 4u / WG; // eighths of 32 weights that a lane stages
+const T: u32 = 4u * S;
+const DY_LOADS: u32 = T * NS / 4u / WG; // fours of dy that a lane stages
+const W_PARTS: u32 = T * NS / 8u / WG;  // eighths of weights
 // 8 halves of padding against bank conflicts.
-const DY_STRIDE: u32 = 40u;
-const W_STRIDE: u32 = TK + 8u;
-var<workgroup> tile_dy: array<f16, TM * DY_STRIDE>;
-var<workgroup> tile_w: array<f16, 32u * W_STRIDE>;
+const DY_STRIDE: u32 = NS + 8u;
+const W_STRIDE: u32 = T + 8u;
+var<workgroup> tile_dy: array<f16, T * DY_STRIDE>;
+var<workgroup> tile_w: array<f16, NS * W_STRIDE>;
 var<workgroup> edge: array<f32, 4u * S * S>;
 
-fn dy_at(m: u32, n: u32) -> f32 {
-    return dy[(p.dy_row + min(m, p.m - 1u)) * p.dy_stride + p.dy_offset + min(n, p.n - 1u)];
+fn stage_dy(m0: u32, i: u32, n0: u32) {
+    let m = min(m0 + i / (NS / 4u), p.m - 1u);
+    let n = vec4<u32>(n0 + i % (NS / 4u) * 4u) + vec4<u32>(0u, 1u, 2u, 3u);
+    let at = vec4<u32>((p.dy_row + m) * p.dy_stride + p.dy_offset) + min(n, vec4<u32>(p.n - 1u));
+    let scale = bitcast<f32>((268u - exponents[m]) << 23u); // 2^(141 - exponent)
+    let v = select(vec4<f32>(), vec4<f32>(dy[at.x], dy[at.y], dy[at.z], dy[at.w]), n < vec4<u32>(p.n));
+    let h = vec4<f16>(scale * v);
+    let to = i / (NS / 4u) * DY_STRIDE + i % (NS / 4u) * 4u;
+    tile_dy[to] = h.x;
+    tile_dy[to + 1u] = h.y;
+    tile_dy[to + 2u] = h.z;
+    tile_dy[to + 3u] = h.w;
 }
 
-fn load_dy(m0: u32, i: u32, n0: u32) -> f32 {
-    let n = n0 + i % 32u;
-    return select(0.0, dy_at(m0 + i / 32u, n), n < p.n);
+fn stage_w(block0: u32, i: u32, n0: u32) {
+    let block = min(block0 + i % (T / 8u) / 4u, p.k_blocks - 1u);
+    let w = dequant(min(n0 + i / (T / 8u), p.n - 1u) * p.k_blocks + block, i % 4u);
+    let lo = vec4<f16>(w[0]);
+    let hi = vec4<f16>(w[1]);
+    let to = i / (T / 8u) * W_STRIDE + i % (T / 8u) / 4u * 32u + i % 4u * 4u;
+    tile_w[to] = lo.x;
+    tile_w[to + 1u] = lo.y;
+    tile_w[to + 2u] = lo.z;
+    tile_w[to + 3u] = lo.w;
+    tile_w[to + 16u] = hi.x;
+    tile_w[to + 17u] = hi.y;
+    tile_w[to + 18u] = hi.z;
+    tile_w[to + 19u] = hi.w;
 }
 
-fn load_w(block0: u32, i: u32, n0: u32) -> mat2x4<f32> {
-    let block = min(block0 + i % (TK / 8u) / 4u, p.k_blocks - 1u);
-    return dequant(min(n0 + i / (TK / 8u), p.n - 1u) * p.k_blocks + block, i % 4u);
-}
-
-fn stage_w(i: u32, v: mat2x4<f32>) {
-    let at = i / (TK / 8u) * W_STRIDE + i % (TK / 8u) / 4u * 32u + i % 4u * 4u;
-    for (var j = 0u; j < 4u; j++) {
-        tile_w[at + j] = f16(v[0][j]);
-        tile_w[at + 16u + j] = f16(v[1][j]);
-    }
-}
-
-// The exponent e, as f32 stores it, of the workgroup's largest |dy|: 2^(e - 127) <= max < 2^(e - 126). At least 15, so
-// that the scale and its inverse are both normal numbers.
-fn largest_exponent(m0: u32, index: u32) -> u32 {
-    var most = 0.0;
-    for (var m = m0; m < min(m0 + TM, p.m); m += 4u) {
-        for (var n = index; n < p.n; n += WG) {
-            let v = abs(vec4<f32>(dy_at(m, n), dy_at(m + 1u, n), dy_at(m + 2u, n), dy_at(m + 3u, n)));
-            most = max(most, max(max(v.x, v.y), max(v.z, v.w)));
+// A fragment to dx, through the subgroup's patch of workgroup memory, since it may hang over dx's edge.
+fn store(c: coop_c, subgroup: u32, lane: u32, m0: u32, k0: u32) {
+    let base = subgroup * S * S;
+    workgroupBarrier();
+    coopStoreT(c, &edge[base], S);
+    workgroupBarrier();
+    for (var e = lane; e < S * S; e += WG / 4u) {
+        let m = m0 + e / S;
+        let k = k0 + e % S;
+        if m < p.m && k < p.k_blocks * 32u {
+            let at = (p.dx_row + m) * p.k_blocks * 32u + k;
+            let unscale = bitcast<f32>((exponents[m] - 14u) << 23u);
+            dx[at] = unscale * edge[base + e] + select(0.0, dx[at], p.add == 1u);
         }
     }
-    edge[index] = most;
-    workgroupBarrier();
-    for (var i = 0u; i < WG; i++) {
-        most = max(most, edge[i]);
-    }
-    return max(bitcast<u32>(most) >> 23u, 15u);
 }
 
 @compute @workgroup_size(WG)
@@ -82,58 +90,36 @@ fn main(
     @builtin(subgroup_id) subgroup: u32,
     @builtin(subgroup_invocation_id) lane: u32,
 ) {
-    let m0 = group.y * TM;
-    let block0 = group.x * (TK / 32u);
-    let sm = subgroup / 2u * FM * S;
-    let sk = subgroup % 2u * FK * S;
-    let exponent = largest_exponent(m0, index);
-    let scale = bitcast<f32>((268u - exponent) << 23u); // 2^(141 - exponent)
-    let unscale = bitcast<f32>((exponent - 14u) << 23u);
-    var acc: array<coop_c, FRAGMENTS>;
-    for (var i = 0u; i < FRAGMENTS; i++) { acc[i] = coop_c(); }
-    // The next step's dy and W travel while this step's are multiplied.
-    var next_dy: array<f32, DY_LOADS>;
-    var next_w: array<mat2x4<f32>, W_PARTS>;
-    for (var i = 0u; i < DY_LOADS; i++) { next_dy[i] = load_dy(m0, index + i * WG, 0u); }
-    for (var i = 0u; i < W_PARTS; i++) { next_w[i] = load_w(block0, index + i * WG, 0u); }
-    for (var n0 = 0u; n0 < p.n; n0 += 32u) {
+    let m0 = group.y * T;
+    let block0 = group.x * (T / 32u);
+    let sm = subgroup / 2u * 2u * S;
+    let sk = subgroup % 2u * 2u * S;
+    var c00 = coop_c();
+    var c01 = coop_c();
+    var c10 = coop_c();
+    var c11 = coop_c();
+    for (var n0 = 0u; n0 < p.n; n0 += NS) {
         workgroupBarrier();
-        for (var i = 0u; i < DY_LOADS; i++) {
-            let e = index + i * WG;
-            tile_dy[e / 32u * DY_STRIDE + e % 32u] = f16(scale * next_dy[i]);
-        }
-        for (var i = 0u; i < W_PARTS; i++) { stage_w(index + i * WG, next_w[i]); }
+        for (var i = 0u; i < DY_LOADS; i++) { stage_dy(m0, index + i * WG, n0); }
+        for (var i = 0u; i < W_PARTS; i++) { stage_w(block0, index + i * WG, n0); }
         workgroupBarrier();
-        let ahead = n0 + 32u;
-        for (var i = 0u; i < DY_LOADS; i++) { next_dy[i] = load_dy(m0, index + i * WG, ahead); }
-        for (var i = 0u; i < W_PARTS; i++) { next_w[i] = load_w(block0, index + i * WG, ahead); }
-        for (var n = 0u; n < 32u; n += S) {
-            var b: array<coop_b, FK>;
-            for (var j = 0u; j < FK; j++) {
-                b[j] = coopLoadT<coop_b>(&tile_w[n * W_STRIDE + sk + j * S], W_STRIDE);
-            }
-            for (var i = 0u; i < FM; i++) {
-                let a = coopLoadT<coop_a>(&tile_dy[(sm + i * S) * DY_STRIDE + n], DY_STRIDE);
-                for (var j = 0u; j < FK; j++) {
-                    acc[i * FK + j] = coopMultiplyAdd(a, b[j], acc[i * FK + j]);
-                }
-            }
+        for (var n = 0u; n < NS; n += S) {
+            let w_at = n * W_STRIDE + sk;
+            let dy_at = sm * DY_STRIDE + n;
+            let b0 = coopLoadT<coop_b>(&tile_w[w_at], W_STRIDE);
+            let b1 = coopLoadT<coop_b>(&tile_w[w_at + S], W_STRIDE);
+            let a0 = coopLoadT<coop_a>(&tile_dy[dy_at], DY_STRIDE);
+            let a1 = coopLoadT<coop_a>(&tile_dy[dy_at + S * DY_STRIDE], DY_STRIDE);
+            c00 = coopMultiplyAdd(a0, b0, c00);
+            c01 = coopMultiplyAdd(a0, b1, c01);
+            c10 = coopMultiplyAdd(a1, b0, c10);
+            c11 = coopMultiplyAdd(a1, b1, c11);
         }
     }
-    // Through an edge patch of workgroup memory, since a fragment may hang over the edge of dx.
-    let base = subgroup * S * S;
-    for (var f = 0u; f < FRAGMENTS; f++) {
-        workgroupBarrier();
-        let c = acc[f];
-        coopStoreT(c, &edge[base], S);
-        workgroupBarrier();
-        for (var e = lane; e < S * S; e += WG / 4u) {
-            let m = m0 + sm + f / FK * S + e / S;
-            let k = block0 * 32u + sk + f % FK * S + e % S;
-            if m < p.m && k < p.k_blocks * 32u {
-                let at = (p.dx_row + m) * p.k_blocks * 32u + k;
-                dx[at] = unscale * edge[base + e] + select(0.0, dx[at], p.add == 1u);
-            }
-        }
-    }
+    let m = m0 + sm;
+    let k = block0 * 32u + sk;
+    store(c00, subgroup, lane, m, k);
+    store(c01, subgroup, lane, m, k + S);
+    store(c10, subgroup, lane, m + S, k);
+    store(c11, subgroup, lane, m + S, k + S);
 }

@@ -3,8 +3,9 @@
 //   2 words, 3 scales  read  W [N, K] in the format's blocks of 32
 //   4 y     f32  read_write  [M, y_stride], columns from y_offset
 // EPILOGUE 0: y = .  1: y += .    S: side of a fragment, 8 or 16.  WG: 4 subgroups.
-// Grid: (ceil(N / TN), ceil(M / TM), 1); 2 x 2 subgroups make a TM x TN tile, FM x FN fragments each, in steps of 32 of K.
-// x and W are rounded to f16 on staging; sums in f32.
+// Grid: (ceil(N / TN), ceil(M / TM), 1); 2 x 2 subgroups make a TM x TN tile, F x F fragments each, F 2 or 4, in steps of
+// KS blocks of K. x and W are rounded to f16 on staging; sums in f32.
+// Fragments are named, not indexed: drivers keep indexed ones in memory, which takes three times as long.
 // Host: runtime/kernels/matmul.rs    Oracle: tests/kernels/matmul.rs
 struct Params {
     m: u32,
@@ -31,38 +32,66 @@ struct Params {
 @group(0) @binding(3) var<storage, read> scales: array<u32>;
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
 
-const TM: u32 = 2u * FM * S;
-const TN: u32 = 2u * FN * S;
-const X_PARTS: u32 = TM * 4u / WG; // parts of x that a lane stages
-const W_PARTS: u32 = TN * 4u / WG;
-const STRIDE: u32 = 40u; // 32 of K and 8 halves of padding against bank conflicts
+const TM: u32 = 2u * F * S;
+const TN: u32 = 2u * F * S;
+const LINE: u32 = 4u * KS;           // parts of a line
+const PARTS: u32 = TM * LINE / WG;   // of x that a lane stages, and as many of W
+const STRIDE: u32 = 32u * KS + 8u;   // 8 halves of padding against bank conflicts
 var<workgroup> tile_x: array<f16, TM * STRIDE>;
 var<workgroup> tile_w: array<f16, TN * STRIDE>;
 var<workgroup> edge: array<f32, 4u * S * S>;
 
-// A part is 8 values of a line: 4 at 4 * part and 4 at 16 + 4 * part.
-fn load_x(m0: u32, i: u32, kb: u32) -> mat2x4<f32> {
-    let at = ((p.x_row + min(m0 + i / 4u, p.m - 1u)) * p.k_blocks + kb) * 8u + i % 4u;
-    return mat2x4<f32>(x[at], x[at + 4u]);
+// A part is 8 values of a line's block: 4 at 4 * part and 4 at 16 + 4 * part.
+fn place(i: u32) -> u32 {
+    return i / LINE * STRIDE + i % LINE / 4u * 32u + i % 4u * 4u;
 }
 
-fn load_w(n0: u32, i: u32, kb: u32) -> mat2x4<f32> {
-    return dequant(min(n0 + i / 4u, p.n - 1u) * p.k_blocks + kb, i % 4u);
+fn stage_x(m0: u32, i: u32, kb: u32) {
+    let block = kb + i % LINE / 4u;
+    let at = ((p.x_row + min(m0 + i / LINE, p.m - 1u)) * p.k_blocks + min(block, p.k_blocks - 1u)) * 8u + i % 4u;
+    let inside = block < p.k_blocks;
+    let lo = vec4<f16>(select(vec4<f32>(), x[at], inside));
+    let hi = vec4<f16>(select(vec4<f32>(), x[at + 4u], inside));
+    let to = place(i);
+    tile_x[to] = lo.x;
+    tile_x[to + 1u] = lo.y;
+    tile_x[to + 2u] = lo.z;
+    tile_x[to + 3u] = lo.w;
+    tile_x[to + 16u] = hi.x;
+    tile_x[to + 17u] = hi.y;
+    tile_x[to + 18u] = hi.z;
+    tile_x[to + 19u] = hi.w;
 }
 
-fn stage_x(i: u32, v: mat2x4<f32>) {
-    let at = i / 4u * STRIDE + i % 4u * 4u;
-    for (var j = 0u; j < 4u; j++) {
-        tile_x[at + j] = f16(v[0][j]);
-        tile_x[at + 16u + j] = f16(v[1][j]);
-    }
+fn stage_w(n0: u32, i: u32, kb: u32) {
+    let block = min(kb + i % LINE / 4u, p.k_blocks - 1u);
+    let w = dequant(min(n0 + i / LINE, p.n - 1u) * p.k_blocks + block, i % 4u);
+    let lo = vec4<f16>(w[0]);
+    let hi = vec4<f16>(w[1]);
+    let to = place(i);
+    tile_w[to] = lo.x;
+    tile_w[to + 1u] = lo.y;
+    tile_w[to + 2u] = lo.z;
+    tile_w[to + 3u] = lo.w;
+    tile_w[to + 16u] = hi.x;
+    tile_w[to + 17u] = hi.y;
+    tile_w[to + 18u] = hi.z;
+    tile_w[to + 19u] = hi.w;
 }
 
-fn stage_w(i: u32, v: mat2x4<f32>) {
-    let at = i / 4u * STRIDE + i % 4u * 4u;
-    for (var j = 0u; j < 4u; j++) {
-        tile_w[at + j] = f16(v[0][j]);
-        tile_w[at + 16u + j] = f16(v[1][j]);
+// A fragment to y, through the subgroup's patch of workgroup memory, since it may hang over y's edge.
+fn store(c: coop_c, subgroup: u32, lane: u32, m0: u32, n0: u32) {
+    let base = subgroup * S * S;
+    workgroupBarrier();
+    coopStoreT(c, &edge[base], S);
+    workgroupBarrier();
+    for (var e = lane; e < S * S; e += WG / 4u) {
+        let m = m0 + e / S;
+        let n = n0 + e % S;
+        if m < p.m && n < p.n {
+            let at = m * p.y_stride + p.y_offset + n;
+            y[at] = edge[base + e] + select(0.0, y[at], EPILOGUE == 1u);
+        }
     }
 }
 
@@ -75,54 +104,74 @@ fn main(
 ) {
     let m0 = group.y * TM;
     let n0 = group.x * TN;
-    let sm = subgroup / 2u * FM * S;
-    let sn = subgroup % 2u * FN * S;
-    var acc: array<coop_c, FRAGMENTS>;
-    for (var i = 0u; i < FRAGMENTS; i++) { acc[i] = coop_c(); }
-    // The next step's x and W travel while this step's are multiplied.
-    var next_x: array<mat2x4<f32>, X_PARTS>;
-    var next_w: array<mat2x4<f32>, W_PARTS>;
-    for (var i = 0u; i < X_PARTS; i++) { next_x[i] = load_x(m0, index + i * WG, 0u); }
-    for (var i = 0u; i < W_PARTS; i++) { next_w[i] = load_w(n0, index + i * WG, 0u); }
-    for (var kb = 0u; kb < p.k_blocks; kb++) {
+    let sm = subgroup / 2u * F * S;
+    let sn = subgroup % 2u * F * S;
+    var c00 = coop_c(); var c01 = coop_c(); var c02 = coop_c(); var c03 = coop_c();
+    var c10 = coop_c(); var c11 = coop_c(); var c12 = coop_c(); var c13 = coop_c();
+    var c20 = coop_c(); var c21 = coop_c(); var c22 = coop_c(); var c23 = coop_c();
+    var c30 = coop_c(); var c31 = coop_c(); var c32 = coop_c(); var c33 = coop_c();
+    for (var kb = 0u; kb < p.k_blocks; kb += KS) {
         workgroupBarrier();
-        for (var i = 0u; i < X_PARTS; i++) { stage_x(index + i * WG, next_x[i]); }
-        for (var i = 0u; i < W_PARTS; i++) { stage_w(index + i * WG, next_w[i]); }
+        for (var i = 0u; i < PARTS; i++) { stage_x(m0, index + i * WG, kb); }
+        for (var i = 0u; i < PARTS; i++) { stage_w(n0, index + i * WG, kb); }
         workgroupBarrier();
-        let ahead = min(kb + 1u, p.k_blocks - 1u);
-        for (var i = 0u; i < X_PARTS; i++) { next_x[i] = load_x(m0, index + i * WG, ahead); }
-        for (var i = 0u; i < W_PARTS; i++) { next_w[i] = load_w(n0, index + i * WG, ahead); }
-        for (var k = 0u; k < 32u; k += S) {
-            var b: array<coop_b, FN>;
-            for (var j = 0u; j < FN; j++) {
-                b[j] = coopLoad<coop_b>(&tile_w[(sn + j * S) * STRIDE + k], STRIDE);
+        for (var k = 0u; k < 32u * KS; k += S) {
+            let x_at = sm * STRIDE + k;
+            let w_at = sn * STRIDE + k;
+            let b0 = coopLoad<coop_b>(&tile_w[w_at], STRIDE);
+            let b1 = coopLoad<coop_b>(&tile_w[w_at + S * STRIDE], STRIDE);
+            var b2 = coop_b();
+            var b3 = coop_b();
+            if F > 2u {
+                b2 = coopLoad<coop_b>(&tile_w[w_at + 2u * S * STRIDE], STRIDE);
+                b3 = coopLoad<coop_b>(&tile_w[w_at + 3u * S * STRIDE], STRIDE);
             }
-            for (var i = 0u; i < FM; i++) {
-                let a = coopLoadT<coop_a>(&tile_x[(sm + i * S) * STRIDE + k], STRIDE);
-                for (var j = 0u; j < FN; j++) {
-                    acc[i * FN + j] = coopMultiplyAdd(a, b[j], acc[i * FN + j]);
-                }
+            let a0 = coopLoadT<coop_a>(&tile_x[x_at], STRIDE);
+            c00 = coopMultiplyAdd(a0, b0, c00);
+            c01 = coopMultiplyAdd(a0, b1, c01);
+            if F > 2u {
+                c02 = coopMultiplyAdd(a0, b2, c02);
+                c03 = coopMultiplyAdd(a0, b3, c03);
+            }
+            let a1 = coopLoadT<coop_a>(&tile_x[x_at + S * STRIDE], STRIDE);
+            c10 = coopMultiplyAdd(a1, b0, c10);
+            c11 = coopMultiplyAdd(a1, b1, c11);
+            if F > 2u {
+                c12 = coopMultiplyAdd(a1, b2, c12);
+                c13 = coopMultiplyAdd(a1, b3, c13);
+            }
+            if F > 2u {
+                let a2 = coopLoadT<coop_a>(&tile_x[x_at + 2u * S * STRIDE], STRIDE);
+                c20 = coopMultiplyAdd(a2, b0, c20);
+                c21 = coopMultiplyAdd(a2, b1, c21);
+                c22 = coopMultiplyAdd(a2, b2, c22);
+                c23 = coopMultiplyAdd(a2, b3, c23);
+                let a3 = coopLoadT<coop_a>(&tile_x[x_at + 3u * S * STRIDE], STRIDE);
+                c30 = coopMultiplyAdd(a3, b0, c30);
+                c31 = coopMultiplyAdd(a3, b1, c31);
+                c32 = coopMultiplyAdd(a3, b2, c32);
+                c33 = coopMultiplyAdd(a3, b3, c33);
             }
         }
     }
-    // Through an edge patch of workgroup memory, since a fragment may hang over the edge of y.
-    let base = subgroup * S * S;
-    for (var f = 0u; f < FRAGMENTS; f++) {
-        workgroupBarrier();
-        let c = acc[f];
-        coopStoreT(c, &edge[base], S);
-        workgroupBarrier();
-        for (var e = lane; e < S * S; e += WG / 4u) {
-            let m = m0 + sm + f / FN * S + e / S;
-            let n = n0 + sn + f % FN * S + e % S;
-            if m < p.m && n < p.n {
-                let at = m * p.y_stride + p.y_offset + n;
-                if EPILOGUE == 1u {
-                    y[at] += edge[base + e];
-                } else {
-                    y[at] = edge[base + e];
-                }
-            }
-        }
+    let m = m0 + sm;
+    let n = n0 + sn;
+    store(c00, subgroup, lane, m, n);
+    store(c01, subgroup, lane, m, n + S);
+    store(c10, subgroup, lane, m + S, n);
+    store(c11, subgroup, lane, m + S, n + S);
+    if F > 2u {
+        store(c02, subgroup, lane, m, n + 2u * S);
+        store(c03, subgroup, lane, m, n + 3u * S);
+        store(c12, subgroup, lane, m + S, n + 2u * S);
+        store(c13, subgroup, lane, m + S, n + 3u * S);
+        store(c20, subgroup, lane, m + 2u * S, n);
+        store(c21, subgroup, lane, m + 2u * S, n + S);
+        store(c22, subgroup, lane, m + 2u * S, n + 2u * S);
+        store(c23, subgroup, lane, m + 2u * S, n + 3u * S);
+        store(c30, subgroup, lane, m + 3u * S, n);
+        store(c31, subgroup, lane, m + 3u * S, n + S);
+        store(c32, subgroup, lane, m + 3u * S, n + 2u * S);
+        store(c33, subgroup, lane, m + 3u * S, n + 3u * S);
     }
 }

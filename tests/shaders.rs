@@ -5,10 +5,11 @@ use epiphyte::DType;
 use epiphyte::gpu::{Access, Caps, KernelSpec};
 use epiphyte::kernels::attention::Leaves;
 use epiphyte::kernels::lora::{self, Directory};
+use epiphyte::kernels::matmul::{self, Tile};
 use epiphyte::kernels::matvec::{Epilogue, Lora, SOFTWARE_PREFILL, Variant};
 use epiphyte::kernels::{adamw, attention_backward, attention_train, cross_entropy, gather_rows, grad_norm};
-use epiphyte::kernels::{attention, bandwidth, embedding, matmul, matmul_backward, matmul_dense, matvec, rms_norm};
-use epiphyte::kernels::{rms_norm_backward, rope, rope_train, sample, sgd, swiglu, swiglu_backward};
+use epiphyte::kernels::{attention, bandwidth, embedding, matmul_backward, matmul_dense, matvec, rms_norm};
+use epiphyte::kernels::{rms_norm_backward, rope, rope_train, row_exponents, sample, sgd, swiglu, swiglu_backward};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
 const CAPS: Caps = Caps {
@@ -36,14 +37,14 @@ fn linear_specs(caps: &Caps, dtype: DType) -> Vec<KernelSpec> {
     let software = Variant { tiling: SOFTWARE_PREFILL, cols: 4, norm: false, epilogue: Epilogue::Add, lora: None };
     specs.push(matvec::spec(caps, dtype, software));
     for epilogue in [Epilogue::Store, Epilogue::Add] {
-        specs.push(matmul::spec(caps, dtype, epilogue));
+        specs.extend(Tile::all(caps).iter().map(|tile| matmul::spec(caps, dtype, epilogue, *tile)));
     }
     specs.push(matmul_backward::spec(caps, dtype));
     specs
 }
 
 fn other_specs(caps: &Caps) -> Vec<KernelSpec> {
-    let mut specs = vec![rms_norm::spec(caps), bandwidth::spec()];
+    let mut specs = vec![rms_norm::spec(caps), bandwidth::spec(), row_exponents::spec()];
     specs.extend([None, Some(DIRECTORY)].map(|lora| swiglu::spec(caps, lora)));
     specs.extend([lora::shrink_spec(caps, DIRECTORY), lora::expand_spec(DIRECTORY), lora::embedding_spec(DIRECTORY)]);
     specs.extend([sample::adjust_spec(), sample::threshold_spec(), sample::partial_spec(), sample::final_spec()]);

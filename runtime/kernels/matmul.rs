@@ -5,13 +5,57 @@ use crate::dtype::DType;
 use crate::gpu::shader::Source;
 use crate::gpu::{Caps, Commands, Kernel, KernelSpec};
 
-/// Fragments a subgroup of `matmul_coop` makes, down and across: more need more registers than pay.
-const FRAGMENTS: (u32, u32) = (4, 2);
+/// Workgroups that keep a large GPU busy.
+const ENOUGH_GROUPS: u32 = 128;
 
-/// The variant on cooperative matrices where there are any else the tiled one.
-pub fn spec(caps: &Caps, dtype: DType, epilogue: Epilogue) -> KernelSpec {
+/// How much of y a workgroup makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tile {
+    /// 64 x 64 elements, or 4 x 4 fragments of cooperative matrices.
+    Small,
+    /// 8 x 8 fragments.
+    Large,
+}
+
+impl Tile {
+    /// Every tile that a device may choose.
+    pub fn all(caps: &Caps) -> &'static [Self] {
+        if caps.cooperative_matrix.is_some() { &[Self::Small, Self::Large] } else { &[Self::Small] }
+    }
+
+    /// The largest tile of which `y [m, n]` is enough.
+    pub fn choose(caps: &Caps, m: u32, n: u32) -> Self {
+        let groups = |tile: &Self| m.div_ceil(tile.side(caps)) * n.div_ceil(tile.side(caps));
+        let large = Self::all(caps).iter().rev().find(|tile| groups(tile) >= ENOUGH_GROUPS);
+        large.copied().unwrap_or(Self::Small)
+    }
+
+    /// Rows and columns of y.
+    fn side(self, caps: &Caps) -> u32 {
+        caps.cooperative_matrix.map_or(64, |side| 2 * self.fragments() * side)
+    }
+
+    /// Of a subgroup, down and across; 2 x 2 subgroups share a tile.
+    fn fragments(self) -> u32 {
+        match self {
+            Self::Small => 2,
+            Self::Large => 4,
+        }
+    }
+
+    /// Blocks of K in a step: more of them where there are fewer lines, so that as much is staged.
+    fn step(self) -> u32 {
+        match self {
+            Self::Small => 2,
+            Self::Large => 1,
+        }
+    }
+}
+
+/// The variant on cooperative matrices where there are any, else the tiled one.
+pub fn spec(caps: &Caps, dtype: DType, epilogue: Epilogue, tile: Tile) -> KernelSpec {
     let source = match caps.cooperative_matrix.zip(caps.subgroup_size) {
-        Some((side, subgroup)) => cooperative(side, subgroup, dtype, epilogue),
+        Some((side, subgroup)) => cooperative(side, subgroup, (dtype, epilogue, tile)),
         None => Source {
             name: "matmul",
             consts: vec![("EPILOGUE", epilogue as u32)],
@@ -22,17 +66,15 @@ pub fn spec(caps: &Caps, dtype: DType, epilogue: Epilogue) -> KernelSpec {
     KernelSpec { source, bindings: BINDINGS, params_bytes: size_of::<LinearParams>() as u32 }
 }
 
-fn cooperative(side: u32, subgroup: u32, dtype: DType, epilogue: Epilogue) -> Source {
-    let (fm, fn_) = FRAGMENTS;
+fn cooperative(side: u32, subgroup: u32, (dtype, epilogue, tile): (DType, Epilogue, Tile)) -> Source {
     let ty = |scalar: &str, role: &str| format!("coop_mat{side}x{side}<{scalar}, {role}>");
     Source {
         name: "matmul_coop",
         consts: vec![
             ("WG", 4 * subgroup),
             ("S", side),
-            ("FM", fm),
-            ("FN", fn_),
-            ("FRAGMENTS", fm * fn_),
+            ("F", tile.fragments()),
+            ("KS", tile.step()),
             ("EPILOGUE", epilogue as u32),
         ],
         aliases: vec![("coop_a", ty("f16", "A")), ("coop_b", ty("f16", "B")), ("coop_c", ty("f32", "C"))],
@@ -46,15 +88,12 @@ fn cooperative(side: u32, subgroup: u32, dtype: DType, epilogue: Epilogue) -> So
 /// Records one product; `weight_bytes` is the size of W.
 pub fn record(
     commands: &mut Commands<'_>,
-    caps: &Caps,
+    (caps, tile): (&Caps, Tile),
     (kernel, group): (&Kernel, &wgpu::BindGroup),
     params: &LinearParams,
     weight_bytes: u64,
 ) {
-    let (tile_m, tile_n) = match caps.cooperative_matrix {
-        Some(side) => (2 * FRAGMENTS.0 * side, 2 * FRAGMENTS.1 * side),
-        None => (64, 64),
-    };
-    let grid = [params.n.div_ceil(tile_n), params.m.div_ceil(tile_m), 1];
+    let side = tile.side(caps);
+    let grid = [params.n.div_ceil(side), params.m.div_ceil(side), 1];
     commands.dispatch(kernel, group, params, grid, weight_bytes);
 }

@@ -7,11 +7,13 @@ use crate::gpu::pipeline::Access::{self, Read, Write};
 use crate::gpu::shader::Source;
 use crate::gpu::{Caps, Commands, Kernel, KernelSpec};
 
-/// Bindings of every variant: `dy [., dy_stride]`, `words`, `scales`, `dx [., K]`.
-pub const BINDINGS: &[Access] = &[Read, Read, Read, Write];
+/// Bindings: `dy [., dy_stride]`, `words`, `scales`, `dx [., K]`.
+const BINDINGS: &[Access] = &[Read, Read, Read, Write];
+/// Of `_coop`: also `exponents [M]`, by [`super::row_exponents`].
+const COOP_BINDINGS: &[Access] = &[Read, Read, Read, Write, Read];
 
-/// Fragments a subgroup of `matmul_backward_coop` makes, down and across: wide, so that it reads long pieces of W's rows.
-const FRAGMENTS: (u32, u32) = (2, 4);
+/// Rows of W in a step of `matmul_backward_coop`.
+const COOP_STEP: u32 = 64;
 /// Lanes in a workgroup of `matmul_backward_direct`.
 const DIRECT_WG: u32 = 32;
 
@@ -47,6 +49,16 @@ enum Variant {
     Direct,
 }
 
+/// Whether the variant chosen here reads the rows' exponents.
+pub fn reads_exponents(caps: &Caps) -> bool {
+    matches!(variant(caps), Variant::Cooperative(..))
+}
+
+/// `dy [., dy_stride]`, `words`, `scales`, `dx [., K]`, and where [`reads_exponents`] `exponents [M]`.
+pub fn bindings(caps: &Caps) -> &'static [Access] {
+    if reads_exponents(caps) { COOP_BINDINGS } else { BINDINGS }
+}
+
 fn variant(caps: &Caps) -> Variant {
     match caps.cooperative_matrix.zip(caps.subgroup_size) {
         Some((side, subgroup)) => Variant::Cooperative(side, subgroup),
@@ -63,15 +75,14 @@ pub fn spec(caps: &Caps, dtype: DType) -> KernelSpec {
         Variant::Tiled => plain("matmul_backward", vec![]),
         Variant::Direct => plain("matmul_backward_direct", vec![("WG", DIRECT_WG)]),
     };
-    KernelSpec { source, bindings: BINDINGS, params_bytes: size_of::<MatmulBackwardParams>() as u32 }
+    KernelSpec { source, bindings: bindings(caps), params_bytes: size_of::<MatmulBackwardParams>() as u32 }
 }
 
 fn cooperative(side: u32, subgroup: u32, dtype: DType) -> Source {
-    let (fm, fk) = FRAGMENTS;
     let ty = |scalar: &str, role: &str| format!("coop_mat{side}x{side}<{scalar}, {role}>");
     Source {
         name: "matmul_backward_coop",
-        consts: vec![("WG", 4 * subgroup), ("S", side), ("FM", fm), ("FK", fk), ("FRAGMENTS", fm * fk)],
+        consts: vec![("WG", 4 * subgroup), ("S", side), ("NS", COOP_STEP)],
         aliases: vec![("coop_a", ty("f16", "A")), ("coop_b", ty("f16", "B")), ("coop_c", ty("f32", "C"))],
         imports: vec![],
         quant: Some(dtype),
@@ -90,7 +101,7 @@ pub fn record(
 ) {
     // Rows and columns of dx that a workgroup makes.
     let (tile_m, tile_k) = match variant(caps) {
-        Variant::Cooperative(side, _) => (2 * FRAGMENTS.0 * side, 2 * FRAGMENTS.1 * side),
+        Variant::Cooperative(side, _) => (4 * side, 4 * side),
         Variant::Tiled => (64, 64),
         Variant::Direct => (4, 8 * DIRECT_WG),
     };

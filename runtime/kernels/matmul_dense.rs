@@ -1,4 +1,5 @@
-//! `C = beta C + alpha A B` in f32 with strides, for LoRA's factors: see `shaders/matmul_dense.wgsl` and its `_direct`.
+//! `C = beta C + alpha A B` in f32 with strides, for LoRA's factors: see `shaders/matmul_dense.wgsl`,
+//! its `_thin` and its `_direct`.
 //!
 //! With `A [r, K]` and `B [N, r]` of an adapter, both in one flat buffer (Hu et al. 2021, arXiv:2106.09685): `U = X Aᵀ` and
 //! `Y += s U Bᵀ` forward, `dU = s dY B`, `dB += s dYᵀ U`, `dA += dUᵀ X` and `dX += dU A` backward.
@@ -36,7 +37,7 @@ impl View {
     }
 }
 
-/// Mirror of `Params` in both shaders.
+/// Mirror of `Params` in the shaders.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
 pub struct MatmulDenseParams {
@@ -101,8 +102,8 @@ pub enum Tiling {
     Tall,
     /// 16 x 64, likewise.
     Wide,
-    /// 16 x 16, K split over 16 teams: where there are few elements of C and many terms in each.
-    Small,
+    /// 4 x 16, K split over 64 teams: where there are few elements of C and many terms in each.
+    Thin,
     /// 4 x 4 a lane, without workgroup memory.
     Direct,
 }
@@ -118,7 +119,7 @@ const SUMS: u32 = 1024;
 
 impl Tiling {
     /// Every tiling.
-    pub const ALL: [Self; 5] = [Self::Square, Self::Tall, Self::Wide, Self::Small, Self::Direct];
+    pub const ALL: [Self; 5] = [Self::Square, Self::Tall, Self::Wide, Self::Thin, Self::Direct];
 
     /// The largest tiles that are at least half full and keep a GPU busy; for `C [m, n]`.
     pub fn choose(caps: &Caps, m: u32, n: u32) -> Self {
@@ -131,7 +132,7 @@ impl Tiling {
             let elements = u64::from(groups * tile_m) * u64::from(tile_n);
             groups >= ENOUGH_GROUPS && elements <= 2 * u64::from(m) * u64::from(n)
         };
-        [Self::Square, Self::Tall, Self::Wide].into_iter().find(fits).unwrap_or(Self::Small)
+        [Self::Square, Self::Tall, Self::Wide].into_iter().find(fits).unwrap_or(Self::Thin)
     }
 
     /// Rows and columns of C in a workgroup's tile, or a lane's.
@@ -140,7 +141,7 @@ impl Tiling {
             Self::Square => (64, 64),
             Self::Tall => (64, 16),
             Self::Wide => (16, 64),
-            Self::Small => (16, 16),
+            Self::Thin => (4, 16),
             Self::Direct => (4, 4),
         }
     }
@@ -150,14 +151,11 @@ impl Tiling {
         let (tile_m, tile_n) = self.tile();
         let (name, consts) = match self {
             Self::Direct => ("matmul_dense_direct", vec![("WG", DIRECT_WG)]),
+            Self::Thin => ("matmul_dense_thin", vec![]),
             _ => {
                 let split = 256 * 16 / (tile_m * tile_n);
-                // As much of K as 16 KiB hold, or as an adapter's rank often is.
-                let step = match self {
-                    Self::Small => 96,
-                    Self::Square => 16,
-                    _ => 32,
-                };
+                // As an adapter's rank often is, where it is all of K.
+                let step = if self == Self::Square { 16 } else { 32 };
                 let staged = step * (tile_m / 4 + tile_n / 4 + 2);
                 let tile = if split > 1 { staged.max(SUMS) } else { staged };
                 let consts = [("TM", tile_m), ("TN", tile_n), ("SPLIT", split), ("KT", step), ("TILE", tile)];

@@ -18,6 +18,7 @@ pub mod rms_norm;
 pub mod rms_norm_backward;
 pub mod rope;
 pub mod rope_train;
+pub mod row_exponents;
 pub mod sample;
 pub mod sgd;
 pub mod swiglu;

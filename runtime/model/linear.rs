@@ -10,8 +10,9 @@ use crate::error::{Error, Result};
 use crate::format::TensorView;
 use crate::gpu::{Commands, Gpu, Kernel, Tensor};
 use crate::kernels::lora::Entry;
+use crate::kernels::matmul::{self, Tile};
+use crate::kernels::matvec;
 use crate::kernels::matvec::{Epilogue, LinearParams, Lora, MAX_COLS, SOFTWARE_PREFILL, Tiling, Variant};
-use crate::kernels::{matmul, matvec};
 use crate::quant::{self, BLOCK};
 
 /// Rows of the file are repacked and sent in pieces of at most this many bytes.
@@ -204,7 +205,8 @@ struct ChunkOp {
     lora: Option<Lora>,
     /// For 1, 2, 4 and 8 rows of x.
     matvec: [OnceLock<Arc<Kernel>>; 4],
-    matmul: OnceLock<Arc<Kernel>>,
+    /// For each [`Tile`].
+    matmul: [OnceLock<Arc<Kernel>>; 2],
 }
 
 impl LinearOp {
@@ -246,7 +248,7 @@ impl LinearOp {
                 rows: chunk.rows as u32,
                 bytes: chunk.bytes(),
                 matvec: Default::default(),
-                matmul: OnceLock::new(),
+                matmul: Default::default(),
             });
         }
         Ok(op)
@@ -296,17 +298,18 @@ impl LinearOp {
         let caps = gpu.caps();
         let (tiling, cols, epilogue) = (SOFTWARE_PREFILL, SOFTWARE_COLS, self.epilogue);
         let variant = Variant { tiling, cols, norm: false, epilogue, lora: None };
-        let kernel = get_or_compile(&chunk.matmul, || {
+        let tile = Tile::choose(caps, params.m, params.n);
+        let kernel = get_or_compile(&chunk.matmul[tile as usize], || {
             gpu.kernel(&if caps.software && caps.cooperative_matrix.is_none() {
                 matvec::spec(caps, chunk.dtype, variant)
             } else {
-                matmul::spec(caps, chunk.dtype, self.epilogue)
+                matmul::spec(caps, chunk.dtype, self.epilogue, tile)
             })
         })?;
         if caps.software && caps.cooperative_matrix.is_none() {
             matvec::record(commands, (&kernel, &chunk.group), variant, params, chunk.bytes);
         } else {
-            matmul::record(commands, caps, (&kernel, &chunk.group), params, chunk.bytes);
+            matmul::record(commands, (caps, tile), (&kernel, &chunk.group), params, chunk.bytes);
         }
         Ok(())
     }

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::gpu::{Commands, Gpu, Kernel, Tensor};
+use crate::gpu::{Commands, Gpu, Kernel, Op, Tensor};
 use crate::kernels::matmul_backward::{self, MatmulBackwardParams};
+use crate::kernels::row_exponents::{self, RowExponentsParams};
 use crate::quant::BLOCK;
 
 use super::linear::Linear;
@@ -12,6 +13,8 @@ use super::linear::Linear;
 /// A [`Linear`] bound to the gradients of its output and input.
 pub struct LinearBackwardOp {
     chunks: Vec<ChunkOp>,
+    /// Where the product is made on cooperative matrices.
+    exponents: Option<Op>,
     k_blocks: u32,
     dy_stride: u32,
     operations: u64,
@@ -26,22 +29,27 @@ struct ChunkOp {
 }
 
 impl LinearBackwardOp {
-    /// Binds `dy [M, N]` and `dx [M, K]`.
+    /// Binds `dy [M, N]`, `dx [M, K]` and room for the exponents of M rows.
     ///
     /// Errors: as [`Gpu::kernel`].
-    pub fn new(gpu: &Gpu, linear: &Linear, dy: &Tensor, dx: &Tensor) -> Result<Self> {
+    pub fn new(gpu: &Gpu, linear: &Linear, dy: &Tensor, dx: &Tensor, exponents: &Tensor) -> Result<Self> {
         let mut chunks = Vec::with_capacity(linear.chunks.len());
         for chunk in &linear.chunks {
+            let mut tensors = vec![dy, &chunk.words, &chunk.scales, dx];
+            tensors.extend(matmul_backward::reads_exponents(gpu.caps()).then_some(exponents));
             chunks.push(ChunkOp {
                 kernel: gpu.kernel(&matmul_backward::spec(gpu.caps(), chunk.dtype))?,
-                group: gpu.bind(matmul_backward::BINDINGS, &[dy, &chunk.words, &chunk.scales, dx]),
+                group: gpu.bind(matmul_backward::bindings(gpu.caps()), &tensors),
                 row0: chunk.row0 as u32,
                 rows: chunk.rows as u32,
                 bytes: chunk.words.bytes() + chunk.scales.bytes(),
             });
         }
         let operations = 2 * (linear.n * linear.k) as u64;
-        Ok(Self { chunks, k_blocks: (linear.k / BLOCK) as u32, dy_stride: linear.n as u32, operations })
+        let exponents = matmul_backward::reads_exponents(gpu.caps())
+            .then(|| gpu.op(&row_exponents::spec(), &[dy, exponents]))
+            .transpose()?;
+        Ok(Self { chunks, exponents, k_blocks: (linear.k / BLOCK) as u32, dy_stride: linear.n as u32, operations })
     }
 
     /// Records `rows` rows of dy from the first, into dx from row `dx_row` on.
@@ -59,6 +67,10 @@ impl LinearBackwardOp {
                 dx_row,
                 add: u32::from(i > 0),
             };
+            if let Some(op) = &self.exponents {
+                let MatmulBackwardParams { n, dy_row, dy_stride, dy_offset, .. } = params;
+                row_exponents::record(commands, op, RowExponentsParams { n, dy_row, dy_stride, dy_offset }, rows);
+            }
             matmul_backward::record(commands, gpu.caps(), (&chunk.kernel, &chunk.group), &params, chunk.bytes);
         }
         commands.bound(u64::from(rows) * self.operations)

@@ -8,7 +8,8 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::{Caps, Gpu};
 use crate::kernels::embedding::{self, EmbeddingParams};
-use crate::kernels::matvec::{Epilogue, MAX_COLS};
+use crate::kernels::matmul::{self, Tile};
+use crate::kernels::matvec::{Epilogue, LinearParams, MAX_COLS};
 use crate::model::linear::{Binding, Chunk, Linear, LinearOp, RowRange, USize};
 use crate::quant::{self, BLOCK};
 
@@ -36,6 +37,10 @@ pub(super) fn cases(gpu: &Gpu) -> Vec<Case> {
             let passes = if rows <= MAX_COLS as usize { &PASSES[..] } else { &PASSES[..2] };
             let asked = passes.iter().enumerate().filter(|(p, _)| !sampled || is_sampled(f, r, *p));
             cases.extend(asked.map(|(_, pass)| product(caps, dtype, rows, *pass)));
+        }
+        if caps.cooperative_matrix.is_some() {
+            let variant = format!("{}, large tile", dtype.name());
+            cases.push(case("matmul_coop", variant, vec![CooperativeMatrix], move |gpu| multiply_large(gpu, dtype)));
         }
     }
     // These share all but the dequantisation with the others.
@@ -156,6 +161,27 @@ fn multiply(
         Epilogue::Add => want.collect(),
         Epilogue::SwiGlu => sums.iter().flat_map(|row| row.iter().zip(&row[width..]).map(gated)).collect(),
     };
+    Ok(vec![Outcome::read(gpu, &y, want)?])
+}
+
+/// The tile that large outputs are made of.
+fn multiply_large(gpu: &Gpu, dtype: DType) -> Result<Vec<Outcome>> {
+    let mut random = Random(9);
+    let weights = Weights::random(gpu, dtype, &mut random)?;
+    let (rows, width) = (ROWS[4], N as u32);
+    let x = random.vec(rows * K);
+    let (x_tensor, y) = (gpu.upload("x", &x)?, poisoned(gpu, &[], rows * N)?);
+    let k_blocks = (K / BLOCK) as u32;
+    let params = LinearParams { m: rows as u32, n: width, k_blocks, y_stride: width, ..Default::default() };
+    for chunk in &weights.linear.chunks {
+        let spec = matmul::spec(gpu.caps(), dtype, Epilogue::Store, Tile::Large);
+        let op = gpu.op(&spec, &[&x_tensor, &x_tensor, &chunk.words, &chunk.scales, &y])?;
+        submit(gpu, |commands| {
+            matmul::record(commands, (gpu.caps(), Tile::Large), (&op.kernel, &op.group), &params, 0);
+            Ok(())
+        })?;
+    }
+    let want = x.chunks(K).flat_map(|x| reference(&weights.values, x, None, 2e-3)).collect();
     Ok(vec![Outcome::read(gpu, &y, want)?])
 }
 

@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::gpu::{Caps, Gpu};
 use crate::kernels::matmul_backward::{self, MatmulBackwardParams};
 use crate::kernels::matmul_dense::{self, MatmulDenseParams, Tiling, View};
+use crate::kernels::row_exponents::{self, RowExponentsParams};
 use crate::quant::BLOCK;
 
 /// Rows of dy: more than a fragment.
@@ -42,8 +43,12 @@ fn multiply_backward(gpu: &Gpu, dtype: DType, tolerance: f64) -> Result<Vec<Outc
     let dy: Vec<f32> = random.vec(ROWS * N).into_iter().map(|v| v * GRADIENT).collect();
     let (dy_tensor, dx) = (gpu.upload("dy", &dy)?, poisoned(gpu, &[], ROWS * K)?);
     let spec = matmul_backward::spec(gpu.caps(), dtype);
+    let exponents = gpu.storage("exponents", 4 * ROWS as u64)?;
+    let row_exponents = gpu.op(&row_exponents::spec(), &[&dy_tensor, &exponents])?;
     for (chunk, add) in weights.linear.chunks.iter().flat_map(|chunk| [(chunk, 0), (chunk, 1)]) {
-        let op = gpu.op(&spec, &[&dy_tensor, &chunk.words, &chunk.scales, &dx])?;
+        let mut tensors = vec![&dy_tensor, &chunk.words, &chunk.scales, &dx];
+        tensors.extend(matmul_backward::reads_exponents(gpu.caps()).then_some(&exponents));
+        let op = gpu.op(&spec, &tensors)?;
         let params = MatmulBackwardParams {
             m: ROWS as u32,
             n: N as u32,
@@ -53,6 +58,10 @@ fn multiply_backward(gpu: &Gpu, dtype: DType, tolerance: f64) -> Result<Vec<Outc
             ..Default::default()
         };
         submit(gpu, |commands| {
+            if matmul_backward::reads_exponents(gpu.caps()) {
+                let params = RowExponentsParams { n: N as u32, dy_stride: N as u32, ..Default::default() };
+                row_exponents::record(commands, &row_exponents, params, ROWS as u32);
+            }
             matmul_backward::record(commands, gpu.caps(), (&op.kernel, &op.group), &params, 0);
             Ok(())
         })?;

@@ -292,6 +292,8 @@ fn scratch_shapes(config: &ModelConfig, shape: &TrainShape) -> Vec<(&'static str
         ("delta", vec![t, heads]),
         // B's gradient side, of the targets that share an input.
         ("du", vec![t, widest]),
+        // u32, of the largest element of each row of the gradient at hand.
+        ("exponents", vec![t]),
         // Rows that have a weight in the loss, and then their gradients: every row at most.
         ("head.x", vec![t, d]),
         ("head.logits", vec![t.min(shape.logit_rows), v]),

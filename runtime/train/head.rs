@@ -43,7 +43,7 @@ impl HeadOps {
             logits: LinearOp::new(gpu, base.weights.head(), binding)?,
             cross_entropy: gpu
                 .op(&cross_entropy::spec(), &[b("head.targets"), b("head.weights"), logits, b("head.losses")])?,
-            logits_backward: LinearBackwardOp::new(gpu, base.weights.head(), logits, d_normed)?,
+            logits_backward: LinearBackwardOp::new(gpu, base.weights.head(), logits, d_normed, b("exponents"))?,
             norm_backward: gpu.op(&rms_norm_backward::spec(gpu.caps(), false), &[x, gain, d_normed, normed])?,
             scatter: gpu.op(&gather_rows::spec(), &[b("head.places"), normed, b("dx")])?,
             k4: config.hidden_size as u32 / 4,

@@ -125,6 +125,7 @@ impl LayerOps {
             lora: None,
         };
         let add = |x, y| Binding { epilogue: Epilogue::Add, ..store(x, y, sizes.d) };
+        let back = |linear, dy, dx| LinearBackwardOp::new(gpu, linear, dy, dx, b("exponents"));
         let rope = gpu.op(&rope_train::spec(e), &[rows, b("rotations"), qkv])?;
         let attention_inputs = [rows, qkv, lse, d_attn, delta, d_qkv];
         Ok(Self {
@@ -139,10 +140,10 @@ impl LayerOps {
             gate_up: LinearOp::new(gpu, &weights.gate_up, store(normed, gate_up, 2 * sizes.f))?,
             down_proj: LinearOp::new(gpu, &weights.down_proj, add(h, out))?,
             linears_backward: [
-                LinearBackwardOp::new(gpu, &weights.qkv, d_qkv, d_normed)?,
-                LinearBackwardOp::new(gpu, &weights.o_proj, dx, d_attn)?,
-                LinearBackwardOp::new(gpu, &weights.gate_up, gate_up, d_normed)?,
-                LinearBackwardOp::new(gpu, &weights.down_proj, dx, dh)?,
+                back(&weights.qkv, d_qkv, d_normed)?,
+                back(&weights.o_proj, dx, d_attn)?,
+                back(&weights.gate_up, gate_up, d_normed)?,
+                back(&weights.down_proj, dx, dh)?,
             ],
             rope,
             rope_backward: gpu.op(&rope_train::spec(e), &[rows, b("rotations"), d_qkv])?,

@@ -110,7 +110,7 @@ impl TrainOptions {
             rank: self.rank,
             targets: buffers::Target::named(config, &names)?,
             optimizer: self.optimizer,
-            logit_rows: if coop { 128 } else { 64 },
+            logit_rows: if coop { 256 } else { 64 },
         })
     }
 

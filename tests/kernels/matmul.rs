@@ -2,7 +2,7 @@
 
 use epiphyte::DType;
 use epiphyte::gpu::{Caps, Gpu};
-use epiphyte::kernels::matmul;
+use epiphyte::kernels::matmul::{self, Tile};
 use epiphyte::kernels::matvec::{Epilogue, LinearParams};
 use half::f16;
 use proptest::prelude::*;
@@ -35,7 +35,11 @@ fn product(caps: &Caps, x: &[f32], w: &Weights, n: usize) -> Near {
     Near { value, bound: gamma(w.k + 3) * size }
 }
 
-fn check(gpu: &Gpu, dtype: DType, &(m, n, odd, x_row, y_offset, rest, add, seed): &Case) -> Checked {
+fn check(gpu: &Gpu, dtype: DType, case: &Case) -> Checked {
+    Tile::all(gpu.caps()).iter().try_for_each(|tile| check_tile(gpu, dtype, *tile, case))
+}
+
+fn check_tile(gpu: &Gpu, dtype: DType, tile: Tile, &(m, n, odd, x_row, y_offset, rest, add, seed): &Case) -> Checked {
     let mut random = Random(seed);
     // K-quants have rows of 256: few of them are long already.
     let k = row_unit(dtype) * if row_unit(dtype) > 32 { 1 } else { 2 * odd + 1 };
@@ -58,9 +62,9 @@ fn check(gpu: &Gpu, dtype: DType, &(m, n, odd, x_row, y_offset, rest, add, seed)
     };
     let (words, scales) = w.upload(gpu, 0..n)?;
     let (x_tensor, gain) = (gpu.upload("x", &x)?, gpu.storage("gain", 16)?);
-    let spec = matmul::spec(gpu.caps(), dtype, if add { Epilogue::Add } else { Epilogue::Store });
+    let spec = matmul::spec(gpu.caps(), dtype, if add { Epilogue::Add } else { Epilogue::Store }, tile);
     let op = gpu.op(&spec, &[&x_tensor, &gain, &words, &scales, &y.tensor])?;
-    submit(gpu, |commands| matmul::record(commands, gpu.caps(), (&op.kernel, &op.group), &p, 0))?;
+    submit(gpu, |commands| matmul::record(commands, (gpu.caps(), tile), (&op.kernel, &op.group), &p, 0))?;
     let mut expected = vec![None; m * stride];
     for i in 0..m * n {
         let at = i / n * stride + y_offset + i % n;
@@ -71,7 +75,7 @@ fn check(gpu: &Gpu, dtype: DType, &(m, n, odd, x_row, y_offset, rest, add, seed)
         }
         expected[at] = Some(near);
     }
-    y.check(gpu, &expected).map_err(|e| format!("{dtype:?}: {e}").into())
+    y.check(gpu, &expected).map_err(|e| format!("{dtype:?}, {tile:?}: {e}").into())
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use epiphyte::DType;
 use epiphyte::gpu::{Caps, Gpu};
 use epiphyte::kernels::matmul_backward::{self, MatmulBackwardParams};
+use epiphyte::kernels::row_exponents::{self, RowExponentsParams};
 use proptest::prelude::*;
 
 use super::oracle::{EPS, check_gradient, gamma};
@@ -67,11 +68,14 @@ fn expect(dy: &[f32], w: &Weights, p: &MatmulBackwardParams, cooperative: bool) 
     let error = gamma(w.n + 6);
     let mut bounds: Vec<f64> = oracle(&abs(&dy), &w.sizes, p).iter().map(|size| error * size).collect();
     if cooperative {
-        let most = abs(&dy).into_iter().fold(0.0, f64::max);
+        // Of each row, all of which is more than what counts.
+        let most: Vec<f64> =
+            abs(&dy).chunks(p.dy_stride as usize).map(|row| row.iter().copied().fold(0.0, f64::max)).collect();
         let flushed = |w: f64| if w.abs() < SUBNORMAL { SUBNORMAL } else { 0.0 };
         let of_w: Vec<f64> = values.iter().map(|w| HALF * w.abs() + flushed(*w)).collect();
         let of_w = oracle(&abs(&dy), &of_w, p);
-        let of_dy: Vec<f64> = dy.iter().map(|dy| HALF * dy.abs() + 2f64.powi(-28) * most).collect();
+        let of_row = |i: usize| 2f64.powi(-28) * most[i / p.dy_stride as usize];
+        let of_dy: Vec<f64> = dy.iter().enumerate().map(|(i, dy)| HALF * dy.abs() + of_row(i)).collect();
         let of_dy = oracle(&of_dy, &abs(&values), p);
         // Once more for the products of both errors.
         let both = bounds.iter_mut().zip(of_w.iter().zip(&of_dy));
@@ -116,14 +120,25 @@ fn check_variant(gpu: &Gpu, caps: &Caps, dtype: DType, case: &Case) -> Checked {
     };
     let dy_tensor = gpu.upload("dy", &dy)?;
     let spec = matmul_backward::spec(caps, dtype);
+    let exponents = gpu.storage("exponents", 4 * case.m as u64)?;
+    let row_exponents = gpu.op(&row_exponents::spec(), &[&dy_tensor, &exponents])?;
     let split = if case.split < case.n { case.split } else { 0 };
     for rows in [0..split, split..case.n].into_iter().filter(|rows| !rows.is_empty()) {
         let (words, scales) = w.upload(gpu, rows.clone())?;
-        let op = gpu.op(&spec, &[&dy_tensor, &words, &scales, &dx.tensor])?;
+        let mut tensors = vec![&dy_tensor, &words, &scales, &dx.tensor];
+        tensors.extend(matmul_backward::reads_exponents(caps).then_some(&exponents));
+        let op = gpu.op(&spec, &tensors)?;
         let add = u32::from(case.add || rows.start > 0);
         let p =
             MatmulBackwardParams { n: rows.len() as u32, dy_offset: whole.dy_offset + rows.start as u32, add, ..whole };
-        submit(gpu, |commands| matmul_backward::record(commands, caps, (&op.kernel, &op.group), &p, 0))?;
+        submit(gpu, |commands| {
+            if matmul_backward::reads_exponents(caps) {
+                let MatmulBackwardParams { n, dy_row, dy_stride, dy_offset, .. } = p;
+                let params = RowExponentsParams { n, dy_row, dy_stride, dy_offset };
+                row_exponents::record(commands, &row_exponents, params, p.m);
+            }
+            matmul_backward::record(commands, caps, (&op.kernel, &op.group), &p, 0);
+        })?;
     }
     let mut expected = vec![None; len];
     let products = expect(&dy, &w, &whole, spec.source.cooperative_matrix);

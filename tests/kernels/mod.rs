@@ -22,6 +22,7 @@ mod rms_norm;
 mod rms_norm_backward;
 mod rope;
 mod rope_train;
+mod row_exponents;
 mod sample;
 mod sgd;
 mod swiglu;

@@ -1,0 +1,35 @@
+//! The exponent of each row's largest gradient, by which `matmul_backward_coop` scales: see `shaders/row_exponents.wgsl`.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::gpu::pipeline::Access::{Read, Write};
+use crate::gpu::shader::Source;
+use crate::gpu::{Commands, KernelSpec, Op};
+
+/// Mirror of `Params` in the shader.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+pub struct RowExponentsParams {
+    /// Elements of a row that count.
+    pub n: u32,
+    /// First row of dy.
+    pub dy_row: u32,
+    /// Elements from one row of dy to the next.
+    pub dy_stride: u32,
+    /// Column of dy that is the first.
+    pub dy_offset: u32,
+}
+
+/// Bindings: `dy [., dy_stride]`, `exponents [M]`.
+pub fn spec() -> KernelSpec {
+    KernelSpec {
+        source: Source { name: "row_exponents", ..Default::default() },
+        bindings: &[Read, Write],
+        params_bytes: size_of::<RowExponentsParams>() as u32,
+    }
+}
+
+/// Records the exponents of `rows` rows.
+pub fn record(commands: &mut Commands<'_>, op: &Op, params: RowExponentsParams, rows: u32) {
+    op.record(commands, &params, [rows, 1, 1], 0);
+}
