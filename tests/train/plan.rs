@@ -217,6 +217,10 @@ fn bad_shapes_and_targets_are_refused() {
     assert_eq!(name(TrainShape { rank: 0, ..good.clone() }), "rank");
     assert_eq!(name(TrainShape { rank: 193, ..good.clone() }), "rank");
     assert_eq!(name(TrainShape { targets: vec![], ..good.clone() }), "rank");
+    // More than an engine can run, though the matrix has more.
+    let wide = |rank| TrainShape { rank, targets: Target::named(&config, &["gate_proj"]).unwrap(), ..good.clone() };
+    assert!(MemoryPlan::training(&model(&config), &wide(256), 0).is_ok());
+    assert_eq!(name(wide(257)), "rank");
     // Sizes beyond any memory saturate.
     let huge = TrainShape { micro_batch: usize::MAX, ..good };
     assert_eq!(MemoryPlan::training(&model(&config), &huge, 0).unwrap().total_bytes(), u64::MAX);
