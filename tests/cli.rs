@@ -232,7 +232,8 @@ fn plan_fits_a_model_file_into_a_budget() {
     let tiny = crate::common::golden("tiny_llama.gguf");
     let args = ["plan", "-m", tiny.to_str().unwrap(), "--train", "--json"];
     let with = |more: &[&str]| run(&[&args[..], more].concat());
-    let whole = json(&with(&["--targets", "q_proj,down_proj", "--rank", "4"]));
+    let adapter = ["--targets", "q_proj,down_proj", "--rank", "4"];
+    let whole = json(&with(&[&adapter[..], &["--recompute", "none"]].concat()));
     let of_class = |report: &Value, class: &str| {
         let classes = report["classes"].as_array().unwrap();
         classes.iter().find(|entry| entry["class"] == class).and_then(|entry| entry["bytes"].as_u64()).unwrap()
@@ -241,9 +242,10 @@ fn plan_fits_a_model_file_into_a_budget() {
     let sum: u64 = whole["buffers"].as_array().unwrap().iter().map(|b| b["bytes"].as_u64().unwrap()).sum();
     assert_eq!(whole["total_bytes"], sum);
     let budget = format!("{}B", sum * 2 / 3);
-    let fitted = json(&with(&["--targets", "q_proj,down_proj", "--rank", "4", "--memory-budget", &budget]));
+    let fitted = json(&with(&[&adapter[..], &["--memory-budget", &budget]].concat()));
     assert!(fitted["total_bytes"].as_u64().unwrap() <= sum * 2 / 3);
-    assert_fails(&with(&["--batch", "1", "--seq-len", "256", "--memory-budget", &budget]), 1, "fits in");
+    let pinned = ["--batch", "1", "--seq-len", "256", "--recompute", "none", "--memory-budget", &budget];
+    assert_fails(&with(&[&adapter[..], &pinned].concat()), 1, "fits in");
     assert_fails(&with(&["--targets", "lm_head"]), 2, "`targets`");
     assert_fails(&with(&["--seq-len", "100000"]), 2, "`seq_len`");
     let answer = ["plan", "-m", tiny.to_str().unwrap()];

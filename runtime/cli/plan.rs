@@ -4,9 +4,11 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::{ModelArgs, output};
+use crate::adapter;
 use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;
 use crate::model::config::ModelConfig;
+use crate::train::TrainOptions;
 use crate::train::buffers::{Class, Optimizer, Target, TrainShape};
 use crate::train::plan::{Free, MemoryPlan, Model, Textbook, engine_bytes, fit, human_bytes, weight_bytes};
 
@@ -27,7 +29,7 @@ pub(super) struct PlanArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// Instead of a model file: its parameters, for the textbook's sum (13e9)
-    #[arg(long, value_name = "N", conflicts_with_all = ["model", "context", "rank", "targets", "batch", "seq_len", "checkpoint_every", "kv_tokens"])]
+    #[arg(long, value_name = "N", conflicts_with_all = ["model", "context", "rank", "targets", "batch", "seq_len", "recompute", "kv_tokens"])]
     params: Option<f64>,
     /// Bytes of a parameter: 2 is 16 bit, 0.5 is 4 bit
     #[arg(long, value_name = "N", default_value_t = 2.0, requires = "params")]
@@ -41,8 +43,8 @@ pub(super) struct PlanArgs {
     /// Rank of the adapter
     #[arg(long, value_name = "R", default_value_t = 8, requires = "train")]
     rank: usize,
-    /// Linears to adapt, or all-linear
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "q_proj,v_proj", requires = "train")]
+    /// Linears to adapt: attention, all-linear or names such as `q_proj,v_proj`
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "all-linear", requires = "train")]
     targets: Vec<String>,
     /// Rows of a micro-batch [default: 1, or what fits up to 8]
     #[arg(long, value_name = "N", requires = "train")]
@@ -50,9 +52,10 @@ pub(super) struct PlanArgs {
     /// Tokens of a row [default: 512, or what fits up to it]
     #[arg(long, value_name = "N", requires = "train")]
     seq_len: Option<usize>,
-    /// Keep the input of every K-th layer and compute the rest again; 0 keeps all [default: 0, or what fits]
-    #[arg(long, value_name = "K", requires = "train")]
-    checkpoint_every: Option<usize>,
+    /// Compute activations again in the backward pass instead of keeping them: none, every-layer, or in runs of K layers
+    /// [default: every-layer, or what fits the budget]
+    #[arg(long, value_name = "HOW", value_parser = parse_recompute, requires = "train")]
+    recompute: Option<Recompute>,
     /// How steps are taken
     #[arg(long, value_enum, default_value_t = OptimizerArg::Adamw, requires = "train")]
     optimizer: OptimizerArg,
@@ -86,6 +89,10 @@ impl From<OptimizerArg> for Optimizer {
         }
     }
 }
+
+/// What `--recompute` says; see [`TrainOptions::checkpoint_every`].
+#[derive(Clone, Copy)]
+pub(super) struct Recompute(pub(super) Option<usize>);
 
 #[derive(Serialize)]
 struct Report {
@@ -175,18 +182,24 @@ fn inference(args: &PlanArgs, model: &Model<'_>) -> Result<Report> {
 
 fn training(args: &PlanArgs, model: &Model<'_>) -> Result<Report> {
     let budget = args.memory_budget;
+    let checkpoint_every = match (args.recompute, budget) {
+        (Some(Recompute(every)), _) => every,
+        // What is not given up is kept.
+        (None, Some(_)) => None,
+        (None, None) => TrainOptions::default().checkpoint_every,
+    };
     let wanted = TrainShape {
         micro_batch: args.batch.unwrap_or(if budget.is_some() { MOST_ROWS } else { 1 }),
         seq_len: args.seq_len.unwrap_or(SEQ_LEN.min(model.config.max_position_embeddings)),
-        checkpoint_every: args.checkpoint_every.filter(|&k| k > 0),
+        checkpoint_every,
         rank: args.rank,
-        targets: Target::named(model.config, &args.targets)?,
+        targets: Target::named(model.config, &target_names(&args.targets))?,
         optimizer: args.optimizer.into(),
         logit_rows: LOGIT_ROWS,
     };
     let free = Free {
         micro_batch: args.batch.is_none(),
-        checkpoint: args.checkpoint_every.is_none(),
+        checkpoint: args.recompute.is_none(),
         seq_len: args.seq_len.is_none(),
     };
     let kv_tokens = args.kv_tokens.unwrap_or(0);
@@ -258,9 +271,13 @@ pub(super) fn table(classes: &[ClassReport], budget_bytes: Option<u64>) -> Vec<S
 fn print(report: &Report) -> Result<()> {
     table(&report.classes, report.budget_bytes).iter().try_for_each(|line| output::line(line))?;
     let Some(shape) = &report.training else { return Ok(()) };
-    let checkpoint = shape.checkpoint_every.map_or("none".into(), |k| format!("every {k} layers"));
+    let recompute = match shape.checkpoint_every {
+        None => "none".into(),
+        Some(1) => "every layer".into(),
+        Some(k) => format!("runs of {k} layers"),
+    };
     output::line(&format!("micro-batch       {} x {} tokens", shape.micro_batch, shape.seq_len))?;
-    output::line(&format!("checkpointing     {checkpoint}"))?;
+    output::line(&format!("computed again    {recompute}"))?;
     let targets = shape.targets.iter().map(|target| target.name.as_str()).collect::<Vec<_>>().join(", ");
     let parameters = report.trainable_parameters.unwrap_or(0);
     output::line(&format!("adapter           rank {} on {targets}: {parameters} parameters", shape.rank))
@@ -283,4 +300,28 @@ pub(super) fn parse_bytes(text: &str) -> Result<u64, String> {
     let number = digits.trim().parse::<f64>().map_err(|_| "not a size; write 6GB or 512MiB")?;
     let bytes = number * unit;
     if (1.0..=1e18).contains(&bytes) { Ok(bytes as u64) } else { Err("a size is between 1 byte and 1e9 GB".into()) }
+}
+
+pub(super) fn parse_recompute(text: &str) -> Result<Recompute, String> {
+    match text {
+        "none" => Ok(Recompute(None)),
+        "every-layer" => Ok(Recompute(Some(1))),
+        _ => match text.parse() {
+            Ok(k) if k > 0 => Ok(Recompute(Some(k))),
+            _ => Err("give none, every-layer, or a number of layers".into()),
+        },
+    }
+}
+
+/// Names of linears, for the sets of them.
+pub(super) fn target_names(names: &[String]) -> Vec<String> {
+    let of = |targets: &[adapter::Target]| targets.iter().map(|target| target.name().to_string()).collect();
+    let set = |name: &String| match name.as_str() {
+        "attention" => {
+            of(&[adapter::Target::QProj, adapter::Target::KProj, adapter::Target::VProj, adapter::Target::OProj])
+        }
+        "all-linear" => of(&adapter::Target::ALL[..7]),
+        _ => vec![name.clone()],
+    };
+    names.iter().flat_map(set).collect()
 }

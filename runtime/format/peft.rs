@@ -167,8 +167,12 @@ pub(crate) fn save(
 
 /// Whether saving or training leaves it in a folder before there is a config: a crash may have kept it from that.
 fn is_ours(name: &std::ffi::OsStr) -> bool {
-    let staged = [CONFIG, TENSORS].iter().any(|file| Staged::is_of(file, name));
-    staged || name == TENSORS || name == CHECKPOINTS
+    is_staged(name) || name == TENSORS || name == CHECKPOINTS
+}
+
+/// Whether it is what a crash left of a file on its way into a folder.
+pub(crate) fn is_staged(name: &std::ffi::OsStr) -> bool {
+    [CONFIG, TENSORS].iter().any(|file| Staged::is_of(file, name))
 }
 
 /// Whether the folder's config says it is a PEFT adapter.

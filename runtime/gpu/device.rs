@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
+/// Small buffers share blocks of this size. The default's blocks grow to 64 MiB, most of it unused where memory is short.
+const BLOCK_BYTES: u64 = 8 << 20;
+
 /// Which adapter to use and which of its abilities to leave unused.
 #[derive(Clone, Debug)]
 pub struct GpuOptions {
@@ -145,7 +148,7 @@ impl Gpu {
             required_features: features,
             required_limits: limits.clone(),
             experimental_features,
-            memory_hints: wgpu::MemoryHints::MemoryUsage,
+            memory_hints: wgpu::MemoryHints::Manual { suballocated_device_memory_block_size: BLOCK_BYTES..BLOCK_BYTES },
             trace: wgpu::Trace::Off,
         }))
         .map_err(|e| Error::Gpu { op: format!("open {}", info.name), reason: e.to_string() })?;
@@ -231,6 +234,12 @@ impl Gpu {
     /// Bytes of device memory that the runtime's buffers take now.
     pub fn allocated_bytes(&self) -> u64 {
         self.counters.allocated_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that the driver was asked for: those of [`Gpu::allocated_bytes`], what staging takes, and what is left of
+    /// the blocks they are in. `None` where the backend does not count them, as on Metal.
+    pub fn reserved_bytes(&self) -> Option<u64> {
+        self.device.generate_allocator_report().map(|report| report.total_reserved_bytes)
     }
 }
 

@@ -8,6 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::adapter::registry::MAX_RANK;
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
 use crate::model::kv_cache::PAGE_LEN;
@@ -199,10 +200,13 @@ impl TrainShape {
         config.num_hidden_layers * layer
     }
 
-    /// Errors: [`Error::InvalidArgument`] for a size of 0, a row longer than the context, or no targets.
+    /// Errors: [`Error::InvalidArgument`] for a size of 0, a row longer than the context, a rank above that of a matrix
+    /// or of what can run, or no targets.
     pub fn check(&self, config: &ModelConfig) -> Result<()> {
         let most = config.max_position_embeddings;
         let widest = self.targets.iter().map(|target| target.n.min(target.k)).min().unwrap_or(0);
+        // A larger rank could be trained, but not run.
+        let widest = widest.min(MAX_RANK as usize);
         let checks = [
             ("batch", self.micro_batch, usize::MAX),
             ("seq_len", self.seq_len, most),

@@ -23,7 +23,7 @@ pub enum Decay {
 pub enum Warmup {
     /// This many.
     Steps(u64),
-    /// This part of all steps, 0 to 1, rounded up.
+    /// This part of all steps, 0 to 1, rounded up; none of a single step, which would learn nothing.
     Fraction(f64),
 }
 
@@ -56,8 +56,12 @@ impl Schedule {
         }
         let warmup_steps = match warmup {
             Warmup::Steps(steps) => steps,
-            Warmup::Fraction(part) if (0.0..=1.0).contains(&part) => (total_steps as f64 * part).ceil() as u64,
-            Warmup::Fraction(part) => return invalid("warmup", format!("{part} is not between 0 and 1")),
+            Warmup::Fraction(part) if !(0.0..=1.0).contains(&part) => {
+                return invalid("warmup", format!("{part} is not between 0 and 1"));
+            }
+            // It would be all of it, at a rate of 0.
+            Warmup::Fraction(_) if total_steps == 1 => 0,
+            Warmup::Fraction(part) => (total_steps as f64 * part).ceil() as u64,
         };
         if decay != Decay::Constant && warmup_steps > total_steps {
             return invalid("warmup", format!("{warmup_steps} steps, but there are {total_steps} in all"));

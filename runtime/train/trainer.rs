@@ -38,6 +38,12 @@ pub struct Trainer {
     pub cancel: CancelToken,
 }
 
+/// Why a device that failed the self-test of training is not trained on.
+pub(crate) fn computes_wrong() -> Error {
+    let what = "training on this device, whose driver computes gradients wrong (see `epiphyte doctor`),".into();
+    Error::Unsupported { what, hint: "try another driver or adapter".into() }
+}
+
 /// The optimiser's kernels and states.
 struct Update {
     partial: Op,
@@ -113,6 +119,7 @@ impl Trainer {
         let params =
             init.map_or_else(|| Ok(layout.fresh(trainer.options.seed)), |adapter| layout.of_adapter(adapter))?;
         engine.gpu().write(trainer.graph.buffers.get("adapter.params"), 0, &params);
+        engine.gpu().flush_writes();
         engine.gpu().check()?;
         Ok(trainer)
     }
@@ -145,14 +152,14 @@ impl Trainer {
         for (name, values) in states {
             gpu.write(self.graph.buffers.get(&name), 0, values);
         }
+        gpu.flush_writes();
         gpu.check()
     }
 
     fn at(engine: &Arc<Engine>, data: Arc<Dataset>, options: TrainOptions, cursor: Cursor) -> Result<Self> {
         options.check()?;
         if !engine.trains() {
-            let what = "training on this device, whose driver computes gradients wrong (see `epiphyte doctor`),".into();
-            return Err(Error::Unsupported { what, hint: "try another driver or adapter".into() });
+            return Err(computes_wrong());
         }
         let (gpu, base) = (engine.gpu(), engine.base());
         let shape = options.shape(&base.config, gpu.caps().cooperative_matrix.is_some())?;

@@ -1,5 +1,6 @@
 //! `epiphyte train` and `epiphyte eval` on a tiny model: what they leave behind, and what stops them.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -63,12 +64,22 @@ impl Fixture {
         std::fs::read(self.path(out).join("adapter_model.safetensors")).unwrap()
     }
 
-    /// Names in the folder of checkpoints, sorted.
-    fn checkpoints(&self, out: &str) -> Vec<String> {
-        let entries = std::fs::read_dir(self.path(out).join("checkpoints")).unwrap();
+    /// Names in a folder, sorted; none without the folder.
+    fn names(&self, folder: &str) -> Vec<String> {
+        let entries = std::fs::read_dir(self.path(folder)).into_iter().flatten();
         let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort_unstable();
         names
+    }
+
+    fn checkpoints(&self, out: &str) -> Vec<String> {
+        self.names(&format!("{out}/checkpoints"))
+    }
+
+    /// Files that do not have their name yet.
+    fn half_written(&self, out: &str) -> Vec<String> {
+        let all = [self.names(out), self.checkpoints(out)].concat();
+        all.into_iter().filter(|name| name.ends_with(".tmp")).collect()
     }
 }
 
@@ -177,12 +188,15 @@ fn bad_use_and_bad_data_are_refused_and_touch_nothing() {
     let full = fixture.path("full");
     std::fs::create_dir(&full).unwrap();
     std::fs::write(full.join("diary"), "mine").unwrap();
-    let cases: [(&str, &[&str], &str); 12] = [
+    let cases: [(&str, &[&str], &str); 15] = [
         ("out", &["--lr", "0"], "`learning_rate`"),
         ("out", &["--lr", "nan"], "`learning_rate`"),
         ("out", &["--rank", "65"], "`rank`: 65, but 1 to 64"),
         ("out", &["--rank", "0"], "`rank`"),
         ("out", &["--batch", "0"], "`batch`"),
+        ("out", &["--seq-len", "1"], "`seq_len`: 1 tokens; this model allows 2 to 256"),
+        ("out", &["--seq-len", "257"], "`seq_len`"),
+        ("out", &["--prompt-loss-weight", "2"], "`prompt_loss_weight`"),
         ("out", &["--targets", "lm_head"], "`targets`"),
         ("out", &["--epochs", "0"], "--epochs"),
         ("out", &["--epochs", "1", "--steps", "1"], "cannot be used with"),
@@ -226,6 +240,39 @@ fn bare(fixture: &Fixture, out: &str) -> Command {
 }
 
 #[test]
+fn a_device_that_computes_gradients_wrong_is_not_trained_on() {
+    let (fixture, cache) = (Fixture::new(), tempfile::tempdir().unwrap());
+    let train = |out: &str| fixture.train(out, &["--steps", "1"]).env("EPIPHYTE_CACHE", cache.path()).output().unwrap();
+    json(&train("good"));
+    let mut files = std::fs::read_dir(cache.path()).unwrap().map(|entry| entry.unwrap().path());
+    let path = files.find(|path| path.to_string_lossy().ends_with(".selftest.json")).unwrap();
+    let mut report: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    assert_eq!(std::mem::replace(&mut report["trains"], json!(false)), json!(true));
+    std::fs::write(&path, report.to_string()).unwrap();
+    assert_fails(&train("bad"), 1, "gradients wrong");
+    assert!(!fixture.path("bad").exists());
+}
+
+#[test]
+fn plan_tells_of_a_run_by_the_defaults_of_train() {
+    let fixture = Fixture::new();
+    let report = fixture.trained("out", &["--steps", "1"]);
+    let model = golden("tiny_llama.gguf");
+    let args = ["plan", "--train", "-m", model.to_str().unwrap(), "--rank", "4", "--seq-len", "48", "--json"];
+    let plan = json(&run(&args));
+    for class in ["weights", "adapter", "gradients", "optimizer_states"] {
+        let of = |classes: &Value| classes.as_array().unwrap().iter().find(|entry| entry["class"] == class).cloned();
+        assert_eq!(of(&plan["classes"]).unwrap(), of(&report["plan"]["classes"]).unwrap());
+    }
+    assert_eq!(plan["training"]["checkpoint_every"], report["options"]["checkpoint_every"]);
+    assert_eq!(plan["trainable_parameters"], report["trainable_parameters"]);
+    let targets = |of: &[&str]| json(&run(&[&args[..], of].concat()))["training"]["targets"].as_array().unwrap().len();
+    assert_eq!([targets(&[]), targets(&["--targets", "attention"])], [7, 4]);
+    let kept = json(&run(&[&args[..], &["--recompute", "none"]].concat()));
+    assert!(kept["training"]["checkpoint_every"].is_null());
+}
+
+#[test]
 fn a_loss_that_is_no_number_leaves_the_last_good_adapter() {
     let fixture = Fixture::new();
     let recipe = ["--steps", "5", "--lr", "1e30", "--warmup", "0"];
@@ -259,9 +306,13 @@ fn ctrl_c_ends_a_run_that_goes_on_to_the_same_adapter() {
     assert!((4..24).contains(&steps), "{steps}");
     assert!(fixture.checkpoints("out").contains(&format!("step-{steps}.safetensors")));
     assert!(fixture.path("out/adapter_config.json").exists());
+    // What a killed run leaves.
+    let left = ["out/.adapter_config.json.1.0.tmp", "out/checkpoints/.step-9.safetensors.1.0.tmp"];
+    left.iter().for_each(|name| std::fs::write(fixture.path(name), "{").unwrap());
     let resumed = fixture.trained("out", &[&RECIPE[..], &["--resume"]].concat());
     assert_eq!((&resumed["resumed_from"], &resumed["steps"]), (&json!(steps), &json!(24)));
     assert!(fixture.adapter("whole") == fixture.adapter("out"));
+    assert_eq!(fixture.half_written("out"), [""; 0]);
     assert_eq!(lines(&fixture.path("out/checkpoints/steps.jsonl")), 24);
     // With other settings it is another run.
     let other = fixture.train("out", &[&RECIPE[..], &["--resume", "--lr", "1e-3"]].concat()).output().unwrap();
@@ -269,14 +320,16 @@ fn ctrl_c_ends_a_run_that_goes_on_to_the_same_adapter() {
     assert!(fixture.adapter("whole") == fixture.adapter("out"));
 }
 
-/// Kills at random moments, `EPIPHYTE_KILLS` times (3).
+/// Kills at random moments, `EPIPHYTE_KILLS` times (3), drawn from `EPIPHYTE_KILL_SEED` (5).
 #[test]
 fn a_killed_run_goes_on_to_the_same_adapter() {
-    let kills: u32 = std::env::var("EPIPHYTE_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(3);
+    let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u32>().ok());
+    let (kills, seed) = (number("EPIPHYTE_KILLS").unwrap_or(3), number("EPIPHYTE_KILL_SEED").unwrap_or(5));
     let fixture = Fixture::new();
     let recipe = [&RECIPE[..4], &["--checkpoint-every", "1", "--validation", "4", "--patience", "9"]].concat();
     fixture.trained("whole", &recipe);
-    let (mut random, mut killed, mut runs, mut resumed) = (Random::new(5), 0, 0, 0);
+    let (mut random, mut killed, mut runs, mut resumed) = (Random::new(u64::from(seed)), 0, 0, 0);
+    let (mut writing, mut steps) = (0, BTreeSet::new());
     while killed < kills {
         runs += 1;
         let out = format!("out{runs}");
@@ -291,13 +344,17 @@ fn a_killed_run_goes_on_to_the_same_adapter() {
             std::thread::sleep(Duration::from_millis(u64::from(random.below(60))));
             child.kill().unwrap();
             killed += u32::from(child.wait().unwrap().code().is_none());
+            writing += u32::from(!fixture.half_written(&out).is_empty());
+            steps.insert(lines(&log));
         }
         let report = fixture.trained(&out, &[&recipe[..], &["--resume"]].concat());
         resumed += u32::from(report["resumed_from"].as_u64().is_some_and(|step| step > 0));
         assert!(fixture.adapter("whole") == fixture.adapter(&out), "{report}");
-        assert!(fixture.checkpoints(&out).iter().all(|name| !name.ends_with(".tmp")));
+        assert_eq!(fixture.half_written(&out), [""; 0]);
     }
-    println!("{killed} kills in {runs} runs, of which {resumed} went on from a step");
+    println!(
+        "{killed} kills in {runs} runs, {writing} of them while a file was written, after {steps:?} steps in the log"
+    );
     assert!(resumed > 0);
 }
 
@@ -321,7 +378,7 @@ fn a_full_disk_leaves_the_checkpoints_that_are_there() {
     assert_fails(&limited("64"), 1, "step-6.safetensors");
     let after: Vec<_> = [2, 4].iter().map(|&step| std::fs::read(path(step)).unwrap()).collect();
     assert!(before == after && !path(6).exists());
-    assert!(fixture.checkpoints("out").iter().all(|name| !name.ends_with(".tmp")));
+    assert_eq!(fixture.half_written("out"), [""; 0]);
     assert!(whole == fixture.adapter("out"));
     assert_eq!(json(&limited("unlimited"))["resumed_from"], 4);
     assert!(whole == fixture.adapter("out"));

@@ -2,15 +2,18 @@
 
 use std::collections::HashSet;
 
+use epiphyte::engine::pass_rows;
 use epiphyte::format::gguf::Gguf;
 use epiphyte::model::config::{Architecture, ModelConfig};
 use epiphyte::model::rope::RopeScaling;
 use epiphyte::train::buffers::{Class, Optimizer, Target, TrainShape, layer_input, train_buffers};
-use epiphyte::train::plan::{Free, MemoryPlan, Model, Textbook, fit, human_bytes, weight_bytes};
+use epiphyte::train::plan::{Free, MemoryPlan, Model, Textbook, engine_bytes, fit, human_bytes, weight_bytes};
+use epiphyte::train::{TrainOptions, Trainer};
 use epiphyte::{Engine, EngineOptions, Error};
 use proptest::prelude::*;
 
-use crate::common::golden;
+use super::trainer::examples;
+use crate::common::{golden, model_path};
 
 const GB: u64 = 1_000_000_000;
 
@@ -214,6 +217,10 @@ fn bad_shapes_and_targets_are_refused() {
     assert_eq!(name(TrainShape { rank: 0, ..good.clone() }), "rank");
     assert_eq!(name(TrainShape { rank: 193, ..good.clone() }), "rank");
     assert_eq!(name(TrainShape { targets: vec![], ..good.clone() }), "rank");
+    // More than an engine can run, though the matrix has more.
+    let wide = |rank| TrainShape { rank, targets: Target::named(&config, &["gate_proj"]).unwrap(), ..good.clone() };
+    assert!(MemoryPlan::training(&model(&config), &wide(256), 0).is_ok());
+    assert_eq!(name(wide(257)), "rank");
     // Sizes beyond any memory saturate.
     let huge = TrainShape { micro_batch: usize::MAX, ..good };
     assert_eq!(MemoryPlan::training(&model(&config), &huge, 0).unwrap().total_bytes(), u64::MAX);
@@ -242,4 +249,52 @@ fn the_engine_takes_what_the_plan_says() {
     let slack = taken.checked_sub(plan.total_bytes()).unwrap();
     println!("{taken} bytes taken, {} planned: {}", plan.total_bytes(), plan.sum());
     assert!(slack < 64 << 10, "{taken} bytes taken, {} planned: {}", plan.total_bytes(), plan.sum());
+}
+
+#[test]
+fn the_driver_is_asked_for_what_the_plan_says() {
+    let Some(path) = model_path() else { return };
+    let gguf = Gguf::open(&path).unwrap();
+    let config = ModelConfig::from_gguf(&gguf).unwrap();
+    let context = 256;
+    let options = EngineOptions { context: Some(context), skip_self_test: true, ..Default::default() };
+    let engine = Engine::open(path, options).unwrap();
+    let (gpu, caps) = (engine.gpu(), engine.gpu().caps());
+    let kv_element_bytes = if caps.f16 { 2 } else { 4 };
+    let mut model = Model {
+        config: &config,
+        weight_bytes: weight_bytes(&gguf, &config).unwrap(),
+        kv_element_bytes,
+        engine_bytes: 0,
+    };
+    model.engine_bytes = engine_bytes(&model, pass_rows(caps), context);
+    let settings = |micro_batch, seq_len, checkpoint_every, rank, optimizer| TrainOptions {
+        micro_batch,
+        seq_len,
+        checkpoint_every,
+        rank,
+        optimizer,
+        ..TrainOptions::default()
+    };
+    let attention = ["q_proj", "v_proj"].map(String::from).to_vec();
+    for options in [
+        settings(1, 512, Some(1), 8, Optimizer::AdamW),
+        settings(1, 512, Some(1), 64, Optimizer::AdamW),
+        settings(1, 256, None, 16, Optimizer::AdamW),
+        settings(4, 64, Some(6), 8, Optimizer::Momentum),
+        settings(1, 32, Some(1), 1, Optimizer::Sgd),
+        TrainOptions { target_modules: attention, ..settings(2, 100, None, 4, Optimizer::AdamW) },
+    ] {
+        let shape = options.shape(&config, caps.cooperative_matrix.is_some()).unwrap();
+        let planned = MemoryPlan::training(&model, &shape, 0).unwrap().total_bytes();
+        let trainer = Trainer::new(&engine, examples(1, 4), options, None).unwrap();
+        gpu.wait(None).unwrap();
+        // No count, no test.
+        let Some(asked) = gpu.reserved_bytes() else { return };
+        let ratio = asked as f64 / planned as f64;
+        println!("{} asked for, {} planned: {ratio:.3}", human_bytes(asked), human_bytes(planned));
+        assert!((0.9..1.1).contains(&ratio), "{ratio} {shape:?}");
+        drop(trainer);
+        gpu.wait(None).unwrap();
+    }
 }

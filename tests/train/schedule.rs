@@ -45,6 +45,9 @@ fn beyond_the_end_the_rate_is_zero() {
 fn fractions_of_steps_are_rounded_up() {
     let schedule = Schedule::new(Decay::Constant, 1.0, Warmup::Fraction(0.03), 101).unwrap();
     assert_eq!((schedule.lr(3), schedule.lr(4)), (0.75, 1.0));
+    // A run of one step learns.
+    let single = Schedule::new(Decay::Linear, 1.0, Warmup::Fraction(0.05), 1).unwrap();
+    assert_eq!(single.lr(0), 1.0);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 
 use crate::adapter::{Adapter, Target};
 use crate::cli::ModelFile;
-use crate::cli::plan::{OptimizerArg, parse_bytes};
+use crate::cli::plan::{OptimizerArg, Recompute, parse_bytes, parse_recompute, target_names};
 use crate::error::{Error, Result};
 use crate::train::TrainOptions;
 use crate::train::data::{DataOptions, Duration, Validation};
@@ -157,10 +157,6 @@ enum ScheduleArg {
     Cosine,
 }
 
-/// What `--recompute` says; see [`TrainOptions::checkpoint_every`].
-#[derive(Clone, Copy)]
-pub(super) struct Recompute(pub(super) Option<usize>);
-
 /// What `--validation` says.
 #[derive(Clone)]
 pub(super) enum ValidationArg {
@@ -180,7 +176,7 @@ impl TrainArgs {
             lora_alpha: lora.alpha.or(config.map(|config| config.lora_alpha)).unwrap_or(defaults.lora_alpha),
             use_rslora: lora.rslora || config.is_some_and(|config| config.use_rslora),
             target_modules: match (&lora.targets, init) {
-                (Some(names), _) => expand(names),
+                (Some(names), _) => target_names(names),
                 (None, Some(adapter)) => names_of(adapter),
                 (None, None) => defaults.target_modules,
             },
@@ -213,25 +209,10 @@ impl TrainArgs {
     }
 
     /// How examples of at most `seq_len` tokens are made.
-    ///
-    /// Errors: [`Error::InvalidArgument`] for a weight outside 0 to 1.
-    pub(super) fn data_options(&self, seq_len: usize) -> Result<DataOptions> {
+    pub(super) fn data_options(&self, seq_len: usize) -> DataOptions {
         let DataArgs { prompt_loss_weight, skip_bad, .. } = self.data;
-        let options = DataOptions { seq_len, prompt_loss_weight, skip_bad, ..DataOptions::default() };
-        options.check(seq_len.max(2))?;
-        Ok(options)
+        DataOptions { seq_len, prompt_loss_weight, skip_bad, ..DataOptions::default() }
     }
-}
-
-/// Names of linears, for the sets of them.
-fn expand(names: &[String]) -> Vec<String> {
-    let of = |targets: &[Target]| targets.iter().map(|target| target.name().to_string()).collect();
-    let set = |name: &String| match name.as_str() {
-        "attention" => of(&[Target::QProj, Target::KProj, Target::VProj, Target::OProj]),
-        "all-linear" => of(&Target::ALL[..7]),
-        _ => vec![name.clone()],
-    };
-    names.iter().flat_map(set).collect()
 }
 
 /// The linears that an adapter sits on.
@@ -247,17 +228,6 @@ fn parse_warmup(text: &str) -> Result<Warmup, String> {
             _ => Err("a part is 0% to 100%".into()),
         },
         None => text.parse().map(Warmup::Steps).map_err(|_| "give a number of steps, or a part such as 5%".into()),
-    }
-}
-
-fn parse_recompute(text: &str) -> Result<Recompute, String> {
-    match text {
-        "none" => Ok(Recompute(None)),
-        "every-layer" => Ok(Recompute(Some(1))),
-        _ => match text.parse() {
-            Ok(k) if k > 0 => Ok(Recompute(Some(k))),
-            _ => Err("give none, every-layer, or a number of layers".into()),
-        },
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::adapter::{Adapter, BaseShape};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::format::peft::CHECKPOINTS;
+use crate::format::peft::{CHECKPOINTS, is_staged};
 use crate::train::Trainer;
 
 const LOG: &str = "steps.jsonl";
@@ -47,10 +47,13 @@ impl Folder {
     pub(super) fn create(&self) -> Result<()> {
         let folder = self.checkpoint_folder();
         std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
-        for entry in std::fs::read_dir(&folder).map_err(|e| Error::io(&folder, e))?.flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.starts_with(".step-") && name.ends_with(".tmp") {
-                std::fs::remove_file(entry.path()).map_err(|e| Error::io(entry.path(), e))?;
+        for folder in [&self.out, &folder] {
+            for entry in std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))?.flatten() {
+                let name = entry.file_name();
+                let text = name.to_string_lossy();
+                if is_staged(&name) || text.starts_with(".step-") && text.ends_with(".tmp") {
+                    std::fs::remove_file(entry.path()).map_err(|e| Error::io(entry.path(), e))?;
+                }
             }
         }
         Ok(())

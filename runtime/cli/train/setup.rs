@@ -1,5 +1,6 @@
 //! From arguments to a loaded model and settings that fit: the memory is added up and said before any is taken.
 
+use std::fs::File;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -18,6 +19,7 @@ use crate::train::TrainOptions;
 use crate::train::buffers::TrainShape;
 use crate::train::data::{DataReport, Dataset, Encoder};
 use crate::train::plan::{Free, MemoryPlan, Model, engine_bytes, fit, human_bytes, weight_bytes};
+use crate::train::trainer::computes_wrong;
 
 /// What a run starts with.
 pub(super) struct Setup {
@@ -51,8 +53,12 @@ pub(super) fn prepare(args: &TrainArgs, gpu: GpuOptions) -> Result<(Setup, PlanR
     }
     // What is wrong whatever the device is refused before one is opened.
     options.shape(&config, false)?.check(&config)?;
+    args.data_options(options.seq_len).check(config.max_position_embeddings)?;
+    File::open(&args.data.path).map_err(|e| Error::io(&args.data.path, e))?;
     let mut gpu = Gpu::open(gpu)?;
-    selftest::run(&mut gpu)?;
+    if !selftest::run(&mut gpu)?.trains {
+        return Err(computes_wrong());
+    }
     let plan = plan(args, &gguf, &config, &gpu, &mut options)?;
     let engine_options = EngineOptions { context: Some(TRAIN_CONTEXT), ..EngineOptions::default() };
     let mut bar = output::LoadingBar::default();
@@ -137,7 +143,7 @@ pub(super) struct Data {
 pub(super) fn data(args: &TrainArgs, setup: &Setup) -> Result<Data> {
     let (base, options) = (setup.engine.base(), &setup.options);
     let context = base.config.max_position_embeddings;
-    let data_options = args.data_options(options.seq_len)?;
+    let data_options = args.data_options(options.seq_len);
     let encoder = Encoder::new(&base.tokenizer, &base.chat_template, context, data_options)?;
     let DataArgs { path, text, validation, .. } = &args.data;
     let read = |path| if *text { Dataset::read_text(path, &encoder) } else { Dataset::read_jsonl(path, &encoder) };

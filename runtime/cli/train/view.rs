@@ -35,8 +35,8 @@ impl View {
         let speed = self.tokens_per_second().map_or(String::new(), |tps| format!("  {tps:.0} tokens/s"));
         let (loss, lr) = (record.loss, record.lr);
         if !self.bar.is_hidden() {
-            let curve = sparkline(&history.training);
-            self.bar.set_message(format!("loss {loss:.4} {curve}{validation}  lr {lr:.2e}{speed}"));
+            let [curve, validated] = [&history.training, &history.validation].map(|losses| sparkline(losses));
+            self.bar.set_message(format!("loss {loss:.4} {curve}{validation} {validated}  lr {lr:.2e}{speed}"));
             self.bar.set_position(record.step);
         } else if record.step.is_multiple_of((self.total / LINES).max(1)) || record.step == self.total {
             output::note(&format!(
