@@ -76,6 +76,9 @@ fn headers_that_lie() {
     invalid(&header(&tensor("[4294967296,4294967296,4]", 0)));
     invalid(&header(&tensor("[-1]", 0)));
     invalid(&[header(&tensor("[1]", 4)), vec![0; 5]].concat());
+    let twice = r#"{"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"x":{"dtype":"I32","shape":[1],"data_offsets":[0,4]}}"#;
+    let refused = Adapter::from_peft(config.as_bytes(), &[header(twice), vec![0; 4]].concat(), &SHAPE);
+    assert!(matches!(&refused, Err(Error::InvalidTensor { name, .. }) if name == "x"), "{refused:?}");
     // An honest header of nothing.
     let (what, _) = refusal(Adapter::from_peft(config.as_bytes(), &header("{}"), &SHAPE));
     assert_eq!(what, "lora_A");
