@@ -33,8 +33,9 @@ golden: model ## make the golden data again (needs numpy, gguf and Node; see tes
 fuzz: ## fuzz each file parser (SECONDS_PER_TARGET=600; needs nightly Rust and cargo-fuzz)
 	@for target in $$(cargo +nightly fuzz list); do \
 	    mkdir -p fuzz/corpus/$$target; seeds=fuzz/seeds/$$target; options=; \
+	    test -f $$seeds.dict && options="-dict=$$seeds.dict"; \
+	    test $$target = gguf && options="$$options -max_len=32768"; \
 	    test -d $$seeds || seeds=; \
-	    test $$target = gguf && options="-dict=fuzz/seeds/gguf.dict -max_len=32768"; \
 	    cargo +nightly fuzz run $$target fuzz/corpus/$$target $$seeds -- $$options \
 	        -max_total_time=$(SECONDS_PER_TARGET) || exit 1; \
 	done

@@ -126,7 +126,7 @@ pub enum Error {
     /// An adapter does not fit the bytes set aside for adapters.
     #[error(
         "adapter `{id}` needs {needed_bytes} bytes and the budget of {budget_bytes} has no room beside those in use; \
-         raise the budget, or let sessions go"
+         raise it as far as the device lets, or use fewer at once"
     )]
     AdapterBudget {
         /// Its id.

@@ -7,11 +7,15 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use epiphyte::{Engine, EngineOptions, GenerateOptions, Session, generate_batch};
+use epiphyte::adapter::Adapter;
+use epiphyte::engine::Change;
+use epiphyte::{DType, Engine, EngineOptions, GenerateOptions, Session, generate_batch};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::common::{golden, model_path};
+
+const ADAPTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/adapters/pirate");
 
 /// Smallest gap between the two best logits that decides a step, and largest distance of a perplexity, in parts.
 struct Bar {
@@ -40,6 +44,8 @@ struct Choices {
 #[derive(Deserialize)]
 struct LlamaCpp {
     greedy: Choices,
+    /// What it says under [`ADAPTER`].
+    adapter: Choices,
 }
 
 #[derive(Deserialize)]
@@ -50,6 +56,7 @@ struct Perplexity {
 
 #[derive(Deserialize)]
 struct Tokens {
+    prompts: HashMap<String, Vec<u32>>,
     moby_dick: Vec<u32>,
 }
 
@@ -73,14 +80,13 @@ fn argmax(logits: &[f32]) -> u32 {
     (0..logits.len()).rev().max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap() as u32
 }
 
-/// Our choice at each golden step, given the golden ids before it.
-fn choices(engine: &Arc<Engine>, prompt: &Prompt) -> Vec<u32> {
-    let mut session = engine.session();
-    session.push_tokens(&prompt.prompt_ids).unwrap();
-    session.push_tokens(&prompt.ids[..prompt.ids.len() - 1]).unwrap();
+/// A session's choice at each step after a prompt, given the golden `ids` before it.
+fn choices(mut session: Session, prompt: &[u32], ids: &[u32]) -> Vec<u32> {
+    session.push_tokens(prompt).unwrap();
+    session.push_tokens(&ids[..ids.len() - 1]).unwrap();
     let mut chosen = Vec::new();
-    session.logits(prompt.prompt_ids.len() - 1, |_, logits| chosen.push(argmax(logits))).unwrap();
-    assert_eq!(chosen.len(), prompt.ids.len());
+    session.logits(prompt.len() - 1, |_, logits| chosen.push(argmax(logits))).unwrap();
+    assert_eq!(chosen.len(), ids.len());
     chosen
 }
 
@@ -126,7 +132,7 @@ fn greedy_ids_are_the_exact_ones_and_agree_with_llama_cpp() {
         // After a step that went the other way the texts differ, and so may all that follows.
         let equal = free.iter().enumerate().take_while(|&(step, &id)| step_agrees(prompt, step, id, &bar)).count();
         println!("{}: {equal} of {} ids equal", prompt.name, free.len());
-        let ours = if equal == free.len() { free } else { choices(&engine, prompt) };
+        let ours = if equal == free.len() { free } else { choices(engine.session(), &prompt.prompt_ids, &prompt.ids) };
         let theirs = &theirs.greedy.ids[&prompt.name];
         for (step, &chosen) in ours.iter().enumerate() {
             steps += 1;
@@ -150,10 +156,32 @@ fn given_the_golden_ids_every_clear_step_is_exact_with_an_f32_cache() {
     // The two with the closest steps, and one in another language.
     let chosen = |p: &&Prompt| whole() || ["list", "rewrite", "french"].contains(&p.name.as_str());
     for prompt in prompts.iter().filter(chosen) {
-        let ours = choices(&engine, prompt);
+        let ours = choices(engine.session(), &prompt.prompt_ids, &prompt.ids);
         let equal = ours.iter().enumerate().filter(|&(step, &id)| step_agrees(prompt, step, id, &bar)).count();
         println!("{}: {equal} of {} choices equal", prompt.name, ours.len());
     }
+}
+
+/// llama.cpp loaded the adapter as we write it, and without it goes another way on half of these steps.
+#[test]
+fn under_an_adapter_in_gguf_the_ids_are_those_of_llama_cpp() {
+    let Some((engine, _)) = open(false) else { return };
+    let (theirs, tokens): (LlamaCpp, Tokens) = (read("llamacpp.json"), read("tokens.json"));
+    let (dir, shape) = (tempfile::tempdir().unwrap(), engine.base().adapter_shape());
+    let gguf = dir.path().join("adapter.gguf");
+    Adapter::load(ADAPTER, &shape).unwrap().save_gguf(&gguf, DType::F32, &shape).unwrap();
+    engine.load_adapter("a", &gguf).unwrap();
+    let (mut equal, mut steps) = (0, 0);
+    for (name, ids) in &theirs.adapter.ids {
+        let mut session = engine.session();
+        session.set_adapters(&Change { adapters: &[("a", 1.0)], ..Change::default() }).unwrap();
+        let ours = choices(session, &tokens.prompts[name], ids);
+        let same = ours.iter().zip(ids).filter(|(a, b)| a == b).count();
+        println!("{name}: {same} of {} steps agree", ids.len());
+        (equal, steps) = (equal + same, steps + ids.len());
+    }
+    assert_eq!(steps, 5 * 32);
+    assert!(100 * equal >= 92 * steps, "{equal} of {steps} steps agree");
 }
 
 /// Mean negative log-likelihood of the second half of `ids`.

@@ -64,10 +64,12 @@ pub(crate) struct Arena {
 }
 
 impl Arena {
-    /// Nothing is allocated yet. `budget` is for the factors, without the directory.
+    /// Nothing is allocated yet. `budget` is for the factors, without the directory; it is lowered to what the device
+    /// can bind.
     pub(crate) fn new(gpu: &Gpu, directory_bytes: u64, budget: u64) -> Self {
         let directory_bytes = directory_bytes.next_multiple_of(EIGHT);
         let most = (gpu.caps().max_binding_bytes.saturating_sub(directory_bytes) / EIGHT).min(u64::from(u32::MAX));
+        let budget = budget.min(2 * EIGHT * most);
         Self { directory_bytes, budget, most: most as u32, a: Side::default(), b: Side::default(), moves: 0 }
     }
 

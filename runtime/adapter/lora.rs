@@ -63,7 +63,8 @@ impl Adapter {
     }
 
     /// Reads a PEFT folder, a PEFT safetensors file with the config in its metadata, or a GGUF LoRA: by content.
-    /// Either all of it is loaded or nothing.
+    /// Either all of it is loaded or nothing. A GGUF file is mapped meanwhile: it may be replaced or deleted, but not cut
+    /// short in place.
     ///
     /// Errors: [`Error::Io`]; [`Error::InvalidFile`] for a file that is no adapter or is damaged;
     /// [`Error::InvalidMetadata`] and [`Error::InvalidTensor`] for a damaged GGUF; [`Error::InvalidAdapter`] naming the

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::config::LoraConfig;
 use super::module::{BaseShape, LoraModule, ModulePath, all_finite};
+use super::registry::MAX_RANK;
 use super::report::{AdapterFormat, Item, LoadReport, ModuleItem, Verdict};
 use super::targets::TargetModule;
 use crate::error::{Error, Result};
@@ -214,5 +215,11 @@ fn warn(report: &mut LoadReport, zeros: &[ModulePath]) {
     warn(&missing, "targeted, but without tensors, and left as in the base");
     if report.modules.iter().any(|module| module.scaling == 0.0) {
         report.warnings.push("lora_alpha is 0 for some modules, which changes nothing".into());
+    }
+    if let Some(ModuleItem { path, rank, .. }) = report.modules.iter().max_by_key(|module| module.rank)
+        && *rank > MAX_RANK as usize
+    {
+        let warning = format!("rank {rank} of {path}: at most {MAX_RANK} can run, merge it into the base instead");
+        report.warnings.push(warning);
     }
 }

@@ -3,6 +3,8 @@
 //! A session uses a set of adapters; a set is a number that each row of a pass names, and an entry in the directory in
 //! front of the factors (see [`Directory`]). Changing a row's set writes that number and nothing else.
 
+mod residency;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,7 +18,7 @@ pub use super::entry::{AdapterState, LoraPass, SetId};
 use super::entry::{Entry, Resident, Set, Source};
 use super::lora::Adapter;
 use super::module::BaseShape;
-use super::packed::{Eight, Packed, PackedSite};
+use super::packed::{Packed, PackedSite};
 use super::report::LoadReport;
 use super::site::site_count;
 
@@ -66,8 +68,8 @@ impl Registry {
         if self.entries.get(id).is_some_and(|entry| entry.pins > 0) {
             return Err(in_use(id));
         }
+        check_ranks(id, adapter)?;
         let packed = Arc::new(Packed::new(adapter, &self.shape));
-        self.check_ranks(id, &packed)?;
         let before = self.take(id);
         let entry = Entry {
             digest: packed.digest,
@@ -86,17 +88,6 @@ impl Registry {
             self.entries.extend(before.map(|before| (id.to_string(), before)));
         }
         sent
-    }
-
-    fn check_ranks(&self, id: &str, packed: &Packed) -> Result<()> {
-        match packed.sites.iter().map(|site| site.rank).max() {
-            None | Some(0) => Err(Error::InvalidAdapter { what: id.into(), reason: "it changes no module".into() }),
-            Some(rank) if rank > MAX_RANK => {
-                let reason = format!("rank {rank}; at most {MAX_RANK} can run, merge it into the base instead");
-                Err(Error::InvalidAdapter { what: id.into(), reason })
-            }
-            Some(_) => Ok(()),
-        }
     }
 
     /// Forgets an adapter.
@@ -319,86 +310,16 @@ impl Registry {
             set.pass.alone = alone;
         }
     }
+}
 
-    fn make_resident(&mut self, gpu: &Gpu, id: &str) -> Result<()> {
-        let Some(entry) = self.entries.get(id).filter(|entry| entry.resident.is_none()) else { return Ok(()) };
-        let packed = match &entry.source {
-            Source::Memory(packed) => Arc::clone(packed),
-            Source::Path(path) => {
-                let packed = Packed::new(&Adapter::load(path, &self.shape)?, &self.shape);
-                if packed.digest != entry.digest {
-                    let reason = "the file has changed since it was loaded; load it again".to_string();
-                    return Err(Error::InvalidAdapter { what: id.into(), reason });
-                }
-                Arc::new(packed)
-            }
-        };
-        self.send(gpu, id, &packed)
-    }
-
-    /// Sends factors to the device, making room if need be.
-    fn send(&mut self, gpu: &Gpu, id: &str, packed: &Packed) -> Result<()> {
-        let (a, b) = [&packed.a, &packed.b].map(|factors| (factors.len() / Eight::default().len()) as u32).into();
-        let (needed_bytes, budget_bytes) = (packed.bytes(), self.arena.budget());
-        let full = || Error::AdapterBudget { id: id.to_string(), needed_bytes, budget_bytes };
-        // Nobody makes room in vain.
-        let staying = self.entries.values().filter(|entry| entry.pins > 0 && entry.resident.is_some());
-        if staying.map(|entry| entry.bytes).sum::<u64>() + needed_bytes > budget_bytes {
-            return Err(full());
+fn check_ranks(id: &str, adapter: &Adapter) -> Result<()> {
+    let invalid = |reason: String| Err(Error::InvalidAdapter { what: id.into(), reason });
+    match adapter.modules.iter().map(|module| module.rank).max() {
+        None => invalid("it changes no module".into()),
+        Some(rank) if rank > MAX_RANK as usize => {
+            invalid(format!("rank {rank}; at most {MAX_RANK} can run, merge it into the base instead"))
         }
-        let block = loop {
-            if let Some(block) = self.arena.allocate(a, b) {
-                break block;
-            }
-            if self.arena.can_make_room(a, b) {
-                self.move_arena(gpu, a, b)?;
-            } else if !self.evict(id) {
-                return Err(full());
-            }
-        };
-        if let Some((a, b, _)) = self.arena.tensors() {
-            let (a_first, b_first) = self.arena.first();
-            gpu.write(a, u64::from(a_first + block.a) * 16, &packed.a);
-            gpu.write(b, u64::from(b_first + block.b) * 16, &packed.b);
-        }
-        self.clock += 1;
-        if let Some(entry) = self.entries.get_mut(id) {
-            entry.resident = Some(Resident { block, sites: packed.sites.clone() });
-            entry.last_used = self.clock;
-        }
-        Ok(())
-    }
-
-    /// Takes the least recently used adapter off the device, but not `id`; false when all are in use.
-    fn evict(&mut self, id: &str) -> bool {
-        let idle = self.entries.iter().filter(|(other, e)| *other != id && e.pins == 0 && e.resident.is_some());
-        let Some(oldest) = idle.min_by_key(|(_, entry)| entry.last_used).map(|(id, _)| id.clone()) else {
-            return false;
-        };
-        self.forget_sets(&oldest);
-        let resident = self.entries.get_mut(&oldest).and_then(|entry| entry.resident.take());
-        if let Some(Resident { block, .. }) = resident {
-            self.arena.free(block);
-        }
-        true
-    }
-
-    /// Forgets the unused sets that contain `id`.
-    fn forget_sets(&mut self, id: &str) {
-        for set in &mut self.sets {
-            if set.as_ref().is_some_and(|set| set.users == 0 && set.adapters.iter().any(|(other, _)| other == id)) {
-                *set = None;
-            }
-        }
-    }
-
-    /// Larger or tidier buffers: every adapter and the directory move.
-    fn move_arena(&mut self, gpu: &Gpu, a: u32, b: u32) -> Result<()> {
-        let mut residents: Vec<_> = self.entries.values_mut().filter_map(|entry| entry.resident.as_mut()).collect();
-        let mut blocks: Vec<&mut Block> = residents.iter_mut().map(|resident| &mut resident.block).collect();
-        self.arena.rebuild(gpu, a, b, &mut blocks)?;
-        (1..MAX_SETS).for_each(|index| self.write_set(gpu, index));
-        Ok(())
+        Some(_) => Ok(()),
     }
 }
 

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::adapter::{AdapterArgs, Adapters};
 use super::{ModelArgs, SamplingArgs, output};
-use crate::engine::{Change, Engine, EngineOptions, GenerateOptions, Sampling, Session, generate_batch};
+use crate::engine::{Change, Engine, GenerateOptions, Sampling, Session, generate_batch};
 use crate::error::{Error, Result};
 use crate::gpu::GpuOptions;
 use crate::kernels::bandwidth;
@@ -77,14 +77,11 @@ struct Report {
     peak_host_bytes: Option<u64>,
 }
 
-/// Bytes for adapters: what two bindings of the largest size hold.
-const ADAPTER_BUDGET: u64 = 256 << 20;
-
 pub(super) fn run(args: &BenchArgs, gpu: GpuOptions) -> Result<()> {
     let sampling = args.sampling.sampling()?;
     check(args)?;
     let start = Instant::now();
-    let engine = args.model.open_with(EngineOptions { gpu, adapter_budget: ADAPTER_BUDGET, ..Default::default() })?;
+    let engine = args.model.open(gpu)?;
     let load_seconds = start.elapsed().as_secs_f64();
     let mut bench = Bench { engine, random: 0, sampling, sets: Vec::new(), rank: 0 };
     bench.decode(1, 1)?;

@@ -113,13 +113,10 @@ impl SamplingArgs {
 impl ModelArgs {
     /// Loads the model, with a progress bar if that takes long.
     fn open(&self, gpu: GpuOptions) -> Result<Arc<Engine>> {
-        self.open_with(EngineOptions { gpu, ..Default::default() })
-    }
-
-    /// As [`Self::open`], with these options but for the context.
-    fn open_with(&self, options: EngineOptions) -> Result<Arc<Engine>> {
         let path = self.file.path()?;
-        let options = EngineOptions { context: self.context, ..options };
+        // Adapters are those that the user names, so only the device sets a limit.
+        let options =
+            EngineOptions { gpu, context: self.context, adapter_budget: u64::MAX, ..EngineOptions::default() };
         let mut bar = output::LoadingBar::default();
         Engine::open_with(path, options, &mut |done, all| bar.update(done, all))
     }

@@ -39,7 +39,7 @@ pub struct EngineOptions {
     pub kv_f32: bool,
     /// Skip the start-up self-test.
     pub skip_self_test: bool,
-    /// Bytes on the device for adapters; the least recently used make room.
+    /// Bytes on the device for adapters, as far as it can bind them; the least recently used make room.
     pub adapter_budget: u64,
 }
 

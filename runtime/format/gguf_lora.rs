@@ -82,7 +82,7 @@ fn tensor(view: &TensorView<'_>) -> Result<(ModulePath, Factor, [usize; 2]), Str
         _ => return Err("neither a lora_a nor a lora_b; it would replace a part of the base, which is frozen".into()),
     };
     let path = hf_name(base).and_then(|hf| ModulePath::parse(hf.strip_suffix(".weight")?));
-    let path = path.ok_or("the base has no such module that takes LoRA")?;
+    let path = path.ok_or("the base has no such module that takes LoRA; it was made for another")?;
     if !matches!(view.dtype, DType::F32 | DType::F16 | DType::BF16) {
         return Err(format!("its type is {}; F32, F16 and BF16 are supported", view.dtype.name()));
     }

@@ -84,7 +84,7 @@ fn tensor(name: &str, info: &TensorInfo, shape: &BaseShape) -> Result<(ModulePat
         let reason = match inner {
             _ if inner.contains("lora_magnitude_vector") => "DoRA is not supported; merge it into a plain LoRA first",
             _ if inner.ends_with(".bias") => "biases are not supported; train with bias none and without lora_bias",
-            _ if inner.contains(".lora_") => "the base has no such module that takes LoRA",
+            _ if inner.contains(".lora_") => "the base has no such module that takes LoRA; it was made for another",
             _ => "it would replace a part of the base, which is frozen; train LoRA only",
         };
         return Err(refused(reason.into()));

@@ -2,7 +2,8 @@
 //!
 //! The file is read, not mapped: an adapter may be replaced on disk while it loads.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo, TensorView, serialize};
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -36,6 +38,31 @@ pub(crate) fn to_bytes<'a>(
     let sorted = serde_json::to_vec(&header)?;
     text.get_mut(..sorted.len()).ok_or(SafeTensorError::HeaderTooLarge)?.copy_from_slice(&sorted);
     Ok(bytes)
+}
+
+/// A name that is in a header twice, which the format forbids: a map would keep the last and say nothing.
+struct Duplicate(Option<String>);
+
+impl<'de> Deserialize<'de> for Duplicate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Names;
+        impl<'de> Visitor<'de> for Names {
+            type Value = Duplicate;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a header")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Duplicate, A::Error> {
+                let (mut seen, mut twice) = (HashSet::new(), None);
+                while let Some((name, _)) = map.next_entry::<String, IgnoredAny>()? {
+                    twice = twice.or(seen.replace(name));
+                }
+                Ok(Duplicate(twice))
+            }
+        }
+        deserializer.deserialize_map(Names)
+    }
 }
 
 /// An open file whose header is checked; tensors are read on demand.
@@ -72,7 +99,16 @@ impl<R: Read + Seek> SafetensorsFile<R> {
         }
         let mut json = vec![0; length as usize];
         reader.read_exact(&mut json).map_err(cut)?;
-        let damaged = |e: serde_json::Error| invalid(format!("the header is damaged (column {})", e.column()));
+        let damaged = |e: serde_json::Error| {
+            invalid(match e.column() {
+                0 => "the header's tensors overlap, leave gaps or have other sizes than their shapes; save it again"
+                    .into(),
+                column => format!("the header is damaged (column {column}); download it again"),
+            })
+        };
+        if let Duplicate(Some(name)) = serde_json::from_slice(&json).map_err(damaged)? {
+            return Err(Error::InvalidTensor { name, reason: "it is in the header twice; save it again".into() });
+        }
         let header: Metadata = serde_json::from_slice(&json).map_err(damaged)?;
         let expected = 8 + length + header.data_len() as u64;
         if expected != n_bytes {

@@ -76,6 +76,9 @@ fn headers_that_lie() {
     invalid(&header(&tensor("[4294967296,4294967296,4]", 0)));
     invalid(&header(&tensor("[-1]", 0)));
     invalid(&[header(&tensor("[1]", 4)), vec![0; 5]].concat());
+    let twice = r#"{"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"x":{"dtype":"I32","shape":[1],"data_offsets":[0,4]}}"#;
+    let refused = Adapter::from_peft(config.as_bytes(), &[header(twice), vec![0; 4]].concat(), &SHAPE);
+    assert!(matches!(&refused, Err(Error::InvalidTensor { name, .. }) if name == "x"), "{refused:?}");
     // An honest header of nothing.
     let (what, _) = refusal(Adapter::from_peft(config.as_bytes(), &header("{}"), &SHAPE));
     assert_eq!(what, "lora_A");
@@ -117,12 +120,19 @@ fn pattern_bombs_are_refused_or_fast() {
 fn a_rank_that_the_file_does_not_have_costs_nothing() {
     let (what, reason) = refusal(Files::new().key("r", json!(1 << 20)).load());
     assert!(what.ends_with("lora_A.weight") && reason.contains("1048576"), "{what}: {reason}");
-    // Wider than the module, as PEFT allows.
     let module = "model.layers.0.self_attn.k_proj";
-    let files = Files { tensors: Vec::new(), ..Files::new() }
-        .key("target_modules", json!(["k_proj"]))
-        .key("r", json!(100))
-        .counting(&format!("{module}.lora_A.weight"), &[100, 64])
-        .counting(&format!("{module}.lora_B.weight"), &[64, 100]);
-    assert_eq!(files.load().unwrap().modules[0].rank, 100);
+    let of_rank = |r: usize| {
+        Files { tensors: Vec::new(), ..Files::new() }
+            .key("target_modules", json!([module]))
+            .key("r", json!(r))
+            .counting(&format!("{module}.lora_A.weight"), &[r, 64])
+            .counting(&format!("{module}.lora_B.weight"), &[64, r])
+    };
+    // Wider than the module, as PEFT allows.
+    let loaded = of_rank(256).load().unwrap();
+    assert_eq!(loaded.modules[0].rank, 256);
+    assert!(loaded.report.warnings.is_empty(), "{:?}", loaded.report.warnings);
+    // For a merge only.
+    let warnings = of_rank(10_000).load().unwrap().report.warnings;
+    assert!(warnings[0].contains("rank 10000") && warnings[0].contains("at most 256"), "{warnings:?}");
 }

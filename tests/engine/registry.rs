@@ -195,7 +195,7 @@ fn sets_that_cannot_run_are_refused() {
     (0..3).for_each(|i| drop(engine.add_adapter(["x", "y", "z"][i], &sized(9, [126, 127, 4][i])).unwrap()));
     let wide = engine.add_adapter("wide", &sized(9, 257)).unwrap_err();
     assert!(
-        matches!(&wide, Error::InvalidAdapter { what, reason } if what == "wide" && reason.contains("256")),
+        matches!(&wide, Error::InvalidAdapter { what, reason } if what == "wide" && reason.contains("rank 257; at most 256")),
         "{wide:?}"
     );
     let nine: Vec<(&str, f32)> = names.iter().map(|name| (name.as_str(), 1.0)).collect();

@@ -2,6 +2,7 @@
 // usage: node llamacpp.mjs tokenize MODEL.gguf       prompts.json, moby_dick.txt  -> tokens.json
 //        node llamacpp.mjs agree MODEL.gguf          greedy.json                  -> llamacpp.json
 //        node llamacpp.mjs perplexity MODEL.gguf     tokens.json, perplexity.json -> llamacpp.json
+//        node llamacpp.mjs adapter MODEL.gguf ADAPTER.gguf     tokens.json        -> llamacpp.json
 import {readFileSync, writeFileSync} from "node:fs";
 import {getLlama} from "node-llama-cpp";
 
@@ -14,13 +15,15 @@ const update = part => {
     write("llamacpp.json", {...old, ...part});
 };
 
-const [, , command, modelPath] = process.argv;
+const [, , command, modelPath, adapterPath] = process.argv;
 const llama = await getLlama({gpu: false, build: "never", logLevel: "error"});
 const model = await llama.loadModel({modelPath, gpuLayers: 0});
+// One thread: several wait for each other by spinning, which on a busy machine takes a hundred times as long.
+const contextOptions = {contextSize: 512, batchSize: 512, threads: 1};
 
 /** The answers after each of `ids` from the first that `wanted` accepts on; logits only of `filter(position)`. */
 async function evaluate(ids, wanted, filter) {
-    const context = await model.createContext({contextSize: 512, batchSize: 512});
+    const context = await model.createContext(contextOptions);
     const input = ids.map((id, i) => wanted(i)
         ? [id, {generateNext: {logits: {filter: filter(i)}, totalLogitWeight: true, options: {temperature: 0}}}]
         : id);
@@ -37,15 +40,20 @@ function tokenize() {
     });
 }
 
-/** llama.cpp's own choice at each step, after the golden ids up to it. */
+/** llama.cpp's own choice at each step, given `ids` up to it. */
+async function choices(prompt, ids) {
+    const first = prompt.length - 1;
+    const all = [...prompt, ...ids].slice(0, -1);
+    const answers = await evaluate(all, i => i >= first, () => ({tokens: [], includeTop: 1}));
+    return answers.slice(first).map(({next}) => next.logits.keys().next().value);
+}
+
+/** Its choices on the golden ids. */
 async function agree() {
     const chosen = {};
     let equal = 0, steps = 0;
     for (const {name, prompt_ids, ids} of read("greedy.json")) {
-        const all = [...prompt_ids, ...ids];
-        const first = prompt_ids.length - 1;
-        const answers = await evaluate(all.slice(0, -1), i => i >= first, () => ({tokens: [], includeTop: 1}));
-        chosen[name] = answers.slice(first).map(({next}) => next.logits.keys().next().value);
+        chosen[name] = await choices(prompt_ids, ids);
         equal += chosen[name].filter((id, i) => id === ids[i]).length;
         steps += ids.length;
     }
@@ -73,5 +81,26 @@ async function perplexity() {
     console.log(`llama.cpp's perplexity ${own.toFixed(4)}, ${((own / exact - 1) * 100).toFixed(3)} % from the exact ${exact.toFixed(4)}`);
 }
 
-await {tokenize, agree, perplexity}[command]();
+/** Its greedy ids under an adapter that we wrote. Without it, other ids must follow: else the agreement says nothing. */
+async function adapter() {
+    const {prompts} = read("tokens.json");
+    const ids = {};
+    let same = 0, steps = 0;
+    for (const name of ["prose", "list", "dialogue", "question", "rewrite"]) {
+        const context = await model.createContext({...contextOptions, lora: {adapters: [{filePath: adapterPath}]}});
+        ids[name] = [];
+        for await (const id of context.getSequence().evaluate(prompts[name], {temperature: 0, yieldEogToken: true})) {
+            if (ids[name].push(id) === 32) break;
+        }
+        await context.dispose();
+        const base = await choices(prompts[name], ids[name]);
+        same += base.filter((id, i) => id === ids[name][i]).length;
+        steps += base.length;
+    }
+    console.log(`llama.cpp without the adapter agrees on ${same} of ${steps} steps`);
+    if (same > 0.8 * steps) throw new Error("the adapter changes too little");
+    update({adapter: {ids}});
+}
+
+await {tokenize, agree, perplexity, adapter}[command]();
 process.exit(0);

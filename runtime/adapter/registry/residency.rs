@@ -1,0 +1,94 @@
+//! Who is on the device: adapters are sent there, make room for others, and move when the buffers grow.
+
+use std::sync::Arc;
+
+use super::{MAX_SETS, Registry};
+use crate::adapter::arena::Block;
+use crate::adapter::entry::{Resident, Source};
+use crate::adapter::lora::Adapter;
+use crate::adapter::packed::{Eight, Packed};
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+
+impl Registry {
+    pub(super) fn make_resident(&mut self, gpu: &Gpu, id: &str) -> Result<()> {
+        let Some(entry) = self.entries.get(id).filter(|entry| entry.resident.is_none()) else { return Ok(()) };
+        let packed = match &entry.source {
+            Source::Memory(packed) => Arc::clone(packed),
+            Source::Path(path) => {
+                let packed = Packed::new(&Adapter::load(path, &self.shape)?, &self.shape);
+                if packed.digest != entry.digest {
+                    let reason = "the file has changed since it was loaded; load it again".to_string();
+                    return Err(Error::InvalidAdapter { what: id.into(), reason });
+                }
+                Arc::new(packed)
+            }
+        };
+        self.send(gpu, id, &packed)
+    }
+
+    /// Sends factors to the device, making room if need be.
+    pub(super) fn send(&mut self, gpu: &Gpu, id: &str, packed: &Packed) -> Result<()> {
+        let (a, b) = [&packed.a, &packed.b].map(|factors| (factors.len() / Eight::default().len()) as u32).into();
+        let (needed_bytes, budget_bytes) = (packed.bytes(), self.arena.budget());
+        let full = || Error::AdapterBudget { id: id.to_string(), needed_bytes, budget_bytes };
+        // Nobody makes room in vain.
+        let staying = self.entries.values().filter(|entry| entry.pins > 0 && entry.resident.is_some());
+        if staying.map(|entry| entry.bytes).sum::<u64>() + needed_bytes > budget_bytes {
+            return Err(full());
+        }
+        let block = loop {
+            if let Some(block) = self.arena.allocate(a, b) {
+                break block;
+            }
+            if self.arena.can_make_room(a, b) {
+                self.move_arena(gpu, a, b)?;
+            } else if !self.evict(id) {
+                return Err(full());
+            }
+        };
+        if let Some((a, b, _)) = self.arena.tensors() {
+            let (a_first, b_first) = self.arena.first();
+            gpu.write(a, u64::from(a_first + block.a) * 16, &packed.a);
+            gpu.write(b, u64::from(b_first + block.b) * 16, &packed.b);
+        }
+        self.clock += 1;
+        if let Some(entry) = self.entries.get_mut(id) {
+            entry.resident = Some(Resident { block, sites: packed.sites.clone() });
+            entry.last_used = self.clock;
+        }
+        Ok(())
+    }
+
+    /// Takes the least recently used adapter off the device, but not `id`; false when all are in use.
+    fn evict(&mut self, id: &str) -> bool {
+        let idle = self.entries.iter().filter(|(other, e)| *other != id && e.pins == 0 && e.resident.is_some());
+        let Some(oldest) = idle.min_by_key(|(_, entry)| entry.last_used).map(|(id, _)| id.clone()) else {
+            return false;
+        };
+        self.forget_sets(&oldest);
+        let resident = self.entries.get_mut(&oldest).and_then(|entry| entry.resident.take());
+        if let Some(Resident { block, .. }) = resident {
+            self.arena.free(block);
+        }
+        true
+    }
+
+    /// Forgets the unused sets that contain `id`.
+    pub(super) fn forget_sets(&mut self, id: &str) {
+        for set in &mut self.sets {
+            if set.as_ref().is_some_and(|set| set.users == 0 && set.adapters.iter().any(|(other, _)| other == id)) {
+                *set = None;
+            }
+        }
+    }
+
+    /// Larger or tidier buffers: every adapter and the directory move.
+    fn move_arena(&mut self, gpu: &Gpu, a: u32, b: u32) -> Result<()> {
+        let mut residents: Vec<_> = self.entries.values_mut().filter_map(|entry| entry.resident.as_mut()).collect();
+        let mut blocks: Vec<&mut Block> = residents.iter_mut().map(|resident| &mut resident.block).collect();
+        self.arena.rebuild(gpu, a, b, &mut blocks)?;
+        (1..MAX_SETS).for_each(|index| self.write_set(gpu, index));
+        Ok(())
+    }
+}
