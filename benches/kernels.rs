@@ -58,7 +58,7 @@ fn linears(c: &mut Criterion, gpu: &Gpu) -> Result<()> {
             let params = LinearParams { m, n, k_blocks: k / 32, y_stride: n, ..Default::default() };
             let group = gpu.bind(matvec::BINDINGS, &[&x, &x, &words, &scales, &y]);
             if m <= MAX_COLS {
-                let (tiling, cols) = (matvec::tiling(gpu.caps(), k / 32), matvec::cols(gpu.caps(), m));
+                let (tiling, cols) = (matvec::tiling(gpu.caps(), n, k / 32), matvec::cols(gpu.caps(), m));
                 let variant = Variant { tiling, cols, norm: false, epilogue: Epilogue::Store, lora: None };
                 let kernel = gpu.kernel(&matvec::spec(gpu.caps(), DTYPE, variant))?;
                 time(c, gpu, ("matvec", format!("{name} x{m}")), bytes, |commands| {

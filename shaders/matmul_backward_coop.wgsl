@@ -34,16 +34,23 @@ const DY_STRIDE: u32 = NS + 8u;
 const W_STRIDE: u32 = T + 8u;
 var<workgroup> tile_dy: array<f16, T * DY_STRIDE>;
 var<workgroup> tile_w: array<f16, NS * W_STRIDE>;
+var<workgroup> tile_scale: array<f32, T>; // of the rows of dy
 var<workgroup> edge: array<f32, 4u * S * S>;
 
 fn stage_dy(m0: u32, i: u32, n0: u32) {
-    let m = min(m0 + i / (NS / 4u), p.m - 1u);
-    let n = vec4<u32>(n0 + i % (NS / 4u) * 4u) + vec4<u32>(0u, 1u, 2u, 3u);
-    let at = vec4<u32>((p.dy_row + m) * p.dy_stride + p.dy_offset) + min(n, vec4<u32>(p.n - 1u));
-    let scale = bitcast<f32>((268u - exponents[m]) << 23u); // 2^(141 - exponent)
-    let v = select(vec4<f32>(), vec4<f32>(dy[at.x], dy[at.y], dy[at.z], dy[at.w]), n < vec4<u32>(p.n));
-    let h = vec4<f16>(scale * v);
-    let to = i / (NS / 4u) * DY_STRIDE + i % (NS / 4u) * 4u;
+    let line = i / (NS / 4u);
+    let n = n0 + i % (NS / 4u) * 4u;
+    let at = (p.dy_row + min(m0 + line, p.m - 1u)) * p.dy_stride + p.dy_offset + n;
+    var v: vec4<f32>;
+    if n0 + NS <= p.n {
+        v = vec4<f32>(dy[at], dy[at + 1u], dy[at + 2u], dy[at + 3u]);
+    } else {
+        for (var j = 0u; j < 4u; j++) {
+            if n + j < p.n { v[j] = dy[at + j]; }
+        }
+    }
+    let h = vec4<f16>(tile_scale[line] * v);
+    let to = line * DY_STRIDE + i % (NS / 4u) * 4u;
     tile_dy[to] = h.x;
     tile_dy[to + 1u] = h.y;
     tile_dy[to + 2u] = h.z;
@@ -98,6 +105,9 @@ fn main(
     var c01 = coop_c();
     var c10 = coop_c();
     var c11 = coop_c();
+    for (var i = index; i < T; i += WG) {
+        tile_scale[i] = bitcast<f32>((268u - exponents[min(m0 + i, p.m - 1u)]) << 23u); // 2^(141 - exponent)
+    }
     for (var n0 = 0u; n0 < p.n; n0 += NS) {
         workgroupBarrier();
         for (var i = 0u; i < DY_LOADS; i++) { stage_dy(m0, index + i * WG, n0); }

@@ -5,8 +5,9 @@
 // NORM 1: x is RMS-normalised on the way: the squares are summed beside the products and applied at the end.
 // EPILOGUE 0: y = .  1: y += .  2: y[m, i] = silu(W x)[i] * (W x)[i + pair]   (SwiGLU, Shazeer 2020, arXiv:2002.05202)
 // With an adapter: lora/matvec_shrink.wgsl lets A's rows ride along, lora/matvec_expand.wgsl adds B u to the sums.
-// Grid: (ceil(N / (WG / L * 4)), ceil(M / COLS), 1), or pair / 2 for N / 4 with SwiGLU; L lanes share 4 rows of W, a
-// lane takes UNROLL quarters of a block at a time, L apart: neighbouring lanes load side by side, many loads are under way.
+// Grid: (ceil(N / (WG / L / SPLIT * 4)), ceil(M / COLS), 1), or pair / 2 for N / 4 with SwiGLU; SPLIT teams of L lanes share
+// 4 rows of W, a lane takes UNROLL quarters of a block at a time, L SPLIT apart: neighbouring lanes load side by side, many
+// loads are under way. The teams' sums are added in their order.
 // Host: runtime/kernels/matvec.rs    Oracle: tests/kernels/matvec.rs
 struct Params {
     m: u32,
@@ -37,6 +38,10 @@ struct Params {
 // wait for each load of a loop in turn.
 var<private> sums: array<vec4<f32>, COLS>;
 var<private> squares: array<f32, COLS>;
+// Where there are several teams: their sums and squares.
+const KEPT: u32 = select(1u, WG / L * COLS, SPLIT > 1u);
+var<workgroup> team_sums: array<vec4<f32>, KEPT>;
+var<workgroup> team_squares: array<f32, KEPT>;
 
 // The rows of W; with SwiGLU two of gate and the same two of up.
 fn weight_rows(unit: u32) -> vec4<u32> {
@@ -90,34 +95,61 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         return;
     }
     let lane = index % L;
-    let unit = ((group.x - p.lora_groups) * (WG / L) + index / L) * UNITS;
+    let team = index / L % SPLIT;
+    let unit = ((group.x - p.lora_groups) * (WG / L / SPLIT) + index / L / SPLIT) * UNITS;
     let col = group.y * COLS;
     let n = weight_rows(unit);
     let rows = n * p.k_blocks;
     for (var c = 0u; c < COLS; c++) {
-        if col + c < p.m {
+        if team == 0u && col + c < p.m {
             expand(c, p.x_row + col + c, n + p.row0, lane);
         }
     }
-    for (var u = lane; u < p.k_blocks * 4u; u += L * UNROLL) {
+    const STEP: u32 = L * SPLIT;
+    for (var u = team * L + lane; u < p.k_blocks * 4u; u += STEP * UNROLL) {
         accumulate(u, rows, col);
-        if UNROLL > 1u { accumulate(u + L, rows, col); }
-        if UNROLL > 2u { accumulate(u + 2u * L, rows, col); }
-        if UNROLL > 2u { accumulate(u + 3u * L, rows, col); }
+        if UNROLL > 1u { accumulate(u + STEP, rows, col); }
+        if UNROLL > 2u { accumulate(u + 2u * STEP, rows, col); }
+        if UNROLL > 2u { accumulate(u + 3u * STEP, rows, col); }
     }
     for (var c = 0u; c < COLS; c++) {
-        var v = vec4<f32>(
+        let v = vec4<f32>(
             reduce_add(sums[c].x, index),
             reduce_add(sums[c].y, index),
             reduce_add(sums[c].z, index),
             reduce_add(sums[c].w, index),
         );
-        if NORM == 1u {
-            v *= 1.0 / sqrt(reduce_add(squares[c], index) / f32(32u * p.k_blocks) + p.eps);
+        var square = 0.0;
+        if NORM == 1u { square = reduce_add(squares[c], index); }
+        if SPLIT > 1u {
+            if lane == 0u {
+                team_sums[index / L * COLS + c] = v;
+                team_squares[index / L * COLS + c] = square;
+            }
+        } else if lane == 0u && col + c < p.m {
+            finish(col + c, unit, v, square);
         }
-        if lane == 0u && col + c < p.m {
-            store(col + c, unit, v);
+    }
+    if SPLIT > 1u {
+        workgroupBarrier();
+        // The first team's lanes take a column each.
+        for (var c = lane; team == 0u && c < min(COLS, p.m - col); c += L) {
+            var v = vec4<f32>();
+            var square = 0.0;
+            for (var t = 0u; t < SPLIT; t++) {
+                v += team_sums[(index / L + t) * COLS + c];
+                square += team_squares[(index / L + t) * COLS + c];
+            }
+            finish(col + c, unit, v, square);
         }
+    }
+}
+
+fn finish(m: u32, unit: u32, v: vec4<f32>, square: f32) {
+    if NORM == 1u {
+        store(m, unit, v * (1.0 / sqrt(square / f32(32u * p.k_blocks) + p.eps)));
+    } else {
+        store(m, unit, v);
     }
 }
 

@@ -25,7 +25,7 @@ const DIRECTORY: Directory = Directory { rows: 64, sets: 4, sites: 10 };
 
 fn linear_specs(caps: &Caps, dtype: DType) -> Vec<KernelSpec> {
     let mut specs = vec![embedding::spec(dtype)];
-    let tiling = matvec::tiling(caps, 18);
+    let tiling = matvec::tiling(caps, 4096, 18);
     for epilogue in [Epilogue::Store, Epilogue::Add, Epilogue::SwiGlu] {
         let variant = |cols| Variant { tiling, cols, norm: cols < 4, epilogue, lora: None };
         specs.extend([1, 2, 4, 8].map(|cols| matvec::spec(caps, dtype, variant(cols))));
@@ -34,6 +34,9 @@ fn linear_specs(caps: &Caps, dtype: DType) -> Vec<KernelSpec> {
         let variant = |cols| Variant { tiling, cols, norm: cols < 4, epilogue, lora: Some(lora) };
         specs.extend([1, 8].map(|cols| matvec::spec(caps, dtype, variant(cols))));
     }
+    let split = matvec::tiling(caps, 64, 256);
+    let norm = Variant { tiling: split, cols: 4, norm: true, epilogue: Epilogue::Store, lora: None };
+    specs.push(matvec::spec(caps, dtype, norm));
     let software = Variant { tiling: SOFTWARE_PREFILL, cols: 4, norm: false, epilogue: Epilogue::Add, lora: None };
     specs.push(matvec::spec(caps, dtype, software));
     for epilogue in [Epilogue::Store, Epilogue::Add] {

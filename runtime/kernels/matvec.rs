@@ -91,8 +91,10 @@ impl Lora {
 pub struct Tiling {
     /// Lanes in a workgroup.
     pub wg: u32,
-    /// Lanes that share [`ROWS`] rows of W; a power of two.
+    /// Lanes of a team; a power of two.
     pub lanes: u32,
+    /// Teams that share [`ROWS`] rows of W, at most [`MAX_SPLIT`]; a power of two.
+    pub split: u32,
     /// Quarters of a block that a lane has under way: 1, 2 or 4.
     pub unroll: u32,
     /// The lanes' steps may reach past the end of a row.
@@ -102,11 +104,16 @@ pub struct Tiling {
 /// Rows of W a lane sums.
 pub const ROWS: u32 = 4;
 
-/// The tiling for a row of `k_blocks`.
-pub fn tiling(caps: &Caps, k_blocks: u32) -> Tiling {
+/// The most teams that share rows.
+pub const MAX_SPLIT: u32 = 4;
+/// Subgroups that keep a large GPU busy.
+const ENOUGH_SUBGROUPS: u32 = 2048;
+
+/// The tiling for `rows` rows of W, of `k_blocks` each.
+pub fn tiling(caps: &Caps, rows: u32, k_blocks: u32) -> Tiling {
     let (_, most) = reduction(caps);
     if caps.software {
-        return Tiling { wg: 32, lanes: most.min(8), unroll: 1, guard: false };
+        return Tiling { wg: 32, lanes: most.min(8), split: 1, unroll: 1, guard: false };
     }
     // As many lanes as stay busy at least three quarters of the time.
     let quarters = 4 * k_blocks;
@@ -115,14 +122,20 @@ pub fn tiling(caps: &Caps, k_blocks: u32) -> Tiling {
     while lanes > 4 && f64::from(quarters) < 0.74 * f64::from(steps(lanes) * lanes) {
         lanes /= 2;
     }
-    let unroll = match steps(lanes) {
+    // Few rows: more teams, as long as each lane has two steps.
+    let subgroups = |split: u32| rows.div_ceil(ROWS) * lanes * split / most;
+    let mut split = 1;
+    while split < MAX_SPLIT && subgroups(split) < ENOUGH_SUBGROUPS && quarters >= 4 * lanes * split {
+        split *= 2;
+    }
+    let unroll = match steps(lanes * split) {
         8.. => 4,
         4.. => 2,
         _ => 1,
     };
-    // A workgroup of one subgroup: rows and addresses are then the same for all lanes, and the driver knows it.
-    let guard = unroll > 1 && !quarters.is_multiple_of(lanes * unroll);
-    Tiling { wg: most, lanes, unroll, guard }
+    let guard = !quarters.is_multiple_of(lanes * split * unroll) && (unroll > 1 || split > 1);
+    // A workgroup of the fewest subgroups: rows and addresses are then the same for all lanes, and the driver knows it.
+    Tiling { wg: most.max(lanes * split), lanes, split, unroll, guard }
 }
 
 /// Rows of x that one pass over the weights serves, a power of two, when there are `rows` of at most [`MAX_COLS`].
@@ -131,7 +144,7 @@ pub fn cols(caps: &Caps, rows: u32) -> u32 {
 }
 
 /// On a software GPU many rows of x go through this kernel too: a lane by itself, without any reduction.
-pub const SOFTWARE_PREFILL: Tiling = Tiling { wg: 32, lanes: 1, unroll: 4, guard: false };
+pub const SOFTWARE_PREFILL: Tiling = Tiling { wg: 32, lanes: 1, split: 1, unroll: 4, guard: false };
 
 /// What a kernel is compiled for, beside the format.
 #[derive(Clone, Copy, Debug)]
@@ -157,6 +170,7 @@ pub fn spec(caps: &Caps, dtype: DType, variant: Variant) -> KernelSpec {
         consts: vec![
             ("WG", tiling.wg),
             ("L", tiling.lanes),
+            ("SPLIT", tiling.split),
             ("UNROLL", tiling.unroll),
             ("GUARD", u32::from(tiling.guard)),
             ("COLS", cols),
@@ -201,7 +215,7 @@ pub fn record(
     };
     let passes = params.m.div_ceil(variant.cols);
     let lane_groups = variant.tiling.wg / variant.tiling.lanes;
-    let mut groups = units.div_ceil(lane_groups * rows);
+    let mut groups = units.div_ceil(lane_groups / variant.tiling.split * rows);
     let mut params = LinearParams { lora_groups: 0, ..*params };
     if matches!(variant.lora, Some(Lora::Shrink(_))) {
         // A lane group for every element of u and row of x.

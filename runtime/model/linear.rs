@@ -315,7 +315,7 @@ impl LinearOp {
     }
 
     fn narrow(&self, gpu: &Gpu, chunk: &ChunkOp, cols: u32) -> Variant {
-        let tiling: Tiling = matvec::tiling(gpu.caps(), self.k_blocks);
+        let tiling: Tiling = matvec::tiling(gpu.caps(), chunk.rows, self.k_blocks);
         Variant { tiling, cols, norm: self.eps.is_some(), epilogue: self.epilogue, lora: chunk.lora }
     }
 }

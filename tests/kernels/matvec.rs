@@ -2,7 +2,7 @@
 
 use epiphyte::DType;
 use epiphyte::gpu::{Caps, Gpu};
-use epiphyte::kernels::matvec::{self, Epilogue, LinearParams, Lora, SOFTWARE_PREFILL, Tiling, Variant};
+use epiphyte::kernels::matvec::{self, Epilogue, LinearParams, Lora, MAX_SPLIT, SOFTWARE_PREFILL, Tiling, Variant};
 use proptest::prelude::*;
 
 use super::adapters::{Adapters, Site};
@@ -32,7 +32,7 @@ struct Case {
 enum Style {
     /// As the host chooses it.
     Chosen,
-    /// As on a GPU: 64 lanes, 4 << i of them a row where subgroups allow.
+    /// As on a GPU: 64 lanes, 4 << i of them in a team where subgroups allow.
     Gpu(u32),
     /// A lane a row.
     SoftwarePrefill,
@@ -42,9 +42,14 @@ impl Case {
     fn tiling(&self, caps: &Caps, k_blocks: u32) -> Tiling {
         let most = caps.subgroup_size.map_or(32, |size| size.min(32));
         match self.style {
-            Style::Gpu(i) => Tiling { wg: 64, lanes: (4 << i).min(most), unroll: 1 << (i % 3), guard: true },
+            Style::Gpu(i) => {
+                let lanes = (4 << i).min(most);
+                // One team, two, four, where there are as many lanes.
+                let split = (1 << (i % 3)).min(64 / lanes);
+                Tiling { wg: 64, lanes, split, unroll: 1 << ((i + 1) % 3), guard: true }
+            }
             Style::SoftwarePrefill => SOFTWARE_PREFILL,
-            Style::Chosen => matvec::tiling(caps, k_blocks),
+            Style::Chosen => matvec::tiling(caps, self.n as u32, k_blocks),
         }
     }
 
@@ -84,7 +89,8 @@ fn oracle(
     epilogue: Epilogue,
     lanes: u32,
 ) -> Vec<Option<Near>> {
-    let depth = strided_depth(p.k_blocks as usize, lanes);
+    // And the teams' sums.
+    let depth = strided_depth(p.k_blocks as usize, lanes) + MAX_SPLIT as usize;
     let mut y = vec![None; before.len()];
     for m in 0..p.m as usize {
         let row = &x[(p.x_row as usize + m) * w.k..][..w.k];
@@ -237,7 +243,7 @@ fn check_expand(gpu: &Gpu, case: &Case, (parts, row0): (usize, usize)) -> Checke
         let added = adapters.expand((0, row), row0 + n, |i| (of(i).sum(), of(i).map(f64::abs).sum()));
         let product = w.dot(n, |k_| f64::from(x[row * k + k_]));
         // As in `oracle`, with u's parts, its product with B and the additions in the same sums.
-        let depth = 18 + strided_depth(p.k_blocks as usize, tiling.lanes);
+        let depth = 18 + strided_depth(p.k_blocks as usize, tiling.lanes) + MAX_SPLIT as usize;
         let more = parts + 5 + adapters.additions((0, row), 8 * tiling.lanes as usize);
         let at = m * p.y_stride as usize + p.y_offset as usize + n;
         let before = if add { f64::from(y.before[at]) } else { 0.0 };
