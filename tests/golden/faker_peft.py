@@ -1,7 +1,5 @@
 """The recipe of `epiphyte train` with transformers and PEFT on the same dequantised base: exact match on faker_test.jsonl.
 
-Its training ran, its exact match has not been checked yet: see README.md.
-
 usage: faker_peft.py MODEL.gguf DATA_DIR SEED [SEED ...]       needs torch, transformers, peft, gguf; a GPU
 """
 import json
@@ -38,6 +36,24 @@ def loss_of(model, batch):
     return (losses * weights[:, 1:]).sum() / weights[:, 1:].sum()
 
 
+def byte_of_character():
+    """GPT-2's spelling of bytes as characters: printable ones stand for themselves, the others follow 255 in order."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+BYTES = byte_of_character()
+
+
+def text_of(tokenizer, ids):
+    """The answer up to its end. Not `decode`: a tokenizer read from a GGUF may leave spaces spelled as U+0120."""
+    ids = ids.tolist()
+    ids = ids[: ids.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in ids else ids
+    characters = "".join(tokenizer.convert_ids_to_tokens(ids))
+    return bytes(BYTES.get(character, 63) for character in characters).decode("utf-8", "replace")
+
+
 @torch.no_grad()
 def exact_match(model, tokenizer, examples):
     right = 0
@@ -46,7 +62,7 @@ def exact_match(model, tokenizer, examples):
         part = examples[start : start + 100]
         inputs = tokenizer([e["prompt"] for e in part], return_tensors="pt", padding=True, add_special_tokens=False).to("cuda")
         out = model.generate(**inputs, max_new_tokens=MOST, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id)
-        texts = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        texts = [text_of(tokenizer, ids) for ids in out[:, inputs["input_ids"].shape[1] :]]
         right += sum(text.strip() == e["completion"].strip() for text, e in zip(texts, part))
     return right / len(examples)
 
