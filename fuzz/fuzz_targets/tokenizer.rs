@@ -37,6 +37,25 @@ enum Merge {
     Pair(u8, u8),
 }
 
+/// What pairs are merged to becomes a token.
+fn merges(merges: Vec<Merge>, tokens: &mut Vec<String>) -> Vec<String> {
+    let mut texts = Vec::new();
+    for merge in merges {
+        match merge {
+            Merge::Text(text) => texts.push(text),
+            Merge::Pair(a, b) => {
+                let (Some(a), Some(b)) = (tokens.get(usize::from(a)), tokens.get(usize::from(b))) else { continue };
+                let (joined, text) = (format!("{a}{b}"), format!("{a} {b}"));
+                if !tokens.contains(&joined) {
+                    tokens.push(joined);
+                }
+                texts.push(text);
+            }
+        }
+    }
+    texts
+}
+
 fn spec(spec: Spec) -> TokenizerSpec {
     let mut tokens = Vec::new();
     if spec.bytes && spec.llama {
@@ -46,23 +65,7 @@ fn spec(spec: Spec) -> TokenizerSpec {
     }
     let first = tokens.len();
     tokens.extend(spec.tokens);
-    let mut merges = Vec::new();
-    for merge in spec.merges {
-        match merge {
-            Merge::Text(text) => merges.push(text),
-            Merge::Pair(a, b) => {
-                let (Some(a), Some(b)) = (tokens.get(usize::from(a)).cloned(), tokens.get(usize::from(b)).cloned())
-                else {
-                    continue;
-                };
-                let joined = format!("{a}{b}");
-                if !tokens.contains(&joined) {
-                    tokens.push(joined);
-                }
-                merges.push(format!("{a} {b}"));
-            }
-        }
-    }
+    let merges = merges(spec.merges, &mut tokens);
     let len = tokens.len();
     let pre = ["smollm", "llama-bpe", "qwen2", "gpt-2", "default", "other"];
     let [bos, eos, eot, unk, pad] = spec.ids.map(|id| id.map(u32::from));

@@ -1,6 +1,6 @@
 //! `epiphyte chat`: a conversation. Ctrl-C stops the answer, or leaves where there is none.
 
-use std::io::IsTerminal;
+use std::io::{BufRead, IsTerminal};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::Args;
@@ -109,24 +109,39 @@ fn answer(
             }
             Ok(())
         }
-        Err(Error::ContextFull { .. }) => {
+        Err(error) => {
             messages.pop();
-            output::note(FULL);
-            Ok(())
+            unanswered(error)
         }
-        Err(Error::Cancelled) => {
-            messages.pop();
-            output::text("\n")
-        }
-        Err(error) => Err(error),
     }
 }
 
-/// A line of standard input; `None` at its end.
+/// Says why there is no answer. Errors: those that leave no conversation to go on with.
+fn unanswered(error: Error) -> Result<()> {
+    match error {
+        Error::Cancelled => output::text("\n"),
+        Error::ContextFull { .. } => {
+            output::note(FULL);
+            Ok(())
+        }
+        // The next message may fare better.
+        Error::ChatTemplate(_) | Error::Tokenizer(_) => {
+            output::note(&format!("error: {error}"));
+            Ok(())
+        }
+        error => Err(error),
+    }
+}
+
+/// A line of standard input, empty if it is not UTF-8; `None` at its end.
 fn read_line() -> Result<Option<String>> {
-    let mut line = String::new();
-    let read = std::io::stdin().read_line(&mut line).map_err(|e| Error::io("standard input", e))?;
-    Ok((read > 0).then_some(line))
+    let mut line = Vec::new();
+    let read = std::io::stdin().lock().read_until(b'\n', &mut line).map_err(|e| Error::io("standard input", e))?;
+    let text = String::from_utf8(line).unwrap_or_else(|_| {
+        output::note("error: this line is not UTF-8; convert it");
+        String::new()
+    });
+    Ok((read > 0).then_some(text))
 }
 
 fn set(running: &Running, cancel: Option<CancelToken>) {

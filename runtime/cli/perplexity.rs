@@ -11,7 +11,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::adapter::{AdapterArgs, Adapters};
-use super::{ModelArgs, output};
+use super::{ModelArgs, ModelFile, output};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::gpu::GpuOptions;
@@ -21,7 +21,7 @@ use crate::tokenizer::EncodeOptions;
 #[derive(Args)]
 pub(super) struct PerplexityArgs {
     #[command(flatten)]
-    model: ModelArgs,
+    model: ModelFile,
     #[command(flatten)]
     adapters: AdapterArgs,
     /// The text, UTF-8
@@ -52,12 +52,15 @@ struct Report {
 }
 
 pub(super) fn run(args: &PerplexityArgs, gpu: GpuOptions) -> Result<()> {
-    if args.window < 4 || args.chunks == Some(0) {
-        let reason = "windows have 4 tokens or more, and there is at least one".into();
-        return Err(Error::InvalidArgument { name: "window", reason });
+    let too_few = |name, reason: &str| Err(Error::InvalidArgument { name, reason: reason.into() });
+    if args.window < 4 {
+        return too_few("window", "a window has 4 tokens or more");
+    }
+    if args.chunks == Some(0) {
+        return too_few("chunks", "there is nothing to score in 0 windows; give at least 1");
     }
     let text = read(&args.file)?;
-    let engine = ModelArgs { file: args.model.file.clone(), context: Some(args.window) }.open(gpu)?;
+    let engine = ModelArgs { file: args.model.clone(), context: Some(args.window) }.open(gpu)?;
     let adapters = Adapters::load(&args.adapters, &engine)?;
     let start = Instant::now();
     let ids = engine.base().tokenizer.encode(&text, EncodeOptions::default())?;

@@ -2,9 +2,8 @@
 //!
 //! Nothing here outlives a turn but the KV pages: whoever takes a turn writes its rows, tables and settings first.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::adapter::registry::{LoraPass, Registry, SetId};
 use crate::error::{Error, Result};
@@ -102,7 +101,6 @@ impl Executor {
         };
         let mut pool = PagePool::default();
         pool.grow(cache.pages());
-        let _scratch = [thresholds, partials];
         let registry = Registry::new(gpu, base.adapter_shape(), chunk_rows.max(LOGIT_ROWS), adapter_budget);
         Ok(Self {
             llama,
@@ -120,7 +118,7 @@ impl Executor {
             biases,
             ring,
             ops,
-            _scratch,
+            _scratch: [thresholds, partials],
         })
     }
 

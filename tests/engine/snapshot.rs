@@ -128,6 +128,11 @@ impl Parts {
         parts.bytes()
     }
 
+    fn without(&self, name: &str) -> Vec<u8> {
+        let tensors = self.tensors.iter().filter(|t| t.0 != name).cloned().collect();
+        Self { tensors, ..self.clone() }.bytes()
+    }
+
     fn tokens(&self, tokens: &[u32]) -> Vec<u8> {
         self.edit("tokens", |_, shape, data| {
             *shape = vec![tokens.len()];
@@ -150,11 +155,10 @@ fn saved_parts() -> (Parts, Vec<u8>) {
     (Parts::of(&saved.path), std::fs::read(&saved.path).unwrap())
 }
 
-#[test]
-fn hostile_files_are_refused_by_type() {
-    let (parts, whole) = saved_parts();
+/// Files that are no saved session, each for a reason of its own.
+fn invalid(parts: &Parts, whole: &[u8]) -> [(&'static str, Vec<u8>); 17] {
     let length = |n: u64| [&n.to_le_bytes()[..], &whole[8..]].concat();
-    let invalid = [
+    [
         ("nothing", vec![]),
         ("no safetensors", b"GGUF, of all things".to_vec()),
         ("header of no length", length(0)),
@@ -174,23 +178,17 @@ fn hostile_files_are_refused_by_type() {
                 data.truncate(shape[0] * shape[1]);
             }),
         ),
-        (
-            "a layer missing",
-            Parts {
-                tensors: parts.tensors.iter().filter(|t| t.0 != "layers.1.keys").cloned().collect(),
-                ..parts.clone()
-            }
-            .bytes(),
-        ),
-        (
-            "no tokens",
-            Parts { tensors: parts.tensors.iter().filter(|t| t.0 != "tokens").cloned().collect(), ..parts.clone() }
-                .bytes(),
-        ),
+        ("a layer missing", parts.without("layers.1.keys")),
+        ("no tokens", parts.without("tokens")),
         ("tokens of another type", parts.edit("tokens", |dtype, _, _| *dtype = Dtype::F32)),
         ("no metadata", Parts { metadata: HashMap::new(), ..parts.clone() }.bytes()),
-    ];
-    for (what, bytes) in invalid {
+    ]
+}
+
+#[test]
+fn hostile_files_are_refused_by_type() {
+    let (parts, whole) = saved_parts();
+    for (what, bytes) in invalid(&parts, &whole) {
         match refusal(&bytes) {
             Some(Error::InvalidFile { path, .. }) => assert!(path.ends_with("hostile")),
             other => panic!("{what}: {other:?}"),
