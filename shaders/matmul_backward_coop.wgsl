@@ -27,7 +27,7 @@ struct Params {
 @group(0) @binding(4) var<storage, read> exponents: array<u32>;
 
 const T: u32 = 4u * S;
-const DY_LOADS: u32 = T * NS / 4u / WG; // fours of dy that a lane stages
+const DY_LOADS: u32 = T * NS / 4u / WG; // fours of dy that a lane stages: 2, 4, 8 or 16
 const W_PARTS: u32 = T * NS / 8u / WG;  // eighths of weights
 // 8 halves of padding against bank conflicts.
 const DY_STRIDE: u32 = NS + 8u;
@@ -37,24 +37,35 @@ var<workgroup> tile_w: array<f16, NS * W_STRIDE>;
 var<workgroup> tile_scale: array<f32, T>; // of the rows of dy
 var<workgroup> edge: array<f32, 4u * S * S>;
 
-fn stage_dy(m0: u32, i: u32, n0: u32) {
+fn load_dy(m0: u32, i: u32, n0: u32) -> vec4<f32> {
+    let n = n0 + i % (NS / 4u) * 4u + vec4<u32>(0u, 1u, 2u, 3u);
+    let row = (p.dy_row + min(m0 + i / (NS / 4u), p.m - 1u)) * p.dy_stride + p.dy_offset;
+    let at = row + min(n, vec4<u32>(p.n - 1u));
+    return select(vec4<f32>(), vec4<f32>(dy[at.x], dy[at.y], dy[at.z], dy[at.w]), n < vec4<u32>(p.n));
+}
+
+fn keep_dy(i: u32, v: vec4<f32>) {
     let line = i / (NS / 4u);
-    let n = n0 + i % (NS / 4u) * 4u;
-    let at = (p.dy_row + min(m0 + line, p.m - 1u)) * p.dy_stride + p.dy_offset + n;
-    var v: vec4<f32>;
-    if n0 + NS <= p.n {
-        v = vec4<f32>(dy[at], dy[at + 1u], dy[at + 2u], dy[at + 3u]);
-    } else {
-        for (var j = 0u; j < 4u; j++) {
-            if n + j < p.n { v[j] = dy[at + j]; }
-        }
-    }
     let h = vec4<f16>(tile_scale[line] * v);
     let to = line * DY_STRIDE + i % (NS / 4u) * 4u;
     tile_dy[to] = h.x;
     tile_dy[to + 1u] = h.y;
     tile_dy[to + 2u] = h.z;
     tile_dy[to + 3u] = h.w;
+}
+
+// Four at a time, so that their loads are under way together.
+fn stage_dy(m0: u32, i: u32, n0: u32) {
+    let v0 = load_dy(m0, i, n0);
+    let v1 = load_dy(m0, i + WG, n0);
+    if DY_LOADS > 2u {
+        let v2 = load_dy(m0, i + 2u * WG, n0);
+        let v3 = load_dy(m0, i + 3u * WG, n0);
+        keep_dy(i + 2u * WG, v2);
+        keep_dy(i + 3u * WG, v3);
+    }
+    keep_dy(i, v0);
+    keep_dy(i + WG, v1);
 }
 
 fn stage_w(block0: u32, i: u32, n0: u32) {
@@ -110,7 +121,7 @@ fn main(
     }
     for (var n0 = 0u; n0 < p.n; n0 += NS) {
         workgroupBarrier();
-        for (var i = 0u; i < DY_LOADS; i++) { stage_dy(m0, index + i * WG, n0); }
+        for (var i = 0u; i < DY_LOADS; i += 4u) { stage_dy(m0, index + i * WG, n0); }
         for (var i = 0u; i < W_PARTS; i++) { stage_w(block0, index + i * WG, n0); }
         workgroupBarrier();
         for (var n = 0u; n < NS; n += S) {

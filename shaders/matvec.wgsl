@@ -100,11 +100,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let col = group.y * COLS;
     let n = weight_rows(unit);
     let rows = n * p.k_blocks;
-    for (var c = 0u; c < COLS; c++) {
-        if team == 0u && col + c < p.m {
-            expand(c, p.x_row + col + c, n + p.row0, lane);
-        }
-    }
+    begin(0u, col, team, lane, n + p.row0);
+    if COLS > 1u { begin(1u, col, team, lane, n + p.row0); }
+    if COLS > 2u { begin(2u, col, team, lane, n + p.row0); }
+    if COLS > 2u { begin(3u, col, team, lane, n + p.row0); }
+    if COLS > 4u { begin(4u, col, team, lane, n + p.row0); }
+    if COLS > 4u { begin(5u, col, team, lane, n + p.row0); }
+    if COLS > 4u { begin(6u, col, team, lane, n + p.row0); }
+    if COLS > 4u { begin(7u, col, team, lane, n + p.row0); }
     const STEP: u32 = L * SPLIT;
     for (var u = team * L + lane; u < p.k_blocks * 4u; u += STEP * UNROLL) {
         accumulate(u, rows, col);
@@ -112,24 +115,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         if UNROLL > 2u { accumulate(u + 2u * STEP, rows, col); }
         if UNROLL > 2u { accumulate(u + 3u * STEP, rows, col); }
     }
-    for (var c = 0u; c < COLS; c++) {
-        let v = vec4<f32>(
-            reduce_add(sums[c].x, index),
-            reduce_add(sums[c].y, index),
-            reduce_add(sums[c].z, index),
-            reduce_add(sums[c].w, index),
-        );
-        var square = 0.0;
-        if NORM == 1u { square = reduce_add(squares[c], index); }
-        if SPLIT > 1u {
-            if lane == 0u {
-                team_sums[index / L * COLS + c] = v;
-                team_squares[index / L * COLS + c] = square;
-            }
-        } else if lane == 0u && col + c < p.m {
-            finish(col + c, unit, v, square);
-        }
-    }
+    end(0u, col, unit, index);
+    if COLS > 1u { end(1u, col, unit, index); }
+    if COLS > 2u { end(2u, col, unit, index); }
+    if COLS > 2u { end(3u, col, unit, index); }
+    if COLS > 4u { end(4u, col, unit, index); }
+    if COLS > 4u { end(5u, col, unit, index); }
+    if COLS > 4u { end(6u, col, unit, index); }
+    if COLS > 4u { end(7u, col, unit, index); }
     if SPLIT > 1u {
         workgroupBarrier();
         // The first team's lanes take a column each.
@@ -142,6 +135,33 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             }
             finish(col + c, unit, v, square);
         }
+    }
+}
+
+// What an adapter adds to column c, by one of the teams.
+fn begin(c: u32, col: u32, team: u32, lane: u32, rows: vec4<u32>) {
+    if c % SPLIT == team && col + c < p.m {
+        expand(c, p.x_row + col + c, rows, lane);
+    }
+}
+
+// The lanes' sums of column c.
+fn end(c: u32, col: u32, unit: u32, index: u32) {
+    let v = vec4<f32>(
+        reduce_add(sums[c].x, index),
+        reduce_add(sums[c].y, index),
+        reduce_add(sums[c].z, index),
+        reduce_add(sums[c].w, index),
+    );
+    var square = 0.0;
+    if NORM == 1u { square = reduce_add(squares[c], index); }
+    if SPLIT > 1u {
+        if index % L == 0u {
+            team_sums[index / L * COLS + c] = v;
+            team_squares[index / L * COLS + c] = square;
+        }
+    } else if index % L == 0u && col + c < p.m {
+        finish(col + c, unit, v, square);
     }
 }
 
