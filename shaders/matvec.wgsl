@@ -115,14 +115,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         if UNROLL > 2u { accumulate(u + 2u * STEP, rows, col); }
         if UNROLL > 2u { accumulate(u + 3u * STEP, rows, col); }
     }
-    end(0u, col, unit, index);
-    if COLS > 1u { end(1u, col, unit, index); }
-    if COLS > 2u { end(2u, col, unit, index); }
-    if COLS > 2u { end(3u, col, unit, index); }
-    if COLS > 4u { end(4u, col, unit, index); }
-    if COLS > 4u { end(5u, col, unit, index); }
-    if COLS > 4u { end(6u, col, unit, index); }
-    if COLS > 4u { end(7u, col, unit, index); }
+    for (var c = 0u; c < COLS; c++) { end(c, col, unit, index); }
     if SPLIT > 1u {
         workgroupBarrier();
         // The first team's lanes take a column each.
