@@ -101,6 +101,14 @@ pub struct Tiling {
     pub guard: bool,
 }
 
+impl Tiling {
+    /// For several rows of x with adapters: one load under way at a time, since registers decide how many workgroups fit.
+    #[must_use]
+    pub fn beside_adapters(self, caps: &Caps) -> Self {
+        if caps.software { self } else { Self { unroll: 1, guard: true, ..self } }
+    }
+}
+
 /// Rows of W a lane sums.
 pub const ROWS: u32 = 4;
 

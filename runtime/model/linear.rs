@@ -11,8 +11,7 @@ use crate::format::TensorView;
 use crate::gpu::{Commands, Gpu, Kernel, Tensor};
 use crate::kernels::lora::Entry;
 use crate::kernels::matmul::{self, Tile};
-use crate::kernels::matvec;
-use crate::kernels::matvec::{Epilogue, LinearParams, Lora, MAX_COLS, SOFTWARE_PREFILL, Tiling, Variant};
+use crate::kernels::matvec::{self, Epilogue, LinearParams, Lora, MAX_COLS, SOFTWARE_PREFILL, Variant};
 use crate::quant::{self, BLOCK};
 
 /// Rows of the file are repacked and sent in pieces of at most this many bytes.
@@ -315,7 +314,9 @@ impl LinearOp {
     }
 
     fn narrow(&self, gpu: &Gpu, chunk: &ChunkOp, cols: u32) -> Variant {
-        let tiling: Tiling = matvec::tiling(gpu.caps(), chunk.rows, self.k_blocks);
+        let caps = gpu.caps();
+        let tiling = matvec::tiling(caps, chunk.rows, self.k_blocks);
+        let tiling = if cols > 1 && chunk.lora.is_some() { tiling.beside_adapters(caps) } else { tiling };
         Variant { tiling, cols, norm: self.eps.is_some(), epilogue: self.epilogue, lora: chunk.lora }
     }
 }
