@@ -9,8 +9,9 @@ use epiphyte::model::config::ModelConfig;
 use epiphyte::{DType, Engine, Error, quant};
 
 use super::adapted::random_adapter;
-use super::reference::{Reference, Rounding};
-use super::{Expected, distance, expect, kv_f16, logits, odd_llama, tiers, tiny};
+use super::matrix::Rounding;
+use super::reference::Reference;
+use super::{Expected, distance, expect, halves, logits, odd_llama, tiers, tiny};
 use crate::common::Random;
 use crate::gguf::writer::Meta;
 
@@ -170,14 +171,15 @@ fn an_exported_model_says_what_base_and_adapters_say() {
             let reference = Reference::merged(&base, &adapters, rounding);
             let (_, options) = tiers().into_iter().nth(1).unwrap();
             let engine = Engine::open(exported.dir.path().join("out.gguf"), options.clone()).unwrap();
-            let expected = expect(&reference, &ids, None, kv_f16(&engine, &options));
+            let expected = expect(&reference, &ids, None, halves(&engine, &options, &[24]));
             let found = logits(&engine, &ids, &[24]);
             let (in_bounds, relative) = distance(&expected, &found);
             println!("{stem} in {}: {in_bounds:.2} of the bound, {relative:.1e} of the largest logit", dtype.name());
             assert!(in_bounds <= 1.0, "{stem} {}: {in_bounds} of the bound", dtype.name());
             // And those of the adapters beside the base, within what both may be off.
             let beside = Engine::open(tiny(stem), options.clone()).unwrap();
-            let either = expect(&Reference::adapted(&base, &adapters), &ids, None, kv_f16(&beside, &options));
+            let halves = halves(&beside, &options, &[24]);
+            let either = expect(&Reference::adapted(&base, &adapters), &ids, None, halves);
             let both = between(&under(&beside, &adapters, &ids), &expected, &either);
             let in_bounds = distance(&both, &found).0;
             assert!(in_bounds <= 1.0, "{stem} {}: {in_bounds} of the bounds beside the base", dtype.name());

@@ -7,10 +7,12 @@ use epiphyte::{DType, Engine, EngineOptions};
 use safetensors::SafeTensors;
 
 use super::adapted::logits;
-use super::{PROMISED, tiny};
+use super::{PROMISED, halves, tiny};
 use crate::common::golden;
 
 const ADAPTERS: [&str; 6] = ["plain", "rslora", "patterns", "regex", "attention", "all_linear"];
+/// As [`PROMISED`], where cooperative matrices round activations and weights to f16.
+const IN_HALVES: f64 = 1e-2;
 const MIXED: &[(&str, f32)] = &[("patterns", 0.7), ("attention", -0.4)];
 
 /// The largest difference, in parts of the largest logit.
@@ -23,9 +25,8 @@ fn off(found: &[Vec<f32>], expected: &[f32]) -> f64 {
 }
 
 /// Adapters from folders under their names, and the same by way of GGUF files as `gguf.<name>`.
-fn engine() -> Arc<Engine> {
-    let options = EngineOptions { kv_f32: true, ..EngineOptions::default() };
-    let engine = Engine::open(tiny("tiny_llama"), options).unwrap();
+fn engine(options: &EngineOptions) -> Arc<Engine> {
+    let engine = Engine::open(tiny("tiny_llama"), options.clone()).unwrap();
     let (dir, shape) = (tempfile::tempdir().unwrap(), engine.base().adapter_shape());
     for name in ADAPTERS {
         let folder = golden(&format!("peft_logits/{name}"));
@@ -43,7 +44,8 @@ fn logits_under_adapters_are_those_of_peft() {
     let file = SafeTensors::deserialize(&file).unwrap();
     let ids = file.tensor("ids").unwrap().data().as_chunks().0.iter().map(|&b| i64::from_le_bytes(b) as u32);
     let ids: Vec<u32> = ids.collect();
-    let engine = engine();
+    let options = EngineOptions { kv_f32: true, ..EngineOptions::default() };
+    let engine = engine(&options);
     let single = ADAPTERS.map(|name| (name, vec![(name, 1.0)]));
     for (name, set) in single.into_iter().chain([("mixed", MIXED.to_vec())]) {
         let expected = file.tensor(&format!("{name}.logits")).unwrap();
@@ -54,7 +56,8 @@ fn logits_under_adapters_are_those_of_peft() {
             let found = logits(&engine, &set, &ids, pieces);
             let relative = off(&found, &expected);
             println!("{name}, {way}: {relative:.1e} of the largest logit");
-            assert!(relative <= PROMISED, "{name}, {way}: off by {relative} of the largest logit");
+            let bound = if halves(&engine, &options, pieces).products { IN_HALVES } else { PROMISED };
+            assert!(relative <= bound, "{name}, {way}: off by {relative} of the largest logit");
             // Where several alphas become one, B is rounded once more; in the f16 of the device nothing is left of it.
             assert_eq!(logits(&engine, &converted, &ids, pieces), found, "{name}, {way}: by way of GGUF");
         }

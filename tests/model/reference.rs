@@ -1,140 +1,19 @@
-//! A Llama in f64 loops over the dequantised weights, and how far f32 arithmetic may end up from it.
-//!
-//! Every number carries the variance of its error: what came in goes through the operation's derivative, and each
-//! rounding adds a share of its own, taken as independent (Higham & Mary 2019, "A New Approach to Probabilistic Rounding
-//! Error Analysis"). Within [`SIGMAS`] standard deviations is what a correct kernel gives.
+//! A Llama in f64 loops over the dequantised weights, and how far f32 arithmetic may end up from it: see [`matrix`].
 
-use epiphyte::adapter::{Adapter, LoraModule, ModulePath, Target};
+use epiphyte::adapter::{Adapter, ModulePath, Target};
 use epiphyte::format::gguf::Gguf;
 use epiphyte::model::config::ModelConfig;
 use epiphyte::model::rope::RopeScaling;
-use epiphyte::quant;
 
-const SIGMAS: f64 = 8.0;
-/// An operation of f32, relative; the rounding mode is the device's.
-const EPS: f64 = f32::EPSILON as f64;
-/// Rounding to f16, relative.
-const HALF_EPS: f64 = 1.0 / 2048.0;
+use super::matrix::{EPS, HALF_EPS, Matrix, Near, Rounding, Row, add_expanded};
 
-/// A value and the variance of its error.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Near {
-    pub(super) value: f64,
-    variance: f64,
-}
-
-impl Near {
-    /// How far off a correct result may be.
-    pub(super) fn bound(self) -> f64 {
-        SIGMAS * self.variance.sqrt()
-    }
-
-    fn rounded(self, relative: f64) -> Self {
-        Self { variance: self.variance + (relative * self.value).powi(2), ..self }
-    }
-
-    fn plus(self, other: Self) -> Self {
-        Self { value: self.value + other.value, variance: self.variance + other.variance }.rounded(EPS)
-    }
-}
-
-type Row = Vec<Near>;
-
-/// Weights `[N, K]`, dequantised, with the largest of each block of 32.
-#[derive(Clone)]
-struct Matrix {
-    k: usize,
-    weights: Vec<f64>,
-    peaks: Vec<f64>,
-    /// Added to its product, each with the weight of its adapter.
-    loras: Vec<(LoraModule, f64)>,
-    /// By weight, the deviation of its rounding; empty for weights that are exact.
-    deviations: Vec<f64>,
-}
-
-impl Matrix {
-    fn read(gguf: &Gguf, name: &str) -> Self {
-        let view = gguf.require(name).unwrap();
-        let mut values = vec![0.0_f32; view.n_weights()];
-        quant::format(view.dtype).dequantize(&view.bytes(), &mut values);
-        let weights: Vec<f64> = values.into_iter().map(f64::from).collect();
-        let peaks = weights.chunks(32).map(peak).collect();
-        Self { k: view.row_len(), weights, peaks, loras: Vec::new(), deviations: Vec::new() }
-    }
-
-    /// Adds the adapters to the weights: `[N, K]`, an embedding's `[V, D]` their transpose.
-    fn merge(&mut self, rounding: Rounding) {
-        let k = self.k;
-        for (lora, weight) in std::mem::take(&mut self.loras) {
-            let (scale, rank) = (weight * f64::from(lora.scaling), lora.rank);
-            let (rows, columns) = (self.weights.len() / k, lora.a.len() / rank);
-            for (n, m) in (0..rows).flat_map(|n| (0..k).map(move |m| (n, m))) {
-                let (out, column) = if lora.path.target == Target::EmbedTokens { (m, n) } else { (n, m) };
-                let term = |r: usize| f64::from(lora.b[out * rank + r]) * f64::from(lora.a[r * columns + column]);
-                self.weights[n * k + m] += scale * (0..rank).map(term).sum::<f64>();
-            }
-        }
-        self.peaks = self.weights.chunks(32).map(peak).collect();
-        let deviation = |(i, w): (usize, &f64)| rounding(*w, self.peaks[i / 32]);
-        self.deviations = self.weights.iter().enumerate().map(deviation).collect();
-    }
-
-    fn row(&self, n: usize) -> &[f64] {
-        &self.weights[n * self.k..][..self.k]
-    }
-
-    /// W x.
-    fn times(&self, x: &[Near]) -> Row {
-        let mut y: Row = (0..self.weights.len() / self.k).map(|n| self.dot(n, x)).collect();
-        for (lora, weight) in &self.loras {
-            let scale = weight * f64::from(lora.scaling);
-            let u: Row = lora.a.chunks(x.len()).map(|a| factor_dot(a, x, scale)).collect();
-            add_expanded(&mut y, &lora.b, &u);
-        }
-        y
-    }
-
-    fn dot(&self, n: usize, x: &[Near]) -> Near {
-        let mut out = Near::default();
-        let mut squares = 0.0;
-        for (k, (w, x)) in self.row(n).iter().zip(x).enumerate() {
-            out.value += w * x.value;
-            out.variance += w * w * x.variance;
-            out.variance += self.deviations.get(n * self.k + k).map_or(0.0, |dev| (dev * x.value).powi(2));
-            // Kernels sum codes and offsets apart; each sum is at most three times the block's largest weight.
-            squares += (3.0 * self.peaks[(n * self.k + k) / 32] * x.value).powi(2);
-        }
-        // K additions, each rounding a sum of such terms.
-        out.variance += EPS * EPS * self.k as f64 * squares;
-        out
-    }
-}
-
-fn peak(block: &[f64]) -> f64 {
-    block.iter().fold(0.0, |peak, w| peak.max(w.abs()))
-}
-
-/// How far rounding may move a weight, by its value and its block's largest.
-pub(super) type Rounding = fn(f64, f64) -> f64;
-
-/// scale * sum f x, for factors rounded to f16 and f32 sums.
-fn factor_dot(factors: &[f32], x: &[Near], scale: f64) -> Near {
-    let mut out = Near::default();
-    for (f, x) in factors.iter().zip(x) {
-        let f = f64::from(*f) * scale;
-        out.value += f * x.value;
-        // A power of two is taken out of the factors: what f16 can't hold below is 2^-24 of the largest.
-        let own = (f * x.value).powi(2) * (HALF_EPS * HALF_EPS + factors.len() as f64 * EPS * EPS);
-        out.variance += f * f * x.variance + own;
-    }
-    out
-}
-
-/// y += B u.
-fn add_expanded(y: &mut [Near], b: &[f32], u: &[Near]) {
-    for (y, b) in y.iter_mut().zip(b.chunks(u.len())) {
-        *y = y.plus(factor_dot(b, u, 1.0));
-    }
+/// What is rounded to f16.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Halves {
+    /// Keys and values.
+    pub(super) cache: bool,
+    /// Both factors of the layers' products; the head's are never.
+    pub(super) products: bool,
 }
 
 struct Layer {
@@ -255,22 +134,23 @@ impl Reference {
         x
     }
 
-    /// Logits `[T, V]` of `ids`, for a KV cache in f16 or f32.
-    pub(super) fn logits(&self, ids: &[u32], kv_f16: bool) -> Vec<Row> {
+    /// Logits `[T, V]` of `ids`.
+    pub(super) fn logits(&self, ids: &[u32], halves: Halves) -> Vec<Row> {
+        let products = halves.products;
         let mut x: Vec<Row> = ids.iter().map(|&id| self.embed(id)).collect();
         for layer in &self.layers {
-            self.attend(layer, &mut x, kv_f16);
+            self.attend(layer, &mut x, halves);
             for x in &mut x {
                 let normed = self.rms_norm(x, &layer.post_attention_layernorm);
-                let (gate, up) = (layer.gate_proj.times(&normed), layer.up_proj.times(&normed));
+                let (gate, up) = (layer.gate_proj.times(&normed, products), layer.up_proj.times(&normed, products));
                 let h: Row = gate.into_iter().zip(up).map(|(gate, up)| swiglu(gate, up)).collect();
-                add(x, &layer.down_proj.times(&h));
+                add(x, &layer.down_proj.times(&h, products));
             }
         }
         let head = |x: &Row| match &self.lm_head {
-            Some(head) => head.times(x),
+            Some(head) => head.times(x, false),
             // LoRA on the embedding is not on the head.
-            None => (0..self.config.vocab_size).map(|n| self.embed_tokens.dot(n, x)).collect(),
+            None => (0..self.config.vocab_size).map(|n| self.embed_tokens.dot(n, x, false)).collect(),
         };
         x.iter().map(|x| head(&self.rms_norm(x, &self.norm))).collect()
     }
@@ -288,23 +168,25 @@ impl Reference {
         normed.map(|y| y.rounded(2.0 * EPS)).collect()
     }
 
-    fn attend(&self, layer: &Layer, x: &mut [Row], kv_f16: bool) {
+    fn attend(&self, layer: &Layer, x: &mut [Row], halves: Halves) {
         let (heads, kv_heads) = (self.config.num_attention_heads, self.config.num_key_value_heads);
         let width = self.config.head_dim;
         let (mut keys, mut values): (Vec<Row>, Vec<Row>) = (Vec::new(), Vec::new());
         for (position, x) in x.iter_mut().enumerate() {
             let normed = self.rms_norm(x, &layer.input_layernorm);
-            let stored = |row: Row| row.into_iter().map(|v| v.rounded(if kv_f16 { HALF_EPS } else { 0.0 })).collect();
-            let q = self.rotated(layer.q_proj.times(&normed), position);
-            keys.push(stored(self.rotated(layer.k_proj.times(&normed), position)));
-            values.push(stored(layer.v_proj.times(&normed)));
+            let stored =
+                |row: Row| row.into_iter().map(|v| v.rounded(if halves.cache { HALF_EPS } else { 0.0 })).collect();
+            let projected = |matrix: &Matrix| matrix.times(&normed, halves.products);
+            let q = self.rotated(projected(&layer.q_proj), position);
+            keys.push(stored(self.rotated(projected(&layer.k_proj), position)));
+            values.push(stored(projected(&layer.v_proj)));
             let mut out = Row::new();
             for h in 0..heads {
                 let kv = h / (heads / kv_heads) * width;
                 let of = |rows: &[Row]| rows.iter().map(|row| row[kv..kv + width].to_vec()).collect::<Vec<_>>();
                 out.extend(attention(&q[h * width..(h + 1) * width], &of(&keys), &of(&values)));
             }
-            add(x, &layer.o_proj.times(&out));
+            add(x, &layer.o_proj.times(&out, halves.products));
         }
     }
 

@@ -90,7 +90,7 @@ fn the_sum_is_the_one_done_by_hand() {
     let (t, d, f, qkv, attn, heads, v, r) = (512_u64, 576, 1536, 960, 576, 9, 49_152, 8);
     let parameters = 30 * r * ((576 + 576) + (192 + 576) + (576 + 1536));
     let saved = qkv + attn + heads + d + 2 * f + 3 * r;
-    let scratch = d + d + f + d + qkv + attn + d + f + heads + 2 * r + d;
+    let scratch = d + d + f + d + qkv + attn + d + f + heads + 2 * r + 1 + d;
     let fixed = 4 * (t * (scratch + 5 + 3) + 64 * v + 257 * 64);
     for (every, inputs, slots) in
         [(None, 30, 30), (Some(1), 30, 1), (Some(4), 8 + 3, 4), (Some(30), 30, 30), (Some(99), 30, 30)]
