@@ -179,7 +179,7 @@ pub struct TrainShape {
     pub targets: Vec<Target>,
     /// How a step is taken.
     pub optimizer: Optimizer,
-    /// Rows of logits at a time: 64, or 128 with cooperative matrices.
+    /// Rows of logits at a time: 64, or 256 with cooperative matrices.
     pub logit_rows: usize,
 }
 
