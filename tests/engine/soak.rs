@@ -279,7 +279,7 @@ fn variable(name: &str, default: u64) -> u64 {
 
 #[test]
 fn sessions_and_adapters_hold_whatever_comes() {
-    let (seconds, seed) = (variable("EPIPHYTE_SOAK_SECONDS", 20), variable("EPIPHYTE_SOAK_SEED", 1));
+    let (seconds, seed) = (variable("EPIPHYTE_SOAK_SECONDS", 60), variable("EPIPHYTE_SOAK_SEED", 1));
     let deadline = Instant::now() + Duration::from_secs(seconds);
     let dir = tempfile::tempdir().unwrap();
     let mut soak = Soak::new(seed, dir.path().to_path_buf());
