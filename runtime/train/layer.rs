@@ -15,6 +15,7 @@ use crate::kernels::swiglu_backward::{self, SwiGluBackwardParams};
 use crate::model::config::ModelConfig;
 use crate::model::linear::{Binding, LinearOp, RowRange, USize};
 use crate::model::linear_backward::LinearBackwardOp;
+use crate::model::weights::LayerWeights;
 
 use super::factors::{Factor, Layout};
 use super::graph::Buffers;
@@ -116,16 +117,7 @@ impl LayerOps {
         let norm = |x: &Tensor, gain: &Tensor| gpu.op(&rms_norm::spec(gpu.caps()), &[x, gain, normed]);
         let norm_backward =
             |x: &Tensor, gain: &Tensor| gpu.op(&rms_norm_backward::spec(gpu.caps(), true), &[x, gain, d_normed, dx]);
-        let store = |x, y, width: u32| Binding {
-            x,
-            norm: None,
-            y,
-            y_stride: width as usize,
-            epilogue: Epilogue::Store,
-            lora: None,
-        };
         let add = |x, y| Binding { epilogue: Epilogue::Add, ..store(x, y, sizes.d) };
-        let back = |linear, dy, dx| LinearBackwardOp::new(gpu, linear, dy, dx, b("exponents"));
         let rope = gpu.op(&rope_train::spec(e), &[rows, b("rotations"), qkv])?;
         let attention_inputs = [rows, qkv, lse, d_attn, delta, d_qkv];
         Ok(Self {
@@ -139,12 +131,7 @@ impl LayerOps {
             o_proj: LinearOp::new(gpu, &weights.o_proj, add(attn, x_mid))?,
             gate_up: LinearOp::new(gpu, &weights.gate_up, store(normed, gate_up, 2 * sizes.f))?,
             down_proj: LinearOp::new(gpu, &weights.down_proj, add(h, out))?,
-            linears_backward: [
-                back(&weights.qkv, d_qkv, d_normed)?,
-                back(&weights.o_proj, dx, d_attn)?,
-                back(&weights.gate_up, gate_up, d_normed)?,
-                back(&weights.down_proj, dx, dh)?,
-            ],
+            linears_backward: linears_backward(gpu, buffers, weights, gate_up)?,
             rope,
             rope_backward: gpu.op(&rope_train::spec(e), &[rows, b("rotations"), d_qkv])?,
             attention: gpu.op(&attention_train::spec(e), &[rows, qkv, attn, lse])?,
@@ -256,6 +243,28 @@ impl LayerOps {
         let params = SwiGluParams { f: self.sizes.f, ..Default::default() };
         swiglu::record(commands, gpu.caps(), &self.swiglu, &params, rows);
     }
+}
+
+/// A linear from x to y, `width` elements a row.
+fn store<'a>(x: &'a Tensor, y: &'a Tensor, width: u32) -> Binding<'a> {
+    Binding { x, norm: None, y, y_stride: width as usize, epilogue: Epilogue::Store, lora: None }
+}
+
+/// dX through qkv, o, gate and up, down; the gradient of gate and up is in their place, `gate_up`.
+fn linears_backward(
+    gpu: &Gpu,
+    buffers: &Buffers,
+    weights: &LayerWeights,
+    gate_up: &Tensor,
+) -> Result<[LinearBackwardOp; 4]> {
+    let b = |name: &str| buffers.get(name);
+    let back = |linear, dy, dx| LinearBackwardOp::new(gpu, linear, dy, b(dx), b("exponents"));
+    Ok([
+        back(&weights.qkv, b("d_qkv"), "d_normed")?,
+        back(&weights.o_proj, b("dx"), "d_attn")?,
+        back(&weights.gate_up, gate_up, "d_normed")?,
+        back(&weights.down_proj, b("dx"), "dh")?,
+    ])
 }
 
 /// The layer's LoRA by the linear it sits beside.
