@@ -3,22 +3,18 @@
 #![allow(missing_docs, reason = "criterion's macros make public items")]
 #![allow(clippy::print_stdout, reason = "a benchmark says what it measured on, or why not")]
 
+mod common;
+
 use std::ops::ControlFlow;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use epiphyte::{Engine, EngineOptions, GenerateOptions, Result, Session, generate_batch};
 
-/// The file that `make model` fetches.
-const MODEL_FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
-const DECODED: usize = 32;
+use common::{MODEL_FILE, model_path};
 
-fn model_path() -> Option<PathBuf> {
-    let named = std::env::var_os("EPIPHYTE_TEST_MODEL").map(PathBuf::from);
-    named.or_else(|| Some(epiphyte::cache_dir()?.join(MODEL_FILE))).filter(|path| path.exists())
-}
+const DECODED: usize = 32;
 
 /// A session of `tokens` tokens that none before it began with: what is known would not be computed again.
 fn session(engine: &Arc<Engine>, tokens: usize, count: &mut u32) -> Result<Session> {

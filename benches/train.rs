@@ -2,7 +2,8 @@
 //! `EPIPHYTE_TEST_MODEL` names another file. Rows are made-up tokens, which take as long as any.
 #![allow(clippy::print_stdout, reason = "a benchmark says what it measured on, or why not")]
 
-use std::path::PathBuf;
+mod common;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -12,8 +13,8 @@ use epiphyte::train::schedule::{Decay, Warmup};
 use epiphyte::train::{TrainOptions, Trainer, data};
 use epiphyte::{Engine, EngineOptions, Error, GenerateOptions, GpuOptions, Result};
 
-/// The file that `make model` fetches.
-const MODEL_FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
+use common::{MODEL_FILE, model_path};
+
 const RANK: usize = 16;
 const ROWS: u32 = 64;
 /// Steps that are not timed: the first one compiles.
@@ -25,11 +26,6 @@ struct Size {
     steps: usize,
     asked: u32,
     prompt: usize,
-}
-
-fn model_path() -> Option<PathBuf> {
-    let named = std::env::var_os("EPIPHYTE_TEST_MODEL").map(PathBuf::from);
-    named.or_else(|| Some(epiphyte::cache_dir()?.join(MODEL_FILE))).filter(|path| path.exists())
 }
 
 /// `len` tokens, others for every `row`.

@@ -5,28 +5,8 @@
 // Grid: (ceil(N / TN), ceil(M / TM), 1); 256 lanes in SPLIT teams, each with all of the TM x TN tile, 4 x 4 a lane, and
 // every SPLIT-th k. In steps of KT of K, a multiple of 8. The teams' sums are added in their order: the same every time.
 // TILE vec4 of workgroup memory, at most 16 KiB: WebGPU's default limit. Sums in f32.
+// Params, bindings and store: shared/dense.wgsl
 // Host: runtime/kernels/matmul_dense.rs    Oracle: tests/kernels/matmul_dense.rs
-struct Params {
-    m: u32,
-    n: u32,
-    k: u32,
-    a_offset: u32,
-    a_m: u32,
-    a_k: u32,
-    b_offset: u32,
-    b_k: u32,
-    b_n: u32,
-    c_offset: u32,
-    c_m: u32,
-    alpha: f32,
-    beta: f32,
-    pad0: u32,
-    pad1: u32,
-    pad2: u32,
-}
-@group(0) @binding(0) var<storage, read> a: array<f32>;
-@group(0) @binding(1) var<storage, read> b: array<f32>;
-@group(0) @binding(2) var<storage, read_write> c: array<f32>;
 
 const TEAM: u32 = 256u / SPLIT;
 // A row of the staged tiles, one for each k, with a vec4 of padding against bank conflicts.
@@ -91,17 +71,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var i = 0u; i < 4u; i++) {
         for (var j = 0u; j < 4u; j++) {
             store(m0 + tm * 4u + i, n0 + tn * 4u + j, acc[i][j]);
-        }
-    }
-}
-
-fn store(m: u32, n: u32, sum: f32) {
-    if m < p.m && n < p.n {
-        let at = p.c_offset + m * p.c_m + n;
-        if p.beta == 0.0 {
-            c[at] = p.alpha * sum;
-        } else {
-            c[at] = p.beta * c[at] + p.alpha * sum;
         }
     }
 }

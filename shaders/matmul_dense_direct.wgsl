@@ -3,28 +3,8 @@
 //   1 b     f32  read  B(k, n) at b_offset + k b_k + n b_n; may be the buffer of A
 //   2 c     f32  read_write  C[m, n] at c_offset + m c_m + n; not read when beta is 0
 // Grid: ceil(M / 4) ceil(N / 4) lanes in workgroups of WG, filled up over x and y; a lane makes 4 x 4. Sums in f32.
+// Params, bindings and store: shared/dense.wgsl
 // Host: runtime/kernels/matmul_dense.rs    Oracle: tests/kernels/matmul_dense.rs
-struct Params {
-    m: u32,
-    n: u32,
-    k: u32,
-    a_offset: u32,
-    a_m: u32,
-    a_k: u32,
-    b_offset: u32,
-    b_k: u32,
-    b_n: u32,
-    c_offset: u32,
-    c_m: u32,
-    alpha: f32,
-    beta: f32,
-    pad0: u32,
-    pad1: u32,
-    pad2: u32,
-}
-@group(0) @binding(0) var<storage, read> a: array<f32>;
-@group(0) @binding(1) var<storage, read> b: array<f32>;
-@group(0) @binding(2) var<storage, read_write> c: array<f32>;
 
 @compute @workgroup_size(WG)
 fn main(
@@ -53,17 +33,6 @@ fn main(
     for (var i = 0u; i < 4u; i++) {
         for (var j = 0u; j < 4u; j++) {
             store(m + i, n + j, acc[i][j]);
-        }
-    }
-}
-
-fn store(m: u32, n: u32, sum: f32) {
-    if m < p.m && n < p.n {
-        let at = p.c_offset + m * p.c_m + n;
-        if p.beta == 0.0 {
-            c[at] = p.alpha * sum;
-        } else {
-            c[at] = p.beta * c[at] + p.alpha * sum;
         }
     }
 }

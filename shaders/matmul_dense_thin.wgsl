@@ -5,28 +5,8 @@
 // Grid: (ceil(N / 16), ceil(M / 4), 1); 64 teams of 4 lanes, a lane 4 x 4 of a 4 x 16 tile and every 64th k, straight from
 // memory: nothing waits for a barrier until the end. The teams' sums are added in their order: the same every time.
 // Sums in f32.
+// Params, bindings and store: shared/dense.wgsl
 // Host: runtime/kernels/matmul_dense.rs    Oracle: tests/kernels/matmul_dense.rs
-struct Params {
-    m: u32,
-    n: u32,
-    k: u32,
-    a_offset: u32,
-    a_m: u32,
-    a_k: u32,
-    b_offset: u32,
-    b_k: u32,
-    b_n: u32,
-    c_offset: u32,
-    c_m: u32,
-    alpha: f32,
-    beta: f32,
-    pad0: u32,
-    pad1: u32,
-    pad2: u32,
-}
-@group(0) @binding(0) var<storage, read> a: array<f32>;
-@group(0) @binding(1) var<storage, read> b: array<f32>;
-@group(0) @binding(2) var<storage, read_write> c: array<f32>;
 
 const TEAMS: u32 = 64u;
 var<workgroup> tile: array<vec4<f32>, TEAMS * 16u>; // [team][row][4 of N]
@@ -85,16 +65,5 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var i = 0u; i < 16u; i++) { sum += tile[i * 16u + index]; }
     for (var j = 0u; j < 4u; j++) {
         store(m0 + index / 4u, n0 + index % 4u * 4u + j, sum[j]);
-    }
-}
-
-fn store(m: u32, n: u32, sum: f32) {
-    if m < p.m && n < p.n {
-        let at = p.c_offset + m * p.c_m + n;
-        if p.beta == 0.0 {
-            c[at] = p.alpha * sum;
-        } else {
-            c[at] = p.beta * c[at] + p.alpha * sum;
-        }
     }
 }

@@ -59,6 +59,7 @@ const SOURCES: &[(&str, &str)] = &[
     ("attention/whole", include_str!("../../shaders/attention/whole.wgsl")),
     ("bandwidth", include_str!("../../shaders/bandwidth.wgsl")),
     ("shared/attention_tile", include_str!("../../shaders/shared/attention_tile.wgsl")),
+    ("shared/dense", include_str!("../../shaders/shared/dense.wgsl")),
     ("shared/clip", include_str!("../../shaders/shared/clip.wgsl")),
     ("shared/reduce_subgroup", include_str!("../../shaders/shared/reduce_subgroup.wgsl")),
     ("shared/sampler", include_str!("../../shaders/shared/sampler.wgsl")),

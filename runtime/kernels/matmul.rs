@@ -1,12 +1,10 @@
 //! `y = x Wᵀ` for many rows of x: see `shaders/matmul.wgsl` and `shaders/matmul_coop.wgsl`.
 
+use super::ENOUGH_GROUPS;
 use super::matvec::{BINDINGS, Epilogue, LinearParams};
 use crate::dtype::DType;
 use crate::gpu::shader::Source;
 use crate::gpu::{Caps, Commands, Kernel, KernelSpec};
-
-/// Workgroups that keep a large GPU busy.
-const ENOUGH_GROUPS: u32 = 128;
 
 /// How much of y a workgroup makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,6 +6,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::ENOUGH_GROUPS;
 use crate::gpu::pipeline::Access::{self, Read, Write};
 use crate::gpu::shader::Source;
 use crate::gpu::{Caps, Commands, KernelSpec, Op};
@@ -37,7 +38,7 @@ impl View {
     }
 }
 
-/// Mirror of `Params` in the shaders.
+/// Mirror of `Params` in `shared/dense.wgsl`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
 pub struct MatmulDenseParams {
@@ -108,8 +109,6 @@ pub enum Tiling {
     Direct,
 }
 
-/// Workgroups that keep a large GPU busy.
-const ENOUGH_GROUPS: u32 = 128;
 /// Lanes in a workgroup of `matmul_dense_direct`.
 const DIRECT_WG: u32 = 32;
 /// The most workgroups along one side of a grid: WebGPU's default limit.
@@ -162,7 +161,7 @@ impl Tiling {
                 ("matmul_dense", consts.to_vec())
             }
         };
-        let source = Source { name, consts, ..Default::default() };
+        let source = Source { name, consts, imports: vec!["shared/dense"], ..Default::default() };
         KernelSpec { source, bindings: BINDINGS, params_bytes: size_of::<MatmulDenseParams>() as u32 }
     }
 }

@@ -26,6 +26,9 @@ pub mod swiglu_backward;
 
 use crate::gpu::Caps;
 
+/// Workgroups that keep a large GPU busy.
+const ENOUGH_GROUPS: u32 = 128;
+
 /// The joined file that reduces over lanes, and the most lanes it can reduce over.
 pub(crate) fn reduction(caps: &Caps) -> (&'static str, u32) {
     match caps.subgroup_size {

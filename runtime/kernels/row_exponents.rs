@@ -2,6 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::matmul_backward::MatmulBackwardParams;
 use crate::gpu::pipeline::Access::{Read, Write};
 use crate::gpu::shader::Source;
 use crate::gpu::{Commands, KernelSpec, Op};
@@ -18,6 +19,13 @@ pub struct RowExponentsParams {
     pub dy_stride: u32,
     /// Column of dy that is the first.
     pub dy_offset: u32,
+}
+
+impl From<&MatmulBackwardParams> for RowExponentsParams {
+    /// Of the part of dy that a product reads.
+    fn from(p: &MatmulBackwardParams) -> Self {
+        Self { n: p.n, dy_row: p.dy_row, dy_stride: p.dy_stride, dy_offset: p.dy_offset }
+    }
 }
 
 /// Bindings: `dy [., dy_stride]`, `exponents [M]`.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::gpu::{Commands, Gpu, Kernel, Op, Tensor};
 use crate::kernels::matmul_backward::{self, MatmulBackwardParams};
-use crate::kernels::row_exponents::{self, RowExponentsParams};
+use crate::kernels::row_exponents;
 use crate::quant::BLOCK;
 
 use super::linear::Linear;
@@ -68,8 +68,7 @@ impl LinearBackwardOp {
                 add: u32::from(i > 0),
             };
             if let Some(op) = &self.exponents {
-                let MatmulBackwardParams { n, dy_row, dy_stride, dy_offset, .. } = params;
-                row_exponents::record(commands, op, RowExponentsParams { n, dy_row, dy_stride, dy_offset }, rows);
+                row_exponents::record(commands, op, (&params).into(), rows);
             }
             matmul_backward::record(commands, gpu.caps(), (&chunk.kernel, &chunk.group), &params, chunk.bytes);
         }

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::gpu::{Caps, Gpu};
 use crate::kernels::matmul_backward::{self, MatmulBackwardParams};
 use crate::kernels::matmul_dense::{self, MatmulDenseParams, Tiling, View};
-use crate::kernels::row_exponents::{self, RowExponentsParams};
+use crate::kernels::row_exponents;
 use crate::quant::BLOCK;
 
 /// Rows of dy: more than a fragment.
@@ -59,8 +59,7 @@ fn multiply_backward(gpu: &Gpu, dtype: DType, tolerance: f64) -> Result<Vec<Outc
         };
         submit(gpu, |commands| {
             if matmul_backward::reads_exponents(gpu.caps()) {
-                let params = RowExponentsParams { n: N as u32, dy_stride: N as u32, ..Default::default() };
-                row_exponents::record(commands, &row_exponents, params, ROWS as u32);
+                row_exponents::record(commands, &row_exponents, (&params).into(), ROWS as u32);
             }
             matmul_backward::record(commands, gpu.caps(), (&op.kernel, &op.group), &params, 0);
             Ok(())

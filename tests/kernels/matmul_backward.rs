@@ -3,7 +3,7 @@
 use epiphyte::DType;
 use epiphyte::gpu::{Caps, Gpu};
 use epiphyte::kernels::matmul_backward::{self, MatmulBackwardParams};
-use epiphyte::kernels::row_exponents::{self, RowExponentsParams};
+use epiphyte::kernels::row_exponents;
 use proptest::prelude::*;
 
 use super::oracle::{EPS, check_gradient, gamma};
@@ -133,9 +133,7 @@ fn check_variant(gpu: &Gpu, caps: &Caps, dtype: DType, case: &Case) -> Checked {
             MatmulBackwardParams { n: rows.len() as u32, dy_offset: whole.dy_offset + rows.start as u32, add, ..whole };
         submit(gpu, |commands| {
             if matmul_backward::reads_exponents(caps) {
-                let MatmulBackwardParams { n, dy_row, dy_stride, dy_offset, .. } = p;
-                let params = RowExponentsParams { n, dy_row, dy_stride, dy_offset };
-                row_exponents::record(commands, &row_exponents, params, p.m);
+                row_exponents::record(commands, &row_exponents, (&p).into(), p.m);
             }
             matmul_backward::record(commands, caps, (&op.kernel, &op.group), &p, 0);
         })?;
