@@ -10,7 +10,8 @@ use epiphyte::gpu::{Commands, Gpu, Op, Tensor};
 use epiphyte::kernels::attention::{self, AttentionParams, Heads, Leaves, PrefillParams, ReduceParams};
 use epiphyte::kernels::bandwidth;
 use epiphyte::kernels::matmul::{self, Tile};
-use epiphyte::kernels::matvec::{self, Epilogue, LinearParams, MAX_COLS, Variant};
+use epiphyte::kernels::matvec::{self, Epilogue, GPU_COLS, LinearParams, MAX_COLS, Variant};
+use epiphyte::kernels::matvec_coop::{self, Shape};
 use epiphyte::kernels::sample::{self, Sampler};
 use epiphyte::{DType, GpuOptions, Result, quant};
 
@@ -63,6 +64,15 @@ fn linears(c: &mut Criterion, gpu: &Gpu) -> Result<()> {
                 let kernel = gpu.kernel(&matvec::spec(gpu.caps(), DTYPE, variant))?;
                 time(c, gpu, ("matvec", format!("{name} x{m}")), bytes, |commands| {
                     matvec::record(commands, (&kernel, &group), variant, &params, bytes);
+                    Ok(())
+                });
+                let Some(shape) = Shape::of(gpu.caps()).filter(|_| m > GPU_COLS) else { continue };
+                let (tiling, norm, epilogue, lora) = (shape.tiling(n), false, Epilogue::Store, None);
+                let guard = !(k / 32).is_multiple_of(tiling.step);
+                let variant = matvec_coop::Variant { shape, tiling, guard, norm, epilogue, lora };
+                let kernel = gpu.kernel(&matvec_coop::spec(DTYPE, variant))?;
+                time(c, gpu, ("matvec_coop", format!("{name} x{m}")), bytes, |commands| {
+                    matvec_coop::record(commands, (&kernel, &group), variant, &params, bytes);
                     Ok(())
                 });
             } else if !gpu.caps().software {

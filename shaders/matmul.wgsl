@@ -1,35 +1,9 @@
 // matmul: y[m, n] (=, +=) sum_k x[m, k] W[n, k]    for many rows m, staged in workgroup memory
-//   0 x     f32  read  [M, K]          1 gain  unused: one layout serves matvec, matmul and matmul_coop
-//   2 words, 3 scales  read  W [N, K] in the format's blocks of 32
-//   4 y     f32  read_write  [M, y_stride], columns from y_offset
 // EPILOGUE 0: y = .  1: y += .
 // Grid: (ceil(N / 64), ceil(M / 64), 1); 256 lanes make a 64 x 64 tile, 4 x 4 each, in steps of one block of K.
 // 16 KiB of workgroup memory: WebGPU's default limit. Sums in f32.
+// Params and bindings: shared/linear.wgsl
 // Host: runtime/kernels/matmul.rs    Oracle: tests/kernels/matmul.rs
-struct Params {
-    m: u32,
-    n: u32,
-    k_blocks: u32,
-    x_row: u32,
-    y_stride: u32,
-    y_offset: u32,
-    pair: u32,
-    eps: f32,
-    row0: u32,
-    site: u32,
-    u_rows: u32,
-    lora_groups: u32,
-    parts: u32,
-    pad0: u32,
-    pad1: u32,
-    pad2: u32,
-    lora: vec4<u32>,
-}
-@group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(1) var<storage, read> gain: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> words: array<vec4<u32>>;
-@group(0) @binding(3) var<storage, read> scales: array<u32>;
-@group(0) @binding(4) var<storage, read_write> y: array<f32>;
 
 var<workgroup> tile_x: array<vec4<f32>, 512>; // [32 k][64 m]
 var<workgroup> tile_w: array<vec4<f32>, 512>; // [32 k][64 n]

@@ -1,36 +1,10 @@
 // matmul_coop: y[m, n] (=, +=) sum_k x[m, k] W[n, k]    on cooperative matrices, f16 x f16 -> f32
-//   0 x     f32  read  [M, K]          1 gain  unused: one layout serves matvec, matmul and matmul_coop
-//   2 words, 3 scales  read  W [N, K] in the format's blocks of 32
-//   4 y     f32  read_write  [M, y_stride], columns from y_offset
 // EPILOGUE 0: y = .  1: y += .    S: side of a fragment, 8 or 16.  WG: 4 subgroups.
 // Grid: (ceil(N / TN), ceil(M / TM), 1); 2 x 2 subgroups make a TM x TN tile, F x F fragments each, F 2 or 4, in steps of
 // KS blocks of K. x and W are rounded to f16 on staging; sums in f32.
 // Fragments are named, not indexed: drivers keep indexed ones in memory, which takes three times as long.
+// Params and bindings: shared/linear.wgsl
 // Host: runtime/kernels/matmul.rs    Oracle: tests/kernels/matmul.rs
-struct Params {
-    m: u32,
-    n: u32,
-    k_blocks: u32,
-    x_row: u32,
-    y_stride: u32,
-    y_offset: u32,
-    pair: u32,
-    eps: f32,
-    row0: u32,
-    site: u32,
-    u_rows: u32,
-    lora_groups: u32,
-    parts: u32,
-    pad0: u32,
-    pad1: u32,
-    pad2: u32,
-    lora: vec4<u32>,
-}
-@group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(1) var<storage, read> gain: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> words: array<vec4<u32>>;
-@group(0) @binding(3) var<storage, read> scales: array<u32>;
-@group(0) @binding(4) var<storage, read_write> y: array<f32>;
 
 const TM: u32 = 2u * F * S;
 const TN: u32 = 2u * F * S;

@@ -1,38 +1,12 @@
 // matvec: y[m, n] (=, +=) sum_k x[m, k] W[n, k]    for few rows m: the weights are read once for COLS of them
-//   0 x     f32  read  [M, K]          1 gain  f32  read  [K], with NORM
-//   2 words, 3 scales  read  W [N, K] in the format's blocks of 32
-//   4 y     f32  read_write  [M, y_stride], columns from y_offset
 // NORM 1: x is RMS-normalised on the way: the squares are summed beside the products and applied at the end.
 // EPILOGUE 0: y = .  1: y += .  2: y[m, i] = silu(W x)[i] * (W x)[i + pair]   (SwiGLU, Shazeer 2020, arXiv:2002.05202)
 // With an adapter: lora/matvec_shrink.wgsl lets A's rows ride along, lora/matvec_expand.wgsl adds B u to the sums.
 // Grid: (ceil(N / (WG / L / SPLIT * 4)), ceil(M / COLS), 1), or pair / 2 for N / 4 with SwiGLU; SPLIT teams of L lanes share
 // 4 rows of W, a lane takes UNROLL quarters of a block at a time, L SPLIT apart: neighbouring lanes load side by side, many
 // loads are under way. The teams' sums are added in their order.
+// Params and bindings: shared/linear.wgsl
 // Host: runtime/kernels/matvec.rs    Oracle: tests/kernels/matvec.rs
-struct Params {
-    m: u32,
-    n: u32,
-    k_blocks: u32,
-    x_row: u32,
-    y_stride: u32,
-    y_offset: u32,
-    pair: u32,
-    eps: f32,
-    row0: u32,
-    site: u32,
-    u_rows: u32,
-    lora_groups: u32,
-    parts: u32,
-    pad0: u32,
-    pad1: u32,
-    pad2: u32,
-    lora: vec4<u32>,
-}
-@group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(1) var<storage, read> gain: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> words: array<vec4<u32>>;
-@group(0) @binding(3) var<storage, read> scales: array<u32>;
-@group(0) @binding(4) var<storage, read_write> y: array<f32>;
 
 // A lane sums 4 rows of W, for up to 8 rows of x. Named and unrolled by hand: drivers keep indexed arrays in memory and
 // wait for each load of a loop in turn.

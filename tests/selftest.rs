@@ -128,6 +128,7 @@ fn the_least_demanding_failure_names_the_culprit() {
         subgroup_size: Some(32),
         f16: true,
         cooperative_matrix: Some(16),
+        scalar_fragments: false,
         immediates: true,
         software: false,
         max_binding_bytes: 128 << 20,

@@ -7,6 +7,7 @@ use epiphyte::kernels::attention::Leaves;
 use epiphyte::kernels::lora::{self, Directory};
 use epiphyte::kernels::matmul::{self, Tile};
 use epiphyte::kernels::matvec::{Epilogue, Lora, SOFTWARE_PREFILL, Variant};
+use epiphyte::kernels::matvec_coop::{self, Shape};
 use epiphyte::kernels::{adamw, attention_backward, attention_train, cross_entropy, gather_rows, grad_norm};
 use epiphyte::kernels::{attention, bandwidth, embedding, matmul_backward, matmul_dense, matvec, rms_norm};
 use epiphyte::kernels::{rms_norm_backward, rope, rope_train, row_exponents, sample, sgd, swiglu, swiglu_backward};
@@ -16,6 +17,7 @@ const CAPS: Caps = Caps {
     subgroup_size: Some(32),
     f16: true,
     cooperative_matrix: None,
+    scalar_fragments: false,
     immediates: true,
     software: false,
     max_binding_bytes: 128 << 20,
@@ -43,6 +45,21 @@ fn linear_specs(caps: &Caps, dtype: DType) -> Vec<KernelSpec> {
         specs.extend(Tile::all(caps).iter().map(|tile| matmul::spec(caps, dtype, epilogue, *tile)));
     }
     specs.push(matmul_backward::spec(caps, dtype));
+    specs.extend(Shape::of(caps).iter().flat_map(|shape| coop_specs(*shape, dtype)));
+    specs
+}
+
+fn coop_specs(shape: Shape, dtype: DType) -> Vec<KernelSpec> {
+    let spec = |tiling, guard, epilogue, lora| {
+        let norm = epilogue != Epilogue::Add;
+        matvec_coop::spec(dtype, matvec_coop::Variant { shape, tiling, guard, norm, epilogue, lora })
+    };
+    let mut specs = vec![];
+    for tiling in shape.tilings() {
+        specs.push(spec(tiling, false, Epilogue::Store, Some(Lora::Shrink(DIRECTORY))));
+        specs.push(spec(tiling, true, Epilogue::Add, Some(Lora::Expand(DIRECTORY))));
+        specs.extend([Epilogue::Store, Epilogue::Add, Epilogue::SwiGlu].map(|e| spec(tiling, true, e, None)));
+    }
     specs
 }
 
@@ -146,6 +163,6 @@ fn every_kernel_validates_on_every_tier() {
     check_all(&Caps { subgroup_size: Some(4), software: true, ..CAPS });
     check_all(&Caps { subgroup_size: None, f16: false, immediates: false, ..CAPS });
     for side in [8, 16] {
-        check_all(&Caps { cooperative_matrix: Some(side), ..CAPS });
+        check_all(&Caps { cooperative_matrix: Some(side), scalar_fragments: side == 8, ..CAPS });
     }
 }

@@ -73,6 +73,8 @@ pub struct Caps {
     pub f16: bool,
     /// Side of the square cooperative matrices, f16 × f16 → f32.
     pub cooperative_matrix: Option<u32>,
+    /// Cooperative matrices are loaded from scalars only, as on Metal.
+    pub scalar_fragments: bool,
     /// Parameters travel as immediates.
     pub immediates: bool,
     /// The GPU is a CPU: barriers are slow and workgroup memory gains nothing.
@@ -311,6 +313,7 @@ fn caps(adapter: &wgpu::Adapter, options: &GpuOptions) -> Caps {
         subgroup_size,
         f16,
         cooperative_matrix,
+        scalar_fragments: info.backend == wgpu::Backend::Metal,
         immediates: options.immediates
             && features.contains(wgpu::Features::IMMEDIATES)
             && limits.max_immediate_size >= super::commands::MAX_PARAMS_BYTES,

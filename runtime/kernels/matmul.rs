@@ -57,6 +57,7 @@ pub fn spec(caps: &Caps, dtype: DType, epilogue: Epilogue, tile: Tile) -> Kernel
         None => Source {
             name: "matmul",
             consts: vec![("EPILOGUE", epilogue as u32)],
+            imports: vec!["shared/linear"],
             quant: Some(dtype),
             ..Default::default()
         },
@@ -64,8 +65,13 @@ pub fn spec(caps: &Caps, dtype: DType, epilogue: Epilogue, tile: Tile) -> Kernel
     KernelSpec { source, bindings: BINDINGS, params_bytes: size_of::<LinearParams>() as u32 }
 }
 
-fn cooperative(side: u32, subgroup: u32, (dtype, epilogue, tile): (DType, Epilogue, Tile)) -> Source {
+/// The types of fragments of f16 factors and f32 sums.
+pub(super) fn fragments(side: u32) -> Vec<(&'static str, String)> {
     let ty = |scalar: &str, role: &str| format!("coop_mat{side}x{side}<{scalar}, {role}>");
+    vec![("coop_a", ty("f16", "A")), ("coop_b", ty("f16", "B")), ("coop_c", ty("f32", "C"))]
+}
+
+fn cooperative(side: u32, subgroup: u32, (dtype, epilogue, tile): (DType, Epilogue, Tile)) -> Source {
     Source {
         name: "matmul_coop",
         consts: vec![
@@ -75,8 +81,8 @@ fn cooperative(side: u32, subgroup: u32, (dtype, epilogue, tile): (DType, Epilog
             ("KS", tile.step()),
             ("EPILOGUE", epilogue as u32),
         ],
-        aliases: vec![("coop_a", ty("f16", "A")), ("coop_b", ty("f16", "B")), ("coop_c", ty("f32", "C"))],
-        imports: vec![],
+        aliases: fragments(side),
+        imports: vec!["shared/linear"],
         quant: Some(dtype),
         f16: true,
         cooperative_matrix: true,

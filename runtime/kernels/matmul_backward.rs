@@ -2,6 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::matmul::fragments;
 use crate::dtype::DType;
 use crate::gpu::pipeline::Access::{self, Read, Write};
 use crate::gpu::shader::Source;
@@ -79,11 +80,10 @@ pub fn spec(caps: &Caps, dtype: DType) -> KernelSpec {
 }
 
 fn cooperative(side: u32, subgroup: u32, dtype: DType) -> Source {
-    let ty = |scalar: &str, role: &str| format!("coop_mat{side}x{side}<{scalar}, {role}>");
     Source {
         name: "matmul_backward_coop",
         consts: vec![("WG", 4 * subgroup), ("S", side), ("NS", COOP_STEP)],
-        aliases: vec![("coop_a", ty("f16", "A")), ("coop_b", ty("f16", "B")), ("coop_c", ty("f32", "C"))],
+        aliases: fragments(side),
         imports: vec![],
         quant: Some(dtype),
         f16: true,

@@ -9,7 +9,7 @@ use crate::gpu::pipeline::Access::{self, Read, Write};
 use crate::gpu::shader::Source;
 use crate::gpu::{Caps, Commands, Kernel, KernelSpec};
 
-/// Bindings of `matvec`, `matmul` and `matmul_coop`: `x [M, K]`, `gain [K]`, `words`, `scales`, `y [M, y_stride]`.
+/// Bindings of `matvec`, `matvec_coop`, `matmul` and `matmul_coop`: `x [M, K]`, `gain [K]`, `words`, `scales`, `y [M, y_stride]`.
 pub const BINDINGS: &[Access] = &[Read, Read, Read, Read, Write];
 /// Bindings of `matvec` with [`Lora::Shrink`]: A and `u [M, u_rows]` after the others.
 pub const SHRINK_BINDINGS: &[Access] = &[Read, Read, Read, Read, Write, Read, Write];
@@ -17,10 +17,10 @@ pub const SHRINK_BINDINGS: &[Access] = &[Read, Read, Read, Read, Write, Read, Wr
 pub const EXPAND_BINDINGS: &[Access] = &[Read, Read, Read, Read, Write, Read, Read];
 /// The largest number of rows of x that count as few.
 pub const MAX_COLS: u32 = 8;
-/// The same on a GPU: the sums of more rows take registers that it needs to have more workgroups under way.
-const GPU_COLS: u32 = 4;
+/// Most rows of x in a pass on a GPU: the sums of more take registers that it needs to have more workgroups under way.
+pub const GPU_COLS: u32 = 4;
 
-/// Mirror of `Params` in the three shaders.
+/// Mirror of `Params` in `shaders/shared/linear.wgsl`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
 pub struct LinearParams {
@@ -185,28 +185,33 @@ pub fn spec(caps: &Caps, dtype: DType, variant: Variant) -> KernelSpec {
             ("NORM", u32::from(norm)),
             ("EPILOGUE", epilogue as u32),
         ],
-        imports: vec![reduce],
+        imports: vec![reduce, "shared/linear"],
         quant: Some(dtype),
         ..Default::default()
     };
+    let bindings = join_lora(&mut source, lora);
+    KernelSpec { source, bindings, params_bytes: size_of::<LinearParams>() as u32 }
+}
+
+/// Joins `source` with what it does for adapters, and gives the bindings it then has.
+pub(super) fn join_lora(source: &mut Source, lora: Option<Lora>) -> &'static [Access] {
     let bound = BINDINGS.len() as u32;
-    let bindings = match lora {
+    match lora {
         None => {
             source.imports.push("lora/matvec_none");
             BINDINGS
         }
         Some(Lora::Shrink(directory)) => {
             source.imports.extend(["lora/shrink_rows", "lora/matvec_shrink"]);
-            Joined { directory, a: true, b: false, u: true, parts: false }.join(&mut source, bound);
+            Joined { directory, a: true, b: false, u: true, parts: false }.join(source, bound);
             SHRINK_BINDINGS
         }
         Some(Lora::Expand(directory)) => {
             source.imports.push("lora/matvec_expand");
-            Joined { directory, a: false, b: true, u: false, parts: true }.join(&mut source, bound);
+            Joined { directory, a: false, b: true, u: false, parts: true }.join(source, bound);
             EXPAND_BINDINGS
         }
-    };
-    KernelSpec { source, bindings, params_bytes: size_of::<LinearParams>() as u32 }
+    }
 }
 
 /// Records one pass; `weight_bytes` is the size of W.

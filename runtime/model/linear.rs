@@ -8,10 +8,11 @@ use std::sync::{Arc, OnceLock};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format::TensorView;
-use crate::gpu::{Commands, Gpu, Kernel, Tensor};
+use crate::gpu::{Caps, Commands, Gpu, Kernel, Tensor};
 use crate::kernels::lora::Entry;
 use crate::kernels::matmul::{self, Tile};
 use crate::kernels::matvec::{self, Epilogue, LinearParams, Lora, MAX_COLS, SOFTWARE_PREFILL, Variant};
+use crate::kernels::matvec_coop::{self, Shape, Tiling};
 use crate::quant::{self, BLOCK};
 
 /// Rows of the file are repacked and sent in pieces of at most this many bytes.
@@ -183,6 +184,14 @@ impl RowRange {
     }
 }
 
+/// From how many rows of x on cooperative matrices multiply them, and how.
+struct OnMatrices {
+    rows: u32,
+    shape: Shape,
+    tiling: Tiling,
+    kernel: OnceLock<Arc<Kernel>>,
+}
+
 /// A [`Linear`] bound to its input and output.
 pub struct LinearOp {
     chunks: Vec<ChunkOp>,
@@ -204,6 +213,7 @@ struct ChunkOp {
     lora: Option<Lora>,
     /// For 1, 2, 4 and 8 rows of x.
     matvec: [OnceLock<Arc<Kernel>>; 4],
+    on_matrices: Option<OnMatrices>,
     /// For each [`Tile`].
     matmul: [OnceLock<Arc<Kernel>>; 2],
 }
@@ -247,10 +257,19 @@ impl LinearOp {
                 rows: chunk.rows as u32,
                 bytes: chunk.bytes(),
                 matvec: Default::default(),
+                on_matrices: on_matrices(gpu.caps(), chunk.rows * linear.k / BLOCK, chunk.rows as u32),
                 matmul: Default::default(),
             });
         }
         Ok(op)
+    }
+
+    /// Few rows of x, however few, are multiplied on cooperative matrices, in this way.
+    pub(crate) fn on_matrices(mut self, shape: Shape, tiling: Tiling) -> Self {
+        for chunk in &mut self.chunks {
+            chunk.on_matrices = Some(OnMatrices { rows: 1, shape, tiling, kernel: OnceLock::new() });
+        }
+        self
     }
 
     /// Records y for `rows` of x; `u` is the size of the adapters' u, if any are bound.
@@ -275,15 +294,39 @@ impl LinearOp {
                 ..Default::default()
             };
             if rows.count <= MAX_COLS {
-                let variant = self.narrow(gpu, chunk, matvec::cols(gpu.caps(), rows.count));
-                let slot = &chunk.matvec[variant.cols.ilog2() as usize];
-                let kernel = get_or_compile(slot, || gpu.kernel(&matvec::spec(gpu.caps(), chunk.dtype, variant)))?;
-                matvec::record(commands, (&kernel, &chunk.group), variant, &params, chunk.bytes);
+                self.record_narrow(gpu, commands, chunk, &params)?;
             } else {
                 self.record_wide(gpu, commands, chunk, &params)?;
             }
         }
         commands.bound(u64::from(rows.count) * self.operations)
+    }
+
+    fn record_narrow(
+        &self,
+        gpu: &Gpu,
+        commands: &mut Commands<'_>,
+        chunk: &ChunkOp,
+        params: &LinearParams,
+    ) -> Result<()> {
+        let caps = gpu.caps();
+        let (norm, epilogue, lora) = (self.eps.is_some(), self.epilogue, chunk.lora);
+        if let Some(on) = chunk.on_matrices.as_ref().filter(|on| params.m >= on.rows) {
+            let guard = !self.k_blocks.is_multiple_of(on.tiling.step);
+            let (shape, tiling) = (on.shape, on.tiling);
+            let variant = matvec_coop::Variant { shape, tiling, guard, norm, epilogue, lora };
+            let kernel = get_or_compile(&on.kernel, || gpu.kernel(&matvec_coop::spec(chunk.dtype, variant)))?;
+            matvec_coop::record(commands, (&kernel, &chunk.group), variant, params, chunk.bytes);
+            return Ok(());
+        }
+        let cols = matvec::cols(caps, params.m);
+        let tiling = matvec::tiling(caps, chunk.rows, self.k_blocks);
+        let tiling = if cols > 1 && lora.is_some() { tiling.beside_adapters(caps) } else { tiling };
+        let variant = Variant { tiling, cols, norm, epilogue, lora };
+        let spec = || gpu.kernel(&matvec::spec(caps, chunk.dtype, variant));
+        let kernel = get_or_compile(&chunk.matvec[cols.ilog2() as usize], spec)?;
+        matvec::record(commands, (&kernel, &chunk.group), variant, params, chunk.bytes);
+        Ok(())
     }
 
     fn record_wide(
@@ -312,13 +355,15 @@ impl LinearOp {
         }
         Ok(())
     }
+}
 
-    fn narrow(&self, gpu: &Gpu, chunk: &ChunkOp, cols: u32) -> Variant {
-        let caps = gpu.caps();
-        let tiling = matvec::tiling(caps, chunk.rows, self.k_blocks);
-        let tiling = if cols > 1 && chunk.lora.is_some() { tiling.beside_adapters(caps) } else { tiling };
-        Variant { tiling, cols, norm: self.eps.is_some(), epilogue: self.epilogue, lora: chunk.lora }
-    }
+/// Blocks of W from which on cooperative matrices are faster than more than one pass of [`matvec`].
+const MANY_BLOCKS: usize = 1 << 17;
+
+fn on_matrices(caps: &Caps, blocks: usize, rows: u32) -> Option<OnMatrices> {
+    // On a software GPU always, so that the tests of whole models see them.
+    let shape = Shape::of(caps).filter(|_| caps.software || blocks >= MANY_BLOCKS)?;
+    Some(OnMatrices { rows: matvec::GPU_COLS + 1, shape, tiling: shape.tiling(rows), kernel: OnceLock::new() })
 }
 
 /// Rows of x at once for [`SOFTWARE_PREFILL`].

@@ -38,6 +38,10 @@ pub trait BlockFormat: Send + Sync {
     fn repack(&self, blocks: &[u8], words: &mut [u32], scales: &mut [u32]);
     /// The WGSL that reads what [`Self::repack`] writes: `dequant` and `dot_part`. A kernel declares `words` and `scales`.
     fn wgsl(&self) -> &'static str;
+    /// The stems of the WGSL that makes halves of it for cooperative matrices: `fetch` and `halves`.
+    fn half_wgsl(&self) -> &'static [&'static str] {
+        &["quant/half/any"]
+    }
 
     /// `u32`s that `blocks` [`BLOCK`]s take in the `words` and in the `scales` binding.
     /// Without scales the second is 0: bind any buffer, the shader does not read it.

@@ -47,4 +47,8 @@ impl BlockFormat for Format {
     fn wgsl(&self) -> &'static str {
         concat!(include_str!("../../shaders/quant/q4_0.wgsl"), include_str!("../../shaders/quant/nibbles.wgsl"))
     }
+
+    fn half_wgsl(&self) -> &'static [&'static str] {
+        &["quant/half/q4_0"]
+    }
 }

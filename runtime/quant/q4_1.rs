@@ -45,4 +45,8 @@ impl BlockFormat for Format {
     fn wgsl(&self) -> &'static str {
         concat!(include_str!("../../shaders/quant/q4_1.wgsl"), include_str!("../../shaders/quant/nibbles.wgsl"))
     }
+
+    fn half_wgsl(&self) -> &'static [&'static str] {
+        &["quant/half/nibbles", "quant/half/q4_1"]
+    }
 }

@@ -108,4 +108,8 @@ impl BlockFormat for Format {
             include_str!("../../shaders/quant/nibbles.wgsl")
         )
     }
+
+    fn half_wgsl(&self) -> &'static [&'static str] {
+        &["quant/half/nibbles", "quant/half/q4_k"]
+    }
 }

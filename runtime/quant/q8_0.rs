@@ -45,6 +45,10 @@ impl BlockFormat for Format {
     fn wgsl(&self) -> &'static str {
         include_str!("../../shaders/quant/q8_0.wgsl")
     }
+
+    fn half_wgsl(&self) -> &'static [&'static str] {
+        &["quant/half/q8_0"]
+    }
 }
 
 /// The nearest codes for the smallest scale that reaches each block's largest weight; `None` beyond the scale's range.

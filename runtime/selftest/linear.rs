@@ -9,7 +9,8 @@ use crate::error::Result;
 use crate::gpu::{Caps, Gpu};
 use crate::kernels::embedding::{self, EmbeddingParams};
 use crate::kernels::matmul::{self, Tile};
-use crate::kernels::matvec::{Epilogue, LinearParams, MAX_COLS};
+use crate::kernels::matvec::{Epilogue, GPU_COLS, LinearParams, MAX_COLS};
+use crate::kernels::matvec_coop::{Shape, Tiling};
 use crate::model::linear::{Binding, Chunk, Linear, LinearOp, RowRange, USize};
 use crate::quant::{self, BLOCK};
 
@@ -20,6 +21,8 @@ pub(super) const N: usize = 40;
 /// Three quarters of what 32 lanes take in a step: the widest tiling, and not all of it busy.
 pub(super) const K: usize = 768;
 pub(super) const EPS: f32 = 1e-5;
+/// The tolerance of cooperative matrices, which round both factors to f16.
+pub(super) const HALVES: f64 = 2e-3;
 /// Rows of x: one for each number of columns of `matvec`, then a mat-mul of more than a fragment.
 const ROWS: [usize; 5] = [1, 2, 3, 5, 19];
 
@@ -42,6 +45,7 @@ pub(super) fn cases(gpu: &Gpu) -> Vec<Case> {
             let variant = format!("{}, large tile", dtype.name());
             cases.push(case("matmul_coop", variant, vec![CooperativeMatrix], move |gpu| multiply_large(gpu, dtype)));
         }
+        cases.extend(few_on_matrices(caps, dtype, if sampled { &PASSES[f..=f] } else { &PASSES }));
     }
     // These share all but the dequantisation with the others.
     for dtype in DType::ALL.into_iter().filter(|dtype| !FORMATS.contains(dtype) && !caps.software) {
@@ -62,14 +66,29 @@ fn product(caps: &Caps, dtype: DType, rows: usize, (norm, epilogue): (bool, Epil
     let narrow = rows <= MAX_COLS as usize;
     let (kernel, uses) = match caps.cooperative_matrix {
         Some(_) if !narrow => ("matmul_coop", vec![CooperativeMatrix]),
+        Some(_) if caps.software && rows > GPU_COLS as usize => ("matvec_coop", vec![CooperativeMatrix]),
         None if !narrow && !caps.software => ("matmul", vec![]),
         _ => ("matvec", subgroups(caps)),
     };
     let norm_name = if norm { ", norm" } else { "" };
     let variant = format!("{}, {rows} rows{norm_name}, {epilogue:?}", dtype.name());
-    // Cooperative matrices round both factors to f16.
-    let tolerance = if kernel == "matmul_coop" { 2e-3 } else { 1e-4 };
-    case(kernel, variant, uses, move |gpu| multiply(gpu, dtype, rows, (norm, epilogue), tolerance))
+    let tolerance = if kernel.ends_with("_coop") { HALVES } else { 1e-4 };
+    case(kernel, variant, uses, move |gpu| multiply(gpu, dtype, (rows, None), (norm, epilogue), tolerance))
+}
+
+/// Few rows on cooperative matrices, in every way that is chosen from.
+fn few_on_matrices(caps: &Caps, dtype: DType, passes: &'static [(bool, Epilogue)]) -> Vec<Case> {
+    let ways = Shape::of(caps).map(|shape| shape.tilings().map(|tiling| (shape, tiling)));
+    let each = ways.into_iter().flatten().flat_map(|way| passes.iter().map(move |pass| (way, *pass)));
+    let name = |tiling: Tiling, norm: bool, epilogue: Epilogue| {
+        let norm = if norm { ", norm" } else { "" };
+        format!("{}, {} of {} subgroups together{norm}, {epilogue:?}", dtype.name(), tiling.split, tiling.subgroups)
+    };
+    let all = each.map(|(way, pass)| {
+        let run = move |gpu: &Gpu| multiply(gpu, dtype, (5, Some(way)), pass, HALVES);
+        case("matvec_coop", name(way.1, pass.0, pass.1), vec![CooperativeMatrix], run)
+    });
+    all.collect()
 }
 
 /// Weights `[N, K]` on the device, and their exact values.
@@ -135,7 +154,7 @@ fn look_up(gpu: &Gpu, dtype: DType) -> Result<Vec<Outcome>> {
 fn multiply(
     gpu: &Gpu,
     dtype: DType,
-    rows: usize,
+    (rows, way): (usize, Option<(Shape, Tiling)>),
     (norm, epilogue): (bool, Epilogue),
     tolerance: f64,
 ) -> Result<Vec<Outcome>> {
@@ -152,6 +171,10 @@ fn multiply(
         &weights.linear,
         Binding { x: &x_tensor, norm, y: &y, y_stride: width, epilogue, lora: None },
     )?;
+    let op = match way {
+        Some((shape, tiling)) => op.on_matrices(shape, tiling),
+        None => op,
+    };
     submit(gpu, |commands| op.record(gpu, commands, RowRange::first(rows as u32), USize::default()))?;
     let gain = norm.map(|_| gain.as_slice());
     let sums: Vec<Vec<Near>> = x.chunks(K).map(|x| reference(&weights.values, x, gain, tolerance)).collect();
@@ -181,7 +204,7 @@ fn multiply_large(gpu: &Gpu, dtype: DType) -> Result<Vec<Outcome>> {
             Ok(())
         })?;
     }
-    let want = x.chunks(K).flat_map(|x| reference(&weights.values, x, None, 2e-3)).collect();
+    let want = x.chunks(K).flat_map(|x| reference(&weights.values, x, None, HALVES)).collect();
     Ok(vec![Outcome::read(gpu, &y, want)?])
 }
 

@@ -2,6 +2,7 @@
 
 use half::f16;
 
+use super::Ability;
 use super::cases::{Case, Near, Outcome, Random, UNTOUCHED, case, poisoned, silu, subgroups, submit};
 use super::linear::{self, Weights};
 use crate::dtype::DType;
@@ -9,6 +10,7 @@ use crate::error::Result;
 use crate::gpu::{Caps, Gpu, Tensor};
 use crate::kernels::lora::{self, Directory, ENTRIES, EmbeddingParams, ExpandParams, MORE, ShrinkParams};
 use crate::kernels::matvec::{Epilogue, Lora};
+use crate::kernels::matvec_coop::{Shape, Tiling};
 use crate::kernels::swiglu::{self, SwiGluParams};
 use crate::model::linear::{Binding, LinearOp, LoraBinding, RowRange, USize};
 
@@ -23,14 +25,34 @@ const TOLERANCE: f64 = 1e-4;
 
 pub(super) fn cases(caps: &Caps) -> Vec<Case> {
     let lanes = || subgroups(caps);
-    vec![
+    let mut cases = vec![
         case("lora_shrink", "3 rows".into(), lanes(), shrink),
         case("lora_expand", "3 rows".into(), vec![], expand),
         case("lora_embedding", "3 rows".into(), vec![], embedding),
-        case("matvec", "q4_0, 3 rows, norm, adapters' A".into(), lanes(), matvec_shrink),
-        case("matvec", "q4_0, 3 rows, adapters' B".into(), lanes(), matvec_expand),
+        case("matvec", "q4_0, 3 rows, norm, adapters' A".into(), lanes(), |gpu| matvec_shrink(gpu, None)),
+        case("matvec", "q4_0, 3 rows, adapters' B".into(), lanes(), |gpu| matvec_expand(gpu, None)),
         case("swiglu", "3 rows, adapters".into(), lanes(), around_swiglu),
-    ]
+    ];
+    for way in Shape::of(caps).into_iter().flat_map(|shape| shape.tilings().map(|tiling| (shape, tiling))) {
+        let name = |what: &str| format!("q4_0, {} of {} subgroups together, {what}", way.1.split, way.1.subgroups);
+        let matrices = || vec![Ability::CooperativeMatrix];
+        let shrink = move |gpu: &Gpu| matvec_shrink(gpu, Some(way));
+        cases.push(case("matvec_coop", name("norm, adapters' A"), matrices(), shrink));
+        let expand = move |gpu: &Gpu| matvec_expand(gpu, Some(way));
+        cases.push(case("matvec_coop", name("adapters' B"), matrices(), expand));
+    }
+    cases
+}
+
+/// How cooperative matrices multiply, where they do.
+type Way = Option<(Shape, Tiling)>;
+
+/// `op` in this way, and its tolerance.
+fn in_way(op: LinearOp, way: Way) -> (LinearOp, f64) {
+    match way {
+        Some((shape, tiling)) => (op.on_matrices(shape, tiling), linear::HALVES),
+        None => (op, TOLERANCE),
+    }
 }
 
 /// The factors of a site of linears with the same input.
@@ -181,7 +203,7 @@ fn embedding(gpu: &Gpu) -> Result<Vec<Outcome>> {
     Ok(vec![Outcome::read(gpu, &x_tensor, x.iter().enumerate().map(near).collect())?])
 }
 
-fn matvec_shrink(gpu: &Gpu) -> Result<Vec<Outcome>> {
+fn matvec_shrink(gpu: &Gpu, way: Way) -> Result<Vec<Outcome>> {
     let mut random = Random(34);
     let (n, k) = (linear::N, linear::K);
     let (weights, site) = (Weights::random(gpu, DType::Q4_0, &mut random)?, Site::random((k, 4, 1), &mut random));
@@ -192,15 +214,15 @@ fn matvec_shrink(gpu: &Gpu) -> Result<Vec<Outcome>> {
     let lora = Some(LoraBinding { lora: Lora::Shrink(directory), factors: &a, u: &u, site: 0 });
     let norm = Some((&gain_tensor, linear::EPS));
     let binding = Binding { x: &x_tensor, norm, y: &y, y_stride: n, epilogue: Epilogue::Store, lora };
-    let op = LinearOp::new(gpu, &weights.linear, binding)?;
+    let (op, tolerance) = in_way(LinearOp::new(gpu, &weights.linear, binding)?, way);
     let size = USize { rows: site.u_rows(), parts: 1, ..Default::default() };
     submit(gpu, |commands| op.record(gpu, commands, RowRange::first(ROWS as u32), size))?;
-    let product = |x: &[f32]| linear::reference(&weights.values, x, Some(&gain), TOLERANCE);
+    let product = |x: &[f32]| linear::reference(&weights.values, x, Some(&gain), tolerance);
     let made = rows_with(RANKS, |m| site.u(&linear::normed(&x[m * k..][..k], Some(&gain))));
     Ok(vec![Outcome::read(gpu, &y, x.chunks(k).flat_map(product).collect())?, Outcome::read(gpu, &u, made)?])
 }
 
-fn matvec_expand(gpu: &Gpu) -> Result<Vec<Outcome>> {
+fn matvec_expand(gpu: &Gpu, way: Way) -> Result<Vec<Outcome>> {
     let mut random = Random(35);
     let (n, k, parts) = (linear::N, linear::K, 2);
     let (weights, site) = (Weights::random(gpu, DType::Q4_0, &mut random)?, Site::random((4, n, 1), &mut random));
@@ -210,13 +232,13 @@ fn matvec_expand(gpu: &Gpu) -> Result<Vec<Outcome>> {
     let (x_tensor, shares_tensor) = (gpu.upload("x", &x)?, gpu.upload("parts", &shares)?);
     let lora = Some(LoraBinding { lora: Lora::Expand(directory), factors: &b, u: &shares_tensor, site: 0 });
     let binding = Binding { x: &x_tensor, norm: None, y: &y, y_stride: n, epilogue: Epilogue::Add, lora };
-    let op = LinearOp::new(gpu, &weights.linear, binding)?;
+    let (op, tolerance) = in_way(LinearOp::new(gpu, &weights.linear, binding)?, way);
     let size = USize { rows: site.u_rows(), parts: parts as u32, ..Default::default() };
     submit(gpu, |commands| op.record(gpu, commands, RowRange::first(ROWS as u32), size))?;
     let row = |m: usize| {
         let shares = &shares[m * parts * RANKS..][..parts * RANKS];
         let u: Vec<f32> = (0..RANKS).map(|i| shares[i] + shares[RANKS + i]).collect();
-        let sums = linear::reference(&weights.values, &x[m * k..][..k], None, TOLERANCE);
+        let sums = linear::reference(&weights.values, &x[m * k..][..k], None, tolerance);
         let near = |(n, sum): (usize, &Near)| {
             let added = if SETS[m] == 0 { 0.0 } else { site.b_times(n, 0, &u) };
             Near { value: sum.value + f64::from(before[m * linear::N + n]) + added, bound: sum.bound + TOLERANCE }

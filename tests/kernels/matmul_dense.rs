@@ -113,6 +113,7 @@ fn tiles_are_large_where_there_are_many() {
         subgroup_size: Some(32),
         f16: true,
         cooperative_matrix: None,
+        scalar_fragments: false,
         immediates: true,
         software,
         max_binding_bytes: 128 << 20,

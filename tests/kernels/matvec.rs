@@ -1,8 +1,10 @@
-//! `y = x Wᵀ` for few rows of x.
+//! `y = x Wᵀ` for few rows of x, row by row; with [`super::matvec_coop`] also on cooperative matrices.
 
 use epiphyte::DType;
-use epiphyte::gpu::{Caps, Gpu};
+use epiphyte::gpu::{Caps, Commands, Gpu, KernelSpec, Op};
 use epiphyte::kernels::matvec::{self, Epilogue, LinearParams, Lora, MAX_SPLIT, SOFTWARE_PREFILL, Tiling, Variant};
+use epiphyte::kernels::matvec_coop::{self, Shape};
+use half::f16;
 use proptest::prelude::*;
 
 use super::adapters::{Adapters, Site};
@@ -11,31 +13,72 @@ use super::weights::{Weights, row_unit};
 use super::{Checked, Near, Output, Random, for_all, seed, submit};
 
 #[derive(Clone, Debug)]
-struct Case {
-    m: usize,
+pub(super) struct Case {
+    pub(super) m: usize,
     /// Rows of W; with `SwiGlu` those of gate alone.
-    n: usize,
+    pub(super) n: usize,
     /// K is 2 odd + 1 units of the format.
-    odd: usize,
-    x_row: usize,
-    y_offset: usize,
+    pub(super) odd: usize,
+    pub(super) x_row: usize,
+    pub(super) y_offset: usize,
     /// Columns of y after those that are written.
-    y_rest: usize,
-    cols: u32,
-    norm: bool,
-    epilogue: Epilogue,
-    style: Style,
-    seed: u64,
+    pub(super) y_rest: usize,
+    pub(super) cols: u32,
+    pub(super) norm: bool,
+    pub(super) epilogue: Epilogue,
+    pub(super) style: Style,
+    pub(super) seed: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Style {
+pub(super) enum Style {
     /// As the host chooses it.
     Chosen,
     /// As on a GPU: 64 lanes, 4 << i of them in a team where subgroups allow.
     Gpu(u32),
     /// A lane a row.
     SoftwarePrefill,
+    /// On cooperative matrices, loaded from scalars where it says so or the device knows no other way.
+    Coop(matvec_coop::Tiling, bool),
+}
+
+/// A kernel under test.
+#[derive(Clone, Copy, Debug)]
+enum Kernel {
+    Rows(Variant),
+    Coop(matvec_coop::Variant),
+}
+
+impl Kernel {
+    fn spec(&self, caps: &Caps, dtype: DType) -> KernelSpec {
+        match *self {
+            Self::Rows(variant) => matvec::spec(caps, dtype, variant),
+            Self::Coop(variant) => matvec_coop::spec(dtype, variant),
+        }
+    }
+
+    fn record(&self, commands: &mut Commands<'_>, op: &Op, p: &LinearParams) {
+        match *self {
+            Self::Rows(variant) => matvec::record(commands, (&op.kernel, &op.group), variant, p, 0),
+            Self::Coop(variant) => matvec_coop::record(commands, (&op.kernel, &op.group), variant, p, 0),
+        }
+    }
+
+    /// The fewest lanes that share a sum.
+    fn lanes(&self) -> u32 {
+        match self {
+            Self::Rows(variant) => variant.tiling.lanes,
+            Self::Coop(..) => 4,
+        }
+    }
+
+    /// `Σ x w` for row `n` of W, of the normalised x where there is a gain; without B u.
+    fn product(&self, row: &[f32], gain: Option<&[f32]>, w: &Weights, n: usize, p: &LinearParams) -> Near {
+        match self {
+            Self::Rows(_) => product(row, gain, w, n, (p, self.lanes())),
+            Self::Coop(..) => product_of_halves(row, gain, w, n, (p, self.lanes())),
+        }
+    }
 }
 
 impl Case {
@@ -49,8 +92,23 @@ impl Case {
                 Tiling { wg: 64, lanes, split, unroll: 1 << ((i + 1) % 3), guard: true }
             }
             Style::SoftwarePrefill => SOFTWARE_PREFILL,
-            Style::Chosen => matvec::tiling(caps, self.n as u32, k_blocks),
+            Style::Chosen | Style::Coop(..) => matvec::tiling(caps, self.n as u32, k_blocks),
         }
+    }
+
+    /// None where the device has no cooperative matrices.
+    fn kernel(&self, caps: &Caps, k: usize, norm: bool, lora: Option<Lora>) -> Option<Kernel> {
+        let Self { cols, epilogue, .. } = *self;
+        if let Style::Coop(tiling, scalar) = self.style {
+            let guard = !(k / 32).is_multiple_of(tiling.step as usize);
+            let variant = |shape: Shape| {
+                let shape = Shape { scalar: shape.scalar || scalar, ..shape };
+                matvec_coop::Variant { shape, tiling, guard, norm, epilogue, lora }
+            };
+            return Shape::of(caps).map(variant).map(Kernel::Coop);
+        }
+        let tiling = self.tiling(caps, k as u32 / 32);
+        Some(Kernel::Rows(Variant { tiling, cols, norm, epilogue, lora }))
     }
 
     fn params(&self, k: usize) -> LinearParams {
@@ -69,7 +127,7 @@ impl Case {
     }
 }
 
-fn cases() -> impl Strategy<Value = Case> {
+pub(super) fn cases() -> impl Strategy<Value = Case> {
     let style = prop_oneof![Just(Style::Chosen), Just(Style::SoftwarePrefill), (0u32..4).prop_map(Style::Gpu)];
     let epilogue = prop_oneof![Just(Epilogue::Store), Just(Epilogue::Add), Just(Epilogue::SwiGlu)];
     let sizes = (1usize..11, 1usize..150, 0usize..5, 0usize..3, 0usize..7, 0usize..7);
@@ -79,50 +137,73 @@ fn cases() -> impl Strategy<Value = Case> {
     })
 }
 
-/// `y` before and the product; `lanes` lanes share a row.
+fn product(row: &[f32], gain: Option<&[f32]>, w: &Weights, n: usize, (p, lanes): (&LinearParams, u32)) -> Near {
+    // And the teams' sums.
+    let depth = strided_depth(p.k_blocks as usize, lanes) + MAX_SPLIT as usize;
+    // Squares: 4 roundings in a vec4, 8 additions of them.
+    let (scale, scale_error) = gain.map_or((1.0, 0.0), |_| rms_scale(row, p.eps, 12 + depth));
+    let (sum, size) = w.dot(n, |k| f64::from(row[k]) * gain.map_or(1.0, |gain| f64::from(gain[k])));
+    // In a block: the gain, 2 of dequantisation, 4 of a vec4's dot, 8 additions, 3 for scale and offset.
+    let error = gamma(18 + depth) * size + (scale_error + EPS) * sum.abs();
+    Near { value: sum * scale, bound: 1.001 * error * scale }
+}
+
+/// Products of halves are exact in f32, and there are K additions in any order. Where x is normalised, it may be rounded
+/// to one half or the next.
+fn product_of_halves(
+    row: &[f32],
+    gain: Option<&[f32]>,
+    w: &Weights,
+    n: usize,
+    (p, lanes): (&LinearParams, u32),
+) -> Near {
+    let half = |v: f64| f16::from_f64(v).to_f64();
+    let depth = 4 + strided_depth(w.k / 4, lanes);
+    let (scale, scale_error) = gain.map_or((1.0, 0.0), |_| rms_scale(row, p.eps, depth));
+    let (mut value, mut size, mut rounded) = (0.0, 0.0, 0.0);
+    for (k, x) in row.iter().enumerate() {
+        let x = f64::from(*x) * scale * gain.map_or(1.0, |gain| f64::from(gain[k]));
+        // The scale's error, its product with the gain, that with x.
+        let off = gain.map_or(0.0, |_| x.abs() * (scale_error + 2.0 * EPS) * 1.001);
+        let (low, high, w) = (half(x - off), half(x + off), half(f64::from(w.values[n * w.k + k])));
+        let term = (low + high) / 2.0 * w;
+        (value, size) = (value + term, size + low.abs().max(high.abs()) * w.abs());
+        rounded += (high - low) / 2.0 * w.abs();
+    }
+    Near { value, bound: 1.001 * (gamma(w.k + 2) * size + rounded) }
+}
+
+/// `y` before and the product.
 fn oracle(
     x: &[f32],
     gain: Option<&[f32]>,
     w: &Weights,
     before: &[f32],
     p: &LinearParams,
-    epilogue: Epilogue,
-    lanes: u32,
+    (kernel, epilogue): (Kernel, Epilogue),
 ) -> Vec<Option<Near>> {
-    // And the teams' sums.
-    let depth = strided_depth(p.k_blocks as usize, lanes) + MAX_SPLIT as usize;
     let mut y = vec![None; before.len()];
     for m in 0..p.m as usize {
         let row = &x[(p.x_row as usize + m) * w.k..][..w.k];
-        // Squares: 4 roundings in a vec4, 8 additions of them.
-        let (scale, scale_error) = gain.map_or((1.0, 0.0), |_| rms_scale(row, p.eps, 12 + depth));
-        let product = |n: usize| {
-            let (sum, size) = w.dot(n, |k| f64::from(row[k]) * gain.map_or(1.0, |gain| f64::from(gain[k])));
-            // In a block: the gain, 2 of dequantisation, 4 of a vec4's dot, 8 additions, 3 for scale and offset.
-            let error = gamma(18 + depth) * size + (scale_error + EPS) * sum.abs();
-            Near { value: sum * scale, bound: 1.001 * error * scale }
-        };
         let columns = if epilogue == Epilogue::SwiGlu { p.pair } else { p.n } as usize;
         for n in 0..columns {
             let at = m * p.y_stride as usize + p.y_offset as usize + n;
-            let v = product(n);
+            let v = kernel.product(row, gain, w, n, p);
             y[at] = Some(match epilogue {
                 Epilogue::Store => v,
-                Epilogue::Add => {
-                    let value = f64::from(before[at]) + v.value;
-                    Near { value, bound: v.bound + EPS * (value.abs() + v.bound) }
-                }
-                Epilogue::SwiGlu => oracle::swiglu(v, product(n + columns)),
+                Epilogue::Add => v.plus(before[at].into()),
+                Epilogue::SwiGlu => oracle::swiglu(v, kernel.product(row, gain, w, n + columns, p)),
             });
         }
     }
     y
 }
 
-fn check(gpu: &Gpu, dtype: DType, case: &Case) -> Checked {
+pub(super) fn check(gpu: &Gpu, dtype: DType, case: &Case) -> Checked {
     let mut random = Random(case.seed);
     let k = row_unit(dtype) * (2 * case.odd + 1);
     let p = case.params(k);
+    let Some(kernel) = case.kernel(gpu.caps(), k, case.norm, None) else { return Ok(()) };
     let w = Weights::random(dtype, p.n as usize, k, &mut random);
     let (x, gain) = (random.vec((case.x_row + case.m) * k, 1.0), random.vec(k, 2.0));
     let rows = case.m * p.y_stride as usize;
@@ -130,14 +211,12 @@ fn check(gpu: &Gpu, dtype: DType, case: &Case) -> Checked {
     let add = case.epilogue == Epilogue::Add;
     let y = if add { Output::holding(gpu, random.vec(rows, 1.0), false)? } else { Output::poisoned(gpu, rows)? };
     let (words, scales) = w.upload(gpu, 0..w.n)?;
-    let tiling = case.tiling(gpu.caps(), p.k_blocks);
-    let variant = Variant { tiling, cols: case.cols, norm: case.norm, epilogue: case.epilogue, lora: None };
-    let spec = matvec::spec(gpu.caps(), dtype, variant);
+    let spec = kernel.spec(gpu.caps(), dtype);
     let op = gpu.op(&spec, &[&gpu.upload("x", &x)?, &gpu.upload("gain", &gain)?, &words, &scales, &y.tensor])?;
-    submit(gpu, |commands| matvec::record(commands, (&op.kernel, &op.group), variant, &p, 0))?;
+    submit(gpu, |commands| kernel.record(commands, &op, &p))?;
     let gain = case.norm.then_some(&*gain);
-    let expected = oracle(&x, gain, &w, &y.before[..rows], &p, case.epilogue, tiling.lanes);
-    y.check(gpu, &expected).map_err(|e| format!("{dtype:?} {tiling:?}: {e}").into())
+    let expected = oracle(&x, gain, &w, &y.before[..rows], &p, (kernel, case.epilogue));
+    y.check(gpu, &expected).map_err(|e| format!("{dtype:?} {kernel:?}: {e}").into())
 }
 
 #[test]
@@ -172,7 +251,7 @@ fn adapters(case: &Case, k: usize, before: usize, random: &mut Random) -> Adapte
 }
 
 /// y as without adapters, and u beside it.
-fn check_shrink(gpu: &Gpu, case: &Case) -> Checked {
+pub(super) fn check_shrink(gpu: &Gpu, case: &Case) -> Checked {
     let mut random = Random(case.seed);
     let k = row_unit(DType::Q4_0) * (2 * case.odd + 1);
     let adapters = adapters(case, k, 0, &mut random);
@@ -185,21 +264,20 @@ fn check_shrink(gpu: &Gpu, case: &Case) -> Checked {
     let y = Output::poisoned(gpu, rows)?;
     let u = Output::poisoned(gpu, (case.x_row + case.m) * u_rows)?;
     let ((words, scales), [a, _]) = (w.upload(gpu, 0..w.n)?, adapters.upload(gpu)?);
-    let tiling = case.tiling(gpu.caps(), p.k_blocks);
     let lora = Some(Lora::Shrink(adapters.directory));
-    let variant = Variant { tiling, cols: case.cols, norm: case.norm, epilogue: Epilogue::Store, lora };
+    let Some(kernel) = case.kernel(gpu.caps(), k, case.norm, lora) else { return Ok(()) };
     let (x_tensor, gain_tensor) = (gpu.upload("x", &x)?, gpu.upload("gain", &gain)?);
     let tensors = [&x_tensor, &gain_tensor, &words, &scales, &y.tensor, &a, &u.tensor];
-    let op = gpu.op(&matvec::spec(gpu.caps(), DType::Q4_0, variant), &tensors)?;
-    submit(gpu, |commands| matvec::record(commands, (&op.kernel, &op.group), variant, &p, 0))?;
+    let op = gpu.op(&kernel.spec(gpu.caps(), DType::Q4_0), &tensors)?;
+    submit(gpu, |commands| kernel.record(commands, &op, &p))?;
     let gain = case.norm.then_some(&*gain);
-    let product = oracle(&x, gain, &w, &y.before[..rows], &p, Epilogue::Store, tiling.lanes);
-    y.check(gpu, &product).map_err(|e| format!("y{e}, {tiling:?}"))?;
+    let product = oracle(&x, gain, &w, &y.before[..rows], &p, (kernel, case.epilogue));
+    y.check(gpu, &product).map_err(|e| format!("y{e}, {kernel:?}"))?;
     let mut expected = vec![None; (case.x_row + case.m) * u_rows];
     for m in case.x_row..case.x_row + case.m {
         let row = &x[m * k..][..k];
         // Eight products, and four of these together.
-        let depth = 8 + strided_depth(k / 8, tiling.lanes);
+        let depth = 8 + strided_depth(k / 8, kernel.lanes());
         let (scale, scale_error) = gain.map_or((1.0, 0.0), |_| rms_scale(row, p.eps, depth));
         let scaled = |column: usize| {
             let value = f64::from(row[column]) * gain.map_or(1.0, |gain| f64::from(gain[column]));
@@ -210,11 +288,11 @@ fn check_shrink(gpu: &Gpu, case: &Case) -> Checked {
             expected[m * u_rows + i] = Some(Near { value: near.value * scale, bound });
         }
     }
-    u.check(gpu, &expected).map_err(|e| format!("u{e}, {tiling:?}").into())
+    u.check(gpu, &expected).map_err(|e| format!("u{e}, {kernel:?}").into())
 }
 
 /// y with `B u`, where u comes in `parts` and W is not the first chunk of its linear.
-fn check_expand(gpu: &Gpu, case: &Case, (parts, row0): (usize, usize)) -> Checked {
+pub(super) fn check_expand(gpu: &Gpu, case: &Case, (parts, row0): (usize, usize)) -> Checked {
     let mut random = Random(case.seed);
     let k = row_unit(DType::Q4_1) * (2 * case.odd + 1);
     let adapters = adapters(case, k, row0, &mut random);
@@ -229,29 +307,29 @@ fn check_expand(gpu: &Gpu, case: &Case, (parts, row0): (usize, usize)) -> Checke
     let rows = case.m * p.y_stride as usize;
     let y = if add { Output::holding(gpu, random.vec(rows, 1.0), false)? } else { Output::poisoned(gpu, rows)? };
     let ((words, scales), [_, b]) = (w.upload(gpu, 0..w.n)?, adapters.upload(gpu)?);
-    let tiling = case.tiling(gpu.caps(), p.k_blocks);
     let lora = Some(Lora::Expand(adapters.directory));
-    let variant = Variant { tiling, cols: case.cols, norm: false, epilogue: case.epilogue, lora };
+    let Some(kernel) = case.kernel(gpu.caps(), k, false, lora) else { return Ok(()) };
     let (x_tensor, u_tensor) = (gpu.upload("x", &x)?, gpu.upload("parts", &u)?);
     let tensors = [&x_tensor, &x_tensor, &words, &scales, &y.tensor, &b, &u_tensor];
-    let op = gpu.op(&matvec::spec(gpu.caps(), DType::Q4_1, variant), &tensors)?;
-    submit(gpu, |commands| matvec::record(commands, (&op.kernel, &op.group), variant, &p, 0))?;
+    let op = gpu.op(&kernel.spec(gpu.caps(), DType::Q4_1), &tensors)?;
+    submit(gpu, |commands| kernel.record(commands, &op, &p))?;
     let mut expected = vec![None; rows];
     for (m, n) in (0..case.m).flat_map(|m| (0..case.n).map(move |n| (m, n))) {
         let row = case.x_row + m;
         let of = |i: usize| (0..parts).map(move |part| (row * parts + part) * u_rows + i).map(|at| f64::from(u[at]));
         let added = adapters.expand((0, row), row0 + n, |i| (of(i).sum(), of(i).map(f64::abs).sum()));
-        let product = w.dot(n, |k_| f64::from(x[row * k + k_]));
-        // As in `oracle`, with u's parts, its product with B and the additions in the same sums.
-        let depth = 18 + strided_depth(p.k_blocks as usize, tiling.lanes) + MAX_SPLIT as usize;
-        let more = parts + 5 + adapters.additions((0, row), 8 * tiling.lanes as usize);
+        let product = kernel.product(&x[row * k..][..k], None, &w, n, &p);
+        // u's parts, its product with B, and their additions in the sums of the product.
+        let more = parts + 5 + adapters.additions((0, row), 8 * kernel.lanes() as usize);
+        let depth = 18 + strided_depth(p.k_blocks as usize, kernel.lanes()) + MAX_SPLIT as usize + more;
+        let sum = Near {
+            value: product.value + added.0,
+            bound: product.bound + 1.001 * gamma(depth) * (added.1 + w.dot(n, |k_| x[row * k + k_].into()).1),
+        };
         let at = m * p.y_stride as usize + p.y_offset as usize + n;
-        let before = if add { f64::from(y.before[at]) } else { 0.0 };
-        let (value, size) = (before + product.0 + added.0, product.1 + added.1);
-        let bound = gamma(depth + more) * size + if add { EPS * (value.abs() + size * 1e-3) } else { 0.0 };
-        expected[at] = Some(Near { value, bound: 1.001 * bound });
+        expected[at] = Some(if add { sum.plus(y.before[at].into()) } else { sum });
     }
-    y.check(gpu, &expected).map_err(|e| format!("{tiling:?}: {e}").into())
+    y.check(gpu, &expected).map_err(|e| format!("{kernel:?}: {e}").into())
 }
 
 #[test]

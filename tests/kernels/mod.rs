@@ -17,6 +17,7 @@ mod matmul;
 mod matmul_backward;
 mod matmul_dense;
 mod matvec;
+mod matvec_coop;
 mod oracle;
 mod rms_norm;
 mod rms_norm_backward;

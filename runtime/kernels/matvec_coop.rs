@@ -1,0 +1,142 @@
+//! `y = x Wᵀ` for few rows of x on cooperative matrices: see `shaders/matvec_coop.wgsl`.
+
+use super::matmul::fragments;
+use super::matvec::{Epilogue, LinearParams, Lora, MAX_COLS, join_lora};
+use crate::dtype::DType;
+use crate::gpu::shader::Source;
+use crate::gpu::{Caps, Commands, Kernel, KernelSpec};
+use crate::quant;
+
+/// Lanes of a workgroup at most: WebGPU's default limit.
+const MAX_WG: u32 = 256;
+/// Lanes that add an adapter to four elements.
+const EXPANDING: u32 = 8;
+/// Workgroups that keep a large GPU busy.
+const ENOUGH_WORKGROUPS: u32 = 192;
+
+/// How a device's subgroups make fragments.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// Of a fragment.
+    pub side: u32,
+    /// Lanes of a subgroup.
+    pub lanes: u32,
+    /// Fragments are loaded from scalars, else from vectors.
+    pub scalar: bool,
+}
+
+/// How subgroups share the work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tiling {
+    /// Subgroups of a workgroup: 2, 4 or 8.
+    pub subgroups: u32,
+    /// Those that share columns of y, each with its part of K: 1, or a power of two up to all of them.
+    pub split: u32,
+    /// Blocks of K in a step, at least two for each of `split`; a power of two.
+    pub step: u32,
+}
+
+/// What a kernel is compiled for, beside the format.
+#[derive(Clone, Copy, Debug)]
+pub struct Variant {
+    /// How the device makes fragments.
+    pub shape: Shape,
+    /// How subgroups share the work.
+    pub tiling: Tiling,
+    /// K is no multiple of a step.
+    pub guard: bool,
+    /// x is RMS-normalised on the way.
+    pub norm: bool,
+    /// What happens to the sums.
+    pub epilogue: Epilogue,
+    /// What else is done where rows have adapters.
+    pub lora: Option<Lora>,
+}
+
+impl Shape {
+    /// Where the device has cooperative matrices.
+    pub fn of(caps: &Caps) -> Option<Self> {
+        let (side, lanes) = caps.cooperative_matrix.zip(caps.subgroup_size)?;
+        Some(Self { side, lanes, scalar: caps.scalar_fragments })
+    }
+
+    /// Every tiling that is chosen from: the more subgroups share columns, the fewer columns keep the device busy.
+    pub fn tilings(self) -> [Tiling; 3] {
+        let most = (MAX_WG / self.lanes).min(8);
+        [(4, 1, 4), (4, 4, 8), (most, most, 2 * most)].map(|(subgroups, split, step)| Tiling { subgroups, split, step })
+    }
+
+    /// The tiling for `n` rows of W.
+    pub fn tiling(self, n: u32) -> Tiling {
+        let [wide, narrow, last] = self.tilings();
+        let enough = |tiling: &Tiling| n.div_ceil(tiling.columns(self)) >= ENOUGH_WORKGROUPS;
+        [wide, narrow].into_iter().find(enough).unwrap_or(last)
+    }
+}
+
+impl Tiling {
+    /// Rows of W that a workgroup multiplies with.
+    fn columns(self, shape: Shape) -> u32 {
+        self.subgroups / self.split * shape.side
+    }
+}
+
+impl Variant {
+    /// Lanes that work together on an adapter.
+    fn lora_lanes(&self) -> u32 {
+        let lanes = self.shape.lanes;
+        if matches!(self.lora, Some(Lora::Shrink(_))) { lanes } else { lanes.min(EXPANDING) }
+    }
+}
+
+/// The kernel for `variant`. Bindings as those of [`super::matvec`].
+pub fn spec(dtype: DType, variant: Variant) -> KernelSpec {
+    let Variant { shape, tiling, guard, norm, epilogue, lora } = variant;
+    let expands = matches!(lora, Some(Lora::Expand(_)));
+    let mut source = Source {
+        name: "matvec_coop",
+        consts: vec![
+            ("WG", shape.lanes * tiling.subgroups),
+            ("SUBGROUPS", tiling.subgroups),
+            ("S", shape.side),
+            ("L", variant.lora_lanes()),
+            ("SPLIT", tiling.split),
+            ("STEP", tiling.step),
+            ("COLS", MAX_COLS),
+            ("GUARD", u32::from(guard)),
+            ("NORM", u32::from(norm)),
+            ("EPILOGUE", epilogue as u32),
+        ],
+        aliases: fragments(shape.side),
+        imports: vec!["shared/reduce_subgroup", "shared/linear"],
+        quant: Some(dtype),
+        f16: true,
+        cooperative_matrix: true,
+    };
+    source.imports.extend(quant::format(dtype).half_wgsl());
+    source.imports.push(if shape.scalar { "shared/quads_scalar" } else { "shared/quads" });
+    source.imports.push(if expands { "lora/coop_expand" } else { "lora/coop_none" });
+    let bindings = join_lora(&mut source, lora);
+    KernelSpec { source, bindings, params_bytes: size_of::<LinearParams>() as u32 }
+}
+
+/// Records one product; `weight_bytes` is the size of W.
+pub fn record(
+    commands: &mut Commands<'_>,
+    (kernel, group): (&Kernel, &wgpu::BindGroup),
+    variant: Variant,
+    params: &LinearParams,
+    weight_bytes: u64,
+) {
+    let columns = variant.tiling.columns(variant.shape);
+    let mut params = LinearParams { lora_groups: 0, ..*params };
+    if matches!(variant.lora, Some(Lora::Shrink(_))) {
+        // A subgroup for every element of u and row of x.
+        params.lora_groups = (params.u_rows * MAX_COLS).div_ceil(variant.tiling.subgroups);
+    }
+    let groups = match variant.epilogue {
+        Epilogue::SwiGlu => params.pair.div_ceil(columns / 2),
+        _ => params.n.div_ceil(columns),
+    };
+    commands.dispatch(kernel, group, &params, [groups + params.lora_groups, 1, 1], weight_bytes);
+}

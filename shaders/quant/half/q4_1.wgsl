@@ -1,0 +1,4 @@
+// q4_1 for half/nibbles.wgsl.
+fn scale_offset(b: u32) -> vec2<f32> {
+    return unpack2x16float(scales[b]);
+}

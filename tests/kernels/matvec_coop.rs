@@ -1,0 +1,53 @@
+//! `y = x Wᵀ` for few rows of x on cooperative matrices, where the device has them.
+
+use epiphyte::DType;
+use epiphyte::kernels::matvec::{Epilogue, MAX_COLS};
+use epiphyte::kernels::matvec_coop::Tiling;
+use proptest::prelude::*;
+
+use super::for_all;
+use super::matvec::{Case, Style, cases, check, check_expand, check_shrink};
+
+/// Every way to share the work, rows enough for one pass.
+fn coop_cases() -> impl Strategy<Value = Case> {
+    let tiling = prop_oneof![Just((4, 1, 4)), Just((4, 2, 8)), Just((2, 2, 4)), Just((8, 8, 16)), Just((4, 4, 8))];
+    (cases(), tiling, any::<bool>()).prop_map(|(case, (subgroups, split, step), scalar)| Case {
+        m: case.m.min(MAX_COLS as usize),
+        style: Style::Coop(Tiling { subgroups, split, step }, scalar),
+        ..case
+    })
+}
+
+#[test]
+fn matvec_coop_is_the_product_in_every_format() {
+    for dtype in DType::ALL {
+        for_all(3, coop_cases(), |gpu, case| check(gpu, dtype, case));
+    }
+}
+
+#[test]
+fn matvec_coop_makes_every_epilogue_with_and_without_the_norm() {
+    for epilogue in [Epilogue::Store, Epilogue::Add, Epilogue::SwiGlu] {
+        for norm in [false, true] {
+            for_all(4, coop_cases(), |gpu, case| check(gpu, DType::Q4_0, &Case { epilogue, norm, ..case.clone() }));
+        }
+    }
+}
+
+#[test]
+fn matvec_coop_makes_u_beside_the_product() {
+    for norm in [false, true] {
+        for_all(4, coop_cases(), |gpu, case| {
+            check_shrink(gpu, &Case { norm, epilogue: Epilogue::Store, ..case.clone() })
+        });
+    }
+}
+
+#[test]
+fn matvec_coop_adds_what_u_expands_to() {
+    for epilogue in [Epilogue::Store, Epilogue::Add] {
+        for_all(4, (coop_cases(), (1usize..4, 0usize..40)), |gpu, (case, lora)| {
+            check_expand(gpu, &Case { epilogue, norm: false, ..case.clone() }, *lora)
+        });
+    }
+}
