@@ -62,8 +62,12 @@ impl Shape {
 
     /// Every tiling that is chosen from: the more subgroups share columns, the fewer columns keep the device busy.
     pub fn tilings(self) -> [Tiling; 3] {
-        let most = (MAX_WG / self.lanes).min(8);
-        [(4, 1, 4), (4, 4, 8), (most, most, 2 * most)].map(|(subgroups, split, step)| Tiling { subgroups, split, step })
+        let [few, most] = [4, 8].map(|subgroups| (MAX_WG / self.lanes).min(subgroups));
+        [(few, 1, 4), (few, few, 2 * few), (most, most, 2 * most)].map(|(subgroups, split, step)| Tiling {
+            subgroups,
+            split,
+            step,
+        })
     }
 
     /// The tiling for `n` rows of W.
