@@ -319,13 +319,10 @@ pub(super) fn check_expand(gpu: &Gpu, case: &Case, (parts, row0): (usize, usize)
         let of = |i: usize| (0..parts).map(move |part| (row * parts + part) * u_rows + i).map(|at| f64::from(u[at]));
         let added = adapters.expand((0, row), row0 + n, |i| (of(i).sum(), of(i).map(f64::abs).sum()));
         let product = kernel.product(&x[row * k..][..k], None, &w, n, &p);
-        // u's parts, its product with B, and their additions in the sums of the product.
+        // The sums begin with it: its own roundings (u's parts, B, the adapters), then all of the product's additions.
         let more = parts + 5 + adapters.additions((0, row), 8 * kernel.lanes() as usize);
         let depth = 18 + strided_depth(p.k_blocks as usize, kernel.lanes()) + MAX_SPLIT as usize + more;
-        let sum = Near {
-            value: product.value + added.0,
-            bound: product.bound + 1.001 * gamma(depth) * (added.1 + w.dot(n, |k_| x[row * k + k_].into()).1),
-        };
+        let sum = Near { value: product.value + added.0, bound: product.bound + 1.001 * gamma(depth) * added.1 };
         let at = m * p.y_stride as usize + p.y_offset as usize + n;
         expected[at] = Some(if add { sum.plus(y.before[at].into()) } else { sum });
     }
