@@ -68,7 +68,7 @@ fn linears(c: &mut Criterion, gpu: &Gpu) -> Result<()> {
                 });
                 let Some(shape) = Shape::of(gpu.caps()).filter(|_| m > GPU_COLS) else { continue };
                 let (tiling, norm, epilogue, lora) = (shape.tiling(n), false, Epilogue::Store, None);
-                let guard = !(k / 32).is_multiple_of(tiling.step);
+                let guard = tiling.guard(k / 32);
                 let variant = matvec_coop::Variant { shape, tiling, guard, norm, epilogue, lora };
                 let kernel = gpu.kernel(&matvec_coop::spec(DTYPE, variant))?;
                 time(c, gpu, ("matvec_coop", format!("{name} x{m}")), bytes, |commands| {

@@ -6,7 +6,7 @@ use epiphyte::Error;
 use epiphyte::chat::{ChatTemplate, Message};
 use serde::Deserialize;
 
-use crate::common::at_once;
+use crate::common::ends;
 
 #[derive(Deserialize)]
 struct Golden {
@@ -170,7 +170,7 @@ const USE: [&str; 24] = [
 ];
 
 fn assert_refused_soon(source: &str) {
-    let rendered = at_once(source, || {
+    let rendered = ends(source, || {
         ChatTemplate::new(Some(source), "", "").and_then(|template| template.render(&user("hello"), true))
     });
     let text = rendered.as_ref().map(|text| &text[..text.len().min(80)]);
@@ -265,7 +265,7 @@ fn the_longest_templates_compile_soon() {
     ] {
         let tag = open.to_owned() + &term.repeat(390) + close;
         let source = tag.repeat((1 << 16) / tag.len());
-        let _ = at_once(&tag, || ChatTemplate::new(Some(&source), "", "").map(|template| template.render(&[], true)));
+        let _ = ends(&tag, || ChatTemplate::new(Some(&source), "", "").map(|template| template.render(&[], true)));
     }
 }
 

@@ -56,6 +56,26 @@ pub struct LinearParams {
     pub lora: Entry,
 }
 
+impl LinearParams {
+    /// These for a pass over `rows` rows of x, and its workgroups: each sums `columns` rows of W or makes `elements`
+    /// elements of u.
+    pub(super) fn shared(
+        self,
+        epilogue: Epilogue,
+        lora: Option<Lora>,
+        rows: u32,
+        [columns, elements]: [u32; 2],
+    ) -> (Self, u32) {
+        let shrinks = matches!(lora, Some(Lora::Shrink(_)));
+        let lora_groups = if shrinks { (self.u_rows * rows).div_ceil(elements) } else { 0 };
+        let groups = match epilogue {
+            Epilogue::SwiGlu => self.pair.div_ceil(columns / 2),
+            _ => self.n.div_ceil(columns),
+        };
+        (Self { lora_groups, ..self }, lora_groups + groups)
+    }
+}
+
 /// What else the kernel does where rows have adapters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lora {
@@ -222,18 +242,10 @@ pub fn record(
     params: &LinearParams,
     weight_bytes: u64,
 ) {
-    let (units, rows) = match variant.epilogue {
-        Epilogue::SwiGlu => (params.pair, ROWS / 2),
-        _ => (params.n, ROWS),
-    };
-    let passes = params.m.div_ceil(variant.cols);
-    let lane_groups = variant.tiling.wg / variant.tiling.lanes;
-    let mut groups = units.div_ceil(lane_groups / variant.tiling.split * rows);
-    let mut params = LinearParams { lora_groups: 0, ..*params };
-    if matches!(variant.lora, Some(Lora::Shrink(_))) {
-        // A lane group for every element of u and row of x.
-        params.lora_groups = (params.u_rows * variant.cols).div_ceil(lane_groups);
-        groups += params.lora_groups;
-    }
+    let Variant { tiling, cols, epilogue, lora, .. } = variant;
+    let passes = params.m.div_ceil(cols);
+    let lane_groups = tiling.wg / tiling.lanes;
+    // A lane group for every element of u and row of x.
+    let (params, groups) = params.shared(epilogue, lora, cols, [lane_groups / tiling.split * ROWS, lane_groups]);
     commands.dispatch(kernel, group, &params, [groups, passes, 1], weight_bytes * u64::from(passes));
 }

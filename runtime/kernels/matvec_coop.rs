@@ -79,6 +79,11 @@ impl Shape {
 }
 
 impl Tiling {
+    /// [`Variant::guard`] for rows of `k_blocks`.
+    pub fn guard(self, k_blocks: u32) -> bool {
+        !k_blocks.is_multiple_of(self.step)
+    }
+
     /// Rows of W that a workgroup multiplies with.
     fn columns(self, shape: Shape) -> u32 {
         self.subgroups / self.split * shape.side
@@ -132,15 +137,8 @@ pub fn record(
     params: &LinearParams,
     weight_bytes: u64,
 ) {
-    let columns = variant.tiling.columns(variant.shape);
-    let mut params = LinearParams { lora_groups: 0, ..*params };
-    if matches!(variant.lora, Some(Lora::Shrink(_))) {
-        // A subgroup for every element of u and row of x.
-        params.lora_groups = (params.u_rows * MAX_COLS).div_ceil(variant.tiling.subgroups);
-    }
-    let groups = match variant.epilogue {
-        Epilogue::SwiGlu => params.pair.div_ceil(columns / 2),
-        _ => params.n.div_ceil(columns),
-    };
-    commands.dispatch(kernel, group, &params, [groups + params.lora_groups, 1, 1], weight_bytes);
+    let Variant { shape, tiling, epilogue, lora, .. } = variant;
+    // A subgroup for every element of u and row of x.
+    let (params, groups) = params.shared(epilogue, lora, MAX_COLS, [tiling.columns(shape), tiling.subgroups]);
+    commands.dispatch(kernel, group, &params, [groups, 1, 1], weight_bytes);
 }

@@ -312,8 +312,8 @@ impl LinearOp {
         let caps = gpu.caps();
         let (norm, epilogue, lora) = (self.eps.is_some(), self.epilogue, chunk.lora);
         if let Some(on) = chunk.on_matrices.as_ref().filter(|on| params.m >= on.rows) {
-            let guard = !self.k_blocks.is_multiple_of(on.tiling.step);
             let (shape, tiling) = (on.shape, on.tiling);
+            let guard = tiling.guard(self.k_blocks);
             let variant = matvec_coop::Variant { shape, tiling, guard, norm, epilogue, lora };
             let kernel = get_or_compile(&on.kernel, || gpu.kernel(&matvec_coop::spec(chunk.dtype, variant)))?;
             matvec_coop::record(commands, (&kernel, &chunk.group), variant, params, chunk.bytes);

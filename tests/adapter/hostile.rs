@@ -1,14 +1,12 @@
 //! Damage and malice: typed errors, no panic, no memory beyond the file's own size.
 
-use std::time::{Duration, Instant};
-
 use epiphyte::DType;
 use epiphyte::Error;
 use epiphyte::adapter::{Adapter, LoraConfig};
 use serde_json::json;
 
 use super::{Files, SHAPE, adapter, all, names, refusal};
-use crate::common::Random;
+use crate::common::{Random, ends};
 
 fn small() -> LoraConfig {
     LoraConfig { r: 1, target_modules: names(&["0.self_attn.k_proj"]), ..all() }
@@ -99,12 +97,11 @@ fn configs_that_are_no_config() {
 
 #[test]
 fn pattern_bombs_are_refused_or_fast() {
-    let start = Instant::now();
     let long = "a?".repeat(1900) + &"a".repeat(290);
     for pattern in
         ["((a{1,1000}){1,1000}){1,1000}", "(.*.*.*.*.*.*.*.*)*x", "(a*)*b", "(a|a)*b", "(((((((x*)*)*)*)*)*)*)*", &long]
     {
-        let result = Files::new().key("target_modules", json!(pattern)).load();
+        let result = ends(pattern, || Files::new().key("target_modules", json!(pattern)).load());
         assert!(matches!(result, Err(Error::InvalidAdapter { .. })), "{result:?}");
     }
     let many: serde_json::Map<_, _> =
@@ -112,8 +109,6 @@ fn pattern_bombs_are_refused_or_fast() {
     Files::new().key("rank_pattern", json!(many)).load().unwrap();
     let regexes: serde_json::Map<_, _> = (0..300).map(|i| (format!("({i})"), json!(2))).collect();
     assert_eq!(refusal(Files::new().key("rank_pattern", json!(regexes)).load()).0, "rank_pattern");
-    // Seconds would be minutes with a backtracking engine; a slow machine needs well under one.
-    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
 }
 
 #[test]

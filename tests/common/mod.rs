@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-const SECOND: Duration = Duration::from_secs(1);
+/// No work of a test takes as long on the slowest machine, unless it grows with what a file claims.
+const FAR_TOO_LONG: Duration = Duration::from_secs(60);
 
 /// The file that `make model` fetches.
 const MODEL_FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
@@ -48,17 +49,11 @@ impl Random {
     }
 }
 
-/// What `work` gives, which must come in under a second. Other tests keep the machine busy meanwhile, so it may try ten times.
-pub(crate) fn at_once<T>(what: &str, mut work: impl FnMut() -> T) -> T {
-    for _ in 0..9 {
-        let start = Instant::now();
-        let done = work();
-        if start.elapsed() < SECOND {
-            return done;
-        }
-    }
+/// What `work` gives. It must come to an end: this tells work that a file can make endless, and is no measure of speed,
+/// which a busy machine would spoil.
+pub(crate) fn ends<T>(what: &str, work: impl FnOnce() -> T) -> T {
     let start = Instant::now();
     let done = work();
-    assert!(start.elapsed() < SECOND, "{what}: {:?}", start.elapsed());
+    assert!(start.elapsed() < FAR_TOO_LONG, "{what}: {:?}", start.elapsed());
     done
 }

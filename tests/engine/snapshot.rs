@@ -9,7 +9,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
 use super::{
     CONTEXT, PAGE, SHARED, VOCAB, alone, dispatches, generate, greedy, open, prefill, prompt, sampled, session,
 };
-use crate::common::{at_once, golden};
+use crate::common::{ends, golden};
 
 struct Saved {
     path: PathBuf,
@@ -145,7 +145,7 @@ fn refusal(bytes: &[u8]) -> Option<Error> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("hostile");
     std::fs::write(&path, bytes).unwrap();
-    at_once("a refusal", || SHARED.restore(&path).err())
+    ends("a refusal", || SHARED.restore(&path).err())
 }
 
 fn saved_parts() -> (Parts, Vec<u8>) {

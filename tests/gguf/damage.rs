@@ -7,7 +7,7 @@ use epiphyte::model::config::ModelConfig;
 use proptest::prelude::*;
 
 use super::writer::{Meta, array, llama};
-use crate::common::at_once;
+use crate::common::ends;
 
 /// A valid file and the length of its header: damage is aimed there, since damaged weights are still weights.
 static VALID: LazyLock<(Vec<u8>, usize)> = LazyLock::new(|| {
@@ -70,6 +70,6 @@ proptest! {
         if let Some(cut) = cut {
             bytes.truncate(cut.index(bytes.len()));
         }
-        at_once("a damaged file", || visit(bytes.clone()));
+        ends("a damaged file", || visit(bytes.clone()));
     }
 }

@@ -2,7 +2,9 @@
 
 use epiphyte::DType;
 use epiphyte::gpu::{Caps, Commands, Gpu, KernelSpec, Op};
-use epiphyte::kernels::matvec::{self, Epilogue, LinearParams, Lora, MAX_SPLIT, SOFTWARE_PREFILL, Tiling, Variant};
+use epiphyte::kernels::matvec::{
+    self, Epilogue, GPU_COLS, LinearParams, Lora, MAX_COLS, MAX_SPLIT, SOFTWARE_PREFILL, Tiling, Variant,
+};
 use epiphyte::kernels::matvec_coop::{self, Shape};
 use half::f16;
 use proptest::prelude::*;
@@ -98,9 +100,9 @@ impl Case {
 
     /// None where the device has no cooperative matrices.
     fn kernel(&self, caps: &Caps, k: usize, norm: bool, lora: Option<Lora>) -> Option<Kernel> {
-        let Self { cols, epilogue, .. } = *self;
+        let Self { epilogue, .. } = *self;
         if let Style::Coop(tiling, scalar) = self.style {
-            let guard = !(k / 32).is_multiple_of(tiling.step as usize);
+            let guard = tiling.guard(k as u32 / 32);
             let variant = |shape: Shape| {
                 let shape = Shape { scalar: shape.scalar || scalar, ..shape };
                 matvec_coop::Variant { shape, tiling, guard, norm, epilogue, lora }
@@ -108,6 +110,9 @@ impl Case {
             return Shape::of(caps).map(variant).map(Kernel::Coop);
         }
         let tiling = self.tiling(caps, k as u32 / 32);
+        // No more than there ever are, since hand-unrolled columns take long to compile.
+        let most = if let Style::Chosen = self.style { matvec::cols(caps, MAX_COLS) } else { GPU_COLS };
+        let cols = self.cols.min(most);
         Some(Kernel::Rows(Variant { tiling, cols, norm, epilogue, lora }))
     }
 

@@ -1,6 +1,7 @@
 //! Every kernel against its oracle: f64 loops that look like the formula and take the kernel's own `Params`.
 //!
-//! Each case runs on every tier of the adapter. Outputs are poisoned first, and what a kernel has no business with
+//! Each case runs on every tier of the adapter; where a GPU is software, and slow to compile for, on the first and on one
+//! of the others in turn. Outputs are poisoned first, and what a kernel has no business with
 //! must keep its bits. A tolerance is a bound derived from the roundings on the way (see [`oracle`]), not a guess.
 
 mod adamw;
@@ -30,6 +31,7 @@ mod swiglu;
 mod swiglu_backward;
 mod weights;
 
+use std::cell::Cell;
 use std::error::Error;
 use std::sync::LazyLock;
 
@@ -70,16 +72,34 @@ static TIERS: LazyLock<Vec<Tier>> = LazyLock::new(|| {
         .collect()
 });
 
-/// Runs `test` on every tier, for `cases` values of `strategy`; a failing value is shrunk and shown.
+thread_local! {
+    /// Cases that this test has had.
+    static TURN: Cell<usize> = const { Cell::new(0) };
+}
+
+/// The tiers of the next case.
+fn tiers() -> Vec<&'static Tier> {
+    let turn = TURN.replace(TURN.get() + 1);
+    let [all, others @ ..] = &TIERS[..] else { unreachable!("there are five") };
+    // One step more after each round, so that loops in a test don't keep to one tier.
+    let next = (turn + turn / others.len()) % others.len();
+    let others = if all.gpu.caps().software { &others[next..=next] } else { others };
+    std::iter::once(all).chain(others).collect()
+}
+
+/// Runs `test` on the tiers, for `cases` values of `strategy`; a failing value is shrunk and shown.
 fn for_all<S: Strategy>(cases: u32, strategy: S, test: impl Fn(&Gpu, &S::Value) -> Checked) {
-    let config = Config { cases, max_shrink_iters: 60, failure_persistence: None, ..Config::default() };
-    let on_tiers = |case| {
-        TIERS.iter().try_for_each(|tier| {
-            test(&tier.gpu, &case).map_err(|e| TestCaseError::fail(format!("tier `{}`: {e}", tier.name)))
-        })
-    };
-    if let Err(e) = TestRunner::new(config).run(&strategy, on_tiers) {
-        panic!("{e}");
+    for _ in 0..cases {
+        let tiers = tiers();
+        let config = Config { cases: 1, max_shrink_iters: 60, failure_persistence: None, ..Config::default() };
+        let on_tiers = |case| {
+            tiers.iter().try_for_each(|tier| {
+                test(&tier.gpu, &case).map_err(|e| TestCaseError::fail(format!("tier `{}`: {e}", tier.name)))
+            })
+        };
+        if let Err(e) = TestRunner::new(config).run(&strategy, on_tiers) {
+            panic!("{e}");
+        }
     }
 }
 
