@@ -10,7 +10,7 @@ use epiphyte::gpu::{Commands, Gpu, Op, Tensor};
 use epiphyte::kernels::attention::{self, AttentionParams, Heads, Leaves, PrefillParams, ReduceParams};
 use epiphyte::kernels::bandwidth;
 use epiphyte::kernels::matmul::{self, Tile};
-use epiphyte::kernels::matvec::{self, Epilogue, GPU_COLS, LinearParams, MAX_COLS, Variant};
+use epiphyte::kernels::matvec::{self, COLS, Epilogue, LinearParams, MAX_COLS, Variant};
 use epiphyte::kernels::matvec_coop::{self, Shape};
 use epiphyte::kernels::sample::{self, Sampler};
 use epiphyte::{DType, GpuOptions, Result, quant};
@@ -59,14 +59,14 @@ fn linears(c: &mut Criterion, gpu: &Gpu) -> Result<()> {
             let params = LinearParams { m, n, k_blocks: k / 32, y_stride: n, ..Default::default() };
             let group = gpu.bind(matvec::BINDINGS, &[&x, &x, &words, &scales, &y]);
             if m <= MAX_COLS {
-                let (tiling, cols) = (matvec::tiling(gpu.caps(), n, k / 32), matvec::cols(gpu.caps(), m));
+                let (tiling, cols) = (matvec::tiling(gpu.caps(), n, k / 32), matvec::cols(m));
                 let variant = Variant { tiling, cols, norm: false, epilogue: Epilogue::Store, lora: None };
                 let kernel = gpu.kernel(&matvec::spec(gpu.caps(), DTYPE, variant))?;
                 time(c, gpu, ("matvec", format!("{name} x{m}")), bytes, |commands| {
                     matvec::record(commands, (&kernel, &group), variant, &params, bytes);
                     Ok(())
                 });
-                let Some(shape) = Shape::of(gpu.caps()).filter(|_| m > GPU_COLS) else { continue };
+                let Some(shape) = Shape::of(gpu.caps()).filter(|_| m > COLS) else { continue };
                 let (tiling, norm, epilogue, lora) = (shape.tiling(n), false, Epilogue::Store, None);
                 let guard = tiling.guard(k / 32);
                 let variant = matvec_coop::Variant { shape, tiling, guard, norm, epilogue, lora };

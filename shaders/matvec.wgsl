@@ -3,13 +3,12 @@
 // EPILOGUE 0: y = .  1: y += .  2: y[m, i] = silu(W x)[i] * (W x)[i + pair]   (SwiGLU, Shazeer 2020, arXiv:2002.05202)
 // With an adapter: lora/matvec_shrink.wgsl lets A's rows ride along, lora/matvec_expand.wgsl adds B u to the sums.
 // Grid: (ceil(N / (WG / L / SPLIT * 4)), ceil(M / COLS), 1), or pair / 2 for N / 4 with SwiGLU; SPLIT teams of L lanes share
-// 4 rows of W, a lane takes UNROLL quarters of a block at a time, L SPLIT apart: neighbouring lanes load side by side, many
-// loads are under way. The teams' sums are added in their order.
+// 4 rows of W, a lane takes UNROLL times QUARTERS of a block, L SPLIT apart. The teams' sums are added in their order.
+// matvec/quarters.wgsl or matvec/blocks.wgsl says what a lane takes at a time.
 // Params and bindings: shared/linear.wgsl
 // Host: runtime/kernels/matvec.rs    Oracle: tests/kernels/matvec.rs
 
-// A lane sums 4 rows of W, for up to 8 rows of x. Named and unrolled by hand: drivers keep indexed arrays in memory and
-// wait for each load of a loop in turn.
+// A lane sums 4 rows of W, for up to 4 rows of x.
 var<private> sums: array<vec4<f32>, COLS>;
 var<private> squares: array<f32, COLS>;
 // Where there are several teams: their sums and squares.
@@ -24,42 +23,6 @@ fn weight_rows(unit: u32) -> vec4<u32> {
         return vec4<u32>(n, n + p.pair);
     }
     return min(vec4<u32>(unit, unit + 1u, unit + 2u, unit + 3u), vec4<u32>(p.n - 1u));
-}
-
-// Adds quarter u of the rows: 8 products for each. GUARD 1: u may be past the end.
-fn accumulate(u: u32, rows: vec4<u32>, col: u32) {
-    if GUARD == 1u && u >= p.k_blocks * 4u {
-        return;
-    }
-    let kb = u / 4u;
-    let part = u % 4u;
-    let b = rows + kb;
-    add(0u, b, kb, part, col);
-    if COLS > 1u { add(1u, b, kb, part, col); }
-    if COLS > 2u { add(2u, b, kb, part, col); }
-    if COLS > 2u { add(3u, b, kb, part, col); }
-    if COLS > 4u { add(4u, b, kb, part, col); }
-    if COLS > 4u { add(5u, b, kb, part, col); }
-    if COLS > 4u { add(6u, b, kb, part, col); }
-    if COLS > 4u { add(7u, b, kb, part, col); }
-}
-
-fn add(c: u32, b: vec4<u32>, kb: u32, part: u32, col: u32) {
-    let at = ((p.x_row + min(col + c, p.m - 1u)) * p.k_blocks + kb) * 8u + part;
-    var lo = x[at];
-    var hi = x[at + 4u];
-    if NORM == 1u {
-        squares[c] += dot(lo, lo) + dot(hi, hi);
-        lo *= gain[kb * 8u + part];
-        hi *= gain[kb * 8u + part + 4u];
-    }
-    let sum = dot(lo + hi, vec4<f32>(1.0));
-    sums[c] += vec4<f32>(
-        dot_part(b.x, part, lo, hi, sum),
-        dot_part(b.y, part, lo, hi, sum),
-        dot_part(b.z, part, lo, hi, sum),
-        dot_part(b.w, part, lo, hi, sum),
-    );
 }
 
 @compute @workgroup_size(WG)
@@ -78,16 +41,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if COLS > 1u { begin(1u, col, team, lane, n + p.row0); }
     if COLS > 2u { begin(2u, col, team, lane, n + p.row0); }
     if COLS > 2u { begin(3u, col, team, lane, n + p.row0); }
-    if COLS > 4u { begin(4u, col, team, lane, n + p.row0); }
-    if COLS > 4u { begin(5u, col, team, lane, n + p.row0); }
-    if COLS > 4u { begin(6u, col, team, lane, n + p.row0); }
-    if COLS > 4u { begin(7u, col, team, lane, n + p.row0); }
-    const STEP: u32 = L * SPLIT;
-    for (var u = team * L + lane; u < p.k_blocks * 4u; u += STEP * UNROLL) {
-        accumulate(u, rows, col);
-        if UNROLL > 1u { accumulate(u + STEP, rows, col); }
-        if UNROLL > 2u { accumulate(u + 2u * STEP, rows, col); }
-        if UNROLL > 2u { accumulate(u + 3u * STEP, rows, col); }
+    const STEP: u32 = L * SPLIT * QUARTERS;
+    for (var u = (team * L + lane) * QUARTERS; u < p.k_blocks * 4u; u += STEP * UNROLL) {
+        accumulate(u, rows, col, index);
+        if UNROLL > 1u { accumulate(u + STEP, rows, col, index); }
+        if UNROLL > 2u { accumulate(u + 2u * STEP, rows, col, index); }
+        if UNROLL > 2u { accumulate(u + 3u * STEP, rows, col, index); }
     }
     for (var c = 0u; c < COLS; c++) { end(c, col, unit, index); }
     if SPLIT > 1u {
@@ -121,7 +80,7 @@ fn end(c: u32, col: u32, unit: u32, index: u32) {
         reduce_add(sums[c].w, index),
     );
     var square = 0.0;
-    if NORM == 1u { square = reduce_add(squares[c], index); }
+    if NORM == 1u { square = joined(squares[c], index); }
     if SPLIT > 1u {
         if index % L == 0u {
             team_sums[index / L * COLS + c] = v;

@@ -6,7 +6,7 @@ use epiphyte::gpu::{Access, Caps, KernelSpec};
 use epiphyte::kernels::attention::Leaves;
 use epiphyte::kernels::lora::{self, Directory};
 use epiphyte::kernels::matmul::{self, Tile};
-use epiphyte::kernels::matvec::{Epilogue, Lora, SOFTWARE_PREFILL, Variant};
+use epiphyte::kernels::matvec::{COLS, Epilogue, Lora, SOFTWARE, Variant};
 use epiphyte::kernels::matvec_coop::{self, Shape};
 use epiphyte::kernels::{adamw, attention_backward, attention_train, cross_entropy, gather_rows, grad_norm};
 use epiphyte::kernels::{attention, bandwidth, embedding, matmul_backward, matmul_dense, matvec, rms_norm};
@@ -30,16 +30,16 @@ fn linear_specs(caps: &Caps, dtype: DType) -> Vec<KernelSpec> {
     let tiling = matvec::tiling(caps, 4096, 18);
     for epilogue in [Epilogue::Store, Epilogue::Add, Epilogue::SwiGlu] {
         let variant = |cols| Variant { tiling, cols, norm: cols < 4, epilogue, lora: None };
-        specs.extend([1, 2, 4, 8].map(|cols| matvec::spec(caps, dtype, variant(cols))));
+        specs.extend([1, 2, COLS].map(|cols| matvec::spec(caps, dtype, variant(cols))));
     }
     for (lora, epilogue) in [(Lora::Shrink(DIRECTORY), Epilogue::Store), (Lora::Expand(DIRECTORY), Epilogue::Add)] {
         let variant = |cols| Variant { tiling, cols, norm: cols < 4, epilogue, lora: Some(lora) };
-        specs.extend([1, 8].map(|cols| matvec::spec(caps, dtype, variant(cols))));
+        specs.extend([1, COLS].map(|cols| matvec::spec(caps, dtype, variant(cols))));
     }
     let split = matvec::tiling(caps, 64, 256);
     let norm = Variant { tiling: split, cols: 4, norm: true, epilogue: Epilogue::Store, lora: None };
     specs.push(matvec::spec(caps, dtype, norm));
-    let software = Variant { tiling: SOFTWARE_PREFILL, cols: 4, norm: false, epilogue: Epilogue::Add, lora: None };
+    let software = Variant { tiling: SOFTWARE, cols: COLS, norm: false, epilogue: Epilogue::Add, lora: None };
     specs.push(matvec::spec(caps, dtype, software));
     for epilogue in [Epilogue::Store, Epilogue::Add] {
         specs.extend(Tile::all(caps).iter().map(|tile| matmul::spec(caps, dtype, epilogue, *tile)));

@@ -13,6 +13,8 @@ use crate::parallel;
 
 /// f16 that a kernel loads at a time; ranks are multiples of it.
 const WIDTH: usize = 8;
+/// Values that become f16 at a time: a short row by itself would take longer to begin than to convert.
+const TOGETHER: usize = 4096;
 /// As many.
 pub(crate) type Eight = [u16; WIDTH];
 
@@ -133,10 +135,18 @@ impl<'a> Work<'a> {
 /// Rows of `width` values, times `factor`, each padded to `padded`.
 fn put_rows(to: &mut [u16], values: &[f32], width: usize, padded: usize, factor: f32) {
     let halves: &mut [f16] = to.reinterpret_cast_mut();
-    let mut scaled = vec![0.0; width];
-    for (row, out) in values.chunks_exact(width).zip(halves.chunks_exact_mut(padded)) {
-        scaled.iter_mut().zip(row).for_each(|(scaled, value)| *scaled = value * factor);
-        out[..width].convert_from_f32_slice(&scaled);
+    let mut scaled = [0.0; TOGETHER];
+    let mut put = |row: &[f32], out: &mut [f16]| {
+        for (row, out) in row.chunks(TOGETHER).zip(out.chunks_mut(TOGETHER)) {
+            let scaled = &mut scaled[..row.len()];
+            scaled.iter_mut().zip(row).for_each(|(scaled, value)| *scaled = value * factor);
+            out[..row.len()].convert_from_f32_slice(scaled);
+        }
+    };
+    if width == padded {
+        put(values, halves);
+    } else {
+        values.chunks_exact(width).zip(halves.chunks_exact_mut(padded)).for_each(|(row, out)| put(row, out));
     }
 }
 

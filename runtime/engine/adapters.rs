@@ -62,6 +62,10 @@ impl Engine {
     /// Errors: as [`Engine::load_adapter`].
     pub fn add_adapter(&self, id: &str, adapter: &Adapter) -> Result<Arc<LoadReport>> {
         self.check_base(adapter)?;
+        let shape = self.base.adapter_shape();
+        parallel::map(adapter.modules.iter().collect(), |module| module.check(&shape))
+            .into_iter()
+            .collect::<Result<()>>()?;
         self.insert_adapter(id, adapter, None)
     }
 
@@ -74,12 +78,8 @@ impl Engine {
         }
     }
 
-    /// As [`Engine::add_adapter`] without asking which base it was made for.
+    /// Puts an adapter that fits the base's shape on the device, without asking which base it was made for.
     pub(crate) fn insert_adapter(&self, id: &str, adapter: &Adapter, path: Option<&Path>) -> Result<Arc<LoadReport>> {
-        let shape = self.base.adapter_shape();
-        parallel::map(adapter.modules.iter().collect(), |module| module.check(&shape))
-            .into_iter()
-            .collect::<Result<()>>()?;
         let mut executor = self.executor();
         let inserted = executor.registry.insert(&self.gpu, id, adapter, path.map(Path::to_path_buf));
         executor.adapters_moved(&self.gpu)?;

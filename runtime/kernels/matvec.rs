@@ -17,8 +17,8 @@ pub const SHRINK_BINDINGS: &[Access] = &[Read, Read, Read, Read, Write, Read, Wr
 pub const EXPAND_BINDINGS: &[Access] = &[Read, Read, Read, Read, Write, Read, Read];
 /// The largest number of rows of x that count as few.
 pub const MAX_COLS: u32 = 8;
-/// Most rows of x in a pass on a GPU: the sums of more take registers that it needs to have more workgroups under way.
-pub const GPU_COLS: u32 = 4;
+/// Most rows of x that a pass over W serves: the sums of more take registers that a GPU needs to have more workgroups under way.
+pub const COLS: u32 = 4;
 
 /// Mirror of `Params` in `shaders/shared/linear.wgsl`.
 #[repr(C)]
@@ -119,6 +119,8 @@ pub struct Tiling {
     pub unroll: u32,
     /// The lanes' steps may reach past the end of a row.
     pub guard: bool,
+    /// A lane takes whole blocks, and serves all rows of x with them.
+    pub blocks: bool,
 }
 
 impl Tiling {
@@ -139,10 +141,10 @@ const ENOUGH_SUBGROUPS: u32 = 2048;
 
 /// The tiling for `rows` rows of W, of `k_blocks` each.
 pub fn tiling(caps: &Caps, rows: u32, k_blocks: u32) -> Tiling {
-    let (_, most) = reduction(caps);
     if caps.software {
-        return Tiling { wg: 32, lanes: most.min(8), split: 1, unroll: 1, guard: false };
+        return SOFTWARE;
     }
+    let (_, most) = reduction(caps);
     // As many lanes as stay busy at least three quarters of the time.
     let quarters = 4 * k_blocks;
     let steps = |lanes: u32| quarters.div_ceil(lanes);
@@ -163,16 +165,16 @@ pub fn tiling(caps: &Caps, rows: u32, k_blocks: u32) -> Tiling {
     };
     let guard = !quarters.is_multiple_of(lanes * split * unroll) && (unroll > 1 || split > 1);
     // A workgroup of the fewest subgroups: rows and addresses are then the same for all lanes, and the driver knows it.
-    Tiling { wg: most.max(lanes * split), lanes, split, unroll, guard }
+    Tiling { wg: most.max(lanes * split), lanes, split, unroll, guard, blocks: false }
 }
 
-/// Rows of x that one pass over the weights serves, a power of two, when there are `rows` of at most [`MAX_COLS`].
-pub fn cols(caps: &Caps, rows: u32) -> u32 {
-    rows.next_power_of_two().min(if caps.software { MAX_COLS } else { GPU_COLS })
+/// Rows of x that one pass over the weights serves when there are `rows`, a power of two of at most [`COLS`].
+pub fn cols(rows: u32) -> u32 {
+    rows.next_power_of_two().min(COLS)
 }
 
-/// On a software GPU many rows of x go through this kernel too: a lane by itself, without any reduction.
-pub const SOFTWARE_PREFILL: Tiling = Tiling { wg: 32, lanes: 1, split: 1, unroll: 4, guard: false };
+/// On a software GPU: a lane by itself, without any reduction.
+pub const SOFTWARE: Tiling = Tiling { wg: 32, lanes: 1, split: 1, unroll: 1, guard: false, blocks: true };
 
 /// What a kernel is compiled for, beside the format.
 #[derive(Clone, Copy, Debug)]
@@ -193,6 +195,7 @@ pub struct Variant {
 pub fn spec(caps: &Caps, dtype: DType, variant: Variant) -> KernelSpec {
     let (reduce, _) = reduction(caps);
     let Variant { tiling, cols, norm, epilogue, lora } = variant;
+    debug_assert!(cols <= COLS, "columns are unrolled by hand");
     let mut source = Source {
         name: "matvec",
         consts: vec![
@@ -209,6 +212,14 @@ pub fn spec(caps: &Caps, dtype: DType, variant: Variant) -> KernelSpec {
         quant: Some(dtype),
         ..Default::default()
     };
+    match (tiling.blocks, caps.subgroup_size) {
+        (false, _) => source.imports.push("matvec/quarters"),
+        (true, None) => source.imports.extend(["matvec/blocks", "matvec/x_own"]),
+        (true, Some(size)) => {
+            source.consts.push(("SUBGROUP", size));
+            source.imports.extend(["matvec/blocks", "matvec/x_shared"]);
+        }
+    }
     let bindings = join_lora(&mut source, lora);
     KernelSpec { source, bindings, params_bytes: size_of::<LinearParams>() as u32 }
 }

@@ -11,7 +11,7 @@ use crate::format::TensorView;
 use crate::gpu::{Caps, Commands, Gpu, Kernel, Tensor};
 use crate::kernels::lora::Entry;
 use crate::kernels::matmul::{self, Tile};
-use crate::kernels::matvec::{self, Epilogue, LinearParams, Lora, MAX_COLS, SOFTWARE_PREFILL, Variant};
+use crate::kernels::matvec::{self, Epilogue, LinearParams, Lora, MAX_COLS, Variant};
 use crate::kernels::matvec_coop::{self, Shape, Tiling};
 use crate::quant::{self, BLOCK};
 
@@ -211,8 +211,8 @@ struct ChunkOp {
     rows: u32,
     bytes: u64,
     lora: Option<Lora>,
-    /// For 1, 2, 4 and 8 rows of x.
-    matvec: [OnceLock<Arc<Kernel>>; 4],
+    /// For 1, 2 and 4 rows of x.
+    matvec: [OnceLock<Arc<Kernel>>; 3],
     on_matrices: Option<OnMatrices>,
     /// For each [`Tile`].
     matmul: [OnceLock<Arc<Kernel>>; 2],
@@ -293,7 +293,7 @@ impl LinearOp {
                 lora: u.lora,
                 ..Default::default()
             };
-            if rows.count <= MAX_COLS {
+            if rows.count <= MAX_COLS || row_by_row(gpu.caps()) {
                 self.record_narrow(gpu, commands, chunk, &params)?;
             } else {
                 self.record_wide(gpu, commands, chunk, &params)?;
@@ -319,7 +319,7 @@ impl LinearOp {
             matvec_coop::record(commands, (&kernel, &chunk.group), variant, params, chunk.bytes);
             return Ok(());
         }
-        let cols = matvec::cols(caps, params.m);
+        let cols = matvec::cols(params.m);
         let tiling = matvec::tiling(caps, chunk.rows, self.k_blocks);
         let tiling = if cols > 1 && lora.is_some() { tiling.beside_adapters(caps) } else { tiling };
         let variant = Variant { tiling, cols, norm, epilogue, lora };
@@ -338,23 +338,17 @@ impl LinearOp {
     ) -> Result<()> {
         debug_assert!(self.eps.is_none() && self.epilogue != Epilogue::SwiGlu, "only narrow passes fold");
         let caps = gpu.caps();
-        let (tiling, cols, epilogue) = (SOFTWARE_PREFILL, SOFTWARE_COLS, self.epilogue);
-        let variant = Variant { tiling, cols, norm: false, epilogue, lora: None };
         let tile = Tile::choose(caps, params.m, params.n);
-        let kernel = get_or_compile(&chunk.matmul[tile as usize], || {
-            gpu.kernel(&if caps.software && caps.cooperative_matrix.is_none() {
-                matvec::spec(caps, chunk.dtype, variant)
-            } else {
-                matmul::spec(caps, chunk.dtype, self.epilogue, tile)
-            })
-        })?;
-        if caps.software && caps.cooperative_matrix.is_none() {
-            matvec::record(commands, (&kernel, &chunk.group), variant, params, chunk.bytes);
-        } else {
-            matmul::record(commands, (caps, tile), (&kernel, &chunk.group), params, chunk.bytes);
-        }
+        let spec = || gpu.kernel(&matmul::spec(caps, chunk.dtype, self.epilogue, tile));
+        let kernel = get_or_compile(&chunk.matmul[tile as usize], spec)?;
+        matmul::record(commands, (caps, tile), (&kernel, &chunk.group), params, chunk.bytes);
         Ok(())
     }
+}
+
+/// Whether any number of rows of x goes through [`matvec`].
+fn row_by_row(caps: &Caps) -> bool {
+    caps.software && caps.cooperative_matrix.is_none()
 }
 
 /// Blocks of W from which on cooperative matrices are faster than more than one pass of [`matvec`].
@@ -363,11 +357,8 @@ const MANY_BLOCKS: usize = 1 << 17;
 fn on_matrices(caps: &Caps, blocks: usize, rows: u32) -> Option<OnMatrices> {
     // On a software GPU always, so that the tests of whole models see them.
     let shape = Shape::of(caps).filter(|_| caps.software || blocks >= MANY_BLOCKS)?;
-    Some(OnMatrices { rows: matvec::GPU_COLS + 1, shape, tiling: shape.tiling(rows), kernel: OnceLock::new() })
+    Some(OnMatrices { rows: matvec::COLS + 1, shape, tiling: shape.tiling(rows), kernel: OnceLock::new() })
 }
-
-/// Rows of x at once for [`SOFTWARE_PREFILL`].
-const SOFTWARE_COLS: u32 = 4;
 
 fn get_or_compile(slot: &OnceLock<Arc<Kernel>>, compile: impl FnOnce() -> Result<Arc<Kernel>>) -> Result<Arc<Kernel>> {
     if let Some(kernel) = slot.get() {

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::gpu::{Caps, Gpu};
 use crate::kernels::embedding::{self, EmbeddingParams};
 use crate::kernels::matmul::{self, Tile};
-use crate::kernels::matvec::{Epilogue, GPU_COLS, LinearParams, MAX_COLS};
+use crate::kernels::matvec::{COLS, Epilogue, LinearParams, MAX_COLS};
 use crate::kernels::matvec_coop::{Shape, Tiling};
 use crate::model::linear::{Binding, Chunk, Linear, LinearOp, RowRange, USize};
 use crate::quant::{self, BLOCK};
@@ -66,7 +66,7 @@ fn product(caps: &Caps, dtype: DType, rows: usize, (norm, epilogue): (bool, Epil
     let narrow = rows <= MAX_COLS as usize;
     let (kernel, uses) = match caps.cooperative_matrix {
         Some(_) if !narrow => ("matmul_coop", vec![CooperativeMatrix]),
-        Some(_) if caps.software && rows > GPU_COLS as usize => ("matvec_coop", vec![CooperativeMatrix]),
+        Some(_) if caps.software && rows > COLS as usize => ("matvec_coop", vec![CooperativeMatrix]),
         None if !narrow && !caps.software => ("matmul", vec![]),
         _ => ("matvec", subgroups(caps)),
     };

@@ -2,9 +2,7 @@
 
 use epiphyte::DType;
 use epiphyte::gpu::{Caps, Commands, Gpu, KernelSpec, Op};
-use epiphyte::kernels::matvec::{
-    self, Epilogue, GPU_COLS, LinearParams, Lora, MAX_COLS, MAX_SPLIT, SOFTWARE_PREFILL, Tiling, Variant,
-};
+use epiphyte::kernels::matvec::{self, COLS, Epilogue, LinearParams, Lora, MAX_SPLIT, SOFTWARE, Tiling, Variant};
 use epiphyte::kernels::matvec_coop::{self, Shape};
 use half::f16;
 use proptest::prelude::*;
@@ -39,7 +37,7 @@ pub(super) enum Style {
     /// As on a GPU: 64 lanes, 4 << i of them in a team where subgroups allow.
     Gpu(u32),
     /// A lane a row.
-    SoftwarePrefill,
+    Software,
     /// On cooperative matrices, loaded from scalars where it says so or the device knows no other way.
     Coop(matvec_coop::Tiling, bool),
 }
@@ -91,16 +89,16 @@ impl Case {
                 let lanes = (4 << i).min(most);
                 // One team, two, four, where there are as many lanes.
                 let split = (1 << (i % 3)).min(64 / lanes);
-                Tiling { wg: 64, lanes, split, unroll: 1 << ((i + 1) % 3), guard: true }
+                Tiling { wg: 64, lanes, split, unroll: 1 << ((i + 1) % 3), guard: true, blocks: false }
             }
-            Style::SoftwarePrefill => SOFTWARE_PREFILL,
+            Style::Software => SOFTWARE,
             Style::Chosen | Style::Coop(..) => matvec::tiling(caps, self.n as u32, k_blocks),
         }
     }
 
     /// None where the device has no cooperative matrices.
     fn kernel(&self, caps: &Caps, k: usize, norm: bool, lora: Option<Lora>) -> Option<Kernel> {
-        let Self { epilogue, .. } = *self;
+        let Self { cols, epilogue, .. } = *self;
         if let Style::Coop(tiling, scalar) = self.style {
             let guard = tiling.guard(k as u32 / 32);
             let variant = |shape: Shape| {
@@ -110,9 +108,6 @@ impl Case {
             return Shape::of(caps).map(variant).map(Kernel::Coop);
         }
         let tiling = self.tiling(caps, k as u32 / 32);
-        // No more than there ever are, since hand-unrolled columns take long to compile.
-        let most = if let Style::Chosen = self.style { matvec::cols(caps, MAX_COLS) } else { GPU_COLS };
-        let cols = self.cols.min(most);
         Some(Kernel::Rows(Variant { tiling, cols, norm, epilogue, lora }))
     }
 
@@ -133,18 +128,18 @@ impl Case {
 }
 
 pub(super) fn cases() -> impl Strategy<Value = Case> {
-    let style = prop_oneof![Just(Style::Chosen), Just(Style::SoftwarePrefill), (0u32..4).prop_map(Style::Gpu)];
+    let style = prop_oneof![Just(Style::Chosen), Just(Style::Software), (0u32..4).prop_map(Style::Gpu)];
     let epilogue = prop_oneof![Just(Epilogue::Store), Just(Epilogue::Add), Just(Epilogue::SwiGlu)];
     let sizes = (1usize..11, 1usize..150, 0usize..5, 0usize..3, 0usize..7, 0usize..7);
-    let variant = (prop_oneof![Just(1u32), Just(2), Just(4), Just(8)], any::<bool>(), epilogue, style);
+    let variant = (prop_oneof![Just(1u32), Just(2), Just(COLS)], any::<bool>(), epilogue, style);
     (sizes, variant, seed()).prop_map(|((m, n, odd, x_row, y_offset, y_rest), (cols, norm, epilogue, style), seed)| {
         Case { m, n, odd, x_row, y_offset, y_rest, cols, norm, epilogue, style, seed }
     })
 }
 
 fn product(row: &[f32], gain: Option<&[f32]>, w: &Weights, n: usize, (p, lanes): (&LinearParams, u32)) -> Near {
-    // And the teams' sums.
-    let depth = strided_depth(p.k_blocks as usize, lanes) + MAX_SPLIT as usize;
+    // A lane adds quarters of blocks; then the teams' sums.
+    let depth = strided_depth(4 * p.k_blocks as usize, lanes) + MAX_SPLIT as usize;
     // Squares: 4 roundings in a vec4, 8 additions of them.
     let (scale, scale_error) = gain.map_or((1.0, 0.0), |_| rms_scale(row, p.eps, 12 + depth));
     let (sum, size) = w.dot(n, |k| f64::from(row[k]) * gain.map_or(1.0, |gain| f64::from(gain[k])));
@@ -242,8 +237,8 @@ fn matvec_makes_every_epilogue_with_and_without_the_norm() {
 
 #[test]
 fn matvec_serves_every_number_of_columns_in_every_style() {
-    for cols in [1, 2, 4, 8] {
-        for style in [Style::Chosen, Style::SoftwarePrefill, Style::Gpu(0), Style::Gpu(1)] {
+    for cols in [1, 2, COLS] {
+        for style in [Style::Chosen, Style::Software, Style::Gpu(0), Style::Gpu(1)] {
             for_all(1, cases(), |gpu, case| check(gpu, DType::Q4_1, &Case { cols, style, ..case.clone() }));
         }
     }
@@ -326,7 +321,7 @@ pub(super) fn check_expand(gpu: &Gpu, case: &Case, (parts, row0): (usize, usize)
         let product = kernel.product(&x[row * k..][..k], None, &w, n, &p);
         // The sums begin with it: its own roundings (u's parts, B, the adapters), then all of the product's additions.
         let more = parts + 5 + adapters.additions((0, row), 8 * kernel.lanes() as usize);
-        let depth = 18 + strided_depth(p.k_blocks as usize, kernel.lanes()) + MAX_SPLIT as usize + more;
+        let depth = 18 + strided_depth(4 * p.k_blocks as usize, kernel.lanes()) + MAX_SPLIT as usize + more;
         let sum = Near { value: product.value + added.0, bound: product.bound + 1.001 * gamma(depth) * added.1 };
         let at = m * p.y_stride as usize + p.y_offset as usize + n;
         expected[at] = Some(if add { sum.plus(y.before[at].into()) } else { sum });
@@ -336,7 +331,7 @@ pub(super) fn check_expand(gpu: &Gpu, case: &Case, (parts, row0): (usize, usize)
 
 #[test]
 fn matvec_makes_u_beside_the_product() {
-    for (cols, style) in [(1, Style::Chosen), (2, Style::Gpu(0)), (4, Style::Gpu(1)), (8, Style::Chosen)] {
+    for (cols, style) in [(1, Style::Chosen), (2, Style::Gpu(0)), (COLS, Style::Gpu(1)), (COLS, Style::Software)] {
         for norm in [false, true] {
             for_all(1, cases(), |gpu, case| {
                 check_shrink(gpu, &Case { cols, style, norm, epilogue: Epilogue::Store, ..case.clone() })
@@ -347,7 +342,7 @@ fn matvec_makes_u_beside_the_product() {
 
 #[test]
 fn matvec_adds_what_u_expands_to() {
-    for (cols, style) in [(1, Style::Gpu(1)), (2, Style::Chosen), (4, Style::Chosen), (8, Style::Gpu(0))] {
+    for (cols, style) in [(1, Style::Gpu(1)), (2, Style::Chosen), (COLS, Style::Chosen), (COLS, Style::Gpu(0))] {
         for epilogue in [Epilogue::Store, Epilogue::Add] {
             for_all(1, (cases(), (1usize..4, 0usize..40)), |gpu, (case, lora)| {
                 check_expand(gpu, &Case { cols, style, epilogue, norm: false, ..case.clone() }, *lora)

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
 use epiphyte::format::gguf::Gguf;
-use epiphyte::kernels::matvec::GPU_COLS;
+use epiphyte::kernels::matvec::COLS;
 use epiphyte::{Engine, EngineOptions, GpuOptions, Session};
 use half::f16;
 use safetensors::SafeTensors;
@@ -40,7 +40,7 @@ fn tiers() -> [(&'static str, EngineOptions); 5] {
 
 /// What a tier rounds to f16 when it is given pieces of these lengths.
 fn halves(engine: &Engine, options: &EngineOptions, pieces: &[usize]) -> Halves {
-    let (caps, wide) = (engine.gpu().caps(), pieces.iter().any(|len| *len > GPU_COLS as usize));
+    let (caps, wide) = (engine.gpu().caps(), pieces.iter().any(|len| *len > COLS as usize));
     Halves { cache: caps.f16 && !options.kv_f32, products: caps.cooperative_matrix.is_some() && wide }
 }
 

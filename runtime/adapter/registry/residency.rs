@@ -9,6 +9,10 @@ use crate::adapter::lora::Adapter;
 use crate::adapter::packed::{Eight, Packed};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
+use crate::parallel;
+
+/// f16 that are copied to the device's memory by one thread; a multiple of an [`Eight`].
+const PIECE: usize = 1 << 20;
 
 impl Registry {
     pub(super) fn make_resident(&mut self, gpu: &Gpu, id: &str) -> Result<()> {
@@ -49,8 +53,11 @@ impl Registry {
         };
         if let Some((a, b, _)) = self.arena.tensors() {
             let (a_first, b_first) = self.arena.first();
-            gpu.write(a, u64::from(a_first + block.a) * 16, &packed.a);
-            gpu.write(b, u64::from(b_first + block.b) * 16, &packed.b);
+            let (a_at, b_at) = (u64::from(a_first + block.a) * 16, u64::from(b_first + block.b) * 16);
+            let pieces = |at: u64| (at..).step_by(2 * PIECE);
+            let a = pieces(a_at).zip(packed.a.chunks(PIECE)).map(|(at, piece)| (a, at, piece));
+            let b = pieces(b_at).zip(packed.b.chunks(PIECE)).map(|(at, piece)| (b, at, piece));
+            parallel::map(a.chain(b).collect(), |(tensor, at, piece)| gpu.write(tensor, at, piece));
         }
         self.clock += 1;
         if let Some(entry) = self.entries.get_mut(id) {
