@@ -3,8 +3,8 @@
 // EPILOGUE 0: y = .  1: y += .  2: y[m, i] = silu(W x)[i] * (W x)[i + pair]   (SwiGLU, Shazeer 2020, arXiv:2002.05202)
 // With an adapter: lora/matvec_shrink.wgsl lets A's rows ride along, lora/matvec_expand.wgsl adds B u to the sums.
 // Grid: (ceil(N / (WG / L / SPLIT * 4)), ceil(M / COLS), 1), or pair / 2 for N / 4 with SwiGLU; SPLIT teams of L lanes share
-// 4 rows of W, a lane takes UNROLL times QUARTERS of a block, L SPLIT apart. The teams' sums are added in their order.
-// matvec/quarters.wgsl or matvec/blocks.wgsl says what a lane takes at a time.
+// 4 rows of W, a lane takes QUARTERS quarters of a block, UNROLL times, L SPLIT apart. The teams' sums are added in their
+// order. matvec/quarters.wgsl or matvec/blocks.wgsl says what a lane takes at a time.
 // Params and bindings: shared/linear.wgsl
 // Host: runtime/kernels/matvec.rs    Oracle: tests/kernels/matvec.rs
 

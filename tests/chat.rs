@@ -169,7 +169,7 @@ const USE: [&str; 24] = [
     "{% for a in n.x %}{{ a }}{% endfor %}",
 ];
 
-fn assert_refused_soon(source: &str) {
+fn assert_refused(source: &str) {
     let rendered = ends(source, || {
         ChatTemplate::new(Some(source), "", "").and_then(|template| template.render(&user("hello"), true))
     });
@@ -178,9 +178,9 @@ fn assert_refused_soon(source: &str) {
 }
 
 #[test]
-fn hostile_templates_end_in_an_error_soon() {
+fn hostile_templates_end_in_an_error() {
     for source in ENDLESS {
-        assert_refused_soon(source);
+        assert_refused(source);
     }
 }
 
@@ -189,7 +189,7 @@ fn lists_that_hold_themselves_many_times_are_refused() {
     for grow in GROW {
         for end in USE {
             let start = "{% set n = namespace(x=['a'], y=['b']) %}".to_owned();
-            assert_refused_soon(&(start + "{% for i in range(100) %}{% set n.x = " + grow + " %}{% endfor %}" + end));
+            assert_refused(&(start + "{% for i in range(100) %}{% set n.x = " + grow + " %}{% endfor %}" + end));
         }
     }
 }
@@ -206,19 +206,19 @@ fn work_on_a_large_list_is_paid_for_each_time() {
                 )
             };
             let lists = "{% set n = namespace(x=1, y=1) %}".to_owned() + &list("n.x", "a") + &list("n.y", "a");
-            assert_refused_soon(&(lists + "{% for j in range(99999) %}" + end + "{% endfor %}"));
+            assert_refused(&(lists + "{% for j in range(99999) %}" + end + "{% endfor %}"));
         }
     }
     let text = "{% set a = 'a' * 1000000 %}{% set b = 'a' * 1000000 %}{% for i in range(99999) %}".to_owned();
     for end in ["a == b", "a[999999]", "a[-1]", "a[999999:]", "a[::-1]", "a is lower", "a < b", "b in a"] {
-        assert_refused_soon(&format!("{text}{{% if {end} %}}{{% endif %}}{{% endfor %}}"));
+        assert_refused(&format!("{text}{{% if {end} %}}{{% endif %}}{{% endfor %}}"));
     }
     let pairs = |n| (0..n).map(|i| format!("a{i}=1")).collect::<Vec<_>>().join(",");
     let names = |n| (0..n).map(|i| format!("{{% set n.b{i}=1 %}}")).collect::<String>();
     for end in ["{% if n %}{% endif %}", "{{ n and 1 }}", "{{ not n }}", "{{ 1 if n }}", "{{ n | length }}"] {
         let many = |kwargs, sets| {
             let start = format!("{{% set n = namespace({}) %}}{}", pairs(kwargs), names(sets));
-            assert_refused_soon(&(start + "{% for i in range(99999) %}" + end + "{% endfor %}"));
+            assert_refused(&(start + "{% for i in range(99999) %}" + end + "{% endfor %}"));
         };
         many(100, 100);
         many(3000, 1);
@@ -231,7 +231,7 @@ fn deep_values_do_not_exhaust_the_stack() {
     for grow in ["[n.x]", "[n.x[:]]", "n.x[:]", "n.x * 1", "n.x + []", "n.x | reverse", "{1: n.x}"] {
         for end in ["", "{{ n.x | tojson }}", "{{ n.x }}", "{{ n.x == n.x }}", "{% if n.x in [n.x] %}{% endif %}"] {
             let start = "{% set n = namespace(x=[1]) %}{% for i in range(99999) %}{% set n.x = ".to_owned();
-            assert_refused_soon(&(start + grow + " %}{% endfor %}" + end));
+            assert_refused(&(start + grow + " %}{% endfor %}" + end));
         }
     }
     for long in [
@@ -247,7 +247,7 @@ fn deep_values_do_not_exhaust_the_stack() {
 
 /// Parsing and compiling are not counted, so the length of a template and of its expressions bounds them.
 #[test]
-fn the_longest_templates_compile_soon() {
+fn the_longest_templates_come_to_an_end() {
     for (open, term, close) in [
         ("{{ x", "+1", " }}"),
         ("{{ 1", "+1", " }}"),

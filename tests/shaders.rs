@@ -39,8 +39,10 @@ fn linear_specs(caps: &Caps, dtype: DType) -> Vec<KernelSpec> {
     let split = matvec::tiling(caps, 64, 256);
     let norm = Variant { tiling: split, cols: 4, norm: true, epilogue: Epilogue::Store, lora: None };
     specs.push(matvec::spec(caps, dtype, norm));
-    let software = Variant { tiling: SOFTWARE, cols: COLS, norm: false, epilogue: Epilogue::Add, lora: None };
-    specs.push(matvec::spec(caps, dtype, software));
+    for (norm, epilogue) in [(false, Epilogue::Add), (true, Epilogue::Store)] {
+        let software = Variant { tiling: SOFTWARE, cols: COLS, norm, epilogue, lora: None };
+        specs.push(matvec::spec(caps, dtype, software));
+    }
     for epilogue in [Epilogue::Store, Epilogue::Add] {
         specs.extend(Tile::all(caps).iter().map(|tile| matmul::spec(caps, dtype, epilogue, *tile)));
     }

@@ -13,10 +13,10 @@ use crate::parallel;
 
 /// f16 that a kernel loads at a time; ranks are multiples of it.
 const WIDTH: usize = 8;
-/// Values that become f16 at a time: a short row by itself would take longer to begin than to convert.
-const TOGETHER: usize = 4096;
 /// As many.
 pub(crate) type Eight = [u16; WIDTH];
+/// Values that become f16 at a time: a short row by itself would take longer to begin than to convert.
+const TOGETHER: usize = 4096;
 
 /// Where the factors of a site are.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -29,7 +29,7 @@ pub struct TargetModule {
 impl LoraConfig {
     /// The modules of a base that this config targets, sorted by path.
     ///
-    /// Errors: [`Error::InvalidAdapter`] naming the key whose pattern is not understood.
+    /// Errors: [`Error::InvalidAdapter`] naming the key whose pattern is not understood, or whose alpha is too large.
     pub fn modules(&self, shape: &BaseShape) -> Result<Vec<TargetModule>> {
         let selected = Selection::new(self)?;
         let ranks = Suffixes::new("rank_pattern", self.rank_pattern.iter().map(|(key, _)| key.as_str()))?;
@@ -41,9 +41,16 @@ impl LoraConfig {
                 continue;
             }
             let rank = ranks.first(&name).map_or(self.r, |i| self.rank_pattern[i].1);
-            let alpha = alphas.first(&name).map_or(self.lora_alpha, |i| self.alpha_pattern[i].1);
+            let own_alpha = alphas.first(&name).map(|i| self.alpha_pattern[i].1);
+            let alpha = own_alpha.unwrap_or(self.lora_alpha);
             let divisor = if self.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
-            modules.push(TargetModule { path, rank, scaling: (alpha / divisor) as f32 });
+            let scaling = (alpha / divisor) as f32;
+            if !scaling.is_finite() {
+                let what = if own_alpha.is_some() { "alpha_pattern" } else { "lora_alpha" };
+                let reason = format!("{alpha} for {name} of rank {rank} scales beyond f32; give a smaller one");
+                return Err(Error::InvalidAdapter { what: what.into(), reason });
+            }
+            modules.push(TargetModule { path, rank, scaling });
         }
         Ok(modules)
     }

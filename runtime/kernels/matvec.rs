@@ -115,7 +115,7 @@ pub struct Tiling {
     pub lanes: u32,
     /// Teams that share [`ROWS`] rows of W, at most [`MAX_SPLIT`]; a power of two.
     pub split: u32,
-    /// Quarters of a block that a lane has under way: 1, 2 or 4.
+    /// Quarters of a block that a lane has under way: 1, 2 or 4; 1 with `blocks`.
     pub unroll: u32,
     /// The lanes' steps may reach past the end of a row.
     pub guard: bool,
@@ -173,7 +173,7 @@ pub fn cols(rows: u32) -> u32 {
     rows.next_power_of_two().min(COLS)
 }
 
-/// On a software GPU: a lane by itself, without any reduction.
+/// On a software GPU: a lane has rows to itself.
 pub const SOFTWARE: Tiling = Tiling { wg: 32, lanes: 1, split: 1, unroll: 1, guard: false, blocks: true };
 
 /// What a kernel is compiled for, beside the format.
@@ -196,6 +196,7 @@ pub fn spec(caps: &Caps, dtype: DType, variant: Variant) -> KernelSpec {
     let (reduce, _) = reduction(caps);
     let Variant { tiling, cols, norm, epilogue, lora } = variant;
     debug_assert!(cols <= COLS, "columns are unrolled by hand");
+    debug_assert!(!tiling.blocks || (tiling.lanes, tiling.split, tiling.unroll) == (1, 1, 1), "a lane has whole rows");
     let mut source = Source {
         name: "matvec",
         consts: vec![

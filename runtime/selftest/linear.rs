@@ -23,7 +23,7 @@ pub(super) const K: usize = 768;
 pub(super) const EPS: f32 = 1e-5;
 /// The tolerance of cooperative matrices, which round both factors to f16.
 pub(super) const HALVES: f64 = 2e-3;
-/// Rows of x: one for each number of columns of `matvec`, then a mat-mul of more than a fragment.
+/// Rows of x: one for each number of columns of `matvec`, one for two passes of it, then a mat-mul of more than a fragment.
 const ROWS: [usize; 5] = [1, 2, 3, 5, 19];
 
 /// With a folded norm or without, and the epilogue: those that models use, the first two also on many rows.

@@ -1,9 +1,10 @@
-// A block of each column of x, that every lane loads for itself: without subgroups.
+// A block of each column of x, that every lane loads for itself: without subgroups. Same interface as x_shared.
 fn hold(c: u32, kb: u32, col: u32, index: u32) {
     if NORM == 1u {
-        for (var i = 0u; i < 8u; i++) {
-            let v = x[x_at(c, kb, col) + i];
-            squares[c] += dot(v, v);
+        for (var i = 0u; i < 4u; i++) {
+            let lo = x[x_at(c, kb, col) + i];
+            let hi = x[x_at(c, kb, col) + i + 4u];
+            squares[c] += dot(lo, lo) + dot(hi, hi);
         }
     }
 }

@@ -96,7 +96,7 @@ fn configs_that_are_no_config() {
 }
 
 #[test]
-fn pattern_bombs_are_refused_or_fast() {
+fn pattern_bombs_come_to_an_end() {
     let long = "a?".repeat(1900) + &"a".repeat(290);
     for pattern in
         ["((a{1,1000}){1,1000}){1,1000}", "(.*.*.*.*.*.*.*.*)*x", "(a*)*b", "(a|a)*b", "(((((((x*)*)*)*)*)*)*)*", &long]

@@ -19,7 +19,7 @@ fn expect(files: &Files, what: &str, reason: &str) {
 
 #[test]
 fn keys() {
-    let cases: [(&str, Value, &str); 42] = [
+    let cases: [(&str, Value, &str); 44] = [
         ("use_dora", json!(true), "DoRA"),
         ("modules_to_save", json!(["lm_head"]), "frozen"),
         ("lora_bias", json!(true), "bias"),
@@ -53,6 +53,8 @@ fn keys() {
         ("r", json!("2"), "from 1"),
         ("r", json!(1_u64 << 40), "from 1"),
         ("lora_alpha", json!("x"), "a number"),
+        ("lora_alpha", json!(1e300), "beyond f32"),
+        ("alpha_pattern", json!({"q_proj": -1e300}), "beyond f32"),
         ("use_rslora", json!(1), "true or false"),
         ("rank_pattern", json!({"q_proj": 0}), "from 1"),
         ("rank_pattern", json!(["q_proj"]), "from 1"),

@@ -1,9 +1,11 @@
 //! What several tests need.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
 
-/// No work of a test takes as long on the slowest machine, unless it grows with what a file claims.
+/// No work takes as long, on however slow a machine.
 const FAR_TOO_LONG: Duration = Duration::from_secs(60);
 
 /// The file that `make model` fetches.
@@ -49,11 +51,19 @@ impl Random {
     }
 }
 
-/// What `work` gives. It must come to an end: this tells work that a file can make endless, and is no measure of speed,
-/// which a busy machine would spoil.
+/// What `work` gives. Work that a file can make endless ends the tests after a minute, and they say which it was. This is
+/// no measure of speed, which a busy machine would spoil.
 pub(crate) fn ends<T>(what: &str, work: impl FnOnce() -> T) -> T {
-    let start = Instant::now();
-    let done = work();
-    assert!(start.elapsed() < FAR_TOO_LONG, "{what}: {:?}", start.elapsed());
-    done
+    let (done, waiting) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            if waiting.recv_timeout(FAR_TOO_LONG) == Err(RecvTimeoutError::Timeout) {
+                eprintln!("no end after {FAR_TOO_LONG:?}: {what}");
+                std::process::abort();
+            }
+        });
+        let result = work();
+        drop(done);
+        result
+    })
 }

@@ -33,7 +33,7 @@ fn check(prompts: &[Vec<u32>], options: &[GenerateOptions]) {
 
 #[test]
 fn a_batch_gives_what_each_session_gives_alone() {
-    // 1, 2, 4 and 8 columns, some left over, and more than one group of 8.
+    // 1, 2 and 4 columns, some left over, two passes of them, and more than one group of 8.
     for k in [1, 2, 3, 5, 8, 11] {
         let prompts: Vec<_> = (0..k).map(|i| prompt(100 + i, 1 + 17 * i as usize)).collect();
         check(&prompts, &vec![greedy(15); k as usize]);

@@ -70,6 +70,6 @@ proptest! {
         if let Some(cut) = cut {
             bytes.truncate(cut.index(bytes.len()));
         }
-        ends("a damaged file", || visit(bytes.clone()));
+        ends("a damaged file", || visit(bytes));
     }
 }

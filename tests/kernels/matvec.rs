@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::adapters::{Adapters, Site};
 use super::oracle::{self, EPS, gamma, rms_scale, strided_depth};
 use super::weights::{Weights, row_unit};
-use super::{Checked, Near, Output, Random, for_all, seed, submit};
+use super::{Checked, Near, Output, Random, TIERS, for_all, on, seed, submit};
 
 #[derive(Clone, Debug)]
 pub(super) struct Case {
@@ -36,7 +36,7 @@ pub(super) enum Style {
     Chosen,
     /// As on a GPU: 64 lanes, 4 << i of them in a team where subgroups allow.
     Gpu(u32),
-    /// A lane a row.
+    /// A lane by itself, four rows of W.
     Software,
     /// On cooperative matrices, loaded from scalars where it says so or the device knows no other way.
     Coop(matvec_coop::Tiling, bool),
@@ -241,6 +241,16 @@ fn matvec_serves_every_number_of_columns_in_every_style() {
         for style in [Style::Chosen, Style::Software, Style::Gpu(0), Style::Gpu(1)] {
             for_all(1, cases(), |gpu, case| check(gpu, DType::Q4_1, &Case { cols, style, ..case.clone() }));
         }
+    }
+}
+
+/// What every lane loads for itself there, no other tier sees.
+#[test]
+fn matvec_in_blocks_needs_no_subgroups() {
+    let tier = TIERS.iter().find(|tier| tier.gpu.caps().subgroup_size.is_none()).unwrap();
+    for (cols, norm) in [(1, true), (COLS, false), (COLS, true)] {
+        let style = Style::Software;
+        on(&[tier], &cases(), &|gpu, case| check(gpu, DType::Q4_1, &Case { cols, style, norm, ..case.clone() }));
     }
 }
 

@@ -1,8 +1,8 @@
 //! Every kernel against its oracle: f64 loops that look like the formula and take the kernel's own `Params`.
 //!
 //! Each case runs on every tier of the adapter; where a GPU is software, and slow to compile for, on the first and on one
-//! of the others in turn. Outputs are poisoned first, and what a kernel has no business with
-//! must keep its bits. A tolerance is a bound derived from the roundings on the way (see [`oracle`]), not a guess.
+//! of the others in turn. Outputs are poisoned first, and what a kernel has no business with must keep its bits. A
+//! tolerance is a bound derived from the roundings on the way (see [`oracle`]), not a guess.
 
 mod adamw;
 mod adapters;
@@ -89,17 +89,19 @@ fn tiers() -> Vec<&'static Tier> {
 
 /// Runs `test` on the tiers, for `cases` values of `strategy`; a failing value is shrunk and shown.
 fn for_all<S: Strategy>(cases: u32, strategy: S, test: impl Fn(&Gpu, &S::Value) -> Checked) {
-    for _ in 0..cases {
-        let tiers = tiers();
-        let config = Config { cases: 1, max_shrink_iters: 60, failure_persistence: None, ..Config::default() };
-        let on_tiers = |case| {
-            tiers.iter().try_for_each(|tier| {
-                test(&tier.gpu, &case).map_err(|e| TestCaseError::fail(format!("tier `{}`: {e}", tier.name)))
-            })
-        };
-        if let Err(e) = TestRunner::new(config).run(&strategy, on_tiers) {
-            panic!("{e}");
-        }
+    (0..cases).for_each(|_| on(&tiers(), &strategy, &test));
+}
+
+/// Runs `test` on `tiers`, for one value of `strategy`.
+fn on<S: Strategy>(tiers: &[&Tier], strategy: &S, test: &impl Fn(&Gpu, &S::Value) -> Checked) {
+    let config = Config { cases: 1, max_shrink_iters: 60, failure_persistence: None, ..Config::default() };
+    let on_tiers = |case| {
+        tiers.iter().try_for_each(|tier| {
+            test(&tier.gpu, &case).map_err(|e| TestCaseError::fail(format!("tier `{}`: {e}", tier.name)))
+        })
+    };
+    if let Err(e) = TestRunner::new(config).run(strategy, on_tiers) {
+        panic!("{e}");
     }
 }
 

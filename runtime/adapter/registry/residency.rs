@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::parallel;
 
-/// f16 that are copied to the device's memory by one thread; a multiple of an [`Eight`].
+/// f16 that are copied to the device's memory at a time; a multiple of an [`Eight`].
 const PIECE: usize = 1 << 20;
 
 impl Registry {
