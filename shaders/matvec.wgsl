@@ -25,6 +25,11 @@ fn weight_rows(unit: u32) -> vec4<u32> {
     return min(vec4<u32>(unit, unit + 1u, unit + 2u, unit + 3u), vec4<u32>(p.n - 1u));
 }
 
+// Where block kb of column c begins in x.
+fn x_at(c: u32, kb: u32, col: u32) -> u32 {
+    return ((p.x_row + min(col + c, p.m - 1u)) * p.k_blocks + kb) * 8u;
+}
+
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {
     if shrinks(group.x) {

@@ -29,8 +29,3 @@ fn add(b: vec4<u32>, part: u32, kb: u32, col: u32) {
         );
     }
 }
-
-// Where a block of column c begins.
-fn x_at(c: u32, kb: u32, col: u32) -> u32 {
-    return ((p.x_row + min(col + c, p.m - 1u)) * p.k_blocks + kb) * 8u;
-}

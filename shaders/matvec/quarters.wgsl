@@ -17,7 +17,7 @@ fn accumulate(u: u32, rows: vec4<u32>, col: u32, index: u32) {
 }
 
 fn add(c: u32, b: vec4<u32>, kb: u32, part: u32, col: u32) {
-    let at = ((p.x_row + min(col + c, p.m - 1u)) * p.k_blocks + kb) * 8u + part;
+    let at = x_at(c, kb, col) + part;
     var lo = x[at];
     var hi = x[at + 4u];
     if NORM == 1u {
