@@ -19,11 +19,12 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::machinery::{CodeGenerator, Instruction, Instructions, eval, make_string_output};
+use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, ErrorKind, Value};
 use serde_json::Map;
 
-pub(crate) use message::{LOSS_KEYS, loss_weight};
 pub use message::{Content, Message};
+pub(crate) use message::{LOSS_KEYS, loss_weight};
 pub use said::Rendered;
 
 use crate::error::{Error, Result};
@@ -178,7 +179,7 @@ impl ChatTemplate {
         let (instructions, blocks) = compiled(self.source()?)?;
         let mut text = String::new();
         let mut out = make_string_output(&mut text);
-        let context = Value::from_serialize(context);
+        let context = Value::from(Serde(context));
         let done = eval(&environment, &instructions, context, &blocks, &mut out, AutoEscape::None).map(drop);
         done.map_err(|e| self.failed(&e))?;
         Ok(text)

@@ -137,18 +137,8 @@ fn content(value: Value) -> Result<Option<Content>, String> {
 }
 
 /// Types of parts that are named in an error; any other word might be the user's.
-const NO_TEXT: [&str; 10] = [
-    "image_url",
-    "image",
-    "input_image",
-    "input_audio",
-    "audio",
-    "audio_url",
-    "video",
-    "video_url",
-    "file",
-    "refusal",
-];
+const NO_TEXT: [&str; 10] =
+    ["image_url", "image", "input_image", "input_audio", "audio", "audio_url", "video", "video_url", "file", "refusal"];
 
 fn part(part: Value) -> Result<String, String> {
     let Value::Object(mut part) = part else {

@@ -149,7 +149,8 @@ pub(super) fn render(
     input.each_text(&mut |role, text| {
         groups.extend(words.starts(text).map(|(_, word)| (role.to_owned(), word.to_owned())));
     });
-    let mut search = Search { words, input, render, kept: BTreeSet::new(), trials: 0, best: Rendered { text, said: Vec::new() } };
+    let mut search =
+        Search { words, input, render, kept: BTreeSet::new(), trials: 0, best: Rendered { text, said: Vec::new() } };
     search.keep(&groups.into_iter().collect::<Vec<_>>())?;
     Ok(search.best)
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use clap::Args;
 
 use super::adapter::{AdapterArgs, Adapters, Weighted};
-use super::{ModelArgs, SamplingArgs, generate, output};
+use super::{ModelArgs, SamplingArgs, TemplateArgs, generate, output};
 use crate::chat::Message;
 use crate::engine::{CancelToken, Engine, FinishReason, GenerateOptions, Session};
 use crate::error::{Error, Result};
@@ -26,6 +26,8 @@ pub(super) struct ChatArgs {
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
+    template: TemplateArgs,
+    #[command(flatten)]
     adapters: AdapterArgs,
     /// The system message
     #[arg(long, value_name = "TEXT")]
@@ -39,7 +41,7 @@ type Running = Arc<Mutex<Option<CancelToken>>>;
 
 pub(super) fn run(args: &ChatArgs, gpu: GpuOptions) -> Result<()> {
     let options = GenerateOptions { sampling: args.sampling.sampling()?, max_tokens: usize::MAX, ..Default::default() };
-    let engine = args.model.open(gpu)?;
+    let engine = args.model.open_with(gpu, &args.template)?;
     let running = Running::default();
     on_interrupt(Arc::clone(&running), Arc::clone(&engine))?;
     let terminal = std::io::stdin().is_terminal();

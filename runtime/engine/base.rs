@@ -30,11 +30,17 @@ pub struct Base {
 
 impl Base {
     /// Reads and checks the whole file, then sends the weights to the device; `progress` gets bytes done and in all.
+    /// Chats are rendered with `chat_template`, or with the file's own.
     ///
     /// The chat template is parsed when a chat is rendered. Errors: as [`Gguf`]'s, [`ModelConfig::from_gguf`],
     /// [`ModelConfig::check_tensors`], [`Tokenizer::from_spec`]
     /// and [`Weights::load`].
-    pub fn load(gpu: &Gpu, gguf: &Gguf, progress: &mut dyn FnMut(u64, u64)) -> Result<Self> {
+    pub fn load(
+        gpu: &Gpu,
+        gguf: &Gguf,
+        chat_template: Option<&str>,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self> {
         let config = ModelConfig::from_gguf(gguf)?;
         config.check_tensors(gguf)?;
         let spec = TokenizerSpec::from_gguf(gguf)?;
@@ -51,7 +57,8 @@ impl Base {
         };
         let text = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id)).unwrap_or_default().to_string();
         let (bos, eos) = (text(tokenizer.bos()), text(tokenizer.eos()));
-        let chat_template = ChatTemplate::unchecked(gguf.find("tokenizer.chat_template"), &bos, &eos);
+        let source = chat_template.map_or_else(|| gguf.find("tokenizer.chat_template"), |source| Ok(Some(source)));
+        let chat_template = ChatTemplate::unchecked(source, &bos, &eos);
         let fingerprint = fingerprint(gguf, &config, template_of(gguf));
         Ok(Self { config, weights: Arc::new(weights?), tokenizer, chat_template, fingerprint, file_bytes })
     }

@@ -23,9 +23,32 @@ const FIM_TOKENS: [[&str; 3]; 4] = [
 
 /// Keys of a message that change nothing of what is learnt, used by a template or not.
 const ASIDE: [&str; 26] = [
-    "name", "tool_call_id", "id", "message_id", "uuid", "index", "turn", "source", "origin", "model", "lang", "language",
-    "timestamp", "created_at", "created", "date", "time", "metadata", "meta", "tokens", "token_count", "tags", "score",
-    "rating", "finish_reason", "annotations",
+    "name",
+    "tool_call_id",
+    "id",
+    "message_id",
+    "uuid",
+    "index",
+    "turn",
+    "source",
+    "origin",
+    "model",
+    "lang",
+    "language",
+    "timestamp",
+    "created_at",
+    "created",
+    "date",
+    "time",
+    "metadata",
+    "meta",
+    "tokens",
+    "token_count",
+    "tags",
+    "score",
+    "rating",
+    "finish_reason",
+    "annotations",
 ];
 
 /// An example before it is cut.
@@ -128,7 +151,8 @@ impl<'a> Encoder<'a> {
     /// The first of the tokens `whole` that goes beyond the text of `part`, with which their text begins.
     fn end_of(&self, part: &[u32], whole: &[u32]) -> usize {
         let same = part.iter().zip(whole).take_while(|(a, b)| a == b).count();
-        let bytes = |ids: &[u32]| ids.iter().map(|&id| self.tokenizer.token_bytes(id).map_or(0, <[u8]>::len)).sum::<usize>();
+        let bytes =
+            |ids: &[u32]| ids.iter().map(|&id| self.tokenizer.token_bytes(id).map_or(0, <[u8]>::len)).sum::<usize>();
         let rest = bytes(&part[same..]);
         (same..whole.len()).find(|&end| bytes(&whole[same..=end]) > rest).unwrap_or(whole.len())
     }
@@ -194,7 +218,10 @@ impl<'a> Encoder<'a> {
     fn weights(&self, messages: &[Message], context: &Map<String, Value>) -> Result<Vec<f32>> {
         let refused = |reason| Error::InvalidArgument { name: "messages", reason };
         if let Some(key) = context.keys().find(|key| !self.template.uses(key)) {
-            return Err(refused(format!("{} beside them is nothing that the chat template uses; leave it out", named(key))));
+            return Err(refused(format!(
+                "{} beside them is nothing that the chat template uses; leave it out",
+                named(key)
+            )));
         }
         let weight = |(i, message): (usize, &Message)| {
             let refused = |reason: String| refused(format!("message {}: {reason}", i + 1));
@@ -209,7 +236,9 @@ impl<'a> Encoder<'a> {
             match (message.loss_weight().map_err(refused)?, message.role.as_str()) {
                 (weight, "assistant") => Ok(weight.unwrap_or(1.0)),
                 (None | Some(0.0), _) => Ok(0.0),
-                _ => Err(refused("only messages of role `assistant` are learnt; take its `weight` or `train` away".into())),
+                _ => Err(refused(
+                    "only messages of role `assistant` are learnt; take its `weight` or `train` away".into(),
+                )),
             }
         };
         messages.iter().enumerate().map(weight).collect()

@@ -187,7 +187,7 @@ struct Lines<R> {
 
 impl<R: BufRead> Lines<R> {
     /// The next line, or what is wrong with it; `None` at the end.
-    fn next(&mut self) -> std::io::Result<Option<Result<&str, String>>> {
+    fn next(&mut self) -> io::Result<Option<Result<&str, String>>> {
         self.buffer.clear();
         self.number += 1;
         if (&mut self.reader).take(MAX_LINE_BYTES as u64).read_until(b'\n', &mut self.buffer)? == 0 {

@@ -40,7 +40,8 @@ const REFUSED: [(&str, &str); 16] = [
     ("train_on_inputs", MASK),
     ("train_on_input", MASK),
 ];
-const PREFERENCE: &str = "is for learning preferences, which is not supported; give the answer to learn as `completion`";
+const PREFERENCE: &str =
+    "is for learning preferences, which is not supported; give the answer to learn as `completion`";
 const TEXT_ONLY: &str = "is not supported: only text is learnt";
 const MASK: &str = "is not supported; give `weight` or `train`, in a message or beside it";
 /// What only a chat can make use of.
@@ -177,7 +178,8 @@ fn message(value: Value) -> Result<Message, String> {
     if map.contains_key("from") && !map.contains_key("role") {
         let from = text(&mut map, "from", "value")?;
         let role = SPEAKERS.iter().find(|(name, _)| *name == from).map(|(_, role)| *role);
-        let role = role.ok_or("`from` is none of `human`, `gpt`, `system` and `tool`; give these, or OpenAI's messages")?;
+        let role =
+            role.ok_or("`from` is none of `human`, `gpt`, `system` and `tool`; give these, or OpenAI's messages")?;
         let said = map.shift_remove("value").ok_or("`value` is missing beside `from`")?;
         map.insert("role".into(), role.into());
         map.insert("content".into(), said);
