@@ -48,7 +48,6 @@ CONVERSATIONS = {
         {"role": "assistant", "content": None, "tool_calls": [CALL, CALL]},
         {"role": "tool", "tool_call_id": "call_abc12", "content": "rain"},
         {"role": "tool", "tool_call_id": "call_abc12", "content": "sun"}], "tools": [TOOL]},
-    "parts": {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}]},
 }
 
 
@@ -66,7 +65,7 @@ def main(folder, out):
                     rendered, _ = render_jinja_template([messages], chat_template=source, add_generation_prompt=add,
                                                         bos_token="<s>", eos_token="</s>", **context)
                     case["text"] = rendered[0]
-                except (jinja2.TemplateError, TypeError, ValueError, AttributeError, KeyError) as e:
+                except (jinja2.TemplateError, TypeError, ValueError, AttributeError, KeyError, RecursionError) as e:
                     case["error"] = f"{type(e).__name__}: {e}"
                 cases.append(case)
     Path(out).write_text(json.dumps({"templates": templates, "conversations": CONVERSATIONS, "cases": cases}))
