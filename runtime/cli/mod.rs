@@ -12,6 +12,7 @@ mod inspect;
 mod output;
 mod perplexity;
 mod plan;
+mod shape;
 mod train;
 
 use std::path::PathBuf;
@@ -156,7 +157,7 @@ pub fn run() -> ExitCode {
         Command::Inspect(args) => inspect::run(&args),
         Command::Train(args) => train::run(&args, gpu),
         Command::Eval(args) => eval::run(&args, gpu),
-        Command::Plan(args) => plan::run(&args),
+        Command::Plan(args) => plan::run(&args, gpu),
         Command::Doctor(args) => doctor::run(&args, gpu),
     };
     match done {
