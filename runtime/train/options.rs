@@ -8,7 +8,7 @@ use crate::kernels::adamw::AdamW;
 use crate::model::config::ModelConfig;
 
 use super::buffers::{self, Optimizer, TrainShape};
-use super::data::Duration;
+use super::data::{DataOptions, Duration};
 use super::recipe;
 use super::schedule::{Decay, Warmup};
 
@@ -92,6 +92,11 @@ impl TrainOptions {
     pub fn scaling(&self) -> f64 {
         let rank = self.rank as f64;
         self.lora_alpha / if self.use_rslora { rank.sqrt() } else { rank }
+    }
+
+    /// How examples for this run are made: of its length, so that it is said once.
+    pub fn data_options(&self) -> DataOptions {
+        DataOptions { seq_len: self.seq_len, ..DataOptions::default() }
     }
 
     /// Examples of a step.

@@ -183,10 +183,10 @@ impl TrainArgs {
         Ok(options)
     }
 
-    /// How examples of at most `seq_len` tokens are made.
-    pub(super) fn data_options(&self, seq_len: usize) -> DataOptions {
+    /// How examples are made for a run with `options`.
+    pub(super) fn data_options(&self, options: &TrainOptions) -> DataOptions {
         let DataArgs { prompt_loss_weight, skip_bad, .. } = self.data;
-        DataOptions { seq_len, prompt_loss_weight, skip_bad, ..DataOptions::default() }
+        DataOptions { prompt_loss_weight, skip_bad, ..options.data_options() }
     }
 }
 

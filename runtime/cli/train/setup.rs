@@ -49,7 +49,7 @@ pub(super) fn prepare(args: &TrainArgs, gpu: GpuOptions) -> Result<(Setup, PlanR
     let options = args.options(init.as_ref(), config.max_position_embeddings)?;
     // What is wrong whatever the device is refused before one is opened.
     options.shape(&config, false)?.check(&config)?;
-    args.data_options(options.seq_len).check(config.max_position_embeddings)?;
+    args.data_options(&options).check(config.max_position_embeddings)?;
     File::open(&args.data.path).map_err(|e| Error::io(&args.data.path, e))?;
     let mut gpu = Gpu::open(gpu)?;
     if !selftest::run(&mut gpu)?.trains {
@@ -103,7 +103,7 @@ pub(super) struct Data {
 pub(super) fn data(args: &TrainArgs, setup: &Setup) -> Result<Data> {
     let (base, options) = (setup.engine.base(), &setup.options);
     let context = base.config.max_position_embeddings;
-    let data_options = args.data_options(options.seq_len);
+    let data_options = args.data_options(options);
     let encoder = Encoder::new(&base.tokenizer, &base.chat_template, context, data_options)?;
     let DataArgs { path, text, validation, .. } = &args.data;
     let read = |path| if *text { Dataset::read_text(path, &encoder) } else { Dataset::read_jsonl(path, &encoder) };
