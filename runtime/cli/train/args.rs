@@ -49,7 +49,7 @@ pub(super) struct DataArgs {
     #[arg(long)]
     pub(super) skip_bad: bool,
     /// Keep this part of the data (0.1), this many records (50), another file, or none for validation [default: a tenth,
-    /// where there are 200 records and the length of the run is left open]
+    /// where there are 500 records and the length of the run is left open]
     #[arg(long, value_name = "PART|N|FILE", value_parser = parse_validation)]
     pub(super) validation: Option<ValidationArg>,
 }
