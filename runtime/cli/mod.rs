@@ -118,7 +118,7 @@ impl ModelArgs {
         let options =
             EngineOptions { gpu, context: self.context, adapter_budget: u64::MAX, ..EngineOptions::default() };
         let mut bar = output::LoadingBar::default();
-        Engine::open_with(path, options, &mut |done, all| bar.update(done, all))
+        Engine::open_with(path, options, &mut |progress| bar.update(progress))
     }
 }
 

@@ -56,13 +56,16 @@ pub(super) fn prepare(args: &TrainArgs, gpu: GpuOptions) -> Result<(Setup, PlanR
     args.data_options(options.seq_len).check(config.max_position_embeddings)?;
     File::open(&args.data.path).map_err(|e| Error::io(&args.data.path, e))?;
     let mut gpu = Gpu::open(gpu)?;
-    if !selftest::run(&mut gpu)?.trains {
+    let mut bar = output::LoadingBar::default();
+    let tested = selftest::run_reporting(&mut gpu, &mut |progress| bar.update(progress));
+    drop(bar);
+    if !tested?.trains {
         return Err(computes_wrong());
     }
     let plan = plan(args, &gguf, &config, &gpu, &mut options)?;
     let engine_options = EngineOptions { context: Some(TRAIN_CONTEXT), ..EngineOptions::default() };
     let mut bar = output::LoadingBar::default();
-    let engine = Engine::from_gguf(gpu, &gguf, &engine_options, &mut |done, all| bar.update(done, all))?;
+    let engine = Engine::from_gguf(gpu, &gguf, &engine_options, &mut |progress| bar.update(progress))?;
     if let Some(made_for) = init.as_ref().and_then(|init| init.base_fingerprint.clone()) {
         let got = engine.base().fingerprint.clone();
         if made_for != got {
