@@ -116,6 +116,12 @@ fn a_bad_file_is_refused() {
     }
 }
 
+#[test]
+fn the_old_name_of_a_variable_is_refused_with_the_new_one() {
+    let output = epiphyte(&["doctor", "--json"]).env("EPIPHYTE_ADAPTER", "software").output().unwrap();
+    assert_fails(&output, 2, "EPIPHYTE_GPU");
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn without_a_driver_the_remedy_is_named() {

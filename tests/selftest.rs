@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use epiphyte::format::gguf::Gguf;
 use epiphyte::gpu::{Caps, Gpu, GpuOptions};
-use epiphyte::selftest::{self, Ability, Report, Verdict};
+use epiphyte::selftest::{self, Ability, KernelCheck, Report};
 use epiphyte::{Engine, EngineOptions, Error};
 use safetensors::SafeTensors;
 
@@ -134,7 +134,7 @@ fn the_least_demanding_failure_names_the_culprit() {
         max_binding_bytes: 128 << 20,
     };
     use Ability::{CooperativeMatrix, F16, Subgroups};
-    let verdict = |(uses, ok): &(&[Ability], bool)| Verdict {
+    let verdict = |(uses, ok): &(&[Ability], bool)| KernelCheck {
         kernel: "k".into(),
         variant: String::new(),
         uses: uses.to_vec(),

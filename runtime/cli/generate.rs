@@ -1,14 +1,13 @@
 //! `epiphyte generate`: one prompt, one answer.
 
 use std::io::{IsTerminal, Read};
-use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use clap::Args;
 use serde::Serialize;
 
 use super::adapter::{AdapterArgs, Adapters};
-use super::{ModelArgs, SamplingArgs, output};
+use super::{ModelArgs, SamplingArgs, interrupt, output};
 use crate::chat::Message;
 use crate::engine::{FinishReason, GenerateOptions, Session};
 use crate::error::{Error, Result};
@@ -102,8 +101,9 @@ pub(super) fn run(args: &GenerateArgs, gpu: GpuOptions) -> Result<()> {
         output::text(prompt)?;
     }
     let prompt_ids = session.tokens().to_vec();
+    let stop = interrupt::listen("");
     let start = Instant::now();
-    session.prefill(&AtomicBool::new(false))?;
+    session.prefill(&stop.token)?;
     engine.gpu().wait(None)?;
     let prompt_tps = rate(prompt_ids.len() - 1, start.elapsed().as_secs_f64());
     let options = GenerateOptions {
@@ -111,6 +111,7 @@ pub(super) fn run(args: &GenerateArgs, gpu: GpuOptions) -> Result<()> {
         sampling,
         stop: args.stop.clone(),
         ignore_eos: args.ignore_eos,
+        cancel: stop.token.clone(),
         ..Default::default()
     };
     let answer = answer(&mut session, options, |text| if args.json { Ok(()) } else { output::text(text) })?;

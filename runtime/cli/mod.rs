@@ -35,7 +35,7 @@ const DEFAULT_MODEL: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 #[command(name = "epiphyte", version)]
 struct Cli {
     /// Which GPU: discrete, integrated, software, or part of its name
-    #[arg(long, global = true, value_name = "NAME", env = "EPIPHYTE_ADAPTER")]
+    #[arg(long, global = true, value_name = "NAME", env = "EPIPHYTE_GPU")]
     gpu: Option<String>,
     #[command(subcommand)]
     command: Command,
@@ -148,10 +148,7 @@ pub fn run() -> ExitCode {
     }
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     let cli = Cli::parse();
-    let mut gpu = GpuOptions::from_env();
-    gpu.adapter = cli.gpu.filter(|name| !name.is_empty());
-    let done = interrupt::install().and_then(|()| run_command(cli.command, gpu));
-    match done {
+    match interrupt::install().and_then(|()| run_command(cli)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Error::Cancelled) => ExitCode::from(interrupt::EXIT_CODE),
         // Whoever reads has had enough.
@@ -163,8 +160,10 @@ pub fn run() -> ExitCode {
     }
 }
 
-fn run_command(command: Command, gpu: GpuOptions) -> Result<()> {
-    match command {
+fn run_command(cli: Cli) -> Result<()> {
+    let name = cli.gpu.filter(|name| !name.is_empty());
+    let gpu = GpuOptions { name, ..GpuOptions::from_env()? };
+    match cli.command {
         Command::Generate(args) => generate::run(&args, gpu),
         Command::Chat(args) => chat::run(&args, gpu),
         Command::Perplexity(args) => perplexity::run(&args, gpu),

@@ -15,7 +15,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub use adapters::{Change, History, Probe};
+pub use adapters::{Change, KvPolicy, Probe};
 pub use base::Base;
 pub use generate::{Generation, generate_batch};
 pub use options::{CancelToken, FinishReason, GenerateOptions, Sampling, Token};
@@ -76,7 +76,7 @@ pub struct Engine {
 impl Engine {
     /// Opens the device, checks its kernels, and loads the model file at `path`.
     ///
-    /// Errors: [`Error::NoAdapter`], [`Error::Gpu`], [`Error::OutOfMemory`]; as [`Gguf::open`], [`selftest::run`] and
+    /// Errors: [`Error::NoGpu`], [`Error::Gpu`], [`Error::OutOfMemory`]; as [`Gguf::open`], [`selftest::run`] and
     /// [`Base::load`].
     pub fn open(path: impl AsRef<Path>, options: EngineOptions) -> Result<Arc<Self>> {
         Self::open_with(path, options, &mut |_| {})

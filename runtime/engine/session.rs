@@ -13,7 +13,7 @@ use crate::tokenizer::EncodeOptions;
 
 use super::executor::Executor;
 use super::generate::Generation;
-use super::options::GenerateOptions;
+use super::options::{CancelToken, GenerateOptions};
 use super::{Engine, snapshot};
 
 /// A conversation or a document in progress. Cheap to make, to fork and to drop; many share one [`Engine`].
@@ -189,10 +189,10 @@ impl Session {
     ///
     /// Errors: [`Error::Cancelled`], [`Error::ContextFull`], [`Error::OutOfMemory`]; as [`crate::gpu::Gpu::check`].
     /// What was computed stays.
-    pub fn prefill(&mut self, cancel: &AtomicBool) -> Result<()> {
+    pub fn prefill(&mut self, cancel: &CancelToken) -> Result<()> {
         let engine = Arc::clone(&self.engine);
         let mut executor = engine.executor();
-        self.prefill_locked(&mut executor, cancel)
+        self.prefill_locked(&mut executor, &cancel.0)
     }
 
     pub(super) fn prefill_locked(&mut self, executor: &mut Executor, cancel: &AtomicBool) -> Result<()> {

@@ -8,7 +8,7 @@ mod encode;
 mod read;
 mod record;
 
-pub use batch::{BatchOptions, Cursor, Duration, Loader, MicroBatch, Step};
+pub use batch::{BatchOptions, Cursor, Loader, MicroBatch, Step, TrainLength};
 pub use encode::Encoder;
 pub use record::Record;
 

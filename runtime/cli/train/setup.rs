@@ -15,10 +15,10 @@ use crate::format::gguf::Gguf;
 use crate::gpu::{Gpu, GpuOptions};
 use crate::model::config::ModelConfig;
 use crate::selftest;
-use crate::train::{TrainOptions, recipe};
-use crate::train::data::{DataReport, Dataset, Duration, Encoder};
+use crate::train::data::{DataReport, Dataset, Encoder, TrainLength};
 use crate::train::plan::{Choice, Device, TRAIN_CONTEXT, Wish, choose, human_bytes};
 use crate::train::trainer::computes_wrong;
+use crate::train::{TrainOptions, recipe};
 
 /// What a run starts with.
 pub(super) struct Setup {
@@ -113,7 +113,7 @@ pub(super) fn data(args: &TrainArgs, setup: &Setup) -> Result<Data> {
     let data = read(path)?;
     let report = data.report.clone();
     let held_out = match validation {
-        None if options.duration == Duration::Auto => recipe::validation(report.records),
+        None if options.duration == TrainLength::Auto => recipe::validation(report.records),
         None | Some(ValidationArg::None | ValidationArg::File(_)) => None,
         Some(ValidationArg::Part(part)) => Some(*part),
     };
