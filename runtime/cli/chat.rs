@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::adapter::{AdapterArgs, Adapters, Weighted};
-use super::{ModelArgs, SamplingArgs, generate, interrupt, output};
+use super::{ModelArgs, SamplingArgs, TemplateArgs, generate, interrupt, output};
 use crate::chat::Message;
 use crate::engine::{FinishReason, GenerateOptions, Session};
 use crate::error::{Error, Result};
@@ -26,6 +26,8 @@ pub(super) struct ChatArgs {
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
+    template: TemplateArgs,
+    #[command(flatten)]
     adapters: AdapterArgs,
     /// The system message
     #[arg(long, value_name = "TEXT")]
@@ -36,7 +38,7 @@ pub(super) struct ChatArgs {
 
 pub(super) fn run(args: &ChatArgs, gpu: GpuOptions) -> Result<()> {
     let options = GenerateOptions { sampling: args.sampling.sampling()?, max_tokens: usize::MAX, ..Default::default() };
-    let engine = args.model.open(gpu)?;
+    let engine = args.model.open_with(gpu, &args.template)?;
     // The main thread waits for a line and can't be woken.
     let shared = Arc::clone(&engine);
     interrupt::before_leaving(move || {

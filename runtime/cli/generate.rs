@@ -7,7 +7,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::adapter::{AdapterArgs, Adapters};
-use super::{ModelArgs, SamplingArgs, interrupt, output};
+use super::{ModelArgs, SamplingArgs, TemplateArgs, interrupt, output};
 use crate::chat::Message;
 use crate::engine::{FinishReason, GenerateOptions, Session};
 use crate::error::{Error, Result};
@@ -18,6 +18,8 @@ use crate::gpu::GpuOptions;
 pub(super) struct GenerateArgs {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    template: TemplateArgs,
     #[command(flatten)]
     adapters: AdapterArgs,
     /// The text to continue; `-` reads standard input
@@ -89,9 +91,10 @@ impl Answer {
 
 pub(super) fn run(args: &GenerateArgs, gpu: GpuOptions) -> Result<()> {
     let sampling = args.sampling.sampling()?;
+    args.template.only_with(args.chat, "--chat")?;
     let prompt = read_prompt(&args.prompt)?;
     let start = Instant::now();
-    let engine = args.model.open(gpu)?;
+    let engine = args.model.open_with(gpu, &args.template)?;
     let load_seconds = start.elapsed().as_secs_f64();
     let mut session = engine.session();
     let adapters = Adapters::load(&args.adapters, &engine)?;

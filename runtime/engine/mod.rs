@@ -42,6 +42,8 @@ pub struct EngineOptions {
     pub skip_self_test: bool,
     /// Bytes on the device for adapters, as far as it can bind them; the least recently used make room.
     pub adapter_budget: u64,
+    /// Render chats with this Jinja template instead of the model's own.
+    pub chat_template: Option<String>,
 }
 
 impl Default for EngineOptions {
@@ -53,6 +55,7 @@ impl Default for EngineOptions {
             kv_f32: false,
             skip_self_test: false,
             adapter_budget: 128 << 20,
+            chat_template: None,
         }
     }
 }
@@ -111,7 +114,7 @@ impl Engine {
         options: &EngineOptions,
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Arc<Self>> {
-        let base = Base::load(&gpu, gguf, progress)?;
+        let base = Base::load(&gpu, gguf, options.chat_template.as_deref(), progress)?;
         let most = base.config.max_position_embeddings;
         let context = options.context.unwrap_or(most.min(8192));
         if context == 0 || context > most {
