@@ -2,6 +2,7 @@
 
 mod adapter;
 mod chat;
+mod quiet;
 mod train;
 
 use std::path::Path;

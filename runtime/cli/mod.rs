@@ -175,11 +175,6 @@ impl ModelFile {
 
 /// Parses the arguments and does what they say.
 pub fn run() -> ExitCode {
-    if std::env::var_os("XDG_RUNTIME_DIR").is_none() {
-        // Software drivers complain on stderr when it is unset.
-        // SAFETY: this is the first thing the program does; there is no other thread yet to read the environment.
-        unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) };
-    }
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     let cli = Cli::parse();
     match interrupt::install().and_then(|()| run_command(cli)) {
