@@ -28,9 +28,6 @@ use crate::engine::{Engine, EngineOptions, Sampling};
 use crate::error::{Error, Result};
 use crate::gpu::GpuOptions;
 
-/// The file that `make model` fetches into the cache folder.
-const DEFAULT_MODEL: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
-
 /// Runs a 4-bit language model on this machine's GPU.
 #[derive(Parser)]
 #[command(name = "epiphyte", version)]
@@ -164,7 +161,7 @@ impl ModelFile {
         if let Some(path) = &self.model {
             return Ok(path.clone());
         }
-        let path = crate::cache_dir().map(|dir| dir.join(DEFAULT_MODEL)).ok_or_else(|| Error::InvalidArgument {
+        let path = crate::default_model().ok_or_else(|| Error::InvalidArgument {
             name: "model",
             reason: "there is no cache folder to find the default in; name a file with `-m`".into(),
         })?;
