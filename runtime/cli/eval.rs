@@ -71,7 +71,7 @@ pub(super) fn run(args: &EvalArgs, gpu: GpuOptions) -> Result<()> {
     }
     let (data, records) = read(args, &engine)?;
     let questions = records.iter().filter_map(Question::of).collect::<Vec<_>>();
-    let bar = output::bar((data.examples.len() + questions.len()) as u64, "{pos}/{len} {bar:30} {eta} left");
+    let bar = output::bar((data.examples.len() + questions.len()) as u64, "{pos}/{len} {wide_bar} {eta} left");
     let exact = answer(&questions, &template, args.max_tokens, &|count| bar.inc(count))?;
     let loss = loss(&data.examples, &template, &|| bar.inc(1))?;
     bar.finish_and_clear();
