@@ -65,7 +65,7 @@ fn answers_right(gpu: Gpu) {
     let data = |name: &str| golden.tensor(name).unwrap().data().to_vec();
     let ids: Vec<u32> = data("tiny_llama.ids").as_chunks().0.iter().map(|id| i64::from_le_bytes(*id) as u32).collect();
     let want: Vec<f32> = data("tiny_llama.logits").as_chunks().0.iter().map(|v| f32::from_le_bytes(*v)).collect();
-    let engine = Engine::from_gguf(gpu, &gguf, &EngineOptions::default(), &mut |_, _| {}).unwrap();
+    let engine = Engine::from_gguf(gpu, &gguf, &EngineOptions::default(), &mut |_| {}).unwrap();
     let mut session = engine.session();
     session.push_tokens(&ids).unwrap();
     let mut rows = 0;

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::adapter::{AdapterArgs, Adapters, Weighted};
 use super::lines::Lines;
-use super::{ModelArgs, SamplingArgs, generate, interrupt, output};
+use super::{ModelArgs, SamplingArgs, TemplateArgs, generate, interrupt, output};
 use crate::adapter::registry::AdapterState;
 use crate::chat::Message;
 use crate::engine::{FinishReason, GenerateOptions, Session};
@@ -31,6 +31,8 @@ pub(super) struct ChatArgs {
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
+    template: TemplateArgs,
+    #[command(flatten)]
     adapters: AdapterArgs,
     /// The system message
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
@@ -48,7 +50,7 @@ pub(super) fn run(args: &ChatArgs, gpu: GpuOptions) -> Result<()> {
         max_tokens: args.max_tokens.unwrap_or(usize::MAX),
         ..Default::default()
     };
-    let engine = args.model.open(gpu)?;
+    let engine = args.model.open_with(gpu, &args.template)?;
     // The main thread waits for a line and can't be woken.
     let shared = Arc::clone(&engine);
     interrupt::before_leaving(move || {

@@ -69,7 +69,10 @@ struct Limits {
 pub(super) fn run(args: &DoctorArgs, options: GpuOptions) -> Result<()> {
     let cache_dir = options.cache_dir.clone();
     let mut gpu = Gpu::open(options)?;
-    let self_test = selftest::run(&mut gpu)?;
+    let mut bar = output::LoadingBar::default();
+    let self_test = selftest::run_reporting(&mut gpu, &mut |progress| bar.update(progress));
+    drop(bar);
+    let self_test = self_test?;
     let report = Report {
         gpus: list(&gpu),
         tier: tier(gpu.caps()),

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::adapter::{AdapterArgs, Adapters};
 use super::prompt::PromptArgs;
-use super::{ModelArgs, SamplingArgs, interrupt, output};
+use super::{ModelArgs, SamplingArgs, TemplateArgs, interrupt, output};
 use crate::chat::Message;
 use crate::engine::{FinishReason, GenerateOptions, Session};
 use crate::error::{Error, Result};
@@ -19,6 +19,8 @@ use crate::gpu::GpuOptions;
 pub(super) struct GenerateArgs {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    template: TemplateArgs,
     #[command(flatten)]
     adapters: AdapterArgs,
     #[command(flatten)]
@@ -98,9 +100,10 @@ impl Answer {
 
 pub(super) fn run(args: &GenerateArgs, gpu: GpuOptions) -> Result<()> {
     let sampling = args.sampling.sampling()?;
+    args.template.only_with(args.chat, "--chat")?;
     let prompt = args.prompt.read()?;
     let start = Instant::now();
-    let engine = args.model.open(gpu)?;
+    let engine = args.model.open_with(gpu, &args.template)?;
     let load_seconds = start.elapsed().as_secs_f64();
     let mut session = engine.session();
     let adapters = Adapters::load(&args.adapters, &engine)?;

@@ -51,6 +51,8 @@ struct Report {
     fingerprint: Option<String>,
     /// Over all of the weights; null unless asked for.
     full_hash: Option<String>,
+    /// What of it can't be used, though the model can.
+    warnings: Vec<String>,
     /// Why the file can't be run; empty when it can.
     refused: Vec<String>,
 }
@@ -136,6 +138,7 @@ fn inspect(gguf: &Gguf, full: bool) -> Report {
     });
     let text = |key: &str| gguf.find::<&str>(key).ok().flatten().map(String::from);
     let template = gguf.find::<&str>("tokenizer.chat_template").ok().flatten();
+    let mut warnings = Vec::new();
     let full_hash = config.as_ref().filter(|_| full).map(|config| hash(gguf, config, template));
     Report {
         file: gguf.path().into(),
@@ -147,10 +150,11 @@ fn inspect(gguf: &Gguf, full: bool) -> Report {
         parameters: gguf.tensors().map(|tensor| tensor.n_weights() as u64).sum(),
         types: types(gguf),
         tokenizer,
-        chat_template: check_template(gguf, &mut refused),
+        chat_template: check_template(gguf, &mut warnings),
         ignored_tensors: gguf.ignored().map(String::from).collect(),
         fingerprint: config.as_ref().map(|config| base::fingerprint(gguf, config, template)),
         full_hash,
+        warnings,
         refused,
     }
 }
@@ -169,11 +173,15 @@ fn hash(gguf: &Gguf, config: &ModelConfig, template: Option<&str>) -> String {
     hash
 }
 
-fn check_template(gguf: &Gguf, refused: &mut Vec<String>) -> &'static str {
-    match keep(gguf.find::<&str>("tokenizer.chat_template"), refused) {
-        Some(None) => "absent, ChatML is used",
-        Some(Some(source)) if keep(ChatTemplate::new(Some(source), "", ""), refused).is_some() => "present",
-        _ => "unusable",
+/// A template that can't be used refuses chats only.
+fn check_template(gguf: &Gguf, warnings: &mut Vec<String>) -> &'static str {
+    let source = gguf.find::<&str>("tokenizer.chat_template");
+    if let Ok(None) = source {
+        return "absent, ChatML is used";
+    }
+    match keep(ChatTemplate::unchecked(source, "", "").check(), warnings) {
+        Some(()) => "present",
+        None => "unusable",
     }
 }
 
@@ -244,5 +252,6 @@ fn print(report: &Report) -> Result<()> {
     for tensor in &report.ignored_tensors {
         output::line(&format!("ignored        {tensor}"))?;
     }
+    report.warnings.iter().try_for_each(|reason| output::line(&format!("unusable       {reason}")))?;
     report.refused.iter().try_for_each(|reason| output::line(&format!("refused        {reason}")))
 }

@@ -27,6 +27,7 @@ use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::chat::ChatTemplate;
 use crate::engine::{Engine, EngineOptions, Sampling};
 use crate::error::{Error, Result};
 use crate::gpu::GpuOptions;
@@ -86,6 +87,34 @@ struct ModelArgs {
     context: Option<usize>,
 }
 
+/// How chats are rendered.
+#[derive(Args)]
+struct TemplateArgs {
+    /// Render chats with this Jinja file instead of the model's own template
+    #[arg(long = "chat-template", value_name = "FILE")]
+    path: Option<PathBuf>,
+}
+
+impl TemplateArgs {
+    /// The template, which parses.
+    fn read(&self) -> Result<Option<String>> {
+        let Some(path) = &self.path else { return Ok(None) };
+        let invalid = |reason| Error::InvalidFile { path: path.clone(), reason };
+        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+        let text = String::from_utf8(bytes).map_err(|_| invalid("not UTF-8; convert it".into()))?;
+        ChatTemplate::new(Some(&text), "", "").map_err(|error| invalid(error.to_string()))?;
+        Ok(Some(text))
+    }
+
+    /// Refuses a template where nothing would be rendered with it.
+    fn only_with(&self, renders: bool, option: &str) -> Result<()> {
+        if renders || self.path.is_none() {
+            return Ok(());
+        }
+        Err(Error::InvalidArgument { name: "chat-template", reason: format!("needs `{option}`") })
+    }
+}
+
 /// How to choose tokens.
 #[derive(Args)]
 struct SamplingArgs {
@@ -129,12 +158,17 @@ impl SamplingArgs {
 impl ModelArgs {
     /// Loads the model, with a progress bar if that takes long.
     fn open(&self, gpu: GpuOptions) -> Result<Arc<Engine>> {
-        let path = self.file.path()?;
+        self.open_with(gpu, &TemplateArgs { path: None })
+    }
+
+    /// As [`ModelArgs::open`], to render chats with `template`.
+    fn open_with(&self, gpu: GpuOptions, template: &TemplateArgs) -> Result<Arc<Engine>> {
+        let (path, chat_template) = (self.file.path()?, template.read()?);
         // Adapters are those that the user names, so only the device sets a limit.
-        let options =
-            EngineOptions { gpu, context: self.context, adapter_budget: u64::MAX, ..EngineOptions::default() };
+        let (context, adapter_budget) = (self.context, u64::MAX);
+        let options = EngineOptions { gpu, context, adapter_budget, chat_template, ..EngineOptions::default() };
         let mut bar = output::LoadingBar::default();
-        Engine::open_with(path, options, &mut |done, all| bar.update(done, all))
+        Engine::open_with(path, options, &mut |progress| bar.update(progress))
     }
 }
 

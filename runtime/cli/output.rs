@@ -7,6 +7,7 @@ use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::progress::{LoadPhase, LoadProgress};
 
 /// Writes to stdout, at once.
 pub(super) fn text(text: &str) -> Result<()> {
@@ -78,28 +79,44 @@ pub(super) fn bar(len: u64, template: &str) -> ProgressBar {
     ProgressBar::new(len).with_style(style)
 }
 
-/// A progress bar that shows up only when loading takes long enough to wonder.
+/// What opening a model is busy with. Bytes and shaders show up only when they take long enough to wonder.
 #[derive(Default)]
 pub(super) struct LoadingBar {
     start: Option<Instant>,
-    bar: Option<ProgressBar>,
+    bar: Option<(LoadPhase, ProgressBar)>,
 }
 
 impl LoadingBar {
-    /// Bytes loaded and in all.
-    pub(super) fn update(&mut self, done: u64, all: u64) {
+    pub(super) fn update(&mut self, progress: LoadProgress) {
+        let LoadProgress { phase, done, total, .. } = progress;
+        let template = match phase {
+            LoadPhase::SelfTest => "checking this GPU's driver, once: {pos}/{len} kernels, {elapsed} {wide_bar}",
+            LoadPhase::Shaders => "compiling shaders {pos}/{len}, {elapsed} {wide_bar}",
+            _ => "loading {bytes}/{total_bytes} {wide_bar}",
+        };
+        if self.bar.as_ref().is_some_and(|(shown, _)| *shown != phase) {
+            self.clear();
+        }
         let start = *self.start.get_or_insert_with(Instant::now);
-        if start.elapsed() > Duration::from_millis(300) {
-            let new = || bar(all, "loading {bytes}/{total_bytes} {wide_bar}");
-            self.bar.get_or_insert_with(new).set_position(done);
+        if phase == LoadPhase::SelfTest || start.elapsed() > Duration::from_millis(300) {
+            let new = || {
+                let bar = bar(total, template);
+                bar.enable_steady_tick(Duration::from_millis(200));
+                (phase, bar)
+            };
+            self.bar.get_or_insert_with(new).1.set_position(done);
+        }
+    }
+
+    fn clear(&mut self) {
+        if let Some((_, bar)) = self.bar.take() {
+            bar.finish_and_clear();
         }
     }
 }
 
 impl Drop for LoadingBar {
     fn drop(&mut self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
+        self.clear();
     }
 }

@@ -13,14 +13,14 @@ mod products;
 mod sample;
 mod training;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Gpu};
+use crate::parallel;
+use crate::progress::{LoadPhase, LoadProgress};
 use cases::Case;
 
 /// What a kernel variant asks of the device beyond the reference tier, and what its failure takes away.
@@ -75,13 +75,20 @@ pub type Sabotage<'a> = &'a (dyn Fn(&str, &[Ability]) -> bool + Sync);
 /// Errors: [`Error::Gpu`] naming kernel and driver when the reference tier fails; [`Error::DeviceLost`];
 /// [`Error::OutOfMemory`].
 pub fn run(gpu: &mut Gpu) -> Result<Report> {
+    run_reporting(gpu, &mut |_| {})
+}
+
+/// As [`run`]; `progress` hears how many kernels are tested, unless their verdicts were kept.
+///
+/// Errors: as [`run`].
+pub fn run_reporting(gpu: &mut Gpu, progress: &mut dyn FnMut(LoadProgress)) -> Result<Report> {
     let path = cache::path(gpu);
     if let Some(mut report) = path.as_deref().and_then(cache::read) {
         gpu.restrict(&report.caps);
         report.caps = gpu.caps().clone();
         return Ok(report);
     }
-    let report = run_with(gpu, &|_, _| false)?;
+    let report = run_tiers(gpu, &|_, _| false, progress)?;
     if let Some(path) = path {
         cache::write(&path, &report);
     }
@@ -92,9 +99,13 @@ pub fn run(gpu: &mut Gpu) -> Result<Report> {
 ///
 /// Errors: as [`run`].
 pub fn run_with(gpu: &mut Gpu, sabotage: Sabotage<'_>) -> Result<Report> {
+    run_tiers(gpu, sabotage, &mut |_| {})
+}
+
+fn run_tiers(gpu: &mut Gpu, sabotage: Sabotage<'_>, progress: &mut dyn FnMut(LoadProgress)) -> Result<Report> {
     let mut verdicts = Vec::new();
     loop {
-        let tier = test(gpu, sabotage)?;
+        let tier = test(gpu, sabotage, progress)?;
         // A device whose reference tier can't train can answer all the same.
         let hopeless = |v: &KernelCheck| v.training && v.uses.is_empty();
         let Some(failed) = tier.iter().find(|v| !v.ok && !hopeless(v)) else {
@@ -158,31 +169,13 @@ fn unusable(gpu: &Gpu, tier: &[KernelCheck], failed: &KernelCheck) -> Error {
 }
 
 /// Every variant of the present tier, on a few threads: compiling takes most of the time.
-fn test(gpu: &Gpu, sabotage: Sabotage<'_>) -> Result<Vec<KernelCheck>> {
+fn test(gpu: &Gpu, sabotage: Sabotage<'_>, progress: &mut dyn FnMut(LoadProgress)) -> Result<Vec<KernelCheck>> {
     let cases = cases::all(gpu);
-    let (next, verdicts) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    let work = || {
-        while let Some((i, case)) = take(&cases, &next) {
-            let verdict = judge(gpu, case, sabotage);
-            verdicts.lock().unwrap_or_else(PoisonError::into_inner).push((i, verdict));
-        }
-    };
-    std::thread::scope(|scope| {
-        let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(8));
-        for _ in 1..threads {
-            scope.spawn(work);
-        }
-        work();
-    });
+    let total = cases.len() as u64;
+    let mut report = |done: usize| progress(LoadProgress { phase: LoadPhase::SelfTest, done: done as u64, total });
+    let verdicts = parallel::map_reporting(&cases, |case| judge(gpu, case, sabotage), &mut report);
     gpu.check()?;
-    let mut verdicts = verdicts.into_inner().unwrap_or_else(PoisonError::into_inner);
-    verdicts.sort_by_key(|(i, _)| *i);
-    verdicts.into_iter().map(|(_, verdict)| verdict).collect()
-}
-
-fn take<'a>(cases: &'a [Case], next: &AtomicUsize) -> Option<(usize, &'a Case)> {
-    let i = next.fetch_add(1, Ordering::Relaxed);
-    cases.get(i).map(|case| (i, case))
+    verdicts.into_iter().collect()
 }
 
 /// Errors: only those that are not the kernel's fault.

@@ -3,6 +3,7 @@
 mod adapters;
 mod batch;
 mod counters;
+mod loading;
 mod refused;
 mod registry;
 mod sampling;

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use crate::adapter::Adapter;
-use crate::cli::ModelFile;
 use crate::cli::plan::parse_bytes;
 use crate::cli::shape::ShapeArgs;
+use crate::cli::{ModelFile, TemplateArgs};
 use crate::error::{Error, Result};
 use crate::train::TrainOptions;
 use crate::train::data::{DataOptions, TrainLength, Validation};
@@ -36,9 +36,12 @@ pub(in crate::cli) struct TrainArgs {
 /// What to learn from.
 #[derive(Args)]
 pub(super) struct DataArgs {
-    /// Examples: JSONL with `messages`, `prompt` and `completion`, `prefix`, `middle` and `suffix`, or `text`
+    /// Examples: JSONL with `messages`, `prompt` and `completion`, `prefix`, `middle` and `suffix`, or `text`, or chats
+    /// of ShareGPT or Alpaca; `-` reads standard input
     #[arg(short = 'd', long = "data", value_name = "FILE")]
     pub(super) path: PathBuf,
+    #[command(flatten)]
+    pub(super) template: TemplateArgs,
     /// The data is one document, plain UTF-8
     #[arg(long)]
     pub(super) text: bool,
