@@ -198,7 +198,7 @@ impl Bench {
 
     /// The median of [`REPEATS`] after a warm-up, and how many there were.
     fn median(&mut self, what: &'static str, mut once: impl FnMut(&mut Self) -> Result<f64>) -> Result<(f64, usize)> {
-        let bar = output::bar(REPEATS as u64 + 1, "{msg} {bar:30} {pos}/{len}").with_message(what);
+        let bar = output::bar(REPEATS as u64 + 1, "{msg} {pos}/{len} {wide_bar}").with_message(what);
         let slow = once(self)? > PATIENCE && self.engine.gpu().caps().software;
         bar.inc(1);
         let repeats = if slow { 1 } else { REPEATS };

@@ -76,7 +76,7 @@ pub(super) fn run(args: &EvalArgs, gpu: GpuOptions) -> Result<()> {
     let examples = read(args, &engine)?;
     let stop = interrupt::listen("stopping; again to leave at once");
     let options = EvaluateOptions { max_tokens: args.max_tokens, cancel: stop.token.clone() };
-    let bar = output::bar(0, "{pos}/{len} {bar:30} {eta} left");
+    let bar = output::bar(0, "{pos}/{len} {wide_bar} {eta} left");
     let evaluation = evaluate(&template, &examples, &options, &mut |progress| {
         bar.set_length(progress.total as u64);
         bar.set_position(progress.done as u64);

@@ -1,6 +1,7 @@
 //! The command line: arguments in, answers on stdout, everything else on stderr.
 //!
-//! Exit codes: 0, 1 for a failure, 2 for bad use. With `--json` stdout holds exactly one object, or nothing after an error.
+//! Exit codes: see [`EXIT_CODES`]. With `--json` stdout holds exactly one object, or nothing after an error; an object
+//! that says that something is refused or interrupted comes with the exit code for it.
 
 mod adapter;
 mod bench;
@@ -10,11 +11,14 @@ mod eval;
 mod generate;
 mod inspect;
 mod interrupt;
+mod lines;
 mod output;
 mod paths;
 mod perplexity;
 mod plan;
+mod prompt;
 mod shape;
+mod shell;
 mod train;
 
 use std::path::PathBuf;
@@ -28,9 +32,16 @@ use crate::engine::{Engine, EngineOptions, Sampling};
 use crate::error::{Error, Result};
 use crate::gpu::GpuOptions;
 
+/// What the help ends with.
+const EXIT_CODES: &str = "Exit codes:
+  0    done
+  1    it failed: a file, the device, or what was asked about is refused
+  2    bad use: an option, or a value of one
+  130  interrupted (Ctrl-C, SIGTERM, SIGHUP); what there was is printed or saved";
+
 /// Runs a 4-bit language model on this machine's GPU.
 #[derive(Parser)]
-#[command(name = "epiphyte", version)]
+#[command(name = "epiphyte", version, max_term_width = 120, after_help = EXIT_CODES)]
 struct Cli {
     /// Which GPU: discrete, integrated, software, or part of its name
     #[arg(long, global = true, value_name = "NAME", env = "EPIPHYTE_GPU")]
@@ -51,6 +62,8 @@ enum Command {
     Eval(eval::EvalArgs),
     Plan(plan::PlanArgs),
     Doctor(doctor::DoctorArgs),
+    Completions(shell::CompletionsArgs),
+    Man(shell::ManArgs),
 }
 
 /// Which model.
@@ -200,5 +213,7 @@ fn run_command(cli: Cli) -> Result<()> {
         Command::Eval(args) => eval::run(&args, gpu),
         Command::Plan(args) => plan::run(&args, gpu),
         Command::Doctor(args) => doctor::run(&args, gpu),
+        Command::Completions(args) => shell::completions(&args),
+        Command::Man(args) => shell::man(&args),
     }
 }

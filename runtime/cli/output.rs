@@ -1,7 +1,6 @@
-//! The only file that prints.
-#![expect(clippy::print_stderr, reason = "the command line talks to people on stderr")]
+//! The only file that prints. Whoever reads stderr may go away: that ends nothing.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
@@ -27,14 +26,33 @@ pub(super) fn json(value: &impl Serialize) -> Result<()> {
     line(&json)
 }
 
-/// Writes a line to stderr. It may be closed; there is no one left to tell.
+/// Writes a line to stderr: `error: ` and `warning: ` in colours, where there are any, and what follows the first `;` of
+/// an error (the remedy) dim.
 pub(super) fn note(line: &str) {
-    eprintln!("{line}");
+    let (label, colour) = match line {
+        _ if !has_colours() => ("", ""),
+        _ if line.starts_with("error: ") => ("error: ", "\x1b[1;31m"),
+        _ if line.starts_with("warning: ") => ("warning: ", "\x1b[1;33m"),
+        _ => ("", ""),
+    };
+    let text = &line[label.len()..];
+    let text = match text.split_once("; ") {
+        Some((what, remedy)) if label == "error: " => format!("{what}; \x1b[2m{remedy}\x1b[0m"),
+        _ => text.into(),
+    };
+    let end = if label.is_empty() { "" } else { "\x1b[0m" };
+    to_stderr(&format!("{colour}{label}{end}{text}\n"));
 }
 
-/// Writes to stderr without a line's end.
-pub(super) fn prompt(text: &str) {
-    eprint!("{text}");
+fn has_colours() -> bool {
+    let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
+    cfg!(unix) && !unwanted && !dumb && std::io::stderr().is_terminal()
+}
+
+fn to_stderr(text: &str) {
+    // Where it can't be written there is no one left to tell.
+    let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }
 
 /// Bytes for people.
@@ -72,9 +90,9 @@ impl LoadingBar {
     pub(super) fn update(&mut self, progress: LoadProgress) {
         let LoadProgress { phase, done, total, .. } = progress;
         let template = match phase {
-            LoadPhase::SelfTest => "checking this GPU's driver, once {bar:20} {pos}/{len} kernels, {elapsed}",
-            LoadPhase::Shaders => "compiling shaders {bar:20} {pos}/{len}, {elapsed}",
-            _ => "loading {bar:30} {bytes}/{total_bytes}",
+            LoadPhase::SelfTest => "checking this GPU's driver, once: {pos}/{len} kernels, {elapsed} {wide_bar}",
+            LoadPhase::Shaders => "compiling shaders {pos}/{len}, {elapsed} {wide_bar}",
+            _ => "loading {bytes}/{total_bytes} {wide_bar}",
         };
         if self.bar.as_ref().is_some_and(|(shown, _)| *shown != phase) {
             self.clear();

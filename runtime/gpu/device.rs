@@ -146,6 +146,7 @@ impl Gpu {
     ///
     /// Errors: [`Error::NoGpu`] listing what there is; [`Error::Gpu`] when the driver refuses a device.
     pub fn open(options: GpuOptions) -> Result<Self> {
+        check_address_space()?;
         let adapter = choose(adapters(), options.name.as_deref())?;
         let info = adapter.get_info();
         let caps = caps(&adapter, &options);
@@ -265,6 +266,29 @@ impl Gpu {
 /// Name, backend and driver on one line.
 pub fn describe(info: &wgpu::AdapterInfo) -> String {
     format!("{} ({:?}, {} {})", info.name, info.backend, info.driver, info.driver_info)
+}
+
+/// Refuses what makes drivers crash: they take it that memory can be had (lavapipe writes to what `malloc` refused).
+#[cfg(all(unix, feature = "cli"))]
+fn check_address_space() -> Result<()> {
+    const NEEDED: u64 = 1 << 30;
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: it writes to the struct that it is given and keeps nothing.
+    let known = unsafe { libc::getrlimit(libc::RLIMIT_AS, &raw mut limit) } == 0;
+    if known && limit.rlim_cur < NEEDED {
+        let (op, mib) = ("open a device".into(), limit.rlim_cur >> 20);
+        let reason = format!(
+            "this process may have {mib} MiB of addresses (`ulimit -v`), and drivers crash below 1024; lift that limit \
+             (a memory budget bounds what is really used)"
+        );
+        return Err(Error::Gpu { op, reason });
+    }
+    Ok(())
+}
+
+#[cfg(not(all(unix, feature = "cli")))]
+fn check_address_space() -> Result<()> {
+    Ok(())
 }
 
 fn choose(all: Vec<wgpu::Adapter>, wanted: Option<&str>) -> Result<wgpu::Adapter> {
