@@ -57,7 +57,7 @@ impl ShapeArgs {
         TrainOptions {
             rank: self.rank.or(init_rank).unwrap_or(defaults.rank),
             target_modules: match (&self.targets, init) {
-                (Some(names), _) => target_names(names),
+                (Some(names), _) => names.clone(),
                 (None, Some(adapter)) => names_of(adapter),
                 (None, None) => defaults.target_modules,
             },
@@ -73,11 +73,7 @@ impl ShapeArgs {
 
     /// What a budget may decide.
     pub(super) fn free(&self) -> Free {
-        Free {
-            micro_batch: self.rows.is_none(),
-            checkpoint: self.recompute.is_none(),
-            seq_len: self.seq_len.is_none(),
-        }
+        Free { micro_batch: self.rows.is_none(), checkpoint: self.recompute.is_none(), seq_len: self.seq_len.is_none() }
     }
 
     pub(super) fn optimizer(&self) -> Optimizer {
@@ -104,7 +100,9 @@ impl ShapeArgs {
         ];
         match given.into_iter().find(|(_, given)| *given) {
             None => Ok(()),
-            Some((name, _)) => Err(Error::InvalidArgument { name, reason: "it is for `--train`, which is missing".into() }),
+            Some((name, _)) => {
+                Err(Error::InvalidArgument { name, reason: "it is for `--train`, which is missing".into() })
+            }
         }
     }
 }
@@ -131,17 +129,4 @@ fn parse_recompute(text: &str) -> Result<Recompute, String> {
             _ => Err("give none, every-layer, or a number of layers".into()),
         },
     }
-}
-
-/// Names of linears, for the sets of them.
-fn target_names(names: &[String]) -> Vec<String> {
-    let of = |targets: &[adapter::Target]| targets.iter().map(|target| target.name().to_string()).collect();
-    let set = |name: &String| match name.as_str() {
-        "attention" => {
-            of(&[adapter::Target::QProj, adapter::Target::KProj, adapter::Target::VProj, adapter::Target::OProj])
-        }
-        "all-linear" => of(&adapter::Target::ALL[..7]),
-        _ => vec![name.clone()],
-    };
-    names.iter().flat_map(set).collect()
 }

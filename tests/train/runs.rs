@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration as Time;
 
 use epiphyte::adapter::Adapter;
-use epiphyte::train::data::{Dataset, Duration};
+use epiphyte::train::data::{Dataset, TrainLength};
 use epiphyte::train::{TrainOptions, Trainer};
 use epiphyte::{CancelToken, Engine, EngineOptions, Error, GenerateOptions};
 
@@ -15,7 +15,7 @@ use crate::common::golden;
 const STEPS: u64 = 6;
 
 fn six_steps() -> TrainOptions {
-    TrainOptions { duration: Duration::Steps(STEPS), batch_size: 4, ..options() }
+    TrainOptions { duration: TrainLength::Steps(STEPS), batch_size: 4, ..options() }
 }
 
 fn finish(trainer: &mut Trainer) -> Adapter {

@@ -4,7 +4,7 @@ mod check;
 mod compare;
 mod convert;
 mod export;
-mod inspect;
+pub(super) mod inspect;
 mod load;
 
 use std::path::PathBuf;

@@ -10,7 +10,7 @@ use crate::cli::shape::ShapeArgs;
 use crate::cli::{ModelFile, TemplateArgs};
 use crate::error::{Error, Result};
 use crate::train::TrainOptions;
-use crate::train::data::{DataOptions, Duration, Validation};
+use crate::train::data::{DataOptions, TrainLength, Validation};
 use crate::train::schedule::{Decay, Warmup};
 
 /// Fine-tune a LoRA adapter on this device
@@ -173,8 +173,8 @@ impl TrainArgs {
             },
             warmup: steps.warmup,
             duration: match (steps.steps, steps.epochs) {
-                (Some(steps), _) => Duration::Steps(steps),
-                (None, Some(epochs)) => Duration::Epochs(epochs),
+                (Some(steps), _) => TrainLength::Steps(steps),
+                (None, Some(epochs)) => TrainLength::Epochs(epochs),
                 (None, None) => defaults.duration,
             },
             seed: steps.seed,

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::train::Trainer;
 use crate::train::data::MicroBatch;
 use crate::train::data::batch::in_order;
-use crate::train::signals::{EarlyStop, History, StepLog, StepRecord, Verdict, warnings};
+use crate::train::signals::{EarlyStop, History, StepLog, StepRecord, StopDecision, warnings};
 
 /// Validations of a run, unless the user says how often.
 const VALIDATIONS: u64 = 10;
@@ -44,7 +44,7 @@ pub(super) struct Run<'a> {
     evaluate_every: u64,
     patience: Option<u32>,
     early: EarlyStop,
-    verdict: Verdict,
+    verdict: StopDecision,
     log: StepLog,
     /// Any batch: an adapter is good if its loss on it is a number.
     probe: Vec<MicroBatch>,
@@ -86,7 +86,7 @@ impl<'a> Run<'a> {
             evaluate_every: args.evaluate_every.unwrap_or((total / VALIDATIONS).max(1)),
             patience: data.patience,
             early: EarlyStop::new(data.patience.unwrap_or(0), 0.0),
-            verdict: Verdict::Continue,
+            verdict: StopDecision::Continue,
             log: StepLog::open(log)?,
             probe,
             saved: checkpoint.as_ref().map(|(step, _)| *step),
@@ -139,7 +139,7 @@ impl<'a> Run<'a> {
             }
         }
         loop {
-            if self.verdict == Verdict::Stop {
+            if self.verdict == StopDecision::Stop {
                 return Ok(End::EarlyStop);
             }
             let record = match self.trainer.step() {
@@ -179,7 +179,7 @@ impl<'a> Run<'a> {
         }
         let loss = self.trainer.evaluate(&self.validation)?;
         self.verdict = self.early.observe(loss);
-        if self.verdict == Verdict::Best && self.patience.is_some() {
+        if self.verdict == StopDecision::Best && self.patience.is_some() {
             self.write_adapter()?;
         }
         Ok(Some(loss))

@@ -16,10 +16,10 @@ use crate::format::gguf::Gguf;
 use crate::gpu::{Gpu, GpuOptions};
 use crate::model::config::ModelConfig;
 use crate::selftest;
-use crate::train::{TrainOptions, recipe};
-use crate::train::data::{DataReport, Dataset, Duration, Encoder};
+use crate::train::data::{DataReport, Dataset, Encoder, TrainLength};
 use crate::train::plan::{Choice, Device, TRAIN_CONTEXT, Wish, choose, human_bytes};
 use crate::train::trainer::computes_wrong;
+use crate::train::{TrainOptions, recipe};
 
 /// What a run starts with.
 pub(super) struct Setup {
@@ -58,13 +58,16 @@ pub(super) fn prepare(args: &TrainArgs, gpu: GpuOptions) -> Result<(Setup, PlanR
     }
     let chat_template = args.data.template.read()?;
     let mut gpu = Gpu::open(gpu)?;
-    if !selftest::run(&mut gpu)?.trains {
+    let mut bar = output::LoadingBar::default();
+    let tested = selftest::run_reporting(&mut gpu, &mut |progress| bar.update(progress));
+    drop(bar);
+    if !tested?.trains {
         return Err(computes_wrong());
     }
     let (options, plan) = plan(args, &gguf, &config, &gpu, options)?;
     let engine_options = EngineOptions { context: Some(TRAIN_CONTEXT), chat_template, ..EngineOptions::default() };
     let mut bar = output::LoadingBar::default();
-    let engine = Engine::from_gguf(gpu, &gguf, &engine_options, &mut |done, all| bar.update(done, all))?;
+    let engine = Engine::from_gguf(gpu, &gguf, &engine_options, &mut |progress| bar.update(progress))?;
     if let Some(made_for) = init.as_ref().and_then(|init| init.base_fingerprint.clone()) {
         let got = engine.base().fingerprint.clone();
         if made_for != got {
@@ -116,7 +119,7 @@ pub(super) fn data(args: &TrainArgs, setup: &Setup) -> Result<Data> {
     let data = read(path)?;
     let report = data.report.clone();
     let held_out = match validation {
-        None if options.duration == Duration::Auto => recipe::validation(report.records),
+        None if options.duration == TrainLength::Auto => recipe::validation(report.records),
         None | Some(ValidationArg::None | ValidationArg::File(_)) => None,
         Some(ValidationArg::Part(part)) => Some(*part),
     };
