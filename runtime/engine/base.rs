@@ -1,8 +1,9 @@
 //! The frozen base: everything that is read from a model file, immutable once loaded.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::adapter::BaseShape;
+use crate::adapter::{AdaptedBase, BaseShape, BaseWeights};
 use crate::chat::ChatTemplate;
 use crate::error::Result;
 use crate::format::TensorView;
@@ -26,6 +27,8 @@ pub struct Base {
     pub fingerprint: String,
     /// Size of the file's tensors.
     pub file_bytes: u64,
+    /// Where it was read from, unless from memory.
+    path: Option<PathBuf>,
 }
 
 impl Base {
@@ -52,7 +55,8 @@ impl Base {
         let text = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id)).unwrap_or_default().to_string();
         let chat_template = ChatTemplate::new(template, &text(tokenizer.bos()), &text(tokenizer.eos()))?;
         let fingerprint = fingerprint(gguf, &config, template);
-        Ok(Self { config, weights: Arc::new(weights?), tokenizer, chat_template, fingerprint, file_bytes })
+        let path = std::path::absolute(gguf.path()).ok().filter(|path| path.is_file());
+        Ok(Self { config, weights: Arc::new(weights?), tokenizer, chat_template, fingerprint, file_bytes, path })
     }
 }
 
@@ -60,6 +64,12 @@ impl Base {
     /// What an adapter has to fit.
     pub fn adapter_shape(&self) -> BaseShape {
         self.config.base_shape()
+    }
+
+    /// As [`Self::adapter_shape`], and where the weights are.
+    pub fn adapted(&self) -> AdaptedBase<'_> {
+        let weights = self.path.as_deref().map_or(BaseWeights::Unknown, BaseWeights::File);
+        AdaptedBase { shape: self.adapter_shape(), weights }
     }
 }
 

@@ -41,7 +41,7 @@ enum Number {
 
 pub(super) fn run(args: &ConvertArgs) -> Result<()> {
     let base = BaseFile::open(&args.model)?;
-    let adapter = Adapter::load(&args.path, &base.shape)?;
+    let adapter = Adapter::load(&args.path, base.adapted())?;
     adapter.report.warnings.iter().for_each(|warning| output::note(&format!("warning: {warning}")));
     let dtype = match args.dtype {
         Number::F32 => DType::F32,

@@ -49,7 +49,7 @@ enum MadeFor {
 
 pub(super) fn run(args: &InspectArgs) -> Result<()> {
     let base = BaseFile::open(&args.model)?;
-    let report = Adapter::inspect(&args.path, &base.shape)?;
+    let report = Adapter::inspect(&args.path, base.adapted())?;
     let made_for = match &report.base_fingerprint {
         Some(fingerprint) if *fingerprint == base.fingerprint => MadeFor::ThisBase,
         Some(_) => MadeFor::AnotherBase,

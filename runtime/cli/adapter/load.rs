@@ -52,7 +52,7 @@ impl Weighted {
             Some(report) => report,
             None => {
                 let report = if force {
-                    let adapter = Adapter::load(&self.path, &engine.base().adapter_shape())?;
+                    let adapter = Adapter::load(&self.path, engine.base().adapted())?;
                     engine.insert_adapter(&id, &adapter, Some(&self.path))?
                 } else {
                     engine.load_adapter(&id, &self.path)?
