@@ -9,9 +9,12 @@ mod doctor;
 mod eval;
 mod generate;
 mod inspect;
+mod interrupt;
 mod output;
+mod paths;
 mod perplexity;
 mod plan;
+mod shape;
 mod train;
 
 use std::path::PathBuf;
@@ -147,7 +150,21 @@ pub fn run() -> ExitCode {
     let cli = Cli::parse();
     let mut gpu = GpuOptions::from_env();
     gpu.adapter = cli.gpu.filter(|name| !name.is_empty());
-    let done = match cli.command {
+    let done = interrupt::install().and_then(|()| run_command(cli.command, gpu));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Error::Cancelled) => ExitCode::from(interrupt::EXIT_CODE),
+        // Whoever reads has had enough.
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
+        Err(error) => {
+            output::note(&format!("error: {error}"));
+            ExitCode::from(if matches!(error, Error::InvalidArgument { .. }) { 2 } else { 1 })
+        }
+    }
+}
+
+fn run_command(command: Command, gpu: GpuOptions) -> Result<()> {
+    match command {
         Command::Generate(args) => generate::run(&args, gpu),
         Command::Chat(args) => chat::run(&args, gpu),
         Command::Perplexity(args) => perplexity::run(&args, gpu),
@@ -156,16 +173,7 @@ pub fn run() -> ExitCode {
         Command::Inspect(args) => inspect::run(&args),
         Command::Train(args) => train::run(&args, gpu),
         Command::Eval(args) => eval::run(&args, gpu),
-        Command::Plan(args) => plan::run(&args),
+        Command::Plan(args) => plan::run(&args, gpu),
         Command::Doctor(args) => doctor::run(&args, gpu),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        // Whoever reads has had enough.
-        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
-        Err(error) => {
-            output::note(&format!("error: {error}"));
-            ExitCode::from(if matches!(error, Error::InvalidArgument { .. }) { 2 } else { 1 })
-        }
     }
 }

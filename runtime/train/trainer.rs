@@ -130,7 +130,9 @@ impl Trainer {
     /// other settings or other data, or a damaged one.
     pub fn resume(engine: &Arc<Engine>, data: Arc<Dataset>, options: TrainOptions, path: &Path) -> Result<Self> {
         let checkpoint = Checkpoint::read(path)?;
-        checkpoint.check(path, &engine.base().fingerprint, &options, &data.fingerprint())?;
+        let base = engine.base();
+        let resolved = options.resolved(&base.config, data.examples.len());
+        checkpoint.check(path, &base.fingerprint, &resolved, &data.fingerprint())?;
         let mut trainer = Self::at(engine, data, options, Cursor::default())?;
         trainer.load(path, &checkpoint)?;
         Ok(trainer)
@@ -162,18 +164,20 @@ impl Trainer {
             return Err(computes_wrong());
         }
         let (gpu, base) = (engine.gpu(), engine.base());
+        let options = options.resolved(&base.config, data.examples.len());
         let shape = options.shape(&base.config, gpu.caps().cooperative_matrix.is_some())?;
         shape.check(&base.config)?;
         let data_fingerprint = data.fingerprint();
         let batches = BatchOptions {
+            batch_size: options.step_examples(),
             seq_len: options.seq_len,
             micro_batch: options.micro_batch,
-            accumulation: options.accumulation,
             seed: options.seed,
             duration: options.duration,
         };
         let loader = Loader::new(data, batches, cursor)?;
-        let schedule = Schedule::new(options.decay, options.learning_rate, options.warmup, loader.total_steps())?;
+        let rate = options.learning_rate.unwrap_or_default();
+        let schedule = Schedule::new(options.decay, rate, options.warmup, loader.total_steps())?;
         let scaling = options.scaling() as f32;
         let layout = Layout::new(&base.adapter_shape(), &options.targets()?, options.rank, scaling)?;
         let graph = Graph::new(gpu, base, &shape, layout)?;
@@ -315,6 +319,11 @@ impl Trainer {
             base_fingerprint: base.fingerprint.clone(),
         };
         Ok((loss?, self.graph.layout.adapter(&gradients?, &options, &base.adapter_shape())?))
+    }
+
+    /// The settings of the run, with what was left to the recipe decided.
+    pub fn options(&self) -> &TrainOptions {
+        &self.options
     }
 
     /// The engine that it trains on.
