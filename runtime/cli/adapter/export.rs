@@ -62,7 +62,7 @@ pub(super) fn run(args: &ExportArgs) -> Result<()> {
     let base = BaseFile::open(&args.model)?;
     let mut adapters = Vec::with_capacity(args.adapters.len());
     for Weighted { path, weight } in &args.adapters {
-        let adapter = Adapter::load(path, &base.shape)?;
+        let adapter = Adapter::load(path, base.adapted())?;
         match base.check(&adapter) {
             Err(mismatch) if args.force => output::note(&format!("warning: {}: {mismatch}", path.display())),
             checked => checked?,

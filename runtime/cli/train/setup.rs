@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::args::{DataArgs, TrainArgs, ValidationArg};
-use crate::adapter::Adapter;
+use crate::adapter::{AdaptedBase, Adapter, BaseWeights};
 use crate::cli::output;
 use crate::cli::plan::{ClassReport, classes, table};
 use crate::engine::{Engine, EngineOptions};
@@ -45,7 +45,8 @@ pub(super) fn prepare(args: &TrainArgs, gpu: GpuOptions) -> Result<(Setup, PlanR
     let gguf = Gguf::open(args.model.path()?)?;
     let config = ModelConfig::from_gguf(&gguf)?;
     config.check_tensors(&gguf)?;
-    let load = |path: &std::path::PathBuf| Adapter::load(path, &config.base_shape());
+    let base = AdaptedBase { shape: config.base_shape(), weights: BaseWeights::Open(&gguf) };
+    let load = |path: &std::path::PathBuf| Adapter::load(path, base);
     let init = args.lora.init.as_ref().map(load).transpose()?;
     let options = args.options(init.as_ref(), config.max_position_embeddings)?;
     // What is wrong whatever the device is refused before one is opened.
