@@ -1,14 +1,14 @@
 //! `epiphyte chat`: a conversation. Ctrl-C stops the answer, or leaves where there is none.
 
 use std::io::{BufRead, IsTerminal};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use clap::Args;
 
 use super::adapter::{AdapterArgs, Adapters, Weighted};
-use super::{ModelArgs, SamplingArgs, generate, output};
+use super::{ModelArgs, SamplingArgs, generate, interrupt, output};
 use crate::chat::Message;
-use crate::engine::{CancelToken, Engine, FinishReason, GenerateOptions, Session};
+use crate::engine::{FinishReason, GenerateOptions, Session};
 use crate::error::{Error, Result};
 use crate::gpu::GpuOptions;
 
@@ -34,14 +34,15 @@ pub(super) struct ChatArgs {
     sampling: SamplingArgs,
 }
 
-/// The answer that Ctrl-C stops, while there is one.
-type Running = Arc<Mutex<Option<CancelToken>>>;
-
 pub(super) fn run(args: &ChatArgs, gpu: GpuOptions) -> Result<()> {
     let options = GenerateOptions { sampling: args.sampling.sampling()?, max_tokens: usize::MAX, ..Default::default() };
     let engine = args.model.open(gpu)?;
-    let running = Running::default();
-    on_interrupt(Arc::clone(&running), Arc::clone(&engine))?;
+    // The main thread waits for a line and can't be woken.
+    let shared = Arc::clone(&engine);
+    interrupt::before_leaving(move || {
+        shared.gpu().save_pipelines();
+        output::note("");
+    });
     let terminal = std::io::stdin().is_terminal();
     if terminal {
         output::note(&format!("{}\n/help lists the commands.", engine.gpu().description()));
@@ -70,7 +71,7 @@ pub(super) fn run(args: &ChatArgs, gpu: GpuOptions) -> Result<()> {
             command if command.starts_with('/') => output::note("There is no such command; /help lists them."),
             text => {
                 messages.push(Message::new("user", text));
-                answer(&mut session, &mut messages, options.clone(), &running)?;
+                answer(&mut session, &mut messages, options.clone())?;
             }
         }
     }
@@ -92,14 +93,11 @@ fn answer(
     session: &mut Session,
     messages: &mut Vec<Message>,
     options: GenerateOptions,
-    running: &Running,
 ) -> Result<()> {
-    let cancel = CancelToken::default();
-    set(running, Some(cancel.clone()));
-    let answer = session
-        .set_messages(messages)
-        .and_then(|()| generate::answer(session, GenerateOptions { cancel, ..options }, output::text));
-    set(running, None);
+    let stop = interrupt::listen("");
+    let options = GenerateOptions { cancel: stop.token.clone(), ..options };
+    let answer = session.set_messages(messages).and_then(|()| generate::answer(session, options, output::text));
+    drop(stop);
     match answer {
         Ok(answer) => {
             messages.push(Message::new("assistant", answer.text));
@@ -142,21 +140,4 @@ fn read_line() -> Result<Option<String>> {
         String::new()
     });
     Ok((read > 0).then_some(text))
-}
-
-fn set(running: &Running, cancel: Option<CancelToken>) {
-    *running.lock().unwrap_or_else(PoisonError::into_inner) = cancel;
-}
-
-fn on_interrupt(running: Running, engine: Arc<Engine>) -> Result<()> {
-    let handler = move || match &*running.lock().unwrap_or_else(PoisonError::into_inner) {
-        Some(cancel) => cancel.cancel(),
-        None => {
-            // The main thread waits for a line and can't be woken.
-            engine.gpu().save_pipelines();
-            output::note("");
-            std::process::exit(0);
-        }
-    };
-    ctrlc::set_handler(handler).map_err(|e| Error::io("Ctrl-C", std::io::Error::other(e)))
 }

@@ -9,7 +9,9 @@ mod doctor;
 mod eval;
 mod generate;
 mod inspect;
+mod interrupt;
 mod output;
+mod paths;
 mod perplexity;
 mod plan;
 mod train;
@@ -147,7 +149,21 @@ pub fn run() -> ExitCode {
     let cli = Cli::parse();
     let mut gpu = GpuOptions::from_env();
     gpu.adapter = cli.gpu.filter(|name| !name.is_empty());
-    let done = match cli.command {
+    let done = interrupt::install().and_then(|()| run_command(cli.command, gpu));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Error::Cancelled) => ExitCode::from(interrupt::EXIT_CODE),
+        // Whoever reads has had enough.
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
+        Err(error) => {
+            output::note(&format!("error: {error}"));
+            ExitCode::from(if matches!(error, Error::InvalidArgument { .. }) { 2 } else { 1 })
+        }
+    }
+}
+
+fn run_command(command: Command, gpu: GpuOptions) -> Result<()> {
+    match command {
         Command::Generate(args) => generate::run(&args, gpu),
         Command::Chat(args) => chat::run(&args, gpu),
         Command::Perplexity(args) => perplexity::run(&args, gpu),
@@ -158,14 +174,5 @@ pub fn run() -> ExitCode {
         Command::Eval(args) => eval::run(&args, gpu),
         Command::Plan(args) => plan::run(&args),
         Command::Doctor(args) => doctor::run(&args, gpu),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        // Whoever reads has had enough.
-        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
-        Err(error) => {
-            output::note(&format!("error: {error}"));
-            ExitCode::from(if matches!(error, Error::InvalidArgument { .. }) { 2 } else { 1 })
-        }
     }
 }

@@ -247,6 +247,14 @@ impl std::fmt::Debug for Gguf {
     }
 }
 
+/// The shards of a model by the name of the first; nothing is opened.
+pub(crate) fn shards_of(first: &Path) -> Vec<PathBuf> {
+    let name = first.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".gguf"));
+    let count = name.and_then(|name| name.rsplit_once("-of-")?.1.parse::<u32>().ok()).unwrap_or(1);
+    let others = (1..count).map_while(|no| shard_path(first, no, count).ok()).filter(|path| path.exists());
+    std::iter::once(first.to_path_buf()).chain(others).collect()
+}
+
 /// The path of shard `no` (from 0), beside the first.
 fn shard_path(first: &Path, no: u32, count: u32) -> Result<PathBuf> {
     let suffix = format!("-00001-of-{count:05}.gguf");

@@ -27,6 +27,11 @@ use crate::error::{Error, Result};
 
 const ALPHA: &str = "adapter.lora.alpha";
 
+/// Whether the file says that it is an adapter.
+pub(crate) fn is_adapter(gguf: &Gguf) -> bool {
+    gguf.find::<&str>("general.type").is_ok_and(|kind| kind == Some("adapter"))
+}
+
 /// What is in the file, numbers apart.
 pub(crate) fn parts(gguf: &Gguf, shape: &BaseShape) -> Result<Parts> {
     let (mut found, mut others) = (Vec::new(), Vec::new());

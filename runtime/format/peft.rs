@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, TensorInfo, TensorView};
 
@@ -28,6 +28,11 @@ const CONFIG_KEY: &str = "epiphyte.adapter_config";
 pub(crate) const FINGERPRINT_KEY: &str = "epiphyte.base_fingerprint";
 /// What PEFT's wrappers put before a module's path.
 const PREFIX: &str = "base_model.model.";
+
+/// A folder and what is written in it.
+pub(crate) fn files_of(dir: &Path) -> [PathBuf; 3] {
+    [dir.into(), dir.join(CONFIG), dir.join(TENSORS)]
+}
 
 /// Opens a folder's config and tensors.
 pub(crate) fn open_folder(dir: &Path) -> Result<(Vec<u8>, SafetensorsFile<impl Read + Seek + use<>>)> {

@@ -11,8 +11,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::output;
-use crate::engine::CancelToken;
+use super::{interrupt, output};
 use crate::error::{Error, Result};
 use crate::gpu::GpuOptions;
 use crate::train::TrainOptions;
@@ -85,9 +84,8 @@ pub(super) fn run(args: &TrainArgs, gpu: GpuOptions) -> Result<()> {
     note_data(&data_report);
     let start = Instant::now();
     let mut run = Run::start(&args.run, &folder, setup, data)?;
-    let cancel = CancelToken::default();
-    on_interrupt(cancel.clone())?;
-    let end = run.train(&cancel)?;
+    let stop = interrupt::listen("stopping: a checkpoint is saved (Ctrl-C again leaves without)");
+    let end = run.train(&stop.token)?;
     let report = Report {
         out: args.run.out.clone(),
         end,
@@ -149,16 +147,4 @@ fn print(report: &Report) -> Result<()> {
             format!("interrupted; {which} so far is in {out}, and the same command with `--resume` goes on")
         }
     })
-}
-
-/// Ends the run after the step it is at; a second time, at once.
-fn on_interrupt(cancel: CancelToken) -> Result<()> {
-    let handler = move || {
-        if cancel.is_cancelled() {
-            std::process::exit(130);
-        }
-        cancel.cancel();
-        output::note("stopping: a checkpoint is saved (Ctrl-C again leaves without)");
-    };
-    ctrlc::set_handler(handler).map_err(|e| Error::io("Ctrl-C", std::io::Error::other(e)))
 }
