@@ -110,7 +110,7 @@ fuzz_target!(|input: Input| {
     let [add_bos, add_eos] = input.options;
     let [parse_special, show_special, continuation, _] = input.flags;
     let decode = DecodeOptions { show_special, continuation };
-    let options = EncodeOptions { add_bos, add_eos, parse_special };
+    let options = EncodeOptions { add_bos, add_eos, parse_special, continuation: false };
     let encoded = input.texts.iter().map(|text| tokenizer.encode(text, options).unwrap_or_default());
     let arbitrary = input.ids.into_iter().map(u32::from).collect::<Vec<_>>();
     for ids in encoded.chain([arbitrary]) {

@@ -14,6 +14,7 @@ mod output;
 mod paths;
 mod perplexity;
 mod plan;
+mod shape;
 mod train;
 
 use std::path::PathBuf;
@@ -172,7 +173,7 @@ fn run_command(command: Command, gpu: GpuOptions) -> Result<()> {
         Command::Inspect(args) => inspect::run(&args),
         Command::Train(args) => train::run(&args, gpu),
         Command::Eval(args) => eval::run(&args, gpu),
-        Command::Plan(args) => plan::run(&args),
+        Command::Plan(args) => plan::run(&args, gpu),
         Command::Doctor(args) => doctor::run(&args, gpu),
     }
 }

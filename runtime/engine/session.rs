@@ -1,5 +1,6 @@
 //! A sequence of tokens over the base, with its keys and values.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -28,14 +29,25 @@ pub struct Session {
     pub(super) set: SetId,
     /// Keys and values were made under more than one set: they are neither shared nor completed by others'.
     pub(super) mixed: bool,
+    /// The text that [`Session::push_text`] pushed last, if its tokens are all there.
+    text: Option<TextRun>,
     never: AtomicBool,
+}
+
+/// A text that may go on: where it ends can change what its last tokens are.
+#[derive(Clone)]
+struct TextRun {
+    /// Its tokens among the session's.
+    tokens: Range<usize>,
+    text: String,
+    options: EncodeOptions,
 }
 
 impl Session {
     pub(super) fn new(engine: Arc<Engine>) -> Self {
         let (tokens, pages, never) = (Vec::new(), Vec::new(), AtomicBool::new(false));
         let (set, mixed) = (SetId::default(), false);
-        Self { engine, tokens, kv_len: 0, pages, own_work: true, set, mixed, never }
+        Self { engine, tokens, kv_len: 0, pages, own_work: true, set, mixed, text: None, never }
     }
 
     /// The engine it belongs to.
@@ -71,11 +83,27 @@ impl Session {
 
     /// Adds text: a prompt, with what the tokenizer puts first if the session is empty.
     ///
+    /// Texts pushed one after the other become the tokens of the text that they spell together, so the last tokens
+    /// may change when more comes. Tokens from elsewhere (generated, or by [`Session::push_tokens`]) stay as they
+    /// are; the text after them continues what they say, unless the last is a control token.
+    ///
     /// Errors: as [`Session::push_tokens`] and [`crate::tokenizer::Tokenizer::encode`].
     pub fn push_text(&mut self, text: &str) -> Result<()> {
-        let add_bos = if self.tokens.is_empty() { None } else { Some(false) };
-        let options = EncodeOptions { add_bos, ..EncodeOptions::default() };
-        self.push_tokens(&self.engine.base.tokenizer.encode(text, options)?)
+        let engine = Arc::clone(&self.engine);
+        let tokenizer = &engine.base.tokenizer;
+        let end = self.tokens.len();
+        let (start, mut whole, options) = match &self.text {
+            Some(run) if run.tokens.end == end => (run.tokens.start, run.text.clone(), run.options),
+            _ => {
+                let add_bos = if end == 0 { None } else { Some(false) };
+                let continuation = self.tokens.last().is_some_and(|&id| !tokenizer.is_special(id));
+                (end, String::new(), EncodeOptions { add_bos, continuation, ..EncodeOptions::default() })
+            }
+        };
+        whole.push_str(text);
+        self.set_tail(start, &tokenizer.encode(&whole, options)?)?;
+        self.text = Some(TextRun { tokens: start..self.tokens.len(), text: whole, options });
+        Ok(())
     }
 
     /// Makes the session hold `messages`, rendered by the model's chat template and ready for an answer. What it
@@ -97,9 +125,14 @@ impl Session {
     ///
     /// Errors: as [`Session::push_tokens`].
     pub fn set_tokens(&mut self, ids: &[u32]) -> Result<()> {
-        self.check(0, ids)?;
-        let same = self.tokens.iter().zip(ids).take_while(|(a, b)| a == b).count();
-        self.truncate(same);
+        self.set_tail(0, ids)
+    }
+
+    /// Makes `ids` what follows the first `start` tokens; the common beginning is kept.
+    fn set_tail(&mut self, start: usize, ids: &[u32]) -> Result<()> {
+        self.check(start, ids)?;
+        let same = self.tokens[start..].iter().zip(ids).take_while(|(a, b)| a == b).count();
+        self.truncate(start + same);
         self.tokens.extend_from_slice(&ids[same..]);
         Ok(())
     }
@@ -107,7 +140,13 @@ impl Session {
     /// Forgets everything after the first `len` tokens.
     pub fn truncate(&mut self, len: usize) {
         self.tokens.truncate(len);
-        self.kv_len = self.kv_len.min(self.tokens.len());
+        self.text.take_if(|run| run.tokens.end > len);
+        self.release_kv(len);
+    }
+
+    /// Forgets the keys and values from position `len` on.
+    fn release_kv(&mut self, len: usize) {
+        self.kv_len = self.kv_len.min(len);
         self.mixed &= self.kv_len > 0;
         let keep = self.kv_len.div_ceil(PAGE_LEN);
         if keep < self.pages.len() {
@@ -119,9 +158,7 @@ impl Session {
 
     /// Lets go of all keys and values; they are computed again when needed.
     pub(super) fn forget_kv(&mut self) {
-        let tokens = std::mem::take(&mut self.tokens);
-        self.truncate(0);
-        self.tokens = tokens;
+        self.release_kv(0);
         self.own_work = true;
     }
 
@@ -132,6 +169,7 @@ impl Session {
         self.pages.iter().for_each(|&page| executor.pool.retain(page));
         let mut fork = Self::new(Arc::clone(&self.engine));
         fork.tokens.clone_from(&self.tokens);
+        fork.text.clone_from(&self.text);
         fork.kv_len = self.kv_len;
         fork.own_work = self.own_work;
         executor.registry.retain(self.set);

@@ -5,9 +5,9 @@ use tokenizers::Model;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::utils::SysRegex;
 
-use super::Encode;
 use super::spec::{TokenizerSpec, invalid};
 use super::table::{Kind, TokenTable};
+use super::{Encode, EncodeOptions};
 use crate::error::{Error, Result};
 
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)";
@@ -93,7 +93,7 @@ impl ByteLevelBpe {
 }
 
 impl Encode for ByteLevelBpe {
-    fn encode(&self, text: &str, _parse_special: bool, ids: &mut Vec<u32>) -> Result<()> {
+    fn encode(&self, text: &str, _options: EncodeOptions, ids: &mut Vec<u32>) -> Result<()> {
         let mut spelling = String::new();
         for piece in self.pieces(text) {
             spelling.clear();

@@ -1,12 +1,13 @@
 //! `tokenizer.json` of Hugging Face, run by the crate that defines it.
 
 use serde::Deserialize;
+use serde_json::{Value, json};
 use tokenizers::decoders::DecoderWrapper;
 use tokenizers::pre_tokenizers::metaspace::PrependScheme;
 
 use super::special::SpecialTokens;
 use super::table::{Kind, TokenTable};
-use super::{END_OF_GENERATION, Encode, Tokenizer, bpe, spm};
+use super::{END_OF_GENERATION, Encode, EncodeOptions, Tokenizer, bpe, spm};
 use crate::error::{Error, Result};
 
 /// Ids from here on come from a broken file: no vocabulary is near it.
@@ -16,14 +17,84 @@ const MAX_VOCAB: u32 = 1 << 22;
 struct Pipeline {
     parsing: tokenizers::Tokenizer,
     plain: tokenizers::Tokenizer,
+    /// The same without what they put before a text, if they do: for continuations.
+    bare: Option<Box<Self>>,
+}
+
+impl Pipeline {
+    fn new(parsing: tokenizers::Tokenizer, bare: Option<Self>) -> Self {
+        let mut plain = parsing.clone();
+        plain.set_encode_special_tokens(true);
+        Self { parsing, plain, bare: bare.map(Box::new) }
+    }
+
+    fn of(&self, options: EncodeOptions) -> &tokenizers::Tokenizer {
+        if options.parse_special { &self.parsing } else { &self.plain }
+    }
 }
 
 impl Encode for Pipeline {
-    fn encode(&self, text: &str, parse_special: bool, ids: &mut Vec<u32>) -> Result<()> {
-        let pipeline = if parse_special { &self.parsing } else { &self.plain };
-        ids.extend(pipeline.encode_fast(text, false).map_err(failed)?.get_ids());
+    fn encode(&self, text: &str, options: EncodeOptions, ids: &mut Vec<u32>) -> Result<()> {
+        let mut rest = text;
+        if let Some(bare) = self.bare.as_ref().filter(|_| options.continuation) {
+            let pipeline = bare.of(options);
+            let added = pipeline.get_added_tokens_decoder();
+            let all = pipeline.encode(text, false).map_err(failed)?;
+            // What follows a special token is no continuation.
+            let special = all.get_ids().iter().position(|id| added.contains_key(id)).unwrap_or(all.len());
+            ids.extend(&all.get_ids()[..special]);
+            rest = all.get_offsets().get(special).and_then(|&(start, _)| text.get(start..)).unwrap_or_default();
+        }
+        if !rest.is_empty() {
+            ids.extend(self.of(options).encode_fast(rest, false).map_err(failed)?.get_ids());
+        }
         Ok(())
     }
+}
+
+/// The file without what its pipeline puts before a text; nothing where it puts nothing.
+fn without_prefix(bytes: &[u8]) -> Result<Option<tokenizers::Tokenizer>> {
+    let mut file: Value = serde_json::from_slice(bytes).map_err(|e| failed(e.into()))?;
+    let mut changed = false;
+    for part in ["normalizer", "pre_tokenizer"] {
+        changed |= file.get_mut(part).is_some_and(remove_prefix);
+    }
+    if !changed {
+        return Ok(None);
+    }
+    let mut bare = tokenizers::Tokenizer::from_bytes(file.to_string()).map_err(failed)?;
+    bare.with_truncation(None).map_err(failed)?.with_padding(None);
+    Ok(Some(bare))
+}
+
+/// Switches off what `part` and the parts within it put before a text; says whether there was any.
+fn remove_prefix(part: &mut Value) -> bool {
+    let mut changed = false;
+    match part.get("type").and_then(Value::as_str) {
+        Some("Prepend") if part["prepend"] != "" => {
+            *part = json!({"type": "Sequence", "normalizers": []});
+            return true;
+        }
+        Some("Metaspace") => {
+            let says = |key: &str, value: Value| part.get(key) == Some(&value);
+            changed = !(says("prepend_scheme", "never".into()) || says("add_prefix_space", false.into()));
+            if let Some(fields) = part.as_object_mut().filter(|_| changed) {
+                fields.remove("add_prefix_space");
+                fields.insert("prepend_scheme".into(), "never".into());
+            }
+        }
+        Some("ByteLevel") if part["add_prefix_space"] != false => {
+            part["add_prefix_space"] = false.into();
+            changed = true;
+        }
+        _ => {}
+    }
+    for list in ["normalizers", "pretokenizers"] {
+        for inner in part.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
+            changed |= remove_prefix(inner);
+        }
+    }
+    changed
 }
 
 /// Builds the tokenizer of a `tokenizer.json`.
@@ -47,10 +118,9 @@ pub(super) fn build(bytes: &[u8]) -> Result<Tokenizer> {
     end_of_generation.dedup();
 
     let table = table(&parsing, &spelling, is_special)?;
-    let mut plain = parsing.clone();
-    plain.set_encode_special_tokens(true);
+    let bare = without_prefix(bytes)?.map(|bare| Pipeline::new(bare, None));
     Ok(Tokenizer {
-        encoder: Box::new(Pipeline { parsing, plain }),
+        encoder: Box::new(Pipeline::new(parsing, bare)),
         special: SpecialTokens::default(),
         table,
         bos,

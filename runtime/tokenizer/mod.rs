@@ -46,6 +46,9 @@ pub struct EncodeOptions {
     /// Recognise control tokens (`<|im_start|>`) in the text. Only for text that the program wrote: a user could
     /// otherwise forge a turn.
     pub parse_special: bool,
+    /// The text goes on where another ended, in the middle of a line or word: nothing is put before it, neither the
+    /// space of a `SentencePiece` vocabulary nor, unless [`Self::add_bos`] asks for it, BOS.
+    pub continuation: bool,
 }
 
 /// How to decode; the default is a whole text without control tokens.
@@ -59,9 +62,9 @@ pub struct DecodeOptions {
 
 /// Turns a text without special tokens into ids.
 trait Encode: Send + Sync {
-    /// Appends the ids of `text`, which starts the input or follows a special token. Control tokens are already cut
-    /// out, except for the one implementation that must do so itself.
-    fn encode(&self, text: &str, parse_special: bool, ids: &mut Vec<u32>) -> Result<()>;
+    /// Appends the ids of `text`, which starts the input, follows a special token, or is a `continuation`. Special
+    /// tokens are already cut out, except for the one implementation that must do so itself.
+    fn encode(&self, text: &str, options: EncodeOptions, ids: &mut Vec<u32>) -> Result<()>;
 }
 
 /// A model's tokenizer: immutable, shared by all sessions.
@@ -125,14 +128,16 @@ impl Tokenizer {
     /// Errors: [`Error::InvalidArgument`] when BOS or EOS is asked for and the vocabulary has none.
     pub fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<u32>> {
         let mut ids = Vec::with_capacity(text.len() / 3 + 2);
-        if options.add_bos.unwrap_or(self.add_bos) {
+        if options.add_bos.unwrap_or(self.add_bos && !options.continuation) {
             ids.push(self.bos.ok_or_else(|| no_token("add_bos", "beginning"))?);
         }
+        let mut of_part = options;
         for part in self.special.split(text, options.parse_special) {
             match part {
                 special::Part::Token(id) => ids.push(id),
-                special::Part::Text(text) => self.encoder.encode(text, options.parse_special, &mut ids)?,
+                special::Part::Text(text) => self.encoder.encode(text, of_part, &mut ids)?,
             }
+            of_part.continuation = false;
         }
         if options.add_eos.unwrap_or(self.add_eos) {
             ids.push(self.eos.ok_or_else(|| no_token("add_eos", "end"))?);

@@ -4,9 +4,9 @@
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashMap};
 
-use super::Encode;
 use super::spec::{TokenizerSpec, invalid};
 use super::table::{Kind, TokenTable};
+use super::{Encode, EncodeOptions};
 use crate::error::Result;
 
 /// How the vocabulary writes a space.
@@ -81,8 +81,8 @@ impl SentencePieceBpe {
 }
 
 impl Encode for SentencePieceBpe {
-    fn encode(&self, text: &str, _parse_special: bool, ids: &mut Vec<u32>) -> Result<()> {
-        let prefix = if self.space_prefix { SPACE } else { "" };
+    fn encode(&self, text: &str, options: EncodeOptions, ids: &mut Vec<u32>) -> Result<()> {
+        let prefix = if self.space_prefix && !options.continuation { SPACE } else { "" };
         let text = prefix.to_owned() + &text.replace(' ', SPACE);
         for Symbol { start, end, .. } in self.merge(&text) {
             if let Some(id) = self.find(&text, start, end) {

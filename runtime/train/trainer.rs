@@ -48,9 +48,9 @@ pub(crate) fn computes_wrong() -> Error {
 
 /// The checkpoint at `path`, which is of this run.
 fn checkpoint_of(path: &Path, engine: &Engine, data: &Dataset, options: &TrainOptions) -> Result<Checkpoint> {
-    let checkpoint = Checkpoint::read(path)?;
-    let id = RunId { base: &engine.base().fingerprint, data: &data.fingerprint(), options };
-    checkpoint.check(path, id)?;
+    let (checkpoint, base) = (Checkpoint::read(path)?, engine.base());
+    let options = options.resolved(&base.config, data.examples.len());
+    checkpoint.check(path, RunId { base: &base.fingerprint, data: &data.fingerprint(), options: &options })?;
     Ok(checkpoint)
 }
 
@@ -205,18 +205,20 @@ impl Trainer {
             return Err(computes_wrong());
         }
         let (gpu, base) = (engine.gpu(), engine.base());
+        let options = options.resolved(&base.config, data.examples.len());
         let shape = options.shape(&base.config, gpu.caps().cooperative_matrix.is_some())?;
         shape.check(&base.config)?;
         let data_fingerprint = data.fingerprint();
         let batches = BatchOptions {
+            batch_size: options.step_examples(),
             seq_len: options.seq_len,
             micro_batch: options.micro_batch,
-            accumulation: options.accumulation,
             seed: options.seed,
             duration: options.duration,
         };
         let loader = Loader::new(data, batches, cursor)?;
-        let schedule = Schedule::new(options.decay, options.learning_rate, options.warmup, loader.total_steps())?;
+        let rate = options.learning_rate.unwrap_or_default();
+        let schedule = Schedule::new(options.decay, rate, options.warmup, loader.total_steps())?;
         let scaling = options.scaling() as f32;
         let layout = Layout::new(&base.adapter_shape(), &options.targets()?, options.rank, scaling)?;
         let graph = Graph::new(gpu, base, &shape, layout)?;
@@ -368,6 +370,11 @@ impl Trainer {
             base_fingerprint: base.fingerprint.clone(),
         };
         Ok((loss?, self.graph.layout.adapter(&gradients?, &options, &base.adapter_shape())?))
+    }
+
+    /// The settings of the run, with what was left to the recipe decided.
+    pub fn options(&self) -> &TrainOptions {
+        &self.options
     }
 
     /// The engine that it trains on.

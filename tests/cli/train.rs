@@ -144,20 +144,60 @@ fn texts_and_chats_are_learnt_too() {
 fn a_budget_is_kept_and_what_it_costs_is_said() {
     let fixture = Fixture::new();
     let wanted = ["--steps", "2", "--batch", "4"];
-    let whole = fixture.trained("whole", &[&wanted[..], &["--recompute", "none"]].concat());
+    let whole = fixture.trained("whole", &[&wanted[..], &["--recompute", "none", "--rows", "4"]].concat());
     let budget = format!("{}B", whole["plan"]["total_bytes"].as_u64().unwrap() * 7 / 10);
     let output = fixture.train("less", &[&wanted[..], &["--memory-budget", &budget]].concat()).output().unwrap();
     let report = json(&output);
     assert!(report["plan"]["total_bytes"].as_u64() <= report["plan"]["budget_bytes"].as_u64());
-    assert!(!report["plan"]["lowered"].as_array().unwrap().is_empty());
-    let rows = |name: &str| report["options"][name].as_u64().unwrap();
-    assert_eq!(rows("micro_batch") * rows("accumulation"), 4);
-    assert!(stderr(&output).contains("activations") && stderr(&output).contains("to fit"), "{}", stderr(&output));
-    // A step is over the same rows, so it starts from the same loss.
+    assert!(!report["plan"]["decided"].as_array().unwrap().is_empty());
+    let option = |report: &Value, name: &str| report["options"][name].as_u64().unwrap();
+    assert!(option(&report, "micro_batch") < option(&whole, "micro_batch"));
+    for name in ["batch_size", "gradient_accumulation_steps"] {
+        assert_eq!(option(&report, name), option(&whole, name), "what a step is depends on no memory");
+    }
+    assert!(stderr(&output).contains("activations") && stderr(&output).contains("within"), "{}", stderr(&output));
+    // A step is over the same examples, so it starts from the same loss.
     let first = |report: &Value| report["loss"]["first"].as_f64().unwrap();
     assert!((first(&whole) - first(&report)).abs() < 1e-5 * first(&whole));
     assert_fails(&fixture.train("none", &["--memory-budget", "300kB"]).output().unwrap(), 1, "are allowed");
     assert!(!fixture.path("none").exists());
+}
+
+#[test]
+fn plan_says_what_train_takes() {
+    let fixture = Fixture::new();
+    let shape = ["--rank", "4", "--seq-len", "48", "--batch", "4"];
+    let model = golden("tiny_llama.gguf");
+    let model = model.to_str().unwrap();
+    for budget in [&[][..], &["--memory-budget", "1600kB"], &["--memory-budget", "2MB"]] {
+        let asked = [&shape[..], budget].concat();
+        let planned = json(&run(&[&["plan", "--train", "--json", "-m", model], &asked[..]].concat()));
+        let name = format!("out{}", budget.concat());
+        let taken = fixture.trained(&name, &[&asked[..], &["--steps", "1"]].concat());
+        assert_eq!(planned["total_bytes"], taken["plan"]["total_bytes"], "{budget:?}");
+        for name in ["micro_batch", "seq_len", "checkpoint_every"] {
+            assert_eq!(planned["training"][name], taken["options"][name], "{name} {budget:?}");
+        }
+    }
+    assert_fails(&run(&["plan", "--rank", "4", "-m", model]), 2, "`rank`");
+}
+
+#[test]
+fn a_step_is_a_number_of_examples_and_the_run_is_as_long_as_the_data_needs() {
+    let fixture = Fixture::new();
+    fixture.write("data.jsonl", (0..20).map(|i| pair(&format!("the {} in", i % 10), "er")));
+    // 20 examples in steps of 8, 45 times through.
+    let model = golden("tiny_llama.gguf");
+    let model = model.to_str().unwrap();
+    let (data, out) = (fixture.path("data.jsonl"), fixture.path("auto"));
+    let arguments = ["train", "--json", "-m", model, "-d", data.to_str().unwrap(), "-o", out.to_str().unwrap()];
+    let output = run(&[&arguments[..], &["--seq-len", "48", "--targets", "v_proj", "--rank", "2"]].concat());
+    let report = json(&output);
+    assert_eq!((&report["total_steps"], &report["options"]["batch_size"]), (&json!(45 * 3), &json!(8)));
+    assert!(report["options"]["learning_rate"].as_f64().unwrap() > 0.0);
+    assert!(stderr(&output).contains("45 passes"), "{}", stderr(&output));
+    let first = report["loss"]["first"].as_f64().unwrap();
+    assert!(report["loss"]["last"].as_f64().unwrap() < first, "{report}");
 }
 
 #[test]
@@ -193,7 +233,7 @@ fn bad_use_and_bad_data_are_refused_and_touch_nothing() {
         ("out", &["--lr", "nan"], "`learning_rate`"),
         ("out", &["--rank", "65"], "`rank`: 65, but 1 to 64"),
         ("out", &["--rank", "0"], "`rank`"),
-        ("out", &["--batch", "0"], "`batch`"),
+        ("out", &["--batch", "0"], "--batch"),
         ("out", &["--seq-len", "1"], "`seq_len`: 1 tokens; this model allows 2 to 256"),
         ("out", &["--seq-len", "257"], "`seq_len`"),
         ("out", &["--prompt-loss-weight", "2"], "`prompt_loss_weight`"),

@@ -11,6 +11,7 @@ mod snapshot;
 mod snapshot_adapters;
 mod soak;
 mod stops;
+mod text;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};

@@ -95,6 +95,37 @@ fn sentence_piece_style_files_spell_spaces_and_bytes() {
     assert_eq!(ids, [1, 262, 261, 262, 3 + 0xC3, 3 + 0xA9]);
     assert_eq!(tokenizer.decode(&ids), "ab aé");
     assert_eq!(tokenizer.token_bytes(262), Some(&b" a"[..]));
+    // The same without the space that starts a text, up to the first special token.
+    let gguf = Tokenizer::from_spec(spec).unwrap();
+    for text in ["ab a", " ab", "a</s>ab a", "</s>a", "", "aé</s></s> a"] {
+        for parse_special in [false, true] {
+            let options = EncodeOptions { continuation: true, parse_special, ..Default::default() };
+            assert_eq!(tokenizer.encode(text, options).unwrap(), gguf.encode(text, options).unwrap(), "{text}");
+        }
+    }
+}
+
+#[test]
+fn a_continuation_has_no_prefix_whatever_part_of_the_file_puts_it() {
+    let continued = EncodeOptions { continuation: true, ..Default::default() };
+    let mut spec = sentence_piece(&["▁", "a", "b", "▁a"]);
+    spec.merges = vec!["▁ a".into()];
+    let decoder = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": false});
+    for scheme in
+        [json!({"prepend_scheme": "first"}), json!({"prepend_scheme": "always"}), json!({"add_prefix_space": true})]
+    {
+        let mut space = json!({"type": "Metaspace", "replacement": "▁", "split": false});
+        space.as_object_mut().unwrap().extend(scheme.as_object().unwrap().clone());
+        let pre = json!({"type": "Sequence", "pretokenizers": [space]});
+        let tokenizer = load(&file(&spec, &pre, &decoder, &Value::Null)).unwrap();
+        assert_eq!(tokenizer.encode("ab", EncodeOptions::default()).unwrap(), [262, 261], "{scheme}");
+        assert_eq!(tokenizer.encode("ab", continued).unwrap(), [260, 261], "{scheme}");
+    }
+    let (_, mut file) = smollm();
+    file["pre_tokenizer"]["pretokenizers"][1]["add_prefix_space"] = json!(true);
+    let tokenizer = load(&file).unwrap();
+    assert_eq!(tokenizer.encode("b", EncodeOptions::default()).unwrap(), [32, 98]);
+    assert_eq!(tokenizer.encode("b", continued).unwrap(), [98]);
 }
 
 #[test]

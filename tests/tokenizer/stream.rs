@@ -74,11 +74,31 @@ fn special_tokens_count_only_when_asked() {
 }
 
 #[test]
+fn a_continuation_has_nothing_put_before_it() {
+    let tokenizer = Tokenizer::from_spec(sentence_piece(&["▁a", "a", "▁"])).unwrap();
+    let encode = |text, continuation, parse_special| {
+        tokenizer.encode(text, EncodeOptions { continuation, parse_special, ..Default::default() }).unwrap()
+    };
+    assert_eq!(encode("a a", false, false), [1, 259, 259]);
+    assert_eq!(encode("a a", true, false), [260, 259], "neither BOS nor a space");
+    assert_eq!(encode(" a", true, false), [259], "the text's own space stays");
+    assert_eq!(encode("a</s>a", true, true), [260, 2, 259], "what follows a special token continues nothing");
+    assert_eq!(encode("</s>a", true, true), [2, 259]);
+    assert!(encode("", true, true).is_empty());
+    let options = EncodeOptions { continuation: true, add_bos: Some(true), ..Default::default() };
+    assert_eq!(tokenizer.encode("a", options).unwrap(), [1, 260], "BOS when asked for");
+    let continuation = DecodeOptions { continuation: true, ..Default::default() };
+    for text in ["a", " a", "aa a  ", "é", ""] {
+        assert_eq!(tokenizer.decode_with(&encode(text, true, false), continuation), text);
+    }
+}
+
+#[test]
 fn bos_and_eos_come_as_the_file_or_the_caller_asks() {
     let mut spec = sentence_piece(&PIECES);
     let encode = |spec: &TokenizerSpec, add_bos, add_eos| {
         let tokenizer = Tokenizer::from_spec(spec.clone()).unwrap();
-        tokenizer.encode("a", EncodeOptions { add_bos, add_eos, parse_special: false })
+        tokenizer.encode("a", EncodeOptions { add_bos, add_eos, ..Default::default() })
     };
     assert_eq!(encode(&spec, None, None).unwrap(), [1, 259], "SentencePiece starts with BOS by default");
     assert_eq!(encode(&spec, Some(false), Some(true)).unwrap(), [259, 2]);

@@ -15,7 +15,7 @@ use crate::common::golden;
 const STEPS: u64 = 6;
 
 fn six_steps() -> TrainOptions {
-    TrainOptions { duration: Duration::Steps(STEPS), accumulation: 2, ..options() }
+    TrainOptions { duration: Duration::Steps(STEPS), batch_size: 4, ..options() }
 }
 
 fn finish(trainer: &mut Trainer) -> Adapter {
@@ -104,7 +104,7 @@ fn a_cancelled_step_never_was() {
 #[test]
 fn a_loss_that_is_no_number_stops_the_run_before_it_spoils_the_factors() {
     let data = examples(24, 6);
-    let options = TrainOptions { learning_rate: 1e30, ..six_steps() };
+    let options = TrainOptions { learning_rate: Some(1e30), ..six_steps() };
     let mut trainer = Trainer::new(&ENGINE, data, options, None).unwrap();
     trainer.step().unwrap().unwrap();
     let before = trainer.adapter().unwrap();
@@ -137,7 +137,7 @@ fn a_checkpoint_of_something_else_is_refused() {
     assert!(reason(resume(&ENGINE, &examples(26, 6), six_steps(), &path)).contains("other examples"));
     let rank = TrainOptions { rank: 8, ..six_steps() };
     assert!(reason(resume(&ENGINE, &data, rank, &path)).contains("other settings"));
-    let rate = TrainOptions { learning_rate: 1e-3, ..six_steps() };
+    let rate = TrainOptions { learning_rate: Some(1e-3), ..six_steps() };
     assert!(reason(resume(&ENGINE, &data, rate, &path)).contains("other settings"));
     let whole = std::fs::read(&path).unwrap();
     let damaged = dir.path().join("damaged.safetensors");

@@ -34,7 +34,7 @@ pub(super) fn options() -> TrainOptions {
     TrainOptions {
         rank: 4,
         lora_alpha: 8.0,
-        learning_rate: 5e-3,
+        learning_rate: Some(5e-3),
         decay: Decay::Constant,
         warmup: Warmup::Steps(0),
         duration: Duration::Steps(12),
@@ -45,7 +45,7 @@ pub(super) fn options() -> TrainOptions {
 }
 
 pub(super) fn batches(data: &Dataset) -> Vec<MicroBatch> {
-    epiphyte::train::data::batch::in_order(data, 24, 2)
+    epiphyte::train::data::batch::in_order(data, 48)
 }
 
 /// `adapter` moved by `step` times `direction`.

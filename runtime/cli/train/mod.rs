@@ -15,7 +15,7 @@ use super::{interrupt, output};
 use crate::error::{Error, Result};
 use crate::gpu::GpuOptions;
 use crate::train::TrainOptions;
-use crate::train::data::DataReport;
+use crate::train::data::{DataReport, Duration};
 use crate::train::plan::human_bytes;
 use crate::train::signals::{Warning, loss_curves};
 
@@ -78,12 +78,12 @@ pub(super) fn run(args: &TrainArgs, gpu: GpuOptions) -> Result<()> {
     args::check_writable("log", args.run.log.as_ref())?;
     let (setup, plan) = setup::prepare(args, gpu)?;
     let data = setup::data(args, &setup)?;
-    let options = setup.options.clone();
     let (data_report, validation_data) =
         (data.report.clone(), data.validation.as_ref().map(|data| data.report.clone()));
     note_data(&data_report);
     let start = Instant::now();
     let mut run = Run::start(&args.run, &folder, setup, data)?;
+    note_recipe(run.trainer.options(), run.trainer.total_steps());
     let stop = interrupt::listen("stopping: a checkpoint is saved (Ctrl-C again leaves without)");
     let end = run.train(&stop.token)?;
     let report = Report {
@@ -101,7 +101,7 @@ pub(super) fn run(args: &TrainArgs, gpu: GpuOptions) -> Result<()> {
         seconds: start.elapsed().as_secs_f64(),
         peak_device_bytes: run.peak_bytes,
         device: run.trainer.engine().gpu().description(),
-        options,
+        options: run.trainer.options().clone(),
         data: data_report,
         validation_data,
         plan,
@@ -126,6 +126,17 @@ fn note_data(report: &DataReport) {
     if let Some(first) = first_skipped {
         output::note(&format!("the first line skipped: {first}"));
     }
+}
+
+/// What the run does, in one line: also what nobody asked for.
+fn note_recipe(options: &TrainOptions, steps: u64) {
+    let examples = options.step_examples();
+    let rate = options.learning_rate.unwrap_or_default();
+    let passes = match options.duration {
+        Duration::Epochs(epochs) => format!("{epochs} passes over the data, "),
+        _ => String::new(),
+    };
+    output::note(&format!("{passes}{steps} steps of {examples} examples, rate {rate:.2e}, rank {}", options.rank));
 }
 
 fn print(report: &Report) -> Result<()> {

@@ -42,6 +42,7 @@ pub(super) struct Run<'a> {
     pub(super) peak_bytes: u64,
     validation: Vec<MicroBatch>,
     evaluate_every: u64,
+    patience: Option<u32>,
     early: EarlyStop,
     verdict: Verdict,
     log: StepLog,
@@ -56,8 +57,8 @@ impl<'a> Run<'a> {
     /// Errors: as [`Trainer::new`], [`Trainer::resume`], [`History::read`] and [`StepLog::open`].
     pub(super) fn start(args: &'a RunArgs, folder: &'a Folder, setup: Setup, data: Data) -> Result<Self> {
         let Setup { engine, options, init, .. } = setup;
-        let (rows, seq_len) = (options.micro_batch, options.seq_len);
-        let batches = |data| in_order(data, seq_len, rows);
+        let tokens = options.micro_batch * options.seq_len;
+        let batches = |data| in_order(data, tokens);
         let validation = data.validation.as_ref().map(batches).unwrap_or_default();
         let probe = batches(&data.train).into_iter().find(|batch| batch.weight() > 0.0).into_iter().collect();
         let checkpoint = folder.checkpoints()?.pop().filter(|_| folder.resume);
@@ -83,7 +84,8 @@ impl<'a> Run<'a> {
             peak_bytes: engine.gpu().allocated_bytes(),
             validation,
             evaluate_every: args.evaluate_every.unwrap_or((total / VALIDATIONS).max(1)),
-            early: EarlyStop::new(args.patience.unwrap_or(0), 0.0),
+            patience: data.patience,
+            early: EarlyStop::new(data.patience.unwrap_or(0), 0.0),
             verdict: Verdict::Continue,
             log: StepLog::open(log)?,
             probe,
@@ -177,7 +179,7 @@ impl<'a> Run<'a> {
         }
         let loss = self.trainer.evaluate(&self.validation)?;
         self.verdict = self.early.observe(loss);
-        if self.verdict == Verdict::Best && self.args.patience.is_some() {
+        if self.verdict == Verdict::Best && self.patience.is_some() {
             self.write_adapter()?;
         }
         Ok(Some(loss))
@@ -194,7 +196,7 @@ impl<'a> Run<'a> {
 
     /// The folder holds the best adapter, not the last.
     pub(super) fn keeps_best(&self) -> bool {
-        self.args.patience.is_some() && self.early.best().is_some()
+        self.patience.is_some() && self.early.best().is_some()
     }
 
     fn save(&mut self) -> Result<()> {

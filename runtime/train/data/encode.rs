@@ -186,7 +186,7 @@ impl<'a> Encoder<'a> {
 
 /// Neither BOS nor EOS.
 fn bare(parse_special: bool) -> EncodeOptions {
-    EncodeOptions { add_bos: Some(false), add_eos: Some(false), parse_special }
+    EncodeOptions { add_bos: Some(false), add_eos: Some(false), parse_special, continuation: false }
 }
 
 /// A conversation so far.
