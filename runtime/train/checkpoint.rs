@@ -163,10 +163,12 @@ impl Checkpoint {
         if !settings.is_empty() {
             return differs(&format!("other settings: {}", settings.join("; ")));
         }
-        match self.field("data_fingerprint") == id.data {
-            true => Ok(()),
-            false => differs("other examples"),
-        }
+        if self.is_of_data(id.data) { Ok(()) } else { differs("other examples") }
+    }
+
+    /// Whether it was made with data of this fingerprint.
+    pub(crate) fn is_of_data(&self, fingerprint: &str) -> bool {
+        self.field("data_fingerprint") == fingerprint
     }
 
     /// The states by the name of their buffer, each of `len` numbers.

@@ -387,11 +387,6 @@ impl Trainer {
         self.loader.cursor()
     }
 
-    /// The settings of the run.
-    pub fn options(&self) -> &TrainOptions {
-        &self.options
-    }
-
     /// Learning rate of the next step.
     pub fn learning_rate(&self) -> f64 {
         self.schedule.lr(self.cursor().step)

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::given::Given;
 use super::lock::Lock;
 use crate::adapter::{Adapter, BaseShape};
 use crate::cli::output;
@@ -13,6 +14,7 @@ use crate::train::Trainer;
 use crate::train::checkpoint::Checkpoint;
 
 const LOG: &str = "steps.jsonl";
+const GIVEN: &str = "run.json";
 /// Where a run ended whose checkpoints went; its numbers are the adapter's.
 const END: &str = "end.safetensors";
 
@@ -81,7 +83,7 @@ impl Folder {
         }
     }
 
-    fn invalid(&self, reason: &str) -> Result<()> {
+    fn invalid<T>(&self, reason: &str) -> Result<T> {
         Err(Error::InvalidArgument { name: "out", reason: format!("{} {reason}", self.out.display()) })
     }
 
@@ -98,7 +100,7 @@ impl Folder {
         let inside = if checkpoints.is_dir() { names(&checkpoints)? } else { Vec::new() };
         let no_steps = self.log().metadata().map_or(true, |log| log.len() == 0);
         let only = outside.iter().all(|name| name == LOCK || name == CHECKPOINTS || is_staged(name))
-            && inside.iter().all(|name| name == LOG && no_steps || is_temporary(name));
+            && inside.iter().all(|name| name == LOG && no_steps || name == GIVEN || is_temporary(name));
         Ok(if only { Holds::Nothing } else { Holds::Other })
     }
 
@@ -123,6 +125,11 @@ impl Folder {
             }
         }
         Ok(())
+    }
+
+    /// What the run was given that is to go on.
+    pub(super) fn resumed(&self) -> Option<Given> {
+        self.resume.then(|| Given::read(&self.given())).flatten()
     }
 
     /// Checkpoints by step, ascending.
@@ -179,7 +186,8 @@ impl Folder {
         remove(&self.end())?;
         // A later one is damaged, or the run would have gone on from it.
         let past = self.checkpoints()?.into_iter().filter(|(of, _)| *of <= step);
-        past.rev().skip(keep as usize).try_for_each(|(_, path)| remove(&path))
+        let past: Vec<_> = past.collect();
+        past.iter().rev().skip(keep as usize).try_for_each(|(_, path)| remove(path))
     }
 
     /// Removes the checkpoints of a run that is over, and keeps where it ended. Its adapter is written.
@@ -192,14 +200,19 @@ impl Folder {
 
     /// Writes the adapter, in place of the one that is there.
     ///
-    /// Errors: as [`Adapter::save_peft`].
+    /// Errors: as [`Adapter::save_peft`]; what else is in the folder was checked at the start.
     pub(super) fn write_adapter(&self, adapter: &Adapter, shape: &BaseShape) -> Result<()> {
-        adapter.save_peft(&self.out, DType::F32, shape)
+        adapter.write_peft(&self.out, DType::F32, shape)
     }
 
     /// Where the steps are logged unless the user says so.
     pub(super) fn log(&self) -> PathBuf {
         self.checkpoint_folder().join(LOG)
+    }
+
+    /// Where it is written what the run was given.
+    pub(super) fn given(&self) -> PathBuf {
+        self.checkpoint_folder().join(GIVEN)
     }
 
     pub(super) fn path(&self) -> &Path {

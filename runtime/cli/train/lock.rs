@@ -85,8 +85,9 @@ fn taken(folder: &Path, path: &Path) -> Error {
 #[cfg(unix)]
 fn is_at(file: &File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
-    let id = |found: std::fs::Metadata| (found.dev(), found.ino());
-    matches!((file.metadata(), path.metadata()), (Ok(file), Ok(path)) if id(file) == id(path))
+    let id = |found: std::io::Result<std::fs::Metadata>| found.map(|found| [found.dev(), found.ino()]).ok();
+    let open = id(file.metadata());
+    open.is_some() && open == id(path.metadata())
 }
 
 #[cfg(not(unix))]

@@ -1,5 +1,7 @@
 //! What one sees of a run: a bar in a terminal, else a line now and then.
 
+use std::time::Duration;
+
 use indicatif::ProgressBar;
 
 use crate::cli::output;
@@ -7,6 +9,8 @@ use crate::train::signals::{History, StepRecord, Warning};
 
 /// Lines of a run where stderr is no terminal, about.
 const LINES: u64 = 20;
+/// How often a bar shows that it lives, before there are steps.
+const TICK: Duration = Duration::from_millis(200);
 const LEVELS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 /// Columns of the little curve.
 const COLUMNS: usize = 16;
@@ -14,17 +18,34 @@ const COLUMNS: usize = 16;
 pub(super) struct View {
     bar: ProgressBar,
     total: u64,
+    /// A step was shown.
+    began: bool,
     tokens: usize,
     seconds: f64,
     warned: Vec<Warning>,
 }
 
 impl View {
-    /// Of a run of `total` steps that stands at `step`.
-    pub(super) fn new(total: u64, step: u64) -> Self {
-        let bar = output::bar(total, "{pos}/{len} {bar:20} {msg}  {eta} left").with_position(step);
-        bar.reset_eta();
-        Self { bar, total, tokens: 0, seconds: 0.0, warned: Vec::new() }
+    /// Of a run whose kernels are being made.
+    pub(super) fn prepare() -> Self {
+        let bar = output::bar(0, "{spinner} {msg}  {elapsed}").with_message("preparing: kernels are compiled");
+        bar.enable_steady_tick(TICK);
+        Self { bar, total: 0, began: false, tokens: 0, seconds: 0.0, warned: Vec::new() }
+    }
+
+    /// The run has `total` steps, and stands at `step`.
+    pub(super) fn begin(&mut self, total: u64, step: u64) {
+        self.total = total;
+        self.bar.set_length(total);
+        self.bar.set_position(step);
+        if step == total {
+            return;
+        }
+        if self.bar.is_hidden() {
+            self.say(&format!("step {step}/{total}  the first one takes longest: the device gets ready for it"));
+        }
+        output::restyle(&self.bar, "{pos}/{len} {bar:20} {elapsed}  {wide_msg}");
+        self.bar.set_message("the first step takes longest: the device gets ready for it");
     }
 
     /// Shows a step, the last of `history`.
@@ -35,6 +56,11 @@ impl View {
         let speed = self.tokens_per_second().map_or(String::new(), |tps| format!("  {tps:.0} tokens/s"));
         let (loss, lr) = (record.loss, record.lr);
         if !self.bar.is_hidden() {
+            if !std::mem::replace(&mut self.began, true) {
+                output::restyle(&self.bar, "{pos}/{len} {bar:20} {eta} left  {wide_msg}");
+                self.bar.disable_steady_tick();
+                self.bar.reset_eta();
+            }
             let [curve, validated] = [&history.training, &history.validation].map(|losses| sparkline(losses));
             self.bar.set_message(format!("loss {loss:.4} {curve}{validation} {validated}  lr {lr:.2e}{speed}"));
             self.bar.set_position(record.step);
@@ -46,12 +72,17 @@ impl View {
         }
     }
 
+    /// Says a line beside the bar.
+    pub(super) fn say(&self, line: &str) {
+        self.bar.suspend(|| output::note(line));
+    }
+
     /// Says each of `warnings` the first time it is seen.
     pub(super) fn warn(&mut self, warnings: Vec<Warning>) {
         for warning in warnings {
             if !self.warned.contains(&warning) {
                 self.warned.push(warning);
-                self.bar.suspend(|| output::note(&format!("warning: {warning}")));
+                self.say(&format!("warning: {warning}"));
             }
         }
     }
@@ -73,6 +104,12 @@ impl View {
     /// Takes the bar away.
     pub(super) fn end(&self) {
         self.bar.finish_and_clear();
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 

@@ -7,15 +7,16 @@ use crate::train::options::TrainOptions;
 /// May change from run to run: how long the run is.
 const FREE: &str = "duration";
 /// What the command line calls a setting where that is not its name.
-const OPTIONS: [(&str, &str); 9] = [
+const OPTIONS: [(&str, &str); 10] = [
     ("lora_alpha", "--alpha"),
     ("use_rslora", "--rslora"),
     ("target_modules", "--targets"),
     ("learning_rate", "--lr"),
     ("lora_plus_ratio", "--lora-plus"),
     ("decay", "--schedule"),
-    ("micro_batch", "--batch"),
-    ("accumulation", "--accumulate"),
+    ("micro_batch", "--rows"),
+    ("batch_size", "--batch"),
+    ("gradient_accumulation_steps", "--accumulate"),
     ("checkpoint_every", "--recompute"),
 ];
 
