@@ -2,6 +2,7 @@
 
 mod adapter;
 mod chat;
+mod runs;
 mod train;
 
 use std::path::Path;

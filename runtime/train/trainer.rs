@@ -187,7 +187,8 @@ impl Trainer {
     fn go_to(&mut self, checkpoint: &Checkpoint) -> Result<()> {
         let Position { cursor, moments_from } = checkpoint.position;
         if cursor.step > self.total_steps() {
-            let reason = format!("{} in all, but {} are done; give more, or start anew", self.total_steps(), cursor.step);
+            let reason =
+                format!("{} in all, but {} are done; give more, or start anew", self.total_steps(), cursor.step);
             return Err(Error::InvalidArgument { name: "steps", reason });
         }
         self.loader = self.loader.at(cursor)?;

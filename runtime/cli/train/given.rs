@@ -70,7 +70,10 @@ impl Given {
     /// Errors: [`Error::InvalidArgument`] when the file to validate on is gone.
     pub(super) fn fill(&self, args: &mut TrainArgs) -> Result<()> {
         if args.data.validation.is_none() {
-            let invalid = |reason| Error::InvalidArgument { name: "validation", reason: format!("{}: {reason}", self.validation) };
+            let invalid = |reason| Error::InvalidArgument {
+                name: "validation",
+                reason: format!("{}: {reason}", self.validation),
+            };
             args.data.validation = Some(super::args::parse_validation(&self.validation).map_err(invalid)?);
         }
         args.run.patience = args.run.patience.or(self.patience);

@@ -41,7 +41,10 @@ impl Lock {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => return Err(taken(folder, &path)),
                 Err(TryLockError::Error(e)) => {
-                    output::note(&format!("warning: {}: {e}; see to it that no other run writes there", path.display()));
+                    output::note(&format!(
+                        "warning: {}: {e}; see to it that no other run writes there",
+                        path.display()
+                    ));
                 }
             }
             // Whoever held it may have removed it since it was opened here.

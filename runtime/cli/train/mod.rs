@@ -162,7 +162,8 @@ fn print(report: &Report) -> Result<()> {
         End::Finished => format!("{which} is in {out}"),
         End::EarlyStop => format!("stopped since the validation loss improves no more; {which} is in {out}"),
         End::Interrupted if *steps == 0 => {
-            "interrupted before the first step: there is no adapter yet, and the same command with `--resume` goes on".into()
+            "interrupted before the first step: there is no adapter yet, and the same command with `--resume` goes on"
+                .into()
         }
         End::Interrupted => {
             format!("interrupted; {which} so far is in {out}, and the same command with `--resume` goes on")

@@ -9,10 +9,10 @@ use super::folder::{Folder, State};
 use super::given::Given;
 use super::setup::{Data, Setup};
 use super::view::View;
+use crate::adapter::Adapter;
 use crate::engine::CancelToken;
 use crate::error::{Error, Result};
 use crate::train::Trainer;
-use crate::adapter::Adapter;
 use crate::train::data::batch::in_order;
 use crate::train::data::{Dataset, MicroBatch};
 use crate::train::schedule::Decay;
@@ -72,9 +72,7 @@ impl<'a> Run<'a> {
         let state = folder.newest()?;
         let trainer = trainer(&folder, setup, Arc::new(data.train), state.as_ref(), &given)?;
         folder.create()?;
-        if state.is_none() {
-            given.write(&folder.given())?;
-        }
+        given.write(&folder.given())?;
         let (step, total) = (trainer.cursor().step, trainer.total_steps());
         let log = args.run.log.clone().unwrap_or_else(|| folder.log());
         let mut history = if step > 0 && log.is_file() { History::read(&log)? } else { History::default() };
@@ -107,8 +105,9 @@ impl<'a> Run<'a> {
             // The adapter will change, and is half of where the run ended.
             run.save()?;
         }
-        run.view.begin(total, step);
-        run.view.warn(too_few_steps(total).into_iter().collect());
+        if step < total {
+            run.view.warn(too_few_steps(total).into_iter().collect());
+        }
         Ok(run)
     }
 
@@ -118,9 +117,9 @@ impl<'a> Run<'a> {
             self.view.say("warning: the log of the steps so far is gone, and with it what the best validation was");
         }
         if step == total {
-            return self.view.say(&format!(
-                "all {total} steps are done; more `--steps` or `--epochs` make the run longer"
-            ));
+            return self
+                .view
+                .say(&format!("all {total} steps are done; more `--steps` or `--epochs` make the run longer"));
         }
         let rate = match (options.decay, state.checkpoint.duration() == Some(options.duration)) {
             (_, true) => String::new(),
@@ -144,6 +143,7 @@ impl<'a> Run<'a> {
     /// [`Trainer::step`] and [`Trainer::save`], and the checkpoints so far are.
     pub(super) fn train(&mut self, cancel: &CancelToken) -> Result<End> {
         self.trainer.cancel = cancel.clone();
+        self.view.begin(self.trainer.total_steps(), self.trainer.cursor().step);
         let end = self.steps();
         self.view.end();
         match end {
