@@ -115,12 +115,8 @@ impl Checkpoint {
             return Err(invalid(&format!("not a checkpoint of this version ({FORMAT})")));
         }
         let file = SafeTensors::deserialize(&bytes).map_err(|e| invalid(&e))?;
-        let mut tensors = file.tensors();
-        tensors.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        let tensors = file.tensors();
         let found = hash(&metadata, tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.data())).collect());
-        if format == Some(FORMAT) && metadata.get(HASH) != Some(&found) {
-            return Err(invalid(&"damaged: it is not what its hash says"));
-        }
         let cursor = metadata.get("cursor").and_then(|cursor| serde_json::from_str(cursor).ok());
         let cursor = cursor.ok_or_else(|| invalid(&"its cursor can't be read"))?;
         let moments_from = metadata.get("moments_from").and_then(|step| step.parse().ok()).unwrap_or(0);
@@ -134,6 +130,9 @@ impl Checkpoint {
                 return Err(invalid(&format!("tensor `{name}` holds NaN or infinity")));
             }
             states.insert(name, values);
+        }
+        if format == Some(FORMAT) && metadata.get(HASH) != Some(&found) {
+            return Err(invalid(&"damaged: it is not what its hash says"));
         }
         Ok(Self { position: Position { cursor, moments_from }, metadata, states })
     }

@@ -3,6 +3,10 @@
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use epiphyte::adapter::Adapter;
+use epiphyte::dtype::DType;
+use epiphyte::format::gguf::Gguf;
+use epiphyte::model::config::ModelConfig;
 use serde_json::{Value, json};
 
 use super::train::{Fixture, RECIPE, interrupted, lines, pair, wait_for};
@@ -232,20 +236,25 @@ fn log_and_picture_may_lie_beside_the_adapter() {
     assert!(std::fs::read_to_string(plot).unwrap().contains("<circle"), "one step is a point");
     assert!(fixture.path("out/adapter_config.json").exists());
     fixture.refused("png", &["--plot", png.to_str().unwrap()], 2, &["`plot`", ".svg"]);
-    fixture.refused("same", &["--plot", log.to_str().unwrap(), "--log", log.to_str().unwrap()], 2, &["--plot"]);
+    let both = fixture.path("both.svg");
+    let both = both.to_str().unwrap();
+    fixture.refused("same", &["--plot", both, "--log", both], 2, &["also what `--log` writes"]);
 }
 
 #[test]
 fn an_adapter_of_another_base_is_a_start_only_by_force() {
     let fixture = Fixture::new();
     fixture.trained("first", &["--steps", "1", "--warmup", "0"]);
-    let [model, data, init] = [golden("tiny_llama_linear.gguf"), fixture.path("data.jsonl"), fixture.path("first")];
+    let shape = ModelConfig::from_gguf(&Gguf::open(golden("tiny_llama.gguf")).unwrap()).unwrap().base_shape();
+    let mut adapter = Adapter::load(fixture.path("first"), &shape).unwrap();
+    adapter.base_fingerprint = Some("0123".into());
+    adapter.save_peft(fixture.path("other"), DType::F32, &shape).unwrap();
+    let init = fixture.path("other");
     let train = |out: &str, more: &[&str]| {
-        let mut command = epiphyte(&["train", "--json", "--steps", "1", "--warmup", "0", "--seq-len", "48"]);
-        command.arg("-m").arg(&model).arg("-d").arg(&data).arg("--init").arg(&init);
-        command.arg("-o").arg(fixture.path(out)).args(more).output().unwrap()
+        let start = ["--steps", "1", "--warmup", "0", "--init", init.to_str().unwrap()];
+        fixture.train(out, &[&start[..], more].concat()).output().unwrap()
     };
-    assert_fails(&train("no", &[]), 1, "made for base model");
+    assert_fails(&train("no", &[]), 1, "made for base model 0123");
     let forced = train("yes", &["--force"]);
     assert_eq!(json(&forced)["options"]["rank"], 4);
     assert!(stderr(&forced).contains("warning: --init was made for"), "{}", stderr(&forced));

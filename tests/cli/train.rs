@@ -338,7 +338,10 @@ fn a_loss_that_is_no_number_leaves_the_last_good_adapter() {
     let output = fixture.train("out", &recipe).output().unwrap();
     assert_fails(&output, 1, "not a number");
     assert!(stderr(&output).contains("the last good one"), "{}", stderr(&output));
-    assert!(fixture.eval("data.jsonl", Some("out"))["loss"].as_f64().unwrap().is_finite());
+    let tensors = fixture.adapter("out");
+    let tensors = safetensors::SafeTensors::deserialize(&tensors).unwrap().tensors();
+    let values = tensors.iter().flat_map(|(_, tensor)| tensor.data().as_chunks::<4>().0);
+    assert!(values.clone().count() > 0 && values.map(|bytes| f32::from_le_bytes(*bytes)).all(f32::is_finite));
     // Of no good step there is no adapter: that of before the first adds nothing.
     let output = fixture.train("none", &["--steps", "5", "--lr", "1e30", "--warmup", "0"]).output().unwrap();
     assert_fails(&output, 1, "no step was good, so no adapter was written");
