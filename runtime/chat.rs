@@ -9,19 +9,27 @@
 
 mod budget;
 mod builtins;
+mod message;
 mod rewrite;
+mod said;
+mod syntax;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use minijinja::machinery::{
-    CodeGenerator, Instruction, Instructions, Token, ast, eval, make_string_output, parse, tokenize,
-};
-use minijinja::syntax::SyntaxConfig;
-use minijinja::{AutoEscape, Environment, ErrorKind, Value, context};
-use serde::{Deserialize, Serialize};
+use minijinja::machinery::{CodeGenerator, Instruction, Instructions, eval, make_string_output};
+use minijinja::value::Serde;
+use minijinja::{AutoEscape, Environment, ErrorKind, Value};
+use serde_json::Map;
+
+pub use message::{Content, Message};
+pub(crate) use message::{LOSS_KEYS, loss_weight};
+pub use said::Rendered;
 
 use crate::error::{Error, Result};
+use crate::tokenizer::{EncodeOptions, Tokenizer};
+use said::{Input, Words};
 
 /// `ChatML`, for files without a template.
 const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content \
@@ -38,28 +46,18 @@ const MESSAGE_FUEL: u64 = 400;
 const STACK_BYTES: usize = 8 << 20;
 /// Nesting of macros and loops.
 const MAX_DEPTH: usize = 64;
-/// Bytes of a template; the longest in use are about 20 KiB.
-const MAX_SOURCE_BYTES: usize = 1 << 16;
-/// Tokens between `{{` and `}}`: operators in a row nest as deeply as there are of them.
-const MAX_TAG_TOKENS: usize = 2048;
-
-/// One turn of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Message {
-    /// Who speaks: `system`, `user` or `assistant`; the template decides what else it takes.
-    pub role: String,
-    /// What is said.
-    pub content: String,
+/// A conversation as a template gets it.
+#[derive(Clone, Copy, Debug)]
+pub struct Prompt<'a> {
+    /// From the first on.
+    pub messages: &'a [Message],
+    /// Other variables that the template may use: `tools`, `documents`, `enable_thinking`.
+    pub context: &'a Map<String, serde_json::Value>,
+    /// End where the assistant's answer begins.
+    pub add_generation_prompt: bool,
 }
 
-impl Message {
-    /// A message of `role`.
-    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into() }
-    }
-}
-
-/// A parsed chat template, rendered as Hugging Face's `apply_chat_template` does.
+/// A chat template, rendered as Hugging Face's `apply_chat_template` does.
 ///
 /// ```
 /// use epiphyte::chat::{ChatTemplate, Message};
@@ -70,7 +68,8 @@ impl Message {
 /// ```
 #[derive(Clone, Debug)]
 pub struct ChatTemplate {
-    source: Arc<str>,
+    /// Normalised, or what is wrong with it.
+    source: Result<Arc<str>, String>,
     environment: Environment<'static>,
 }
 
@@ -80,39 +79,107 @@ impl ChatTemplate {
     ///
     /// Errors: [`Error::ChatTemplate`] with the line that does not parse.
     pub fn new(source: Option<&str>, bos_text: &str, eos_text: &str) -> Result<Self> {
-        let source = source.unwrap_or(CHATML);
-        if source.len() > MAX_SOURCE_BYTES {
-            return Err(Error::ChatTemplate(format!("{} bytes are too many for a template", source.len())));
-        }
+        let template = Self::unchecked(Ok(source), bos_text, eos_text);
+        template.check()?;
+        Ok(template)
+    }
+
+    /// As [`ChatTemplate::new`] for a template that may never be used: what is wrong with it is said when it is.
+    pub fn unchecked(source: Result<Option<&str>>, bos_text: &str, eos_text: &str) -> Self {
         let mut environment = Environment::new();
         environment.set_recursion_limit(MAX_DEPTH);
         environment.add_global("bos_token", bos_text);
         environment.add_global("eos_token", eos_text);
         builtins::add(&mut environment);
         budget::add(&mut environment);
-        on_own_stack(|| compiled(source).map(drop))?;
-        Ok(Self { source: source.into(), environment })
+        let source = source.and_then(|source| syntax::normalised(source.unwrap_or(CHATML)).map(Into::into));
+        let reason = |error| match error {
+            Error::ChatTemplate(reason) => reason,
+            error => error.to_string(),
+        };
+        Self { source: source.map_err(reason), environment }
     }
 
-    /// The prompt for `messages`; with `add_generation_prompt` it ends where the assistant's answer begins. Encode it
-    /// with `parse_special` and without another BOS.
+    /// That it parses.
     ///
-    /// Errors: [`Error::ChatTemplate`] when the template rejects the conversation or works without end.
-    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        on_own_stack(|| self.render_here(messages, add_generation_prompt))
+    /// Errors: [`Error::ChatTemplate`].
+    pub fn check(&self) -> Result<()> {
+        on_own_stack(|| compiled(self.source()?).map(drop))
     }
 
-    fn render_here(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let bytes = messages.iter().map(|m| m.role.len() + m.content.len()).sum::<usize>();
-        let none = Value::from(());
-        let message = |m: &Message| Value::from_pairs([("role", m.role.as_str()), ("content", m.content.as_str())]);
+    /// The prompt for `messages`; with `add_generation_prompt` it ends where the assistant's answer begins. To make
+    /// ids of it, [`ChatTemplate::tokenize`] knows what a message said from what the template did.
+    ///
+    /// Errors: [`Error::ChatTemplate`] when the template does not parse, rejects the conversation or works without end.
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        self.render_prompt(&Prompt { messages, context: &Map::new(), add_generation_prompt })
+    }
+
+    /// As [`ChatTemplate::render`].
+    ///
+    /// Errors: as [`ChatTemplate::render`].
+    pub fn render_prompt(&self, prompt: &Prompt<'_>) -> Result<String> {
+        on_own_stack(|| self.render_here(&self.input(prompt)?, seconds_now()))
+    }
+
+    /// The text of `prompt` with what of it came from messages, where that matters to `tokenizer`.
+    ///
+    /// Errors: as [`ChatTemplate::render`].
+    pub fn render_said(&self, prompt: &Prompt<'_>, tokenizer: &Tokenizer) -> Result<Rendered> {
+        on_own_stack(|| {
+            let (input, now) = (self.input(prompt)?, seconds_now());
+            let words = Words::new(tokenizer, &input, self.source()?);
+            said::render(&words, &input, &mut |input| self.render_here(input, now))
+        })
+    }
+
+    /// The ids of `prompt`: only the template's own words are control tokens.
+    ///
+    /// Errors: as [`ChatTemplate::render`] and [`Tokenizer::encode`].
+    pub fn tokenize(&self, prompt: &Prompt<'_>, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+        self.render_said(prompt, tokenizer)?.encode(tokenizer)
+    }
+
+    /// Whether `name` is a word of the template: a key or variable that is not, it can't make use of.
+    pub fn uses(&self, name: &str) -> bool {
+        let is_word = |c: char| c.is_alphanumeric() || c == '_';
+        self.source.as_ref().is_ok_and(|source| source.split(|c| !is_word(c)).any(|word| word == name))
+    }
+
+    fn source(&self) -> Result<&str> {
+        self.source.as_deref().map_err(|reason| Error::ChatTemplate(reason.clone()))
+    }
+
+    fn input(&self, prompt: &Prompt<'_>) -> Result<Input> {
+        let Prompt { messages, context, add_generation_prompt } = *prompt;
+        let parts = messages.iter().any(|m| matches!(m.content, Some(Content::Parts(_)))) && self.knows_parts()?;
+        let mut all = Map::new();
+        all.extend(["tools", "documents"].map(|name| (name.to_owned(), serde_json::Value::Null)));
+        all.extend(context.clone());
+        all.insert("add_generation_prompt".into(), add_generation_prompt.into());
+        Ok(Input { messages: messages.iter().map(|message| message.shown(parts)).collect(), context: all })
+    }
+
+    /// Whether the template takes content as a list of parts: it then prints the text of one, and nothing else of it.
+    fn knows_parts(&self) -> Result<bool> {
+        let (text, kind) = ("needle", "'type'");
+        let message = Message { content: Some(Content::Parts(vec![text.into()])), ..Message::new("user", "") };
+        let input = Input { messages: vec![message.shown(true)], context: Map::new() };
+        self.source()?;
+        Ok(self.render_here(&input, 0).is_ok_and(|shown| shown.contains(text) && !shown.contains(kind)))
+    }
+
+    fn render_here(&self, input: &Input, now: u64) -> Result<String> {
         let mut environment = self.environment.clone();
-        environment.set_fuel(Some(BASE_FUEL + MESSAGE_FUEL * messages.len() as u64 + bytes as u64));
-        let messages = messages.iter().map(message).collect::<Vec<_>>();
-        let context = context! { messages, add_generation_prompt, tools => none.clone(), documents => none };
-        let (instructions, blocks) = compiled(&self.source)?;
+        builtins::add_clock(&mut environment, now);
+        let bytes = input.bytes();
+        environment.set_fuel(Some(BASE_FUEL + MESSAGE_FUEL * input.messages.len() as u64 + bytes as u64));
+        let mut context = input.context.clone();
+        context.insert("messages".into(), input.messages.iter().cloned().map(serde_json::Value::Object).collect());
+        let (instructions, blocks) = compiled(self.source()?)?;
         let mut text = String::new();
         let mut out = make_string_output(&mut text);
+        let context = Value::from(Serde(context));
         let done = eval(&environment, &instructions, context, &blocks, &mut out, AutoEscape::None).map(drop);
         done.map_err(|e| self.failed(&e))?;
         Ok(text)
@@ -133,7 +200,7 @@ impl ChatTemplate {
 
     /// Whether `text` is in the template itself.
     fn says(&self, text: &str) -> bool {
-        self.source.contains(text)
+        self.source.as_ref().is_ok_and(|source| source.contains(text))
     }
 }
 
@@ -141,7 +208,7 @@ type Code<'a> = (Instructions<'a>, BTreeMap<&'a str, Instructions<'a>>);
 
 fn compiled(source: &str) -> Result<Code<'_>> {
     let mut code = CodeGenerator::new(NAME, source);
-    code.compile_stmt(&rewrite::statement(&parsed(source)?));
+    code.compile_stmt(&rewrite::statement(&syntax::parsed(source)?));
     let (instructions, blocks) = code.finish();
     let all = (0..).map_while(|i| instructions.get(i));
     let set = all.filter_map(|code| if let Instruction::SetAttr(name) = code { Some(name) } else { None });
@@ -151,21 +218,33 @@ fn compiled(source: &str) -> Result<Code<'_>> {
     Ok((instructions, blocks))
 }
 
-fn parsed(source: &str) -> Result<ast::Stmt<'_>> {
-    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-    let syntax = syntax.map_err(|e| Error::ChatTemplate(e.to_string()))?;
-    let refused = |e| Error::ChatTemplate(format!("{e}; ask the model's maker, or pass another template"));
-    let mut tokens = 0;
-    for token in tokenize(source, false, syntax.clone()) {
-        tokens = match token.map_err(refused)?.0 {
-            Token::TemplateData(_) | Token::VariableStart | Token::BlockStart => 0,
-            _ => tokens + 1,
-        };
-        if tokens > MAX_TAG_TOKENS {
-            return Err(Error::ChatTemplate("one of its expressions is too long".into()));
-        }
+impl Rendered {
+    /// The ids of the prompt. Most templates write BOS themselves; the others get it where the file asks for it.
+    ///
+    /// Errors: as [`Tokenizer::encode`].
+    pub fn encode(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+        let bos = tokenizer.bos().and_then(|id| tokenizer.token_text(id));
+        let has_bos = self.said.first() != Some(&0) && bos.is_some_and(|bos| self.text.starts_with(bos));
+        let add_bos = if has_bos { Some(false) } else { None };
+        self.encode_with(0, tokenizer, EncodeOptions { add_bos, ..EncodeOptions::default() })
     }
-    parse(source, NAME, syntax).map_err(refused)
+
+    /// The ids of the prompt from byte `at` on, which follow those of what is before.
+    ///
+    /// Errors: as [`Tokenizer::encode`].
+    pub fn encode_from(&self, at: usize, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+        self.encode_with(at, tokenizer, EncodeOptions { continuation: true, ..EncodeOptions::default() })
+    }
+
+    fn encode_with(&self, at: usize, tokenizer: &Tokenizer, options: EncodeOptions) -> Result<Vec<u32>> {
+        let said = self.said.iter().filter_map(|said| said.checked_sub(at)).collect::<Vec<_>>();
+        let options = EncodeOptions { add_eos: Some(false), parse_special: true, ..options };
+        tokenizer.encode_said(self.text.get(at..).unwrap_or_default(), &said, options)
+    }
+}
+
+fn seconds_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// Runs `work` where there is stack for it.

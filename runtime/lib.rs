@@ -13,6 +13,7 @@ pub mod kernels;
 pub mod merge;
 pub mod model;
 mod parallel;
+pub mod progress;
 pub mod quant;
 pub mod selftest;
 pub mod tokenizer;
@@ -26,6 +27,7 @@ pub use engine::{
 };
 pub use error::{Error, Result};
 pub use gpu::GpuOptions;
+pub use progress::{LoadPhase, LoadProgress};
 
 /// Where the default model, the pipeline cache and the self-test's verdicts are kept:
 /// `EPIPHYTE_CACHE`, else `$XDG_CACHE_HOME/epiphyte`, else `~/.cache/epiphyte`.

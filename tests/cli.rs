@@ -117,6 +117,12 @@ fn a_bad_file_is_refused() {
     }
 }
 
+#[test]
+fn the_old_name_of_a_variable_is_refused_with_the_new_one() {
+    let output = epiphyte(&["doctor", "--json"]).env("EPIPHYTE_ADAPTER", "software").output().unwrap();
+    assert_fails(&output, 2, "EPIPHYTE_GPU");
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn without_a_driver_the_remedy_is_named() {
@@ -138,9 +144,11 @@ fn inspect_collects_every_reason_to_refuse() {
     assert_eq!(report["architecture"], "other");
     assert_eq!(report["chat_template"], "unusable");
     let refused: Vec<String> = serde_json::from_value(report["refused"].clone()).unwrap();
-    for says in ["architecture `other`", "tokenizer.ggml.model", "chat template"] {
+    for says in ["architecture `other`", "tokenizer.ggml.model"] {
         assert_eq!(refused.iter().filter(|reason| reason.contains(says)).count(), 1, "{says}: {refused:?}");
     }
+    assert!(report["warnings"][0].as_str().unwrap().contains("chat template"), "{report}");
+    assert!(refused.iter().all(|reason| !reason.contains("template")), "{refused:?}");
 }
 
 /// A GGUF file with texts for metadata and no tensors.

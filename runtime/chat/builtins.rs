@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::io::{self, Write};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::value::{Kwargs, Tuple, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Output, State, Value, escape_formatter};
@@ -11,15 +10,21 @@ use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
 use super::budget;
 
-/// Adds `raise_exception`, `strftime_now` and Python's `tojson`.
+/// Adds `raise_exception` and Python's `tojson`.
 pub(super) fn add(environment: &mut Environment<'static>) {
     environment.add_function("raise_exception", raise_exception);
-    environment.add_function("strftime_now", strftime_now);
     environment.add_filter("tojson", tojson);
     environment.set_formatter(print);
     // Of no use in a prompt, and they write a value out whatever its size.
     environment.remove_filter("pprint");
     environment.remove_global("debug");
+}
+
+/// Adds `strftime_now`, the time at `seconds` after 1970, in UTC, by a `strftime` format.
+pub(super) fn add_clock(environment: &mut Environment<'static>, seconds: u64) {
+    environment.add_function("strftime_now", move |format: String| {
+        strftime(&format, seconds).ok_or_else(|| Error::new(ErrorKind::InvalidOperation, "unknown strftime format"))
+    });
 }
 
 /// Bytes that the fuel left would pay for at one a byte. A value may hold itself many times over, so its text is
@@ -130,12 +135,6 @@ const MONTHS: [&str; 12] = [
     "December",
 ];
 const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
-
-/// The time now, in UTC, by a `strftime` format.
-fn strftime_now(format: String) -> Result<String, Error> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    strftime(&format, now).ok_or_else(|| Error::new(ErrorKind::InvalidOperation, "unknown strftime format"))
-}
 
 /// `strftime` for the directives a date in a prompt needs; `None` for another one.
 fn strftime(format: &str, seconds: u64) -> Option<String> {

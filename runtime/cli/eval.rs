@@ -8,8 +8,8 @@ use clap::Args;
 use serde::Serialize;
 
 use super::perplexity::log_softmax;
-use super::{ModelArgs, output};
-use crate::chat::Message;
+use super::{ModelArgs, TemplateArgs, output};
+use crate::chat::Prompt;
 use crate::engine::{Change, Engine, GenerateOptions, Session, generate_batch};
 use crate::error::Result;
 use crate::gpu::GpuOptions;
@@ -26,6 +26,8 @@ const SLACK: usize = 8;
 pub(super) struct EvalArgs {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    template: TemplateArgs,
     /// Examples, as JSONL: as `train` takes them
     #[arg(short, long, value_name = "FILE")]
     data: PathBuf,
@@ -62,7 +64,7 @@ struct Report {
 }
 
 pub(super) fn run(args: &EvalArgs, gpu: GpuOptions) -> Result<()> {
-    let engine = args.model.open(gpu)?;
+    let engine = args.model.open_with(gpu, &args.template)?;
     let start = Instant::now();
     let mut template = engine.session();
     if let Some(path) = &args.adapter {
@@ -71,7 +73,7 @@ pub(super) fn run(args: &EvalArgs, gpu: GpuOptions) -> Result<()> {
     }
     let (data, records) = read(args, &engine)?;
     let questions = records.iter().filter_map(Question::of).collect::<Vec<_>>();
-    let bar = output::bar((data.examples.len() + questions.len()) as u64, "{pos}/{len} {bar:30} {eta} left");
+    let bar = output::bar((data.examples.len() + questions.len()) as u64, "{pos}/{len} {wide_bar} {eta} left");
     let exact = answer(&questions, &template, args.max_tokens, &|count| bar.inc(count))?;
     let loss = loss(&data.examples, &template, &|| bar.inc(1))?;
     bar.finish_and_clear();
@@ -116,24 +118,30 @@ fn read(args: &EvalArgs, engine: &Engine) -> Result<(Dataset, Vec<Record>)> {
 
 /// A prompt, and the answer that is wanted.
 struct Question<'a> {
-    prompt: Prompt<'a>,
-    wanted: &'a str,
+    asked: Asked<'a>,
+    wanted: String,
 }
 
-enum Prompt<'a> {
+enum Asked<'a> {
     Text(&'a str),
-    Chat(&'a [Message]),
+    Chat(Prompt<'a>),
 }
 
 impl<'a> Question<'a> {
     /// `None` for records that ask nothing.
     fn of(record: &'a Record) -> Option<Self> {
         match record {
-            Record::Pair { prompt, completion } => Some(Self { prompt: Prompt::Text(prompt), wanted: completion }),
-            Record::Chat { messages } => {
-                let (last, before) = messages.split_last()?;
-                let asked = last.role == "assistant" && !before.is_empty();
-                asked.then_some(Self { prompt: Prompt::Chat(before), wanted: &last.content })
+            Record::Pair { prompt, completion } => {
+                Some(Self { asked: Asked::Text(prompt), wanted: completion.clone() })
+            }
+            Record::Chat { messages, context } => {
+                let (last, messages) = messages.split_last()?;
+                // A call of a tool is no text to compare, and what is not learnt is not wanted.
+                let is_text = last.content.is_some() && !last.extra.contains_key("tool_calls");
+                let counts = last.loss_weight() != Ok(Some(0.0));
+                let asked = last.role == "assistant" && !messages.is_empty() && is_text && counts;
+                let prompt = Prompt { messages, context, add_generation_prompt: true };
+                asked.then(|| Self { asked: Asked::Chat(prompt), wanted: last.text() })
             }
             Record::FillInTheMiddle { .. } | Record::Text { .. } => None,
         }
@@ -142,16 +150,16 @@ impl<'a> Question<'a> {
     /// A session that holds the prompt, with the adapters of `template`.
     fn ask(&self, template: &Session) -> Result<Session> {
         let mut session = template.fork();
-        match self.prompt {
-            Prompt::Text(text) => session.push_text(text)?,
-            Prompt::Chat(messages) => session.set_messages(messages)?,
+        match &self.asked {
+            Asked::Text(text) => session.push_text(text)?,
+            Asked::Chat(prompt) => session.set_prompt(prompt)?,
         }
         Ok(session)
     }
 
     fn max_tokens(&self, engine: &Engine) -> Result<usize> {
         let options = EncodeOptions { add_bos: Some(false), ..EncodeOptions::default() };
-        Ok(engine.base().tokenizer.encode(self.wanted, options)?.len() + SLACK)
+        Ok(engine.base().tokenizer.encode(&self.wanted, options)?.len() + SLACK)
     }
 }
 

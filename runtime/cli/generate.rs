@@ -1,14 +1,14 @@
-//! `epiphyte generate`: one prompt, one answer.
+//! `epiphyte generate`: one prompt, one answer. Ctrl-C ends the answer; what there is of it is printed.
 
-use std::io::{IsTerminal, Read};
-use std::sync::atomic::AtomicBool;
+use std::io::IsTerminal;
 use std::time::Instant;
 
 use clap::Args;
 use serde::Serialize;
 
 use super::adapter::{AdapterArgs, Adapters};
-use super::{ModelArgs, SamplingArgs, output};
+use super::prompt::PromptArgs;
+use super::{ModelArgs, SamplingArgs, TemplateArgs, interrupt, output};
 use crate::chat::Message;
 use crate::engine::{FinishReason, GenerateOptions, Session};
 use crate::error::{Error, Result};
@@ -20,10 +20,11 @@ pub(super) struct GenerateArgs {
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
+    template: TemplateArgs,
+    #[command(flatten)]
     adapters: AdapterArgs,
-    /// The text to continue; `-` reads standard input
-    #[arg(short, long, value_name = "TEXT")]
-    prompt: String,
+    #[command(flatten)]
+    prompt: PromptArgs,
     /// Most tokens to generate
     #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
     max_tokens: usize,
@@ -31,12 +32,12 @@ pub(super) struct GenerateArgs {
     #[arg(long)]
     chat: bool,
     /// The system message
-    #[arg(long, value_name = "TEXT", requires = "chat")]
+    #[arg(long, value_name = "TEXT", requires = "chat", allow_hyphen_values = true)]
     system: Option<String>,
     #[command(flatten)]
     sampling: SamplingArgs,
     /// End the answer before this text; may be given several times
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     stop: Vec<String>,
     /// Print the prompt as the model sees it, too
     #[arg(long)]
@@ -81,6 +82,15 @@ pub(super) struct Answer {
 }
 
 impl Answer {
+    /// No answer, for a session that was cancelled before there was one. Errors: any other.
+    pub(super) fn cancelled(error: Error) -> Result<Self> {
+        let finish_reason = Some(FinishReason::Cancelled);
+        match error {
+            Error::Cancelled => Ok(Self { ids: Vec::new(), text: String::new(), finish_reason, came: None }),
+            other => Err(other),
+        }
+    }
+
     /// Tokens a second after the first.
     fn decode_tps(&self) -> Option<f64> {
         let (first, last) = self.came?;
@@ -90,9 +100,10 @@ impl Answer {
 
 pub(super) fn run(args: &GenerateArgs, gpu: GpuOptions) -> Result<()> {
     let sampling = args.sampling.sampling()?;
-    let prompt = read_prompt(&args.prompt)?;
+    args.template.only_with(args.chat, "--chat")?;
+    let prompt = args.prompt.read()?;
     let start = Instant::now();
-    let engine = args.model.open(gpu)?;
+    let engine = args.model.open_with(gpu, &args.template)?;
     let load_seconds = start.elapsed().as_secs_f64();
     let mut session = engine.session();
     let adapters = Adapters::load(&args.adapters, &engine)?;
@@ -102,8 +113,13 @@ pub(super) fn run(args: &GenerateArgs, gpu: GpuOptions) -> Result<()> {
         output::text(prompt)?;
     }
     let prompt_ids = session.tokens().to_vec();
+    let stop = interrupt::listen("");
     let start = Instant::now();
-    session.prefill(&AtomicBool::new(false))?;
+    match session.prefill(&stop.token) {
+        // Nothing is generated, and that is what the report says.
+        Err(Error::Cancelled) => {}
+        done => done?,
+    }
     engine.gpu().wait(None)?;
     let prompt_tps = rate(prompt_ids.len() - 1, start.elapsed().as_secs_f64());
     let options = GenerateOptions {
@@ -111,9 +127,11 @@ pub(super) fn run(args: &GenerateArgs, gpu: GpuOptions) -> Result<()> {
         sampling,
         stop: args.stop.clone(),
         ignore_eos: args.ignore_eos,
+        cancel: stop.token.clone(),
         ..Default::default()
     };
-    let answer = answer(&mut session, options, |text| if args.json { Ok(()) } else { output::text(text) })?;
+    let show = |text: &str| if args.json { Ok(()) } else { output::text(text) };
+    let answer = answer(&mut session, options, show).or_else(Answer::cancelled)?;
     let report = Report {
         prompt: shown,
         prompt_ids,
@@ -129,7 +147,8 @@ pub(super) fn run(args: &GenerateArgs, gpu: GpuOptions) -> Result<()> {
         device_bytes: engine.gpu().allocated_bytes(),
         peak_host_bytes: output::peak_host_bytes(),
     };
-    finish(args, &report)
+    finish(args, &report)?;
+    if stop.token.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
 }
 
 fn finish(args: &GenerateArgs, report: &Report) -> Result<()> {
@@ -142,18 +161,6 @@ fn finish(args: &GenerateArgs, report: &Report) -> Result<()> {
         note_stats(report);
     }
     Ok(())
-}
-
-/// The text as given, or standard input.
-fn read_prompt(prompt: &str) -> Result<String> {
-    let bad = |reason: &str| Error::InvalidArgument { name: "prompt", reason: reason.into() };
-    let mut text = prompt.to_owned();
-    if prompt == "-" {
-        let mut bytes = Vec::new();
-        std::io::stdin().read_to_end(&mut bytes).map_err(|e| Error::io("standard input", e))?;
-        text = String::from_utf8(bytes).map_err(|_| bad("standard input is not UTF-8; convert it"))?;
-    }
-    if text.is_empty() { Err(bad("empty; give some text")) } else { Ok(text) }
 }
 
 /// Gives the session its prompt; returns the text that the model sees, when someone wants it.

@@ -1,4 +1,4 @@
-//! `epiphyte inspect`: what a model file holds, and what of it would be refused. Needs no GPU.
+//! `epiphyte inspect`: what a model file or an adapter holds, and what of it would be refused. Needs no GPU.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -6,19 +6,25 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 
-use super::output;
+use super::adapter::inspect as adapter;
+use super::{ModelFile, output};
 use crate::chat::ChatTemplate;
 use crate::engine::base;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;
+use crate::format::gguf_lora;
+use crate::format::safetensors::is_safetensors;
 use crate::model::config::ModelConfig;
 use crate::tokenizer::{Tokenizer, TokenizerSpec};
 
-/// Show what a model file holds
+/// Show what a model file or an adapter holds
 #[derive(Args)]
 pub(super) struct InspectArgs {
-    /// Model file (GGUF; of several shards the first)
+    /// Model file (GGUF; of several shards the first), or LoRA adapter (PEFT folder, safetensors or GGUF)
     file: PathBuf,
+    /// The model that an adapter is for [default: the one that `make model` fetches]
+    #[arg(short, long, value_name = "FILE")]
+    model: Option<PathBuf>,
     /// Hash every byte of the weights, too
     #[arg(long)]
     full_hash: bool,
@@ -45,6 +51,8 @@ struct Report {
     fingerprint: Option<String>,
     /// Over all of the weights; null unless asked for.
     full_hash: Option<String>,
+    /// What of it can't be used, though the model can.
+    warnings: Vec<String>,
     /// Why the file can't be run; empty when it can.
     refused: Vec<String>,
 }
@@ -87,8 +95,26 @@ struct TokenizerReport {
 }
 
 pub(super) fn run(args: &InspectArgs) -> Result<()> {
-    let report = inspect(&Gguf::open(&args.file)?, args.full_hash);
-    if args.json { output::json(&report) } else { print(&report) }
+    let adapter = || {
+        let model = ModelFile { model: args.model.clone() };
+        adapter::run(&adapter::InspectArgs { path: args.file.clone(), model, json: args.json })
+    };
+    if args.file.is_dir() || is_safetensors(&args.file) {
+        return adapter();
+    }
+    let gguf = Gguf::open(&args.file)?;
+    if gguf_lora::is_adapter(&gguf) {
+        return adapter();
+    }
+    let report = inspect(&gguf, args.full_hash);
+    if args.json { output::json(&report) } else { print(&report) }?;
+    match report.refused.len() {
+        0 => Ok(()),
+        n => {
+            let reason = format!("it can't be run: {n} reasons are in the report");
+            Err(Error::InvalidFile { path: report.file, reason })
+        }
+    }
 }
 
 fn inspect(gguf: &Gguf, full: bool) -> Report {
@@ -112,6 +138,7 @@ fn inspect(gguf: &Gguf, full: bool) -> Report {
     });
     let text = |key: &str| gguf.find::<&str>(key).ok().flatten().map(String::from);
     let template = gguf.find::<&str>("tokenizer.chat_template").ok().flatten();
+    let mut warnings = Vec::new();
     let full_hash = config.as_ref().filter(|_| full).map(|config| hash(gguf, config, template));
     Report {
         file: gguf.path().into(),
@@ -123,10 +150,11 @@ fn inspect(gguf: &Gguf, full: bool) -> Report {
         parameters: gguf.tensors().map(|tensor| tensor.n_weights() as u64).sum(),
         types: types(gguf),
         tokenizer,
-        chat_template: check_template(gguf, &mut refused),
+        chat_template: check_template(gguf, &mut warnings),
         ignored_tensors: gguf.ignored().map(String::from).collect(),
         fingerprint: config.as_ref().map(|config| base::fingerprint(gguf, config, template)),
         full_hash,
+        warnings,
         refused,
     }
 }
@@ -139,17 +167,21 @@ fn keep<T>(result: Result<T>, refused: &mut Vec<String>) -> Option<T> {
 /// The full hash, with a progress bar.
 fn hash(gguf: &Gguf, config: &ModelConfig, template: Option<&str>) -> String {
     let all = gguf.tensors().map(|tensor| tensor.n_bytes() as u64).sum();
-    let bar = output::bar(all, "hashing {bar:30} {bytes}/{total_bytes}");
+    let bar = output::bar(all, "hashing {bytes}/{total_bytes} {wide_bar}");
     let hash = base::full_hash(gguf, config, template, &mut |done| bar.set_position(done));
     bar.finish_and_clear();
     hash
 }
 
-fn check_template(gguf: &Gguf, refused: &mut Vec<String>) -> &'static str {
-    match keep(gguf.find::<&str>("tokenizer.chat_template"), refused) {
-        Some(None) => "absent, ChatML is used",
-        Some(Some(source)) if keep(ChatTemplate::new(Some(source), "", ""), refused).is_some() => "present",
-        _ => "unusable",
+/// A template that can't be used refuses chats only.
+fn check_template(gguf: &Gguf, warnings: &mut Vec<String>) -> &'static str {
+    let source = gguf.find::<&str>("tokenizer.chat_template");
+    if let Ok(None) = source {
+        return "absent, ChatML is used";
+    }
+    match keep(ChatTemplate::unchecked(source, "", "").check(), warnings) {
+        Some(()) => "present",
+        None => "unusable",
     }
 }
 
@@ -220,5 +252,6 @@ fn print(report: &Report) -> Result<()> {
     for tensor in &report.ignored_tensors {
         output::line(&format!("ignored        {tensor}"))?;
     }
+    report.warnings.iter().try_for_each(|reason| output::line(&format!("unusable       {reason}")))?;
     report.refused.iter().try_for_each(|reason| output::line(&format!("refused        {reason}")))
 }

@@ -1,6 +1,7 @@
 //! The command line: arguments in, answers on stdout, everything else on stderr.
 //!
-//! Exit codes: 0, 1 for a failure, 2 for bad use. With `--json` stdout holds exactly one object, or nothing after an error.
+//! Exit codes: see [`EXIT_CODES`]. With `--json` stdout holds exactly one object, or nothing after an error; an object
+//! that says that something is refused or interrupted comes with the exit code for it.
 
 mod adapter;
 mod bench;
@@ -10,11 +11,14 @@ mod eval;
 mod generate;
 mod inspect;
 mod interrupt;
+mod lines;
 mod output;
 mod paths;
 mod perplexity;
 mod plan;
+mod prompt;
 mod shape;
+mod shell;
 mod train;
 
 use std::path::PathBuf;
@@ -23,6 +27,7 @@ use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::chat::ChatTemplate;
 use crate::engine::{Engine, EngineOptions, Sampling};
 use crate::error::{Error, Result};
 use crate::gpu::GpuOptions;
@@ -30,12 +35,19 @@ use crate::gpu::GpuOptions;
 /// The file that `make model` fetches into the cache folder.
 const DEFAULT_MODEL: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 
+/// What the help ends with.
+const EXIT_CODES: &str = "Exit codes:
+  0    done
+  1    it failed: a file, the device, or what was asked about is refused
+  2    bad use: an option, or a value of one
+  130  interrupted (Ctrl-C, SIGTERM, SIGHUP); what there was is printed or saved";
+
 /// Runs a 4-bit language model on this machine's GPU.
 #[derive(Parser)]
-#[command(name = "epiphyte", version)]
+#[command(name = "epiphyte", version, max_term_width = 120, after_help = EXIT_CODES)]
 struct Cli {
     /// Which GPU: discrete, integrated, software, or part of its name
-    #[arg(long, global = true, value_name = "NAME", env = "EPIPHYTE_ADAPTER")]
+    #[arg(long, global = true, value_name = "NAME", env = "EPIPHYTE_GPU")]
     gpu: Option<String>,
     #[command(subcommand)]
     command: Command,
@@ -53,6 +65,8 @@ enum Command {
     Eval(eval::EvalArgs),
     Plan(plan::PlanArgs),
     Doctor(doctor::DoctorArgs),
+    Completions(shell::CompletionsArgs),
+    Man(shell::ManArgs),
 }
 
 /// Which model.
@@ -71,6 +85,34 @@ struct ModelArgs {
     /// Most tokens of prompt and answer together [default: what the model allows, at most 8192]
     #[arg(long, value_name = "N")]
     context: Option<usize>,
+}
+
+/// How chats are rendered.
+#[derive(Args)]
+struct TemplateArgs {
+    /// Render chats with this Jinja file instead of the model's own template
+    #[arg(long = "chat-template", value_name = "FILE")]
+    path: Option<PathBuf>,
+}
+
+impl TemplateArgs {
+    /// The template, which parses.
+    fn read(&self) -> Result<Option<String>> {
+        let Some(path) = &self.path else { return Ok(None) };
+        let invalid = |reason| Error::InvalidFile { path: path.clone(), reason };
+        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+        let text = String::from_utf8(bytes).map_err(|_| invalid("not UTF-8; convert it".into()))?;
+        ChatTemplate::new(Some(&text), "", "").map_err(|error| invalid(error.to_string()))?;
+        Ok(Some(text))
+    }
+
+    /// Refuses a template where nothing would be rendered with it.
+    fn only_with(&self, renders: bool, option: &str) -> Result<()> {
+        if renders || self.path.is_none() {
+            return Ok(());
+        }
+        Err(Error::InvalidArgument { name: "chat-template", reason: format!("needs `{option}`") })
+    }
 }
 
 /// How to choose tokens.
@@ -116,12 +158,17 @@ impl SamplingArgs {
 impl ModelArgs {
     /// Loads the model, with a progress bar if that takes long.
     fn open(&self, gpu: GpuOptions) -> Result<Arc<Engine>> {
-        let path = self.file.path()?;
+        self.open_with(gpu, &TemplateArgs { path: None })
+    }
+
+    /// As [`ModelArgs::open`], to render chats with `template`.
+    fn open_with(&self, gpu: GpuOptions, template: &TemplateArgs) -> Result<Arc<Engine>> {
+        let (path, chat_template) = (self.file.path()?, template.read()?);
         // Adapters are those that the user names, so only the device sets a limit.
-        let options =
-            EngineOptions { gpu, context: self.context, adapter_budget: u64::MAX, ..EngineOptions::default() };
+        let (context, adapter_budget) = (self.context, u64::MAX);
+        let options = EngineOptions { gpu, context, adapter_budget, chat_template, ..EngineOptions::default() };
         let mut bar = output::LoadingBar::default();
-        Engine::open_with(path, options, &mut |done, all| bar.update(done, all))
+        Engine::open_with(path, options, &mut |progress| bar.update(progress))
     }
 }
 
@@ -148,10 +195,7 @@ pub fn run() -> ExitCode {
     }
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     let cli = Cli::parse();
-    let mut gpu = GpuOptions::from_env();
-    gpu.adapter = cli.gpu.filter(|name| !name.is_empty());
-    let done = interrupt::install().and_then(|()| run_command(cli.command, gpu));
-    match done {
+    match interrupt::install().and_then(|()| run_command(cli)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Error::Cancelled) => ExitCode::from(interrupt::EXIT_CODE),
         // Whoever reads has had enough.
@@ -163,8 +207,10 @@ pub fn run() -> ExitCode {
     }
 }
 
-fn run_command(command: Command, gpu: GpuOptions) -> Result<()> {
-    match command {
+fn run_command(cli: Cli) -> Result<()> {
+    let name = cli.gpu.filter(|name| !name.is_empty());
+    let gpu = GpuOptions { name, ..GpuOptions::from_env()? };
+    match cli.command {
         Command::Generate(args) => generate::run(&args, gpu),
         Command::Chat(args) => chat::run(&args, gpu),
         Command::Perplexity(args) => perplexity::run(&args, gpu),
@@ -175,5 +221,7 @@ fn run_command(command: Command, gpu: GpuOptions) -> Result<()> {
         Command::Eval(args) => eval::run(&args, gpu),
         Command::Plan(args) => plan::run(&args, gpu),
         Command::Doctor(args) => doctor::run(&args, gpu),
+        Command::Completions(args) => shell::completions(&args),
+        Command::Man(args) => shell::man(&args),
     }
 }

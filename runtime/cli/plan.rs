@@ -113,7 +113,7 @@ fn model_file(args: &PlanArgs, gpu: GpuOptions) -> Result<Report> {
     config.check_tensors(&gguf)?;
     let mut device = match Gpu::open(gpu) {
         Ok(gpu) => Device::of(gpu.caps()),
-        Err(Error::NoAdapter { .. }) => {
+        Err(Error::NoGpu { .. }) => {
             output::note("there is no GPU here; the sum is for a phone's");
             Device::ASSUMED
         }

@@ -57,7 +57,7 @@ impl ShapeArgs {
         TrainOptions {
             rank: self.rank.or(init_rank).unwrap_or(defaults.rank),
             target_modules: match (&self.targets, init) {
-                (Some(names), _) => target_names(names),
+                (Some(names), _) => names.clone(),
                 (None, Some(adapter)) => names_of(adapter),
                 (None, None) => defaults.target_modules,
             },
@@ -129,17 +129,4 @@ fn parse_recompute(text: &str) -> Result<Recompute, String> {
             _ => Err("give none, every-layer, or a number of layers".into()),
         },
     }
-}
-
-/// Names of linears, for the sets of them.
-fn target_names(names: &[String]) -> Vec<String> {
-    let of = |targets: &[adapter::Target]| targets.iter().map(|target| target.name().to_string()).collect();
-    let set = |name: &String| match name.as_str() {
-        "attention" => {
-            of(&[adapter::Target::QProj, adapter::Target::KProj, adapter::Target::VProj, adapter::Target::OProj])
-        }
-        "all-linear" => of(&adapter::Target::ALL[..7]),
-        _ => vec![name.clone()],
-    };
-    names.iter().flat_map(set).collect()
 }

@@ -14,7 +14,7 @@ use super::{Engine, Session};
 
 /// What becomes of the transcript when a session's adapters change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum History {
+pub enum KvPolicy {
     /// It is computed again under the new adapters when it is next needed: as if they had been there from the start.
     #[default]
     Recompute,
@@ -29,7 +29,7 @@ pub struct Change<'a> {
     /// Ids and weights; `y += weight * scaling * B A x` for each.
     pub adapters: &'a [(&'a str, f32)],
     /// What becomes of what was said.
-    pub history: History,
+    pub history: KvPolicy,
 }
 
 /// What an adapter does to the logits of one prompt.
@@ -149,7 +149,7 @@ impl Session {
         let mut executor = engine.executor();
         if adapters == executor.registry.adapters(self.set) {
             drop(executor);
-            if self.mixed && change.history == History::Recompute {
+            if self.mixed && change.history == KvPolicy::Recompute {
                 self.forget_kv();
             }
             return Ok(());
@@ -166,8 +166,8 @@ impl Session {
         self.set = set;
         drop(executor);
         match change.history {
-            History::Keep => self.mixed |= self.kv_len > 0,
-            History::Recompute => self.forget_kv(),
+            KvPolicy::Keep => self.mixed |= self.kv_len > 0,
+            KvPolicy::Recompute => self.forget_kv(),
         }
         Ok(())
     }

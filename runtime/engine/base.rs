@@ -10,6 +10,7 @@ use crate::format::gguf::Gguf;
 use crate::gpu::Gpu;
 use crate::model::config::ModelConfig;
 use crate::model::weights::Weights;
+use crate::progress::{LoadPhase, LoadProgress};
 use crate::tokenizer::{Tokenizer, TokenizerSpec};
 
 /// A loaded model: sizes, weights on the device, tokenizer, template.
@@ -29,30 +30,42 @@ pub struct Base {
 }
 
 impl Base {
-    /// Reads and checks the whole file, then sends the weights to the device; `progress` gets bytes done and in all.
+    /// Reads and checks the whole file, then sends the weights to the device, of which `progress` hears. Chats are rendered
+    /// with `chat_template`, or with the file's own, which is parsed when the first one is.
     ///
-    /// Errors: as [`Gguf`]'s, [`ModelConfig::from_gguf`], [`ModelConfig::check_tensors`], [`Tokenizer::from_spec`],
-    /// [`ChatTemplate::new`] and [`Weights::load`].
-    pub fn load(gpu: &Gpu, gguf: &Gguf, progress: &mut dyn FnMut(u64, u64)) -> Result<Self> {
+    /// Errors: as [`Gguf`]'s, [`ModelConfig::from_gguf`], [`ModelConfig::check_tensors`], [`Tokenizer::from_spec`] and
+    /// [`Weights::load`].
+    pub fn load(
+        gpu: &Gpu,
+        gguf: &Gguf,
+        chat_template: Option<&str>,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Self> {
         let config = ModelConfig::from_gguf(gguf)?;
         config.check_tensors(gguf)?;
-        let template: Option<&str> = gguf.find("tokenizer.chat_template")?;
         let spec = TokenizerSpec::from_gguf(gguf)?;
         let file_bytes = gguf.tensors().map(|view| view.n_bytes() as u64).sum();
+        let mut sent = |done| progress(LoadProgress { phase: LoadPhase::Weights, done, total: file_bytes });
+        sent(0);
         // The tokenizer takes about as long as the weights: build it beside them.
         let (tokenizer, weights) = std::thread::scope(|scope| {
             let tokenizer = scope.spawn(|| Tokenizer::from_spec(spec));
-            let weights = Weights::load(gpu, gguf, &config, &mut |done| progress(done, file_bytes));
+            let weights = Weights::load(gpu, gguf, &config, &mut sent);
             (tokenizer.join(), weights)
         });
         let tokenizer = match tokenizer {
             Ok(tokenizer) => Arc::new(tokenizer?),
             Err(panic) => std::panic::resume_unwind(panic),
         };
+        let weights = Arc::new(weights?);
+        // With the norms, which are too small to be told of.
+        sent(file_bytes);
         let text = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id)).unwrap_or_default().to_string();
-        let chat_template = ChatTemplate::new(template, &text(tokenizer.bos()), &text(tokenizer.eos()))?;
-        let fingerprint = fingerprint(gguf, &config, template);
-        Ok(Self { config, weights: Arc::new(weights?), tokenizer, chat_template, fingerprint, file_bytes })
+        let (bos, eos) = (text(tokenizer.bos()), text(tokenizer.eos()));
+        let source = chat_template.map_or_else(|| gguf.find("tokenizer.chat_template"), |source| Ok(Some(source)));
+        let chat_template = ChatTemplate::unchecked(source, &bos, &eos);
+        let fingerprint = fingerprint(gguf, &config, template_of(gguf));
+        Ok(Self { config, weights, tokenizer, chat_template, fingerprint, file_bytes })
     }
 }
 
@@ -61,6 +74,11 @@ impl Base {
     pub fn adapter_shape(&self) -> BaseShape {
         self.config.base_shape()
     }
+}
+
+/// The chat template of a file, if there is one that is a text.
+pub fn template_of(gguf: &Gguf) -> Option<&str> {
+    gguf.find("tokenizer.chat_template").ok().flatten()
 }
 
 /// Bytes sampled at each end and in the middle of a tensor.

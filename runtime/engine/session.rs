@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crate::adapter::registry::SetId;
-use crate::chat::Message;
+use crate::chat::{Message, Prompt};
 use crate::error::{Error, Result};
 use crate::model::activations::LOGIT_ROWS;
 use crate::model::kv_cache::{PAGE_LEN, PageKey, page_key};
@@ -13,7 +13,7 @@ use crate::tokenizer::EncodeOptions;
 
 use super::executor::Executor;
 use super::generate::Generation;
-use super::options::GenerateOptions;
+use super::options::{CancelToken, GenerateOptions};
 use super::{Engine, snapshot};
 
 /// A conversation or a document in progress. Cheap to make, to fork and to drop; many share one [`Engine`].
@@ -107,17 +107,19 @@ impl Session {
     }
 
     /// Makes the session hold `messages`, rendered by the model's chat template and ready for an answer. What it
-    /// already holds of them is kept.
+    /// already holds of them is kept. What messages say is text, even where it spells control tokens.
     ///
     /// Errors: as [`Session::push_tokens`] and [`crate::chat::ChatTemplate::render`].
     pub fn set_messages(&mut self, messages: &[Message]) -> Result<()> {
+        self.set_prompt(&Prompt { messages, context: &serde_json::Map::new(), add_generation_prompt: true })
+    }
+
+    /// As [`Session::set_messages`], with more for the template: tools, documents, settings.
+    ///
+    /// Errors: as [`Session::set_messages`].
+    pub fn set_prompt(&mut self, prompt: &Prompt<'_>) -> Result<()> {
         let base = &self.engine.base;
-        let text = base.chat_template.render(messages, true)?;
-        let bos = base.tokenizer.bos().and_then(|id| base.tokenizer.token_text(id));
-        let rendered = bos.is_some_and(|bos| text.starts_with(bos));
-        let add_bos = if rendered { Some(false) } else { None };
-        let options = EncodeOptions { add_bos, parse_special: true, ..EncodeOptions::default() };
-        let ids = base.tokenizer.encode(&text, options)?;
+        let ids = base.chat_template.tokenize(prompt, &base.tokenizer)?;
         self.set_tokens(&ids)
     }
 
@@ -189,10 +191,10 @@ impl Session {
     ///
     /// Errors: [`Error::Cancelled`], [`Error::ContextFull`], [`Error::OutOfMemory`]; as [`crate::gpu::Gpu::check`].
     /// What was computed stays.
-    pub fn prefill(&mut self, cancel: &AtomicBool) -> Result<()> {
+    pub fn prefill(&mut self, cancel: &CancelToken) -> Result<()> {
         let engine = Arc::clone(&self.engine);
         let mut executor = engine.executor();
-        self.prefill_locked(&mut executor, cancel)
+        self.prefill_locked(&mut executor, &cancel.0)
     }
 
     pub(super) fn prefill_locked(&mut self, executor: &mut Executor, cancel: &AtomicBool) -> Result<()> {

@@ -40,6 +40,14 @@ pub(crate) fn to_bytes<'a>(
     Ok(bytes)
 }
 
+/// Whether a file looks like it: a length, then a JSON object.
+#[cfg(feature = "cli")]
+pub(crate) fn is_safetensors(path: &Path) -> bool {
+    let mut head = [0; 9];
+    let read = super::open(path).is_ok_and(|mut file| file.read_exact(&mut head).is_ok());
+    read && head[8] == b'{' && !head.starts_with(b"GGUF")
+}
+
 /// A name that is in a header twice, which the format forbids: a map would keep the last and say nothing.
 struct Duplicate(Option<String>);
 

@@ -1,6 +1,6 @@
-//! Adapter choice and the device: the only file that requests a device.
+//! The choice of a GPU and the device: the only file that requests a device.
 //!
-//! In: [`GpuOptions`]. Out: [`Gpu`], with what the adapter can do in [`Caps`].
+//! In: [`GpuOptions`]. Out: [`Gpu`], with what the GPU can do in [`Caps`].
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,11 +13,11 @@ use crate::error::{Error, Result};
 /// Small buffers share blocks of this size. The default's blocks grow to 64 MiB, most of it unused where memory is short.
 const BLOCK_BYTES: u64 = 8 << 20;
 
-/// Which adapter to use and which of its abilities to leave unused.
+/// Which GPU to use and which of its abilities to leave unused.
 #[derive(Clone, Debug)]
 pub struct GpuOptions {
-    /// `discrete`, `integrated`, `software`, or part of the adapter's name. `None`: the fastest kind there is.
-    pub adapter: Option<String>,
+    /// `discrete`, `integrated`, `software`, or part of the GPU's name. `None`: the fastest kind there is.
+    pub name: Option<String>,
     /// Subgroup operations may be used.
     pub subgroups: bool,
     /// f16 storage may be used.
@@ -35,7 +35,7 @@ pub struct GpuOptions {
 impl Default for GpuOptions {
     fn default() -> Self {
         Self {
-            adapter: None,
+            name: None,
             subgroups: true,
             f16: true,
             cooperative_matrix: true,
@@ -47,24 +47,30 @@ impl Default for GpuOptions {
 }
 
 impl GpuOptions {
-    /// The defaults, changed by `EPIPHYTE_ADAPTER`, `EPIPHYTE_CHECKED=1` and
+    /// The defaults, changed by `EPIPHYTE_GPU`, `EPIPHYTE_CHECKED=1` and
     /// `EPIPHYTE_DISABLE=subgroups,f16,cooperative_matrix,immediates`.
-    pub fn from_env() -> Self {
+    ///
+    /// Errors: [`Error::InvalidArgument`] where `EPIPHYTE_ADAPTER` is set, which `EPIPHYTE_GPU` was called before.
+    pub fn from_env() -> Result<Self> {
+        if std::env::var_os("EPIPHYTE_ADAPTER").is_some_and(|name| !name.is_empty()) {
+            let reason = "it is called EPIPHYTE_GPU now (adapter means LoRA); set that instead".into();
+            return Err(Error::InvalidArgument { name: "EPIPHYTE_ADAPTER", reason });
+        }
         let disabled = std::env::var("EPIPHYTE_DISABLE").unwrap_or_default();
         let enabled = |name: &str| !disabled.split(',').any(|d| d.trim() == name);
-        Self {
-            adapter: std::env::var("EPIPHYTE_ADAPTER").ok().filter(|a| !a.is_empty()),
+        Ok(Self {
+            name: std::env::var("EPIPHYTE_GPU").ok().filter(|name| !name.is_empty()),
             subgroups: enabled("subgroups"),
             f16: enabled("f16"),
             cooperative_matrix: enabled("cooperative_matrix"),
             immediates: enabled("immediates"),
             checked: std::env::var("EPIPHYTE_CHECKED").is_ok_and(|v| v == "1"),
             cache_dir: crate::cache_dir(),
-        }
+        })
     }
 }
 
-/// What the kernels may rely on: the adapter's abilities less what [`GpuOptions`] turned off.
+/// What the kernels may rely on: the GPU's abilities less what [`GpuOptions`] turned off.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Caps {
     /// The smallest subgroup the driver may choose; `None` without subgroup operations.
@@ -125,11 +131,12 @@ pub struct Gpu {
 }
 
 impl Gpu {
-    /// Opens the adapter that `options` name.
+    /// Opens the GPU that `options` name.
     ///
-    /// Errors: [`Error::NoAdapter`] listing what there is; [`Error::Gpu`] when the driver refuses a device.
+    /// Errors: [`Error::NoGpu`] listing what there is; [`Error::Gpu`] when the driver refuses a device.
     pub fn open(options: GpuOptions) -> Result<Self> {
-        let adapter = choose(adapters(), options.adapter.as_deref())?;
+        check_address_space()?;
+        let adapter = choose(adapters(), options.name.as_deref())?;
         let info = adapter.get_info();
         let caps = caps(&adapter, &options);
         let limits = limits(&adapter);
@@ -175,7 +182,7 @@ impl Gpu {
         self.caps.software = false;
     }
 
-    /// The adapter's name, driver and kind.
+    /// The GPU's name, driver and kind.
     pub fn info(&self) -> &wgpu::AdapterInfo {
         &self.info
     }
@@ -190,7 +197,7 @@ impl Gpu {
         describe(&self.info)
     }
 
-    /// Identifies adapter and driver version: what was measured for one key holds for no other.
+    /// Identifies GPU and driver version: what was measured for one key holds for no other.
     pub fn driver_key(&self) -> String {
         let i = &self.info;
         let text = format!("{:?} {} {} {} {:x} {:x}", i.backend, i.name, i.driver, i.driver_info, i.vendor, i.device);
@@ -250,7 +257,30 @@ pub fn describe(info: &wgpu::AdapterInfo) -> String {
     format!("{} ({:?}, {} {})", info.name, info.backend, info.driver, info.driver_info)
 }
 
-/// Every adapter of the machine, fastest kind first.
+/// Refuses what makes drivers crash: they take it that memory can be had (lavapipe writes to what `malloc` refused).
+#[cfg(all(unix, feature = "cli"))]
+fn check_address_space() -> Result<()> {
+    const NEEDED: u64 = 1 << 30;
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: it writes to the struct that it is given and keeps nothing.
+    let known = unsafe { libc::getrlimit(libc::RLIMIT_AS, &raw mut limit) } == 0;
+    if known && limit.rlim_cur < NEEDED {
+        let (op, mib) = ("open a device".into(), limit.rlim_cur >> 20);
+        let reason = format!(
+            "this process may have {mib} MiB of addresses (`ulimit -v`), and drivers crash below 1024; lift that limit \
+             (a memory budget bounds what is really used)"
+        );
+        return Err(Error::Gpu { op, reason });
+    }
+    Ok(())
+}
+
+#[cfg(not(all(unix, feature = "cli")))]
+fn check_address_space() -> Result<()> {
+    Ok(())
+}
+
+/// Every GPU of the machine, fastest kind first.
 pub fn adapters() -> Vec<wgpu::Adapter> {
     let mut desc = wgpu::InstanceDescriptor::new_without_display_handle();
     desc.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
@@ -283,12 +313,12 @@ fn choose(all: Vec<wgpu::Adapter>, wanted: Option<&str>) -> Result<wgpu::Adapter
         })
     });
     found.ok_or_else(|| match (wanted, names.as_str()) {
-        (_, "") => Error::NoAdapter(
+        (_, "") => Error::NoGpu(
             "the system offers none; install a Vulkan driver (Debian: mesa-vulkan-drivers and libvulkan1, also a software one)"
                 .into(),
         ),
-        (wanted, names) => Error::NoAdapter(format!(
-            "none matches `{}` (EPIPHYTE_ADAPTER); there are: {names}",
+        (wanted, names) => Error::NoGpu(format!(
+            "none matches `{}` (EPIPHYTE_GPU); there are: {names}",
             wanted.unwrap_or_default()
         )),
     })
@@ -322,7 +352,7 @@ fn caps(adapter: &wgpu::Adapter, options: &GpuOptions) -> Caps {
     }
 }
 
-/// Everything the adapter has: limits that are not asked for are not granted.
+/// Everything the GPU has: limits that are not asked for are not granted.
 fn limits(adapter: &wgpu::Adapter) -> wgpu::Limits {
     adapter.limits()
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format::TensorView;
-use crate::gpu::{Caps, Commands, Gpu, Kernel, Tensor};
+use crate::gpu::{Caps, Commands, Gpu, Kernel, KernelSpec, Tensor};
 use crate::kernels::lora::Entry;
 use crate::kernels::matmul::{self, Tile};
 use crate::kernels::matvec::{self, Epilogue, LinearParams, Lora, MAX_COLS, Variant};
@@ -105,6 +105,20 @@ impl Linear {
         }
         self.n += rows;
         Ok(())
+    }
+
+    /// The kernels that multiply one row of x, as [`LinearOp::record`] chooses them.
+    pub(crate) fn specs_for_one(
+        &self,
+        caps: &Caps,
+        norm: bool,
+        epilogue: Epilogue,
+    ) -> impl Iterator<Item = KernelSpec> {
+        let k_blocks = (self.k / BLOCK) as u32;
+        self.chunks.iter().map(move |chunk| {
+            let tiling = matvec::tiling(caps, chunk.rows as u32, k_blocks);
+            matvec::spec(caps, chunk.dtype, Variant { tiling, cols: 1, norm, epilogue, lora: None })
+        })
     }
 
     /// Bytes on the device.

@@ -5,6 +5,7 @@
 
 mod bpe;
 mod json;
+mod said;
 mod spec;
 mod special;
 mod spm;
@@ -127,12 +128,16 @@ impl Tokenizer {
     /// llama.cpp.
     /// Errors: [`Error::InvalidArgument`] when BOS or EOS is asked for and the vocabulary has none.
     pub fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<u32>> {
-        let mut ids = Vec::with_capacity(text.len() / 3 + 2);
+        self.encode_parts(self.special.split(text, options.parse_special), options)
+    }
+
+    fn encode_parts(&self, parts: Vec<special::Part<'_>>, options: EncodeOptions) -> Result<Vec<u32>> {
+        let mut ids = Vec::new();
         if options.add_bos.unwrap_or(self.add_bos && !options.continuation) {
             ids.push(self.bos.ok_or_else(|| no_token("add_bos", "beginning"))?);
         }
         let mut of_part = options;
-        for part in self.special.split(text, options.parse_special) {
+        for part in parts {
             match part {
                 special::Part::Token(id) => ids.push(id),
                 special::Part::Text(text) => self.encoder.encode(text, of_part, &mut ids)?,

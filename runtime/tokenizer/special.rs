@@ -1,6 +1,8 @@
 //! Finds special tokens in a text before the rest of it is encoded.
 
-use aho_corasick::{AhoCorasick, MatchKind};
+use std::ops::Range;
+
+use aho_corasick::{AhoCorasick, Input, MatchKind};
 
 use crate::error::{Error, Result};
 
@@ -34,6 +36,7 @@ impl Matcher {
 #[derive(Default)]
 pub(super) struct SpecialTokens {
     always: Matcher,
+    /// User-defined tokens first.
     all: Matcher,
 }
 
@@ -41,6 +44,28 @@ impl SpecialTokens {
     /// `user_defined` and `control`: the spelling and id of each; none is empty.
     pub(super) fn new(user_defined: &[(&str, u32)], control: &[(&str, u32)]) -> Result<Self> {
         Ok(Self { always: Matcher::new(user_defined)?, all: Matcher::new(&[user_defined, control].concat())? })
+    }
+
+    /// Whether there are none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.all.ids.is_empty()
+    }
+
+    /// The tokens in `text`, with the control tokens among them that `allow` allows.
+    pub(super) fn matches(&self, text: &str, allow: impl Fn(&Range<usize>) -> bool) -> Vec<(Range<usize>, u32)> {
+        let mut found = Vec::new();
+        let mut at = 0;
+        while let Some(next) = self.all.automaton.as_ref().and_then(|all| all.find(Input::new(text).range(at..))) {
+            let pattern = next.pattern().as_usize();
+            let is_control = pattern >= self.always.ids.len();
+            if is_control && !allow(&next.range()) {
+                at = next.start() + text[next.start()..].chars().next().map_or(1, char::len_utf8);
+                continue;
+            }
+            found.extend(self.all.ids.get(pattern).map(|&id| (next.range(), id)));
+            at = next.end();
+        }
+        found
     }
 
     /// The parts of `text` in order; no part is empty text.

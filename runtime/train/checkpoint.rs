@@ -12,7 +12,7 @@ use crate::format::safetensors::to_bytes;
 use crate::format::staged::Staged;
 
 use super::buffers::Optimizer;
-use super::data::{Cursor, Duration};
+use super::data::{Cursor, TrainLength};
 use super::options::TrainOptions;
 
 const FORMAT: &str = "epiphyte.checkpoint.2";
@@ -142,7 +142,7 @@ impl Checkpoint {
     }
 
     /// When the run that wrote it was to end; `None` if that can't be read.
-    pub(crate) fn duration(&self) -> Option<Duration> {
+    pub(crate) fn duration(&self) -> Option<TrainLength> {
         let options: serde_json::Value = serde_json::from_str(self.field("options")).ok()?;
         serde_json::from_value(options.get("duration")?.clone()).ok()
     }

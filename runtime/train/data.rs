@@ -7,8 +7,9 @@ pub mod batch;
 mod encode;
 mod read;
 mod record;
+mod shapes;
 
-pub use batch::{BatchOptions, Cursor, Duration, Loader, MicroBatch, Step};
+pub use batch::{BatchOptions, Cursor, Loader, MicroBatch, Step, TrainLength};
 pub use encode::Encoder;
 pub use record::Record;
 
@@ -139,14 +140,23 @@ impl Dataset {
         a.first_skipped = a.first_skipped.take().or(b.first_skipped);
     }
 
-    /// Encodes one record and adds what it gives: a chat is one example, unless its template renders a turn otherwise
+    /// Encodes one record and adds what it gives, as [`Dataset::push_weighted`] with a weight of 1.
+    ///
+    /// Errors: as [`Dataset::push_weighted`].
+    pub fn push(&mut self, record: &Record, encoder: &Encoder<'_>) -> Result<()> {
+        self.push_weighted(record, 1.0, encoder)
+    }
+
+    /// Encodes one record, whose loss counts `weight`, 0 or more, and adds what it gives: a chat is one example, unless its template renders a turn otherwise
     /// once another follows; then each turn of the assistant is one, as when the model was asked.
     ///
-    /// Errors: [`Error::InvalidArgument`] for a chat without an assistant's turn, and for an example that is too long,
+    /// Errors: [`Error::InvalidArgument`] for a chat without an assistant's turn or with keys that would change what is
+    /// learnt and that its template does not use, and for an example that is too long,
     /// unless it may be cut; [`Error::ChatTemplate`] when the template rejects a chat or does not continue its own
     /// generation prompt; [`Error::Unsupported`] to fill in the middle with a vocabulary that has no tokens for it.
-    pub fn push(&mut self, record: &Record, encoder: &Encoder<'_>) -> Result<()> {
-        let drafts = encoder.encode(record)?;
+    pub fn push_weighted(&mut self, record: &Record, weight: f32, encoder: &Encoder<'_>) -> Result<()> {
+        let mut drafts = encoder.encode(record)?;
+        drafts.iter_mut().for_each(|draft| draft.scale(weight));
         let seq_len = encoder.options().seq_len;
         if !encoder.options().truncate && drafts.iter().any(|draft| draft.example.ids.len() > seq_len) {
             let reason = format!("an example is longer than {seq_len} tokens; raise it, or let examples be cut");

@@ -8,7 +8,7 @@ use crate::kernels::adamw::AdamW;
 use crate::model::config::ModelConfig;
 
 use super::buffers::{self, Optimizer, TrainShape};
-use super::data::{DataOptions, Duration};
+use super::data::{DataOptions, TrainLength};
 use super::recipe;
 use super::schedule::{Decay, Warmup};
 
@@ -21,7 +21,7 @@ pub struct TrainOptions {
     pub lora_alpha: f64,
     /// See [`TrainOptions::lora_alpha`].
     pub use_rslora: bool,
-    /// Linears of each layer that get factors, by name, e.g. `q_proj`.
+    /// Linears of each layer that get factors: names such as `q_proj`, `attention` for its four, `all-linear` for all.
     pub target_modules: Vec<String>,
     /// Rate after the warm-up; `None`: by the sizes of model and adapter, [`recipe::learning_rate`].
     pub learning_rate: Option<f64>,
@@ -40,7 +40,7 @@ pub struct TrainOptions {
     /// Steps in which it rises.
     pub warmup: Warmup,
     /// When to end.
-    pub duration: Duration,
+    pub duration: TrainLength,
     /// Examples of a step, times [`TrainOptions::gradient_accumulation_steps`]. They are packed into as few passes as hold
     /// them, which changes no result.
     pub batch_size: usize,
@@ -71,7 +71,7 @@ impl Default for TrainOptions {
             max_grad_norm: Some(1.0),
             decay: Decay::Linear,
             warmup: Warmup::Fraction(0.05),
-            duration: Duration::Auto,
+            duration: TrainLength::Auto,
             batch_size: recipe::BATCH_SIZE,
             gradient_accumulation_steps: 1,
             micro_batch: 1,
@@ -85,7 +85,7 @@ impl Default for TrainOptions {
 impl TrainOptions {
     /// The defaults for one long text: each step a row of it, once through.
     pub fn for_text() -> Self {
-        Self { batch_size: 1, duration: Duration::Epochs(1), ..Self::default() }
+        Self { batch_size: 1, duration: TrainLength::Epochs(1), ..Self::default() }
     }
 
     /// What a module's product is multiplied by.
@@ -113,15 +113,21 @@ impl TrainOptions {
 
     /// The targets, in the order of use.
     ///
-    /// Errors: [`Error::InvalidArgument`] for a name that is not a linear of a layer.
+    /// Errors: [`Error::InvalidArgument`] for a name that is neither a linear of a layer nor a set of them.
     pub fn targets(&self) -> Result<Vec<Target>> {
         let known = &Target::ALL[..7];
-        let unknown = self.target_modules.iter().find(|name| known.iter().all(|target| target.name() != *name));
-        if let Some(name) = unknown {
+        let is_meant = |name: &str, target: &Target| match name {
+            "all-linear" => true,
+            "attention" => matches!(target, Target::QProj | Target::KProj | Target::VProj | Target::OProj),
+            name => name == target.name(),
+        };
+        let is_unknown = |name: &&String| !known.iter().any(|target| is_meant(name, target));
+        if let Some(name) = self.target_modules.iter().find(is_unknown) {
             let names = known.iter().map(|target| target.name()).collect::<Vec<_>>().join(", ");
-            return Err(Error::InvalidArgument { name: "targets", reason: format!("`{name}` is none of {names}") });
+            let reason = format!("`{name}` is none of {names}, attention, all-linear");
+            return Err(Error::InvalidArgument { name: "targets", reason });
         }
-        let wanted = |target: &Target| self.target_modules.iter().any(|name| name == target.name());
+        let wanted = |target: &Target| self.target_modules.iter().any(|name| is_meant(name, target));
         Ok(known.iter().copied().filter(wanted).collect())
     }
 

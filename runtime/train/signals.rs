@@ -84,7 +84,7 @@ impl History {
 
 /// What to do after a validation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum StopDecision {
     /// The best so far: keep this adapter.
     Best,
     /// No better: go on.
@@ -117,13 +117,13 @@ impl EarlyStop {
     }
 
     /// Takes the next validation loss; one that is not a number is no improvement.
-    pub fn observe(&mut self, loss: f64) -> Verdict {
+    pub fn observe(&mut self, loss: f64) -> StopDecision {
         if loss.is_finite() && self.best.is_none_or(|best| loss < best - self.min_delta) {
             self.best = Some(loss);
             self.waited = 0;
-            return Verdict::Best;
+            return StopDecision::Best;
         }
         self.waited = self.waited.saturating_add(1);
-        if self.patience > 0 && self.waited >= self.patience { Verdict::Stop } else { Verdict::Continue }
+        if self.patience > 0 && self.waited >= self.patience { StopDecision::Stop } else { StopDecision::Continue }
     }
 }

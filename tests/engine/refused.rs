@@ -58,7 +58,6 @@ fn hostile_models_are_refused_by_name() {
     refused!(llama().key("tokenizer.ggml.bos_token_id", Meta::U32(1 << 30)).bytes() => InvalidMetadata, "bos_token_id");
     let merges = Meta::Texts(vec!["no such".into()]);
     refused!(llama().key("tokenizer.ggml.merges", merges).bytes() => InvalidMetadata, "tokenizer.ggml.merges");
-    refused!(llama().key("tokenizer.chat_template", Meta::Text("{% if")).bytes() => ChatTemplate, "");
     refused!(llama().key("llama.rope.freq_base", Meta::F32(f32::NAN)).bytes() => InvalidMetadata, "freq_base");
     let whole = llama().bytes();
     for cut in (0..whole.len()).step_by(whole.len() / 40) {
@@ -91,11 +90,11 @@ fn options_out_of_range_are_refused() {
 }
 
 #[test]
-fn an_adapter_that_is_not_there_is_refused_with_a_list() {
-    let gpu = GpuOptions { adapter: Some("Voodoo 2".into()), ..GpuOptions::default() };
+fn a_gpu_that_is_not_there_is_refused_with_a_list() {
+    let gpu = GpuOptions { name: Some("Voodoo 2".into()), ..GpuOptions::default() };
     let refusal = Engine::open(golden("tiny_llama.gguf"), EngineOptions { gpu, ..EngineOptions::default() }).err();
-    let Some(Error::NoAdapter(message)) = refusal else { panic!("{refusal:?}") };
+    let Some(Error::NoGpu(message)) = refusal else { panic!("{refusal:?}") };
     assert!(message.contains("voodoo 2") || message.contains("Voodoo 2"), "{message}");
-    assert!(message.contains("EPIPHYTE_ADAPTER"), "{message}");
+    assert!(message.contains("EPIPHYTE_GPU"), "{message}");
     assert!(message.contains(&SHARED.gpu().info().name), "it lists what there is: {message}");
 }

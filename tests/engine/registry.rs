@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use epiphyte::adapter::{Adapter, LoraConfig, LoraModule, ModulePath, Modules, Target};
-use epiphyte::engine::{Change, History};
+use epiphyte::engine::{Change, KvPolicy};
 use epiphyte::{DType, Engine, EngineOptions, Error, Session};
 
 use super::adapters::{Set, set, shape, under};
@@ -43,7 +43,7 @@ fn resident(engine: &Engine) -> Vec<String> {
 }
 
 fn change(session: &mut Session, adapters: Set<'_>) -> Result<(), Error> {
-    session.set_adapters(&Change { adapters, history: History::Recompute })
+    session.set_adapters(&Change { adapters, history: KvPolicy::Recompute })
 }
 
 /// What a session under an adapter says, on an engine with room for all.
@@ -178,7 +178,7 @@ fn what_is_in_use_is_not_replaced() {
         assert!(matches!(&refused, Err(Error::InvalidArgument { name: "adapters", reason }) if reason.contains("`a`")));
     }
     assert_eq!(generate(&mut user, greedy(8)).ids, alone(&sized(1, 8), 1.0, &ids));
-    set(&mut user, &[], History::Recompute);
+    set(&mut user, &[], KvPolicy::Recompute);
     engine.add_adapter("a", &sized(2, 4)).unwrap();
     assert_eq!(generate(&mut under(&engine, &[("a", 1.0)], &ids), greedy(8)).ids, alone(&sized(2, 4), 1.0, &ids));
     engine.unload_adapter("a").unwrap();
@@ -217,8 +217,8 @@ fn sets_that_cannot_run_are_refused() {
         assert_eq!(session.adapters(), [("n0".to_string(), 1.0)]);
     }
     // Ranks of 256 together, and eight at once, do run.
-    set(&mut session, &[("x", 1.0), ("y", 1.0)], History::Recompute);
-    set(&mut session, &nine[1..], History::Recompute);
+    set(&mut session, &[("x", 1.0), ("y", 1.0)], KvPolicy::Recompute);
+    set(&mut session, &nine[1..], KvPolicy::Recompute);
     generate(&mut session, greedy(2));
     assert!(engine.adapters().iter().filter(|state| state.pinned).all(|state| state.id != "n0"));
 }
@@ -233,12 +233,12 @@ fn as_many_sets_as_there_is_room_for() {
     let mut more = session(&engine, &ids);
     let refused = change(&mut more, &[("a", 9.0)]);
     assert!(matches!(&refused, Err(Error::InvalidArgument { name: "adapters", reason }) if reason.contains("63")));
-    set(&mut more, &[("a", weight(5))], History::Recompute);
+    set(&mut more, &[("a", weight(5))], KvPolicy::Recompute);
     for i in [0, 31, 62] {
         assert_eq!(generate(&mut sessions[i], greedy(8)).ids, alone(&sized(1, 8), weight(i), &ids), "set {i}");
     }
     sessions.swap_remove(7);
-    set(&mut more, &[("a", 9.0)], History::Recompute);
+    set(&mut more, &[("a", 9.0)], KvPolicy::Recompute);
     assert_eq!(generate(&mut more, greedy(8)).ids, alone(&sized(1, 8), 9.0, &ids));
     assert_eq!(generate(&mut sessions[20], greedy(8)).ids, alone(&sized(1, 8), weight(20), &ids));
 }

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use epiphyte::Error;
 use epiphyte::train::data::batch::{in_order, pack};
-use epiphyte::train::data::{BatchOptions, Cursor, Dataset, Duration, Encoder, Loader, MicroBatch, Record, Step};
+use epiphyte::train::data::{BatchOptions, Cursor, Dataset, Encoder, Loader, MicroBatch, Record, Step, TrainLength};
 use proptest::prelude::*;
 
 use super::{chatml, options, tokenizer};
 
 const OPTIONS: BatchOptions =
-    BatchOptions { batch_size: 6, seq_len: 16, micro_batch: 2, seed: 7, duration: Duration::Epochs(3) };
+    BatchOptions { batch_size: 6, seq_len: 16, micro_batch: 2, seed: 7, duration: TrainLength::Epochs(3) };
 
 /// Examples of the given lengths, each of another letter.
 fn data(lens: &[usize]) -> Arc<Dataset> {
@@ -118,7 +118,7 @@ fn an_epoch_holds_every_example_once_in_an_order_of_its_own() {
 #[test]
 fn training_resumes_exactly_where_it_stood() {
     let data = data(&lens());
-    for duration in [Duration::Epochs(3), Duration::Steps(11)] {
+    for duration in [TrainLength::Epochs(3), TrainLength::Steps(11)] {
         let options = BatchOptions { duration, ..OPTIONS };
         let whole = steps(&mut Loader::new(Arc::clone(&data), options, Cursor::default()).unwrap());
         for stop in 0..=whole.len() {
@@ -165,13 +165,13 @@ fn a_step_is_packed_into_as_few_passes_as_hold_it() {
 
 #[test]
 fn the_length_of_a_run_follows_from_the_size_of_the_data() {
-    let steps = |examples, duration: Duration| duration.steps(examples, 8);
-    assert_eq!(steps(400, Duration::Epochs(3)), 150);
-    assert_eq!(steps(401, Duration::Epochs(3)), 153);
-    assert_eq!(steps(401, Duration::Steps(7)), 7);
+    let steps = |examples, duration: TrainLength| duration.steps(examples, 8);
+    assert_eq!(steps(400, TrainLength::Epochs(3)), 150);
+    assert_eq!(steps(401, TrainLength::Epochs(3)), 153);
+    assert_eq!(steps(401, TrainLength::Steps(7)), 7);
     for (examples, epochs) in [(1, 50), (20, 45), (100, 20), (400, 10), (1000, 6), (2000, 4), (1_000_000, 1)] {
-        assert_eq!(Duration::Auto.resolved(examples), Duration::Epochs(epochs));
-        assert_eq!(steps(examples, Duration::Auto), steps(examples, Duration::Epochs(epochs)));
+        assert_eq!(TrainLength::Auto.resolved(examples), TrainLength::Epochs(epochs));
+        assert_eq!(steps(examples, TrainLength::Auto), steps(examples, TrainLength::Epochs(epochs)));
     }
 }
 
@@ -180,7 +180,7 @@ fn permutations_are_uniform() {
     // Where the first of three examples comes in 3,000 epochs: 1,000 times each, give or take 5 deviations of
     // sqrt(3000 · 1/3 · 2/3) = 25.8.
     let data = data(&[16, 16, 16]);
-    let options = BatchOptions { batch_size: 1, duration: Duration::Epochs(3000), ..OPTIONS };
+    let options = BatchOptions { batch_size: 1, duration: TrainLength::Epochs(3000), ..OPTIONS };
     let mut loader = Loader::new(Arc::clone(&data), options, Cursor::default()).unwrap();
     let mut places = [0; 3];
     let all = steps(&mut loader);

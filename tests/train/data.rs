@@ -12,7 +12,8 @@ use super::{BOS, END, EOS, chatml, examples, options, record, tokenizer, tokeniz
 use crate::common;
 
 fn chat(turns: &[(&str, &str)]) -> Record {
-    Record::Chat { messages: turns.iter().map(|(role, content)| Message::new(*role, *content)).collect() }
+    let messages = turns.iter().map(|(role, content)| Message::new(*role, *content)).collect();
+    Record::Chat { messages, context: Default::default() }
 }
 
 fn golden_template(name: &str) -> ChatTemplate {

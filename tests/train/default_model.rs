@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use epiphyte::adapter::{Adapter, BaseShape, LoraConfig, LoraModule, Modules, Target};
 use epiphyte::train::data::batch::in_order;
-use epiphyte::train::data::{Dataset, Duration, Example};
+use epiphyte::train::data::{Dataset, Example, TrainLength};
 use epiphyte::train::schedule::{Decay, Warmup};
 use epiphyte::train::{TrainOptions, Trainer};
 use epiphyte::{Engine, EngineOptions};
@@ -27,7 +27,7 @@ fn options() -> TrainOptions {
         weight_decay: 0.01,
         decay: Decay::Constant,
         warmup: Warmup::Steps(0),
-        duration: Duration::Steps(2),
+        duration: TrainLength::Steps(2),
         seq_len: 64,
         ..TrainOptions::default()
     }

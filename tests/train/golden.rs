@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use epiphyte::adapter::Adapter;
 use epiphyte::train::data::batch::in_order;
-use epiphyte::train::data::{Dataset, Duration, Example};
+use epiphyte::train::data::{Dataset, Example, TrainLength};
 use epiphyte::train::schedule::{Decay, Warmup};
 use epiphyte::train::{TrainOptions, Trainer};
 use epiphyte::{Engine, EngineOptions};
@@ -151,7 +151,7 @@ fn ways() -> [(&'static str, TrainOptions); 3] {
         max_grad_norm: Some(1.0),
         decay: Decay::Constant,
         warmup: Warmup::Steps(0),
-        duration: Duration::Steps(10),
+        duration: TrainLength::Steps(10),
         micro_batch: 1,
         batch_size,
         gradient_accumulation_steps: 2 / batch_size,

@@ -6,7 +6,7 @@ use std::time::Duration as Time;
 
 use epiphyte::adapter::Adapter;
 use epiphyte::train::buffers::Optimizer;
-use epiphyte::train::data::{Dataset, Duration};
+use epiphyte::train::data::{Dataset, TrainLength};
 use epiphyte::train::{TrainOptions, Trainer};
 use epiphyte::{CancelToken, Engine, EngineOptions, Error, GenerateOptions};
 
@@ -16,7 +16,7 @@ use crate::common::golden;
 const STEPS: u64 = 6;
 
 fn six_steps() -> TrainOptions {
-    TrainOptions { duration: Duration::Steps(STEPS), batch_size: 4, ..options() }
+    TrainOptions { duration: TrainLength::Steps(STEPS), batch_size: 4, ..options() }
 }
 
 fn finish(trainer: &mut Trainer) -> Adapter {
@@ -162,7 +162,7 @@ fn a_checkpoint_of_something_else_is_refused() {
 fn a_run_is_made_longer_from_a_checkpoint_or_from_its_adapter() {
     let (data, dir) = (examples(28, 9), tempfile::tempdir().unwrap());
     let [path, end] = ["step-6.safetensors", "end.safetensors"].map(|name| dir.path().join(name));
-    let of = |optimizer, steps| TrainOptions { duration: Duration::Steps(steps), optimizer, ..six_steps() };
+    let of = |optimizer, steps| TrainOptions { duration: TrainLength::Steps(steps), optimizer, ..six_steps() };
     for optimizer in [Optimizer::AdamW, Optimizer::Sgd] {
         let mut trainer = Trainer::new(&ENGINE, Arc::clone(&data), of(optimizer, 6), None).unwrap();
         let adapter = finish(&mut trainer);

@@ -3,7 +3,7 @@
 use std::f64::consts::PI;
 
 use epiphyte::Error;
-use epiphyte::train::signals::{EarlyStop, History, StepLog, StepRecord, Verdict, Warning, too_few_steps, warnings};
+use epiphyte::train::signals::{EarlyStop, History, StepLog, StepRecord, StopDecision, Warning, too_few_steps, warnings};
 
 use crate::common::Random;
 
@@ -84,7 +84,7 @@ fn a_loss_that_is_no_number_is_said_first() {
 #[test]
 fn training_stops_when_validation_has_not_improved_for_long() {
     let mut stop = EarlyStop::new(3, 0.01);
-    use Verdict::{Best, Continue, Stop};
+    use StopDecision::{Best, Continue, Stop};
     let verdicts = [(2.0, Best), (1.9, Best), (1.895, Continue), (f64::NAN, Continue), (1.85, Best), (1.9, Continue)];
     for (loss, verdict) in verdicts {
         assert_eq!(stop.observe(loss), verdict, "{loss}");

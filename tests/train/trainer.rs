@@ -4,7 +4,7 @@ use std::sync::{Arc, LazyLock};
 
 use epiphyte::adapter::Adapter;
 use epiphyte::train::data::batch::MicroBatch;
-use epiphyte::train::data::{Dataset, Duration, Example};
+use epiphyte::train::data::{Dataset, Example, TrainLength};
 use epiphyte::train::schedule::{Decay, Warmup};
 use epiphyte::train::{TrainOptions, Trainer};
 use epiphyte::{Engine, EngineOptions};
@@ -37,7 +37,7 @@ pub(super) fn options() -> TrainOptions {
         learning_rate: Some(5e-3),
         decay: Decay::Constant,
         warmup: Warmup::Steps(0),
-        duration: Duration::Steps(12),
+        duration: TrainLength::Steps(12),
         micro_batch: 2,
         seq_len: 24,
         ..TrainOptions::default()
@@ -87,7 +87,7 @@ fn the_loss_falls_as_the_gradient_says() {
 fn training_learns() {
     let data = examples(2, 16);
     let mut trainer =
-        Trainer::new(&ENGINE, Arc::clone(&data), TrainOptions { duration: Duration::Steps(40), ..options() }, None)
+        Trainer::new(&ENGINE, Arc::clone(&data), TrainOptions { duration: TrainLength::Steps(40), ..options() }, None)
             .unwrap();
     let before = trainer.evaluate(&batches(&data)).unwrap();
     while let Some(record) = trainer.step().unwrap() {

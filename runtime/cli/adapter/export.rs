@@ -74,7 +74,7 @@ pub(super) fn run(args: &ExportArgs) -> Result<()> {
         Type::F16 => DType::F16,
         Type::Q8_0 => DType::Q8_0,
     };
-    let bar = output::bar(1, "merging {bar:30} {percent} % ({eta} left)");
+    let bar = output::bar(1, "merging {percent} % {wide_bar} {eta} left");
     let progress = &mut |done, all| {
         bar.set_length(all);
         bar.set_position(done);

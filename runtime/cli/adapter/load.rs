@@ -31,13 +31,26 @@ pub(in crate::cli) struct Weighted {
 }
 
 impl Weighted {
-    /// What follows the last `=` is a weight if it is a finite number, else part of the path.
+    /// What follows the last `=` is a weight if it is a finite number, unless the whole is the path of something. Where
+    /// both readings are there, that is said.
     pub(in crate::cli) fn parse(text: OsString) -> Self {
         let split = text.to_str().and_then(|text| text.rsplit_once('=')).filter(|(path, _)| !path.is_empty());
         let weight = |text: &str| text.parse::<f32>().ok().filter(|weight| weight.is_finite());
-        match split.and_then(|(path, end)| Some((PathBuf::from(path), weight(end)?))) {
-            Some((path, weight)) => Self { path, weight },
-            None => Self { path: text.into(), weight: 1.0 },
+        let with_weight = split.and_then(|(path, end)| Some(Self { path: path.into(), weight: weight(end)? }));
+        let whole = Self { path: text.into(), weight: 1.0 };
+        match with_weight {
+            Some(with_weight) if !whole.path.exists() => with_weight,
+            Some(other) => {
+                if other.path.exists() {
+                    let (path, weight, other) = (whole.path.display(), other.weight, other.path.display());
+                    output::note(&format!(
+                        "warning: both {path} and {other} are there, and the first is meant; for the second write its \
+                         weight in another way, such as {other}={weight}e0"
+                    ));
+                }
+                whole
+            }
+            None => whole,
         }
     }
 

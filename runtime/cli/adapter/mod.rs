@@ -4,7 +4,7 @@ mod check;
 mod compare;
 mod convert;
 mod export;
-mod inspect;
+pub(super) mod inspect;
 mod load;
 
 use std::path::PathBuf;
@@ -61,7 +61,7 @@ impl BaseFile {
         let gguf = Gguf::open(&path)?;
         let config = ModelConfig::from_gguf(&gguf)?;
         config.check_tensors(&gguf)?;
-        let fingerprint = base::fingerprint(&gguf, &config, gguf.find("tokenizer.chat_template")?);
+        let fingerprint = base::fingerprint(&gguf, &config, base::template_of(&gguf));
         Ok(Self { path, gguf, shape: config.base_shape(), fingerprint })
     }
 

@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use crate::adapter::Adapter;
-use crate::cli::ModelFile;
 use crate::cli::paths::{Files, Kind};
 use crate::cli::plan::parse_bytes;
 use crate::cli::shape::ShapeArgs;
+use crate::cli::{ModelFile, TemplateArgs};
 use crate::error::{Error, Result};
 use crate::format::staged::is_in_place;
 use crate::train::TrainOptions;
-use crate::train::data::{DataOptions, Duration, Validation};
+use crate::train::data::{DataOptions, TrainLength, Validation};
 use crate::train::schedule::{Decay, Warmup};
 
 /// Fine-tune a LoRA adapter on this device
@@ -38,9 +38,12 @@ pub(in crate::cli) struct TrainArgs {
 /// What to learn from.
 #[derive(Args)]
 pub(super) struct DataArgs {
-    /// Examples: JSONL with `messages`, `prompt` and `completion`, `prefix`, `middle` and `suffix`, or `text`
+    /// Examples: JSONL with `messages`, `prompt` and `completion`, `prefix`, `middle` and `suffix`, or `text`, or chats
+    /// of ShareGPT or Alpaca; `-` reads standard input
     #[arg(short = 'd', long = "data", value_name = "FILE")]
     pub(super) path: PathBuf,
+    #[command(flatten)]
+    pub(super) template: TemplateArgs,
     /// The data is one document, plain UTF-8
     #[arg(long)]
     pub(super) text: bool,
@@ -175,8 +178,8 @@ impl TrainArgs {
             },
             warmup: steps.warmup,
             duration: match (steps.steps, steps.epochs) {
-                (Some(steps), _) => Duration::Steps(steps),
-                (None, Some(epochs)) => Duration::Epochs(epochs),
+                (Some(steps), _) => TrainLength::Steps(steps),
+                (None, Some(epochs)) => TrainLength::Epochs(epochs),
                 (None, None) => defaults.duration,
             },
             seed: steps.seed,

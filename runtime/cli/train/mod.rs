@@ -17,7 +17,7 @@ use super::{interrupt, output};
 use crate::error::{Error, Result};
 use crate::gpu::GpuOptions;
 use crate::train::TrainOptions;
-use crate::train::data::{DataReport, Duration};
+use crate::train::data::{DataReport, TrainLength};
 use crate::train::plan::human_bytes;
 use crate::train::signals::{Warning, loss_curves};
 
@@ -140,7 +140,7 @@ fn recipe(options: &TrainOptions, steps: u64) -> String {
     let examples = options.step_examples();
     let rate = options.learning_rate.unwrap_or_default();
     let passes = match options.duration {
-        Duration::Epochs(epochs) => format!("{epochs} passes over the data, "),
+        TrainLength::Epochs(epochs) => format!("{epochs} passes over the data, "),
         _ => String::new(),
     };
     format!("{passes}{steps} steps of {examples} examples, rate {rate:.2e}, rank {}", options.rank)

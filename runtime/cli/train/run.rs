@@ -16,7 +16,7 @@ use crate::train::Trainer;
 use crate::train::data::batch::in_order;
 use crate::train::data::{Dataset, MicroBatch};
 use crate::train::schedule::Decay;
-use crate::train::signals::{EarlyStop, History, StepLog, StepRecord, Verdict, too_few_steps, warnings};
+use crate::train::signals::{EarlyStop, History, StepLog, StepRecord, StopDecision, too_few_steps, warnings};
 
 /// Validations of a run, unless the user says how often.
 const VALIDATIONS: u64 = 10;
@@ -48,7 +48,7 @@ pub(super) struct Run<'a> {
     evaluate_every: u64,
     patience: Option<u32>,
     early: EarlyStop,
-    verdict: Verdict,
+    verdict: StopDecision,
     log: StepLog,
     /// Any batch: an adapter is good if its loss on it is a number.
     probe: Vec<MicroBatch>,
@@ -88,7 +88,7 @@ impl<'a> Run<'a> {
             evaluate_every: args.run.evaluate_every.unwrap_or((total / VALIDATIONS).max(1)),
             patience,
             early: EarlyStop::new(patience.unwrap_or(0), 0.0),
-            verdict: Verdict::Continue,
+            verdict: StopDecision::Continue,
             log: StepLog::open(log, step)?,
             probe,
             saved: state.as_ref().map(|_| step),
@@ -101,7 +101,7 @@ impl<'a> Run<'a> {
             None => run.save()?,
             Some(state) => run.say_how_it_goes_on(state),
         }
-        if is_end && step < total && run.verdict != Verdict::Stop {
+        if is_end && step < total && run.verdict != StopDecision::Stop {
             // The adapter will change, and is half of where the run ended.
             run.save()?;
         }
@@ -186,7 +186,7 @@ impl<'a> Run<'a> {
             }
         }
         loop {
-            if self.verdict == Verdict::Stop {
+            if self.verdict == StopDecision::Stop {
                 return Ok(End::EarlyStop);
             }
             let record = match self.trainer.step() {
@@ -226,7 +226,7 @@ impl<'a> Run<'a> {
         }
         let loss = self.trainer.evaluate(&self.validation)?;
         self.verdict = self.early.observe(loss);
-        if self.verdict == Verdict::Best && self.patience.is_some() {
+        if self.verdict == StopDecision::Best && self.patience.is_some() {
             self.write_adapter()?;
         }
         Ok(Some(loss))

@@ -1,6 +1,7 @@
 //! From arguments to a loaded model and settings that fit: the memory is added up and said before any is taken.
 
 use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -15,7 +16,7 @@ use crate::format::gguf::Gguf;
 use crate::gpu::{Gpu, GpuOptions};
 use crate::model::config::ModelConfig;
 use crate::selftest;
-use crate::train::data::{DataReport, Dataset, Duration, Encoder, Validation};
+use crate::train::data::{DataReport, Dataset, TrainLength, Encoder, Validation};
 use crate::train::plan::{Choice, Device, TRAIN_CONTEXT, Wish, choose, human_bytes};
 use crate::train::trainer::computes_wrong;
 use crate::train::{TrainOptions, recipe};
@@ -50,15 +51,23 @@ pub(super) fn prepare(args: &TrainArgs, gpu: GpuOptions) -> Result<(Setup, PlanR
     // What is wrong whatever the device is refused before one is opened.
     options.shape(&config, false)?.check(&config)?;
     args.data_options(&options).check(config.max_position_embeddings)?;
-    File::open(&args.data.path).map_err(|e| Error::io(&args.data.path, e))?;
+    // A pipe can be opened once.
+    let piped = |path: &Path| path == Path::new("-") || path.metadata().is_ok_and(|of| !of.is_file());
+    if !piped(&args.data.path) {
+        File::open(&args.data.path).map_err(|e| Error::io(&args.data.path, e))?;
+    }
+    let chat_template = args.data.template.read()?;
     let mut gpu = Gpu::open(gpu)?;
-    if !selftest::run(&mut gpu)?.trains {
+    let mut bar = output::LoadingBar::default();
+    let tested = selftest::run_reporting(&mut gpu, &mut |progress| bar.update(progress));
+    drop(bar);
+    if !tested?.trains {
         return Err(computes_wrong());
     }
     let (options, plan) = plan(args, &gguf, &config, &gpu, options)?;
-    let engine_options = EngineOptions { context: Some(TRAIN_CONTEXT), ..EngineOptions::default() };
+    let engine_options = EngineOptions { context: Some(TRAIN_CONTEXT), chat_template, ..EngineOptions::default() };
     let mut bar = output::LoadingBar::default();
-    let engine = Engine::from_gguf(gpu, &gguf, &engine_options, &mut |done, all| bar.update(done, all))?;
+    let engine = Engine::from_gguf(gpu, &gguf, &engine_options, &mut |progress| bar.update(progress))?;
     if let Some(made_for) = init.as_ref().and_then(|init| init.base_fingerprint.clone()) {
         let got = engine.base().fingerprint.clone();
         if made_for != got && !args.lora.force {
@@ -115,7 +124,7 @@ pub(super) fn data(args: &TrainArgs, setup: &Setup) -> Result<Data> {
     let data = read(path)?;
     let report = data.report.clone();
     let held_out = match validation {
-        None if options.duration == Duration::Auto => recipe::validation(report.records),
+        None if options.duration == TrainLength::Auto => recipe::validation(report.records),
         None | Some(ValidationArg::None | ValidationArg::File(_)) => None,
         Some(ValidationArg::Part(part)) => Some(*part),
     };

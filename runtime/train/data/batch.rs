@@ -19,7 +19,7 @@ const OPEN_PASSES: usize = 64;
 
 /// How long to train.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Duration {
+pub enum TrainLength {
     /// Passes over the data, as many as it needs by its size: [`recipe::epochs`].
     Auto,
     /// Passes over the data.
@@ -28,7 +28,7 @@ pub enum Duration {
     Steps(u64),
 }
 
-impl Duration {
+impl TrainLength {
     /// The same, decided for `examples` of them.
     pub fn resolved(self, examples: usize) -> Self {
         match self {
@@ -59,7 +59,7 @@ pub struct BatchOptions {
     /// Orders the examples.
     pub seed: u64,
     /// When to end.
-    pub duration: Duration,
+    pub duration: TrainLength,
 }
 
 /// Where training stands; with the same data and options it goes on exactly there.

@@ -1,10 +1,14 @@
 //! One record into examples.
 //!
-//! Text that follows other text is encoded together with it when that leaves the ids of the first as they were, and
-//! apart otherwise: what a model is asked and what it answers never share a token, as when it generates.
+//! A prompt and its completion are the tokens of the text that they spell together; one that begins in the prompt
+//! and ends in the completion is learnt, as in TRL. In a chat, what a model is asked and what it answers never share
+//! a token, as when it generates.
 
+use serde_json::{Map, Value};
+
+use super::shapes::is_name;
 use super::{DataOptions, Example, Record};
-use crate::chat::{ChatTemplate, Message};
+use crate::chat::{ChatTemplate, LOSS_KEYS, Message, Prompt, Rendered};
 use crate::error::{Error, Result};
 use crate::tokenizer::{EncodeOptions, Tokenizer};
 
@@ -15,6 +19,36 @@ const FIM_TOKENS: [[&str; 3]; 4] = [
     ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"],
     ["<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"],
     ["▁<PRE>", "▁<SUF>", "▁<MID>"],
+];
+
+/// Keys of a message that change nothing of what is learnt, used by a template or not.
+const ASIDE: [&str; 26] = [
+    "name",
+    "tool_call_id",
+    "id",
+    "message_id",
+    "uuid",
+    "index",
+    "turn",
+    "source",
+    "origin",
+    "model",
+    "lang",
+    "language",
+    "timestamp",
+    "created_at",
+    "created",
+    "date",
+    "time",
+    "metadata",
+    "meta",
+    "tokens",
+    "token_count",
+    "tags",
+    "score",
+    "rating",
+    "finish_reason",
+    "annotations",
 ];
 
 /// An example before it is cut.
@@ -39,10 +73,18 @@ impl Draft {
     }
 
     /// Pushes ids that are to be learnt.
-    fn push_answer(&mut self, ids: &[u32]) {
-        if !ids.is_empty() {
+    fn push_answer(&mut self, ids: &[u32], weight: f32) {
+        if !ids.is_empty() && weight > 0.0 {
             self.answer = self.answer.min(self.example.ids.len());
-            self.push(ids, 1.0);
+        }
+        self.push(ids, weight);
+    }
+
+    /// Makes all of it count `weight` times as much.
+    pub(super) fn scale(&mut self, weight: f32) {
+        self.example.weights.iter_mut().for_each(|of| *of *= weight);
+        if weight == 0.0 {
+            self.answer = usize::MAX;
         }
     }
 }
@@ -67,7 +109,7 @@ impl<'a> Encoder<'a> {
     ) -> Result<Self> {
         options.check(context)?;
         let token = |name: &&str| -> Option<u32> {
-            let ids = tokenizer.encode(name, bare(true)).ok()?;
+            let ids = tokenizer.encode(name, following(true)).ok()?;
             ids.first().copied().filter(|&id| ids.len() == 1 && tokenizer.token_text(id) == Some(*name))
         };
         let tokens = |[a, b, c]: &[&str; 3]| Some([token(a)?, token(b)?, token(c)?]);
@@ -82,7 +124,7 @@ impl<'a> Encoder<'a> {
     /// The examples of `record`, uncut. Errors: see [`super::Dataset::push`].
     pub(super) fn encode(&self, record: &Record) -> Result<Vec<Draft>> {
         match record {
-            Record::Chat { messages } => self.chat(messages),
+            Record::Chat { messages, context } => self.chat(messages, context),
             Record::Pair { prompt, completion } => Ok(vec![self.pair(prompt, completion)?]),
             Record::FillInTheMiddle { prefix, middle, suffix } => Ok(vec![self.fim(prefix, middle, suffix)?]),
             Record::Text { text } => {
@@ -96,15 +138,23 @@ impl<'a> Encoder<'a> {
     }
 
     fn pair(&self, prompt: &str, completion: &str) -> Result<Draft> {
-        let mut draft = Draft::new();
-        draft.push(&self.start(prompt)?, self.options.prompt_loss_weight);
+        let asked = self.start(prompt)?;
         let whole = self.start(&[prompt, completion].concat())?;
-        match whole.strip_prefix(&draft.example.ids[..]) {
-            Some(rest) => draft.push_answer(rest),
-            None => draft.push_answer(&self.text(completion)?),
-        }
-        draft.push_answer(self.eos());
+        let (before, answer) = whole.split_at(self.end_of(&asked, &whole));
+        let mut draft = Draft::new();
+        draft.push(before, self.options.prompt_loss_weight);
+        draft.push_answer(answer, 1.0);
+        draft.push_answer(self.eos(), 1.0);
         Ok(draft)
+    }
+
+    /// The first of the tokens `whole` that goes beyond the text of `part`, with which their text begins.
+    fn end_of(&self, part: &[u32], whole: &[u32]) -> usize {
+        let same = part.iter().zip(whole).take_while(|(a, b)| a == b).count();
+        let bytes =
+            |ids: &[u32]| ids.iter().map(|&id| self.tokenizer.token_bytes(id).map_or(0, <[u8]>::len)).sum::<usize>();
+        let rest = bytes(&part[same..]);
+        (same..whole.len()).find(|&end| bytes(&whole[same..=end]) > rest).unwrap_or(whole.len())
     }
 
     /// Prefix, suffix, middle: the order "PSM" of the paper.
@@ -121,30 +171,34 @@ impl<'a> Encoder<'a> {
             draft.push(&self.text(text)?, weight);
         }
         draft.push(&[before_middle], weight);
-        draft.push_answer(&self.text(middle)?);
-        draft.push_answer(self.eos());
+        draft.push_answer(&self.text(middle)?, 1.0);
+        draft.push_answer(self.eos(), 1.0);
         Ok(draft)
     }
 
-    fn chat(&self, messages: &[Message]) -> Result<Vec<Draft>> {
+    fn chat(&self, messages: &[Message], context: &Map<String, Value>) -> Result<Vec<Draft>> {
+        let weights = self.weights(messages, context)?;
         let mut drafts = Vec::new();
         let mut open: Option<Turns> = None;
         for turn in (0..messages.len()).filter(|&i| messages[i].role == "assistant") {
-            let prompt = self.template.render(&messages[..turn], true)?;
-            let whole = self.template.render(&messages[..=turn], false)?;
-            if !whole.starts_with(&prompt) {
+            let render = |messages, add_generation_prompt| {
+                self.template.render_said(&Prompt { messages, context, add_generation_prompt }, self.tokenizer)
+            };
+            let prompt = render(&messages[..turn], true)?;
+            let whole = render(&messages[..=turn], false)?;
+            if !whole.text.starts_with(&prompt.text) {
                 let reason = "it does not begin an answer as it asks for one, so the answers can't be told from the rest; \
                               give pairs of `prompt` and `completion`";
                 return Err(Error::ChatTemplate(reason.into()));
             }
             let mut turns = match open.take() {
-                Some(turns) if prompt.starts_with(&turns.said) => turns,
+                Some(turns) if prompt.text.starts_with(&turns.said) => turns,
                 before => {
                     drafts.extend(before.map(|turns| turns.close(self.eos())));
-                    Turns { draft: Draft::new(), said: String::new(), ended: false }
+                    Turns::default()
                 }
             };
-            turns.add(self, prompt, whole)?;
+            turns.add(self, prompt, whole, weights[turn])?;
             let full = turns.draft.example.ids.len() > self.options.seq_len;
             open = Some(turns);
             if full {
@@ -160,33 +214,61 @@ impl<'a> Encoder<'a> {
         Ok(drafts)
     }
 
+    /// What each message counts in the loss; refuses what would be learnt otherwise than it says.
+    fn weights(&self, messages: &[Message], context: &Map<String, Value>) -> Result<Vec<f32>> {
+        let refused = |reason| Error::InvalidArgument { name: "messages", reason };
+        if let Some(key) = context.keys().find(|key| !self.template.uses(key)) {
+            return Err(refused(format!(
+                "{} beside them is nothing that the chat template uses; leave it out",
+                named(key)
+            )));
+        }
+        let weight = |(i, message): (usize, &Message)| {
+            let refused = |reason: String| refused(format!("message {}: {reason}", i + 1));
+            let unused = |(key, value): (&String, &Value)| {
+                let empty = value.is_null() || value.as_array().is_some_and(Vec::is_empty);
+                let known = [&LOSS_KEYS[..], &ASIDE].concat().contains(&key.as_str());
+                (!empty && !known && !self.template.uses(key)).then(|| named(key))
+            };
+            if let Some(key) = message.extra.iter().find_map(unused) {
+                return Err(refused(format!("{key} is nothing that the chat template uses; leave it out")));
+            }
+            match (message.loss_weight().map_err(refused)?, message.role.as_str()) {
+                (weight, "assistant") => Ok(weight.unwrap_or(1.0)),
+                (None | Some(0.0), _) => Ok(0.0),
+                _ => Err(refused(
+                    "only messages of role `assistant` are learnt; take its `weight` or `train` away".into(),
+                )),
+            }
+        };
+        messages.iter().enumerate().map(weight).collect()
+    }
+
     /// The ids of a text that starts an example, with BOS where the file asks for one.
     pub(super) fn start(&self, text: &str) -> Result<Vec<u32>> {
-        let options = EncodeOptions { add_bos: None, ..bare(self.options.parse_special) };
+        let options = EncodeOptions { add_bos: None, continuation: false, ..following(self.options.parse_special) };
         self.tokenizer.encode(text, options)
     }
 
     /// The ids of a text that follows others.
     pub(super) fn text(&self, text: &str) -> Result<Vec<u32>> {
-        self.tokenizer.encode(text, bare(self.options.parse_special))
+        self.tokenizer.encode(text, following(self.options.parse_special))
     }
 
     /// The end of a text, if the vocabulary has one.
     pub(super) fn eos(&self) -> &[u32] {
         self.eos.as_slice()
     }
-
-    /// The ids of a rendered conversation; most templates write the BOS themselves.
-    fn rendered(&self, text: &str) -> Result<Vec<u32>> {
-        let bos = self.tokenizer.bos().and_then(|id| self.tokenizer.token_text(id));
-        let add_bos = if bos.is_some_and(|bos| text.starts_with(bos)) { Some(false) } else { None };
-        self.tokenizer.encode(text, EncodeOptions { add_bos, ..bare(true) })
-    }
 }
 
-/// Neither BOS nor EOS.
-fn bare(parse_special: bool) -> EncodeOptions {
-    EncodeOptions { add_bos: Some(false), add_eos: Some(false), parse_special, continuation: false }
+/// A text after another, before a third.
+fn following(parse_special: bool) -> EncodeOptions {
+    EncodeOptions { add_bos: Some(false), add_eos: Some(false), parse_special, continuation: true }
+}
+
+/// A key as an error may show it.
+fn named(key: &str) -> String {
+    if is_name(key) { format!("`{key}`") } else { "a key".into() }
 }
 
 /// A conversation so far.
@@ -194,39 +276,45 @@ struct Turns {
     draft: Draft,
     /// What `draft` encodes.
     said: String,
-    /// The last answer has its end-of-generation token.
-    ended: bool,
+    /// What the last answer counts, if it lacks its end-of-generation token.
+    unended: Option<f32>,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self { draft: Draft::new(), said: String::new(), unended: None }
+    }
 }
 
 impl Turns {
     /// Goes on to `prompt` and from there to `whole`, each of which begins with the one before.
-    fn add(&mut self, encoder: &Encoder<'_>, prompt: String, whole: String) -> Result<()> {
+    fn add(&mut self, encoder: &Encoder<'_>, prompt: Rendered, whole: Rendered, weight: f32) -> Result<()> {
         let asked = self.following(encoder, &prompt)?;
         self.draft.push(&asked, 0.0);
-        self.said = prompt;
+        self.said = prompt.text;
         let answer = self.following(encoder, &whole)?;
         let end = answer.iter().rposition(|&id| encoder.tokenizer.is_end_of_generation(id));
         // What the template writes after the end of a turn, no model is asked for.
         let (learnt, rest) = answer.split_at(end.map_or(answer.len(), |end| end + 1));
-        self.draft.push_answer(learnt);
+        self.draft.push_answer(learnt, weight);
         self.draft.push(rest, 0.0);
-        self.said = whole;
-        self.ended = end.is_some();
+        self.said = whole.text;
+        self.unended = end.is_none().then_some(weight);
         Ok(())
     }
 
-    /// The ids of `text` beyond what has been said.
-    fn following(&self, encoder: &Encoder<'_>, text: &str) -> Result<Vec<u32>> {
-        let whole = encoder.rendered(text)?;
+    /// The ids of `rendered` beyond what has been said.
+    fn following(&self, encoder: &Encoder<'_>, rendered: &Rendered) -> Result<Vec<u32>> {
+        let whole = rendered.encode(encoder.tokenizer)?;
         match whole.strip_prefix(&self.draft.example.ids[..]) {
             Some(rest) => Ok(rest.to_vec()),
-            None => encoder.tokenizer.encode(&text[self.said.len()..], bare(true)),
+            None => rendered.encode_from(self.said.len(), encoder.tokenizer),
         }
     }
 
     fn close(mut self, eos: &[u32]) -> Draft {
-        if !self.ended {
-            self.draft.push_answer(eos);
+        if let Some(weight) = self.unended {
+            self.draft.push_answer(eos, weight);
         }
         self.draft
     }

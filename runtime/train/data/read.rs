@@ -1,11 +1,12 @@
 //! Files into datasets, as a stream.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 
 use super::encode::Windows;
-use super::{Dataset, Encoder, Record};
+use super::record::{Record, Row};
+use super::{Dataset, Encoder};
 use crate::error::{Error, Result};
 
 /// Bytes of a line; a longer one is no example.
@@ -15,10 +16,10 @@ const BYTE_ORDER_MARK: char = '\u{feff}';
 const PIECE_BYTES: usize = 1 << 20;
 
 impl Dataset {
-    /// Reads a JSONL file: one [`Record`] a line, blank lines ignored.
+    /// Reads a JSONL file, or for the path `-` standard input: one [`Record`] a line, blank lines ignored. A `weight`
+    /// of 0 or more in a record is what its loss counts.
     ///
-    /// Errors: [`Error::Io`]; [`Error::InvalidFile`] naming the line, or when nothing is left to train on;
-    /// [`Error::Unsupported`] to fill in the middle with a vocabulary that has no tokens for it.
+    /// Errors: [`Error::Io`]; [`Error::InvalidFile`] naming the line, or when nothing is left to train on.
     pub fn read_jsonl(path: impl AsRef<Path>, encoder: &Encoder<'_>) -> Result<Self> {
         Self::read_jsonl_with(path, encoder, |_| {})
     }
@@ -26,62 +27,76 @@ impl Dataset {
     /// As [`Dataset::read_jsonl`]; `each` gets every record that gave an example or more.
     ///
     /// Errors: as [`Dataset::read_jsonl`].
-    pub fn read_jsonl_with(
-        path: impl AsRef<Path>,
+    pub fn read_jsonl_with(path: impl AsRef<Path>, encoder: &Encoder<'_>, each: impl FnMut(Record)) -> Result<Self> {
+        let source = Source::open(path.as_ref())?;
+        Self::read_jsonl_from(source.reader, source.name, encoder, each)
+    }
+
+    /// As [`Dataset::read_jsonl_with`] from any reader, called `name` in errors.
+    ///
+    /// Errors: as [`Dataset::read_jsonl`].
+    pub fn read_jsonl_from(
+        reader: impl BufRead,
+        name: &Path,
         encoder: &Encoder<'_>,
         mut each: impl FnMut(Record),
     ) -> Result<Self> {
-        let path = path.as_ref();
-        let mut lines = Lines { reader: open(path)?, buffer: Vec::new(), number: 0 };
+        let mut lines = Lines { reader, buffer: Vec::new(), number: 0 };
         let mut data = Self::default();
-        while let Some(line) = lines.next().map_err(|e| Error::io(path, e))? {
-            let record = match line {
+        while let Some(line) = lines.next().map_err(|e| Error::io(name, e))? {
+            let row = match line {
                 Ok("") => continue,
-                Ok(line) => Record::parse(line),
+                Ok(line) => Row::parse(line),
                 Err(reason) => Err(reason),
             };
             let examples = data.examples.len();
-            let reason = match record.map(|record| data.push(&record, encoder).map(|()| record)) {
-                Ok(Ok(record)) => {
+            let pushed = row.and_then(|Row { record, weight }| {
+                data.push_weighted(&record, weight, encoder).map_err(|error| error.to_string())?;
+                Ok(record)
+            });
+            let reason = match pushed {
+                Ok(record) => {
                     if data.examples.len() > examples {
                         each(record);
                     }
                     continue;
                 }
-                // No other line would fare better.
-                Ok(Err(error @ Error::Unsupported { .. })) => return Err(error),
-                Ok(Err(error)) => error.to_string(),
-                Err(reason) => reason,
+                Err(reason) => format!("line {}: {reason}", lines.number),
             };
-            let reason = format!("line {}: {reason}", lines.number);
             if !encoder.options().skip_bad {
-                return Err(invalid(path, reason));
+                return Err(invalid(name, reason));
             }
             data.report.skipped += 1;
             data.report.first_skipped.get_or_insert(reason);
         }
-        data.not_empty(path)
+        data.not_empty(name)
     }
 
-    /// Reads a UTF-8 text file as one document, for continued pre-training: loss on every token, cut into examples of
-    /// `seq_len` tokens of which each begins with the last of the one before. It is encoded in pieces of at most 1 MiB
-    /// that end where a line does.
+    /// Reads a UTF-8 text file, or for the path `-` standard input, as one document, for continued pre-training: loss
+    /// on every token, cut into examples of `seq_len` tokens of which each begins with the last of the one before. It
+    /// is encoded in pieces of at most 1 MiB that end where a line does.
     ///
     /// Errors: [`Error::Io`]; [`Error::InvalidFile`] when it is not UTF-8 or has no two tokens.
     pub fn read_text(path: impl AsRef<Path>, encoder: &Encoder<'_>) -> Result<Self> {
-        let path = path.as_ref();
-        let mut reader = open(path)?;
+        let source = Source::open(path.as_ref())?;
+        Self::read_text_from(source.reader, source.name, encoder)
+    }
+
+    /// As [`Dataset::read_text`] from any reader, called `name` in errors.
+    ///
+    /// Errors: as [`Dataset::read_text`].
+    pub fn read_text_from(mut reader: impl BufRead, name: &Path, encoder: &Encoder<'_>) -> Result<Self> {
         let mut windows = Windows::new(encoder.options().seq_len);
         let mut data = Self::default();
         let (mut buffer, mut done) = (Vec::new(), 0);
         loop {
             let wanted = (PIECE_BYTES - buffer.len()) as u64;
-            let read = (&mut reader).take(wanted).read_to_end(&mut buffer).map_err(|e| Error::io(path, e))?;
+            let read = (&mut reader).take(wanted).read_to_end(&mut buffer).map_err(|e| Error::io(name, e))?;
             let last = read as u64 != wanted;
             if last && done == 0 && buffer.is_empty() {
                 break;
             }
-            let piece = piece(&buffer, last).map_err(|at| invalid(path, not_utf8(done + at)))?;
+            let piece = piece(&buffer, last).map_err(|at| invalid(name, not_utf8(done + at)))?;
             let ids = match done {
                 0 => encoder.start(piece.strip_prefix(BYTE_ORDER_MARK).unwrap_or(piece))?,
                 _ => encoder.text(piece)?,
@@ -96,7 +111,7 @@ impl Dataset {
             }
         }
         data.add_windows(windows.finish());
-        data.not_empty(path)
+        data.not_empty(name)
     }
 
     fn add_windows(&mut self, examples: impl IntoIterator<Item = super::Example>) {
@@ -120,12 +135,23 @@ impl Dataset {
     }
 }
 
-fn open(path: &Path) -> Result<BufReader<File>> {
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
-    if file.metadata().map_err(|e| Error::io(path, e))?.is_dir() {
-        return Err(invalid(path, "a folder; give a file".into()));
+/// What is read, and what errors call it.
+struct Source<'a> {
+    reader: Box<dyn BufRead>,
+    name: &'a Path,
+}
+
+impl<'a> Source<'a> {
+    fn open(path: &'a Path) -> Result<Self> {
+        if path == Path::new("-") {
+            return Ok(Self { reader: Box::new(io::stdin().lock()), name: Path::new("standard input") });
+        }
+        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        if file.metadata().map_err(|e| Error::io(path, e))?.is_dir() {
+            return Err(invalid(path, "a folder; give a file".into()));
+        }
+        Ok(Self { reader: Box::new(BufReader::new(file)), name: path })
     }
-    Ok(BufReader::new(file))
 }
 
 fn invalid(path: &Path, reason: String) -> Error {
@@ -161,7 +187,7 @@ struct Lines<R> {
 
 impl<R: BufRead> Lines<R> {
     /// The next line, or what is wrong with it; `None` at the end.
-    fn next(&mut self) -> std::io::Result<Option<Result<&str, String>>> {
+    fn next(&mut self) -> io::Result<Option<Result<&str, String>>> {
         self.buffer.clear();
         self.number += 1;
         if (&mut self.reader).take(MAX_LINE_BYTES as u64).read_until(b'\n', &mut self.buffer)? == 0 {

@@ -1,17 +1,25 @@
 //! What one line of a JSONL file may say.
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
+use serde_json::{Map, Value};
 
+use super::shapes;
 use crate::chat::Message;
 
-/// An example as people write it. Other keys of the line are ignored.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
+/// An example as people write it.
+///
+/// Conversations are read from `messages` (OpenAI's, content parts too), `conversations` (ShareGPT: `from` and `value`),
+/// `instruction`, `input` and `output` (Alpaca), and `prompt` and `completion` that are lists of messages (TRL). Keys
+/// of a line that are none of an example's are ignored, unless they would change what is learnt: those are refused.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(try_from = "Value")]
 pub enum Record {
     /// A conversation, rendered by the model's own template: loss on the assistant's turns.
     Chat {
         /// From the first on.
         messages: Vec<Message>,
+        /// Other variables for the template: `tools`, `documents`, and all of `chat_template_kwargs`.
+        context: Map<String, Value>,
     },
     /// Loss on the completion, and a little on the prompt.
     Pair {
@@ -36,12 +44,27 @@ pub enum Record {
     },
 }
 
-impl Record {
+/// A record, and what its loss counts among others.
+pub(super) struct Row {
+    pub(super) record: Record,
+    pub(super) weight: f32,
+}
+
+impl Row {
     /// Reads a line. The error says what is wrong without quoting it.
     pub(super) fn parse(line: &str) -> Result<Self, String> {
-        let value: serde_json::Value =
-            serde_json::from_str(line).map_err(|e| format!("not JSON from column {} on", e.column()))?;
-        let known = "`messages`, `prompt` and `completion`, `prefix`, `middle` and `suffix`, or `text`";
-        serde_json::from_value(value).map_err(|_| format!("not an object with {known} as texts"))
+        let value: Value = serde_json::from_str(line).map_err(|e| format!("not JSON from column {} on", e.column()))?;
+        shapes::row(value)
+    }
+}
+
+impl TryFrom<Value> for Record {
+    type Error = String;
+
+    fn try_from(value: Value) -> Result<Self, String> {
+        match shapes::row(value)? {
+            Row { record, weight: 1.0 } => Ok(record),
+            _ => Err("`weight` of a whole record is read from files only".into()),
+        }
     }
 }
