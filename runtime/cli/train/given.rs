@@ -21,6 +21,8 @@ pub(super) struct Given {
     text: bool,
     prompt_loss_weight: f32,
     skip_bad: bool,
+    #[serde(default)]
+    chat_template: Option<PathBuf>,
     /// As `--validation` spells it.
     validation: String,
     patience: Option<u32>,
@@ -45,6 +47,7 @@ impl Given {
             text: args.data.text,
             prompt_loss_weight: args.data.prompt_loss_weight,
             skip_bad: args.data.skip_bad,
+            chat_template: args.data.template.path.clone(),
             validation,
             patience: data.patience,
             steps: args.steps.steps,
@@ -86,11 +89,14 @@ impl Given {
     /// What decides the examples and is not as in `now`: each option with both values.
     pub(super) fn differences(&self, now: &Self) -> Vec<String> {
         let path = |given: &Self| given.data.display().to_string();
+        let template =
+            |given: &Self| given.chat_template.as_ref().map_or("none".into(), |path| path.display().to_string());
         [
             ("--data", path(self), path(now)),
             ("--text", self.text.to_string(), now.text.to_string()),
             ("--prompt-loss-weight", self.prompt_loss_weight.to_string(), now.prompt_loss_weight.to_string()),
             ("--skip-bad", self.skip_bad.to_string(), now.skip_bad.to_string()),
+            ("--chat-template", template(self), template(now)),
             ("--validation", self.validation.clone(), now.validation.clone()),
             ("records in the file", self.records.to_string(), now.records.to_string()),
         ]

@@ -68,7 +68,10 @@ impl View {
                 self.bar.disable_steady_tick();
             }
             let [curve, validated] = [&history.training, &history.validation].map(|losses| sparkline(losses));
-            self.bar.set_message(format!("{}loss {loss:.4} {curve}{validation} {validated}  lr {lr:.2e}{speed}", self.left(record.step)));
+            self.bar.set_message(format!(
+                "{}loss {loss:.4} {curve}{validation} {validated}  lr {lr:.2e}{speed}",
+                self.left(record.step)
+            ));
             self.bar.set_position(record.step);
         } else if record.step.is_multiple_of((self.total / LINES).max(1)) || record.step == self.total {
             output::note(&format!(
