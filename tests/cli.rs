@@ -3,6 +3,7 @@
 mod adapter;
 mod chat;
 mod quiet;
+mod runs;
 mod train;
 
 use std::path::Path;

@@ -107,8 +107,14 @@ impl Adapter {
     /// Errors: [`Error::Io`]; [`Error::InvalidFile`] for a folder that holds something else;
     /// [`Error::InvalidAdapter`] for a module whose numbers are too large for F16, or which the config does not mean.
     pub fn save_peft(&self, dir: impl AsRef<Path>, dtype: DType, shape: &BaseShape) -> Result<()> {
+        peft::check_folder(dir.as_ref())?;
+        self.write_peft(dir.as_ref(), dtype, shape)
+    }
+
+    /// As [`Self::save_peft`], to a folder that was checked already.
+    pub(crate) fn write_peft(&self, dir: &Path, dtype: DType, shape: &BaseShape) -> Result<()> {
         self.check(shape)?;
-        peft::save(dir.as_ref(), &self.config, &self.modules, self.base_fingerprint.as_deref(), dtype)
+        peft::save(dir, &self.config, &self.modules, self.base_fingerprint.as_deref(), dtype)
     }
 
     /// Writes a GGUF LoRA for llama.cpp, with tensors in `dtype`: F32 or F16. A file that is there is replaced.

@@ -23,6 +23,8 @@ use crate::error::{Error, Result};
 pub(crate) const CONFIG: &str = "adapter_config.json";
 /// Folder of the checkpoints of the training that makes the adapter.
 pub(crate) const CHECKPOINTS: &str = "checkpoints";
+/// File that says who trains to the folder, while someone does.
+pub(crate) const LOCK: &str = ".lock";
 const TENSORS: &str = "adapter_model.safetensors";
 const PICKLE: &str = "adapter_model.bin";
 /// Keys of the tensor file's metadata.
@@ -195,8 +197,7 @@ fn tensor_name(path: ModulePath, factor: Factor) -> String {
 
 /// Writes a folder. The config goes first out and last in, so that no crash leaves one beside tensors it is not for.
 ///
-/// Errors: [`Error::Io`]; [`Error::InvalidFile`] when the folder exists and is neither empty nor an adapter's;
-/// [`Error::InvalidAdapter`] for a module whose numbers `dtype` can't hold.
+/// Errors: [`Error::Io`]; [`Error::InvalidAdapter`] for a module whose numbers `dtype` can't hold.
 pub(crate) fn save(
     dir: &Path,
     config: &LoraConfig,
@@ -206,16 +207,6 @@ pub(crate) fn save(
 ) -> Result<()> {
     let json = config.to_json();
     let bytes = encode(dir, &json, modules, fingerprint, dtype)?;
-    let invalid = |reason: &str| Error::InvalidFile { path: dir.into(), reason: reason.into() };
-    if dir.exists() {
-        if !dir.is_dir() {
-            return Err(invalid("a file has that name; give a folder"));
-        }
-        let entries = std::fs::read_dir(dir).map_err(|e| Error::io(dir, e))?;
-        if !is_adapter(dir) && entries.flatten().any(|entry| !is_ours(&entry.file_name())) {
-            return Err(invalid("the folder holds something that is no adapter; give an empty or a new one"));
-        }
-    }
     std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
     let (old, tensors) = (dir.join(CONFIG), dir.join(TENSORS));
     let (staged_tensors, staged_config) = (Staged::write(&tensors, &bytes)?, Staged::write(&old, json.as_bytes())?);
@@ -226,9 +217,27 @@ pub(crate) fn save(
     staged_config.commit()
 }
 
+/// That an adapter may be written to `dir`.
+///
+/// Errors: [`Error::InvalidFile`] when it exists and is neither empty nor an adapter's; [`Error::Io`].
+pub(crate) fn check_folder(dir: &Path) -> Result<()> {
+    let invalid = |reason: &str| Err(Error::InvalidFile { path: dir.into(), reason: reason.into() });
+    if !dir.exists() {
+        return Ok(());
+    }
+    if !dir.is_dir() {
+        return invalid("a file has that name; give a folder");
+    }
+    let entries = std::fs::read_dir(dir).map_err(|e| Error::io(dir, e))?;
+    if !is_adapter(dir) && entries.flatten().any(|entry| !is_ours(&entry.file_name())) {
+        return invalid("the folder holds something that is no adapter; give an empty or a new one");
+    }
+    Ok(())
+}
+
 /// Whether saving or training leaves it in a folder before there is a config: a crash may have kept it from that.
 fn is_ours(name: &std::ffi::OsStr) -> bool {
-    is_staged(name) || name == TENSORS || name == CHECKPOINTS
+    is_staged(name) || name == TENSORS || name == CHECKPOINTS || name == LOCK
 }
 
 /// Whether it is what a crash left of a file on its way into a folder.

@@ -58,7 +58,7 @@ pub(super) fn run(args: &ExportArgs) -> Result<()> {
     for adapter in &args.adapters {
         files = files.reads("the adapter", "PATH", &adapter.path);
     }
-    files.writes("OUT.gguf", &args.out, Kind::MergedModel).check(args.overwrite)?;
+    files.writes("OUT.gguf", &args.out, Kind::MergedModel).check(Some(args.overwrite))?;
     let base = BaseFile::open(&args.model)?;
     let mut adapters = Vec::with_capacity(args.adapters.len());
     for Weighted { path, weight } in &args.adapters {

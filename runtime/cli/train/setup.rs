@@ -16,7 +16,7 @@ use crate::format::gguf::Gguf;
 use crate::gpu::{Gpu, GpuOptions};
 use crate::model::config::ModelConfig;
 use crate::selftest;
-use crate::train::data::{DataReport, Dataset, Encoder, TrainLength};
+use crate::train::data::{DataReport, Dataset, TrainLength, Encoder, Validation};
 use crate::train::plan::{Choice, Device, TRAIN_CONTEXT, Wish, choose, human_bytes};
 use crate::train::trainer::computes_wrong;
 use crate::train::{TrainOptions, recipe};
@@ -71,8 +71,11 @@ pub(super) fn prepare(args: &TrainArgs, gpu: GpuOptions) -> Result<(Setup, PlanR
     let engine = Engine::from_gguf(gpu, &gguf, &engine_options, &mut |progress| bar.update(progress))?;
     if let Some(made_for) = init.as_ref().and_then(|init| init.base_fingerprint.clone()) {
         let got = engine.base().fingerprint.clone();
-        if made_for != got {
+        if made_for != got && !args.lora.force {
             return Err(Error::BaseMismatch { expected: made_for, got });
+        }
+        if made_for != got {
+            output::note(&format!("warning: --init was made for base model {made_for}, but {got} is loaded"));
         }
     }
     Ok((Setup { engine, options, init }, plan))
@@ -101,6 +104,8 @@ fn plan(
 pub(super) struct Data {
     pub(super) train: Dataset,
     pub(super) validation: Option<Dataset>,
+    /// What of the file is for validation.
+    pub(super) held_out: Option<Validation>,
     /// See [`super::args::RunArgs::patience`].
     pub(super) patience: Option<u32>,
     /// What became of the file.
@@ -139,5 +144,5 @@ pub(super) fn data(args: &TrainArgs, setup: &Setup) -> Result<Data> {
         let reason = "there is nothing to validate on; add `--validation 0.1`, or a file".into();
         return Err(Error::InvalidArgument { name, reason });
     }
-    Ok(Data { train, validation, patience, report })
+    Ok(Data { train, validation, held_out, patience, report })
 }
