@@ -7,10 +7,9 @@ mod common;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use epiphyte::{Engine, EngineOptions, GenerateOptions, Result, Session, generate_batch};
+use epiphyte::{CancelToken, Engine, EngineOptions, GenerateOptions, Result, Session, generate_batch};
 
 use common::{MODEL_FILE, model_path};
 
@@ -28,7 +27,7 @@ fn session(engine: &Arc<Engine>, tokens: usize, count: &mut u32) -> Result<Sessi
 }
 
 fn prefill(engine: &Arc<Engine>, mut session: Session) -> Result<()> {
-    session.prefill(&AtomicBool::new(false))?;
+    session.prefill(&CancelToken::default())?;
     engine.gpu().wait(None)
 }
 

@@ -156,7 +156,7 @@ fn samples(c: &mut Criterion, gpu: &Gpu) -> Result<()> {
 
 fn kernels(c: &mut Criterion) {
     let run = |c: &mut Criterion| -> Result<()> {
-        let gpu = Gpu::open(GpuOptions::from_env())?;
+        let gpu = Gpu::open(GpuOptions::from_env()?)?;
         println!("{}, reads {:.1} GB/s", gpu.description(), bandwidth::measure_read(&gpu)? / 1e9);
         linears(c, &gpu)?;
         attentions(c, &gpu)?;

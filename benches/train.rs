@@ -41,7 +41,7 @@ fn trainer(engine: &Arc<Engine>, size: &Size, checkpoint_every: Option<usize>) -
         rank: RANK,
         decay: Decay::Constant,
         warmup: Warmup::Steps(0),
-        duration: data::Duration::Steps(u64::MAX),
+        duration: data::TrainLength::Steps(u64::MAX),
         seq_len: size.seq_len,
         checkpoint_every,
         ..TrainOptions::default()
@@ -101,7 +101,7 @@ fn main() -> Result<()> {
         return Ok(());
     };
     println!("{}", path.display());
-    let engine = Engine::open(path, EngineOptions { gpu: GpuOptions::from_env(), ..Default::default() })?;
+    let engine = Engine::open(path, EngineOptions { gpu: GpuOptions::from_env()?, ..Default::default() })?;
     let most = engine.base().config.max_position_embeddings;
     let size = match engine.gpu().caps().software {
         false => Size { seq_len: most.min(512), steps: 20, asked: 200, prompt: 64 },

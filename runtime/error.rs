@@ -71,9 +71,9 @@ pub enum Error {
     /// The chat template does not parse, loops, or rejects the conversation.
     #[error("chat template: {0}")]
     ChatTemplate(String),
-    /// No usable graphics adapter.
-    #[error("no GPU adapter: {0}")]
-    NoAdapter(String),
+    /// No usable GPU.
+    #[error("no GPU: {0}")]
+    NoGpu(String),
     /// The driver refused something, named by the operation.
     #[error("gpu: {op}: {reason}")]
     Gpu {

@@ -2,6 +2,8 @@
 
 use std::num::NonZero;
 use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
 use std::thread;
 
 /// Most threads: work on memory gains little from more.
@@ -25,4 +27,40 @@ pub(crate) fn map<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> R + Sync)
             shares.map(|share| scope.spawn(move || share.into_iter().map(work).collect::<Vec<R>>())).collect();
         running.into_iter().flat_map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
     })
+}
+
+/// As [`map`], for work of which each item takes long and some longer than others: whoever is free takes the next.
+/// `progress` hears on this thread how many are done, from 0 on.
+pub(crate) fn map_reporting<T: Sync, R: Send>(
+    items: &[T],
+    work: impl Fn(&T) -> R + Sync,
+    progress: &mut dyn FnMut(usize),
+) -> Vec<R> {
+    let threads = thread::available_parallelism().map_or(1, NonZero::get).min(MOST).min(items.len());
+    let (next, (done, waiting)) = (AtomicUsize::new(0), mpsc::channel());
+    let mut results = Vec::with_capacity(items.len());
+    progress(0);
+    thread::scope(|scope| {
+        for done in vec![done; threads] {
+            let (next, work) = (&next, &work);
+            scope.spawn(move || {
+                while let Some((i, item)) = take(items, next) {
+                    if done.send((i, work(item))).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        for result in waiting {
+            results.push(result);
+            progress(results.len());
+        }
+    });
+    results.sort_by_key(|(i, _)| *i);
+    results.into_iter().map(|(_, result)| result).collect()
+}
+
+fn take<'a, T>(items: &'a [T], next: &AtomicUsize) -> Option<(usize, &'a T)> {
+    let i = next.fetch_add(1, Ordering::Relaxed);
+    items.get(i).map(|item| (i, item))
 }

@@ -2,6 +2,8 @@
 
 mod adapter;
 mod chat;
+mod quiet;
+mod runs;
 mod train;
 
 use std::path::Path;
@@ -114,6 +116,12 @@ fn a_bad_file_is_refused() {
     for args in [&["generate", "-p", "x", "-m", path][..], &["bench", "-m", path], &["inspect", "--json", path]] {
         assert_fails(&run(args), 1, "garbage.gguf");
     }
+}
+
+#[test]
+fn the_old_name_of_a_variable_is_refused_with_the_new_one() {
+    let output = epiphyte(&["doctor", "--json"]).env("EPIPHYTE_ADAPTER", "software").output().unwrap();
+    assert_fails(&output, 2, "EPIPHYTE_GPU");
 }
 
 #[cfg(target_os = "linux")]

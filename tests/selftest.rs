@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use epiphyte::format::gguf::Gguf;
 use epiphyte::gpu::{Caps, Gpu, GpuOptions};
-use epiphyte::selftest::{self, Ability, Report, Verdict};
+use epiphyte::selftest::{self, Ability, KernelCheck, Report};
 use epiphyte::{Engine, EngineOptions, Error};
 use safetensors::SafeTensors;
 
@@ -65,7 +65,7 @@ fn answers_right(gpu: Gpu) {
     let data = |name: &str| golden.tensor(name).unwrap().data().to_vec();
     let ids: Vec<u32> = data("tiny_llama.ids").as_chunks().0.iter().map(|id| i64::from_le_bytes(*id) as u32).collect();
     let want: Vec<f32> = data("tiny_llama.logits").as_chunks().0.iter().map(|v| f32::from_le_bytes(*v)).collect();
-    let engine = Engine::from_gguf(gpu, &gguf, &EngineOptions::default(), &mut |_, _| {}).unwrap();
+    let engine = Engine::from_gguf(gpu, &gguf, &EngineOptions::default(), &mut |_| {}).unwrap();
     let mut session = engine.session();
     session.push_tokens(&ids).unwrap();
     let mut rows = 0;
@@ -134,7 +134,7 @@ fn the_least_demanding_failure_names_the_culprit() {
         max_binding_bytes: 128 << 20,
     };
     use Ability::{CooperativeMatrix, F16, Subgroups};
-    let verdict = |(uses, ok): &(&[Ability], bool)| Verdict {
+    let verdict = |(uses, ok): &(&[Ability], bool)| KernelCheck {
         kernel: "k".into(),
         variant: String::new(),
         uses: uses.to_vec(),

@@ -47,7 +47,7 @@ impl From<epiphyte::Error> for EpiphyteError {
             E::Unsupported { .. } => ErrorKind::Unsupported,
             E::InvalidArgument { .. } => ErrorKind::InvalidArgument,
             E::Tokenizer(_) | E::ChatTemplate(_) => ErrorKind::Text,
-            E::NoAdapter(_) | E::Gpu { .. } | E::DeviceLost(_) => ErrorKind::Device,
+            E::NoGpu(_) | E::Gpu { .. } | E::DeviceLost(_) => ErrorKind::Device,
             E::OutOfMemory { .. } | E::OverBudget { .. } => ErrorKind::OutOfMemory,
             E::ContextFull { .. } => ErrorKind::ContextFull,
             E::Cancelled => ErrorKind::Cancelled,

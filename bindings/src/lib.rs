@@ -6,7 +6,7 @@ mod engine;
 mod error;
 mod session;
 
-pub use engine::{Engine, EngineOptions};
+pub use engine::{Engine, EngineOptions, LoadListener, LoadPhase, LoadProgress};
 pub use error::{EpiphyteError, ErrorKind};
 pub use session::{FinishReason, GenerateOptions, Message, Sampling, Session, Token, TokenSink};
 

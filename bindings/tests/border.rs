@@ -3,7 +3,8 @@
 use std::sync::{Arc, Mutex};
 
 use epiphyte_bindings::{
-    Engine, EngineOptions, EpiphyteError, ErrorKind, FinishReason, GenerateOptions, Sampling, Session, Token, TokenSink,
+    Engine, EngineOptions, EpiphyteError, ErrorKind, FinishReason, GenerateOptions, LoadListener, LoadPhase,
+    LoadProgress, Sampling, Session, Token, TokenSink,
 };
 
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/tiny_llama.gguf");
@@ -55,6 +56,27 @@ fn a_model_answers_as_in_the_runtime() {
     assert_eq!(answer(&session, usize::MAX), (expected.clone(), FinishReason::MaxTokens));
     assert_eq!(answer(&fork, 3), (expected[..3].to_vec(), FinishReason::Cancelled));
     assert_eq!(session.len() - fork.len(), 5);
+}
+
+#[derive(Default)]
+struct Heard(Mutex<Vec<LoadProgress>>);
+
+impl LoadListener for Heard {
+    fn on_progress(&self, progress: LoadProgress) {
+        self.0.lock().unwrap().push(progress);
+    }
+}
+
+#[test]
+fn opening_tells_how_far_it_is() {
+    let heard = Arc::new(Heard::default());
+    let options = EngineOptions { context: Some(64) };
+    Engine::open_with(TINY.into(), options, Arc::<Heard>::clone(&heard)).unwrap();
+    let heard = heard.0.lock().unwrap();
+    for phase in [LoadPhase::SelfTest, LoadPhase::Weights, LoadPhase::Shaders] {
+        let of = |done: fn(&LoadProgress) -> u64| heard.iter().any(|p| p.phase == phase && p.done == done(p));
+        assert!(of(|_| 0) && of(|p| p.total), "{phase:?}");
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ mod adapters;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use clap::Args;
@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::adapter::{AdapterArgs, Adapters};
 use super::{ModelArgs, SamplingArgs, output};
-use crate::engine::{Change, Engine, GenerateOptions, Sampling, Session, generate_batch};
+use crate::engine::{CancelToken, Change, Engine, GenerateOptions, Sampling, Session, generate_batch};
 use crate::error::{Error, Result};
 use crate::gpu::GpuOptions;
 use crate::kernels::bandwidth;
@@ -177,7 +177,7 @@ impl Bench {
     fn prompt(&mut self, tokens: usize) -> Result<f64> {
         let mut session = self.session(0, tokens + 1)?;
         let start = Instant::now();
-        session.prefill(&AtomicBool::new(false))?;
+        session.prefill(&CancelToken::default())?;
         self.engine.gpu().wait(None)?;
         Ok(start.elapsed().as_secs_f64())
     }
@@ -198,7 +198,7 @@ impl Bench {
 
     /// The median of [`REPEATS`] after a warm-up, and how many there were.
     fn median(&mut self, what: &'static str, mut once: impl FnMut(&mut Self) -> Result<f64>) -> Result<(f64, usize)> {
-        let bar = output::bar(REPEATS as u64 + 1, "{msg} {bar:30} {pos}/{len}").with_message(what);
+        let bar = output::bar(REPEATS as u64 + 1, "{msg} {pos}/{len} {wide_bar}").with_message(what);
         let slow = once(self)? > PATIENCE && self.engine.gpu().caps().software;
         bar.inc(1);
         let repeats = if slow { 1 } else { REPEATS };

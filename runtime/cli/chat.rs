@@ -1,18 +1,23 @@
 //! `epiphyte chat`: a conversation. Ctrl-C stops the answer, or leaves where there is none.
 
-use std::io::{BufRead, IsTerminal};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io::IsTerminal;
+use std::sync::Arc;
 
 use clap::Args;
 
 use super::adapter::{AdapterArgs, Adapters, Weighted};
-use super::{ModelArgs, SamplingArgs, TemplateArgs, generate, output};
+use super::lines::Lines;
+use super::{ModelArgs, SamplingArgs, TemplateArgs, generate, interrupt, output};
+use crate::adapter::registry::AdapterState;
 use crate::chat::Message;
-use crate::engine::{CancelToken, Engine, FinishReason, GenerateOptions, Session};
+use crate::engine::{FinishReason, GenerateOptions, Session};
 use crate::error::{Error, Result};
 use crate::gpu::GpuOptions;
 
 const HELP: &str = "/reset                 forget the conversation\n\
+                    /system TEXT           go on with this system message\n\
+                    /system off            go on without one\n\
+                    /adapters              list the LoRA adapters, those in use with their weights\n\
                     /adapter PATH[=WEIGHT] go on with this LoRA adapter alone\n\
                     /adapter off           go on without adapters\n\
                     /quit                  leave; so do Ctrl-D and Ctrl-C\n\
@@ -30,92 +35,130 @@ pub(super) struct ChatArgs {
     #[command(flatten)]
     adapters: AdapterArgs,
     /// The system message
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     system: Option<String>,
+    /// Most tokens of an answer [default: what the context has room for]
+    #[arg(short = 'n', long, value_name = "N")]
+    max_tokens: Option<usize>,
     #[command(flatten)]
     sampling: SamplingArgs,
 }
 
-/// The answer that Ctrl-C stops, while there is one.
-type Running = Arc<Mutex<Option<CancelToken>>>;
-
 pub(super) fn run(args: &ChatArgs, gpu: GpuOptions) -> Result<()> {
-    let options = GenerateOptions { sampling: args.sampling.sampling()?, max_tokens: usize::MAX, ..Default::default() };
+    let options = GenerateOptions {
+        sampling: args.sampling.sampling()?,
+        max_tokens: args.max_tokens.unwrap_or(usize::MAX),
+        ..Default::default()
+    };
     let engine = args.model.open_with(gpu, &args.template)?;
-    let running = Running::default();
-    on_interrupt(Arc::clone(&running), Arc::clone(&engine))?;
-    let terminal = std::io::stdin().is_terminal();
-    if terminal {
+    // The main thread waits for a line and can't be woken.
+    let shared = Arc::clone(&engine);
+    interrupt::before_leaving(move || {
+        shared.gpu().save_pipelines();
+        output::note("");
+    });
+    let mut lines = Lines::default();
+    if std::io::stdin().is_terminal() {
         output::note(&format!("{}\n/help lists the commands.", engine.gpu().description()));
     }
-    let system: Vec<Message> = args.system.iter().map(|text| Message::new("system", text)).collect();
-    let (mut session, mut messages) = (engine.session(), system.clone());
-    Adapters::load(&args.adapters, &engine)?.apply(&mut session)?;
-    loop {
-        if terminal {
-            output::prompt("> ");
-        }
-        let Some(line) = read_line()? else { break };
+    let mut chat = Chat { session: engine.session(), messages: Vec::new(), options, force: args.adapters.force };
+    chat.set_system(args.system.as_deref());
+    Adapters::load(&args.adapters, &engine)?.apply(&mut chat.session)?;
+    while let Some(line) = lines.next()? {
         match line.trim() {
             "" => {}
             "/quit" => break,
-            "/help" => output::note(HELP),
-            "/reset" => messages.clone_from(&system),
-            command if command.split(' ').next() == Some("/adapter") => {
-                // The conversation goes on with the adapters it had if these can't be had.
-                if let Err(error) =
-                    change_adapter(&mut session, command["/adapter".len()..].trim(), args.adapters.force)
-                {
+            command if command.starts_with('/') => {
+                // The conversation goes on as it was if this can't be done.
+                if let Err(error) = chat.command(command) {
                     output::note(&format!("error: {error}"));
                 }
             }
-            command if command.starts_with('/') => output::note("There is no such command; /help lists them."),
-            text => {
-                messages.push(Message::new("user", text));
-                answer(&mut session, &mut messages, options.clone(), &running)?;
-            }
+            text => chat.answer(text)?,
         }
     }
     Ok(())
 }
 
-/// Changes the adapter of the conversation, which is then read again under the new one.
-fn change_adapter(session: &mut Session, adapter: &str, force: bool) -> Result<()> {
-    let adapters = match adapter {
-        "" => return Err(Error::InvalidArgument { name: "/adapter", reason: "give a path, or `off`".into() }),
-        "off" => Adapters::default(),
-        path => Adapters(vec![Weighted::parse(path.into()).load(session.engine(), force)?]),
-    };
-    adapters.apply(session)
+struct Chat {
+    session: Session,
+    messages: Vec<Message>,
+    options: GenerateOptions,
+    /// Adapters made for another base are welcome.
+    force: bool,
 }
 
-/// Answers the last message. One that can't be answered leaves the conversation as it was.
-fn answer(
-    session: &mut Session,
-    messages: &mut Vec<Message>,
-    options: GenerateOptions,
-    running: &Running,
-) -> Result<()> {
-    let cancel = CancelToken::default();
-    set(running, Some(cancel.clone()));
-    let answer = session
-        .set_messages(messages)
-        .and_then(|()| generate::answer(session, GenerateOptions { cancel, ..options }, output::text));
-    set(running, None);
-    match answer {
-        Ok(answer) => {
-            messages.push(Message::new("assistant", answer.text));
-            output::text("\n")?;
-            if answer.finish_reason == Some(FinishReason::ContextFull) {
-                output::note(FULL);
-            }
-            Ok(())
+impl Chat {
+    fn command(&mut self, command: &str) -> Result<()> {
+        let (name, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
+        match (name, rest.trim()) {
+            ("/help", _) => output::note(HELP),
+            ("/reset", _) => self.messages.retain(|message| message.role == "system"),
+            ("/system", "") => return Err(missing("/system", "give a text, or `off`")),
+            ("/system", text) => self.set_system((text != "off").then_some(text)),
+            ("/adapters", _) => self.list_adapters(),
+            ("/adapter", adapter) => self.change_adapter(adapter)?,
+            _ => output::note("There is no such command; /help lists them."),
         }
-        Err(error) => {
-            messages.pop();
-            unanswered(error)
+        Ok(())
+    }
+
+    /// The conversation goes on as if it had always been this.
+    fn set_system(&mut self, text: Option<&str>) {
+        self.messages.retain(|message| message.role != "system");
+        self.messages.splice(0..0, text.map(|text| Message::new("system", text)));
+    }
+
+    fn list_adapters(&self) {
+        let used = self.session.adapters();
+        for AdapterState { id, .. } in self.session.engine().adapters() {
+            let weight = used.iter().find(|(of, _)| *of == id).map(|(_, weight)| format!(" x {weight}"));
+            let (mark, weight) = (if weight.is_some() { "*" } else { " " }, weight.unwrap_or_default());
+            output::note(&format!("{mark} {id}{weight}"));
+        }
+        if used.is_empty() {
+            output::note("No adapter is in use.");
         }
     }
+
+    /// Changes the adapter of the conversation, which is then read again under the new one.
+    fn change_adapter(&mut self, adapter: &str) -> Result<()> {
+        let adapters = match adapter {
+            "" => return Err(missing("/adapter", "give a path, or `off`")),
+            "off" => Adapters::default(),
+            path => Adapters(vec![Weighted::parse(path.into()).load(self.session.engine(), self.force)?]),
+        };
+        adapters.apply(&mut self.session)
+    }
+
+    /// Answers a message. One that can't be answered leaves the conversation as it was.
+    fn answer(&mut self, text: &str) -> Result<()> {
+        self.messages.push(Message::new("user", text));
+        let stop = interrupt::listen("");
+        let options = GenerateOptions { cancel: stop.token.clone(), ..self.options.clone() };
+        let session = &mut self.session;
+        let answer =
+            session.set_messages(&self.messages).and_then(|()| generate::answer(session, options, output::text));
+        drop(stop);
+        match answer {
+            Ok(answer) => {
+                self.messages.push(Message::new("assistant", answer.text));
+                output::text("\n")?;
+                if answer.finish_reason == Some(FinishReason::ContextFull) {
+                    output::note(FULL);
+                }
+                Ok(())
+            }
+            Err(error) => {
+                self.messages.pop();
+                unanswered(error)
+            }
+        }
+    }
+}
+
+fn missing(name: &'static str, reason: &str) -> Error {
+    Error::InvalidArgument { name, reason: reason.into() }
 }
 
 /// Says why there is no answer. Errors: those that leave no conversation to go on with.
@@ -133,32 +176,4 @@ fn unanswered(error: Error) -> Result<()> {
         }
         error => Err(error),
     }
-}
-
-/// A line of standard input, empty if it is not UTF-8; `None` at its end.
-fn read_line() -> Result<Option<String>> {
-    let mut line = Vec::new();
-    let read = std::io::stdin().lock().read_until(b'\n', &mut line).map_err(|e| Error::io("standard input", e))?;
-    let text = String::from_utf8(line).unwrap_or_else(|_| {
-        output::note("error: this line is not UTF-8; convert it");
-        String::new()
-    });
-    Ok((read > 0).then_some(text))
-}
-
-fn set(running: &Running, cancel: Option<CancelToken>) {
-    *running.lock().unwrap_or_else(PoisonError::into_inner) = cancel;
-}
-
-fn on_interrupt(running: Running, engine: Arc<Engine>) -> Result<()> {
-    let handler = move || match &*running.lock().unwrap_or_else(PoisonError::into_inner) {
-        Some(cancel) => cancel.cancel(),
-        None => {
-            // The main thread waits for a line and can't be woken.
-            engine.gpu().save_pipelines();
-            output::note("");
-            std::process::exit(0);
-        }
-    };
-    ctrlc::set_handler(handler).map_err(|e| Error::io("Ctrl-C", std::io::Error::other(e)))
 }

@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use super::output;
 use crate::error::Result;
-use crate::gpu::device::{adapters, describe};
+use crate::gpu::device::describe;
+use crate::gpu::instance::adapters;
 use crate::gpu::{Caps, Gpu, GpuOptions};
 use crate::kernels::bandwidth;
 use crate::selftest;
@@ -22,8 +23,8 @@ pub(super) struct DoctorArgs {
 
 #[derive(Serialize)]
 struct Report {
-    adapters: Vec<Adapter>,
-    /// Of the chosen adapter, from here on.
+    gpus: Vec<GpuReport>,
+    /// Of the chosen one, from here on.
     tier: &'static str,
     features: Features,
     limits: Limits,
@@ -35,7 +36,7 @@ struct Report {
 }
 
 #[derive(Serialize)]
-struct Adapter {
+struct GpuReport {
     description: String,
     kind: String,
     chosen: bool,
@@ -69,9 +70,12 @@ struct Limits {
 pub(super) fn run(args: &DoctorArgs, options: GpuOptions) -> Result<()> {
     let cache_dir = options.cache_dir.clone();
     let mut gpu = Gpu::open(options)?;
-    let self_test = selftest::run(&mut gpu)?;
+    let mut bar = output::LoadingBar::default();
+    let self_test = selftest::run_reporting(&mut gpu, &mut |progress| bar.update(progress));
+    drop(bar);
+    let self_test = self_test?;
     let report = Report {
-        adapters: list(&gpu),
+        gpus: list(&gpu),
         tier: tier(gpu.caps()),
         features: features(&gpu),
         limits: limits(gpu.limits()),
@@ -83,16 +87,16 @@ pub(super) fn run(args: &DoctorArgs, options: GpuOptions) -> Result<()> {
     if args.json { output::json(&report) } else { print(&report) }
 }
 
-/// All adapters; of twins the first is the chosen one.
-fn list(gpu: &Gpu) -> Vec<Adapter> {
+/// All GPUs; of twins the first is the chosen one.
+fn list(gpu: &Gpu) -> Vec<GpuReport> {
     let infos: Vec<wgpu::AdapterInfo> = adapters().iter().map(wgpu::Adapter::get_info).collect();
     let chosen = infos.iter().position(|info| info == gpu.info());
-    let adapter = |(i, info): (usize, &wgpu::AdapterInfo)| Adapter {
+    let report = |(i, info): (usize, &wgpu::AdapterInfo)| GpuReport {
         description: describe(info),
         kind: format!("{:?}", info.device_type),
         chosen: chosen == Some(i),
     };
-    infos.iter().enumerate().map(adapter).collect()
+    infos.iter().enumerate().map(report).collect()
 }
 
 /// The fastest kernels that the device allows.
@@ -132,9 +136,9 @@ fn limits(limits: &wgpu::Limits) -> Limits {
 }
 
 fn print(report: &Report) -> Result<()> {
-    for adapter in &report.adapters {
-        let mark = if adapter.chosen { "*" } else { " " };
-        output::line(&format!("{mark} {}, {}", adapter.description, adapter.kind))?;
+    for gpu in &report.gpus {
+        let mark = if gpu.chosen { "*" } else { " " };
+        output::line(&format!("{mark} {}, {}", gpu.description, gpu.kind))?;
     }
     let (f, l) = (&report.features, &report.limits);
     let yes = |on: bool| if on { "yes" } else { "no" };

@@ -1,16 +1,16 @@
-//! `epiphyte generate`: one prompt, one answer.
+//! `epiphyte generate`: one prompt, one answer. Ctrl-C ends the answer; what there is of it is printed.
 
-use std::io::{IsTerminal, Read};
-use std::sync::atomic::AtomicBool;
+use std::io::IsTerminal;
 use std::time::Instant;
 
 use clap::Args;
 use serde::Serialize;
 
 use super::adapter::{AdapterArgs, Adapters};
-use super::{ModelArgs, SamplingArgs, TemplateArgs, output};
+use super::prompt::PromptArgs;
+use super::{ModelArgs, SamplingArgs, TemplateArgs, interrupt, output};
 use crate::chat::Message;
-use crate::engine::{FinishReason, GenerateOptions, Session};
+use crate::engine::{AnswerStats, FinishReason, GenerateOptions, Session};
 use crate::error::{Error, Result};
 use crate::gpu::GpuOptions;
 
@@ -23,9 +23,8 @@ pub(super) struct GenerateArgs {
     template: TemplateArgs,
     #[command(flatten)]
     adapters: AdapterArgs,
-    /// The text to continue; `-` reads standard input
-    #[arg(short, long, value_name = "TEXT")]
-    prompt: String,
+    #[command(flatten)]
+    prompt: PromptArgs,
     /// Most tokens to generate
     #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
     max_tokens: usize,
@@ -33,12 +32,12 @@ pub(super) struct GenerateArgs {
     #[arg(long)]
     chat: bool,
     /// The system message
-    #[arg(long, value_name = "TEXT", requires = "chat")]
+    #[arg(long, value_name = "TEXT", requires = "chat", allow_hyphen_values = true)]
     system: Option<String>,
     #[command(flatten)]
     sampling: SamplingArgs,
     /// End the answer before this text; may be given several times
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     stop: Vec<String>,
     /// Print the prompt as the model sees it, too
     #[arg(long)]
@@ -68,32 +67,36 @@ struct Report {
     prompt_tps: Option<f64>,
     decode_tps: Option<f64>,
     load_seconds: f64,
-    first_token_seconds: f64,
+    /// From the beginning of the prompt; null without a token.
+    first_token_seconds: Option<f64>,
     device_bytes: u64,
     peak_host_bytes: Option<u64>,
 }
 
-/// What was generated, and when.
+/// What was generated, and what it took.
 pub(super) struct Answer {
     pub(super) ids: Vec<u32>,
     pub(super) text: String,
     pub(super) finish_reason: Option<FinishReason>,
-    /// When the first and the last token came.
-    pub(super) came: Option<(Instant, Instant)>,
+    pub(super) stats: AnswerStats,
 }
 
 impl Answer {
-    /// Tokens a second after the first.
-    fn decode_tps(&self) -> Option<f64> {
-        let (first, last) = self.came?;
-        rate(self.ids.len().saturating_sub(1), (last - first).as_secs_f64())
+    /// No answer, for a session that was cancelled before there was one. Errors: any other.
+    pub(super) fn cancelled(error: Error) -> Result<Self> {
+        let finish_reason = Some(FinishReason::Cancelled);
+        let stats = AnswerStats { finish_reason, ..AnswerStats::default() };
+        match error {
+            Error::Cancelled => Ok(Self { ids: Vec::new(), text: String::new(), finish_reason, stats }),
+            other => Err(other),
+        }
     }
 }
 
 pub(super) fn run(args: &GenerateArgs, gpu: GpuOptions) -> Result<()> {
     let sampling = args.sampling.sampling()?;
     args.template.only_with(args.chat, "--chat")?;
-    let prompt = read_prompt(&args.prompt)?;
+    let prompt = args.prompt.read()?;
     let start = Instant::now();
     let engine = args.model.open_with(gpu, &args.template)?;
     let load_seconds = start.elapsed().as_secs_f64();
@@ -105,24 +108,23 @@ pub(super) fn run(args: &GenerateArgs, gpu: GpuOptions) -> Result<()> {
         output::text(prompt)?;
     }
     let prompt_ids = session.tokens().to_vec();
-    let start = Instant::now();
-    session.prefill(&AtomicBool::new(false))?;
-    engine.gpu().wait(None)?;
-    let prompt_tps = rate(prompt_ids.len() - 1, start.elapsed().as_secs_f64());
+    let stop = interrupt::listen("");
     let options = GenerateOptions {
         max_tokens: args.max_tokens,
         sampling,
         stop: args.stop.clone(),
         ignore_eos: args.ignore_eos,
+        cancel: stop.token.clone(),
         ..Default::default()
     };
-    let answer = answer(&mut session, options, |text| if args.json { Ok(()) } else { output::text(text) })?;
+    let show = |text: &str| if args.json { Ok(()) } else { output::text(text) };
+    let answer = answer(&mut session, options, show).or_else(Answer::cancelled)?;
     let report = Report {
         prompt: shown,
         prompt_ids,
-        prompt_tps,
-        decode_tps: answer.decode_tps(),
-        first_token_seconds: answer.came.map_or(0.0, |(first, _)| (first - start).as_secs_f64()),
+        prompt_tps: answer.stats.prompt_tps(),
+        decode_tps: answer.stats.decode_tps(),
+        first_token_seconds: answer.stats.first_token_seconds,
         ids: answer.ids,
         text: answer.text,
         finish_reason: answer.finish_reason,
@@ -132,7 +134,8 @@ pub(super) fn run(args: &GenerateArgs, gpu: GpuOptions) -> Result<()> {
         device_bytes: engine.gpu().allocated_bytes(),
         peak_host_bytes: output::peak_host_bytes(),
     };
-    finish(args, &report)
+    finish(args, &report)?;
+    if stop.token.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
 }
 
 fn finish(args: &GenerateArgs, report: &Report) -> Result<()> {
@@ -145,18 +148,6 @@ fn finish(args: &GenerateArgs, report: &Report) -> Result<()> {
         note_stats(report);
     }
     Ok(())
-}
-
-/// The text as given, or standard input.
-fn read_prompt(prompt: &str) -> Result<String> {
-    let bad = |reason: &str| Error::InvalidArgument { name: "prompt", reason: reason.into() };
-    let mut text = prompt.to_owned();
-    if prompt == "-" {
-        let mut bytes = Vec::new();
-        std::io::stdin().read_to_end(&mut bytes).map_err(|e| Error::io("standard input", e))?;
-        text = String::from_utf8(bytes).map_err(|_| bad("standard input is not UTF-8; convert it"))?;
-    }
-    if text.is_empty() { Err(bad("empty; give some text")) } else { Ok(text) }
 }
 
 /// Gives the session its prompt; returns the text that the model sees, when someone wants it.
@@ -178,23 +169,17 @@ pub(super) fn answer(
     mut show: impl FnMut(&str) -> Result<()>,
 ) -> Result<Answer> {
     let mut generation = session.generate(options)?;
-    let (mut ids, mut text, mut came) = (Vec::new(), String::new(), None);
+    let (mut ids, mut text) = (Vec::new(), String::new());
     for token in generation.by_ref() {
         let token = token?;
-        let now = Instant::now();
-        came = Some((came.map_or(now, |(first, _)| first), now));
         ids.push(token.id);
         if !token.text.is_empty() {
             text.push_str(&token.text);
             show(&token.text)?;
         }
     }
-    Ok(Answer { ids, text, finish_reason: generation.finish_reason(0), came })
-}
-
-/// `count` a second, if there was anything to count.
-pub(super) fn rate(count: usize, seconds: f64) -> Option<f64> {
-    (count > 0 && seconds > 0.0).then(|| count as f64 / seconds)
+    let stats = generation.stats(0).unwrap_or_default();
+    Ok(Answer { ids, text, finish_reason: stats.finish_reason, stats })
 }
 
 fn note_stats(report: &Report) {
@@ -205,7 +190,9 @@ fn note_stats(report: &Report) {
     }
     output::note(&format!("prompt   {} tokens, {}", report.prompt_ids.len(), tps(report.prompt_tps)));
     output::note(&format!("decode   {} tokens, {}", report.ids.len(), tps(report.decode_tps)));
-    let (load, first) = (report.load_seconds, report.first_token_seconds);
-    output::note(&format!("time     {load:.2} s to load, {first:.2} s from the prompt to the first token"));
+    let first = report
+        .first_token_seconds
+        .map_or_else(String::new, |first| format!(", {first:.2} s from the prompt to the first token"));
+    output::note(&format!("time     {:.2} s to load{first}", report.load_seconds));
     output::note(&format!("memory   {}", output::memory(report.device_bytes, report.peak_host_bytes)));
 }

@@ -1,4 +1,4 @@
-//! `epiphyte inspect`: what a model file holds, and what of it would be refused. Needs no GPU.
+//! `epiphyte inspect`: what a model file or an adapter holds, and what of it would be refused. Needs no GPU.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -6,19 +6,25 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 
-use super::output;
+use super::adapter::inspect as adapter;
+use super::{ModelFile, output};
 use crate::chat::ChatTemplate;
 use crate::engine::base;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;
+use crate::format::gguf_lora;
+use crate::format::safetensors::is_safetensors;
 use crate::model::config::ModelConfig;
 use crate::tokenizer::{Tokenizer, TokenizerSpec};
 
-/// Show what a model file holds
+/// Show what a model file or an adapter holds
 #[derive(Args)]
 pub(super) struct InspectArgs {
-    /// Model file (GGUF; of several shards the first)
+    /// Model file (GGUF; of several shards the first), or LoRA adapter (PEFT folder, safetensors or GGUF)
     file: PathBuf,
+    /// The model that an adapter is for [default: the one that `make model` fetches]
+    #[arg(short, long, value_name = "FILE")]
+    model: Option<PathBuf>,
     /// Hash every byte of the weights, too
     #[arg(long)]
     full_hash: bool,
@@ -89,8 +95,26 @@ struct TokenizerReport {
 }
 
 pub(super) fn run(args: &InspectArgs) -> Result<()> {
-    let report = inspect(&Gguf::open(&args.file)?, args.full_hash);
-    if args.json { output::json(&report) } else { print(&report) }
+    let adapter = || {
+        let model = ModelFile { model: args.model.clone() };
+        adapter::run(&adapter::InspectArgs { path: args.file.clone(), model, json: args.json })
+    };
+    if args.file.is_dir() || is_safetensors(&args.file) {
+        return adapter();
+    }
+    let gguf = Gguf::open(&args.file)?;
+    if gguf_lora::is_adapter(&gguf) {
+        return adapter();
+    }
+    let report = inspect(&gguf, args.full_hash);
+    if args.json { output::json(&report) } else { print(&report) }?;
+    match report.refused.len() {
+        0 => Ok(()),
+        n => {
+            let reason = format!("it can't be run: {n} reasons are in the report");
+            Err(Error::InvalidFile { path: report.file, reason })
+        }
+    }
 }
 
 fn inspect(gguf: &Gguf, full: bool) -> Report {
@@ -143,7 +167,7 @@ fn keep<T>(result: Result<T>, refused: &mut Vec<String>) -> Option<T> {
 /// The full hash, with a progress bar.
 fn hash(gguf: &Gguf, config: &ModelConfig, template: Option<&str>) -> String {
     let all = gguf.tensors().map(|tensor| tensor.n_bytes() as u64).sum();
-    let bar = output::bar(all, "hashing {bar:30} {bytes}/{total_bytes}");
+    let bar = output::bar(all, "hashing {bytes}/{total_bytes} {wide_bar}");
     let hash = base::full_hash(gguf, config, template, &mut |done| bar.set_position(done));
     bar.finish_and_clear();
     hash

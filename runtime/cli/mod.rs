@@ -1,6 +1,7 @@
 //! The command line: arguments in, answers on stdout, everything else on stderr.
 //!
-//! Exit codes: 0, 1 for a failure, 2 for bad use. With `--json` stdout holds exactly one object, or nothing after an error.
+//! Exit codes: see [`EXIT_CODES`]. With `--json` stdout holds exactly one object, or nothing after an error; an object
+//! that says that something is refused or interrupted comes with the exit code for it.
 
 mod adapter;
 mod bench;
@@ -9,9 +10,15 @@ mod doctor;
 mod eval;
 mod generate;
 mod inspect;
+mod interrupt;
+mod lines;
 mod output;
+mod paths;
 mod perplexity;
 mod plan;
+mod prompt;
+mod shape;
+mod shell;
 mod train;
 
 use std::path::PathBuf;
@@ -25,15 +32,19 @@ use crate::engine::{Engine, EngineOptions, Sampling};
 use crate::error::{Error, Result};
 use crate::gpu::GpuOptions;
 
-/// The file that `make model` fetches into the cache folder.
-const DEFAULT_MODEL: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
+/// What the help ends with.
+const EXIT_CODES: &str = "Exit codes:
+  0    done
+  1    it failed: a file, the device, or what was asked about is refused
+  2    bad use: an option, or a value of one
+  130  interrupted (Ctrl-C, SIGTERM, SIGHUP); what there was is printed or saved";
 
 /// Runs a 4-bit language model on this machine's GPU.
 #[derive(Parser)]
-#[command(name = "epiphyte", version)]
+#[command(name = "epiphyte", version, max_term_width = 120, after_help = EXIT_CODES)]
 struct Cli {
     /// Which GPU: discrete, integrated, software, or part of its name
-    #[arg(long, global = true, value_name = "NAME", env = "EPIPHYTE_ADAPTER")]
+    #[arg(long, global = true, value_name = "NAME", env = "EPIPHYTE_GPU")]
     gpu: Option<String>,
     #[command(subcommand)]
     command: Command,
@@ -51,6 +62,8 @@ enum Command {
     Eval(eval::EvalArgs),
     Plan(plan::PlanArgs),
     Doctor(doctor::DoctorArgs),
+    Completions(shell::CompletionsArgs),
+    Man(shell::ManArgs),
 }
 
 /// Which model.
@@ -152,7 +165,7 @@ impl ModelArgs {
         let (context, adapter_budget) = (self.context, u64::MAX);
         let options = EngineOptions { gpu, context, adapter_budget, chat_template, ..EngineOptions::default() };
         let mut bar = output::LoadingBar::default();
-        Engine::open_with(path, options, &mut |done, all| bar.update(done, all))
+        Engine::open_with(path, options, &mut |progress| bar.update(progress))
     }
 }
 
@@ -161,7 +174,7 @@ impl ModelFile {
         if let Some(path) = &self.model {
             return Ok(path.clone());
         }
-        let path = crate::cache_dir().map(|dir| dir.join(DEFAULT_MODEL)).ok_or_else(|| Error::InvalidArgument {
+        let path = crate::default_model().ok_or_else(|| Error::InvalidArgument {
             name: "model",
             reason: "there is no cache folder to find the default in; name a file with `-m`".into(),
         })?;
@@ -172,34 +185,35 @@ impl ModelFile {
 
 /// Parses the arguments and does what they say.
 pub fn run() -> ExitCode {
-    if std::env::var_os("XDG_RUNTIME_DIR").is_none() {
-        // Software drivers complain on stderr when it is unset.
-        // SAFETY: this is the first thing the program does; there is no other thread yet to read the environment.
-        unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) };
-    }
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     let cli = Cli::parse();
-    let mut gpu = GpuOptions::from_env();
-    gpu.adapter = cli.gpu.filter(|name| !name.is_empty());
-    let done = match cli.command {
-        Command::Generate(args) => generate::run(&args, gpu),
-        Command::Chat(args) => chat::run(&args, gpu),
-        Command::Perplexity(args) => perplexity::run(&args, gpu),
-        Command::Bench(args) => bench::run(&args, gpu),
-        Command::Adapter(args) => adapter::run(&args, gpu),
-        Command::Inspect(args) => inspect::run(&args),
-        Command::Train(args) => train::run(&args, gpu),
-        Command::Eval(args) => eval::run(&args, gpu),
-        Command::Plan(args) => plan::run(&args),
-        Command::Doctor(args) => doctor::run(&args, gpu),
-    };
-    match done {
+    match interrupt::install().and_then(|()| run_command(cli)) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(Error::Cancelled) => ExitCode::from(interrupt::EXIT_CODE),
         // Whoever reads has had enough.
         Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
         Err(error) => {
             output::note(&format!("error: {error}"));
             ExitCode::from(if matches!(error, Error::InvalidArgument { .. }) { 2 } else { 1 })
         }
+    }
+}
+
+fn run_command(cli: Cli) -> Result<()> {
+    let name = cli.gpu.filter(|name| !name.is_empty());
+    let gpu = GpuOptions { name, ..GpuOptions::from_env()? };
+    match cli.command {
+        Command::Generate(args) => generate::run(&args, gpu),
+        Command::Chat(args) => chat::run(&args, gpu),
+        Command::Perplexity(args) => perplexity::run(&args, gpu),
+        Command::Bench(args) => bench::run(&args, gpu),
+        Command::Adapter(args) => adapter::run(&args, gpu),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Train(args) => train::run(*args, gpu),
+        Command::Eval(args) => eval::run(&args, gpu),
+        Command::Plan(args) => plan::run(&args, gpu),
+        Command::Doctor(args) => doctor::run(&args, gpu),
+        Command::Completions(args) => shell::completions(&args),
+        Command::Man(args) => shell::man(&args),
     }
 }

@@ -11,9 +11,10 @@ use clap::Args;
 use serde::Serialize;
 
 use super::adapter::{AdapterArgs, Adapters};
-use super::{ModelArgs, ModelFile, output};
+use super::{ModelArgs, ModelFile, interrupt, output};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::evaluate::log_softmax;
 use crate::gpu::GpuOptions;
 use crate::tokenizer::EncodeOptions;
 
@@ -69,9 +70,14 @@ pub(super) fn run(args: &PerplexityArgs, gpu: GpuOptions) -> Result<()> {
         let reason = format!("{} tokens do not fill a window of {}; give a longer text", ids.len(), args.window);
         return Err(Error::InvalidFile { path: args.file.clone(), reason });
     }
-    let bar = output::bar(windows as u64, "{pos}/{len} windows {bar:30} perplexity {msg} ({eta} left)");
+    let bar = output::bar(windows as u64, "{pos}/{len} windows, perplexity {msg} {wide_bar} {eta} left");
     let mut window_nll = Vec::with_capacity(windows);
+    let stop = interrupt::listen("");
     for window in ids.chunks_exact(args.window).take(windows) {
+        // What is scored so far is a result, too.
+        if stop.token.is_cancelled() && !window_nll.is_empty() {
+            break;
+        }
         window_nll.push(nll(&engine, &adapters, window)?);
         bar.set_message(format!("{:.4}", perplexity(&window_nll)));
         bar.inc(1);
@@ -79,18 +85,22 @@ pub(super) fn run(args: &PerplexityArgs, gpu: GpuOptions) -> Result<()> {
     bar.finish_and_clear();
     let report = Report {
         perplexity: perplexity(&window_nll),
-        tokens: windows * scores(args.window),
-        windows,
+        tokens: window_nll.len() * scores(args.window),
+        windows: window_nll.len(),
         window_nll,
         adapters,
         device: engine.gpu().description(),
         seconds: start.elapsed().as_secs_f64(),
     };
     if args.json {
-        return output::json(&report);
+        output::json(&report)?;
+    } else {
+        let Report { perplexity, tokens, windows, seconds, .. } = report;
+        output::line(&format!(
+            "perplexity {perplexity:.4} ({tokens} tokens scored in {windows} windows, {seconds:.1} s)"
+        ))?;
     }
-    let Report { perplexity, tokens, seconds, .. } = report;
-    output::line(&format!("perplexity {perplexity:.4} ({tokens} tokens scored in {windows} windows, {seconds:.1} s)"))
+    if stop.token.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
 }
 
 /// Scores in a window.
@@ -117,13 +127,6 @@ fn nll(engine: &Arc<Engine>, adapters: &Adapters, window: &[u32]) -> Result<f64>
     let mut sum = 0.0;
     session.logits(ids.len() / 2, |index, logits| sum -= log_softmax(logits, ids[index + 1]))?;
     Ok(sum / scores(ids.len()) as f64)
-}
-
-/// The log-probability of `token`.
-pub(super) fn log_softmax(logits: &[f32], token: u32) -> f64 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
-    f64::from(logits[token as usize] - max) - sum.ln()
 }
 
 fn read(path: &Path) -> Result<String> {

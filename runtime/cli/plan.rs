@@ -1,25 +1,19 @@
-//! `epiphyte plan`: the memory that answering or training takes, before any of it is taken. Needs no GPU.
+//! `epiphyte plan`: the memory that answering or training takes, before any of it is taken. Where there is a GPU, on it;
+//! else as on a phone's.
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde::Serialize;
 
+use super::shape::ShapeArgs;
 use super::{ModelArgs, output};
-use crate::adapter;
 use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;
+use crate::gpu::{Gpu, GpuOptions};
 use crate::model::config::ModelConfig;
 use crate::train::TrainOptions;
-use crate::train::buffers::{Class, Optimizer, Target, TrainShape};
-use crate::train::plan::{Free, MemoryPlan, Model, Textbook, engine_bytes, fit, human_bytes, weight_bytes};
+use crate::train::buffers::{Class, TrainShape};
+use crate::train::plan::{Device, MemoryPlan, Model, Textbook, Wish, choose, human_bytes};
 
-/// Rows of a pass when the engine answers, and of logits when it trains, on hardware.
-const PASS_ROWS: usize = 512;
-const LOGIT_ROWS: usize = 64;
-/// What is tried first where a budget decides.
-const MOST_ROWS: usize = 8;
-const SEQ_LEN: usize = 512;
-/// Context of an engine that only trains: sessions are not what it is for.
-pub(super) const TRAIN_CONTEXT: usize = 32;
 /// Characters of the longest bar.
 const BAR: f64 = 40.0;
 
@@ -29,7 +23,7 @@ pub(super) struct PlanArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// Instead of a model file: its parameters, for the textbook's sum (13e9)
-    #[arg(long, value_name = "N", conflicts_with_all = ["model", "context", "rank", "targets", "batch", "seq_len", "recompute", "kv_tokens"])]
+    #[arg(long, value_name = "N", conflicts_with_all = ["model", "context", "rank", "targets", "batch", "accumulate", "rows", "seq_len", "recompute", "kv_tokens"])]
     params: Option<f64>,
     /// Bytes of a parameter: 2 is 16 bit, 0.5 is 4 bit
     #[arg(long, value_name = "N", default_value_t = 2.0, requires = "params")]
@@ -40,25 +34,8 @@ pub(super) struct PlanArgs {
     /// Plan for training
     #[arg(long)]
     train: bool,
-    /// Rank of the adapter
-    #[arg(long, value_name = "R", default_value_t = 8, requires = "train")]
-    rank: usize,
-    /// Linears to adapt: attention, all-linear or names such as `q_proj,v_proj`
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "all-linear", requires = "train")]
-    targets: Vec<String>,
-    /// Rows of a micro-batch [default: 1, or what fits up to 8]
-    #[arg(long, value_name = "N", requires = "train")]
-    batch: Option<usize>,
-    /// Tokens of a row [default: 512, or what fits up to it]
-    #[arg(long, value_name = "N", requires = "train")]
-    seq_len: Option<usize>,
-    /// Compute activations again in the backward pass instead of keeping them: none, every-layer, or in runs of K layers
-    /// [default: every-layer, or what fits the budget]
-    #[arg(long, value_name = "HOW", value_parser = parse_recompute, requires = "train")]
-    recompute: Option<Recompute>,
-    /// How steps are taken
-    #[arg(long, value_enum, default_value_t = OptimizerArg::Adamw, requires = "train")]
-    optimizer: OptimizerArg,
+    #[command(flatten)]
+    shape: ShapeArgs,
     /// Positions of conversations that are kept [default: the context, or 0 with --train]
     #[arg(long, value_name = "N")]
     kv_tokens: Option<usize>,
@@ -72,27 +49,6 @@ pub(super) struct PlanArgs {
     #[arg(long)]
     json: bool,
 }
-
-#[derive(Clone, Copy, ValueEnum)]
-pub(super) enum OptimizerArg {
-    Sgd,
-    Momentum,
-    Adamw,
-}
-
-impl From<OptimizerArg> for Optimizer {
-    fn from(arg: OptimizerArg) -> Self {
-        match arg {
-            OptimizerArg::Sgd => Self::Sgd,
-            OptimizerArg::Momentum => Self::Momentum,
-            OptimizerArg::Adamw => Self::AdamW,
-        }
-    }
-}
-
-/// What `--recompute` says; see [`TrainOptions::checkpoint_every`].
-#[derive(Clone, Copy)]
-pub(super) struct Recompute(pub(super) Option<usize>);
 
 #[derive(Serialize)]
 struct Report {
@@ -122,10 +78,13 @@ struct BufferReport {
     bytes: u64,
 }
 
-pub(super) fn run(args: &PlanArgs) -> Result<()> {
+pub(super) fn run(args: &PlanArgs, gpu: GpuOptions) -> Result<()> {
+    if !args.train {
+        args.shape.check_unused()?;
+    }
     let report = match args.params {
         Some(parameters) => textbook(args, parameters)?,
-        None => model_file(args)?,
+        None => model_file(args, gpu)?,
     };
     if args.json { output::json(&report) } else { print(&report) }
 }
@@ -140,7 +99,7 @@ fn textbook(args: &PlanArgs, parameters: f64) -> Result<Report> {
             });
         }
     }
-    let states = Optimizer::from(args.optimizer).states().len();
+    let states = args.shape.optimizer().states().len();
     let training = args.train.then_some((trained, states));
     let textbook = Textbook { parameters, bytes_per_param: args.bytes_per_param, training };
     let plan = textbook.plan();
@@ -148,28 +107,40 @@ fn textbook(args: &PlanArgs, parameters: f64) -> Result<Report> {
     Ok(Report { textbook: Some(textbook), ..report(&plan, args) })
 }
 
-fn model_file(args: &PlanArgs) -> Result<Report> {
+fn model_file(args: &PlanArgs, gpu: GpuOptions) -> Result<Report> {
     let gguf = Gguf::open(args.model.file.path()?)?;
     let config = ModelConfig::from_gguf(&gguf)?;
     config.check_tensors(&gguf)?;
-    let kv_element_bytes = if args.kv_f32 { 4 } else { 2 };
-    let mut model =
-        Model { config: &config, weight_bytes: weight_bytes(&gguf, &config)?, kv_element_bytes, engine_bytes: 0 };
+    let mut device = match Gpu::open(gpu) {
+        Ok(gpu) => Device::of(gpu.caps()),
+        Err(Error::NoGpu { .. }) => {
+            output::note("there is no GPU here; the sum is for a phone's");
+            Device::ASSUMED
+        }
+        Err(error) => return Err(error),
+    };
+    device.f16 &= !args.kv_f32;
     if !args.train {
-        return inference(args, &model);
+        return inference(args, &device.model(&gguf, &config, 0)?, device.pass_rows);
     }
-    // That of the conversations is counted by itself.
-    model.engine_bytes = engine_bytes(&model, PASS_ROWS, TRAIN_CONTEXT);
-    training(args, &model)
+    let wish = Wish {
+        options: args.shape.options(TrainOptions::default(), None, config.max_position_embeddings),
+        free: args.shape.free(),
+        budget_bytes: args.memory_budget,
+        kv_tokens: args.kv_tokens.unwrap_or(0),
+    };
+    let choice = choose(&gguf, &config, &device, wish)?;
+    let trainable_parameters = Some(choice.shape.parameters(&config));
+    Ok(Report { trainable_parameters, training: Some(choice.shape), ..report(&choice.plan, args) })
 }
 
-fn inference(args: &PlanArgs, model: &Model<'_>) -> Result<Report> {
+fn inference(args: &PlanArgs, model: &Model<'_>, pass_rows: usize) -> Result<Report> {
     let context = model.config.max_position_embeddings;
     let kv_tokens = args.kv_tokens.or(args.model.context).unwrap_or(context.min(8192));
-    let plan = MemoryPlan::inference(model, PASS_ROWS, kv_tokens);
+    let plan = MemoryPlan::inference(model, pass_rows, kv_tokens);
     within(&plan, args.memory_budget, || {
         let fits = |tokens: usize| {
-            let bytes = MemoryPlan::inference(model, PASS_ROWS, tokens).total_bytes();
+            let bytes = MemoryPlan::inference(model, pass_rows, tokens).total_bytes();
             args.memory_budget.is_some_and(|budget| bytes <= budget)
         };
         match (1..=kv_tokens / 32).rev().map(|pages| 32 * pages).find(|&tokens| fits(tokens)) {
@@ -178,40 +149,6 @@ fn inference(args: &PlanArgs, model: &Model<'_>) -> Result<Report> {
         }
     })?;
     Ok(report(&plan, args))
-}
-
-fn training(args: &PlanArgs, model: &Model<'_>) -> Result<Report> {
-    let budget = args.memory_budget;
-    let checkpoint_every = match (args.recompute, budget) {
-        (Some(Recompute(every)), _) => every,
-        // What is not given up is kept.
-        (None, Some(_)) => None,
-        (None, None) => TrainOptions::default().checkpoint_every,
-    };
-    let wanted = TrainShape {
-        micro_batch: args.batch.unwrap_or(if budget.is_some() { MOST_ROWS } else { 1 }),
-        seq_len: args.seq_len.unwrap_or(SEQ_LEN.min(model.config.max_position_embeddings)),
-        checkpoint_every,
-        rank: args.rank,
-        targets: Target::named(model.config, &target_names(&args.targets))?,
-        optimizer: args.optimizer.into(),
-        logit_rows: LOGIT_ROWS,
-    };
-    let free = Free {
-        micro_batch: args.batch.is_none(),
-        checkpoint: args.recompute.is_none(),
-        seq_len: args.seq_len.is_none(),
-    };
-    let kv_tokens = args.kv_tokens.unwrap_or(0);
-    let (shape, plan) = match budget {
-        Some(budget) => fit(model, &wanted, free, kv_tokens, budget)?,
-        None => {
-            let plan = MemoryPlan::training(model, &wanted, kv_tokens)?;
-            (wanted, plan)
-        }
-    };
-    let trainable_parameters = Some(shape.parameters(model.config));
-    Ok(Report { trainable_parameters, training: Some(shape), ..report(&plan, args) })
 }
 
 /// Errors: [`Error::OverBudget`].
@@ -276,7 +213,7 @@ fn print(report: &Report) -> Result<()> {
         Some(1) => "every layer".into(),
         Some(k) => format!("runs of {k} layers"),
     };
-    output::line(&format!("micro-batch       {} x {} tokens", shape.micro_batch, shape.seq_len))?;
+    output::line(&format!("pass              {} x {} tokens", shape.micro_batch, shape.seq_len))?;
     output::line(&format!("computed again    {recompute}"))?;
     let targets = shape.targets.iter().map(|target| target.name.as_str()).collect::<Vec<_>>().join(", ");
     let parameters = report.trainable_parameters.unwrap_or(0);
@@ -300,28 +237,4 @@ pub(super) fn parse_bytes(text: &str) -> Result<u64, String> {
     let number = digits.trim().parse::<f64>().map_err(|_| "not a size; write 6GB or 512MiB")?;
     let bytes = number * unit;
     if (1.0..=1e18).contains(&bytes) { Ok(bytes as u64) } else { Err("a size is between 1 byte and 1e9 GB".into()) }
-}
-
-pub(super) fn parse_recompute(text: &str) -> Result<Recompute, String> {
-    match text {
-        "none" => Ok(Recompute(None)),
-        "every-layer" => Ok(Recompute(Some(1))),
-        _ => match text.parse() {
-            Ok(k) if k > 0 => Ok(Recompute(Some(k))),
-            _ => Err("give none, every-layer, or a number of layers".into()),
-        },
-    }
-}
-
-/// Names of linears, for the sets of them.
-pub(super) fn target_names(names: &[String]) -> Vec<String> {
-    let of = |targets: &[adapter::Target]| targets.iter().map(|target| target.name().to_string()).collect();
-    let set = |name: &String| match name.as_str() {
-        "attention" => {
-            of(&[adapter::Target::QProj, adapter::Target::KProj, adapter::Target::VProj, adapter::Target::OProj])
-        }
-        "all-linear" => of(&adapter::Target::ALL[..7]),
-        _ => vec![name.clone()],
-    };
-    names.iter().flat_map(set).collect()
 }

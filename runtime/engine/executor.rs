@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::adapter::registry::{LoraPass, Registry, SetId};
 use crate::error::{Error, Result};
-use crate::gpu::{Commands, Gpu, Op, Tensor};
+use crate::gpu::{Caps, Commands, Gpu, KernelSpec, Op, Tensor};
 use crate::kernels::sample::{self, Sampler};
 use crate::model::activations::{LOGIT_ROWS, Limits};
 use crate::model::attend::Run;
@@ -120,6 +120,13 @@ impl Executor {
             ops,
             _scratch: [thresholds, partials],
         })
+    }
+
+    /// What [`Executor::new`] and the first token need compiled.
+    pub(crate) fn specs(caps: &Caps, base: &Base, kv_f16: bool) -> Vec<KernelSpec> {
+        let sampling = [sample::partial_spec(), sample::final_spec(), sample::adjust_spec(), sample::threshold_spec()];
+        // The slowest first, so that no one waits for it in the end.
+        Llama::specs(caps, &base.config, &base.weights, kv_f16).into_iter().chain(sampling).collect()
     }
 
     /// A page for one user; the cache grows when all are taken.

@@ -14,10 +14,10 @@ use crate::model::activations::LOGIT_ROWS;
 use crate::model::attend::Run;
 use crate::model::kv_cache::PAGE_LEN;
 
-use super::adapters::{Change, History};
+use super::adapters::{Change, KvPolicy};
 use super::executor::{Executor, MAX_BIASES, RING_SLOTS, Row};
 use super::lane::Lane;
-use super::options::{FinishReason, GenerateOptions, Token};
+use super::options::{AnswerStats, FinishReason, GenerateOptions, Token};
 use super::{Engine, Session};
 
 /// Steps submitted before the first one's tokens are awaited.
@@ -78,6 +78,11 @@ impl<'s> Generation<'s> {
         self.lanes.get(index)?.finished
     }
 
+    /// What the answer of sequence `index` took so far; `None` for a sequence that is not there.
+    pub fn stats(&self, index: usize) -> Option<AnswerStats> {
+        self.lanes.get(index).map(Lane::stats)
+    }
+
     /// The next token of any sequence, with the sequence's index; `None` when all have ended.
     ///
     /// Errors: as [`crate::gpu::Gpu::check`]; the generation is then over, the sessions keep what was handed out.
@@ -97,8 +102,8 @@ impl<'s> Generation<'s> {
         }
     }
 
-    /// Changes the adapters of sequence `index` between two tokens. With [`History::Keep`] the tokens that are under
-    /// way (at most 3) still come from the old ones, and nothing waits; with [`History::Recompute`] they are dropped.
+    /// Changes the adapters of sequence `index` between two tokens. With [`KvPolicy::Keep`] the tokens that are under
+    /// way (at most 3) still come from the old ones, and nothing waits; with [`KvPolicy::Recompute`] they are dropped.
     ///
     /// Errors: as [`Session::set_adapters`]; [`Error::InvalidArgument`] for a sequence that is not there.
     pub fn set_adapters(&mut self, index: usize, change: &Change<'_>) -> Result<()> {
@@ -106,7 +111,7 @@ impl<'s> Generation<'s> {
             let reason = format!("there is no sequence {index} in this batch of {}", self.lanes.len());
             return Err(Error::InvalidArgument { name: "index", reason });
         }
-        if change.history == History::Recompute {
+        if change.history == KvPolicy::Recompute {
             self.retire();
         }
         let session = &mut *self.lanes[index].session;

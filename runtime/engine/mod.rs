@@ -15,16 +15,17 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub use adapters::{Change, History, Probe};
+pub use adapters::{Change, KvPolicy, Probe};
 pub use base::Base;
 pub use generate::{Generation, generate_batch};
-pub use options::{CancelToken, FinishReason, GenerateOptions, Sampling, Token};
+pub use options::{AnswerStats, CancelToken, FinishReason, GenerateOptions, Sampling, Token};
 pub use session::Session;
 
 use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;
 use crate::gpu::{Caps, Gpu, GpuOptions};
 use crate::model::config::ModelConfig;
+use crate::progress::{LoadPhase, LoadProgress};
 use crate::selftest;
 use executor::Executor;
 
@@ -78,25 +79,25 @@ pub struct Engine {
 impl Engine {
     /// Opens the device, checks its kernels, and loads the model file at `path`.
     ///
-    /// Errors: [`Error::NoAdapter`], [`Error::Gpu`], [`Error::OutOfMemory`]; as [`Gguf::open`], [`selftest::run`] and
+    /// Errors: [`Error::NoGpu`], [`Error::Gpu`], [`Error::OutOfMemory`]; as [`Gguf::open`], [`selftest::run`] and
     /// [`Base::load`].
     pub fn open(path: impl AsRef<Path>, options: EngineOptions) -> Result<Arc<Self>> {
-        Self::open_with(path, options, &mut |_, _| {})
+        Self::open_with(path, options, &mut |_| {})
     }
 
-    /// As [`Engine::open`]; `progress` gets bytes loaded and in all.
+    /// As [`Engine::open`]; `progress` hears what it is busy with and how far it is.
     ///
     /// Errors: as [`Engine::open`].
     pub fn open_with(
         path: impl AsRef<Path>,
         options: EngineOptions,
-        progress: &mut dyn FnMut(u64, u64),
+        progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Arc<Self>> {
         // The file first: a bad one is refused before a device is opened.
         let gguf = Gguf::open(path)?;
         ModelConfig::from_gguf(&gguf)?.check_tensors(&gguf)?;
         let mut gpu = Gpu::open(options.gpu.clone())?;
-        let trains = options.skip_self_test || selftest::run(&mut gpu)?.trains;
+        let trains = options.skip_self_test || selftest::run_reporting(&mut gpu, progress)?.trains;
         let mut engine = Self::from_gguf(gpu, &gguf, &options, progress)?;
         if let Some(engine) = Arc::get_mut(&mut engine) {
             engine.trains = trains;
@@ -104,14 +105,14 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Loads an open model file onto an open device.
+    /// Loads an open model file onto an open device, whose kernels [`selftest::run_reporting`] has checked.
     ///
     /// Errors: as [`Engine::open`].
     pub fn from_gguf(
         gpu: Gpu,
         gguf: &Gguf,
         options: &EngineOptions,
-        progress: &mut dyn FnMut(u64, u64),
+        progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Arc<Self>> {
         let base = Base::load(&gpu, gguf, options.chat_template.as_deref(), progress)?;
         let most = base.config.max_position_embeddings;
@@ -121,6 +122,10 @@ impl Engine {
             return Err(Error::InvalidArgument { name: "context", reason });
         }
         let kv_f16 = gpu.caps().f16 && !options.kv_f32;
+        let specs = Executor::specs(gpu.caps(), &base, kv_f16);
+        gpu.compile_all(specs, &mut |done, total| {
+            progress(LoadProgress { phase: LoadPhase::Shaders, done: done as u64, total: total as u64 });
+        })?;
         let executor = Executor::new(&gpu, &base, context, kv_f16, options.adapter_budget)?;
         gpu.check()?;
         let (executor, next_run) = (Mutex::new(executor), AtomicU64::new(1));

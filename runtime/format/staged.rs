@@ -1,27 +1,36 @@
 //! Files that appear whole or not at all: written under a temporary name, synced, renamed.
+//!
+//! What can't be replaced (a device, a pipe, `/dev/stdout`) is written to as it is.
 
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
+
+/// Temporary files that are there now.
+static LIVE: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
 /// A file that does not have its name yet. Dropped, it is removed.
 pub(crate) struct Staged {
     file: File,
-    temporary: PathBuf,
+    /// `None` for what is written in place.
+    temporary: Option<PathBuf>,
     path: PathBuf,
 }
 
 impl Staged {
     /// Writes the bytes beside `path`; they are on the disk then.
     pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<Self> {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let unique = format!(".{name}.{}.{}.tmp", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let temporary = path.with_file_name(unique);
-        let file = OpenOptions::new().write(true).create_new(true).open(&temporary);
+        let temporary = (!is_in_place(path)).then(|| temporary_name(path));
+        let file = match &temporary {
+            Some(temporary) => OpenOptions::new().write(true).create_new(true).open(temporary),
+            None => OpenOptions::new().append(true).open(path),
+        };
+        live().extend(temporary.clone());
         let mut staged = Self { file: file.map_err(|e| Error::io(path, e))?, temporary, path: path.into() };
         staged.append(bytes)?;
         staged.sync()?;
@@ -34,7 +43,11 @@ impl Staged {
     }
 
     fn sync(&self) -> Result<()> {
-        self.file.sync_all().map_err(|e| Error::io(&self.path, e))
+        match self.temporary {
+            Some(_) => self.file.sync_all().map_err(|e| Error::io(&self.path, e)),
+            // Pipes have nothing to sync.
+            None => Ok(()),
+        }
     }
 
     /// Whether `name` is that of a file staged for `file`.
@@ -46,17 +59,52 @@ impl Staged {
     /// Gives the file its name, in place of any that has it.
     pub(crate) fn commit(self) -> Result<()> {
         self.sync()?;
-        std::fs::rename(&self.temporary, &self.path).map_err(|e| Error::io(&self.path, e))?;
-        sync_folder(&self.path);
+        if let Some(temporary) = &self.temporary {
+            std::fs::rename(temporary, &self.path).map_err(|e| Error::io(&self.path, e))?;
+            sync_folder(&self.path);
+        }
         Ok(())
     }
 }
 
 impl Drop for Staged {
     fn drop(&mut self) {
-        // Gone already after a commit.
-        let _ = std::fs::remove_file(&self.temporary);
+        if let Some(temporary) = &self.temporary {
+            // Gone already after a commit.
+            let _ = std::fs::remove_file(temporary);
+            live().remove(temporary);
+        }
     }
+}
+
+/// Whether `path` is written to and never replaced: a device, a pipe, or the name of something that is open.
+pub(crate) fn is_in_place(path: &Path) -> bool {
+    let opened = ["/dev/fd", "/dev/stdout", "/dev/stderr", "/proc"];
+    let is_opened = |path: PathBuf| cfg!(unix) && opened.iter().any(|opened| path.starts_with(opened));
+    std::fs::metadata(path).is_ok_and(|kind| !kind.is_file() && !kind.is_dir())
+        || std::path::absolute(path).is_ok_and(is_opened)
+}
+
+/// Removes every file that is not whole yet, for a program that ends in the middle.
+#[cfg(feature = "cli")]
+pub(crate) fn remove_all() {
+    live().iter().for_each(|path| drop(std::fs::remove_file(path)));
+}
+
+fn live() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+    LIVE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn temporary_name(path: &Path) -> PathBuf {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.{}.{}.tmp", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)))
+}
+
+/// Whether `name` is that of any staged file.
+#[cfg(feature = "cli")]
+pub(crate) fn is_temporary(name: &std::ffi::OsStr) -> bool {
+    name.to_str().is_some_and(|name| name.starts_with('.') && name.ends_with(".tmp"))
 }
 
 /// Makes a rename last; not every system can open a folder, and none needs it for the file to be whole.

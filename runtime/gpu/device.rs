@@ -1,6 +1,6 @@
-//! Adapter choice and the device: the only file that requests a device.
+//! The choice of a GPU and the device: the only file that requests a device.
 //!
-//! In: [`GpuOptions`]. Out: [`Gpu`], with what the adapter can do in [`Caps`].
+//! In: [`GpuOptions`]. Out: [`Gpu`], with what the GPU can do in [`Caps`].
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,16 +8,22 @@ use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 
+use super::instance::adapters;
 use crate::error::{Error, Result};
 
 /// Small buffers share blocks of this size. The default's blocks grow to 64 MiB, most of it unused where memory is short.
 const BLOCK_BYTES: u64 = 8 << 20;
 
-/// Which adapter to use and which of its abilities to leave unused.
+/// What every device can bind.
+const COMMON_BINDING: u64 = 128 << 20;
+/// What is bound at most.
+const LARGEST_BINDING: u64 = 2 << 30;
+
+/// Which GPU to use and which of its abilities to leave unused.
 #[derive(Clone, Debug)]
 pub struct GpuOptions {
-    /// `discrete`, `integrated`, `software`, or part of the adapter's name. `None`: the fastest kind there is.
-    pub adapter: Option<String>,
+    /// `discrete`, `integrated`, `software`, or part of the GPU's name. `None`: the fastest kind there is.
+    pub name: Option<String>,
     /// Subgroup operations may be used.
     pub subgroups: bool,
     /// f16 storage may be used.
@@ -26,6 +32,8 @@ pub struct GpuOptions {
     pub cooperative_matrix: bool,
     /// Immediates may be used; a uniform ring otherwise.
     pub immediates: bool,
+    /// Bindings may be larger than the 128 MiB that every device has.
+    pub large_bindings: bool,
     /// Shaders are compiled with bounds checks and validated by the driver layers: slow, for debugging.
     pub checked: bool,
     /// Where the pipeline cache and the self-test's verdicts are kept; `None` keeps nothing.
@@ -35,11 +43,12 @@ pub struct GpuOptions {
 impl Default for GpuOptions {
     fn default() -> Self {
         Self {
-            adapter: None,
+            name: None,
             subgroups: true,
             f16: true,
             cooperative_matrix: true,
             immediates: true,
+            large_bindings: true,
             checked: false,
             cache_dir: None,
         }
@@ -47,24 +56,31 @@ impl Default for GpuOptions {
 }
 
 impl GpuOptions {
-    /// The defaults, changed by `EPIPHYTE_ADAPTER`, `EPIPHYTE_CHECKED=1` and
-    /// `EPIPHYTE_DISABLE=subgroups,f16,cooperative_matrix,immediates`.
-    pub fn from_env() -> Self {
+    /// The defaults, changed by `EPIPHYTE_GPU`, `EPIPHYTE_CHECKED=1` and
+    /// `EPIPHYTE_DISABLE=subgroups,f16,cooperative_matrix,immediates,large_bindings`.
+    ///
+    /// Errors: [`Error::InvalidArgument`] where `EPIPHYTE_ADAPTER` is set, which `EPIPHYTE_GPU` was called before.
+    pub fn from_env() -> Result<Self> {
+        if std::env::var_os("EPIPHYTE_ADAPTER").is_some_and(|name| !name.is_empty()) {
+            let reason = "it is called EPIPHYTE_GPU now (adapter means LoRA); set that instead".into();
+            return Err(Error::InvalidArgument { name: "EPIPHYTE_ADAPTER", reason });
+        }
         let disabled = std::env::var("EPIPHYTE_DISABLE").unwrap_or_default();
         let enabled = |name: &str| !disabled.split(',').any(|d| d.trim() == name);
-        Self {
-            adapter: std::env::var("EPIPHYTE_ADAPTER").ok().filter(|a| !a.is_empty()),
+        Ok(Self {
+            name: std::env::var("EPIPHYTE_GPU").ok().filter(|name| !name.is_empty()),
             subgroups: enabled("subgroups"),
             f16: enabled("f16"),
             cooperative_matrix: enabled("cooperative_matrix"),
             immediates: enabled("immediates"),
+            large_bindings: enabled("large_bindings"),
             checked: std::env::var("EPIPHYTE_CHECKED").is_ok_and(|v| v == "1"),
             cache_dir: crate::cache_dir(),
-        }
+        })
     }
 }
 
-/// What the kernels may rely on: the adapter's abilities less what [`GpuOptions`] turned off.
+/// What the kernels may rely on: the GPU's abilities less what [`GpuOptions`] turned off.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Caps {
     /// The smallest subgroup the driver may choose; `None` without subgroup operations.
@@ -79,7 +95,7 @@ pub struct Caps {
     pub immediates: bool,
     /// The GPU is a CPU: barriers are slow and workgroup memory gains nothing.
     pub software: bool,
-    /// Largest storage binding in bytes, at most 128 MiB so that one layout serves every device.
+    /// Largest storage binding in bytes, at most 2 GiB: so far a signed offset reaches.
     pub max_binding_bytes: u64,
 }
 
@@ -90,6 +106,7 @@ impl Caps {
         self.f16 &= other.f16;
         let matrices = other.cooperative_matrix.is_some() && self.f16 && self.subgroup_size.is_some();
         self.cooperative_matrix = self.cooperative_matrix.filter(|_| matrices);
+        self.max_binding_bytes = self.max_binding_bytes.min(other.max_binding_bytes);
     }
 }
 
@@ -125,11 +142,12 @@ pub struct Gpu {
 }
 
 impl Gpu {
-    /// Opens the adapter that `options` name.
+    /// Opens the GPU that `options` name.
     ///
-    /// Errors: [`Error::NoAdapter`] listing what there is; [`Error::Gpu`] when the driver refuses a device.
+    /// Errors: [`Error::NoGpu`] listing what there is; [`Error::Gpu`] when the driver refuses a device.
     pub fn open(options: GpuOptions) -> Result<Self> {
-        let adapter = choose(adapters(), options.adapter.as_deref())?;
+        check_address_space()?;
+        let adapter = choose(adapters(), options.name.as_deref())?;
         let info = adapter.get_info();
         let caps = caps(&adapter, &options);
         let limits = limits(&adapter);
@@ -175,7 +193,7 @@ impl Gpu {
         self.caps.software = false;
     }
 
-    /// The adapter's name, driver and kind.
+    /// The GPU's name, driver and kind.
     pub fn info(&self) -> &wgpu::AdapterInfo {
         &self.info
     }
@@ -190,7 +208,7 @@ impl Gpu {
         describe(&self.info)
     }
 
-    /// Identifies adapter and driver version: what was measured for one key holds for no other.
+    /// Identifies GPU and driver version: what was measured for one key holds for no other.
     pub fn driver_key(&self) -> String {
         let i = &self.info;
         let text = format!("{:?} {} {} {} {:x} {:x}", i.backend, i.name, i.driver, i.driver_info, i.vendor, i.device);
@@ -250,25 +268,27 @@ pub fn describe(info: &wgpu::AdapterInfo) -> String {
     format!("{} ({:?}, {} {})", info.name, info.backend, info.driver, info.driver_info)
 }
 
-/// Every adapter of the machine, fastest kind first.
-pub fn adapters() -> Vec<wgpu::Adapter> {
-    let mut desc = wgpu::InstanceDescriptor::new_without_display_handle();
-    desc.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
-    desc.flags = wgpu::InstanceFlags::empty();
-    let instance = wgpu::Instance::new(desc);
-    let mut all = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
-    all.sort_by_key(|a| rank(a.get_info().device_type));
-    all
+/// Refuses what makes drivers crash: they take it that memory can be had (lavapipe writes to what `malloc` refused).
+#[cfg(all(unix, feature = "cli"))]
+fn check_address_space() -> Result<()> {
+    const NEEDED: u64 = 1 << 30;
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: it writes to the struct that it is given and keeps nothing.
+    let known = unsafe { libc::getrlimit(libc::RLIMIT_AS, &raw mut limit) } == 0;
+    if known && limit.rlim_cur < NEEDED {
+        let (op, mib) = ("open a device".into(), limit.rlim_cur >> 20);
+        let reason = format!(
+            "this process may have {mib} MiB of addresses (`ulimit -v`), and drivers crash below 1024; lift that limit \
+             (a memory budget bounds what is really used)"
+        );
+        return Err(Error::Gpu { op, reason });
+    }
+    Ok(())
 }
 
-fn rank(kind: wgpu::DeviceType) -> u8 {
-    match kind {
-        wgpu::DeviceType::DiscreteGpu => 0,
-        wgpu::DeviceType::IntegratedGpu => 1,
-        wgpu::DeviceType::VirtualGpu => 2,
-        wgpu::DeviceType::Other => 3,
-        wgpu::DeviceType::Cpu => 4,
-    }
+#[cfg(not(all(unix, feature = "cli")))]
+fn check_address_space() -> Result<()> {
+    Ok(())
 }
 
 fn choose(all: Vec<wgpu::Adapter>, wanted: Option<&str>) -> Result<wgpu::Adapter> {
@@ -283,12 +303,12 @@ fn choose(all: Vec<wgpu::Adapter>, wanted: Option<&str>) -> Result<wgpu::Adapter
         })
     });
     found.ok_or_else(|| match (wanted, names.as_str()) {
-        (_, "") => Error::NoAdapter(
+        (_, "") => Error::NoGpu(
             "the system offers none; install a Vulkan driver (Debian: mesa-vulkan-drivers and libvulkan1, also a software one)"
                 .into(),
         ),
-        (wanted, names) => Error::NoAdapter(format!(
-            "none matches `{}` (EPIPHYTE_ADAPTER); there are: {names}",
+        (wanted, names) => Error::NoGpu(format!(
+            "none matches `{}` (EPIPHYTE_GPU); there are: {names}",
             wanted.unwrap_or_default()
         )),
     })
@@ -318,11 +338,14 @@ fn caps(adapter: &wgpu::Adapter, options: &GpuOptions) -> Caps {
             && features.contains(wgpu::Features::IMMEDIATES)
             && limits.max_immediate_size >= super::commands::MAX_PARAMS_BYTES,
         software: info.device_type == wgpu::DeviceType::Cpu,
-        max_binding_bytes: limits.max_storage_buffer_binding_size.min(128 << 20),
+        max_binding_bytes: limits
+            .max_storage_buffer_binding_size
+            .min(limits.max_buffer_size)
+            .min(if options.large_bindings { LARGEST_BINDING } else { COMMON_BINDING }),
     }
 }
 
-/// Everything the adapter has: limits that are not asked for are not granted.
+/// Everything the GPU has: limits that are not asked for are not granted.
 fn limits(adapter: &wgpu::Adapter) -> wgpu::Limits {
     adapter.limits()
 }

@@ -1,6 +1,6 @@
 //! Compute pipelines: compiled once by their text, kept on disk between runs where the driver allows it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,6 +10,7 @@ use super::device::{Gpu, GpuOptions, from_wgpu};
 use super::shader::Source;
 use super::tensor::Tensor;
 use crate::error::Result;
+use crate::parallel;
 
 /// How a kernel touches one of its storage bindings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -134,6 +135,19 @@ impl Gpu {
         self.counters.pipelines.fetch_add(1, Ordering::Relaxed);
         lock().insert(key, Arc::clone(&kernel));
         Ok(kernel)
+    }
+
+    /// Compiles `specs`, a few at a time; `progress` gets those done and in all. As [`Gpu::kernel`] finds them later.
+    ///
+    /// Errors: as [`Gpu::kernel`].
+    pub fn compile_all(&self, specs: Vec<KernelSpec>, progress: &mut dyn FnMut(usize, usize)) -> Result<()> {
+        let mut texts = HashSet::new();
+        let specs: Vec<_> =
+            specs.into_iter().filter(|spec| texts.insert(spec.source.text(self.caps().immediates))).collect();
+        let compiled = parallel::map_reporting(&specs, |spec| self.kernel(spec).map(drop), &mut |done| {
+            progress(done, specs.len());
+        });
+        compiled.into_iter().collect()
     }
 
     fn compile(&self, spec: &KernelSpec, text: &str) -> Result<Kernel> {

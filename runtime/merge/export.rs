@@ -18,6 +18,8 @@ use crate::format::gguf_writer::{ALIGNMENT, GgufWriter};
 use crate::format::staged::Staged;
 use crate::quant;
 
+/// The key that tells a merged model from others; its value is the number of adapters.
+pub(crate) const MERGED_KEY: &str = "epiphyte.merged_adapters";
 /// Weights of a piece, about.
 const PIECE: usize = 1 << 20;
 
@@ -131,9 +133,10 @@ fn plan<'a>(
     let alignment = gguf.find::<u32>("general.alignment")?.map_or(ALIGNMENT, u64::from);
     let mut writer = GgufWriter::new(alignment);
     // The new file is one, whatever the base was.
-    for (key, kind, value) in gguf.raw_metadata().filter(|(key, ..)| !key.starts_with("split.")) {
+    for (key, kind, value) in gguf.raw_metadata().filter(|(key, ..)| !key.starts_with("split.") && *key != MERGED_KEY) {
         writer.key(key, kind, value);
     }
+    writer.u32(MERGED_KEY, adapters.len() as u32);
     let loras = |path: Option<ModulePath>| -> Loras<'a> {
         let module = |&(adapter, weight): &(&'a Adapter, f32)| Some((adapter.module(path?)?, weight));
         adapters.iter().filter_map(module).collect()

@@ -3,4 +3,6 @@
 pub mod export;
 mod linear;
 
+#[cfg(feature = "cli")]
+pub(crate) use export::MERGED_KEY;
 pub use export::{ExportReport, MergedTensor, export_gguf};

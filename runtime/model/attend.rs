@@ -1,7 +1,7 @@
 //! From q, k and v of a layer to its attention: rotation, the cache, and the kernels for short and long runs of rows.
 
 use crate::error::Result;
-use crate::gpu::{Commands, Gpu, Op, Tensor};
+use crate::gpu::{Caps, Commands, Gpu, KernelSpec, Op, Tensor};
 use crate::kernels::attention::{self, AttentionParams, Heads, Leaves, PrefillParams, ReduceParams};
 use crate::kernels::lora::{Directory, Entry};
 use crate::kernels::matvec::MAX_COLS;
@@ -51,7 +51,6 @@ impl CacheOps {
     ) -> Result<Self> {
         let (rows, pages, qkv) = (&act.rows, &act.pages, &act.qkv);
         let directory = adapted.map(|(directory, ..)| directory);
-        let rope = rope::spec(heads.head_dim, heads.page_len, true, heads.kv_f16, directory);
         let mut for_rope = vec![rows, pages, &act.rotations, qkv, keys, values];
         let whole = [rows, pages, qkv, keys, values, &act.attn];
         let split = [rows, pages, qkv, keys, values, &act.parts, &act.stats];
@@ -60,13 +59,23 @@ impl CacheOps {
             for_rope.extend([b, u]);
             for_attention.extend([a, parts]);
         }
-        let leaves = directory.map_or(Leaves::Whole, Leaves::WholeAndU);
+        let [rope, attention, attention_split, attention_prefill] = Self::specs(gpu.caps(), heads, directory);
         Ok(Self {
             rope: gpu.op(&rope, &for_rope)?,
-            attention: gpu.op(&attention::spec(gpu.caps(), heads, leaves), &for_attention)?,
-            attention_split: gpu.op(&attention::spec(gpu.caps(), heads, Leaves::Split), &split)?,
-            attention_prefill: gpu.op(&attention::prefill_spec(heads), &whole)?,
+            attention: gpu.op(&attention, &for_attention)?,
+            attention_split: gpu.op(&attention_split, &split)?,
+            attention_prefill: gpu.op(&attention_prefill, &whole)?,
         })
+    }
+
+    /// Its kernels, in the order of its fields.
+    pub(crate) fn specs(caps: &Caps, heads: Heads, adapted: Option<Directory>) -> [KernelSpec; 4] {
+        [
+            rope::spec(heads.head_dim, heads.page_len, true, heads.kv_f16, adapted),
+            attention::spec(caps, heads, adapted.map_or(Leaves::Whole, Leaves::WholeAndU)),
+            attention::spec(caps, heads, Leaves::Split),
+            attention::prefill_spec(heads),
+        ]
     }
 }
 

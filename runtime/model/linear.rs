@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format::TensorView;
-use crate::gpu::{Caps, Commands, Gpu, Kernel, Tensor};
+use crate::gpu::{Caps, Commands, Gpu, Kernel, KernelSpec, Tensor};
 use crate::kernels::lora::Entry;
 use crate::kernels::matmul::{self, Tile};
 use crate::kernels::matvec::{self, Epilogue, LinearParams, Lora, MAX_COLS, Variant};
@@ -19,6 +19,9 @@ use crate::quant::{self, BLOCK};
 const PIECE_BYTES: usize = 8 << 20;
 /// A piece is a multiple of this many rows, so that every piece is whole `u32`s of scales.
 const PIECE_ROWS: usize = 64;
+
+/// Most rows of a chunk: four a workgroup, and adapters' beside them, keep to the 65,535 workgroups of a dispatch.
+const CHUNK_ROWS: usize = 1 << 17;
 
 /// The weights `[N, K]` of one or several linears with the same input, row after row.
 #[derive(Debug)]
@@ -75,7 +78,8 @@ impl Linear {
         let format = quant::format(views[0].dtype);
         let row_blocks = self.k / BLOCK;
         let row_bytes = row_blocks * format.words_per_block() * 4;
-        let most = (gpu.caps().max_binding_bytes as usize / row_bytes / PIECE_ROWS * PIECE_ROWS).max(PIECE_ROWS);
+        let fit = gpu.caps().max_binding_bytes as usize / row_bytes;
+        let most = (fit.min(CHUNK_ROWS) / PIECE_ROWS * PIECE_ROWS).max(PIECE_ROWS);
         let rows = views.iter().map(|v| v.shape[0]).sum::<usize>();
         let first = self.chunks.len();
         for start in (0..rows).step_by(most) {
@@ -105,6 +109,20 @@ impl Linear {
         }
         self.n += rows;
         Ok(())
+    }
+
+    /// The kernels that multiply one row of x, as [`LinearOp::record`] chooses them.
+    pub(crate) fn specs_for_one(
+        &self,
+        caps: &Caps,
+        norm: bool,
+        epilogue: Epilogue,
+    ) -> impl Iterator<Item = KernelSpec> {
+        let k_blocks = (self.k / BLOCK) as u32;
+        self.chunks.iter().map(move |chunk| {
+            let tiling = matvec::tiling(caps, chunk.rows as u32, k_blocks);
+            matvec::spec(caps, chunk.dtype, Variant { tiling, cols: 1, norm, epilogue, lora: None })
+        })
     }
 
     /// Bytes on the device.

@@ -6,7 +6,7 @@
 use crate::adapter::registry::{LoraPass, Registry};
 use crate::adapter::site::SiteKind;
 use crate::error::{Error, Result};
-use crate::gpu::{Commands, Gpu, Op, Tensor};
+use crate::gpu::{Caps, Commands, Gpu, KernelSpec, Op, Tensor};
 use crate::kernels::attention::{self, Heads};
 use crate::kernels::embedding::{self, EmbeddingParams};
 use crate::kernels::matvec::{Epilogue, MAX_COLS};
@@ -54,13 +54,7 @@ impl Llama {
     ///
     /// Errors: [`Error::OutOfMemory`]; as [`Gpu::kernel`].
     pub fn new(gpu: &Gpu, config: &ModelConfig, weights: &Weights, cache: &KvCache, limits: Limits) -> Result<Self> {
-        let heads = Heads {
-            heads: config.num_attention_heads as u32,
-            kv_heads: config.num_key_value_heads as u32,
-            head_dim: config.head_dim as u32,
-            page_len: PAGE_LEN as u32,
-            kv_f16: limits.kv_f16,
-        };
+        let heads = heads(config, limits.kv_f16);
         let max_pages = limits.positions.div_ceil(PAGE_LEN);
         let part_rows = attention::splits(limits.positions as u32).max(512);
         let a = Activations::new(gpu, config, limits, max_pages, part_rows as usize)?;
@@ -79,15 +73,13 @@ impl Llama {
             epilogue: Epilogue::Store,
             lora: None,
         };
+        let [reduce, swiglu, norm] = shared_specs(gpu.caps(), heads);
         Ok(Self {
             config: config.clone(),
             attend: Attend { heads, part_rows, max_pages: max_pages as u32 },
-            reduce: gpu.op(
-                &attention::reduce_spec(gpu.caps(), heads.head_dim, None),
-                &[&a.rows, &a.parts, &a.stats, &a.attn],
-            )?,
-            swiglu: gpu.op(&swiglu::spec(gpu.caps(), None), &[&a.gate_up, &a.h])?,
-            norm: gpu.op(&rms_norm::spec(gpu.caps()), &[&a.x, &weights.norm, &a.normed])?,
+            reduce: gpu.op(&reduce, &[&a.rows, &a.parts, &a.stats, &a.attn])?,
+            swiglu: gpu.op(&swiglu, &[&a.gate_up, &a.h])?,
+            norm: gpu.op(&norm, &[&a.x, &weights.norm, &a.normed])?,
             rows: limits.rows,
             lora: None,
             head: LinearOp::new(gpu, weights.head(), head)?,
@@ -95,6 +87,24 @@ impl Llama {
             layers,
             activations: a,
         })
+    }
+
+    /// What [`Llama::new`] compiles, and the products of a pass over one row, the slowest to compile first.
+    pub fn specs(caps: &Caps, config: &ModelConfig, weights: &Weights, kv_f16: bool) -> Vec<KernelSpec> {
+        let heads = heads(config, kv_f16);
+        let mut specs: Vec<KernelSpec> = CacheOps::specs(caps, heads, None).into();
+        for layer in &weights.layers {
+            let fused = layer.gate_up.chunks.len() == 1;
+            let gate_up = if fused { Epilogue::SwiGlu } else { Epilogue::Store };
+            specs.extend(layer.qkv.specs_for_one(caps, true, Epilogue::Store));
+            specs.extend(layer.o_proj.specs_for_one(caps, false, Epilogue::Add));
+            specs.extend(layer.gate_up.specs_for_one(caps, fused, gate_up));
+            specs.extend(layer.down_proj.specs_for_one(caps, false, Epilogue::Add));
+        }
+        specs.extend(weights.head().specs_for_one(caps, true, Epilogue::Store));
+        specs.extend(weights.embed_tokens.chunks.iter().map(|chunk| embedding::spec(chunk.dtype)));
+        specs.extend(shared_specs(caps, heads));
+        specs
     }
 
     /// Binds the cache's buffers anew, after it has grown.
@@ -346,6 +356,21 @@ impl Layer {
             cache: CacheOps::new(gpu, heads, cache, a, None)?,
         })
     }
+}
+
+fn heads(config: &ModelConfig, kv_f16: bool) -> Heads {
+    Heads {
+        heads: config.num_attention_heads as u32,
+        kv_heads: config.num_key_value_heads as u32,
+        head_dim: config.head_dim as u32,
+        page_len: PAGE_LEN as u32,
+        kv_f16,
+    }
+}
+
+/// The kernels that all layers share: attention's second half, SwiGLU, the norm.
+fn shared_specs(caps: &Caps, heads: Heads) -> [KernelSpec; 3] {
+    [attention::reduce_spec(caps, heads.head_dim, None), swiglu::spec(caps, None), rms_norm::spec(caps)]
 }
 
 fn embed_ops(gpu: &Gpu, weights: &Weights, a: &Activations) -> Result<Vec<(Op, EmbeddingParams)>> {

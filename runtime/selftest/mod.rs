@@ -13,14 +13,14 @@ mod products;
 mod sample;
 mod training;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Gpu};
+use crate::parallel;
+use crate::progress::{LoadPhase, LoadProgress};
 use cases::Case;
 
 /// What a kernel variant asks of the device beyond the reference tier, and what its failure takes away.
@@ -37,7 +37,7 @@ pub enum Ability {
 
 /// How one variant of a kernel did.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Verdict {
+pub struct KernelCheck {
     /// The stem of its shader.
     pub kernel: String,
     /// Which of its variants, on what shape.
@@ -60,7 +60,7 @@ pub struct Report {
     /// What the device may be used with.
     pub caps: Caps,
     /// The variants of the tier in use, and before them those that failed in tiers above.
-    pub verdicts: Vec<Verdict>,
+    pub verdicts: Vec<KernelCheck>,
     /// Every kernel of training gave what the CPU gives, or the device is a software GPU, where tests hold them to it.
     pub trains: bool,
     /// Read from the cache.
@@ -75,13 +75,20 @@ pub type Sabotage<'a> = &'a (dyn Fn(&str, &[Ability]) -> bool + Sync);
 /// Errors: [`Error::Gpu`] naming kernel and driver when the reference tier fails; [`Error::DeviceLost`];
 /// [`Error::OutOfMemory`].
 pub fn run(gpu: &mut Gpu) -> Result<Report> {
+    run_reporting(gpu, &mut |_| {})
+}
+
+/// As [`run`]; `progress` hears how many kernels are tested, unless their verdicts were kept.
+///
+/// Errors: as [`run`].
+pub fn run_reporting(gpu: &mut Gpu, progress: &mut dyn FnMut(LoadProgress)) -> Result<Report> {
     let path = cache::path(gpu);
     if let Some(mut report) = path.as_deref().and_then(cache::read) {
         gpu.restrict(&report.caps);
         report.caps = gpu.caps().clone();
         return Ok(report);
     }
-    let report = run_with(gpu, &|_, _| false)?;
+    let report = run_tiers(gpu, &|_, _| false, progress)?;
     if let Some(path) = path {
         cache::write(&path, &report);
     }
@@ -92,20 +99,24 @@ pub fn run(gpu: &mut Gpu) -> Result<Report> {
 ///
 /// Errors: as [`run`].
 pub fn run_with(gpu: &mut Gpu, sabotage: Sabotage<'_>) -> Result<Report> {
+    run_tiers(gpu, sabotage, &mut |_| {})
+}
+
+fn run_tiers(gpu: &mut Gpu, sabotage: Sabotage<'_>, progress: &mut dyn FnMut(LoadProgress)) -> Result<Report> {
     let mut verdicts = Vec::new();
     loop {
-        let tier = test(gpu, sabotage)?;
+        let tier = test(gpu, sabotage, progress)?;
         // A device whose reference tier can't train can answer all the same.
-        let hopeless = |v: &Verdict| v.training && v.uses.is_empty();
+        let hopeless = |v: &KernelCheck| v.training && v.uses.is_empty();
         let Some(failed) = tier.iter().find(|v| !v.ok && !hopeless(v)) else {
             let trains = tier.iter().all(|v| v.ok);
             verdicts.extend(tier);
             return Ok(Report { caps: gpu.caps().clone(), verdicts, trains, cached: false });
         };
-        let judged: Vec<Verdict> = tier.iter().filter(|v| !hopeless(v)).cloned().collect();
+        let judged: Vec<KernelCheck> = tier.iter().filter(|v| !hopeless(v)).cloned().collect();
         let Some(caps) = fence(gpu.caps(), &judged) else { return Err(unusable(gpu, &tier, failed)) };
         for verdict in tier.into_iter().filter(|v| !v.ok) {
-            let Verdict { kernel, variant, reason, .. } = &verdict;
+            let KernelCheck { kernel, variant, reason, .. } = &verdict;
             log::warn!("{kernel} ({variant}) fails here: {}", reason.as_deref().unwrap_or_default());
             verdicts.push(verdict);
         }
@@ -118,7 +129,7 @@ pub fn run_with(gpu: &mut Gpu, sabotage: Sabotage<'_>) -> Result<Report> {
 ///
 /// Those that need the least are heard first: where attention fails with subgroups on f32 already, it is not f16's
 /// fault that it fails on f16 too.
-pub fn fence(caps: &Caps, verdicts: &[Verdict]) -> Option<Caps> {
+pub fn fence(caps: &Caps, verdicts: &[KernelCheck]) -> Option<Caps> {
     let failed = || verdicts.iter().filter(|v| !v.ok);
     let least = failed().map(|v| v.uses.len()).min()?;
     let mut fenced = caps.clone();
@@ -144,49 +155,31 @@ fn lost(before: &Caps, after: &Caps) -> Vec<&'static str> {
     gone.into_iter().filter_map(|(gone, name)| gone.then_some(name)).collect()
 }
 
-fn unusable(gpu: &Gpu, tier: &[Verdict], failed: &Verdict) -> Error {
+fn unusable(gpu: &Gpu, tier: &[KernelCheck], failed: &KernelCheck) -> Error {
     let failed = tier.iter().find(|v| !v.ok && v.uses.is_empty() && !v.training).unwrap_or(failed);
     let reason = failed.reason.as_deref().unwrap_or_default();
     let hint = if gpu.caps().immediates { " or with EPIPHYTE_DISABLE=immediates" } else { "" };
     Error::Gpu {
         op: format!("self-test of {} ({})", failed.kernel, failed.variant),
         reason: format!(
-            "{reason}; {} can't be used: try another driver, another adapter (EPIPHYTE_ADAPTER){hint}",
+            "{reason}; {} can't be used: try another driver, another GPU (EPIPHYTE_GPU){hint}",
             gpu.description()
         ),
     }
 }
 
 /// Every variant of the present tier, on a few threads: compiling takes most of the time.
-fn test(gpu: &Gpu, sabotage: Sabotage<'_>) -> Result<Vec<Verdict>> {
+fn test(gpu: &Gpu, sabotage: Sabotage<'_>, progress: &mut dyn FnMut(LoadProgress)) -> Result<Vec<KernelCheck>> {
     let cases = cases::all(gpu);
-    let (next, verdicts) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    let work = || {
-        while let Some((i, case)) = take(&cases, &next) {
-            let verdict = judge(gpu, case, sabotage);
-            verdicts.lock().unwrap_or_else(PoisonError::into_inner).push((i, verdict));
-        }
-    };
-    std::thread::scope(|scope| {
-        let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(8));
-        for _ in 1..threads {
-            scope.spawn(work);
-        }
-        work();
-    });
+    let total = cases.len() as u64;
+    let mut report = |done: usize| progress(LoadProgress { phase: LoadPhase::SelfTest, done: done as u64, total });
+    let verdicts = parallel::map_reporting(&cases, |case| judge(gpu, case, sabotage), &mut report);
     gpu.check()?;
-    let mut verdicts = verdicts.into_inner().unwrap_or_else(PoisonError::into_inner);
-    verdicts.sort_by_key(|(i, _)| *i);
-    verdicts.into_iter().map(|(_, verdict)| verdict).collect()
-}
-
-fn take<'a>(cases: &'a [Case], next: &AtomicUsize) -> Option<(usize, &'a Case)> {
-    let i = next.fetch_add(1, Ordering::Relaxed);
-    cases.get(i).map(|case| (i, case))
+    verdicts.into_iter().collect()
 }
 
 /// Errors: only those that are not the kernel's fault.
-fn judge(gpu: &Gpu, case: &Case, sabotage: Sabotage<'_>) -> Result<Verdict> {
+fn judge(gpu: &Gpu, case: &Case, sabotage: Sabotage<'_>) -> Result<KernelCheck> {
     let start = Instant::now();
     let spoil = sabotage(case.kernel, &case.uses);
     let reason = match gpu.scoped(case.kernel, || (case.run)(gpu)) {
@@ -194,7 +187,7 @@ fn judge(gpu: &Gpu, case: &Case, sabotage: Sabotage<'_>) -> Result<Verdict> {
         Err(Error::Gpu { op, reason }) => Some(format!("{op}: {reason}")),
         Err(other) => return Err(other),
     };
-    Ok(Verdict {
+    Ok(KernelCheck {
         kernel: case.kernel.to_string(),
         variant: case.variant.clone(),
         uses: case.uses.clone(),

@@ -9,7 +9,7 @@ mod read;
 mod record;
 mod shapes;
 
-pub use batch::{BatchOptions, Cursor, Duration, Loader, MicroBatch, Step};
+pub use batch::{BatchOptions, Cursor, Loader, MicroBatch, Step, TrainLength};
 pub use encode::Encoder;
 pub use record::Record;
 

@@ -1,7 +1,8 @@
 //! Fine-tuning on the device: examples in, an adapter out, with the memory counted before any of it is taken.
 //!
 //! [`data`] turns files into batches of tokens, [`schedule`] gives the learning rate of a step, [`buffers`] lists what a
-//! step needs on the device, [`plan`] adds that up and fits it to a budget, [`signals`] reads the losses.
+//! step needs on the device, [`plan`] adds that up and fits it to a budget, [`recipe`] has what nobody has to choose,
+//! [`signals`] reads the losses.
 
 pub mod buffers;
 pub mod data;
@@ -12,10 +13,11 @@ mod layer;
 pub mod plan;
 mod products;
 mod random;
+pub mod recipe;
 pub mod schedule;
 pub mod signals;
 
-mod checkpoint;
+pub(crate) mod checkpoint;
 pub mod options;
 pub mod trainer;
 

@@ -8,7 +8,8 @@ use crate::kernels::adamw::AdamW;
 use crate::model::config::ModelConfig;
 
 use super::buffers::{self, Optimizer, TrainShape};
-use super::data::Duration;
+use super::data::{DataOptions, TrainLength};
+use super::recipe;
 use super::schedule::{Decay, Warmup};
 
 /// Settings of a run. The defaults are the recipe that the README's figures were made with.
@@ -20,10 +21,10 @@ pub struct TrainOptions {
     pub lora_alpha: f64,
     /// See [`TrainOptions::lora_alpha`].
     pub use_rslora: bool,
-    /// Linears of each layer that get factors, by name, e.g. `q_proj`.
+    /// Linears of each layer that get factors: names such as `q_proj`, `attention` for its four, `all-linear` for all.
     pub target_modules: Vec<String>,
-    /// Rate after the warm-up.
-    pub learning_rate: f64,
+    /// Rate after the warm-up; `None`: by the sizes of model and adapter, [`recipe::learning_rate`].
+    pub learning_rate: Option<f64>,
     /// That of B in parts of that of A (LoRA+); 1 is the same.
     pub lora_plus_ratio: f64,
     /// How a step is taken.
@@ -39,12 +40,15 @@ pub struct TrainOptions {
     /// Steps in which it rises.
     pub warmup: Warmup,
     /// When to end.
-    pub duration: Duration,
-    /// Rows of a pass.
+    pub duration: TrainLength,
+    /// Examples of a step, times [`TrainOptions::gradient_accumulation_steps`]. They are packed into as few passes as hold
+    /// them, which changes no result.
+    pub batch_size: usize,
+    /// Batches whose gradients make a step.
+    pub gradient_accumulation_steps: usize,
+    /// A pass through the model takes as many tokens as this many of the longest examples: memory against speed.
     pub micro_batch: usize,
-    /// Passes whose gradients make a step.
-    pub accumulation: usize,
-    /// Tokens of a row.
+    /// Most tokens of an example.
     pub seq_len: usize,
     /// Keep the input of every k-th layer and compute the rest again; `None` keeps everything.
     pub checkpoint_every: Option<usize>,
@@ -59,7 +63,7 @@ impl Default for TrainOptions {
             lora_alpha: 16.0,
             use_rslora: false,
             target_modules: Target::ALL[..7].iter().map(|target| target.name().to_string()).collect(),
-            learning_rate: 5e-4,
+            learning_rate: None,
             lora_plus_ratio: 1.0,
             optimizer: Optimizer::AdamW,
             momentum: 0.9,
@@ -67,9 +71,10 @@ impl Default for TrainOptions {
             max_grad_norm: Some(1.0),
             decay: Decay::Linear,
             warmup: Warmup::Fraction(0.05),
-            duration: Duration::Epochs(1),
+            duration: TrainLength::Auto,
+            batch_size: recipe::BATCH_SIZE,
+            gradient_accumulation_steps: 1,
             micro_batch: 1,
-            accumulation: 1,
             seq_len: 512,
             checkpoint_every: Some(1),
             seed: 0,
@@ -78,23 +83,51 @@ impl Default for TrainOptions {
 }
 
 impl TrainOptions {
+    /// The defaults for one long text: each step a row of it, once through.
+    pub fn for_text() -> Self {
+        Self { batch_size: 1, duration: TrainLength::Epochs(1), ..Self::default() }
+    }
+
     /// What a module's product is multiplied by.
     pub fn scaling(&self) -> f64 {
         let rank = self.rank as f64;
         self.lora_alpha / if self.use_rslora { rank.sqrt() } else { rank }
     }
 
+    /// How examples for this run are made: of its length, so that it is said once.
+    pub fn data_options(&self) -> DataOptions {
+        DataOptions { seq_len: self.seq_len, ..DataOptions::default() }
+    }
+
+    /// Examples of a step.
+    pub fn step_examples(&self) -> usize {
+        self.batch_size.saturating_mul(self.gradient_accumulation_steps)
+    }
+
+    /// The same with what was left to the recipe decided, for `examples` on a model of `config`.
+    pub fn resolved(&self, config: &ModelConfig, examples: usize) -> Self {
+        let by_size = || recipe::learning_rate(config.hidden_size, self.rank, self.scaling());
+        let learning_rate = Some(self.learning_rate.unwrap_or_else(by_size));
+        Self { learning_rate, duration: self.duration.resolved(examples), ..self.clone() }
+    }
+
     /// The targets, in the order of use.
     ///
-    /// Errors: [`Error::InvalidArgument`] for a name that is not a linear of a layer.
+    /// Errors: [`Error::InvalidArgument`] for a name that is neither a linear of a layer nor a set of them.
     pub fn targets(&self) -> Result<Vec<Target>> {
         let known = &Target::ALL[..7];
-        let unknown = self.target_modules.iter().find(|name| known.iter().all(|target| target.name() != *name));
-        if let Some(name) = unknown {
+        let is_meant = |name: &str, target: &Target| match name {
+            "all-linear" => true,
+            "attention" => matches!(target, Target::QProj | Target::KProj | Target::VProj | Target::OProj),
+            name => name == target.name(),
+        };
+        let is_unknown = |name: &&String| !known.iter().any(|target| is_meant(name, target));
+        if let Some(name) = self.target_modules.iter().find(is_unknown) {
             let names = known.iter().map(|target| target.name()).collect::<Vec<_>>().join(", ");
-            return Err(Error::InvalidArgument { name: "targets", reason: format!("`{name}` is none of {names}") });
+            let reason = format!("`{name}` is none of {names}, attention, all-linear");
+            return Err(Error::InvalidArgument { name: "targets", reason });
         }
-        let wanted = |target: &Target| self.target_modules.iter().any(|name| name == target.name());
+        let wanted = |target: &Target| self.target_modules.iter().any(|name| is_meant(name, target));
         Ok(known.iter().copied().filter(wanted).collect())
     }
 
@@ -123,8 +156,8 @@ impl TrainOptions {
         let invalid = |name, value: f64, allowed: &str| {
             Err(Error::InvalidArgument { name, reason: format!("{value}; {allowed}") })
         };
-        if !(self.learning_rate.is_finite() && self.learning_rate > 0.0) {
-            return invalid("learning_rate", self.learning_rate, "a number above 0, such as 5e-4, is needed");
+        if let Some(rate) = self.learning_rate.filter(|rate| !(rate.is_finite() && *rate > 0.0)) {
+            return invalid("learning_rate", rate, "a number above 0, such as 5e-4, is needed");
         }
         if !(self.lora_alpha.is_finite() && self.lora_alpha > 0.0) {
             return invalid("lora_alpha", self.lora_alpha, "a number above 0, such as twice the rank, is needed");

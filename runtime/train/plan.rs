@@ -3,8 +3,10 @@
 //! Pure arithmetic on the lists of [`super::buffers`]; [`fit`] looks for the setting that a budget allows. For a model of
 //! which only the size is known there is the [`Textbook`] sum.
 
+mod choose;
 mod fit;
 
+pub use choose::{Choice, Device, TRAIN_CONTEXT, Wish, choose};
 pub use fit::{Free, fit};
 
 use serde::Serialize;

@@ -47,8 +47,8 @@ pub struct Schedule {
 impl Schedule {
     /// `peak` is the rate after the warm-up.
     ///
-    /// Errors: [`Error::InvalidArgument`] for a rate that is not a number of at least 0, a fraction outside 0 to 1, or a
-    /// decay whose warm-up takes longer than all steps.
+    /// Errors: [`Error::InvalidArgument`] for a rate that is not a number of at least 0, a fraction outside 0 to 1, a
+    /// decay whose warm-up takes longer than all steps, or a warm-up of a single step, whose rate would be 0.
     pub fn new(decay: Decay, peak: f64, warmup: Warmup, total_steps: u64) -> Result<Self> {
         let invalid = |name, reason: String| Err(Error::InvalidArgument { name, reason });
         if !(peak.is_finite() && peak >= 0.0) {
@@ -65,6 +65,9 @@ impl Schedule {
         };
         if decay != Decay::Constant && warmup_steps > total_steps {
             return invalid("warmup", format!("{warmup_steps} steps, but there are {total_steps} in all"));
+        }
+        if total_steps == 1 && warmup_steps > 0 {
+            return invalid("warmup", "the only step would have a rate of 0; set it to 0, or take more steps".into());
         }
         Ok(Self { decay, peak, warmup_steps, total_steps })
     }

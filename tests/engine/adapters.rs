@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock};
 
 use epiphyte::adapter::{Adapter, BaseShape};
-use epiphyte::engine::{Change, History};
+use epiphyte::engine::{Change, KvPolicy};
 use epiphyte::{Engine, EngineOptions, Error, GenerateOptions, GpuOptions, Session, generate_batch};
 use safetensors::SafeTensors;
 
@@ -38,14 +38,14 @@ fn adapted(options: EngineOptions) -> Arc<Engine> {
     engine
 }
 
-pub(super) fn set(session: &mut Session, adapters: Set<'_>, history: History) {
+pub(super) fn set(session: &mut Session, adapters: Set<'_>, history: KvPolicy) {
     session.set_adapters(&Change { adapters, history }).unwrap();
 }
 
 /// A session with `ids` under adapters.
 pub(super) fn under(engine: &Arc<Engine>, adapters: Set<'_>, ids: &[u32]) -> Session {
     let mut session = session(engine, ids);
-    set(&mut session, adapters, History::Recompute);
+    set(&mut session, adapters, KvPolicy::Recompute);
     session
 }
 
@@ -135,7 +135,7 @@ fn a_swap_between_tokens_costs_a_write() {
         };
         let mut generation = session.generate(greedy(100)).unwrap();
         let turn = |generation: &mut epiphyte::Generation<'_>, i: usize| {
-            let change = Change { adapters: sets[i % 4], history: History::Keep };
+            let change = Change { adapters: sets[i % 4], history: KvPolicy::Keep };
             generation.set_adapters(0, &change).unwrap();
             generation.next().unwrap().unwrap();
         };
@@ -151,7 +151,7 @@ fn a_swap_between_tokens_costs_a_write() {
         drop(generation);
         let before = cost();
         for i in 0..8 {
-            set(&mut session, sets[i % 4], History::Keep);
+            set(&mut session, sets[i % 4], KvPolicy::Keep);
         }
         assert_eq!(cost(), before);
     }
@@ -161,7 +161,7 @@ fn a_swap_between_tokens_costs_a_write() {
 fn history_is_recomputed_or_kept() {
     let engine = adapted(EngineOptions::default());
     let (a, b): (Set<'_>, Set<'_>) = (&[("a", 1.0)], &[("b", 1.0)]);
-    let run = |history: History, in_flight: bool| {
+    let run = |history: KvPolicy, in_flight: bool| {
         let mut session = under(&engine, a, &prompt(311, 50));
         if in_flight {
             let mut generation = session.generate(greedy(16)).unwrap();
@@ -177,16 +177,16 @@ fn history_is_recomputed_or_kept() {
     };
     let fresh = |ids: &[u32], adapters: Set<'_>| generate(&mut under(&ALONE, adapters, ids), greedy(10)).ids;
     for in_flight in [false, true] {
-        let recomputed = run(History::Recompute, in_flight);
+        let recomputed = run(KvPolicy::Recompute, in_flight);
         assert_eq!(recomputed.tokens()[56..], fresh(&recomputed.tokens()[..56], b));
-        let (kept, again) = (run(History::Keep, in_flight), run(History::Keep, in_flight));
+        let (kept, again) = (run(KvPolicy::Keep, in_flight), run(KvPolicy::Keep, in_flight));
         assert_eq!(kept.tokens(), again.tokens(), "what is kept is the same every time");
         assert_eq!(cache(&kept), cache(&again));
         assert_ne!(cache(&kept), cache(&recomputed), "the old adapter's keys are still there");
     }
     // The same set again, but as if it had been there from the start.
-    let mut kept = run(History::Keep, false);
-    set(&mut kept, b, History::Recompute);
+    let mut kept = run(KvPolicy::Keep, false);
+    set(&mut kept, b, KvPolicy::Recompute);
     let ids = kept.tokens().to_vec();
     assert_eq!(generate(&mut kept, greedy(10)).ids, fresh(&ids, b));
 }
@@ -210,7 +210,7 @@ fn pages_are_shared_under_the_same_adapters_only() {
     // What two sets have made serves no one, and is not completed by others' pages.
     let mut kept = under(&engine, &[("c", 1.0)], &prompt(313, PAGE));
     prefill(&mut kept);
-    set(&mut kept, &[("d", 1.0)], History::Keep);
+    set(&mut kept, &[("d", 1.0)], KvPolicy::Keep);
     kept.push_tokens(&prompt(314, 2 * PAGE)).unwrap();
     prefill(&mut kept);
     let all = kept.tokens().to_vec();

@@ -3,6 +3,7 @@
 mod adapters;
 mod batch;
 mod counters;
+mod loading;
 mod refused;
 mod registry;
 mod sampling;
@@ -13,10 +14,10 @@ mod soak;
 mod stops;
 mod text;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock};
 
-use epiphyte::{Engine, EngineOptions, FinishReason, GenerateOptions, Sampling, Session};
+use epiphyte::{CancelToken, Engine, EngineOptions, FinishReason, GenerateOptions, Sampling, Session};
 
 use crate::common::{Random, golden};
 
@@ -85,7 +86,7 @@ fn alone(ids: &[u32], options: GenerateOptions) -> Answer {
 }
 
 fn prefill(session: &mut Session) {
-    session.prefill(&AtomicBool::new(false)).unwrap();
+    session.prefill(&CancelToken::default()).unwrap();
 }
 
 fn dispatches(engine: &Engine) -> u64 {

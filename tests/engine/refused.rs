@@ -90,11 +90,11 @@ fn options_out_of_range_are_refused() {
 }
 
 #[test]
-fn an_adapter_that_is_not_there_is_refused_with_a_list() {
-    let gpu = GpuOptions { adapter: Some("Voodoo 2".into()), ..GpuOptions::default() };
+fn a_gpu_that_is_not_there_is_refused_with_a_list() {
+    let gpu = GpuOptions { name: Some("Voodoo 2".into()), ..GpuOptions::default() };
     let refusal = Engine::open(golden("tiny_llama.gguf"), EngineOptions { gpu, ..EngineOptions::default() }).err();
-    let Some(Error::NoAdapter(message)) = refusal else { panic!("{refusal:?}") };
+    let Some(Error::NoGpu(message)) = refusal else { panic!("{refusal:?}") };
     assert!(message.contains("voodoo 2") || message.contains("Voodoo 2"), "{message}");
-    assert!(message.contains("EPIPHYTE_ADAPTER"), "{message}");
+    assert!(message.contains("EPIPHYTE_GPU"), "{message}");
     assert!(message.contains(&SHARED.gpu().info().name), "it lists what there is: {message}");
 }

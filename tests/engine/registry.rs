@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use epiphyte::adapter::{Adapter, LoraConfig, LoraModule, ModulePath, Modules, Target};
-use epiphyte::engine::{Change, History};
+use epiphyte::engine::{Change, KvPolicy};
 use epiphyte::{DType, Engine, EngineOptions, Error, Session};
 
 use super::adapters::{Set, set, shape, under};
@@ -43,7 +43,7 @@ fn resident(engine: &Engine) -> Vec<String> {
 }
 
 fn change(session: &mut Session, adapters: Set<'_>) -> Result<(), Error> {
-    session.set_adapters(&Change { adapters, history: History::Recompute })
+    session.set_adapters(&Change { adapters, history: KvPolicy::Recompute })
 }
 
 /// What a session under an adapter says, on an engine with room for all.
@@ -168,17 +168,68 @@ fn a_set_that_fails_halfway_leaves_the_others_running() {
     assert_eq!(said, alone(&sized(4, 8), 1.0, &ids));
 }
 
+/// Ids with whether they are in use and whether another one has the id now.
+fn states(engine: &Engine) -> Vec<(String, bool, bool)> {
+    engine.adapters().into_iter().map(|state| (state.id, state.pinned, state.replaced)).collect()
+}
+
 #[test]
-fn what_is_in_use_is_not_replaced() {
+fn one_in_use_is_replaced_under_its_id_and_goes_with_its_last_user() {
+    let engine = with_budget(2 * unit());
+    let (old, new) = (sized(1, 8), sized(2, 8));
+    engine.add_adapter("a", &old).unwrap();
+    let ids = prompt(405, 40);
+    let (said_by_old, said_by_new) = (alone(&old, 1.0, &ids), alone(&new, 1.0, &ids));
+    assert_ne!(said_by_old, said_by_new);
+    let mut user = under(&engine, &[("a", 1.0)], &ids);
+    let mut generation = user.generate(greedy(8)).unwrap();
+    let mut said: Vec<u32> = generation.by_ref().take(3).map(|token| token.unwrap().id).collect();
+    engine.add_adapter("a", &new).unwrap();
+    said.extend(generation.map(|token| token.unwrap().id));
+    assert_eq!(said, said_by_old, "an answer goes on as it began");
+    assert_eq!(states(&engine), [("a".into(), true, true), ("a".into(), false, false)]);
+    // Whoever asks now gets the new one; keys of the same prompt under the old are not taken over.
+    assert_eq!(generate(&mut under(&engine, &[("a", 1.0)], &ids), greedy(8)).ids, said_by_new);
+    let mut fork = user.fork();
+    fork.set_tokens(&ids).unwrap();
+    assert_eq!(generate(&mut fork, greedy(8)).ids, said_by_old);
+    // No room for a third beside two that are in use; all stays as it is.
+    let held = under(&engine, &[("a", 1.0)], &ids);
+    assert!(matches!(engine.add_adapter("a", &sized(3, 8)), Err(Error::AdapterBudget { .. })));
+    drop(held);
+    // Set again under the same id and weight, it is the new one.
+    for session in [&mut user, &mut fork] {
+        change(session, &[("a", 1.0)]).unwrap();
+        session.set_tokens(&ids).unwrap();
+        assert_eq!(generate(session, greedy(8)).ids, said_by_new);
+    }
+    assert_eq!(states(&engine), [("a".into(), true, false)]);
+}
+
+#[test]
+fn a_session_saved_under_a_replaced_adapter_names_the_one_it_had() {
+    let (engine, dir) = (with_budget(1 << 20), tempfile::tempdir().unwrap());
+    let (old, file) = (sized(1, 8), dir.path().join("session"));
+    engine.add_adapter("a", &old).unwrap();
+    let mut user = under(&engine, &[("a", 1.0)], &prompt(406, 20));
+    super::prefill(&mut user);
+    engine.add_adapter("a", &sized(2, 8)).unwrap();
+    user.save(&file).unwrap();
+    assert!(matches!(engine.restore(&file), Err(Error::AdapterMismatch { id, .. }) if id == "a"));
+    engine.add_adapter("a", &old).unwrap();
+    assert_eq!(generate(&mut engine.restore(&file).unwrap(), greedy(8)), generate(&mut user, greedy(8)));
+}
+
+#[test]
+fn what_is_in_use_is_not_unloaded() {
     let engine = with_budget(1 << 20);
     engine.add_adapter("a", &sized(1, 8)).unwrap();
     let ids = prompt(404, 15);
     let mut user = under(&engine, &[("a", 1.0)], &ids);
-    for refused in [engine.add_adapter("a", &sized(2, 8)).map(drop), engine.unload_adapter("a")] {
-        assert!(matches!(&refused, Err(Error::InvalidArgument { name: "adapters", reason }) if reason.contains("`a`")));
-    }
+    let refused = engine.unload_adapter("a");
+    assert!(matches!(&refused, Err(Error::InvalidArgument { name: "adapters", reason }) if reason.contains("`a`")));
     assert_eq!(generate(&mut user, greedy(8)).ids, alone(&sized(1, 8), 1.0, &ids));
-    set(&mut user, &[], History::Recompute);
+    set(&mut user, &[], KvPolicy::Recompute);
     engine.add_adapter("a", &sized(2, 4)).unwrap();
     assert_eq!(generate(&mut under(&engine, &[("a", 1.0)], &ids), greedy(8)).ids, alone(&sized(2, 4), 1.0, &ids));
     engine.unload_adapter("a").unwrap();
@@ -217,8 +268,8 @@ fn sets_that_cannot_run_are_refused() {
         assert_eq!(session.adapters(), [("n0".to_string(), 1.0)]);
     }
     // Ranks of 256 together, and eight at once, do run.
-    set(&mut session, &[("x", 1.0), ("y", 1.0)], History::Recompute);
-    set(&mut session, &nine[1..], History::Recompute);
+    set(&mut session, &[("x", 1.0), ("y", 1.0)], KvPolicy::Recompute);
+    set(&mut session, &nine[1..], KvPolicy::Recompute);
     generate(&mut session, greedy(2));
     assert!(engine.adapters().iter().filter(|state| state.pinned).all(|state| state.id != "n0"));
 }
@@ -233,12 +284,12 @@ fn as_many_sets_as_there_is_room_for() {
     let mut more = session(&engine, &ids);
     let refused = change(&mut more, &[("a", 9.0)]);
     assert!(matches!(&refused, Err(Error::InvalidArgument { name: "adapters", reason }) if reason.contains("63")));
-    set(&mut more, &[("a", weight(5))], History::Recompute);
+    set(&mut more, &[("a", weight(5))], KvPolicy::Recompute);
     for i in [0, 31, 62] {
         assert_eq!(generate(&mut sessions[i], greedy(8)).ids, alone(&sized(1, 8), weight(i), &ids), "set {i}");
     }
     sessions.swap_remove(7);
-    set(&mut more, &[("a", 9.0)], History::Recompute);
+    set(&mut more, &[("a", 9.0)], KvPolicy::Recompute);
     assert_eq!(generate(&mut more, greedy(8)).ids, alone(&sized(1, 8), 9.0, &ids));
     assert_eq!(generate(&mut sessions[20], greedy(8)).ids, alone(&sized(1, 8), weight(20), &ids));
 }

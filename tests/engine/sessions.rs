@@ -1,8 +1,6 @@
 //! Tokens and cache of sessions: forks, truncation, prefix reuse, growth, interleaving, threads.
 
-use std::sync::atomic::AtomicBool;
-
-use epiphyte::{EngineOptions, Error, FinishReason};
+use epiphyte::{CancelToken, EngineOptions, Error, FinishReason};
 
 use super::{CONTEXT, PAGE, SHARED, VOCAB, alone, dispatches, generate, greedy, open, prefill, prompt, session};
 
@@ -153,7 +151,7 @@ fn a_full_cache_is_refused_and_harms_no_one() {
     let mut sessions = Vec::new();
     let refusal = loop {
         let mut session = session(&engine, &prompt(sessions.len() as u64, PAGE - 4));
-        match session.prefill(&AtomicBool::new(false)) {
+        match session.prefill(&CancelToken::default()) {
             Ok(()) => sessions.push(session),
             Err(refusal) => break refusal,
         }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use epiphyte::engine::{Change, History};
+use epiphyte::engine::{Change, KvPolicy};
 use epiphyte::{Engine, EngineOptions, Error, Session};
 use safetensors::tensor::{SafeTensors, serialize};
 
@@ -20,7 +20,7 @@ fn with_adapters(adapters: &[(&str, u64)]) -> Arc<Engine> {
     engine
 }
 
-fn set(session: &mut Session, adapters: &[(&str, f32)], history: History) {
+fn set(session: &mut Session, adapters: &[(&str, f32)], history: KvPolicy) {
     session.set_adapters(&Change { adapters, history }).unwrap();
 }
 
@@ -50,7 +50,7 @@ fn a_restored_session_has_its_adapters_and_goes_on_identically() {
     // A third of this weight is no number of f64's either; every bit has to come back.
     let weights = [("b", -1.0 / 3.0), ("a", 0.7)];
     let mut original = session(&engine, &prompt(100, PAGE + 7));
-    set(&mut original, &weights, History::Recompute);
+    set(&mut original, &weights, KvPolicy::Recompute);
     generate(&mut original, greedy(5));
     original.save(&path).unwrap();
     assert_eq!(metadata(&path, "mixed"), "false");
@@ -73,9 +73,9 @@ fn a_history_of_several_sets_stays_mixed() {
     let engine = with_adapters(&[("a", 1), ("b", 2)]);
     let ids = prompt(101, 2 * PAGE + 3);
     let mut original = session(&engine, &ids);
-    set(&mut original, &[("a", 1.0)], History::Recompute);
+    set(&mut original, &[("a", 1.0)], KvPolicy::Recompute);
     prefill(&mut original);
-    set(&mut original, &[("b", 1.0)], History::Keep);
+    set(&mut original, &[("b", 1.0)], KvPolicy::Keep);
     generate(&mut original, greedy(3));
     original.save(&path).unwrap();
     let mut restored = engine.restore(&path).unwrap();
@@ -83,7 +83,7 @@ fn a_history_of_several_sets_stays_mixed() {
     restored.save(&again).unwrap();
     assert_eq!((metadata(&path, "mixed"), metadata(&again, "mixed")), ("true".into(), "true".into()));
     let mut fresh = session(&engine, original.tokens());
-    set(&mut fresh, &[("b", 1.0)], History::Recompute);
+    set(&mut fresh, &[("b", 1.0)], KvPolicy::Recompute);
     // Logits, since tokens might agree by chance.
     let last = |session: &mut Session| {
         session.push_tokens(&[7]).unwrap();
@@ -102,7 +102,7 @@ fn another_set_of_adapters_is_refused_by_name() {
     let path = dir.path().join("session");
     let engine = with_adapters(&[("a", 1), ("b", 2)]);
     let mut original = session(&engine, &prompt(102, 40));
-    set(&mut original, &[("a", 1.0), ("b", 0.5)], History::Recompute);
+    set(&mut original, &[("a", 1.0), ("b", 0.5)], KvPolicy::Recompute);
     generate(&mut original, greedy(2));
     original.save(&path).unwrap();
     let refusal = |engine: &Arc<Engine>| engine.restore(&path).err().unwrap();
@@ -130,7 +130,7 @@ fn damaged_adapter_entries_are_refused() {
     let path = dir.path().join("session");
     let engine = with_adapters(&[("a", 1)]);
     let mut original = session(&engine, &prompt(103, 40));
-    set(&mut original, &[("a", 1.0)], History::Recompute);
+    set(&mut original, &[("a", 1.0)], KvPolicy::Recompute);
     prefill(&mut original);
     original.save(&path).unwrap();
     let (whole, list) = (std::fs::read(&path).unwrap(), metadata(&path, "adapters"));

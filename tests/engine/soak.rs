@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use epiphyte::adapter::Adapter;
-use epiphyte::engine::{Change, History};
+use epiphyte::engine::{Change, KvPolicy};
 use epiphyte::{DType, Engine, EngineOptions, Error, Session, generate_batch};
 
 use super::adapters::{shape, under};
@@ -119,7 +119,7 @@ impl Soak {
 
     fn swap(&mut self) {
         let (i, set) = (self.pick(), self.random_set());
-        let history = if self.random.below(3) == 0 { History::Keep } else { History::Recompute };
+        let history = if self.random.below(3) == 0 { KvPolicy::Keep } else { KvPolicy::Recompute };
         let room = self.used_bytes(&set) <= self.budget;
         let member = &mut self.members[i];
         let prompted = member.session.tokens().len();
@@ -138,7 +138,7 @@ impl Soak {
         match changed {
             Ok(()) => {
                 assert!(room || same);
-                member.mixed = history == History::Keep && (!same || was_mixed);
+                member.mixed = history == KvPolicy::Keep && (!same || was_mixed);
                 member.set = set;
             }
             Err(Error::AdapterBudget { .. }) => {

@@ -115,7 +115,9 @@ fn a_generation_is_cancelled_before_and_during() {
     let answer = generate(&mut session, options());
     assert_eq!(answer, Answer { ids: vec![], text: String::new(), reason: Some(FinishReason::Cancelled) });
     session.push_tokens(&prompt(77, 80)).unwrap();
-    let refusal = session.prefill(&std::sync::atomic::AtomicBool::new(true)).unwrap_err();
+    let cancelled = CancelToken::default();
+    cancelled.cancel();
+    let refusal = session.prefill(&cancelled).unwrap_err();
     assert!(matches!(refusal, Error::Cancelled));
     session.truncate(kept.len());
     assert_eq!(generate(&mut session, greedy(10)), alone(&kept, greedy(10)));

@@ -36,7 +36,7 @@ static ENGINE: LazyLock<Arc<Engine>> = LazyLock::new(|| {
     }
     let gpu = Gpu::open(GpuOptions::default()).unwrap();
     let gguf = Gguf::from_bytes(writer.bytes()).unwrap();
-    Engine::from_gguf(gpu, &gguf, &EngineOptions::default(), &mut |_, _| ()).unwrap()
+    Engine::from_gguf(gpu, &gguf, &EngineOptions::default(), &mut |_| ()).unwrap()
 });
 
 fn encode(text: &str, options: EncodeOptions) -> Vec<u32> {

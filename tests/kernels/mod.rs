@@ -55,7 +55,7 @@ struct Tier {
 
 /// The adapter with everything it has, then with one ability left unused, then with checked shaders.
 static TIERS: LazyLock<Vec<Tier>> = LazyLock::new(|| {
-    let all = || GpuOptions { adapter: None, cache_dir: None, ..GpuOptions::default() };
+    let all = || GpuOptions { name: None, cache_dir: None, ..GpuOptions::default() };
     let tiers = [
         ("all", all()),
         ("no subgroups", GpuOptions { subgroups: false, ..all() }),

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use epiphyte::adapter::{Adapter, BaseShape, LoraConfig, LoraModule, ModulePath, Target};
-use epiphyte::engine::{Change, History};
+use epiphyte::engine::{Change, KvPolicy};
 use epiphyte::format::gguf::Gguf;
 use epiphyte::{Engine, EngineOptions, Session};
 
@@ -143,7 +143,7 @@ fn the_base_is_bit_for_bit_as_before_once_adapters_are_gone() {
     engine.add_adapter("a", &adapter).unwrap();
     let mut session = engine.session();
     let set = |session: &mut Session, adapters: &[(&str, f32)]| {
-        session.set_adapters(&Change { adapters, history: History::Recompute }).unwrap();
+        session.set_adapters(&Change { adapters, history: KvPolicy::Recompute }).unwrap();
     };
     set(&mut session, &[("a", 1.0)]);
     session.push_tokens(&ids).unwrap();

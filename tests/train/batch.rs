@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use epiphyte::Error;
 use epiphyte::train::data::batch::{in_order, pack};
-use epiphyte::train::data::{BatchOptions, Cursor, Dataset, Duration, Encoder, Loader, Record, Step};
+use epiphyte::train::data::{BatchOptions, Cursor, Dataset, Encoder, Loader, MicroBatch, Record, Step, TrainLength};
 use proptest::prelude::*;
 
 use super::{chatml, options, tokenizer};
 
 const OPTIONS: BatchOptions =
-    BatchOptions { seq_len: 16, micro_batch: 2, accumulation: 3, seed: 7, duration: Duration::Epochs(3) };
+    BatchOptions { batch_size: 6, seq_len: 16, micro_batch: 2, seed: 7, duration: TrainLength::Epochs(3) };
 
 /// Examples of the given lengths, each of another letter.
 fn data(lens: &[usize]) -> Arc<Dataset> {
@@ -31,6 +31,21 @@ fn lens() -> Vec<usize> {
 
 fn steps(loader: &mut Loader) -> Vec<Step> {
     std::iter::from_fn(|| loader.next_step()).collect()
+}
+
+fn examples_of(batch: &MicroBatch) -> usize {
+    batch.rows.iter().map(|[first, _]| first).collect::<BTreeSet<_>>().len()
+}
+
+/// The ids of each example of a step, sorted.
+fn contents(step: &Step) -> Vec<Vec<u32>> {
+    let of = |batch: &MicroBatch| {
+        let ends = batch.rows.iter().copied().collect::<BTreeSet<_>>();
+        ends.into_iter().map(|[first, end]| batch.ids[first as usize..end as usize].to_vec()).collect::<Vec<_>>()
+    };
+    let mut all = step.micro_batches.iter().flat_map(of).collect::<Vec<_>>();
+    all.sort();
+    all
 }
 
 #[test]
@@ -58,7 +73,7 @@ proptest! {
 #[test]
 fn a_micro_batch_says_what_follows_each_token_of_an_example() {
     let data = data(&[5, 4, 16]);
-    let batches = in_order(&data, 16, 2);
+    let batches = in_order(&data, 32);
     assert_eq!(batches.len(), 1);
     let batch = &batches[0];
     assert_eq!((batch.len(), batch.targets.len(), batch.weights.len(), batch.rows.len()), (25, 25, 25, 25));
@@ -89,7 +104,8 @@ fn an_epoch_holds_every_example_once_in_an_order_of_its_own() {
         let of_epoch = all.iter().filter(|step| step.epoch == epoch).collect::<Vec<_>>();
         let micro = of_epoch.iter().flat_map(|step| &step.micro_batches).collect::<Vec<_>>();
         assert!(micro.iter().all(|batch| batch.len() <= 32));
-        assert!(of_epoch[..of_epoch.len() - 1].iter().all(|step| step.micro_batches.len() == 3));
+        let examples = |step: &&Step| step.micro_batches.iter().map(examples_of).sum::<usize>();
+        assert_eq!(of_epoch.iter().map(examples).collect::<Vec<_>>(), [6, 6, 6, 6, 6, 6, 4]);
         let mut ids = micro.iter().flat_map(|batch| batch.ids.clone()).collect::<Vec<_>>();
         assert!(orders.insert(ids.clone()), "epochs differ");
         ids.sort_unstable();
@@ -102,7 +118,7 @@ fn an_epoch_holds_every_example_once_in_an_order_of_its_own() {
 #[test]
 fn training_resumes_exactly_where_it_stood() {
     let data = data(&lens());
-    for duration in [Duration::Epochs(3), Duration::Steps(11)] {
+    for duration in [TrainLength::Epochs(3), TrainLength::Steps(11)] {
         let options = BatchOptions { duration, ..OPTIONS };
         let whole = steps(&mut Loader::new(Arc::clone(&data), options, Cursor::default()).unwrap());
         for stop in 0..=whole.len() {
@@ -120,15 +136,43 @@ fn training_resumes_exactly_where_it_stood() {
 fn the_order_of_an_epoch_depends_on_seed_and_epoch_alone() {
     let data = data(&lens());
     let at = |epoch, seed, micro_batch| {
-        let options = BatchOptions { seed, micro_batch, accumulation: 1, ..OPTIONS };
+        let options = BatchOptions { seed, micro_batch, ..OPTIONS };
         let cursor = Cursor { epoch, ..Cursor::default() };
         let mut loader = Loader::new(Arc::clone(&data), options, cursor).unwrap();
-        let batches = std::iter::from_fn(|| loader.next_step().filter(|step| step.epoch == epoch));
-        batches.flat_map(|step| step.micro_batches).flat_map(|batch| batch.ids).collect::<Vec<_>>()
+        let steps = std::iter::from_fn(|| loader.next_step().filter(|step| step.epoch == epoch));
+        steps.map(|step| contents(&step)).collect::<Vec<_>>()
     };
     let one = at(1, 7, 2);
-    assert_eq!(at(1, 7, 5), one);
+    assert_eq!(at(1, 7, 5), one, "a step holds the same examples, however large a pass is");
     assert!(at(2, 7, 2) != one && at(1, 8, 2) != one);
+}
+
+#[test]
+fn a_step_is_packed_into_as_few_passes_as_hold_it() {
+    let data = data(&lens());
+    for micro_batch in 1..6 {
+        let options = BatchOptions { batch_size: 9, micro_batch, ..OPTIONS };
+        let mut loader = Loader::new(Arc::clone(&data), options, Cursor::default()).unwrap();
+        for step in steps(&mut loader) {
+            let tokens = step.micro_batches.iter().map(MicroBatch::len).sum::<usize>();
+            let least = tokens.div_ceil(16 * micro_batch);
+            // First-fit of the longest first takes at most 11/9 of the fewest, and 6/9 (Dosa 2007).
+            assert!(9 * step.micro_batches.len() <= 11 * least.max(1) + 6 || micro_batch == 1, "{step:?}");
+            assert!(step.micro_batches.iter().all(|batch| batch.len() <= 16 * micro_batch));
+        }
+    }
+}
+
+#[test]
+fn the_length_of_a_run_follows_from_the_size_of_the_data() {
+    let steps = |examples, duration: TrainLength| duration.steps(examples, 8);
+    assert_eq!(steps(400, TrainLength::Epochs(3)), 150);
+    assert_eq!(steps(401, TrainLength::Epochs(3)), 153);
+    assert_eq!(steps(401, TrainLength::Steps(7)), 7);
+    for (examples, epochs) in [(1, 50), (20, 45), (100, 20), (400, 10), (1000, 6), (2000, 4), (1_000_000, 1)] {
+        assert_eq!(TrainLength::Auto.resolved(examples), TrainLength::Epochs(epochs));
+        assert_eq!(steps(examples, TrainLength::Auto), steps(examples, TrainLength::Epochs(epochs)));
+    }
 }
 
 #[test]
@@ -136,12 +180,12 @@ fn permutations_are_uniform() {
     // Where the first of three examples comes in 3,000 epochs: 1,000 times each, give or take 5 deviations of
     // sqrt(3000 · 1/3 · 2/3) = 25.8.
     let data = data(&[16, 16, 16]);
-    let options = BatchOptions { micro_batch: 3, accumulation: 1, duration: Duration::Epochs(3000), ..OPTIONS };
+    let options = BatchOptions { batch_size: 1, duration: TrainLength::Epochs(3000), ..OPTIONS };
     let mut loader = Loader::new(Arc::clone(&data), options, Cursor::default()).unwrap();
     let mut places = [0; 3];
-    while let Some(step) = loader.next_step() {
-        let batch = &step.micro_batches[0];
-        places[batch.ids.chunks(16).position(|ids| ids == data.examples[0].ids).unwrap()] += 1;
+    let all = steps(&mut loader);
+    for epoch in all.chunks(3) {
+        places[epoch.iter().position(|step| step.micro_batches[0].ids == data.examples[0].ids).unwrap()] += 1;
     }
     assert!(places.iter().all(|&n| f64::abs(f64::from(n) - 1000.0) < 129.0), "{places:?}");
 }
@@ -155,7 +199,7 @@ fn bad_batches_are_refused() {
     };
     let start = Cursor::default();
     check(&data, BatchOptions { micro_batch: 0, ..OPTIONS }, start, "batch");
-    check(&data, BatchOptions { accumulation: 0, ..OPTIONS }, start, "batch");
+    check(&data, BatchOptions { batch_size: 0, ..OPTIONS }, start, "batch");
     check(&data, BatchOptions { seq_len: 14, ..OPTIONS }, start, "seq_len");
     check(&Arc::default(), OPTIONS, start, "data");
     check(&data, OPTIONS, Cursor { index: 1000, ..start }, "cursor");

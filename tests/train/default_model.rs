@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use epiphyte::adapter::{Adapter, BaseShape, LoraConfig, LoraModule, Modules, Target};
 use epiphyte::train::data::batch::in_order;
-use epiphyte::train::data::{Dataset, Duration, Example};
+use epiphyte::train::data::{Dataset, Example, TrainLength};
 use epiphyte::train::schedule::{Decay, Warmup};
 use epiphyte::train::{TrainOptions, Trainer};
 use epiphyte::{Engine, EngineOptions};
@@ -23,11 +23,11 @@ fn options() -> TrainOptions {
     TrainOptions {
         rank: RANK,
         lora_alpha: 8.0,
-        learning_rate: 1e-3,
+        learning_rate: Some(1e-3),
         weight_decay: 0.01,
         decay: Decay::Constant,
         warmup: Warmup::Steps(0),
-        duration: Duration::Steps(2),
+        duration: TrainLength::Steps(2),
         seq_len: 64,
         ..TrainOptions::default()
     }
@@ -87,7 +87,7 @@ fn gradients_and_steps_are_those_of_peft() {
     let data = Arc::new(Dataset::of([example(&file)]));
     let mut trainer = Trainer::new(&engine, Arc::clone(&data), options(), Some(&first)).unwrap();
 
-    let (_, gradients) = trainer.gradients(&in_order(&data, 64, 1)).unwrap();
+    let (_, gradients) = trainer.gradients(&in_order(&data, 64)).unwrap();
     let mut random = Random::new(SIGNS_SEED);
     let (mut all, mut apart, mut worst) = (0.0, 0.0, (0.0, String::new()));
     for module in &gradients.modules {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use epiphyte::adapter::Adapter;
 use epiphyte::train::data::batch::in_order;
-use epiphyte::train::data::{Dataset, Duration, Example};
+use epiphyte::train::data::{Dataset, Example, TrainLength};
 use epiphyte::train::schedule::{Decay, Warmup};
 use epiphyte::train::{TrainOptions, Trainer};
 use epiphyte::{Engine, EngineOptions};
@@ -141,23 +141,24 @@ impl Golden {
     }
 }
 
-/// Both examples in one pass, or gradients of two passes added up.
-fn ways() -> [(&'static str, TrainOptions); 2] {
-    let options = |accumulation, seq_len| TrainOptions {
+/// Both examples in one pass, or gradients of two passes added up: a step is the same two examples.
+fn ways() -> [(&'static str, TrainOptions); 3] {
+    let options = |batch_size, seq_len| TrainOptions {
         rank: 4,
         lora_alpha: 8.0,
-        learning_rate: 1e-3,
+        learning_rate: Some(1e-3),
         weight_decay: 0.01,
         max_grad_norm: Some(1.0),
         decay: Decay::Constant,
         warmup: Warmup::Steps(0),
-        duration: Duration::Steps(10),
+        duration: TrainLength::Steps(10),
         micro_batch: 1,
-        accumulation,
+        batch_size,
+        gradient_accumulation_steps: 2 / batch_size,
         seq_len,
         ..TrainOptions::default()
     };
-    [("one pass", options(1, 24)), ("two passes", options(2, 14))]
+    [("one pass", options(2, 24)), ("two passes", options(2, 14)), ("accumulated", options(1, 24))]
 }
 
 fn trainer(engine: &Arc<Engine>, data: &Arc<Dataset>, options: TrainOptions) -> Trainer {
@@ -186,8 +187,8 @@ fn gradients_are_those_of_torch() {
         let (gradient, loss_bound) = bounds(&engine);
         let expected_loss = golden.values(&format!("{}.loss", kind.name), f64::from_le_bytes)[0];
         for (way, options) in ways() {
-            let batches = in_order(&data, options.seq_len, options.micro_batch);
-            assert_eq!(batches.len(), options.accumulation);
+            let batches = in_order(&data, options.seq_len);
+            assert_eq!(batches.len(), if options.seq_len == 14 { 2 } else { 1 }, "{way}");
             let (loss, gradients) = trainer(&engine, &data, options).gradients(&batches).unwrap();
             assert_eq!(gradients.modules.len(), 14);
             let mut worst = 0.0_f64;

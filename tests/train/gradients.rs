@@ -77,25 +77,26 @@ fn checkpointing_changes_no_bit() {
 #[test]
 fn two_small_batches_are_one_of_twice_the_size() {
     let (from, data) = (start(), examples(4, 10));
-    let (small, large) = (in_order(&data, 24, 1), in_order(&data, 24, 2));
+    let (small, large) = (in_order(&data, 24), in_order(&data, 48));
     assert_eq!(small.len().div_ceil(2), large.len());
     let (loss, gradient) = gradients(options(), &from, &data, &large);
     let (other_loss, other) = gradients(options(), &from, &data, &small);
     let apart = difference(&gradient, &other);
     println!("loss {loss} {other_loss}, gradients {apart:e} of {:e} apart", rounding());
     assert!((loss - other_loss).abs() < rounding() * loss && apart < rounding());
-    // And in a step: accumulation sums over the whole step's weights.
-    let step = |micro_batch, accumulation| {
-        let options = TrainOptions { micro_batch, accumulation, optimizer: Optimizer::Sgd, ..options() };
+    // And in a step, which is the same examples however many passes hold them, and however they are accumulated.
+    let step = |micro_batch, batch_size, gradient_accumulation_steps| {
+        let optimizer = Optimizer::Sgd;
+        let options = TrainOptions { micro_batch, batch_size, gradient_accumulation_steps, optimizer, ..options() };
         let mut trainer = Trainer::new(&ENGINE, Arc::clone(&data), options, Some(&from)).unwrap();
         let record = trainer.step().unwrap().unwrap();
         (record.loss, record.grad_norm.unwrap())
     };
-    let (one, two) = (step(2, 1), step(1, 2));
-    assert!(
-        (one.0 - two.0).abs() < rounding() * one.0 && (one.1 - two.1).abs() < rounding() * one.1,
-        "{one:?} {two:?}"
-    );
+    let one = step(4, 8, 1);
+    for other in [step(1, 8, 1), step(1, 2, 4), step(2, 4, 2)] {
+        let near = |one: f64, other: f64| (one - other).abs() < rounding() * one;
+        assert!(near(one.0, other.0) && near(one.1, other.1), "{one:?} {other:?}");
+    }
 }
 
 #[test]
@@ -107,10 +108,10 @@ fn packing_changes_no_gradient() {
         .iter()
         .flat_map(|Example { ids, weights }| {
             let one = Dataset::of([Example { ids: ids.clone(), weights: weights.clone() }]);
-            in_order(&one, 48, 1)
+            in_order(&one, 48)
         })
         .collect();
-    let packed = in_order(&data, 48, 1);
+    let packed = in_order(&data, 48);
     assert!(alone.len() == 6 && packed.len() < 4 && packed.iter().any(|batch| batch.rows[batch.len() - 1][0] > 0));
     let options = TrainOptions { seq_len: 48, micro_batch: 1, ..options() };
     let (loss, gradient) = gradients(options.clone(), &from, &data, &packed);

@@ -8,6 +8,7 @@ mod golden;
 mod gradients;
 mod optimizers;
 mod plan;
+mod recipe;
 mod runs;
 mod schedule;
 mod signals;

@@ -57,7 +57,7 @@ fn check(optimizer: Optimizer) -> f64 {
     let data: Arc<Dataset> = examples(11, 1);
     let options = TrainOptions {
         optimizer,
-        learning_rate: LR,
+        learning_rate: Some(LR),
         lora_plus_ratio: RATIO,
         momentum: MOMENTUM,
         weight_decay: WEIGHT_DECAY,

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration as Time;
 
 use epiphyte::adapter::Adapter;
-use epiphyte::train::data::{Dataset, Duration};
+use epiphyte::train::buffers::Optimizer;
+use epiphyte::train::data::{Dataset, TrainLength};
 use epiphyte::train::{TrainOptions, Trainer};
 use epiphyte::{CancelToken, Engine, EngineOptions, Error, GenerateOptions};
 
@@ -15,7 +16,7 @@ use crate::common::golden;
 const STEPS: u64 = 6;
 
 fn six_steps() -> TrainOptions {
-    TrainOptions { duration: Duration::Steps(STEPS), accumulation: 2, ..options() }
+    TrainOptions { duration: TrainLength::Steps(STEPS), batch_size: 4, ..options() }
 }
 
 fn finish(trainer: &mut Trainer) -> Adapter {
@@ -104,7 +105,7 @@ fn a_cancelled_step_never_was() {
 #[test]
 fn a_loss_that_is_no_number_stops_the_run_before_it_spoils_the_factors() {
     let data = examples(24, 6);
-    let options = TrainOptions { learning_rate: 1e30, ..six_steps() };
+    let options = TrainOptions { learning_rate: Some(1e30), ..six_steps() };
     let mut trainer = Trainer::new(&ENGINE, data, options, None).unwrap();
     trainer.step().unwrap().unwrap();
     let before = trainer.adapter().unwrap();
@@ -135,9 +136,10 @@ fn a_checkpoint_of_something_else_is_refused() {
         other => panic!("{other:?}"),
     };
     assert!(reason(resume(&ENGINE, &examples(26, 6), six_steps(), &path)).contains("other examples"));
-    let rank = TrainOptions { rank: 8, ..six_steps() };
-    assert!(reason(resume(&ENGINE, &data, rank, &path)).contains("other settings"));
-    let rate = TrainOptions { learning_rate: 1e-3, ..six_steps() };
+    let rank = TrainOptions { rank: 8, max_grad_norm: None, ..six_steps() };
+    let says = reason(resume(&ENGINE, &data, rank, &path));
+    assert!(says.contains("other settings: `rank` 4, not 8; `max_grad_norm` 1.0, not none;"), "{says}");
+    let rate = TrainOptions { learning_rate: Some(1e-3), ..six_steps() };
     assert!(reason(resume(&ENGINE, &data, rate, &path)).contains("other settings"));
     let whole = std::fs::read(&path).unwrap();
     let damaged = dir.path().join("damaged.safetensors");
@@ -153,6 +155,59 @@ fn a_checkpoint_of_something_else_is_refused() {
     let before = trainer.adapter().unwrap();
     reason(trainer.restore(&damaged));
     assert_same(&before, &trainer.adapter().unwrap(), "refused to restore");
+}
+
+/// Another length is no other run.
+#[test]
+fn a_run_is_made_longer_from_a_checkpoint_or_from_its_adapter() {
+    let (data, dir) = (examples(28, 9), tempfile::tempdir().unwrap());
+    let [path, end] = ["step-6.safetensors", "end.safetensors"].map(|name| dir.path().join(name));
+    let of = |optimizer, steps| TrainOptions { duration: TrainLength::Steps(steps), optimizer, ..six_steps() };
+    for optimizer in [Optimizer::AdamW, Optimizer::Sgd] {
+        let mut trainer = Trainer::new(&ENGINE, Arc::clone(&data), of(optimizer, 6), None).unwrap();
+        let adapter = finish(&mut trainer);
+        trainer.save(&path).unwrap();
+        trainer.save_position(&end).unwrap();
+        let whole = finish(&mut Trainer::new(&ENGINE, Arc::clone(&data), of(optimizer, 9), None).unwrap());
+        let mut longer = Trainer::resume(&ENGINE, Arc::clone(&data), of(optimizer, 9), &path).unwrap();
+        assert_same(&whole, &finish(&mut longer), "the rate is constant");
+        let extend = |steps| Trainer::extend(&ENGINE, Arc::clone(&data), of(optimizer, steps), &end, &adapter);
+        let mut longer = extend(9).unwrap();
+        assert_eq!(longer.cursor().step, 6);
+        let from_adapter = if optimizer == Optimizer::Sgd {
+            finish(&mut longer)
+        } else {
+            // Its moments began with the seventh step; a checkpoint knows.
+            longer.step().unwrap();
+            longer.save(&path).unwrap();
+            let from_adapter = finish(&mut longer);
+            let mut resumed = Trainer::resume(&ENGINE, Arc::clone(&data), of(optimizer, 9), &path).unwrap();
+            assert_same(&from_adapter, &finish(&mut resumed), "resumed after it was made longer");
+            from_adapter
+        };
+        if optimizer == Optimizer::Sgd {
+            assert_same(&whole, &from_adapter, "without moments the adapter is all there is");
+        }
+        assert!(matches!(extend(5), Err(Error::InvalidArgument { name: "steps", .. })));
+    }
+}
+
+#[test]
+fn a_checkpoint_of_the_version_before_is_read() {
+    let (data, dir) = (examples(29, 9), tempfile::tempdir().unwrap());
+    let path = dir.path().join("step-2.safetensors");
+    let mut trainer = Trainer::new(&ENGINE, Arc::clone(&data), six_steps(), None).unwrap();
+    (0..2).for_each(|_| drop(trainer.step().unwrap()));
+    trainer.save(&path).unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    let mut metadata = header.metadata().clone().unwrap();
+    metadata.insert("format".into(), "epiphyte.checkpoint.1".into());
+    ["blake3", "moments_from"].iter().for_each(|key| assert!(metadata.remove(*key).is_some()));
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    std::fs::write(&path, safetensors::serialize(file.tensors(), Some(metadata)).unwrap()).unwrap();
+    let mut resumed = Trainer::resume(&ENGINE, data, six_steps(), &path).unwrap();
+    assert_same(&finish(&mut trainer), &finish(&mut resumed), "the version before");
 }
 
 #[test]

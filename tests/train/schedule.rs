@@ -46,8 +46,11 @@ fn fractions_of_steps_are_rounded_up() {
     let schedule = Schedule::new(Decay::Constant, 1.0, Warmup::Fraction(0.03), 101).unwrap();
     assert_eq!((schedule.lr(3), schedule.lr(4)), (0.75, 1.0));
     // A run of one step learns.
-    let single = Schedule::new(Decay::Linear, 1.0, Warmup::Fraction(0.05), 1).unwrap();
-    assert_eq!(single.lr(0), 1.0);
+    let single = |warmup| Schedule::new(Decay::Linear, 1.0, warmup, 1);
+    assert_eq!(single(Warmup::Fraction(0.05)).unwrap().lr(0), 1.0);
+    // Or is refused.
+    let refused = single(Warmup::Steps(1)).unwrap_err();
+    assert!(matches!(refused, Error::InvalidArgument { name: "warmup", .. }), "{refused}");
 }
 
 #[test]

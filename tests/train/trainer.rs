@@ -4,7 +4,7 @@ use std::sync::{Arc, LazyLock};
 
 use epiphyte::adapter::Adapter;
 use epiphyte::train::data::batch::MicroBatch;
-use epiphyte::train::data::{Dataset, Duration, Example};
+use epiphyte::train::data::{Dataset, Example, TrainLength};
 use epiphyte::train::schedule::{Decay, Warmup};
 use epiphyte::train::{TrainOptions, Trainer};
 use epiphyte::{Engine, EngineOptions};
@@ -34,10 +34,10 @@ pub(super) fn options() -> TrainOptions {
     TrainOptions {
         rank: 4,
         lora_alpha: 8.0,
-        learning_rate: 5e-3,
+        learning_rate: Some(5e-3),
         decay: Decay::Constant,
         warmup: Warmup::Steps(0),
-        duration: Duration::Steps(12),
+        duration: TrainLength::Steps(12),
         micro_batch: 2,
         seq_len: 24,
         ..TrainOptions::default()
@@ -45,7 +45,7 @@ pub(super) fn options() -> TrainOptions {
 }
 
 pub(super) fn batches(data: &Dataset) -> Vec<MicroBatch> {
-    epiphyte::train::data::batch::in_order(data, 24, 2)
+    epiphyte::train::data::batch::in_order(data, 48)
 }
 
 /// `adapter` moved by `step` times `direction`.
@@ -87,7 +87,7 @@ fn the_loss_falls_as_the_gradient_says() {
 fn training_learns() {
     let data = examples(2, 16);
     let mut trainer =
-        Trainer::new(&ENGINE, Arc::clone(&data), TrainOptions { duration: Duration::Steps(40), ..options() }, None)
+        Trainer::new(&ENGINE, Arc::clone(&data), TrainOptions { duration: TrainLength::Steps(40), ..options() }, None)
             .unwrap();
     let before = trainer.evaluate(&batches(&data)).unwrap();
     while let Some(record) = trainer.step().unwrap() {

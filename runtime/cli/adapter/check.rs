@@ -19,7 +19,7 @@ pub(super) struct CheckArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// The text to predict the next token of
-    #[arg(short, long, value_name = "TEXT", default_value = "The most important thing is")]
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, default_value = "The most important thing is")]
     prompt: String,
     /// Check an adapter that was made for another base model, too
     #[arg(long)]

@@ -7,10 +7,11 @@ use serde::Serialize;
 
 use super::{Adapters, LoadedAdapter, Weighted};
 use crate::chat::Message;
-use crate::cli::generate::answer;
-use crate::cli::{ModelArgs, output};
-use crate::engine::{GenerateOptions, Session};
-use crate::error::Result;
+use crate::cli::generate::{self, answer};
+use crate::cli::prompt::PromptArgs;
+use crate::cli::{ModelArgs, interrupt, output};
+use crate::engine::{CancelToken, FinishReason, GenerateOptions, Session};
+use crate::error::{Error, Result};
 use crate::gpu::GpuOptions;
 
 /// Answer one prompt without adapters and with each of them, and time the swaps
@@ -21,9 +22,8 @@ pub(super) struct CompareArgs {
     adapters: Vec<Weighted>,
     #[command(flatten)]
     model: ModelArgs,
-    /// The user's message
-    #[arg(short, long, value_name = "TEXT")]
-    prompt: String,
+    #[command(flatten)]
+    prompt: PromptArgs,
     /// Most tokens of an answer
     #[arg(short = 'n', long, value_name = "N", default_value_t = 48)]
     max_tokens: usize,
@@ -49,36 +49,59 @@ struct Answer {
     swap_seconds: f64,
     text: String,
     ids: Vec<u32>,
+    finish_reason: Option<FinishReason>,
 }
 
 pub(super) fn run(args: &CompareArgs, gpu: GpuOptions) -> Result<()> {
+    let prompt = args.prompt.read()?;
     let engine = args.model.open(gpu)?;
     let loaded = args.adapters.iter().map(|adapter| adapter.load(&engine, args.force)).collect::<Result<Vec<_>>>()?;
     let mut session = engine.session();
-    let mut answers = vec![answer_under(&mut session, args, None)?];
-    for adapter in loaded {
-        answers.push(answer_under(&mut session, args, Some(adapter))?);
-    }
-    let device = engine.gpu().description();
-    if args.json { output::json(&Report { device, answers }) } else { Ok(()) }
-}
-
-fn answer_under(session: &mut Session, args: &CompareArgs, adapter: Option<LoadedAdapter>) -> Result<Answer> {
-    let adapters = Adapters(adapter.clone().into_iter().collect());
-    let start = Instant::now();
-    adapters.apply(session)?;
-    let swap_seconds = start.elapsed().as_secs_f64();
-    if !args.json {
-        match adapter {
-            None => output::line("without adapters:")?,
-            Some(_) => output::line(&format!("\n{} (swapped in {:.3} ms):", adapters.line(), swap_seconds * 1e3))?,
+    let stop = interrupt::listen("");
+    let question = Question { prompt, max_tokens: args.max_tokens, json: args.json, cancel: stop.token.clone() };
+    let mut answers = Vec::new();
+    for adapter in std::iter::once(None).chain(loaded.into_iter().map(Some)) {
+        answers.push(question.answer_under(&mut session, adapter)?);
+        if stop.token.is_cancelled() {
+            break;
         }
     }
-    session.set_messages(&[Message::new("user", args.prompt.as_str())])?;
-    let options = GenerateOptions { max_tokens: args.max_tokens, ..Default::default() };
-    let answer = answer(session, options, |text| if args.json { Ok(()) } else { output::text(text) })?;
-    if !args.json {
-        output::text("\n")?;
+    let device = engine.gpu().description();
+    if args.json {
+        output::json(&Report { device, answers })?;
     }
-    Ok(Answer { adapter, swap_seconds, text: answer.text, ids: answer.ids })
+    if stop.token.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
+}
+
+/// What every adapter is asked.
+struct Question {
+    prompt: String,
+    max_tokens: usize,
+    json: bool,
+    cancel: CancelToken,
+}
+
+impl Question {
+    fn answer_under(&self, session: &mut Session, adapter: Option<LoadedAdapter>) -> Result<Answer> {
+        let adapters = Adapters(adapter.clone().into_iter().collect());
+        let start = Instant::now();
+        adapters.apply(session)?;
+        let swap_seconds = start.elapsed().as_secs_f64();
+        if !self.json {
+            match adapter {
+                None => output::line("without adapters:")?,
+                Some(_) => output::line(&format!("\n{} (swapped in {:.3} ms):", adapters.line(), swap_seconds * 1e3))?,
+            }
+        }
+        session.set_messages(&[Message::new("user", self.prompt.as_str())])?;
+        let (max_tokens, cancel) = (self.max_tokens, self.cancel.clone());
+        let options = GenerateOptions { max_tokens, cancel, ..Default::default() };
+        let show = |text: &str| if self.json { Ok(()) } else { output::text(text) };
+        let answer = answer(session, options, show).or_else(generate::Answer::cancelled)?;
+        if !self.json {
+            output::text("\n")?;
+        }
+        let generate::Answer { text, ids, finish_reason, .. } = answer;
+        Ok(Answer { adapter, swap_seconds, text, ids, finish_reason })
+    }
 }

@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 
 use super::BaseFile;
 use crate::adapter::Adapter;
+use crate::cli::paths::{Files, Kind};
 use crate::cli::{ModelFile, output};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -17,6 +18,9 @@ pub(super) struct ConvertArgs {
     path: PathBuf,
     /// The new folder or file; an adapter that is there is replaced
     out: PathBuf,
+    /// Replace a file that is no adapter, too
+    #[arg(long)]
+    overwrite: bool,
     /// The format [default: gguf for a name that ends in .gguf, else peft]
     #[arg(long)]
     to: Option<Format>,
@@ -40,15 +44,22 @@ enum Number {
 }
 
 pub(super) fn run(args: &ConvertArgs) -> Result<()> {
+    let by_name = if args.out.extension().is_some_and(|end| end == "gguf") { Format::Gguf } else { Format::Peft };
+    let format = args.to.unwrap_or(by_name);
+    let kind = match format {
+        Format::Peft => Kind::AdapterFolder,
+        Format::Gguf => Kind::Adapter,
+    };
+    let files = Files::default().model(&args.model)?.reads("the adapter", "PATH", &args.path);
+    files.writes("OUT", &args.out, kind).check(Some(args.overwrite))?;
     let base = BaseFile::open(&args.model)?;
-    let adapter = Adapter::load(&args.path, &base.shape)?;
+    let adapter = Adapter::load(&args.path, base.adapted())?;
     adapter.report.warnings.iter().for_each(|warning| output::note(&format!("warning: {warning}")));
     let dtype = match args.dtype {
         Number::F32 => DType::F32,
         Number::F16 => DType::F16,
     };
-    let by_name = if args.out.extension().is_some_and(|end| end == "gguf") { Format::Gguf } else { Format::Peft };
-    match args.to.unwrap_or(by_name) {
+    match format {
         Format::Peft => adapter.save_peft(&args.out, dtype, &base.shape)?,
         Format::Gguf => adapter.save_gguf(&args.out, dtype, &base.shape)?,
     }

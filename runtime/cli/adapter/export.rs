@@ -7,9 +7,10 @@ use serde::Serialize;
 
 use super::{BaseFile, Weighted};
 use crate::adapter::Adapter;
+use crate::cli::paths::{Files, Kind};
 use crate::cli::{ModelFile, output};
 use crate::dtype::DType;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::merge::{ExportReport, export_gguf};
 
 /// Write a model file with adapters merged in, for tools that know no adapters
@@ -18,9 +19,12 @@ pub(super) struct ExportArgs {
     /// LoRA adapters (PEFT folders, safetensors or GGUF), and how much of each [default: 1]
     #[arg(required = true, num_args = 1.., value_name = "PATH[=WEIGHT]", value_parser = Weighted::parser())]
     adapters: Vec<Weighted>,
-    /// The new model file; one that is there is replaced
+    /// The new model file; a merged model that is there is replaced
     #[arg(required = true, value_name = "OUT.gguf")]
     out: PathBuf,
+    /// Replace a file that is no merged model, too
+    #[arg(long)]
+    overwrite: bool,
     /// Type of the tensors that adapters change; the others stay as they are
     #[arg(long = "type", value_name = "TYPE", default_value = "f16")]
     dtype: Type,
@@ -50,11 +54,15 @@ struct Report<'a> {
 }
 
 pub(super) fn run(args: &ExportArgs) -> Result<()> {
+    let mut files = Files::default().model(&args.model)?;
+    for adapter in &args.adapters {
+        files = files.reads("the adapter", "PATH", &adapter.path);
+    }
+    files.writes("OUT.gguf", &args.out, Kind::MergedModel).check(Some(args.overwrite))?;
     let base = BaseFile::open(&args.model)?;
-    refuse_the_base(&base.path, &args.out)?;
     let mut adapters = Vec::with_capacity(args.adapters.len());
     for Weighted { path, weight } in &args.adapters {
-        let adapter = Adapter::load(path, &base.shape)?;
+        let adapter = Adapter::load(path, base.adapted())?;
         match base.check(&adapter) {
             Err(mismatch) if args.force => output::note(&format!("warning: {}: {mismatch}", path.display())),
             checked => checked?,
@@ -66,7 +74,7 @@ pub(super) fn run(args: &ExportArgs) -> Result<()> {
         Type::F16 => DType::F16,
         Type::Q8_0 => DType::Q8_0,
     };
-    let bar = output::bar(1, "merging {bar:30} {percent} % ({eta} left)");
+    let bar = output::bar(1, "merging {percent} % {wide_bar} {eta} left");
     let progress = &mut |done, all| {
         bar.set_length(all);
         bar.set_position(done);
@@ -75,16 +83,6 @@ pub(super) fn run(args: &ExportArgs) -> Result<()> {
     bar.finish_and_clear();
     let report = Report { out: &args.out, report: report? };
     if args.json { output::json(&report) } else { print(&report) }
-}
-
-/// The base stays as it is.
-fn refuse_the_base(model: &Path, out: &Path) -> Result<()> {
-    let same = |a: &Path| a.canonicalize().ok() == out.canonicalize().ok();
-    if out.exists() && same(model) {
-        let reason = "that is the base model, which stays as it is; give another name".into();
-        return Err(Error::InvalidArgument { name: "out", reason });
-    }
-    Ok(())
 }
 
 fn print(Report { out, report }: &Report<'_>) -> Result<()> {

@@ -10,21 +10,21 @@ use super::BaseFile;
 use crate::adapter::report::{Item, Verdict};
 use crate::adapter::{Adapter, AdapterFormat, LoadReport};
 use crate::cli::{ModelFile, output};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Letters of a file's name for something, on a line.
 const MAX_NAME: usize = 128;
 
 /// Show what an adapter holds, and whether it fits a model
 #[derive(Args)]
-pub(super) struct InspectArgs {
+pub(in crate::cli) struct InspectArgs {
     /// LoRA adapter (PEFT folder, safetensors or GGUF)
-    path: PathBuf,
+    pub(in crate::cli) path: PathBuf,
     #[command(flatten)]
-    model: ModelFile,
+    pub(in crate::cli) model: ModelFile,
     /// Print one JSON object
     #[arg(long)]
-    json: bool,
+    pub(in crate::cli) json: bool,
 }
 
 #[derive(Serialize)]
@@ -47,9 +47,10 @@ enum MadeFor {
     Unknown,
 }
 
-pub(super) fn run(args: &InspectArgs) -> Result<()> {
+/// Errors: [`Error::InvalidFile`] for an adapter that does not load, after the report.
+pub(in crate::cli) fn run(args: &InspectArgs) -> Result<()> {
     let base = BaseFile::open(&args.model)?;
-    let report = Adapter::inspect(&args.path, &base.shape)?;
+    let report = Adapter::inspect(&args.path, base.adapted())?;
     let made_for = match &report.base_fingerprint {
         Some(fingerprint) if *fingerprint == base.fingerprint => MadeFor::ThisBase,
         Some(_) => MadeFor::AnotherBase,
@@ -57,7 +58,14 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
     };
     let (path, model) = (args.path.clone(), base.path);
     let report = Report { path, model, model_fingerprint: base.fingerprint, made_for, report };
-    if args.json { output::json(&report) } else { print(&report) }
+    if args.json { output::json(&report) } else { print(&report) }?;
+    match report.report.refused().count() {
+        0 => Ok(()),
+        n => {
+            let reason = format!("it does not load on this model: {n} of its keys and tensors are refused");
+            Err(Error::InvalidFile { path: report.path, reason })
+        }
+    }
 }
 
 fn print(inspected: &Report) -> Result<()> {

@@ -31,13 +31,26 @@ pub(in crate::cli) struct Weighted {
 }
 
 impl Weighted {
-    /// What follows the last `=` is a weight if it is a finite number, else part of the path.
+    /// What follows the last `=` is a weight if it is a finite number, unless the whole is the path of something. Where
+    /// both readings are there, that is said.
     pub(in crate::cli) fn parse(text: OsString) -> Self {
         let split = text.to_str().and_then(|text| text.rsplit_once('=')).filter(|(path, _)| !path.is_empty());
         let weight = |text: &str| text.parse::<f32>().ok().filter(|weight| weight.is_finite());
-        match split.and_then(|(path, end)| Some((PathBuf::from(path), weight(end)?))) {
-            Some((path, weight)) => Self { path, weight },
-            None => Self { path: text.into(), weight: 1.0 },
+        let with_weight = split.and_then(|(path, end)| Some(Self { path: path.into(), weight: weight(end)? }));
+        let whole = Self { path: text.into(), weight: 1.0 };
+        match with_weight {
+            Some(with_weight) if !whole.path.exists() => with_weight,
+            Some(other) => {
+                if other.path.exists() {
+                    let (path, weight, other) = (whole.path.display(), other.weight, other.path.display());
+                    output::note(&format!(
+                        "warning: both {path} and {other} are there, and the first is meant; for the second write its \
+                         weight in another way, such as {other}={weight}e0"
+                    ));
+                }
+                whole
+            }
+            None => whole,
         }
     }
 
@@ -45,25 +58,19 @@ impl Weighted {
         OsStringValueParser::new().map(Self::parse)
     }
 
-    /// Loads it under its path, unless it is there already. What one would want to know of it goes to stderr.
+    /// Loads it under its path, as the file is now. What one would want to know of it goes to stderr.
     pub(in crate::cli) fn load(&self, engine: &Engine, force: bool) -> Result<LoadedAdapter> {
         let (id, own) = (self.path.display().to_string(), &engine.base().fingerprint);
-        let report = match engine.adapter_report(&id) {
-            Some(report) => report,
-            None => {
-                let report = if force {
-                    let adapter = Adapter::load(&self.path, &engine.base().adapter_shape())?;
-                    engine.insert_adapter(&id, &adapter, Some(&self.path))?
-                } else {
-                    engine.load_adapter(&id, &self.path)?
-                };
-                report.warnings.iter().for_each(|warning| output::note(&format!("warning: {id}: {warning}")));
-                if let Some(made_for) = report.base_fingerprint.as_ref().filter(|made_for| *made_for != own) {
-                    output::note(&format!("warning: {id} was made for base model {made_for}, but {own} is loaded"));
-                }
-                report
-            }
+        let report = if force {
+            let adapter = Adapter::load(&self.path, engine.base().adapted())?;
+            engine.insert_adapter(&id, &adapter, Some(&self.path))?
+        } else {
+            engine.load_adapter(&id, &self.path)?
         };
+        report.warnings.iter().for_each(|warning| output::note(&format!("warning: {id}: {warning}")));
+        if let Some(made_for) = report.base_fingerprint.as_ref().filter(|made_for| *made_for != own) {
+            output::note(&format!("warning: {id} was made for base model {made_for}, but {own} is loaded"));
+        }
         Ok(LoadedAdapter {
             path: id,
             weight: self.weight,

@@ -9,7 +9,7 @@ use super::{Bench, REPEATS, split_mix};
 use crate::adapter::{Adapter, LoraConfig, LoraModule, Modules};
 use crate::cli::output;
 use crate::dtype::DType;
-use crate::engine::{Change, History};
+use crate::engine::{Change, KvPolicy};
 use crate::error::{Error, Result};
 
 /// Changes to time where that is quick, and where a GPU is software.
@@ -31,7 +31,7 @@ pub(super) struct Report {
     /// What the adapters add to the time of a token.
     cost_percent: f64,
     swaps: usize,
-    /// Host time of `set_adapters` with [`History::Keep`], waiting for the tokens under way included.
+    /// Host time of `set_adapters` with [`KvPolicy::Keep`], waiting for the tokens under way included.
     swap_seconds_p50: f64,
     swap_seconds_p99: f64,
     /// From one token to the next before a change, and from the change's end to the token after it.
@@ -142,7 +142,7 @@ impl Bench {
             }
             timed[1].push(seconds);
             let start = Instant::now();
-            generation.set_adapters(0, &Change { adapters: &adapters, history: History::Keep })?;
+            generation.set_adapters(0, &Change { adapters: &adapters, history: KvPolicy::Keep })?;
             timed[0].push(start.elapsed().as_secs_f64());
         }
         Ok(timed)

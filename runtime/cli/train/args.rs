@@ -4,12 +4,15 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use crate::adapter::{Adapter, Target};
-use crate::cli::plan::{OptimizerArg, Recompute, parse_bytes, parse_recompute, target_names};
+use crate::adapter::Adapter;
+use crate::cli::paths::{Files, Kind};
+use crate::cli::plan::parse_bytes;
+use crate::cli::shape::ShapeArgs;
 use crate::cli::{ModelFile, TemplateArgs};
 use crate::error::{Error, Result};
+use crate::format::staged::is_in_place;
 use crate::train::TrainOptions;
-use crate::train::data::{DataOptions, Duration, Validation};
+use crate::train::data::{DataOptions, TrainLength, Validation};
 use crate::train::schedule::{Decay, Warmup};
 
 /// Fine-tune a LoRA adapter on this device
@@ -19,6 +22,8 @@ pub(in crate::cli) struct TrainArgs {
     pub(super) model: ModelFile,
     #[command(flatten)]
     pub(super) data: DataArgs,
+    #[command(flatten)]
+    pub(super) shape: ShapeArgs,
     #[command(flatten)]
     pub(super) lora: LoraArgs,
     #[command(flatten)]
@@ -42,16 +47,14 @@ pub(super) struct DataArgs {
     /// The data is one document, plain UTF-8
     #[arg(long)]
     pub(super) text: bool,
-    /// Tokens of a row; longer examples are cut [default: 512, or what fits the budget]
-    #[arg(long, value_name = "N")]
-    pub(super) seq_len: Option<usize>,
     /// Weight of a prompt's tokens in the loss, where a completion's weigh 1
     #[arg(long, value_name = "W", default_value_t = 0.1)]
     pub(super) prompt_loss_weight: f32,
     /// Pass over lines that can't be used, and count them
     #[arg(long)]
     pub(super) skip_bad: bool,
-    /// Keep this part of the data (0.1), this many records (50) or another file for validation
+    /// Keep this part of the data (0.1), this many records (50), another file, or none for validation [default: a tenth,
+    /// where there are 500 records and the length of the run is left open]
     #[arg(long, value_name = "PART|N|FILE", value_parser = parse_validation)]
     pub(super) validation: Option<ValidationArg>,
 }
@@ -59,44 +62,32 @@ pub(super) struct DataArgs {
 /// The adapter.
 #[derive(Args)]
 pub(super) struct LoraArgs {
-    /// Rank [default: 8, or that of --init]
-    #[arg(long, value_name = "R")]
-    rank: Option<usize>,
     /// What B A is multiplied by is alpha / rank [default: 16, or that of --init]
     #[arg(long, value_name = "A")]
     alpha: Option<f64>,
     /// Divide alpha by the rank's square root
     #[arg(long)]
     rslora: bool,
-    /// Linears to adapt: attention, all-linear or names such as `q_proj,v_proj` [default: all-linear, or those of --init]
-    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
-    targets: Option<Vec<String>>,
     /// Start from this adapter instead of a new one
     #[arg(long, value_name = "ADAPTER")]
     pub(super) init: Option<PathBuf>,
+    /// Start from --init even if it was made for another base model
+    #[arg(long, requires = "init")]
+    pub(super) force: bool,
 }
 
 /// How steps are taken.
 #[derive(Args)]
 pub(super) struct StepArgs {
-    /// Learning rate after the warm-up
-    #[arg(long, value_name = "RATE", default_value_t = 5e-4, allow_negative_numbers = true)]
-    lr: f64,
-    /// Passes over the data [default: 1]
+    /// Learning rate after the warm-up [default: by the sizes of model and adapter]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
+    lr: Option<f64>,
+    /// Passes over the data [default: by how many examples there are; of a text 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), conflicts_with = "steps")]
-    epochs: Option<u64>,
+    pub(super) epochs: Option<u64>,
     /// Steps in all
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    steps: Option<u64>,
-    /// Rows that go through the model at once
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    batch: usize,
-    /// Batches of a step
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    accumulate: usize,
-    /// How a step is taken
-    #[arg(long, value_enum, default_value_t = OptimizerArg::Adamw)]
-    optimizer: OptimizerArg,
+    pub(super) steps: Option<u64>,
     /// The learning rate of B in parts of that of A
     #[arg(long, value_name = "RATIO", default_value_t = 1.0)]
     lora_plus: f64,
@@ -112,10 +103,6 @@ pub(super) struct StepArgs {
     /// Steps in which the learning rate rises, or a part of all
     #[arg(long, value_name = "N|P%", default_value = "5%", value_parser = parse_warmup)]
     warmup: Warmup,
-    /// Compute activations again in the backward pass instead of keeping them: none, every-layer, or in runs of K layers
-    /// [default: every-layer, or what fits the budget]
-    #[arg(long, value_name = "HOW", value_parser = parse_recompute)]
-    pub(super) recompute: Option<Recompute>,
     /// Decides the first factors, the order of the data and what is kept for validation
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(super) seed: u64,
@@ -127,20 +114,21 @@ pub(super) struct RunArgs {
     /// Folder for the adapter (PEFT) and its checkpoints
     #[arg(short, long, value_name = "DIR")]
     pub(super) out: PathBuf,
-    /// Go on with the run in the folder, given the same arguments
+    /// Go on with the run in the folder, given the same arguments; more --steps or --epochs make it longer
     #[arg(long)]
     pub(super) resume: bool,
     /// Steps between two checkpoints
     #[arg(long, value_name = "STEPS", default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) checkpoint_every: u64,
-    /// Checkpoints to keep
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
-    pub(super) keep: u64,
+    /// Checkpoints to keep [default: 2, and none once the run is over]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) keep: Option<u64>,
     /// Steps between two validations [default: a tenth of the run]
-    #[arg(long, value_name = "STEPS", requires = "validation", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) evaluate_every: Option<u64>,
-    /// Stop after this many validations without improvement, and give the best adapter instead of the last
-    #[arg(long, value_name = "N", requires = "validation", value_parser = clap::value_parser!(u32).range(1..))]
+    /// Stop after this many validations without improvement, and give the best adapter instead of the last [default: 3
+    /// where validation is not asked for but the default]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) patience: Option<u32>,
     /// Device memory that may be used (800MB, 6GiB): what is not given is chosen so that it fits
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
@@ -163,6 +151,7 @@ enum ScheduleArg {
 /// What `--validation` says.
 #[derive(Clone)]
 pub(super) enum ValidationArg {
+    None,
     Part(Validation),
     File(PathBuf),
 }
@@ -171,21 +160,15 @@ impl TrainArgs {
     /// The settings of the run; what `--init` starts from decides what is not given.
     ///
     /// Errors: as [`TrainOptions::check`] and [`TrainOptions::targets`].
-    pub(super) fn options(&self, init: Option<&Adapter>) -> Result<TrainOptions> {
-        let (defaults, lora, steps) = (TrainOptions::default(), &self.lora, &self.steps);
+    pub(super) fn options(&self, init: Option<&Adapter>, context: usize) -> Result<TrainOptions> {
+        let (lora, steps) = (&self.lora, &self.steps);
         let config = init.map(|adapter| &adapter.config);
+        let defaults = if self.data.text { TrainOptions::for_text() } else { TrainOptions::default() };
         let options = TrainOptions {
-            rank: lora.rank.or(config.map(|config| config.r)).unwrap_or(defaults.rank),
             lora_alpha: lora.alpha.or(config.map(|config| config.lora_alpha)).unwrap_or(defaults.lora_alpha),
             use_rslora: lora.rslora || config.is_some_and(|config| config.use_rslora),
-            target_modules: match (&lora.targets, init) {
-                (Some(names), _) => target_names(names),
-                (None, Some(adapter)) => names_of(adapter),
-                (None, None) => defaults.target_modules,
-            },
             learning_rate: steps.lr,
             lora_plus_ratio: steps.lora_plus,
-            optimizer: steps.optimizer.into(),
             weight_decay: steps.weight_decay,
             max_grad_norm: (steps.max_grad_norm != 0.0).then_some(steps.max_grad_norm),
             decay: match steps.schedule {
@@ -195,33 +178,24 @@ impl TrainArgs {
             },
             warmup: steps.warmup,
             duration: match (steps.steps, steps.epochs) {
-                (Some(steps), _) => Duration::Steps(steps),
-                (None, Some(epochs)) => Duration::Epochs(epochs),
+                (Some(steps), _) => TrainLength::Steps(steps),
+                (None, Some(epochs)) => TrainLength::Epochs(epochs),
                 (None, None) => defaults.duration,
             },
-            micro_batch: steps.batch,
-            accumulation: steps.accumulate,
-            seq_len: self.data.seq_len.unwrap_or(defaults.seq_len),
-            checkpoint_every: steps.recompute.map_or(defaults.checkpoint_every, |Recompute(every)| every),
             seed: steps.seed,
-            momentum: defaults.momentum,
+            ..defaults
         };
+        let options = self.shape.options(options, init, context);
         options.check()?;
         options.targets()?;
         Ok(options)
     }
 
-    /// How examples of at most `seq_len` tokens are made.
-    pub(super) fn data_options(&self, seq_len: usize) -> DataOptions {
+    /// How examples are made for a run with `options`.
+    pub(super) fn data_options(&self, options: &TrainOptions) -> DataOptions {
         let DataArgs { prompt_loss_weight, skip_bad, .. } = self.data;
-        DataOptions { seq_len, prompt_loss_weight, skip_bad, ..DataOptions::default() }
+        DataOptions { prompt_loss_weight, skip_bad, ..options.data_options() }
     }
-}
-
-/// The linears that an adapter sits on.
-fn names_of(adapter: &Adapter) -> Vec<String> {
-    let sits_on = |target: &&Target| adapter.modules.iter().any(|module| module.path.target == **target);
-    Target::ALL.iter().filter(sits_on).map(|target| target.name().to_string()).collect()
 }
 
 fn parse_warmup(text: &str) -> Result<Warmup, String> {
@@ -235,10 +209,13 @@ fn parse_warmup(text: &str) -> Result<Warmup, String> {
 }
 
 /// A number that is no file's name is a part or a count.
-fn parse_validation(text: &str) -> Result<ValidationArg, String> {
+pub(super) fn parse_validation(text: &str) -> Result<ValidationArg, String> {
     let path = PathBuf::from(text);
     if path.exists() {
         return Ok(ValidationArg::File(path));
+    }
+    if text == "none" {
+        return Ok(ValidationArg::None);
     }
     if let Ok(count) = text.parse::<usize>() {
         return Ok(ValidationArg::Part(Validation::Count(count)));
@@ -250,16 +227,34 @@ fn parse_validation(text: &str) -> Result<ValidationArg, String> {
     }
 }
 
-/// That `path` can be written: its folder exists.
-///
-/// Errors: [`Error::InvalidArgument`].
-pub(super) fn check_writable(name: &'static str, path: Option<&PathBuf>) -> Result<()> {
-    let folder = path.and_then(|path| path.parent()).filter(|folder| !folder.as_os_str().is_empty());
-    match folder.filter(|folder| !folder.is_dir()) {
-        None => Ok(()),
-        Some(folder) => {
-            let reason = format!("there is no folder {} to write to", folder.display());
-            Err(Error::InvalidArgument { name, reason })
+impl TrainArgs {
+    /// That nothing it writes is something it reads, or can't be written.
+    ///
+    /// Errors: as [`Files::check`]; [`Error::InvalidArgument`] for a picture that is no SVG.
+    pub(super) fn check_files(&self) -> Result<()> {
+        let RunArgs { out, plot, log, .. } = &self.run;
+        let mut files = Files::default().model(&self.model)?.reads("the data", "--data", &self.data.path);
+        if let Some(ValidationArg::File(path)) = &self.data.validation {
+            files = files.reads("the validation data", "--validation", path);
         }
+        if let Some(path) = &self.data.template.path {
+            files = files.reads("the chat template", "--chat-template", path);
+        }
+        if let Some(path) = &self.lora.init {
+            files = files.reads("the adapter", "--init", path);
+        }
+        files = files.writes("--out", out, Kind::AdapterFolder);
+        if let Some(path) = log {
+            files = files.writes("--log", path, Kind::StepLog);
+        }
+        if let Some(path) = plot {
+            files = files.writes("--plot", path, Kind::Picture);
+            let other = path.extension().filter(|end| !end.eq_ignore_ascii_case("svg") && !is_in_place(path));
+            if let Some(other) = other.map(|end| end.to_string_lossy()) {
+                let reason = format!("pictures are drawn as SVG, not {other}; name a file that ends in .svg");
+                return Err(Error::InvalidArgument { name: "plot", reason });
+            }
+        }
+        files.check(None)
     }
 }

@@ -7,20 +7,19 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::args::{DataArgs, TrainArgs, ValidationArg};
-use crate::adapter::Adapter;
+use crate::adapter::{AdaptedBase, Adapter, BaseWeights};
 use crate::cli::output;
-use crate::cli::plan::{ClassReport, TRAIN_CONTEXT, classes, table};
-use crate::engine::{Engine, EngineOptions, pass_rows};
+use crate::cli::plan::{ClassReport, classes, table};
+use crate::engine::{Engine, EngineOptions};
 use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;
 use crate::gpu::{Gpu, GpuOptions};
 use crate::model::config::ModelConfig;
 use crate::selftest;
-use crate::train::TrainOptions;
-use crate::train::buffers::TrainShape;
-use crate::train::data::{DataReport, Dataset, Encoder};
-use crate::train::plan::{Free, MemoryPlan, Model, engine_bytes, fit, human_bytes, weight_bytes};
+use crate::train::data::{DataReport, Dataset, TrainLength, Encoder, Validation};
+use crate::train::plan::{Choice, Device, TRAIN_CONTEXT, Wish, choose, human_bytes};
 use crate::train::trainer::computes_wrong;
+use crate::train::{TrainOptions, recipe};
 
 /// What a run starts with.
 pub(super) struct Setup {
@@ -35,8 +34,8 @@ pub(super) struct PlanReport {
     pub(super) total_bytes: u64,
     budget_bytes: Option<u64>,
     classes: Vec<ClassReport>,
-    /// What the budget changed.
-    lowered: Vec<String>,
+    /// What the budget decided.
+    decided: Vec<String>,
 }
 
 /// Opens device and model for a run that fits.
@@ -46,15 +45,13 @@ pub(super) fn prepare(args: &TrainArgs, gpu: GpuOptions) -> Result<(Setup, PlanR
     let gguf = Gguf::open(args.model.path()?)?;
     let config = ModelConfig::from_gguf(&gguf)?;
     config.check_tensors(&gguf)?;
-    let load = |path: &std::path::PathBuf| Adapter::load(path, &config.base_shape());
+    let base = AdaptedBase { shape: config.base_shape(), weights: BaseWeights::Open(&gguf) };
+    let load = |path: &std::path::PathBuf| Adapter::load(path, base);
     let init = args.lora.init.as_ref().map(load).transpose()?;
-    let mut options = args.options(init.as_ref())?;
-    if args.data.seq_len.is_none() {
-        options.seq_len = options.seq_len.min(config.max_position_embeddings);
-    }
+    let options = args.options(init.as_ref(), config.max_position_embeddings)?;
     // What is wrong whatever the device is refused before one is opened.
     options.shape(&config, false)?.check(&config)?;
-    args.data_options(options.seq_len).check(config.max_position_embeddings)?;
+    args.data_options(&options).check(config.max_position_embeddings)?;
     // A pipe can be opened once.
     let piped = |path: &Path| path == Path::new("-") || path.metadata().is_ok_and(|of| !of.is_file());
     if !piped(&args.data.path) {
@@ -62,83 +59,55 @@ pub(super) fn prepare(args: &TrainArgs, gpu: GpuOptions) -> Result<(Setup, PlanR
     }
     let chat_template = args.data.template.read()?;
     let mut gpu = Gpu::open(gpu)?;
-    if !selftest::run(&mut gpu)?.trains {
+    let mut bar = output::LoadingBar::default();
+    let tested = selftest::run_reporting(&mut gpu, &mut |progress| bar.update(progress));
+    drop(bar);
+    if !tested?.trains {
         return Err(computes_wrong());
     }
-    let plan = plan(args, &gguf, &config, &gpu, &mut options)?;
+    let (options, plan) = plan(args, &gguf, &config, &gpu, options)?;
     let engine_options = EngineOptions { context: Some(TRAIN_CONTEXT), chat_template, ..EngineOptions::default() };
     let mut bar = output::LoadingBar::default();
-    let engine = Engine::from_gguf(gpu, &gguf, &engine_options, &mut |done, all| bar.update(done, all))?;
+    let engine = Engine::from_gguf(gpu, &gguf, &engine_options, &mut |progress| bar.update(progress))?;
     if let Some(made_for) = init.as_ref().and_then(|init| init.base_fingerprint.clone()) {
         let got = engine.base().fingerprint.clone();
-        if made_for != got {
+        if made_for != got && !args.lora.force {
             return Err(Error::BaseMismatch { expected: made_for, got });
+        }
+        if made_for != got {
+            output::note(&format!("warning: --init was made for base model {made_for}, but {got} is loaded"));
         }
     }
     Ok((Setup { engine, options, init }, plan))
 }
 
-/// Adds the memory up, lowers `options` to the budget, and says so.
+/// Adds the memory up, takes what fits the budget, and says so.
 fn plan(
     args: &TrainArgs,
     gguf: &Gguf,
     config: &ModelConfig,
     gpu: &Gpu,
-    options: &mut TrainOptions,
-) -> Result<PlanReport> {
-    let kv_element_bytes = if gpu.caps().f16 { 2 } else { 4 };
-    let mut model = Model { config, weight_bytes: weight_bytes(gguf, config)?, kv_element_bytes, engine_bytes: 0 };
-    model.engine_bytes = engine_bytes(&model, pass_rows(gpu.caps()), TRAIN_CONTEXT);
-    let mut shape = options.shape(config, gpu.caps().cooperative_matrix.is_some())?;
-    let mut lowered = Vec::new();
-    if let Some(budget) = args.run.memory_budget {
-        let wanted = match args.steps.recompute {
-            Some(_) => shape.clone(),
-            None => TrainShape { checkpoint_every: None, ..shape.clone() },
-        };
-        let (checkpoint, seq_len) = (args.steps.recompute.is_none(), args.data.seq_len.is_none());
-        shape = fit(&model, &wanted, Free { micro_batch: true, checkpoint, seq_len }, 0, budget)?.0;
-        lowered = lower(options, &mut shape);
-    }
-    let plan = MemoryPlan::training(&model, &shape, 0)?;
-    let (total_bytes, budget_bytes) = (plan.total_bytes(), args.run.memory_budget);
-    let report = PlanReport { total_bytes, budget_bytes, classes: classes(&plan), lowered };
+    options: TrainOptions,
+) -> Result<(TrainOptions, PlanReport)> {
+    let budget_bytes = args.run.memory_budget;
+    let wish = Wish { options, free: args.shape.free(), budget_bytes, kv_tokens: 0 };
+    let Choice { options, plan, decided, .. } = choose(gguf, config, &Device::of(gpu.caps()), wish)?;
+    let report = PlanReport { total_bytes: plan.total_bytes(), budget_bytes, classes: classes(&plan), decided };
     table(&report.classes, budget_bytes).iter().for_each(|line| output::note(line));
-    if let Some(budget) = budget_bytes.filter(|_| !report.lowered.is_empty()) {
-        output::note(&format!("to fit {}: {}", human_bytes(budget), report.lowered.join("; ")));
+    if let Some(budget) = budget_bytes {
+        output::note(&format!("within {}: {}", human_bytes(budget), report.decided.join("; ")));
     }
-    Ok(report)
-}
-
-/// Takes over what fits; a step keeps its rows, in more batches.
-fn lower(options: &mut TrainOptions, shape: &mut TrainShape) -> Vec<String> {
-    let mut said = Vec::new();
-    let rows = options.micro_batch.saturating_mul(options.accumulation);
-    if shape.micro_batch < options.micro_batch {
-        let divides = |batch: &usize| rows.is_multiple_of(*batch);
-        shape.micro_batch = (1..=shape.micro_batch).rev().find(divides).unwrap_or(1);
-        let accumulation = rows / shape.micro_batch;
-        said.push(format!(
-            "batches of {} instead of {}, {accumulation} a step",
-            shape.micro_batch, options.micro_batch
-        ));
-        (options.micro_batch, options.accumulation) = (shape.micro_batch, accumulation);
-    }
-    if shape.seq_len < options.seq_len {
-        said.push(format!("rows of {} tokens instead of {}: longer examples are cut", shape.seq_len, options.seq_len));
-        options.seq_len = shape.seq_len;
-    }
-    if let Some(k) = shape.checkpoint_every {
-        said.push(format!("activations computed again in runs of {k} layers"));
-    }
-    options.checkpoint_every = shape.checkpoint_every;
-    said
+    Ok((options, report))
 }
 
 /// What the run learns from.
 pub(super) struct Data {
     pub(super) train: Dataset,
     pub(super) validation: Option<Dataset>,
+    /// What of the file is for validation.
+    pub(super) held_out: Option<Validation>,
+    /// See [`super::args::RunArgs::patience`].
+    pub(super) patience: Option<u32>,
     /// What became of the file.
     pub(super) report: DataReport,
 }
@@ -149,19 +118,31 @@ pub(super) struct Data {
 pub(super) fn data(args: &TrainArgs, setup: &Setup) -> Result<Data> {
     let (base, options) = (setup.engine.base(), &setup.options);
     let context = base.config.max_position_embeddings;
-    let data_options = args.data_options(options.seq_len);
+    let data_options = args.data_options(options);
     let encoder = Encoder::new(&base.tokenizer, &base.chat_template, context, data_options)?;
     let DataArgs { path, text, validation, .. } = &args.data;
     let read = |path| if *text { Dataset::read_text(path, &encoder) } else { Dataset::read_jsonl(path, &encoder) };
     let data = read(path)?;
     let report = data.report.clone();
-    let (train, validation) = match validation {
-        None => (data, None),
-        Some(ValidationArg::File(path)) => (data, Some(read(path)?)),
-        Some(ValidationArg::Part(part)) => {
-            let (train, validation) = data.split(*part, options.seed)?;
+    let held_out = match validation {
+        None if options.duration == TrainLength::Auto => recipe::validation(report.records),
+        None | Some(ValidationArg::None | ValidationArg::File(_)) => None,
+        Some(ValidationArg::Part(part)) => Some(*part),
+    };
+    let (train, validation) = match (held_out, validation) {
+        (Some(part), _) => {
+            let (train, validation) = data.split(part, options.seed)?;
             (train, Some(validation))
         }
+        (None, Some(ValidationArg::File(path))) => (data, Some(read(path)?)),
+        (None, _) => (data, None),
     };
-    Ok(Data { train, validation, report })
+    let by_recipe = args.data.validation.is_none() && validation.is_some();
+    let patience = args.run.patience.or(by_recipe.then_some(recipe::PATIENCE));
+    if validation.is_none() && (args.run.patience.is_some() || args.run.evaluate_every.is_some()) {
+        let name = if args.run.patience.is_some() { "patience" } else { "evaluate-every" };
+        let reason = "there is nothing to validate on; add `--validation 0.1`, or a file".into();
+        return Err(Error::InvalidArgument { name, reason });
+    }
+    Ok(Data { train, validation, held_out, patience, report })
 }

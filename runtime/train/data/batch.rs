@@ -1,7 +1,8 @@
-//! Examples into packed batches, in an order that depends on nothing but the seed and the epoch.
+//! Examples into steps and packed batches, in an order that depends on nothing but the seed and the epoch.
 //!
-//! A row is `seq_len` tokens. Whole examples are packed into rows first-fit, in the epoch's order, among the rows opened
-//! last; each starts again at position 0 and attends to itself only, so packing changes no loss.
+//! A step is a number of examples, as in PEFT, TRL and `mlx_lm`. Whole examples are packed, without padding, into as few
+//! passes through the model as hold them; each starts again at position 0 and attends to itself only, so packing changes
+//! no loss and no gradient.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,32 +12,54 @@ use serde::{Deserialize, Serialize};
 use super::{Dataset, Example};
 use crate::error::{Error, Result};
 use crate::train::random::CounterRng;
+use crate::train::recipe;
 
-/// Rows that may still be filled: bounds the work and keeps an example near its place in the order.
-const OPEN_ROWS: usize = 64;
+/// Passes that may still be filled: bounds the work.
+const OPEN_PASSES: usize = 64;
 
 /// How long to train.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Duration {
+pub enum TrainLength {
+    /// Passes over the data, as many as it needs by its size: [`recipe::epochs`].
+    Auto,
     /// Passes over the data.
     Epochs(u64),
     /// Steps of the optimiser.
     Steps(u64),
 }
 
+impl TrainLength {
+    /// The same, decided for `examples` of them.
+    pub fn resolved(self, examples: usize) -> Self {
+        match self {
+            Self::Auto => Self::Epochs(recipe::epochs(examples)),
+            decided => decided,
+        }
+    }
+
+    /// Steps of `batch_size` examples that it takes.
+    pub fn steps(self, examples: usize, batch_size: usize) -> u64 {
+        match self {
+            Self::Auto => self.resolved(examples).steps(examples, batch_size),
+            Self::Epochs(epochs) => epochs.saturating_mul(examples.div_ceil(batch_size.max(1)) as u64),
+            Self::Steps(steps) => steps,
+        }
+    }
+}
+
 /// How batches are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchOptions {
-    /// Tokens of a row; no example is longer.
+    /// Examples of a step of the optimiser; the last step of an epoch has what is left.
+    pub batch_size: usize,
+    /// Most tokens of an example.
     pub seq_len: usize,
-    /// Rows of a pass through the model.
+    /// A pass through the model takes as many tokens as this many of the longest examples.
     pub micro_batch: usize,
-    /// Passes whose gradients are summed for a step of the optimiser.
-    pub accumulation: usize,
     /// Orders the examples.
     pub seed: u64,
     /// When to end.
-    pub duration: Duration,
+    pub duration: TrainLength,
 }
 
 /// Where training stands; with the same data and options it goes on exactly there.
@@ -44,13 +67,13 @@ pub struct BatchOptions {
 pub struct Cursor {
     /// From 0.
     pub epoch: u64,
-    /// Rows of the epoch that are done.
+    /// Examples of the epoch that are done.
     pub index: usize,
     /// Steps of the optimiser that are done, in all epochs.
     pub step: u64,
 }
 
-/// Rows for one pass, end to end, without padding: T tokens.
+/// Examples for one pass, end to end, without padding: T tokens.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MicroBatch {
     /// `[T]`
@@ -94,29 +117,29 @@ impl MicroBatch {
 pub struct Step {
     /// The epoch it belongs to, from 0.
     pub epoch: u64,
-    /// `accumulation` of them; the last step of an epoch has what is left.
+    /// Passes whose gradients are summed; together they hold the step's examples.
     pub micro_batches: Vec<MicroBatch>,
 }
 
-/// Packs examples of the given lengths into rows of at most `seq_len` tokens; gives the examples of each row. First-fit
-/// in order, among the 64 rows opened last.
-pub fn pack(examples: impl IntoIterator<Item = (usize, usize)>, seq_len: usize) -> Vec<Vec<usize>> {
-    let mut rows: Vec<Vec<usize>> = Vec::new();
-    // Row and room of each.
-    let mut open: VecDeque<(usize, usize)> = VecDeque::with_capacity(OPEN_ROWS);
+/// Packs examples of the given lengths into passes of at most `tokens`; gives the examples of each pass. First-fit in
+/// order, among the 64 passes opened last.
+pub fn pack(examples: impl IntoIterator<Item = (usize, usize)>, tokens: usize) -> Vec<Vec<usize>> {
+    let mut passes: Vec<Vec<usize>> = Vec::new();
+    // Pass and room of each.
+    let mut open: VecDeque<(usize, usize)> = VecDeque::with_capacity(OPEN_PASSES);
     for (example, len) in examples {
-        if let Some((row, room)) = open.iter_mut().find(|(_, room)| *room >= len) {
-            rows[*row].push(example);
+        if let Some((pass, room)) = open.iter_mut().find(|(_, room)| *room >= len) {
+            passes[*pass].push(example);
             *room -= len;
             continue;
         }
-        if open.len() == OPEN_ROWS {
+        if open.len() == OPEN_PASSES {
             open.pop_front();
         }
-        open.push_back((rows.len(), seq_len.saturating_sub(len)));
-        rows.push(vec![example]);
+        open.push_back((passes.len(), tokens.saturating_sub(len)));
+        passes.push(vec![example]);
     }
-    rows
+    passes
 }
 
 /// Hands out the steps of a training run.
@@ -125,8 +148,8 @@ pub struct Loader {
     data: Arc<Dataset>,
     options: BatchOptions,
     cursor: Cursor,
-    /// Rows of the cursor's epoch.
-    rows: Vec<Vec<usize>>,
+    /// Examples in the order of the cursor's epoch.
+    order: Vec<usize>,
 }
 
 impl Loader {
@@ -136,8 +159,8 @@ impl Loader {
     /// cursor that is not of this data.
     pub fn new(data: Arc<Dataset>, options: BatchOptions, cursor: Cursor) -> Result<Self> {
         let invalid = |name, reason: String| Err(Error::InvalidArgument { name, reason });
-        if options.micro_batch == 0 || options.accumulation == 0 {
-            return invalid("batch", "a step has one row or more".into());
+        if options.batch_size == 0 || options.micro_batch == 0 {
+            return invalid("batch", "a step has one example or more".into());
         }
         let longest = data.examples.iter().map(|example| example.ids.len()).max();
         match longest {
@@ -147,13 +170,13 @@ impl Loader {
             }
             Some(_) => {}
         }
-        let mut loader = Self { data, options, cursor, rows: Vec::new() };
-        loader.rows = loader.epoch(cursor.epoch);
-        if cursor.index > loader.rows.len() {
-            let reason =
-                format!("row {} of an epoch of {}; resume with the same data", cursor.index, loader.rows.len());
+        if cursor.index > data.examples.len() {
+            let count = data.examples.len();
+            let reason = format!("example {} of an epoch of {count}; resume with the same data", cursor.index);
             return invalid("cursor", reason);
         }
+        let mut loader = Self { data, options, cursor, order: Vec::new() };
+        loader.order = loader.epoch(cursor.epoch);
         Ok(loader)
     }
 
@@ -171,54 +194,50 @@ impl Loader {
 
     /// Steps of the whole run.
     pub fn total_steps(&self) -> u64 {
-        match self.options.duration {
-            Duration::Steps(steps) => steps,
-            Duration::Epochs(epochs) => {
-                (0..epochs).map(|epoch| self.epoch(epoch).len().div_ceil(self.rows_per_step()) as u64).sum()
-            }
-        }
+        self.options.duration.steps(self.order.len(), self.options.batch_size)
     }
 
     /// The next step, or `None` when the run is over.
     pub fn next_step(&mut self) -> Option<Step> {
-        if self.cursor.index >= self.rows.len() {
+        if self.cursor.index >= self.order.len() {
             self.cursor = Cursor { epoch: self.cursor.epoch + 1, index: 0, ..self.cursor };
-            self.rows = self.epoch(self.cursor.epoch);
+            self.order = self.epoch(self.cursor.epoch);
         }
-        let over = match self.options.duration {
-            Duration::Steps(steps) => self.cursor.step >= steps,
-            Duration::Epochs(epochs) => self.cursor.epoch >= epochs,
-        };
-        if over {
+        if self.cursor.step >= self.total_steps() {
             return None;
         }
-        let end = self.rows.len().min(self.cursor.index + self.rows_per_step());
-        let rows = &self.rows[self.cursor.index..end];
-        let micro_batches = rows.chunks(self.options.micro_batch).map(|rows| join(&self.data, rows)).collect();
+        let end = self.order.len().min(self.cursor.index.saturating_add(self.options.batch_size));
+        let mut examples = self.order[self.cursor.index..end].to_vec();
+        let len = |&i: &usize| self.data.examples[i].ids.len();
+        // The longest first: first-fit then comes nearest to the fewest passes (Johnson 1973).
+        examples.sort_by_key(|i| std::cmp::Reverse(len(i)));
+        let passes = pack(examples.iter().map(|i| (*i, len(i))), self.options.pass_tokens());
+        let micro_batches = passes.iter().map(|pass| join(&self.data, pass)).collect();
         self.cursor.index = end;
         self.cursor.step += 1;
         Some(Step { epoch: self.cursor.epoch, micro_batches })
     }
 
-    fn rows_per_step(&self) -> usize {
-        self.options.micro_batch.saturating_mul(self.options.accumulation)
-    }
-
-    /// The rows of an epoch, in order.
-    fn epoch(&self, epoch: u64) -> Vec<Vec<usize>> {
-        let order = CounterRng::new(self.options.seed, epoch).permutation(self.data.examples.len());
-        pack(order.into_iter().map(|i| (i, self.data.examples[i].ids.len())), self.options.seq_len)
+    /// The examples of an epoch, in order.
+    fn epoch(&self, epoch: u64) -> Vec<usize> {
+        CounterRng::new(self.options.seed, epoch).permutation(self.data.examples.len())
     }
 }
 
-/// All of `data` once, in its own order: for validation.
-pub fn in_order(data: &Dataset, seq_len: usize, micro_batch: usize) -> Vec<MicroBatch> {
-    let rows = pack(data.examples.iter().map(|example| example.ids.len()).enumerate(), seq_len);
-    rows.chunks(micro_batch.max(1)).map(|rows| join(data, rows)).collect()
+impl BatchOptions {
+    fn pass_tokens(&self) -> usize {
+        self.micro_batch.saturating_mul(self.seq_len)
+    }
 }
 
-fn join(data: &Dataset, rows: &[Vec<usize>]) -> MicroBatch {
+/// All of `data` once, in its own order, in passes of at most `tokens`: for validation.
+pub fn in_order(data: &Dataset, tokens: usize) -> Vec<MicroBatch> {
+    let passes = pack(data.examples.iter().map(|example| example.ids.len()).enumerate(), tokens);
+    passes.iter().map(|pass| join(data, pass)).collect()
+}
+
+fn join(data: &Dataset, examples: &[usize]) -> MicroBatch {
     let mut batch = MicroBatch::default();
-    rows.iter().flatten().for_each(|&i| batch.push(&data.examples[i]));
+    examples.iter().for_each(|&i| batch.push(&data.examples[i]));
     batch
 }

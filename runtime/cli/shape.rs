@@ -1,0 +1,132 @@
+//! The arguments of `plan --train` and `train` that decide how much memory a run takes.
+
+use clap::{Args, ValueEnum};
+
+use crate::adapter::{self, Adapter};
+use crate::error::{Error, Result};
+use crate::train::TrainOptions;
+use crate::train::buffers::Optimizer;
+use crate::train::plan::Free;
+
+/// What is trained, and in what pieces.
+#[derive(Args)]
+pub(super) struct ShapeArgs {
+    /// Rank [default: 8, or that of --init]
+    #[arg(long, value_name = "R")]
+    rank: Option<usize>,
+    /// Linears to adapt: attention, all-linear or names such as `q_proj,v_proj` [default: all-linear, or those of --init]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    targets: Option<Vec<String>>,
+    /// Examples of a batch; of one long text, rows [default: 8; of a text 1]
+    #[arg(long, value_name = "N", value_parser = size)]
+    batch: Option<usize>,
+    /// Batches of a step [default: 1]
+    #[arg(long, value_name = "N", value_parser = size)]
+    accumulate: Option<usize>,
+    /// Longest examples that a pass through the model has room for: speed for memory, with no other effect
+    /// [default: 1, or what fits the budget]
+    #[arg(long, value_name = "N", value_parser = size)]
+    rows: Option<usize>,
+    /// Most tokens of an example; longer ones are cut [default: 512, or what fits the budget]
+    #[arg(long, value_name = "N")]
+    pub(super) seq_len: Option<usize>,
+    /// Compute activations again in the backward pass instead of keeping them: none, every-layer, or in runs of K layers
+    /// [default: every-layer, or what fits the budget]
+    #[arg(long, value_name = "HOW", value_parser = parse_recompute)]
+    recompute: Option<Recompute>,
+    /// How a step is taken [default: adamw]
+    #[arg(long, value_enum)]
+    optimizer: Option<OptimizerArg>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum OptimizerArg {
+    Sgd,
+    Momentum,
+    Adamw,
+}
+
+/// What `--recompute` says; see [`TrainOptions::checkpoint_every`].
+#[derive(Clone, Copy)]
+struct Recompute(Option<usize>);
+
+impl ShapeArgs {
+    /// `defaults` with what was given, or else what `init` has, for a model of `context` positions.
+    pub(super) fn options(&self, defaults: TrainOptions, init: Option<&Adapter>, context: usize) -> TrainOptions {
+        let init_rank = init.map(|adapter| adapter.config.r);
+        TrainOptions {
+            rank: self.rank.or(init_rank).unwrap_or(defaults.rank),
+            target_modules: match (&self.targets, init) {
+                (Some(names), _) => names.clone(),
+                (None, Some(adapter)) => names_of(adapter),
+                (None, None) => defaults.target_modules,
+            },
+            batch_size: self.batch.unwrap_or(defaults.batch_size),
+            gradient_accumulation_steps: self.accumulate.unwrap_or(defaults.gradient_accumulation_steps),
+            micro_batch: self.rows.unwrap_or(defaults.micro_batch),
+            seq_len: self.seq_len.unwrap_or(defaults.seq_len.min(context)),
+            checkpoint_every: self.recompute.map_or(defaults.checkpoint_every, |Recompute(every)| every),
+            optimizer: self.optimizer(),
+            ..defaults
+        }
+    }
+
+    /// What a budget may decide.
+    pub(super) fn free(&self) -> Free {
+        Free { micro_batch: self.rows.is_none(), checkpoint: self.recompute.is_none(), seq_len: self.seq_len.is_none() }
+    }
+
+    pub(super) fn optimizer(&self) -> Optimizer {
+        match self.optimizer {
+            Some(OptimizerArg::Sgd) => Optimizer::Sgd,
+            Some(OptimizerArg::Momentum) => Optimizer::Momentum,
+            Some(OptimizerArg::Adamw) | None => Optimizer::AdamW,
+        }
+    }
+
+    /// Refuses what was given where nothing is trained.
+    ///
+    /// Errors: [`Error::InvalidArgument`].
+    pub(super) fn check_unused(&self) -> Result<()> {
+        let given = [
+            ("rank", self.rank.is_some()),
+            ("targets", self.targets.is_some()),
+            ("batch", self.batch.is_some()),
+            ("accumulate", self.accumulate.is_some()),
+            ("rows", self.rows.is_some()),
+            ("seq-len", self.seq_len.is_some()),
+            ("recompute", self.recompute.is_some()),
+            ("optimizer", self.optimizer.is_some()),
+        ];
+        match given.into_iter().find(|(_, given)| *given) {
+            None => Ok(()),
+            Some((name, _)) => {
+                Err(Error::InvalidArgument { name, reason: "it is for `--train`, which is missing".into() })
+            }
+        }
+    }
+}
+
+/// The linears that an adapter sits on.
+fn names_of(adapter: &Adapter) -> Vec<String> {
+    let sits_on = |target: &&adapter::Target| adapter.modules.iter().any(|module| module.path.target == **target);
+    adapter::Target::ALL.iter().filter(sits_on).map(|target| target.name().to_string()).collect()
+}
+
+fn size(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n) if n > 0 => Ok(n),
+        _ => Err("a whole number from 1 on is needed".into()),
+    }
+}
+
+fn parse_recompute(text: &str) -> Result<Recompute, String> {
+    match text {
+        "none" => Ok(Recompute(None)),
+        "every-layer" => Ok(Recompute(Some(1))),
+        _ => match text.parse() {
+            Ok(k) if k > 0 => Ok(Recompute(Some(k))),
+            _ => Err("give none, every-layer, or a number of layers".into()),
+        },
+    }
+}
