@@ -91,7 +91,7 @@ struct ModelArgs {
 #[derive(Args)]
 struct TemplateArgs {
     /// Render chats with this Jinja file instead of the model's own template
-    #[arg(long = "chat-template", value_name = "FILE")]
+    #[arg(id = "chat_template", long = "chat-template", value_name = "FILE")]
     path: Option<PathBuf>,
 }
 
