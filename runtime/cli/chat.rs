@@ -89,11 +89,7 @@ fn change_adapter(session: &mut Session, adapter: &str, force: bool) -> Result<(
 }
 
 /// Answers the last message. One that can't be answered leaves the conversation as it was.
-fn answer(
-    session: &mut Session,
-    messages: &mut Vec<Message>,
-    options: GenerateOptions,
-) -> Result<()> {
+fn answer(session: &mut Session, messages: &mut Vec<Message>, options: GenerateOptions) -> Result<()> {
     let stop = interrupt::listen("");
     let options = GenerateOptions { cancel: stop.token.clone(), ..options };
     let answer = session.set_messages(messages).and_then(|()| generate::answer(session, options, output::text));

@@ -106,8 +106,7 @@ fn hangup_is_ignored() -> bool {
     // SAFETY: no handler is given, only what is set already is read; a null pointer is allowed for what to set.
     unsafe {
         let mut action = std::mem::zeroed::<libc::sigaction>();
-        libc::sigaction(libc::SIGHUP, std::ptr::null(), &raw mut action) == 0
-            && action.sa_sigaction == libc::SIG_IGN
+        libc::sigaction(libc::SIGHUP, std::ptr::null(), &raw mut action) == 0 && action.sa_sigaction == libc::SIG_IGN
     }
 }
 

@@ -4,7 +4,7 @@
 use clap::Args;
 use serde::Serialize;
 
-use super::shape::{ShapeArgs};
+use super::shape::ShapeArgs;
 use super::{ModelArgs, output};
 use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;

@@ -73,11 +73,7 @@ impl ShapeArgs {
 
     /// What a budget may decide.
     pub(super) fn free(&self) -> Free {
-        Free {
-            micro_batch: self.rows.is_none(),
-            checkpoint: self.recompute.is_none(),
-            seq_len: self.seq_len.is_none(),
-        }
+        Free { micro_batch: self.rows.is_none(), checkpoint: self.recompute.is_none(), seq_len: self.seq_len.is_none() }
     }
 
     pub(super) fn optimizer(&self) -> Optimizer {
@@ -104,7 +100,9 @@ impl ShapeArgs {
         ];
         match given.into_iter().find(|(_, given)| *given) {
             None => Ok(()),
-            Some((name, _)) => Err(Error::InvalidArgument { name, reason: "it is for `--train`, which is missing".into() }),
+            Some((name, _)) => {
+                Err(Error::InvalidArgument { name, reason: "it is for `--train`, which is missing".into() })
+            }
         }
     }
 }

@@ -87,8 +87,7 @@ fn two_small_batches_are_one_of_twice_the_size() {
     // And in a step, which is the same examples however many passes hold them, and however they are accumulated.
     let step = |micro_batch, batch_size, gradient_accumulation_steps| {
         let optimizer = Optimizer::Sgd;
-        let options =
-            TrainOptions { micro_batch, batch_size, gradient_accumulation_steps, optimizer, ..options() };
+        let options = TrainOptions { micro_batch, batch_size, gradient_accumulation_steps, optimizer, ..options() };
         let mut trainer = Trainer::new(&ENGINE, Arc::clone(&data), options, Some(&from)).unwrap();
         let record = trainer.step().unwrap().unwrap();
         (record.loss, record.grad_norm.unwrap())

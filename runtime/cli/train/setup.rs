@@ -15,10 +15,10 @@ use crate::format::gguf::Gguf;
 use crate::gpu::{Gpu, GpuOptions};
 use crate::model::config::ModelConfig;
 use crate::selftest;
-use crate::train::{TrainOptions, recipe};
 use crate::train::data::{DataReport, Dataset, Duration, Encoder};
 use crate::train::plan::{Choice, Device, TRAIN_CONTEXT, Wish, choose, human_bytes};
 use crate::train::trainer::computes_wrong;
+use crate::train::{TrainOptions, recipe};
 
 /// What a run starts with.
 pub(super) struct Setup {
