@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::{assert_fails, epiphyte, ids, json, run, stderr};
 use crate::common::{Random, golden};
 
-fn text(path: &Path) -> &str {
+pub(super) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
@@ -22,24 +22,24 @@ fn model() -> PathBuf {
 }
 
 /// Runs with `-m` the tiny model.
-fn on_tiny(args: &[&str]) -> Output {
+pub(super) fn on_tiny(args: &[&str]) -> Output {
     run(&[args, &["-m", text(&model())]].concat())
 }
 
 /// A folder for adapters.
-struct Folder(tempfile::TempDir);
+pub(super) struct Folder(tempfile::TempDir);
 
 impl Folder {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
     /// A PEFT folder: LoRA of rank 4 on every linear of the layers, B of this size.
-    fn adapter(&self, name: &str, seed: u64, size: f32, made_for: Option<&str>) -> PathBuf {
+    pub(super) fn adapter(&self, name: &str, seed: u64, size: f32, made_for: Option<&str>) -> PathBuf {
         let shape = ModelConfig::from_gguf(&Gguf::open(model()).unwrap()).unwrap().base_shape();
         let config =
             LoraConfig { r: 4, target_modules: Modules::Pattern("all-linear".into()), ..LoraConfig::default() };
@@ -63,7 +63,7 @@ fn fingerprint() -> String {
     base::fingerprint(&gguf, &ModelConfig::from_gguf(&gguf).unwrap(), gguf.find("tokenizer.chat_template").unwrap())
 }
 
-fn generate(adapters: &[&str]) -> Value {
+pub(super) fn generate(adapters: &[&str]) -> Value {
     let flags: Vec<&str> = adapters.iter().flat_map(|adapter| ["--adapter", adapter]).collect();
     json(&on_tiny(&[&["generate", "--json", "-n", "12", "--ignore-eos", "-p", "the sea"], &flags[..]].concat()))
 }
