@@ -2,6 +2,7 @@
 
 mod adapter;
 mod chat;
+mod eval;
 mod outputs;
 mod quiet;
 mod runs;

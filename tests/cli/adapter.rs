@@ -59,7 +59,7 @@ fn fingerprint() -> String {
     base::fingerprint(&gguf, &ModelConfig::from_gguf(&gguf).unwrap(), gguf.find("tokenizer.chat_template").unwrap())
 }
 
-fn generate(adapters: &[&str]) -> Value {
+pub(super) fn generate(adapters: &[&str]) -> Value {
     let flags: Vec<&str> = adapters.iter().flat_map(|adapter| ["--adapter", adapter]).collect();
     json(&on_tiny(&[&["generate", "--json", "-n", "12", "--ignore-eos", "-p", "the sea"], &flags[..]].concat()))
 }

@@ -3,7 +3,9 @@
 use std::f64::consts::PI;
 
 use epiphyte::Error;
-use epiphyte::train::signals::{EarlyStop, History, StepLog, StepRecord, StopDecision, Warning, too_few_steps, warnings};
+use epiphyte::train::signals::{
+    EarlyStop, History, StepLog, StepRecord, StopDecision, Warning, too_few_steps, warnings,
+};
 
 use crate::common::Random;
 

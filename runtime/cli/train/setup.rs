@@ -16,7 +16,7 @@ use crate::format::gguf::Gguf;
 use crate::gpu::{Gpu, GpuOptions};
 use crate::model::config::ModelConfig;
 use crate::selftest;
-use crate::train::data::{DataReport, Dataset, TrainLength, Encoder, Validation};
+use crate::train::data::{DataReport, Dataset, Encoder, TrainLength, Validation};
 use crate::train::plan::{Choice, Device, TRAIN_CONTEXT, Wish, choose, human_bytes};
 use crate::train::trainer::computes_wrong;
 use crate::train::{TrainOptions, recipe};
