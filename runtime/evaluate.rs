@@ -183,7 +183,8 @@ impl<'a> Question<'a> {
             Record::Chat { messages, context } => {
                 let (last, messages) = messages.split_last()?;
                 // A call of a tool is no text to compare, and what is not learnt is not wanted.
-                let is_text = last.content.is_some() && !last.extra.contains_key("tool_calls");
+                let is_text = last.content.is_some()
+                    && last.extra.get("tool_calls").and_then(|calls| calls.as_array()).is_none_or(Vec::is_empty);
                 let counts = last.loss_weight() != Ok(Some(0.0));
                 let asked = last.role == "assistant" && !messages.is_empty() && is_text && counts;
                 let prompt = Prompt { messages, context, add_generation_prompt: true };

@@ -2,8 +2,11 @@
 
 mod adapter;
 mod chat;
+mod eval;
+mod outputs;
 mod quiet;
 mod runs;
+mod terminal;
 mod train;
 
 use std::path::Path;
@@ -19,6 +22,10 @@ fn epiphyte(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_epiphyte"));
     command.args(args).env_remove("RUST_LOG").stdin(Stdio::null());
     command
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
 }
 
 fn run(args: &[&str]) -> Output {
@@ -55,7 +62,20 @@ fn tokenizer(model: &Path) -> Tokenizer {
 fn help_names_every_command() {
     let output = run(&["--help"]);
     let help = String::from_utf8(output.stdout).unwrap();
-    let commands = ["generate", "chat", "perplexity", "bench", "train", "eval", "inspect", "plan", "doctor", "adapter"];
+    let commands = [
+        "generate",
+        "chat",
+        "perplexity",
+        "bench",
+        "train",
+        "eval",
+        "inspect",
+        "plan",
+        "doctor",
+        "adapter",
+        "completions",
+        "man",
+    ];
     for command in commands {
         assert!(help.contains(command), "{help}");
         assert!(run(&[command, "--help"]).status.success(), "{command}");
@@ -141,7 +161,10 @@ fn inspect_collects_every_reason_to_refuse() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("other.gguf");
     std::fs::write(&path, gguf(&[("general.architecture", "other"), ("tokenizer.chat_template", "{% if %}")])).unwrap();
-    let report = json(&run(&["inspect", "--json", path.to_str().unwrap()]));
+    let output = run(&["inspect", "--json", path.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("can't be run"), "{}", stderr(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["architecture"], "other");
     assert_eq!(report["chat_template"], "unusable");
     let refused: Vec<String> = serde_json::from_value(report["refused"].clone()).unwrap();

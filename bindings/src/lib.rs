@@ -8,6 +8,6 @@ mod session;
 
 pub use engine::{Engine, EngineOptions, LoadListener, LoadPhase, LoadProgress};
 pub use error::{EpiphyteError, ErrorKind};
-pub use session::{FinishReason, GenerateOptions, Message, Sampling, Session, Token, TokenSink};
+pub use session::{AnswerStats, FinishReason, GenerateOptions, Message, Sampling, Session, Token, TokenSink};
 
 uniffi::setup_scaffolding!();

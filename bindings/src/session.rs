@@ -97,6 +97,36 @@ pub struct Token {
     pub text: String,
 }
 
+/// What an answer took.
+#[derive(Clone, Copy, Debug, PartialEq, uniffi::Record)]
+pub struct AnswerStats {
+    /// Tokens that the session held when the answer began.
+    pub prompt_tokens: u32,
+    /// Those of them that did not have to be computed again.
+    pub cached_tokens: u32,
+    /// Tokens handed out.
+    pub generated_tokens: u32,
+    /// From the beginning to the first token, the prompt included; none before it.
+    pub first_token_seconds: Option<f64>,
+    /// Tokens a second after the first; none where there was none after it.
+    pub decode_tps: Option<f64>,
+    /// Why it ended; none where the sink wanted no more.
+    pub finish_reason: Option<FinishReason>,
+}
+
+impl From<epiphyte::AnswerStats> for AnswerStats {
+    fn from(stats: epiphyte::AnswerStats) -> Self {
+        Self {
+            prompt_tokens: stats.prompt_tokens as u32,
+            cached_tokens: stats.cached_tokens as u32,
+            generated_tokens: stats.generated_tokens as u32,
+            first_token_seconds: stats.first_token_seconds,
+            decode_tps: stats.decode_tps(),
+            finish_reason: stats.finish_reason.map(FinishReason::from),
+        }
+    }
+}
+
 /// Receives tokens as they come, on the thread that called [`Session::generate`].
 #[uniffi::export(with_foreign)]
 pub trait TokenSink: Send + Sync {
@@ -109,6 +139,7 @@ pub trait TokenSink: Send + Sync {
 pub struct Session {
     inner: Mutex<epiphyte::engine::Session>,
     cancel: Mutex<epiphyte::engine::CancelToken>,
+    stats: Mutex<Option<epiphyte::AnswerStats>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -117,7 +148,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Session {
     pub(crate) fn new(session: epiphyte::engine::Session) -> Self {
-        Self { inner: Mutex::new(session), cancel: Mutex::default() }
+        Self { inner: Mutex::new(session), cancel: Mutex::default(), stats: Mutex::default() }
     }
 }
 
@@ -141,13 +172,20 @@ impl Session {
         *lock(&self.cancel) = cancel.clone();
         let options = epiphyte::engine::GenerateOptions { cancel, ..options.into() };
         let mut generation = session.generate(options)?;
-        for token in generation.by_ref() {
+        while let Some(token) = generation.next() {
             let epiphyte::engine::Token { id, text } = token?;
-            if !sink.on_token(Token { id, text }) {
+            let more = sink.on_token(Token { id, text });
+            *lock(&self.stats) = generation.stats(0);
+            if !more {
                 return Ok(FinishReason::Cancelled);
             }
         }
         Ok(generation.finish_reason(0).map_or(FinishReason::Cancelled, FinishReason::from))
+    }
+
+    /// What the latest answer took so far; none before the first token of the first.
+    pub fn stats(&self) -> Option<AnswerStats> {
+        lock(&self.stats).map(AnswerStats::from)
     }
 
     /// Ends the running generation soon; without one it does nothing.

@@ -56,6 +56,10 @@ fn a_model_answers_as_in_the_runtime() {
     assert_eq!(answer(&session, usize::MAX), (expected.clone(), FinishReason::MaxTokens));
     assert_eq!(answer(&fork, 3), (expected[..3].to_vec(), FinishReason::Cancelled));
     assert_eq!(session.len() - fork.len(), 5);
+    let (whole, cut) = (session.stats().unwrap(), fork.stats().unwrap());
+    assert_eq!((whole.generated_tokens, whole.finish_reason), (8, Some(FinishReason::MaxTokens)));
+    assert_eq!((cut.generated_tokens, cut.finish_reason), (3, None));
+    assert!(whole.first_token_seconds > Some(0.0) && whole.decode_tps > Some(0.0));
 }
 
 #[derive(Default)]

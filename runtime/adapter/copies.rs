@@ -125,8 +125,7 @@ fn row(dtype: DType, own: &[f32], copy: &[f32]) -> Option<Squares> {
         let step = TINY + own.iter().fold(0.0_f32, |most, v| most.max(v.abs())) / levels(dtype);
         for (own, copy) in own.iter().zip(copy) {
             let difference = (own - copy).abs();
-            // Not `>`: NaN differs.
-            if !(difference <= MAX_STEPS * step) {
+            if difference.is_nan() || difference > MAX_STEPS * step {
                 return None;
             }
             squares.add(Squares { differences: f64::from(difference).powi(2), steps: f64::from(step).powi(2) });

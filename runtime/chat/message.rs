@@ -27,7 +27,7 @@ pub struct Message {
 pub enum Content {
     /// One text.
     Text(String),
-    /// Texts that OpenAI calls content parts. A template that does not know them gets them as lines of one text.
+    /// Texts, as `OpenAI`'s content parts. A template that does not know them gets them as lines of one text.
     #[serde(serialize_with = "parts")]
     Parts(Vec<String>),
 }
@@ -96,7 +96,7 @@ pub(crate) fn loss_weight(map: &Map<String, Value>) -> Result<Option<f32>, Strin
     Ok(all)
 }
 
-/// As OpenAI writes them.
+/// As `OpenAI` writes them.
 fn parts<S: serde::Serializer>(texts: &[String], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(texts.iter().map(|text| serde_json::json!({ "type": "text", "text": text })))
 }

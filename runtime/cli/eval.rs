@@ -126,9 +126,14 @@ fn print(report: &Report<'_>, evaluation: &Evaluation) -> Result<()> {
     Ok(())
 }
 
-/// Lines below each other.
+/// Lines below each other; what would move a terminal's cursor is spelt out.
 fn indented(text: &str) -> String {
-    text.trim().replace('\n', "\n          ")
+    let shown = |c: char| match c {
+        '\n' => "\n          ".to_string(),
+        c if c.is_control() => c.escape_default().to_string(),
+        c => c.to_string(),
+    };
+    text.trim().chars().map(shown).collect()
 }
 
 /// The examples whole.

@@ -2,8 +2,10 @@
 //!
 //! Three things differ from PEFT. The rows of q's and k's B are interleaved, like those of the base's q and k. The A of
 //! `token_embd` is transposed, `[V, r]`. There is one alpha a file, divided by each pair's rank; none or 0 means a
-//! scaling of 1. Factors may be in any type of weights that is read here, such as Q8_0. So a module whose scaling the file's alpha can't express has its factor multiplied into B on the way
+//! scaling of 1. So a module whose scaling the file's alpha can't express has its factor multiplied into B on the way
 //! out (exact when the factor is a power of two, else B is rounded once).
+//!
+//! Factors are read in every type that weights may have; `--outtype q8_0` makes `Q8_0`.
 //!
 //! Sources: `llama-adapter.cpp` and `convert_lora_to_gguf.py` of llama.cpp.
 

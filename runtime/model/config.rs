@@ -61,7 +61,7 @@ const SCALES: [&str; 7] = [
     "rope.scaling.alpha",
     "expert_weights_scale",
 ];
-/// Keys of YaRN, which are for `rope.scaling.type` = `yarn`.
+/// Keys of `YaRN`, which are for `rope.scaling.type` = `yarn`.
 const YARN: &str = "rope.scaling.yarn_";
 
 /// Tensors that old converters left behind and nothing needs.

@@ -10,36 +10,32 @@ use epiphyte::model::config::ModelConfig;
 use epiphyte::{DType, Engine, EngineOptions};
 use serde_json::Value;
 
-use super::{assert_fails, epiphyte, ids, json, run, stderr};
+use super::{assert_fails, epiphyte, ids, json, run, stderr, text};
 use crate::common::{Random, golden};
 
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
-fn model() -> PathBuf {
+pub(super) fn model() -> PathBuf {
     golden("tiny_llama.gguf")
 }
 
 /// Runs with `-m` the tiny model.
-fn on_tiny(args: &[&str]) -> Output {
+pub(super) fn on_tiny(args: &[&str]) -> Output {
     run(&[args, &["-m", text(&model())]].concat())
 }
 
 /// A folder for adapters.
-struct Folder(tempfile::TempDir);
+pub(super) struct Folder(tempfile::TempDir);
 
 impl Folder {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
     /// A PEFT folder: LoRA of rank 4 on every linear of the layers, B of this size.
-    fn adapter(&self, name: &str, seed: u64, size: f32, made_for: Option<&str>) -> PathBuf {
+    pub(super) fn adapter(&self, name: &str, seed: u64, size: f32, made_for: Option<&str>) -> PathBuf {
         let shape = ModelConfig::from_gguf(&Gguf::open(model()).unwrap()).unwrap().base_shape();
         let config =
             LoraConfig { r: 4, target_modules: Modules::Pattern("all-linear".into()), ..LoraConfig::default() };
@@ -63,7 +59,7 @@ fn fingerprint() -> String {
     base::fingerprint(&gguf, &ModelConfig::from_gguf(&gguf).unwrap(), gguf.find("tokenizer.chat_template").unwrap())
 }
 
-fn generate(adapters: &[&str]) -> Value {
+pub(super) fn generate(adapters: &[&str]) -> Value {
     let flags: Vec<&str> = adapters.iter().flat_map(|adapter| ["--adapter", adapter]).collect();
     json(&on_tiny(&[&["generate", "--json", "-n", "12", "--ignore-eos", "-p", "the sea"], &flags[..]].concat()))
 }
@@ -127,7 +123,8 @@ fn chat_changes_adapters_between_answers() {
     let (adapter, lines) = (folder.adapter("a", 5, 0.5, None), folder.path("lines"));
     let adapter = text(&adapter);
     let script = format!(
-        "/adapter\n/adapter {adapter}\n/adapter {adapter}=0.5\n/adapter nowhere\n/adapter off\n/adapters\n/quit\n"
+        "/adapter\n/adapter {adapter}\n/adapter {adapter}=0.5\n/adapter nowhere\n/adapters\n/adapter off\n/adapters\n\
+         /system be brief\n/system\n/nothing\n/quit\n"
     );
     std::fs::write(&lines, script).unwrap();
     let lines = std::fs::File::open(&lines).unwrap();
@@ -135,10 +132,13 @@ fn chat_changes_adapters_between_answers() {
     let notes = stderr(&output);
     assert!(output.status.success(), "{notes}");
     let errors: Vec<&str> = notes.lines().filter(|line| !line.trim().is_empty()).collect();
-    assert_eq!(errors.len(), 3, "{notes}");
-    for (line, says) in errors.iter().zip(["give a path", "nowhere", "no such command"]) {
+    let used = format!("* {adapter} x 0.5");
+    let says = ["give a path", "nowhere", &used, adapter, "No adapter is in use", "give a text", "no such command"];
+    assert_eq!(errors.len(), says.len(), "{notes}");
+    for (line, says) in errors.iter().zip(says) {
         assert!(line.contains(says), "{notes}");
     }
+    assert!(!errors[3].contains(" x "), "{notes}");
 }
 
 #[test]
@@ -157,13 +157,61 @@ fn inspect_tells_modules_and_every_reason_to_refuse() {
     let mut keys: Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
     (keys["use_dora"], keys["lora_bias"], keys["made\u{1b}up"]) = (true.into(), true.into(), 1.into());
     std::fs::write(&config, keys.to_string()).unwrap();
-    let table = String::from_utf8(on_tiny(&["adapter", "inspect", text(&adapter)]).stdout).unwrap();
+    let refused = on_tiny(&["adapter", "inspect", text(&adapter)]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).contains("does not load on this model: "), "{refused:?}");
+    let table = String::from_utf8(refused.stdout).unwrap();
     for says in ["refused   use_dora: DoRA", "refused   lora_bias: the B factor", r"refused   made\u{1b}up: unknown"] {
         assert!(table.contains(says), "{table}");
     }
     assert!(table.contains("(and 27 more): not looked at"), "{table}");
     assert_fails(&on_tiny(&["adapter", "check", text(&adapter)]), 1, "and 2 more");
     assert_fails(&on_tiny(&["adapter", "inspect", text(&folder.path("absent"))]), 1, "absent");
+    // Its report is complete as JSON, too.
+    let refused = on_tiny(&["adapter", "inspect", "--json", text(&adapter)]);
+    assert_eq!(refused.status.code(), Some(1));
+    let report: Value = serde_json::from_slice(&refused.stdout).unwrap();
+    assert!(report["keys"].as_array().unwrap().iter().any(|item| item["verdict"] == "refused"), "{report}");
+}
+
+#[test]
+fn inspect_recognises_an_adapter_in_every_format() {
+    let folder = Folder::new();
+    let (adapter, gguf) = (folder.adapter("a", 6, 0.5, Some(&fingerprint())), folder.path("a.gguf"));
+    assert!(on_tiny(&["adapter", "convert", text(&adapter), text(&gguf)]).status.success());
+    let tensors = adapter.join("adapter_model.safetensors");
+    for (path, format) in [(&adapter, "peft"), (&tensors, "peft"), (&gguf, "gguf")] {
+        let report = json(&on_tiny(&["inspect", "--json", text(path)]));
+        assert_eq!((&report["format"], &report["made_for"]), (&format.into(), &"this_base".into()), "{path:?}");
+        assert_eq!(report["modules"].as_array().map(Vec::len), Some(14), "{path:?}");
+    }
+    // For a model that it does not fit it is refused.
+    let mut keys: Value = serde_json::from_slice(&std::fs::read(adapter.join("adapter_config.json")).unwrap()).unwrap();
+    keys["use_dora"] = true.into();
+    std::fs::write(adapter.join("adapter_config.json"), keys.to_string()).unwrap();
+    assert_eq!(on_tiny(&["inspect", text(&adapter)]).status.code(), Some(1));
+}
+
+#[test]
+fn a_path_with_an_equals_sign_is_taken_whole_first() {
+    let folder = Folder::new();
+    let (plain, whole) = (folder.adapter("lr", 1, 0.5, None), folder.adapter("lr=0.5", 2, 0.5, None));
+    let run = |adapter: &str| on_tiny(&["generate", "--json", "-n", "1", "-p", "the sea", "--adapter", adapter]);
+    let both = run(text(&whole));
+    assert!(stderr(&both).contains("the first is meant"), "{}", stderr(&both));
+    let of = |output: &Output| {
+        let adapter = json(output)["adapters"][0].clone();
+        (adapter["path"].as_str().unwrap().to_string(), adapter["weight"].as_f64().unwrap())
+    };
+    assert_eq!(of(&both), (text(&whole).into(), 1.0));
+    // What the warning advises.
+    assert_eq!(of(&run(&format!("{}e0", text(&whole)))), (text(&plain).into(), 0.5));
+    assert_eq!(of(&run(&format!("{}=2", text(&whole)))), (text(&whole).into(), 2.0));
+    std::fs::remove_dir_all(&plain).unwrap();
+    let alone = run(text(&whole));
+    assert_eq!((of(&alone).1, stderr(&alone)), (1.0, String::new()));
+    let out = folder.path("out.gguf");
+    assert!(on_tiny(&["adapter", "export", text(&whole), text(&out)]).status.success());
 }
 
 #[test]

@@ -67,18 +67,19 @@ fn a_message_that_the_template_rejects_ends_no_conversation() {
 #[test]
 fn a_template_from_a_file_renders_chats() {
     let dir = tempfile::tempdir().unwrap();
-    let [model, good, bad] = ["m.gguf", "good.jinja", "bad.jinja"].map(|name| dir.path().join(name));
-    let broken = Meta::Text("{% if");
-    std::fs::write(&model, odd_llama(&mut Random::new(1)).key("tokenizer.chat_template", broken).bytes()).unwrap();
+    let [broken, good, bad] = ["m.gguf", "good.jinja", "bad.jinja"].map(|name| dir.path().join(name));
+    let template = Meta::Text("{% if");
+    std::fs::write(&broken, odd_llama(&mut Random::new(1)).key("tokenizer.chat_template", template).bytes()).unwrap();
     std::fs::write(&good, "{% for m in messages %}the {{ m.content }}\r\n{% endfor %}").unwrap();
     std::fs::write(&bad, "{% if").unwrap();
-    let generate = |more: &[&str]| {
+    let [good, bad] = [&good, &bad].map(|path| path.to_str().unwrap());
+    let generate = |model: &std::path::Path, more: &[&str]| {
         let args = ["generate", "-m", model.to_str().unwrap(), "-p", "and", "-n", "1", "--json", "--show-prompt"];
         epiphyte(&[&args[..], more].concat()).output().unwrap()
     };
-    assert_eq!(json(&generate(&[]))["prompt"], "and");
-    assert_fails(&generate(&["--chat"]), 1, "--chat-template");
-    assert_eq!(json(&generate(&["--chat", "--chat-template", good.to_str().unwrap()]))["prompt"], "the and\n");
-    assert_fails(&generate(&["--chat", "--chat-template", bad.to_str().unwrap()]), 1, "bad.jinja");
-    assert_fails(&generate(&["--chat-template", good.to_str().unwrap()]), 2, "--chat");
+    assert_fails(&generate(&broken, &["--chat"]), 1, "--chat-template");
+    let tiny = golden("tiny_llama.gguf");
+    assert_eq!(json(&generate(&tiny, &["--chat", "--chat-template", good]))["prompt"], "the and\n");
+    assert_fails(&generate(&tiny, &["--chat", "--chat-template", bad]), 1, "bad.jinja");
+    assert_fails(&generate(&tiny, &["--chat-template", good]), 2, "--chat");
 }

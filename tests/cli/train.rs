@@ -148,7 +148,7 @@ fn texts_and_chats_are_learnt_too() {
     let fixture = Fixture::new();
     std::fs::write(fixture.path("data.jsonl"), "the and in the er\n".repeat(20)).unwrap();
     let text = fixture.trained("text", &["--text", "--steps", "3", "--targets", "attention"]);
-    assert_eq!(text["options"]["target_modules"], json!(["q_proj", "k_proj", "v_proj", "o_proj"]));
+    assert_eq!(text["options"]["target_modules"], json!(["attention"]));
     let message = |role: &str, content: &str| json!({"role": role, "content": content});
     let chat = json!({"messages": [message("user", "in"), message("assistant", "the")]});
     fixture.write("data.jsonl", std::iter::repeat_n(chat, 6));
@@ -271,7 +271,7 @@ fn bad_use_and_bad_data_are_refused_and_touch_nothing() {
     for (data, says) in [
         ("", "holds no examples"),
         ("{\"prompt\": \"a\", \"completion\": \" b\"}\nsecret words\n", "line 2: not JSON"),
-        ("{\"prompt\": \"a\"}\n", "line 1: not an object"),
+        ("{\"prompt\": \"a\"}\n", "line 1: `completion` is missing"),
         ("{\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}]}\n", "line 1"),
     ] {
         std::fs::write(fixture.path("data.jsonl"), data).unwrap();

@@ -3,6 +3,7 @@
 mod adapters;
 mod batch;
 mod counters;
+mod evaluate;
 mod loading;
 mod refused;
 mod registry;
@@ -11,6 +12,7 @@ mod sessions;
 mod snapshot;
 mod snapshot_adapters;
 mod soak;
+mod stats;
 mod stops;
 mod text;
 

@@ -58,6 +58,10 @@ fn hostile_models_are_refused_by_name() {
     refused!(llama().key("tokenizer.ggml.bos_token_id", Meta::U32(1 << 30)).bytes() => InvalidMetadata, "bos_token_id");
     let merges = Meta::Texts(vec!["no such".into()]);
     refused!(llama().key("tokenizer.ggml.merges", merges).bytes() => InvalidMetadata, "tokenizer.ggml.merges");
+    // Chats alone need a template.
+    for template in [Meta::Text("{% if"), Meta::U32(3)] {
+        assert!(refusal_of(&llama().key("tokenizer.chat_template", template).bytes()).is_none());
+    }
     refused!(llama().key("llama.rope.freq_base", Meta::F32(f32::NAN)).bytes() => InvalidMetadata, "freq_base");
     let whole = llama().bytes();
     for cut in (0..whole.len()).step_by(whole.len() / 40) {

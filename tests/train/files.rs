@@ -168,10 +168,15 @@ fn what_would_change_the_lesson_is_refused_by_name() {
     let chat = |message: &str, more: &str| format!(r#"{{"messages":[{message},{answer}]{more}}}"#);
     let user = r#"{"role":"user","content":"secret"}"#;
     let with = |key: &str| format!(r#"{{"role":"user","content":"secret",{key}}}"#);
+    // Columns that are empty in this row change nothing.
+    let empty = r#","tools":[],"documents":null,"images":[],"text":null,"prompt":null,"category":"any""#;
+    let whole = chat(&with(r#""tool_calls":null,"annotations":[],"refusal":null"#), empty);
+    assert_eq!(jsonl(whole.as_bytes(), options(512)).unwrap().report.examples, 1);
     let cases = [
         (chat(&with(r#""tool_calls":[{"function":{"name":"secret"}}]"#), ""), "message 1: `tool_calls`"),
         (chat(&with(r#""reasoning_content":"secret""#), ""), "message 1: `reasoning_content`"),
         (chat(&with(r#""mask":true"#), ""), "message 1: `mask`"),
+        (chat(&with(r#""loss":false"#), ""), "message 1: `loss`"),
         (chat(&with(r#""weight":1"#), ""), "message 1: "),
         (chat(&with(r#""weight":-1"#), ""), "`weight`"),
         (chat(&with(r#""train":"secret""#), ""), "`train`"),

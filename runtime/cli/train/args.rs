@@ -39,7 +39,7 @@ pub(in crate::cli) struct TrainArgs {
 #[derive(Args)]
 pub(super) struct DataArgs {
     /// Examples: JSONL with `messages`, `prompt` and `completion`, `prefix`, `middle` and `suffix`, or `text`, or chats
-    /// of ShareGPT or Alpaca; `-` reads standard input
+    /// of `ShareGPT` or `Alpaca`; `-` reads standard input
     #[arg(short = 'd', long = "data", value_name = "FILE")]
     pub(super) path: PathBuf,
     #[command(flatten)]
@@ -237,7 +237,7 @@ impl TrainArgs {
         if let Some(ValidationArg::File(path)) = &self.data.validation {
             files = files.reads("the validation data", "--validation", path);
         }
-        if let Some(path) = &self.data.template.path {
+        if let Some(path) = &self.data.template.chat_template {
             files = files.reads("the chat template", "--chat-template", path);
         }
         if let Some(path) = &self.lora.init {

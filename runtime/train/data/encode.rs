@@ -6,7 +6,7 @@
 
 use serde_json::{Map, Value};
 
-use super::shapes::is_name;
+use super::shapes::{is_empty, is_name};
 use super::{DataOptions, Example, Record};
 use crate::chat::{ChatTemplate, LOSS_KEYS, Message, Prompt, Rendered};
 use crate::error::{Error, Result};
@@ -209,21 +209,18 @@ impl<'a> Encoder<'a> {
     /// What each message counts in the loss; refuses what would be learnt otherwise than it says.
     fn weights(&self, messages: &[Message], context: &Map<String, Value>) -> Result<Vec<f32>> {
         let refused = |reason| Error::InvalidArgument { name: "messages", reason };
-        if let Some(key) = context.keys().find(|key| !self.template.uses(key)) {
-            return Err(refused(format!(
-                "{} beside them is nothing that the chat template uses; leave it out",
-                named(key)
-            )));
+        let unused = |map: &Map<String, Value>| {
+            let is_unused = |(key, value): &(&String, &Value)| !is_empty(value) && !self.is_used(key);
+            let key = map.iter().find(is_unused).map(|(key, _)| named(key));
+            key.map(|key| format!("{key} is nothing that the chat template uses; leave it out"))
+        };
+        if let Some(reason) = unused(context) {
+            return Err(refused(reason));
         }
         let weight = |(i, message): (usize, &Message)| {
             let refused = |reason: String| refused(format!("message {}: {reason}", i + 1));
-            let unused = |(key, value): (&String, &Value)| {
-                let empty = value.is_null() || value.as_array().is_some_and(Vec::is_empty);
-                let known = [&LOSS_KEYS[..], &ASIDE].concat().contains(&key.as_str());
-                (!empty && !known && !self.template.uses(key)).then(|| named(key))
-            };
-            if let Some(key) = message.extra.iter().find_map(unused) {
-                return Err(refused(format!("{key} is nothing that the chat template uses; leave it out")));
+            if let Some(reason) = unused(&message.extra) {
+                return Err(refused(reason));
             }
             match (message.loss_weight().map_err(refused)?, message.role.as_str()) {
                 (weight, "assistant") => Ok(weight.unwrap_or(1.0)),
@@ -234,6 +231,11 @@ impl<'a> Encoder<'a> {
             }
         };
         messages.iter().enumerate().map(weight).collect()
+    }
+
+    /// Whether a key means something to the template or the loss, or nothing to anything.
+    fn is_used(&self, key: &str) -> bool {
+        LOSS_KEYS.contains(&key) || ASIDE.contains(&key) || self.template.uses(key)
     }
 
     /// The ids of a text that starts an example, with BOS where the file asks for one.

@@ -8,7 +8,7 @@ use crate::chat::Message;
 
 /// An example as people write it.
 ///
-/// Conversations are read from `messages` (OpenAI's, content parts too), `conversations` (ShareGPT: `from` and `value`),
+/// Conversations are read from `messages` (`OpenAI`'s, content parts too), `conversations` (`ShareGPT`: `from`, `value`),
 /// `instruction`, `input` and `output` (Alpaca), and `prompt` and `completion` that are lists of messages (TRL). Keys
 /// of a line that are none of an example's are ignored, unless they would change what is learnt: those are refused.
 #[derive(Clone, Debug, PartialEq, Deserialize)]

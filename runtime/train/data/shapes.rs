@@ -7,7 +7,7 @@ use crate::chat::{Message, loss_weight};
 
 const SHAPES: &str = "`messages`, `prompt` and `completion`, `prefix`, `middle` and `suffix`, `text`, `conversations` \
                       (ShareGPT), or `instruction` and `output` (Alpaca)";
-/// Who speaks in ShareGPT's files, and the role that templates know.
+/// Who speaks in `ShareGPT`'s files, and the role that templates know.
 const SPEAKERS: [(&str, &str); 11] = [
     ("human", "user"),
     ("user", "user"),
@@ -50,7 +50,7 @@ const OF_CHATS: [&str; 6] = ["tools", "documents", "chat_template_kwargs", "syst
 /// Reads a record. The error names the key and quotes no text.
 pub(super) fn row(value: Value) -> Result<Row, String> {
     let Value::Object(mut map) = value else { return Err(format!("not an object; give {SHAPES}")) };
-    let has = |keys: &[&str]| keys.iter().any(|key| map.contains_key(*key));
+    let has = |keys: &[&str]| keys.iter().any(|key| map.get(*key).is_some_and(|value| !value.is_null()));
     if let Some((key, reason)) = REFUSED.iter().find(|(key, _)| map.get(*key).is_some_and(says_something)) {
         return Err(format!("`{key}` {reason}"));
     }
@@ -82,22 +82,26 @@ pub(super) fn row(value: Value) -> Result<Row, String> {
     } else {
         return Err(format!("no example of a shape that is read{}; give {SHAPES}", keys_of(&map)));
     };
-    if !matches!(record, Record::Chat { .. }) {
-        if let Some(key) = OF_CHATS.iter().find(|key| map.get(**key).is_some_and(says_something)) {
-            return Err(format!("`{key}` is for chats, and this is none; give `messages`, or leave it out"));
-        }
+    let of_chats = OF_CHATS.iter().find(|key| map.get(**key).is_some_and(says_something));
+    if let (Some(key), false) = (of_chats, matches!(record, Record::Chat { .. })) {
+        return Err(format!("`{key}` is for chats, and this is none; give `messages`, or leave it out"));
     }
     Ok(Row { record, weight })
 }
 
-/// Whether a key with this value is more than a column that is empty here.
+/// Whether a key with this value is a column that is empty here, or one that is switched off.
 fn says_something(value: &Value) -> bool {
+    !is_empty(value) && *value != Value::Bool(false)
+}
+
+/// Whether a key with this value might as well not be there.
+pub(super) fn is_empty(value: &Value) -> bool {
     match value {
-        Value::Null | Value::Bool(false) => false,
-        Value::String(text) => !text.is_empty(),
-        Value::Array(items) => !items.is_empty(),
-        Value::Object(fields) => !fields.is_empty(),
-        _ => true,
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        _ => false,
     }
 }
 
