@@ -223,9 +223,9 @@ fn data_comes_from_any_reader() {
     let (tokenizer, template) = (tokenizer(), chatml());
     let encoder = Encoder::new(&tokenizer, &template, 4096, options(64)).unwrap();
     let mut records = 0;
-    let data = Dataset::read_jsonl_from(PAIR.as_bytes(), Path::new("pipe"), &encoder, |_| records += 1).unwrap();
+    let data = Dataset::read_jsonl_from(PAIR.as_bytes(), Path::new("pipe"), &encoder, |_, _| records += 1).unwrap();
     assert_eq!((data.report.examples, records), (1, 1));
-    let error = Dataset::read_jsonl_from(&b"{"[..], Path::new("pipe"), &encoder, |_| {}).unwrap_err();
+    let error = Dataset::read_jsonl_from(&b"{"[..], Path::new("pipe"), &encoder, |_, _| {}).unwrap_err();
     assert!(error.to_string().starts_with("pipe: line 1: not JSON"), "{error}");
     assert_eq!(Dataset::read_text_from(&b"abc"[..], Path::new("pipe"), &encoder).unwrap().report.records, 1);
 }
