@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::process::{Command, Output, Stdio};
 
-use super::{epiphyte, stderr};
+use super::{assert_fails, epiphyte, json, stderr};
 use crate::common::{Random, golden, model_path};
 use crate::gguf::writer::Meta;
 use crate::model::odd_llama;
@@ -62,4 +62,23 @@ fn a_message_that_the_template_rejects_ends_no_conversation() {
     std::fs::write(&path, odd_llama(&mut Random::new(1)).key("tokenizer.chat_template", template).bytes()).unwrap();
     let said = stderr(&chat(path.to_str().unwrap(), b"Hi\n/help\n", &[]));
     assert!(said.contains("only short messages") && said.contains("/reset"), "{said}");
+}
+
+#[test]
+fn a_template_from_a_file_renders_chats() {
+    let dir = tempfile::tempdir().unwrap();
+    let [model, good, bad] = ["m.gguf", "good.jinja", "bad.jinja"].map(|name| dir.path().join(name));
+    let broken = Meta::Text("{% if");
+    std::fs::write(&model, odd_llama(&mut Random::new(1)).key("tokenizer.chat_template", broken).bytes()).unwrap();
+    std::fs::write(&good, "{% for m in messages %}the {{ m.content }}\r\n{% endfor %}").unwrap();
+    std::fs::write(&bad, "{% if").unwrap();
+    let generate = |more: &[&str]| {
+        let args = ["generate", "-m", model.to_str().unwrap(), "-p", "and", "-n", "1", "--json", "--show-prompt"];
+        epiphyte(&[&args[..], more].concat()).output().unwrap()
+    };
+    assert_eq!(json(&generate(&[]))["prompt"], "and");
+    assert_fails(&generate(&["--chat"]), 1, "--chat-template");
+    assert_eq!(json(&generate(&["--chat", "--chat-template", good.to_str().unwrap()]))["prompt"], "the and\n");
+    assert_fails(&generate(&["--chat", "--chat-template", bad.to_str().unwrap()]), 1, "bad.jinja");
+    assert_fails(&generate(&["--chat-template", good.to_str().unwrap()]), 2, "--chat");
 }

@@ -478,3 +478,28 @@ fn eval_refuses_what_is_no_adapter_for_the_base() {
     assert_fails(&of("tiny_llama.gguf", &nothing), 1, "nothing");
     assert_eq!(of("tiny_llama_llama3.gguf", &out).status.code(), Some(1));
 }
+
+#[test]
+fn data_comes_from_standard_input() {
+    let fixture = Fixture::new();
+    let data = || std::fs::File::open(fixture.path("data.jsonl")).unwrap();
+    let model = golden("tiny_llama.gguf");
+    let out = fixture.path("o");
+    let args = [
+        "train",
+        "-m",
+        model.to_str().unwrap(),
+        "-d",
+        "-",
+        "--steps",
+        "1",
+        "--rank",
+        "4",
+        "--json",
+        "--out",
+        out.to_str().unwrap(),
+    ];
+    assert_eq!(json(&epiphyte(&args).stdin(data()).output().unwrap())["data"]["records"], 24);
+    let eval = ["eval", "-m", model.to_str().unwrap(), "-d", "-", "-n", "1", "--json"];
+    assert_eq!(json(&epiphyte(&eval).stdin(data()).output().unwrap())["examples"], 24);
+}
