@@ -15,6 +15,7 @@ pub use svg::loss_curves;
 pub use warnings::{Warning, warnings};
 
 use crate::error::{Error, Result};
+use crate::format::staged::is_in_place;
 
 /// One step of the optimiser.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -70,11 +71,14 @@ impl History {
         }
     }
 
-    /// Reads what a [`StepLog`] wrote. A last line that was cut short is left out.
+    /// Reads what a [`StepLog`] wrote; nothing from a device or a pipe. A last line that was cut short is left out.
     ///
     /// Errors: [`Error::Io`]; [`Error::InvalidFile`] naming the line.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
+        if is_in_place(path) {
+            return Ok(Self::default());
+        }
         let mut reader = BufReader::new(File::open(path).map_err(|e| Error::io(path, e))?);
         let (mut history, mut line) = (Self::default(), Vec::new());
         for number in 1.. {
@@ -104,12 +108,16 @@ pub struct StepLog {
 }
 
 impl StepLog {
-    /// Opens `path` and goes on at its end, so that a resumed run keeps one log; a line that was cut short is removed.
+    /// Opens `path` and goes on at its end, so that a resumed run keeps one log; a line that was cut short is removed. A
+    /// device or a pipe is written to.
     ///
     /// Errors: [`Error::Io`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
         let open = || {
+            if is_in_place(&path) {
+                return OpenOptions::new().append(true).open(&path);
+            }
             let file = OpenOptions::new().create(true).read(true).append(true).open(&path)?;
             let (mut reader, mut line, mut whole) = (BufReader::new(&file), Vec::new(), 0);
             while reader.read_until(b'\n', &mut line)? > 0 && line.ends_with(b"\n") {
