@@ -7,6 +7,7 @@ pub mod cli;
 pub mod dtype;
 pub mod engine;
 pub mod error;
+pub mod evaluate;
 pub mod format;
 pub mod gpu;
 pub mod kernels;
@@ -22,12 +23,20 @@ pub mod train;
 pub use chat::Message;
 pub use dtype::DType;
 pub use engine::{
-    CancelToken, Engine, EngineOptions, FinishReason, GenerateOptions, Generation, Sampling, Session, Token,
-    generate_batch,
+    AnswerStats, CancelToken, Engine, EngineOptions, FinishReason, GenerateOptions, Generation, Sampling, Session,
+    Token, generate_batch,
 };
 pub use error::{Error, Result};
 pub use gpu::GpuOptions;
 pub use progress::{LoadPhase, LoadProgress};
+
+/// The name of the model file that `make model` fetches into the cache folder.
+pub const DEFAULT_MODEL: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
+
+/// Where `make model` puts the default model: in [`cache_dir`]. It may not be there yet.
+pub fn default_model() -> Option<std::path::PathBuf> {
+    cache_dir().map(|dir| dir.join(DEFAULT_MODEL))
+}
 
 /// Where the default model, the pipeline cache and the self-test's verdicts are kept:
 /// `EPIPHYTE_CACHE`, else `$XDG_CACHE_HOME/epiphyte`, else `~/.cache/epiphyte`.

@@ -3,6 +3,8 @@
 mod adapter;
 mod chat;
 mod outputs;
+mod quiet;
+mod runs;
 mod terminal;
 mod train;
 

@@ -67,7 +67,7 @@ fn spec(spec: Spec) -> TokenizerSpec {
     tokens.extend(spec.tokens);
     let merges = merges(spec.merges, &mut tokens);
     let len = tokens.len();
-    let pre = ["smollm", "llama-bpe", "qwen2", "gpt-2", "default", "other"];
+    let pre = ["smollm", "llama-bpe", "qwen2", "gpt-2", "default", "tekken", "deepseek-llm", "other"];
     let [bos, eos, eot, unk, pad] = spec.ids.map(|id| id.map(u32::from));
     let [add_bos, add_eos, add_space_prefix] = spec.flags;
     // Mostly of the right length, so that the rest is reached.
@@ -97,20 +97,22 @@ fn spec(spec: Spec) -> TokenizerSpec {
         bos,
         eos,
         eot,
+        eom: eot,
         unk,
         pad,
         add_bos,
         add_eos,
         add_space_prefix,
+        chat_template: Some("<|im_start|>[INST]<|".into()),
     }
 }
 
 fuzz_target!(|input: Input| {
     let Ok(tokenizer) = Tokenizer::from_spec(spec(input.spec)) else { return };
     let [add_bos, add_eos] = input.options;
-    let [parse_special, show_special, continuation, _] = input.flags;
+    let [parse_special, show_special, continuation, continued] = input.flags;
     let decode = DecodeOptions { show_special, continuation };
-    let options = EncodeOptions { add_bos, add_eos, parse_special, continuation: false };
+    let options = EncodeOptions { add_bos, add_eos, parse_special, continuation: continued };
     let encoded = input.texts.iter().map(|text| tokenizer.encode(text, options).unwrap_or_default());
     let arbitrary = input.ids.into_iter().map(u32::from).collect::<Vec<_>>();
     for ids in encoded.chain([arbitrary]) {

@@ -1,6 +1,6 @@
 //! Two growing buffers, one for the A and one for the B factors, each after room for the directory.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::{Commands, Gpu, Tensor};
 
 use super::packed::Eight;
@@ -115,30 +115,36 @@ impl Arena {
         let all = u64::from(a_needed) + u64::from(b_needed);
         // Twice what is needed saves moving again, as far as both sides together keep to the budget.
         let spare = (self.budget / EIGHT).saturating_sub(all).min(all);
-        let capacity = |needed: u32| {
+        let capacity = |needed: u32, spare: u64| {
             let more = u128::from(spare) * u128::from(needed) / u128::from(all.max(1));
             needed.saturating_add(more as u32).min(self.most).max(needed)
         };
-        let (a_capacity, b_capacity) = (capacity(a_needed), capacity(b_needed));
-        let bytes = |capacity: u32| self.directory_bytes + u64::from(capacity) * EIGHT;
-        let new_a = gpu.storage("adapters A", bytes(a_capacity))?;
-        let new_b = gpu.storage("adapters B", bytes(b_capacity))?;
+        let side = |label: &str, capacity: u32| -> Result<Side> {
+            let tensor = gpu.storage(label, self.directory_bytes + u64::from(capacity) * EIGHT)?;
+            Ok(Side { tensor: Some(tensor), capacity, taken: Vec::new() })
+        };
+        let sides = |spare: u64| -> Result<[Side; 2]> {
+            Ok([side("adapters A", capacity(a_needed, spare))?, side("adapters B", capacity(b_needed, spare))?])
+        };
+        let [mut a, mut b] = sides(spare).or_else(|error| match error {
+            Error::OutOfMemory { .. } if spare > 0 => sides(0),
+            error => Err(error),
+        })?;
         let mut commands = Commands::new(gpu)?;
-        let (mut a, mut b) =
-            (Side { capacity: a_capacity, ..Side::default() }, Side { capacity: b_capacity, ..Side::default() });
         for block in blocks.iter_mut() {
             let moved = Block { a: a.used(), b: b.used(), ..**block };
             let place = |at: u32| self.directory_bytes + u64::from(at) * EIGHT;
-            if let (Some(old_a), Some(old_b)) = (&self.a.tensor, &self.b.tensor) {
-                commands.copy(old_a, place(block.a), &new_a, place(moved.a), u64::from(block.a_len) * EIGHT);
-                commands.copy(old_b, place(block.b), &new_b, place(moved.b), u64::from(block.b_len) * EIGHT);
+            if let (Some(old), Some(new)) = (&self.a.tensor, &a.tensor) {
+                commands.copy(old, place(block.a), new, place(moved.a), u64::from(block.a_len) * EIGHT);
+            }
+            if let (Some(old), Some(new)) = (&self.b.tensor, &b.tensor) {
+                commands.copy(old, place(block.b), new, place(moved.b), u64::from(block.b_len) * EIGHT);
             }
             a.take(moved.a, moved.a_len);
             b.take(moved.b, moved.b_len);
             **block = moved;
         }
         commands.submit();
-        (a.tensor, b.tensor) = (Some(new_a), Some(new_b));
         (self.a, self.b) = (a, b);
         self.moves += 1;
         Ok(())

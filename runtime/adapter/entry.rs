@@ -38,8 +38,13 @@ pub(super) enum Source {
     Memory(Arc<Packed>),
 }
 
+/// Tells the adapters apart that an id has had.
+pub(super) type EntryId = u64;
+
 /// An adapter that the registry knows.
 pub(super) struct Entry {
+    /// What the user calls it.
+    pub(super) id: String,
     pub(super) source: Source,
     pub(super) digest: blake3::Hash,
     pub(super) resident: Option<Resident>,
@@ -66,10 +71,15 @@ pub struct AdapterState {
     pub resident: bool,
     /// A session uses it, so it stays.
     pub pinned: bool,
+    /// Another one has its id now; it stays as long as sessions use it.
+    pub replaced: bool,
 }
 
 pub(super) struct Set {
+    /// As the user calls them.
     pub(super) adapters: Vec<(String, f32)>,
+    /// Which they are, in the same order.
+    pub(super) entries: Vec<(EntryId, f32)>,
     pub(super) users: u32,
     pub(super) last_used: u64,
     pub(super) digest: [u8; 32],

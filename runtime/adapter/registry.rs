@@ -15,7 +15,7 @@ use crate::kernels::lora::{self, Directory, ENTRIES, MORE};
 
 use super::arena::{Arena, Block};
 pub use super::entry::{AdapterState, LoraPass, SetId};
-use super::entry::{Entry, Resident, Set, Source};
+use super::entry::{Entry, EntryId, Resident, Set, Source};
 use super::lora::Adapter;
 use super::module::BaseShape;
 use super::packed::{Packed, PackedSite};
@@ -32,8 +32,12 @@ pub struct Registry {
     directory: Directory,
     shape: BaseShape,
     arena: Arena,
-    entries: BTreeMap<String, Entry>,
+    /// By id, those that a session gets when it asks for them.
+    ids: BTreeMap<String, EntryId>,
+    /// Those, and the replaced ones that sessions still use.
+    entries: BTreeMap<EntryId, Entry>,
     sets: Vec<Option<Set>>,
+    next: EntryId,
     clock: u64,
 }
 
@@ -47,7 +51,7 @@ impl Registry {
         };
         let arena = Arena::new(gpu, u64::from(directory.words()) * 4, budget);
         let sets = (0..MAX_SETS).map(|_| None).collect();
-        Self { directory, shape, arena, entries: BTreeMap::new(), sets, clock: 0 }
+        Self { directory, shape, arena, ids: BTreeMap::new(), entries: BTreeMap::new(), sets, next: 0, clock: 0 }
     }
 
     /// The shape of the directory.
@@ -60,18 +64,19 @@ impl Registry {
         self.arena.tensors()
     }
 
-    /// Adds an adapter that fits the base, or puts it in the place of an unused one of the same id.
+    /// Adds an adapter that fits the base, or puts it in the place of one of the same id. Sets in use keep that one;
+    /// it goes with the last of them.
     ///
-    /// Errors: [`Error::InvalidArgument`] when a session uses that one; [`Error::AdapterBudget`];
-    /// [`Error::OutOfMemory`]. The others stay as they were.
+    /// Errors: [`Error::AdapterBudget`], also when there is no room beside one in use; [`Error::OutOfMemory`]. All stays
+    /// as it was.
     pub(crate) fn insert(&mut self, gpu: &Gpu, id: &str, adapter: &Adapter, source: Option<PathBuf>) -> Result<()> {
-        if self.entries.get(id).is_some_and(|entry| entry.pins > 0) {
-            return Err(in_use(id));
-        }
         check_ranks(id, adapter)?;
         let packed = Arc::new(Packed::new(adapter, &self.shape));
-        let before = self.take(id);
+        let before = self.ids.get(id).copied();
+        // Its room is there for the new one.
+        let unused = before.filter(|before| !self.is_pinned(*before)).and_then(|before| self.take(before));
         let entry = Entry {
+            id: id.to_string(),
             digest: packed.digest,
             bytes: packed.bytes(),
             source: source.map_or_else(|| Source::Memory(Arc::clone(&packed)), Source::Path),
@@ -80,51 +85,76 @@ impl Registry {
             last_used: 0,
             report: Arc::new(adapter.report.clone()),
         };
-        self.entries.insert(id.to_string(), entry);
-        let sent = self.send(gpu, id, &packed);
-        if sent.is_err() {
-            self.entries.remove(id);
-            // It comes back to the device when it is next used.
-            self.entries.extend(before.map(|before| (id.to_string(), before)));
+        let new = self.next;
+        self.next += 1;
+        self.entries.insert(new, entry);
+        match self.send(gpu, new, &packed) {
+            Ok(()) => {
+                self.ids.insert(id.to_string(), new);
+            }
+            Err(error) => {
+                self.entries.remove(&new);
+                // It comes back to the device when it is next used.
+                self.entries.extend(before.zip(unused));
+                return Err(error);
+            }
         }
-        sent
+        Ok(())
+    }
+
+    fn is_pinned(&self, entry: EntryId) -> bool {
+        self.entries.get(&entry).is_some_and(|entry| entry.pins > 0)
+    }
+
+    /// Whether it is what its id names now.
+    fn is_current(&self, entry: EntryId) -> bool {
+        self.entries.get(&entry).is_some_and(|known| self.ids.get(&known.id) == Some(&entry))
     }
 
     /// Forgets an adapter.
     ///
     /// Errors: [`Error::InvalidArgument`] when a session uses it.
     pub fn remove(&mut self, id: &str) -> Result<()> {
-        if self.entries.get(id).is_some_and(|entry| entry.pins > 0) {
+        let Some(&entry) = self.ids.get(id) else { return Ok(()) };
+        if self.is_pinned(entry) {
             return Err(in_use(id));
         }
-        self.take(id);
+        self.take(entry);
+        self.ids.remove(id);
         Ok(())
     }
 
     /// Takes out an unused adapter, off the device.
-    fn take(&mut self, id: &str) -> Option<Entry> {
-        self.forget_sets(id);
-        let mut entry = self.entries.remove(id)?;
+    fn take(&mut self, entry: EntryId) -> Option<Entry> {
+        self.forget_sets(entry);
+        let mut entry = self.entries.remove(&entry)?;
         if let Some(Resident { block, .. }) = entry.resident.take() {
             self.arena.free(block);
         }
         Some(entry)
     }
 
-    /// The adapters, by id.
+    /// The adapters, by id; of one id that which it names now is the last.
     pub fn states(&self) -> Vec<AdapterState> {
-        let state = |(id, entry): (&String, &Entry)| AdapterState {
-            id: id.clone(),
+        let state = |(&number, entry): (&EntryId, &Entry)| AdapterState {
+            id: entry.id.clone(),
             n_bytes: entry.bytes,
             resident: entry.resident.is_some(),
             pinned: entry.pins > 0,
+            replaced: !self.is_current(number),
         };
-        self.entries.iter().map(state).collect()
+        let mut states: Vec<AdapterState> = self.entries.iter().map(state).collect();
+        states.sort_by(|a, b| a.id.cmp(&b.id));
+        states
+    }
+
+    fn current(&self, id: &str) -> Option<&Entry> {
+        self.entries.get(self.ids.get(id)?)
     }
 
     /// What was found in an adapter's file.
     pub fn report(&self, id: &str) -> Option<Arc<LoadReport>> {
-        self.entries.get(id).map(|entry| Arc::clone(&entry.report))
+        self.current(id).map(|entry| Arc::clone(&entry.report))
     }
 
     /// A set of `adapters` with weights, held until [`Registry::release`]: a known one where there is one, else one
@@ -136,35 +166,46 @@ impl Registry {
         if adapters.is_empty() {
             return Ok(SetId(0));
         }
-        self.check(adapters)?;
+        let entries = self.find(adapters)?;
         self.clock += 1;
-        let known = self.sets.iter().position(|set| set.as_ref().is_some_and(|set| set.adapters == adapters));
+        let known = self.sets.iter().position(|set| set.as_ref().is_some_and(|set| set.entries == entries));
         let index = match known {
             Some(index) => index,
-            None => self.make_set(gpu, adapters)?,
+            None => self.make_set(gpu, adapters, &entries)?,
         };
         if let Some(set) = &mut self.sets[index] {
             set.users += 1;
             set.last_used = self.clock;
         }
-        self.pin(adapters, 1);
+        self.pin(&entries, 1);
         Ok(SetId(index as u32))
+    }
+
+    /// Whether `id` is the set of `adapters`, as their ids are now.
+    pub fn is(&self, id: SetId, adapters: &[(String, f32)]) -> bool {
+        self.adapters(id) == adapters
+            && self.sets[id.0 as usize].iter().flat_map(|set| &set.entries).all(|(entry, _)| self.is_current(*entry))
     }
 
     /// One more user of a set.
     pub fn retain(&mut self, id: SetId) {
         let Some(set) = &mut self.sets[id.0 as usize] else { return };
         set.users += 1;
-        let adapters = set.adapters.clone();
-        self.pin(&adapters, 1);
+        let entries = set.entries.clone();
+        self.pin(&entries, 1);
     }
 
-    /// One user less.
+    /// One user less. What was replaced and has no other goes.
     pub fn release(&mut self, id: SetId) {
         let Some(set) = &mut self.sets[id.0 as usize] else { return };
         set.users -= 1;
-        let adapters = set.adapters.clone();
-        self.pin(&adapters, -1);
+        let entries = set.entries.clone();
+        self.pin(&entries, -1);
+        for (entry, _) in entries {
+            if !self.is_current(entry) && !self.is_pinned(entry) {
+                self.take(entry);
+            }
+        }
     }
 
     /// The adapters of a set.
@@ -179,7 +220,13 @@ impl Registry {
 
     /// What an adapter's factors hash to.
     pub fn adapter_digest(&self, id: &str) -> Option<String> {
-        self.entries.get(id).map(|entry| entry.digest.to_hex().to_string())
+        self.current(id).map(|entry| entry.digest.to_hex().to_string())
+    }
+
+    /// What the factors of a set's adapters hash to, in their order.
+    pub fn adapter_digests(&self, id: SetId) -> Vec<String> {
+        let entries = self.sets[id.0 as usize].iter().flat_map(|set| &set.entries);
+        entries.map(|(entry, _)| self.entries[entry].digest.to_hex().to_string()).collect()
     }
 
     /// What a pass over rows of these sets needs; `None` when none has adapters.
@@ -202,64 +249,67 @@ impl Registry {
         }
     }
 
-    fn check(&self, adapters: &[(String, f32)]) -> Result<()> {
+    /// What the ids name now.
+    fn find(&self, adapters: &[(String, f32)]) -> Result<Vec<(EntryId, f32)>> {
         let bad = |reason: String| Err(Error::InvalidArgument { name: "adapters", reason });
         if adapters.len() > ENTRIES as usize {
             return bad(format!("{} at once; at most {ENTRIES}, merge some", adapters.len()));
         }
+        let mut found = Vec::with_capacity(adapters.len());
         for (i, (id, weight)) in adapters.iter().enumerate() {
-            if !self.entries.contains_key(id) {
+            let Some(&entry) = self.ids.get(id) else {
                 return bad(format!("`{id}` is not loaded; load it first"));
-            }
+            };
             if !weight.is_finite() {
                 return bad(format!("the weight of `{id}` is not a finite number"));
             }
             if adapters[..i].iter().any(|(other, _)| other == id) {
                 return bad(format!("`{id}` is given twice; add its weights"));
             }
+            found.push((entry, *weight));
         }
-        Ok(())
+        Ok(found)
     }
 
-    fn pin(&mut self, adapters: &[(String, f32)], by: i32) {
-        for (id, _) in adapters {
-            if let Some(entry) = self.entries.get_mut(id) {
+    fn pin(&mut self, entries: &[(EntryId, f32)], by: i32) {
+        for (entry, _) in entries {
+            if let Some(entry) = self.entries.get_mut(entry) {
                 entry.pins = entry.pins.saturating_add_signed(by);
                 entry.last_used = self.clock;
             }
         }
     }
 
-    /// Makes all of `adapters` resident and writes their entry in the directory.
-    fn make_set(&mut self, gpu: &Gpu, adapters: &[(String, f32)]) -> Result<usize> {
+    /// Makes all of `entries`, called `adapters`, resident and writes their entry in the directory.
+    fn make_set(&mut self, gpu: &Gpu, adapters: &[(String, f32)], entries: &[(EntryId, f32)]) -> Result<usize> {
         let free = (1..MAX_SETS).filter(|&i| self.sets[i].as_ref().is_none_or(|set| set.users == 0));
         let Some(index) = free.min_by_key(|&i| self.sets[i].as_ref().map_or(0, |set| set.last_used)) else {
             let reason = format!("{} sets are in use; close a session", MAX_SETS - 1);
             return Err(Error::InvalidArgument { name: "adapters", reason });
         };
         // Pinned, so that one does not make room for the next.
-        self.pin(adapters, 1);
-        let resident = adapters.iter().try_for_each(|(id, _)| self.make_resident(gpu, id));
-        self.pin(adapters, -1);
+        self.pin(entries, 1);
+        let resident = entries.iter().try_for_each(|(entry, _)| self.make_resident(gpu, *entry));
+        self.pin(entries, -1);
         resident?;
-        let pass = self.checked_pass(adapters)?;
+        let pass = self.checked_pass(entries)?;
         let mut hasher = blake3::Hasher::new();
-        for (id, weight) in adapters {
-            hasher.update(self.entries[id].digest.as_bytes());
+        for (entry, weight) in entries {
+            hasher.update(self.entries[entry].digest.as_bytes());
             hasher.update(&weight.to_le_bytes());
         }
         let digest = *hasher.finalize().as_bytes();
-        let set = Set { adapters: adapters.to_vec(), users: 0, last_used: self.clock, digest, pass };
-        self.sets[index] = Some(set);
+        let (adapters, entries) = (adapters.to_vec(), entries.to_vec());
+        self.sets[index] = Some(Set { adapters, entries, users: 0, last_used: self.clock, digest, pass });
         self.write_set(gpu, index);
         Ok(index)
     }
 
     /// Errors: [`Error::InvalidArgument`] when the ranks add up to too much.
-    fn checked_pass(&self, adapters: &[(String, f32)]) -> Result<LoraPass> {
+    fn checked_pass(&self, entries: &[(EntryId, f32)]) -> Result<LoraPass> {
         let mut pass = LoraPass::default();
         for (number, (kind, _)) in super::site::sites(self.shape.num_hidden_layers).enumerate() {
-            let rank: u32 = self.placed(adapters, number).map(|(site, ..)| site.rank).sum();
+            let rank: u32 = self.placed(entries, number).map(|(site, ..)| site.rank).sum();
             if rank > MAX_RANK {
                 let reason = format!("ranks of {rank} together; at most {MAX_RANK}, merge some");
                 return Err(Error::InvalidArgument { name: "adapters", reason });
@@ -271,13 +321,13 @@ impl Registry {
     }
 
     /// The adapters that have something at a site: their place, their block, their weight.
-    fn placed(&self, adapters: &[(String, f32)], site: usize) -> impl Iterator<Item = (PackedSite, Block, f32)> {
-        let placed = move |(id, weight): &(String, f32)| {
-            let resident = self.entries.get(id)?.resident.as_ref()?;
+    fn placed(&self, entries: &[(EntryId, f32)], site: usize) -> impl Iterator<Item = (PackedSite, Block, f32)> {
+        let placed = move |(entry, weight): &(EntryId, f32)| {
+            let resident = self.entries.get(entry)?.resident.as_ref()?;
             let site = resident.sites.get(site).filter(|site| site.rank > 0)?;
             Some((*site, resident.block, *weight))
         };
-        adapters.iter().filter_map(placed)
+        entries.iter().filter_map(placed)
     }
 
     fn write_set(&mut self, gpu: &Gpu, index: usize) {
@@ -288,7 +338,7 @@ impl Registry {
         for site in 0..self.directory.sites as usize {
             let start = for_a.len();
             let mut before = 0;
-            for (place, block, weight) in self.placed(&set.adapters, site) {
+            for (place, block, weight) in self.placed(&set.entries, site) {
                 let rows = place.rank * place.modules;
                 let weight = (weight * place.weight).to_bits();
                 for_a.push([a_first + block.a + place.a, rows, weight, before]);

@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use super::output;
 use crate::error::Result;
-use crate::gpu::device::{adapters, describe};
+use crate::gpu::device::describe;
+use crate::gpu::instance::adapters;
 use crate::gpu::{Caps, Gpu, GpuOptions};
 use crate::kernels::bandwidth;
 use crate::selftest;

@@ -10,7 +10,7 @@ use super::adapter::{AdapterArgs, Adapters};
 use super::prompt::PromptArgs;
 use super::{ModelArgs, SamplingArgs, TemplateArgs, interrupt, output};
 use crate::chat::Message;
-use crate::engine::{FinishReason, GenerateOptions, Session};
+use crate::engine::{AnswerStats, FinishReason, GenerateOptions, Session};
 use crate::error::{Error, Result};
 use crate::gpu::GpuOptions;
 
@@ -67,34 +67,29 @@ struct Report {
     prompt_tps: Option<f64>,
     decode_tps: Option<f64>,
     load_seconds: f64,
-    first_token_seconds: f64,
+    /// From the beginning of the prompt; null without a token.
+    first_token_seconds: Option<f64>,
     device_bytes: u64,
     peak_host_bytes: Option<u64>,
 }
 
-/// What was generated, and when.
+/// What was generated, and what it took.
 pub(super) struct Answer {
     pub(super) ids: Vec<u32>,
     pub(super) text: String,
     pub(super) finish_reason: Option<FinishReason>,
-    /// When the first and the last token came.
-    pub(super) came: Option<(Instant, Instant)>,
+    pub(super) stats: AnswerStats,
 }
 
 impl Answer {
     /// No answer, for a session that was cancelled before there was one. Errors: any other.
     pub(super) fn cancelled(error: Error) -> Result<Self> {
         let finish_reason = Some(FinishReason::Cancelled);
+        let stats = AnswerStats { finish_reason, ..AnswerStats::default() };
         match error {
-            Error::Cancelled => Ok(Self { ids: Vec::new(), text: String::new(), finish_reason, came: None }),
+            Error::Cancelled => Ok(Self { ids: Vec::new(), text: String::new(), finish_reason, stats }),
             other => Err(other),
         }
-    }
-
-    /// Tokens a second after the first.
-    fn decode_tps(&self) -> Option<f64> {
-        let (first, last) = self.came?;
-        rate(self.ids.len().saturating_sub(1), (last - first).as_secs_f64())
     }
 }
 
@@ -114,14 +109,6 @@ pub(super) fn run(args: &GenerateArgs, gpu: GpuOptions) -> Result<()> {
     }
     let prompt_ids = session.tokens().to_vec();
     let stop = interrupt::listen("");
-    let start = Instant::now();
-    match session.prefill(&stop.token) {
-        // Nothing is generated, and that is what the report says.
-        Err(Error::Cancelled) => {}
-        done => done?,
-    }
-    engine.gpu().wait(None)?;
-    let prompt_tps = rate(prompt_ids.len() - 1, start.elapsed().as_secs_f64());
     let options = GenerateOptions {
         max_tokens: args.max_tokens,
         sampling,
@@ -135,9 +122,9 @@ pub(super) fn run(args: &GenerateArgs, gpu: GpuOptions) -> Result<()> {
     let report = Report {
         prompt: shown,
         prompt_ids,
-        prompt_tps,
-        decode_tps: answer.decode_tps(),
-        first_token_seconds: answer.came.map_or(0.0, |(first, _)| (first - start).as_secs_f64()),
+        prompt_tps: answer.stats.prompt_tps(),
+        decode_tps: answer.stats.decode_tps(),
+        first_token_seconds: answer.stats.first_token_seconds,
         ids: answer.ids,
         text: answer.text,
         finish_reason: answer.finish_reason,
@@ -182,23 +169,17 @@ pub(super) fn answer(
     mut show: impl FnMut(&str) -> Result<()>,
 ) -> Result<Answer> {
     let mut generation = session.generate(options)?;
-    let (mut ids, mut text, mut came) = (Vec::new(), String::new(), None);
+    let (mut ids, mut text) = (Vec::new(), String::new());
     for token in generation.by_ref() {
         let token = token?;
-        let now = Instant::now();
-        came = Some((came.map_or(now, |(first, _)| first), now));
         ids.push(token.id);
         if !token.text.is_empty() {
             text.push_str(&token.text);
             show(&token.text)?;
         }
     }
-    Ok(Answer { ids, text, finish_reason: generation.finish_reason(0), came })
-}
-
-/// `count` a second, if there was anything to count.
-pub(super) fn rate(count: usize, seconds: f64) -> Option<f64> {
-    (count > 0 && seconds > 0.0).then(|| count as f64 / seconds)
+    let stats = generation.stats(0).unwrap_or_default();
+    Ok(Answer { ids, text, finish_reason: stats.finish_reason, stats })
 }
 
 fn note_stats(report: &Report) {
@@ -209,7 +190,9 @@ fn note_stats(report: &Report) {
     }
     output::note(&format!("prompt   {} tokens, {}", report.prompt_ids.len(), tps(report.prompt_tps)));
     output::note(&format!("decode   {} tokens, {}", report.ids.len(), tps(report.decode_tps)));
-    let (load, first) = (report.load_seconds, report.first_token_seconds);
-    output::note(&format!("time     {load:.2} s to load, {first:.2} s from the prompt to the first token"));
+    let first = report
+        .first_token_seconds
+        .map_or_else(String::new, |first| format!(", {first:.2} s from the prompt to the first token"));
+    output::note(&format!("time     {:.2} s to load{first}", report.load_seconds));
     output::note(&format!("memory   {}", output::memory(report.device_bytes, report.peak_host_bytes)));
 }

@@ -32,9 +32,6 @@ use crate::engine::{Engine, EngineOptions, Sampling};
 use crate::error::{Error, Result};
 use crate::gpu::GpuOptions;
 
-/// The file that `make model` fetches into the cache folder.
-const DEFAULT_MODEL: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
-
 /// What the help ends with.
 const EXIT_CODES: &str = "Exit codes:
   0    done
@@ -177,7 +174,7 @@ impl ModelFile {
         if let Some(path) = &self.model {
             return Ok(path.clone());
         }
-        let path = crate::cache_dir().map(|dir| dir.join(DEFAULT_MODEL)).ok_or_else(|| Error::InvalidArgument {
+        let path = crate::default_model().ok_or_else(|| Error::InvalidArgument {
             name: "model",
             reason: "there is no cache folder to find the default in; name a file with `-m`".into(),
         })?;
@@ -188,11 +185,6 @@ impl ModelFile {
 
 /// Parses the arguments and does what they say.
 pub fn run() -> ExitCode {
-    if std::env::var_os("XDG_RUNTIME_DIR").is_none() {
-        // Software drivers complain on stderr when it is unset.
-        // SAFETY: this is the first thing the program does; there is no other thread yet to read the environment.
-        unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) };
-    }
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     let cli = Cli::parse();
     match interrupt::install().and_then(|()| run_command(cli)) {
@@ -217,7 +209,7 @@ fn run_command(cli: Cli) -> Result<()> {
         Command::Bench(args) => bench::run(&args, gpu),
         Command::Adapter(args) => adapter::run(&args, gpu),
         Command::Inspect(args) => inspect::run(&args),
-        Command::Train(args) => train::run(&args, gpu),
+        Command::Train(args) => train::run(*args, gpu),
         Command::Eval(args) => eval::run(&args, gpu),
         Command::Plan(args) => plan::run(&args, gpu),
         Command::Doctor(args) => doctor::run(&args, gpu),

@@ -14,6 +14,7 @@ use super::adapter::{AdapterArgs, Adapters};
 use super::{ModelArgs, ModelFile, interrupt, output};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::evaluate::log_softmax;
 use crate::gpu::GpuOptions;
 use crate::tokenizer::EncodeOptions;
 
@@ -126,13 +127,6 @@ fn nll(engine: &Arc<Engine>, adapters: &Adapters, window: &[u32]) -> Result<f64>
     let mut sum = 0.0;
     session.logits(ids.len() / 2, |index, logits| sum -= log_softmax(logits, ids[index + 1]))?;
     Ok(sum / scores(ids.len()) as f64)
-}
-
-/// The log-probability of `token`.
-pub(super) fn log_softmax(logits: &[f32], token: u32) -> f64 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
-    f64::from(logits[token as usize] - max) - sum.ln()
 }
 
 fn read(path: &Path) -> Result<String> {

@@ -46,18 +46,21 @@ pub struct Probe {
 }
 
 impl Engine {
-    /// Reads an adapter (a PEFT folder or file, or a GGUF LoRA) and puts it on the device under `id`. An unused one of
-    /// that id is replaced.
+    /// Reads an adapter (a PEFT folder or file, or a GGUF LoRA) and puts it on the device under `id`.
     ///
-    /// Errors: [`Error::BaseMismatch`] when it was made for another base; as [`Adapter::load`]; [`Error::AdapterBudget`];
-    /// [`Error::OutOfMemory`]; [`Error::InvalidArgument`] while a session uses that id. Nothing has changed then.
+    /// One of that id is replaced, also in mid-answer: sessions that use it, and their forks, go on with the old one until
+    /// their adapters are set again; sessions that ask for the id from now on get the new one. The old one leaves the
+    /// device with the last session that uses it.
+    ///
+    /// Errors: [`Error::BaseMismatch`] when it was made for another base; as [`Adapter::load`]; [`Error::AdapterBudget`],
+    /// also when there is no room beside one in use; [`Error::OutOfMemory`]. Nothing has changed then.
     pub fn load_adapter(&self, id: &str, path: impl AsRef<Path>) -> Result<Arc<LoadReport>> {
-        let adapter = Adapter::load(path.as_ref(), &self.base.adapter_shape())?;
+        let adapter = Adapter::load(path.as_ref(), self.base.adapted())?;
         self.check_base(&adapter)?;
         self.insert_adapter(id, &adapter, Some(path.as_ref()))
     }
 
-    /// Puts an adapter from memory on the device under `id`.
+    /// Puts an adapter from memory on the device under `id`; replaces one as [`Engine::load_adapter`] does.
     ///
     /// Errors: as [`Engine::load_adapter`].
     pub fn add_adapter(&self, id: &str, adapter: &Adapter) -> Result<Arc<LoadReport>> {
@@ -95,7 +98,7 @@ impl Engine {
         self.executor().registry.remove(id)
     }
 
-    /// The adapters that are loaded, by id.
+    /// The adapters that are loaded, by id, with those that were replaced and are still in use.
     pub fn adapters(&self) -> Vec<AdapterState> {
         self.executor().registry.states()
     }
@@ -147,7 +150,7 @@ impl Session {
             change.adapters.iter().map(|(id, weight)| ((*id).to_string(), *weight)).collect();
         let engine = Arc::clone(&self.engine);
         let mut executor = engine.executor();
-        if adapters == executor.registry.adapters(self.set) {
+        if executor.registry.is(self.set, &adapters) {
             drop(executor);
             if self.mixed && change.history == KvPolicy::Recompute {
                 self.forget_kv();

@@ -17,7 +17,7 @@ use crate::model::kv_cache::PAGE_LEN;
 use super::adapters::{Change, KvPolicy};
 use super::executor::{Executor, MAX_BIASES, RING_SLOTS, Row};
 use super::lane::Lane;
-use super::options::{FinishReason, GenerateOptions, Token};
+use super::options::{AnswerStats, FinishReason, GenerateOptions, Token};
 use super::{Engine, Session};
 
 /// Steps submitted before the first one's tokens are awaited.
@@ -76,6 +76,11 @@ impl<'s> Generation<'s> {
     /// Why sequence `index` ended; `None` while it goes on.
     pub fn finish_reason(&self, index: usize) -> Option<FinishReason> {
         self.lanes.get(index)?.finished
+    }
+
+    /// What the answer of sequence `index` took so far; `None` for a sequence that is not there.
+    pub fn stats(&self, index: usize) -> Option<AnswerStats> {
+        self.lanes.get(index).map(Lane::stats)
     }
 
     /// The next token of any sequence, with the sequence's index; `None` when all have ended.

@@ -1,13 +1,14 @@
 //! One sequence of a batch that is being generated: its session, its text so far, and when it ends.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::kernels::sample::Sampler;
 use crate::tokenizer::{DecodeOptions, Detokenizer, Tokenizer};
 
 use super::executor::{Executor, Row};
-use super::options::{FinishReason, GenerateOptions};
+use super::options::{AnswerStats, FinishReason, GenerateOptions};
 use super::{Engine, Session};
 
 /// One sequence of the batch.
@@ -20,6 +21,16 @@ pub(super) struct Lane<'s> {
     held: String,
     pub(super) generated: usize,
     pub(super) finished: Option<FinishReason>,
+    clock: Clock,
+}
+
+/// When a sequence began, and what with; when its first and last token came.
+#[derive(Clone, Copy, Default)]
+struct Clock {
+    began: Option<Instant>,
+    prompt: usize,
+    computed: usize,
+    came: Option<(Instant, Instant)>,
 }
 
 impl<'s> Lane<'s> {
@@ -36,7 +47,16 @@ impl<'s> Lane<'s> {
         let finished = (options.max_tokens == 0).then_some(FinishReason::MaxTokens);
         let continuation = DecodeOptions { continuation: true, ..DecodeOptions::default() };
         let detokenizer = Detokenizer::new(Arc::clone(&engine.base.tokenizer), continuation);
-        Ok(Self { session, options, sampler, detokenizer, held: String::new(), generated: 0, finished })
+        Ok(Self {
+            session,
+            options,
+            sampler,
+            detokenizer,
+            held: String::new(),
+            generated: 0,
+            finished,
+            clock: Clock::default(),
+        })
     }
 
     /// Computes the prompt and makes room for the next token.
@@ -44,9 +64,29 @@ impl<'s> Lane<'s> {
         if self.generated == 0 && self.options.cancel.is_cancelled() {
             return Err(Error::Cancelled);
         }
-        self.session.prefill_locked(executor, &self.options.cancel.0)?;
+        let tokens = self.session.tokens.len();
+        if self.clock.began.is_none() {
+            self.clock = Clock { began: Some(Instant::now()), prompt: tokens, computed: tokens, came: None };
+        }
+        let computed = self.session.prefill_locked(executor, &self.options.cancel.0)?;
+        if self.clock.came.is_none() {
+            // The last one is computed by the first step.
+            self.clock.computed = self.clock.computed.min(computed + 1);
+        }
         let len = self.session.kv_len + 1;
         self.session.reserve(executor, len)
+    }
+
+    pub(super) fn stats(&self) -> AnswerStats {
+        let Clock { began, prompt, computed, came } = self.clock;
+        AnswerStats {
+            prompt_tokens: prompt,
+            cached_tokens: prompt - computed,
+            generated_tokens: self.generated,
+            first_token_seconds: began.zip(came).map(|(began, (first, _))| (first - began).as_secs_f64()),
+            decode_seconds: came.map_or(0.0, |(first, last)| (last - first).as_secs_f64()),
+            finish_reason: self.finished,
+        }
     }
 
     pub(super) fn row(&self) -> Row<'_> {
@@ -66,6 +106,8 @@ impl<'s> Lane<'s> {
         self.session.tokens.push(id);
         self.session.kv_len += 1;
         self.generated += 1;
+        let now = Instant::now();
+        self.clock.came = Some((self.clock.came.map_or(now, |(first, _)| first), now));
         let engine = Arc::clone(&self.session.engine);
         let tokenizer = &engine.base.tokenizer;
         let options = &self.options;

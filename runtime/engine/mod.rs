@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub use adapters::{Change, KvPolicy, Probe};
 pub use base::Base;
 pub use generate::{Generation, generate_batch};
-pub use options::{CancelToken, FinishReason, GenerateOptions, Sampling, Token};
+pub use options::{AnswerStats, CancelToken, FinishReason, GenerateOptions, Sampling, Token};
 pub use session::Session;
 
 use crate::error::{Error, Result};

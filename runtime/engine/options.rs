@@ -140,6 +140,40 @@ pub enum FinishReason {
     Cancelled,
 }
 
+/// What an answer took so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
+pub struct AnswerStats {
+    /// Tokens that the session held when the answer began.
+    pub prompt_tokens: usize,
+    /// Those of them whose keys and values were there already, of this session or of a prompt that began alike.
+    pub cached_tokens: usize,
+    /// Tokens handed out.
+    pub generated_tokens: usize,
+    /// From the beginning to the first token, the prompt included; `None` before it.
+    pub first_token_seconds: Option<f64>,
+    /// From the first token to the last.
+    pub decode_seconds: f64,
+    /// Why it ended; `None` while it goes on.
+    pub finish_reason: Option<FinishReason>,
+}
+
+impl AnswerStats {
+    /// Tokens of the prompt a second, those not cached, up to the first token; `None` where there was one or none.
+    pub fn prompt_tps(&self) -> Option<f64> {
+        rate(self.prompt_tokens.saturating_sub(self.cached_tokens).saturating_sub(1), self.first_token_seconds?)
+    }
+
+    /// Tokens a second after the first; `None` where there was none after it.
+    pub fn decode_tps(&self) -> Option<f64> {
+        rate(self.generated_tokens.saturating_sub(1), self.decode_seconds)
+    }
+}
+
+/// `count` a second, if there was anything to count.
+fn rate(count: usize, seconds: f64) -> Option<f64> {
+    (count > 0 && seconds > 0.0).then(|| count as f64 / seconds)
+}
+
 /// One generated token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token {

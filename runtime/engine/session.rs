@@ -194,10 +194,11 @@ impl Session {
     pub fn prefill(&mut self, cancel: &CancelToken) -> Result<()> {
         let engine = Arc::clone(&self.engine);
         let mut executor = engine.executor();
-        self.prefill_locked(&mut executor, &cancel.0)
+        self.prefill_locked(&mut executor, &cancel.0).map(drop)
     }
 
-    pub(super) fn prefill_locked(&mut self, executor: &mut Executor, cancel: &AtomicBool) -> Result<()> {
+    /// Gives the number of tokens that were computed.
+    pub(super) fn prefill_locked(&mut self, executor: &mut Executor, cancel: &AtomicBool) -> Result<usize> {
         let end = self.tokens.len().saturating_sub(1);
         // The last token is fed by the step that follows it, even where its keys are there already.
         self.kv_len = self.kv_len.min(end);
@@ -213,7 +214,7 @@ impl Session {
                     Ok(())
                 });
             if !matches!(computed, Ok(()) | Err(Error::Cancelled)) {
-                return computed;
+                return computed.map(|()| 0);
             }
             // Whole pages of a prompt may serve others; what decoding writes is not published.
             let whole = if self.own_work && !self.mixed { start / PAGE_LEN..done / PAGE_LEN } else { 0..0 };
@@ -221,9 +222,9 @@ impl Session {
                 executor.pool.publish(self.pages[i], *key);
             }
             self.kv_len = done;
-            return computed;
+            return computed.map(|()| done - start);
         }
-        Ok(())
+        Ok(0)
     }
 
     /// Takes over pages that hold this session's next tokens. Gives the keys of all its whole pages.

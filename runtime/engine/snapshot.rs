@@ -78,12 +78,13 @@ pub(super) fn save(session: &Session, path: &Path) -> Result<()> {
 
 /// The session's adapters as JSON.
 fn adapters_of(registry: &Registry, session: &Session) -> serde_json::Result<String> {
-    let saved = |(id, weight): &(String, f32)| SavedAdapter {
+    let digests = registry.adapter_digests(session.set);
+    let saved = |((id, weight), digest): (&(String, f32), String)| SavedAdapter {
         id: id.clone(),
-        digest: registry.adapter_digest(id).unwrap_or_default(),
+        digest,
         weight: f64::from(*weight),
     };
-    serde_json::to_string(&registry.adapters(session.set).iter().map(saved).collect::<Vec<_>>())
+    serde_json::to_string(&registry.adapters(session.set).iter().zip(digests).map(saved).collect::<Vec<_>>())
 }
 
 /// Checks the whole file, then makes a session of it.

@@ -8,10 +8,16 @@ use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 
+use super::instance::adapters;
 use crate::error::{Error, Result};
 
 /// Small buffers share blocks of this size. The default's blocks grow to 64 MiB, most of it unused where memory is short.
 const BLOCK_BYTES: u64 = 8 << 20;
+
+/// What every device can bind.
+const COMMON_BINDING: u64 = 128 << 20;
+/// What is bound at most.
+const LARGEST_BINDING: u64 = 2 << 30;
 
 /// Which GPU to use and which of its abilities to leave unused.
 #[derive(Clone, Debug)]
@@ -26,6 +32,8 @@ pub struct GpuOptions {
     pub cooperative_matrix: bool,
     /// Immediates may be used; a uniform ring otherwise.
     pub immediates: bool,
+    /// Bindings may be larger than the 128 MiB that every device has.
+    pub large_bindings: bool,
     /// Shaders are compiled with bounds checks and validated by the driver layers: slow, for debugging.
     pub checked: bool,
     /// Where the pipeline cache and the self-test's verdicts are kept; `None` keeps nothing.
@@ -40,6 +48,7 @@ impl Default for GpuOptions {
             f16: true,
             cooperative_matrix: true,
             immediates: true,
+            large_bindings: true,
             checked: false,
             cache_dir: None,
         }
@@ -48,7 +57,7 @@ impl Default for GpuOptions {
 
 impl GpuOptions {
     /// The defaults, changed by `EPIPHYTE_GPU`, `EPIPHYTE_CHECKED=1` and
-    /// `EPIPHYTE_DISABLE=subgroups,f16,cooperative_matrix,immediates`.
+    /// `EPIPHYTE_DISABLE=subgroups,f16,cooperative_matrix,immediates,large_bindings`.
     ///
     /// Errors: [`Error::InvalidArgument`] where `EPIPHYTE_ADAPTER` is set, which `EPIPHYTE_GPU` was called before.
     pub fn from_env() -> Result<Self> {
@@ -64,6 +73,7 @@ impl GpuOptions {
             f16: enabled("f16"),
             cooperative_matrix: enabled("cooperative_matrix"),
             immediates: enabled("immediates"),
+            large_bindings: enabled("large_bindings"),
             checked: std::env::var("EPIPHYTE_CHECKED").is_ok_and(|v| v == "1"),
             cache_dir: crate::cache_dir(),
         })
@@ -85,7 +95,7 @@ pub struct Caps {
     pub immediates: bool,
     /// The GPU is a CPU: barriers are slow and workgroup memory gains nothing.
     pub software: bool,
-    /// Largest storage binding in bytes, at most 128 MiB so that one layout serves every device.
+    /// Largest storage binding in bytes, at most 2 GiB: so far a signed offset reaches.
     pub max_binding_bytes: u64,
 }
 
@@ -96,6 +106,7 @@ impl Caps {
         self.f16 &= other.f16;
         let matrices = other.cooperative_matrix.is_some() && self.f16 && self.subgroup_size.is_some();
         self.cooperative_matrix = self.cooperative_matrix.filter(|_| matrices);
+        self.max_binding_bytes = self.max_binding_bytes.min(other.max_binding_bytes);
     }
 }
 
@@ -280,27 +291,6 @@ fn check_address_space() -> Result<()> {
     Ok(())
 }
 
-/// Every GPU of the machine, fastest kind first.
-pub fn adapters() -> Vec<wgpu::Adapter> {
-    let mut desc = wgpu::InstanceDescriptor::new_without_display_handle();
-    desc.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
-    desc.flags = wgpu::InstanceFlags::empty();
-    let instance = wgpu::Instance::new(desc);
-    let mut all = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
-    all.sort_by_key(|a| rank(a.get_info().device_type));
-    all
-}
-
-fn rank(kind: wgpu::DeviceType) -> u8 {
-    match kind {
-        wgpu::DeviceType::DiscreteGpu => 0,
-        wgpu::DeviceType::IntegratedGpu => 1,
-        wgpu::DeviceType::VirtualGpu => 2,
-        wgpu::DeviceType::Other => 3,
-        wgpu::DeviceType::Cpu => 4,
-    }
-}
-
 fn choose(all: Vec<wgpu::Adapter>, wanted: Option<&str>) -> Result<wgpu::Adapter> {
     let names = all.iter().map(|a| a.get_info().name).collect::<Vec<_>>().join("; ");
     let found = all.into_iter().find(|adapter| {
@@ -348,7 +338,10 @@ fn caps(adapter: &wgpu::Adapter, options: &GpuOptions) -> Caps {
             && features.contains(wgpu::Features::IMMEDIATES)
             && limits.max_immediate_size >= super::commands::MAX_PARAMS_BYTES,
         software: info.device_type == wgpu::DeviceType::Cpu,
-        max_binding_bytes: limits.max_storage_buffer_binding_size.min(128 << 20),
+        max_binding_bytes: limits
+            .max_storage_buffer_binding_size
+            .min(limits.max_buffer_size)
+            .min(if options.large_bindings { LARGEST_BINDING } else { COMMON_BINDING }),
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod commands;
 pub mod device;
+pub mod instance;
 pub mod pipeline;
 pub mod shader;
 pub mod tensor;

@@ -20,6 +20,9 @@ const PIECE_BYTES: usize = 8 << 20;
 /// A piece is a multiple of this many rows, so that every piece is whole `u32`s of scales.
 const PIECE_ROWS: usize = 64;
 
+/// Most rows of a chunk: four a workgroup, and adapters' beside them, keep to the 65,535 workgroups of a dispatch.
+const CHUNK_ROWS: usize = 1 << 17;
+
 /// The weights `[N, K]` of one or several linears with the same input, row after row.
 #[derive(Debug)]
 pub struct Linear {
@@ -75,7 +78,8 @@ impl Linear {
         let format = quant::format(views[0].dtype);
         let row_blocks = self.k / BLOCK;
         let row_bytes = row_blocks * format.words_per_block() * 4;
-        let most = (gpu.caps().max_binding_bytes as usize / row_bytes / PIECE_ROWS * PIECE_ROWS).max(PIECE_ROWS);
+        let fit = gpu.caps().max_binding_bytes as usize / row_bytes;
+        let most = (fit.min(CHUNK_ROWS) / PIECE_ROWS * PIECE_ROWS).max(PIECE_ROWS);
         let rows = views.iter().map(|v| v.shape[0]).sum::<usize>();
         let first = self.chunks.len();
         for start in (0..rows).step_by(most) {

@@ -2,9 +2,11 @@
 
 use std::sync::atomic::Ordering;
 
-use epiphyte::gpu::GpuOptions;
-use epiphyte::{Engine, EngineOptions, LoadPhase, LoadProgress};
+use epiphyte::format::gguf::Gguf;
+use epiphyte::gpu::{Caps, Gpu, GpuOptions};
+use epiphyte::{Engine, EngineOptions, Error, LoadPhase, LoadProgress};
 
+use super::registry::sized;
 use super::{greedy, prompt, session};
 use crate::common::golden;
 
@@ -48,4 +50,44 @@ fn what_decoding_needs_is_compiled_when_the_engine_is_open() {
     assert_eq!(before, heard.last().unwrap().total, "binding compiles nothing that was not told of");
     super::generate(&mut session(&engine, &prompt(500, 1)), greedy(3));
     assert_eq!(compiled(), before);
+}
+
+#[test]
+fn small_bindings_split_the_weights_and_change_no_answer() {
+    let limited = |max_binding_bytes: u64| {
+        let mut gpu = Gpu::open(GpuOptions::default()).unwrap();
+        gpu.restrict(&Caps { max_binding_bytes, ..gpu.caps().clone() });
+        let gguf = Gguf::open(golden("tiny_llama.gguf")).unwrap();
+        let options = EngineOptions { adapter_budget: u64::MAX, ..EngineOptions::default() };
+        Engine::from_gguf(gpu, &gguf, &options, &mut |_| {}).unwrap()
+    };
+    let logits = |engine: &std::sync::Arc<Engine>| {
+        let mut all = Vec::new();
+        session(engine, &prompt(501, 20)).logits(0, |_, logits| all.extend_from_slice(logits)).unwrap();
+        all
+    };
+    let (small, large) = (limited(8 << 10), limited(u64::MAX));
+    let parts = |engine: &Engine| engine.gpu().counters.bind_groups.load(Ordering::Relaxed);
+    assert!(parts(&small) > parts(&large), "nothing was split");
+    let (split, whole) = (logits(&small), logits(&large));
+    let size = whole.iter().fold(0_f32, |size, logit| size.max(logit.abs()));
+    assert!(split.iter().zip(&whole).all(|(a, b)| (a - b).abs() <= 1e-4 * size));
+    // What a binding does not hold is refused with the limit that the device sets.
+    let refused = small.add_adapter("large", &sized(1, 64));
+    assert!(
+        matches!(refused, Err(Error::AdapterBudget { budget_bytes, .. }) if budget_bytes < 48 << 10),
+        "{refused:?}"
+    );
+    large.add_adapter("large", &sized(1, 64)).unwrap();
+}
+
+#[test]
+fn bindings_are_as_large_as_the_device_allows() {
+    let caps = |large_bindings: bool| {
+        let gpu = Gpu::open(GpuOptions { large_bindings, ..GpuOptions::default() }).unwrap();
+        (gpu.caps().max_binding_bytes, gpu.limits().max_storage_buffer_binding_size)
+    };
+    let (largest, limit) = caps(true);
+    assert_eq!(largest, limit.min(2 << 30));
+    assert_eq!(caps(false).0, limit.min(128 << 20));
 }

@@ -168,15 +168,66 @@ fn a_set_that_fails_halfway_leaves_the_others_running() {
     assert_eq!(said, alone(&sized(4, 8), 1.0, &ids));
 }
 
+/// Ids with whether they are in use and whether another one has the id now.
+fn states(engine: &Engine) -> Vec<(String, bool, bool)> {
+    engine.adapters().into_iter().map(|state| (state.id, state.pinned, state.replaced)).collect()
+}
+
 #[test]
-fn what_is_in_use_is_not_replaced() {
+fn one_in_use_is_replaced_under_its_id_and_goes_with_its_last_user() {
+    let engine = with_budget(2 * unit());
+    let (old, new) = (sized(1, 8), sized(2, 8));
+    engine.add_adapter("a", &old).unwrap();
+    let ids = prompt(405, 40);
+    let (said_by_old, said_by_new) = (alone(&old, 1.0, &ids), alone(&new, 1.0, &ids));
+    assert_ne!(said_by_old, said_by_new);
+    let mut user = under(&engine, &[("a", 1.0)], &ids);
+    let mut generation = user.generate(greedy(8)).unwrap();
+    let mut said: Vec<u32> = generation.by_ref().take(3).map(|token| token.unwrap().id).collect();
+    engine.add_adapter("a", &new).unwrap();
+    said.extend(generation.map(|token| token.unwrap().id));
+    assert_eq!(said, said_by_old, "an answer goes on as it began");
+    assert_eq!(states(&engine), [("a".into(), true, true), ("a".into(), false, false)]);
+    // Whoever asks now gets the new one; keys of the same prompt under the old are not taken over.
+    assert_eq!(generate(&mut under(&engine, &[("a", 1.0)], &ids), greedy(8)).ids, said_by_new);
+    let mut fork = user.fork();
+    fork.set_tokens(&ids).unwrap();
+    assert_eq!(generate(&mut fork, greedy(8)).ids, said_by_old);
+    // No room for a third beside two that are in use; all stays as it is.
+    let held = under(&engine, &[("a", 1.0)], &ids);
+    assert!(matches!(engine.add_adapter("a", &sized(3, 8)), Err(Error::AdapterBudget { .. })));
+    drop(held);
+    // Set again under the same id and weight, it is the new one.
+    for session in [&mut user, &mut fork] {
+        change(session, &[("a", 1.0)]).unwrap();
+        session.set_tokens(&ids).unwrap();
+        assert_eq!(generate(session, greedy(8)).ids, said_by_new);
+    }
+    assert_eq!(states(&engine), [("a".into(), true, false)]);
+}
+
+#[test]
+fn a_session_saved_under_a_replaced_adapter_names_the_one_it_had() {
+    let (engine, dir) = (with_budget(1 << 20), tempfile::tempdir().unwrap());
+    let (old, file) = (sized(1, 8), dir.path().join("session"));
+    engine.add_adapter("a", &old).unwrap();
+    let mut user = under(&engine, &[("a", 1.0)], &prompt(406, 20));
+    super::prefill(&mut user);
+    engine.add_adapter("a", &sized(2, 8)).unwrap();
+    user.save(&file).unwrap();
+    assert!(matches!(engine.restore(&file), Err(Error::AdapterMismatch { id, .. }) if id == "a"));
+    engine.add_adapter("a", &old).unwrap();
+    assert_eq!(generate(&mut engine.restore(&file).unwrap(), greedy(8)), generate(&mut user, greedy(8)));
+}
+
+#[test]
+fn what_is_in_use_is_not_unloaded() {
     let engine = with_budget(1 << 20);
     engine.add_adapter("a", &sized(1, 8)).unwrap();
     let ids = prompt(404, 15);
     let mut user = under(&engine, &[("a", 1.0)], &ids);
-    for refused in [engine.add_adapter("a", &sized(2, 8)).map(drop), engine.unload_adapter("a")] {
-        assert!(matches!(&refused, Err(Error::InvalidArgument { name: "adapters", reason }) if reason.contains("`a`")));
-    }
+    let refused = engine.unload_adapter("a");
+    assert!(matches!(&refused, Err(Error::InvalidArgument { name: "adapters", reason }) if reason.contains("`a`")));
     assert_eq!(generate(&mut user, greedy(8)).ids, alone(&sized(1, 8), 1.0, &ids));
     set(&mut user, &[], KvPolicy::Recompute);
     engine.add_adapter("a", &sized(2, 4)).unwrap();

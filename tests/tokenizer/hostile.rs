@@ -1,9 +1,11 @@
 //! Metadata that lies: one typed error each.
 
 use epiphyte::Error;
+use epiphyte::format::gguf::Gguf;
 use epiphyte::tokenizer::{Tokenizer, TokenizerSpec};
 
 use super::{byte_level, sentence_piece};
+use crate::gguf::writer::{Meta, llama};
 
 /// The key that `change` makes unusable in a byte-level or `SentencePiece` vocabulary.
 fn refused(sentence: bool, change: impl FnOnce(&mut TokenizerSpec)) -> String {
@@ -68,4 +70,57 @@ fn long_runs_end_in_time() {
             assert_eq!(tokenizer.decode(&tokenizer.encode(&text, Default::default()).unwrap()), text);
         }
     }
+}
+
+/// The spec in a file of the small llama with one more key, or why there is none.
+fn in_file(model: &'static str, key: &str, value: Meta) -> Result<TokenizerSpec, String> {
+    let writer = llama().key("tokenizer.ggml.model", Meta::Text(model)).key(&format!("tokenizer.{key}"), value);
+    TokenizerSpec::from_gguf(&Gguf::from_bytes(writer.bytes()).unwrap()).map_err(|e| e.to_string())
+}
+
+#[test]
+fn keys_that_ask_for_other_ids_are_refused_by_name() {
+    for (key, value) in [
+        ("ggml.remove_extra_whitespaces", Meta::Bool(true)),
+        ("ggml.escape_whitespaces", Meta::Bool(false)),
+        ("ggml.treat_whitespace_as_suffix", Meta::Bool(true)),
+        ("ggml.add_sep_token", Meta::Bool(true)),
+        ("ggml.precompiled_charsmap", Meta::I32s(vec![1])),
+        ("ggml.precompiled_charsmap", Meta::Text("x")),
+        ("ggml.add_space_prefix", Meta::Text("yes")),
+        ("ggml.scores", Meta::Text("high")),
+        ("ggml.eom_token_id", Meta::Text("x")),
+    ] {
+        let error = in_file("llama", key, value).unwrap_err();
+        assert!(error.contains(key), "{error}");
+    }
+    for (key, value) in [
+        ("ggml.remove_extra_whitespaces", Meta::Bool(false)),
+        ("ggml.escape_whitespaces", Meta::Bool(true)),
+        ("ggml.precompiled_charsmap", Meta::I32s(Vec::new())),
+    ] {
+        in_file("llama", key, value).unwrap();
+    }
+}
+
+#[test]
+fn what_a_vocabulary_has_no_use_for_may_be_anything() {
+    for (model, key, value) in [
+        ("gpt2", "ggml.scores", Meta::Text("high")),
+        ("gpt2", "ggml.unknown_token_id", Meta::F32(0.5)),
+        ("gpt2", "ggml.add_space_prefix", Meta::U32(3)),
+        ("gpt2", "ggml.remove_extra_whitespaces", Meta::Bool(true)),
+        ("llama", "ggml.merges", Meta::U32(3)),
+        ("llama", "ggml.pre", Meta::U32(3)),
+        ("llama", "ggml.padding_token_id", Meta::Raw(5, (-1_i32).to_le_bytes().into())),
+        ("llama", "chat_template", Meta::U32(3)),
+        ("llama", "huggingface.json", Meta::U32(3)),
+    ] {
+        in_file(model, key, value).unwrap();
+    }
+    let mut spec = byte_level("smollm", &[], &[]);
+    spec.pad = Some(u32::MAX);
+    Tokenizer::from_spec(spec.clone()).unwrap();
+    spec.token_types = None;
+    Tokenizer::from_spec(spec).unwrap();
 }

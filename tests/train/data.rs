@@ -267,3 +267,91 @@ fn the_default_model_learns_answers_as_it_is_asked_for_them() {
     let fim = record(r#"{"prefix":"a","middle":"b","suffix":"c"}"#);
     assert!(matches!(Dataset::default().push(&fim, &encoder), Err(Error::Unsupported { .. })));
 }
+
+/// The example of a line of JSON, and the texts of its tokens with a weight, by weight.
+fn learnt(line: &str, weight: f32) -> String {
+    let tokenizer = tokenizer();
+    let data = examples(&tokenizer, &chatml(), options(512), &record(line));
+    data.examples.iter().map(|example| weighing(&tokenizer, example, weight)).collect()
+}
+
+#[test]
+fn weights_of_messages_count() {
+    let line = |more: &str| {
+        let last = r#"{"role":"user","content":"c","weight":0},{"role":"assistant","content":"d"}"#;
+        format!(r#"{{"messages":[{{"role":"user","content":"a"}},{{"role":"assistant","content":"b"{more}}},{last}]}}"#)
+    };
+    for more in [r#","weight":0"#, r#","train":false"#, r#","training":false,"weight":1"#, r#","weight":0.0"#] {
+        assert_eq!(learnt(&line(more), 1.0), "d<|im_end|>", "{more}");
+    }
+    for more in ["", r#","weight":1"#, r#","train":true"#, r#","weight":null"#, r#","id":7,"name":"n""#] {
+        assert_eq!(learnt(&line(more), 1.0), "b<|im_end|>d<|im_end|>", "{more}");
+    }
+    assert_eq!(learnt(&line(r#","weight":2.5"#), 2.5), "b<|im_end|>");
+}
+
+#[test]
+fn conversations_are_read_in_the_shapes_in_which_people_have_them() {
+    for line in [
+        r#"{"messages":[{"role":"user","content":[{"type":"text","text":"a"}]},{"role":"assistant","content":"b"}]}"#,
+        r#"{"conversations":[{"from":"human","value":"a"},{"from":"gpt","value":"b"}],"id":"x"}"#,
+        r#"{"conversations":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}],"source":"y"}"#,
+        r#"{"instruction":"a","input":"","output":"b","text":"rendered elsewhere"}"#,
+        r#"{"instruction":"a","output":"b"}"#,
+        r#"{"prompt":[{"role":"user","content":"a"}],"completion":[{"role":"assistant","content":"b"}]}"#,
+    ] {
+        let data = examples(&tokenizer(), &chatml(), options(512), &record(line));
+        let whole = tokenizer().decode_with(
+            &data.examples[0].ids,
+            epiphyte::tokenizer::DecodeOptions { show_special: true, ..Default::default() },
+        );
+        assert_eq!(whole, "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n", "{line}");
+        assert_eq!(learnt(line, 1.0), "b<|im_end|>", "{line}");
+    }
+    let asked = r#"{"prompt":[{"role":"user","content":"a"},{"role":"assistant","content":"x"},{"role":"user","content":"y"}],"completion":[{"role":"assistant","content":"b"}]}"#;
+    assert_eq!(learnt(asked, 1.0), "b<|im_end|>");
+    let Record::Chat { messages, .. } =
+        record(r#"{"system":"s","instruction":"a","input":"i","output":"b","history":[["q","r"]]}"#)
+    else {
+        panic!("no chat")
+    };
+    let said = messages.iter().map(|m| (m.role.as_str(), m.text())).collect::<Vec<_>>();
+    let expected = [("system", "s"), ("user", "q"), ("assistant", "r"), ("user", "a\ni"), ("assistant", "b")];
+    assert_eq!(said, expected.map(|(role, text)| (role, text.to_owned())));
+}
+
+#[test]
+fn templates_get_tools_and_calls() {
+    let source = "{{ tools[0] }}{{ documents }}{{ mood }}{% for m in messages %}<|im_start|>{{ m.content or '' }}\
+                  {{ m.tool_calls[0] if m.tool_calls }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}";
+    let template = ChatTemplate::new(Some(source), "", "").unwrap();
+    let line = r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":null,"tool_calls":["call"]},
+        {"role":"tool","tool_call_id":"1","content":"t"},{"role":"assistant","content":"b"}],
+        "tools":"[\"hammer\"]","documents":["d"],"chat_template_kwargs":{"mood":"calm"}}"#;
+    let tokenizer = tokenizer();
+    let data = examples(&tokenizer, &template, options(512), &record(line));
+    assert_eq!(weighing(&tokenizer, &data.examples[0], 1.0), "call<|im_end|>b<|im_end|>");
+    assert!(tokenizer.decode(&data.examples[0].ids).starts_with("hammer['d']calm"));
+}
+
+#[test]
+fn sentence_pieces_are_those_of_the_whole_text() {
+    let mut tokens = ["<unk>", "<s>", "</s>", "▁", "a", "b", ":", "▁b", "▁a"].map(String::from).to_vec();
+    tokens.extend(["<fim_prefix>", "<fim_suffix>", "<fim_middle>"].map(String::from));
+    let kinds = [2, 3, 3, 1, 1, 1, 1, 1, 1, 3, 3, 3].to_vec();
+    let scores = (0..tokens.len()).map(|id| -(id as f32)).collect();
+    let spec = TokenizerSpec {
+        model: "llama".into(),
+        tokens,
+        scores: Some(scores),
+        token_types: Some(kinds),
+        ..Default::default()
+    };
+    let tokenizer = Tokenizer::from_spec(TokenizerSpec { bos: Some(1), eos: Some(2), unk: Some(0), ..spec }).unwrap();
+    let ids = |line| examples(&tokenizer, &chatml(), options(64), &record(line)).examples[0].ids.clone();
+    assert_eq!(ids(r#"{"prompt":"a:","completion":" b"}"#), [1, 8, 6, 7, 2]);
+    assert_eq!(ids(r#"{"prompt":"a:","completion":"b"}"#), [1, 8, 6, 5, 2]);
+    // A token would lie across the border: the model is asked with the space.
+    assert_eq!(ids(r#"{"prompt":"a: ","completion":"b"}"#), [1, 8, 6, 3, 5, 2]);
+    assert_eq!(ids(r#"{"prefix":"a","middle":"b","suffix":" b"}"#), [1, 9, 4, 10, 7, 11, 5, 2]);
+}

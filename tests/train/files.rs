@@ -161,3 +161,71 @@ fn a_split_is_seeded_and_loses_nothing() {
         );
     }
 }
+
+#[test]
+fn what_would_change_the_lesson_is_refused_by_name() {
+    let answer = r#"{"role":"assistant","content":"y"}"#;
+    let chat = |message: &str, more: &str| format!(r#"{{"messages":[{message},{answer}]{more}}}"#);
+    let user = r#"{"role":"user","content":"secret"}"#;
+    let with = |key: &str| format!(r#"{{"role":"user","content":"secret",{key}}}"#);
+    let cases = [
+        (chat(&with(r#""tool_calls":[{"function":{"name":"secret"}}]"#), ""), "message 1: `tool_calls`"),
+        (chat(&with(r#""reasoning_content":"secret""#), ""), "message 1: `reasoning_content`"),
+        (chat(&with(r#""mask":true"#), ""), "message 1: `mask`"),
+        (chat(&with(r#""weight":1"#), ""), "message 1: "),
+        (chat(&with(r#""weight":-1"#), ""), "`weight`"),
+        (chat(&with(r#""train":"secret""#), ""), "`train`"),
+        (
+            chat(r#"{"role":"user","content":[{"type":"image_url"}]}"#, ""),
+            "message 1: a part of `content` has type `image_url`",
+        ),
+        (chat(user, r#","tools":[{"name":"secret"}]"#), "`tools`"),
+        (chat(user, r#","tools":{"name":"secret"}"#), "`tools` is not a list"),
+        (chat(user, r#","chat_template_kwargs":{"mood":"secret"}"#), "`mood`"),
+        (chat(user, r#","functions":[{"name":"secret"}]"#), "`functions`"),
+        (chat(user, r#","weight":"secret""#), "`weight`"),
+        (chat(r#"{"from":"secret","value":"secret"}"#, ""), "`from`"),
+        (r#"{"prompt":"secret","chosen":"secret","rejected":"secret"}"#.into(), "`chosen`"),
+        (r#"{"prompt":"secret","completion":"secret","label":false}"#.into(), "`label`"),
+        (r#"{"prompt":"secret","completion":"secret","system":"secret"}"#.into(), "`system`"),
+        (r#"{"prompt":"secret","completion":null}"#.into(), "`completion` is null"),
+        (r#"{"question":"secret","answer":"secret"}"#.into(), "`question`, `answer`; give `messages`"),
+        (r#"{"instruction":"secret","response":"secret"}"#.into(), "`output`"),
+        (r#"{"prefix":"secret","middle":"a","suffix":"b"}"#.into(), "vocabulary has no tokens"),
+        (r#"{"text":["secret"]}"#.into(), "`text` is not a text"),
+    ];
+    for (line, says) in cases {
+        let file = format!("{PAIR}\n{line}\n");
+        let error = jsonl(file.as_bytes(), options(64)).unwrap_err().to_string();
+        assert!(error.contains("line 2: ") && error.contains(says) && !error.contains("secret"), "{line}: {error}");
+        let data = jsonl(file.as_bytes(), DataOptions { skip_bad: true, ..options(64) }).unwrap();
+        assert_eq!((data.report.examples, data.report.skipped), (1, 1), "{line}");
+        assert!(data.report.first_skipped.unwrap().contains(says), "{line}");
+    }
+}
+
+#[test]
+fn weights_of_records_count() {
+    let weighed = |weight: &str| {
+        let file = format!("{PAIR}\n{}", PAIR.replace('}', &format!(r#","weight":{weight},"id":1}}"#)));
+        jsonl(file.as_bytes(), options(64)).unwrap()
+    };
+    let (plain, half) = (weighed("1"), weighed("0.5"));
+    assert_eq!(plain.examples[0], plain.examples[1]);
+    let halved = plain.examples[1].weights.iter().map(|weight| weight * 0.5).collect::<Vec<_>>();
+    assert_eq!((&half.examples[1].ids, &half.examples[1].weights), (&plain.examples[1].ids, &halved));
+    let none = weighed("0");
+    assert_eq!((none.examples.len(), none.report.dropped, none.report.skipped), (1, 1, 0));
+}
+
+#[test]
+fn data_comes_from_any_reader() {
+    let (tokenizer, template) = (tokenizer(), chatml());
+    let encoder = Encoder::new(&tokenizer, &template, 4096, options(64)).unwrap();
+    let mut records = 0;
+    let data = Dataset::read_jsonl_from(PAIR.as_bytes(), Path::new("pipe"), &encoder, |_| records += 1).unwrap();
+    assert_eq!((data.report.examples, records), (1, 1));
+    let error = Dataset::read_jsonl_from(&b"{"[..], Path::new("pipe"), &encoder, |_| {}).unwrap_err();
+    assert!(error.to_string().starts_with("pipe: line 1: not JSON"), "{error}");
+    assert_eq!(Dataset::read_text_from(&b"abc"[..], Path::new("pipe"), &encoder).unwrap().report.records, 1);
+}

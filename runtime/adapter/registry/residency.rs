@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::{MAX_SETS, Registry};
 use crate::adapter::arena::Block;
-use crate::adapter::entry::{Resident, Source};
-use crate::adapter::lora::Adapter;
+use crate::adapter::entry::{EntryId, Resident, Source};
+use crate::adapter::lora::{AdaptedBase, Adapter, BaseWeights};
 use crate::adapter::packed::{Eight, Packed};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
@@ -15,27 +15,29 @@ use crate::parallel;
 const PIECE: usize = 1 << 20;
 
 impl Registry {
-    pub(super) fn make_resident(&mut self, gpu: &Gpu, id: &str) -> Result<()> {
-        let Some(entry) = self.entries.get(id).filter(|entry| entry.resident.is_none()) else { return Ok(()) };
+    pub(super) fn make_resident(&mut self, gpu: &Gpu, number: EntryId) -> Result<()> {
+        let Some(entry) = self.entries.get(&number).filter(|entry| entry.resident.is_none()) else { return Ok(()) };
         let packed = match &entry.source {
             Source::Memory(packed) => Arc::clone(packed),
             Source::Path(path) => {
-                let packed = Packed::new(&Adapter::load(path, &self.shape)?, &self.shape);
+                let compared = AdaptedBase { shape: self.shape, weights: BaseWeights::Compared };
+                let packed = Packed::new(&Adapter::load(path, compared)?, &self.shape);
                 if packed.digest != entry.digest {
                     let reason = "the file has changed since it was loaded; load it again".to_string();
-                    return Err(Error::InvalidAdapter { what: id.into(), reason });
+                    return Err(Error::InvalidAdapter { what: entry.id.clone(), reason });
                 }
                 Arc::new(packed)
             }
         };
-        self.send(gpu, id, &packed)
+        self.send(gpu, number, &packed)
     }
 
     /// Sends factors to the device, making room if need be.
-    pub(super) fn send(&mut self, gpu: &Gpu, id: &str, packed: &Packed) -> Result<()> {
+    pub(super) fn send(&mut self, gpu: &Gpu, number: EntryId, packed: &Packed) -> Result<()> {
         let (a, b) = [&packed.a, &packed.b].map(|factors| (factors.len() / Eight::default().len()) as u32).into();
         let (needed_bytes, budget_bytes) = (packed.bytes(), self.arena.budget());
-        let full = || Error::AdapterBudget { id: id.to_string(), needed_bytes, budget_bytes };
+        let id = self.entries.get(&number).map(|entry| entry.id.clone()).unwrap_or_default();
+        let full = || Error::AdapterBudget { id: id.clone(), needed_bytes, budget_bytes };
         // Nobody makes room in vain.
         let staying = self.entries.values().filter(|entry| entry.pins > 0 && entry.resident.is_some());
         if staying.map(|entry| entry.bytes).sum::<u64>() + needed_bytes > budget_bytes {
@@ -47,7 +49,7 @@ impl Registry {
             }
             if self.arena.can_make_room(a, b) {
                 self.move_arena(gpu, a, b)?;
-            } else if !self.evict(id) {
+            } else if !self.evict(number) {
                 return Err(full());
             }
         };
@@ -60,20 +62,20 @@ impl Registry {
             parallel::map(a.chain(b).collect(), |(tensor, at, piece)| gpu.write(tensor, at, piece));
         }
         self.clock += 1;
-        if let Some(entry) = self.entries.get_mut(id) {
+        if let Some(entry) = self.entries.get_mut(&number) {
             entry.resident = Some(Resident { block, sites: packed.sites.clone() });
             entry.last_used = self.clock;
         }
         Ok(())
     }
 
-    /// Takes the least recently used adapter off the device, but not `id`; false when all are in use.
-    fn evict(&mut self, id: &str) -> bool {
-        let idle = self.entries.iter().filter(|(other, e)| *other != id && e.pins == 0 && e.resident.is_some());
-        let Some(oldest) = idle.min_by_key(|(_, entry)| entry.last_used).map(|(id, _)| id.clone()) else {
+    /// Takes the least recently used adapter off the device, but not this one; false when all are in use.
+    fn evict(&mut self, number: EntryId) -> bool {
+        let idle = self.entries.iter().filter(|(other, e)| **other != number && e.pins == 0 && e.resident.is_some());
+        let Some(oldest) = idle.min_by_key(|(_, entry)| entry.last_used).map(|(other, _)| *other) else {
             return false;
         };
-        self.forget_sets(&oldest);
+        self.forget_sets(oldest);
         let resident = self.entries.get_mut(&oldest).and_then(|entry| entry.resident.take());
         if let Some(Resident { block, .. }) = resident {
             self.arena.free(block);
@@ -81,10 +83,10 @@ impl Registry {
         true
     }
 
-    /// Forgets the unused sets that contain `id`.
-    pub(super) fn forget_sets(&mut self, id: &str) {
+    /// Forgets the unused sets that contain an adapter.
+    pub(super) fn forget_sets(&mut self, number: EntryId) {
         for set in &mut self.sets {
-            if set.as_ref().is_some_and(|set| set.users == 0 && set.adapters.iter().any(|(other, _)| other == id)) {
+            if set.as_ref().is_some_and(|set| set.users == 0 && set.entries.iter().any(|(entry, _)| *entry == number)) {
                 *set = None;
             }
         }

@@ -58,25 +58,19 @@ impl Weighted {
         OsStringValueParser::new().map(Self::parse)
     }
 
-    /// Loads it under its path, unless it is there already. What one would want to know of it goes to stderr.
+    /// Loads it under its path, as the file is now. What one would want to know of it goes to stderr.
     pub(in crate::cli) fn load(&self, engine: &Engine, force: bool) -> Result<LoadedAdapter> {
         let (id, own) = (self.path.display().to_string(), &engine.base().fingerprint);
-        let report = match engine.adapter_report(&id) {
-            Some(report) => report,
-            None => {
-                let report = if force {
-                    let adapter = Adapter::load(&self.path, &engine.base().adapter_shape())?;
-                    engine.insert_adapter(&id, &adapter, Some(&self.path))?
-                } else {
-                    engine.load_adapter(&id, &self.path)?
-                };
-                report.warnings.iter().for_each(|warning| output::note(&format!("warning: {id}: {warning}")));
-                if let Some(made_for) = report.base_fingerprint.as_ref().filter(|made_for| *made_for != own) {
-                    output::note(&format!("warning: {id} was made for base model {made_for}, but {own} is loaded"));
-                }
-                report
-            }
+        let report = if force {
+            let adapter = Adapter::load(&self.path, engine.base().adapted())?;
+            engine.insert_adapter(&id, &adapter, Some(&self.path))?
+        } else {
+            engine.load_adapter(&id, &self.path)?
         };
+        report.warnings.iter().for_each(|warning| output::note(&format!("warning: {id}: {warning}")));
+        if let Some(made_for) = report.base_fingerprint.as_ref().filter(|made_for| *made_for != own) {
+            output::note(&format!("warning: {id} was made for base model {made_for}, but {own} is loaded"));
+        }
         Ok(LoadedAdapter {
             path: id,
             weight: self.weight,

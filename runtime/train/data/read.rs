@@ -21,13 +21,18 @@ impl Dataset {
     ///
     /// Errors: [`Error::Io`]; [`Error::InvalidFile`] naming the line, or when nothing is left to train on.
     pub fn read_jsonl(path: impl AsRef<Path>, encoder: &Encoder<'_>) -> Result<Self> {
-        Self::read_jsonl_with(path, encoder, |_| {})
+        Self::read_jsonl_with(path, encoder, |_, _| {})
     }
 
-    /// As [`Dataset::read_jsonl`]; `each` gets every record that gave an example or more.
+    /// As [`Dataset::read_jsonl`]; `each` gets every record that gave an example or more, after the number of its line,
+    /// from 1.
     ///
     /// Errors: as [`Dataset::read_jsonl`].
-    pub fn read_jsonl_with(path: impl AsRef<Path>, encoder: &Encoder<'_>, each: impl FnMut(Record)) -> Result<Self> {
+    pub fn read_jsonl_with(
+        path: impl AsRef<Path>,
+        encoder: &Encoder<'_>,
+        each: impl FnMut(usize, Record),
+    ) -> Result<Self> {
         let source = Source::open(path.as_ref())?;
         Self::read_jsonl_from(source.reader, source.name, encoder, each)
     }
@@ -39,7 +44,7 @@ impl Dataset {
         reader: impl BufRead,
         name: &Path,
         encoder: &Encoder<'_>,
-        mut each: impl FnMut(Record),
+        mut each: impl FnMut(usize, Record),
     ) -> Result<Self> {
         let mut lines = Lines { reader, buffer: Vec::new(), number: 0 };
         let mut data = Self::default();
@@ -57,7 +62,7 @@ impl Dataset {
             let reason = match pushed {
                 Ok(record) => {
                     if data.examples.len() > examples {
-                        each(record);
+                        each(lines.number, record);
                     }
                     continue;
                 }
