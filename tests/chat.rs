@@ -54,6 +54,67 @@ fn templates_render_as_in_transformers() {
 }
 
 #[test]
+fn python_in_templates_is_python() {
+    let cases: Vec<(String, String)> = serde_json::from_str(include_str!("golden/jinja.json")).unwrap();
+    assert!(cases.len() >= 14);
+    for (source, expected) in cases {
+        let template = ChatTemplate::new(Some(&source), "", "").unwrap();
+        // transformers passes none for tools.
+        assert_eq!(template.render(&user("hello"), true).unwrap(), expected, "{source}");
+    }
+}
+
+#[test]
+fn what_the_engine_lacks_is_refused_by_name() {
+    for (source, name) in [
+        ("{{ messages | xmlattr }}", "`xmlattr`"),
+        ("{{ 'a' is odd_one }}", "`odd_one`"),
+        ("{{ 'a'.encode('utf-8') }}", "`encode`"),
+        ("{{ cycler('a') }}", "`cycler`"),
+        ("{{ '{:>4}'.format('a') }}", "`format()`"),
+        ("{{ missing | tojson }}", "`tojson`"),
+    ] {
+        let error = ChatTemplate::new(Some(source), "", "").and_then(|template| template.render(&user("secret"), true));
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains("line 1"), "{source}: {error}");
+    }
+}
+
+#[test]
+fn a_template_that_is_not_used_refuses_nothing() {
+    let template = ChatTemplate::unchecked(Ok(Some("{% if")), "", "");
+    assert!(matches!(template.check(), Err(Error::ChatTemplate(reason)) if reason.contains("--chat-template")));
+    assert!(matches!(template.render(&user("a"), true), Err(Error::ChatTemplate(_))));
+}
+
+#[test]
+fn messages_are_those_of_transformers() {
+    let message = |json| serde_json::from_str::<Message>(json).unwrap();
+    let render =
+        |source, message: Message| ChatTemplate::new(Some(source), "", "").unwrap().render(&[message], true).unwrap();
+    // Keys that are null are not there, reasoning has each of its names, weights are the trainer's.
+    let odd = message(r#"{"role":"assistant","content":null,"reasoning":"r","weight":0,"train":false}"#);
+    let shown =
+        "{{ messages[0].content is defined }}{{ messages[0].keys() | list }}{{ messages[0].reasoning_content }}";
+    assert_eq!(render(shown, odd), "False['thinking', 'role', 'reasoning', 'reasoning_content']r");
+    let parts = r#"{"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]}"#;
+    assert_eq!(render("{{ messages[0].content + '!' }}", message(parts)), "a\nb!");
+    assert_eq!(render("{{ messages[0].content }}", message(parts)), "a\nb");
+    let knows = "{% if messages[0].content is string %}s{% else %}{% for p in messages[0].content %}{{ p.text }}{% endfor %}{% endif %}";
+    assert_eq!(render(knows, message(parts)), "ab");
+    assert_eq!(serde_json::to_string(&message(parts)).unwrap(), parts);
+    for (json, says) in [
+        (r#"{"role":"user","content":[{"type":"image_url","image_url":{"url":"secret"}}]}"#, "`image_url`"),
+        (r#"{"role":"user","content":[{"type":"secret"}]}"#, "`type`"),
+        (r#"{"role":"user","content":3}"#, "`content`"),
+        (r#"{"content":"secret"}"#, "`role`"),
+    ] {
+        let error = serde_json::from_str::<Message>(json).unwrap_err().to_string();
+        assert!(error.contains(says) && !error.contains("secret"), "{json}: {error}");
+    }
+}
+
+#[test]
 fn chatml_is_what_smollm2_has_after_its_system_message() {
     let golden = golden();
     let chatml = ChatTemplate::new(None, "", "").unwrap();

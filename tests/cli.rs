@@ -4,6 +4,7 @@ mod adapter;
 mod chat;
 mod eval;
 mod quiet;
+mod runs;
 mod train;
 
 use std::path::Path;

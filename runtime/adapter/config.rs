@@ -7,12 +7,15 @@ use serde_json::{Map, Number, Value, json};
 
 use super::report::Item;
 use crate::error::{Error, Result};
+use crate::format::twice::Twice;
 
 /// Bounds on a config that is not trusted; PEFT's own are far below.
 pub(crate) const MAX_CONFIG_BYTES: usize = 4 << 20;
 const MAX_RANK: u64 = 1 << 20;
 const MAX_PATTERNS: usize = 1 << 14;
 const MAX_PATTERN_BYTES: usize = 4096;
+/// Letters of a key, in a report.
+const MAX_SHOWN: usize = 64;
 
 /// Keys that change nothing in what an adapter computes.
 const HARMLESS: [(&str, &str); 19] = [
@@ -125,8 +128,14 @@ impl LoraConfig {
         // Not serde's message, which can quote the text.
         let damaged = |e: serde_json::Error| format!("not a JSON object (line {}, column {})", e.line(), e.column());
         let map: Map<String, Value> = serde_json::from_slice(text).map_err(|e| invalid(damaged(e)))?;
+        let Twice(twice) = serde_json::from_slice(text).map_err(|e| invalid(damaged(e)))?;
         let mut reader = Reader { map: &map, items: Vec::new() };
         let config = reader.config();
+        if let Some(key) = twice {
+            let key: String = key.chars().take(MAX_SHOWN).collect();
+            reader.items.retain(|item| item.name != key);
+            reader.items.push(Item::refused(key, "given twice; remove one"));
+        }
         for (key, value) in &map {
             reader.judge(key, value);
         }
@@ -263,7 +272,7 @@ impl Reader<'_> {
             return;
         }
         let known = |list: &[(&str, &'static str)]| list.iter().find(|(k, _)| *k == key).map(|(_, reason)| *reason);
-        let shown: String = key.chars().take(64).collect();
+        let shown: String = key.chars().take(MAX_SHOWN).collect();
         self.items.push(match key {
             "peft_type" if value == "LORA" => Item::matched(key),
             "peft_type" => Item::refused(key, "only LORA is supported"),

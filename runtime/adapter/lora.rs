@@ -12,6 +12,7 @@ use crate::format::safetensors::{self, SafetensorsFile};
 use crate::format::{self, gguf_lora, peft};
 
 pub use super::config::{LoraConfig, Modules};
+pub use super::copies::{AdaptedBase, BaseWeights};
 pub use super::module::{BaseShape, LoraModule, ModulePath, Target};
 pub use super::report::LoadReport;
 
@@ -64,20 +65,20 @@ impl Adapter {
 
     /// Reads a PEFT folder, a PEFT safetensors file with the config in its metadata, or a GGUF LoRA: by content.
     /// Either all of it is loaded or nothing. A GGUF file is mapped meanwhile: it may be replaced or deleted, but not cut
-    /// short in place.
+    /// short in place. `base` is its sizes, or with them where its weights are, for adapters that hold copies of some.
     ///
     /// Errors: [`Error::Io`]; [`Error::InvalidFile`] for a file that is no adapter or is damaged;
     /// [`Error::InvalidMetadata`] and [`Error::InvalidTensor`] for a damaged GGUF; [`Error::InvalidAdapter`] naming the
     /// first key or tensor that can't be honoured ([`Self::inspect`] gives all of them).
-    pub fn load(path: impl AsRef<Path>, shape: &BaseShape) -> Result<Self> {
-        read(path.as_ref(), shape)?.into_adapter()
+    pub fn load<'a>(path: impl AsRef<Path>, base: impl Into<AdaptedBase<'a>>) -> Result<Self> {
+        read(path.as_ref(), base.into())?.into_adapter()
     }
 
     /// Reads an adapter as [`Self::load`] does, and reports what became of everything in it, refused or not.
     ///
     /// Errors: as [`Self::load`], but for what the report says.
-    pub fn inspect(path: impl AsRef<Path>, shape: &BaseShape) -> Result<LoadReport> {
-        Ok(read(path.as_ref(), shape)?.report)
+    pub fn inspect<'a>(path: impl AsRef<Path>, base: impl Into<AdaptedBase<'a>>) -> Result<LoadReport> {
+        Ok(read(path.as_ref(), base.into())?.report)
     }
 
     /// As [`Self::load`], from a PEFT adapter in memory: the text of its config and its safetensors.
@@ -85,7 +86,7 @@ impl Adapter {
     /// Errors: as [`Self::load`].
     pub fn from_peft(config: &[u8], tensors: &[u8], shape: &BaseShape) -> Result<Self> {
         let file = SafetensorsFile::new(Path::new(MEMORY), Cursor::new(tensors))?;
-        read_peft(config, file, shape)?.into_adapter()
+        read_peft(config, file, shape.into())?.into_adapter()
     }
 
     /// As [`Self::load`], from a GGUF file in memory, or safetensors with the config in their metadata.
@@ -97,7 +98,7 @@ impl Adapter {
         }
         let path = Path::new(MEMORY);
         let file = SafetensorsFile::new(path, Cursor::new(bytes))?;
-        read_peft(&peft::config_inside(path, &file)?, file, shape)?.into_adapter()
+        read_peft(&peft::config_inside(path, &file)?, file, shape.into())?.into_adapter()
     }
 
     /// Writes a PEFT folder (`adapter_config.json`, `adapter_model.safetensors`), with tensors in `dtype`: F32 or F16.
@@ -106,8 +107,14 @@ impl Adapter {
     /// Errors: [`Error::Io`]; [`Error::InvalidFile`] for a folder that holds something else;
     /// [`Error::InvalidAdapter`] for a module whose numbers are too large for F16, or which the config does not mean.
     pub fn save_peft(&self, dir: impl AsRef<Path>, dtype: DType, shape: &BaseShape) -> Result<()> {
+        peft::check_folder(dir.as_ref())?;
+        self.write_peft(dir.as_ref(), dtype, shape)
+    }
+
+    /// As [`Self::save_peft`], to a folder that was checked already.
+    pub(crate) fn write_peft(&self, dir: &Path, dtype: DType, shape: &BaseShape) -> Result<()> {
         self.check(shape)?;
-        peft::save(dir.as_ref(), &self.config, &self.modules, self.base_fingerprint.as_deref(), dtype)
+        peft::save(dir, &self.config, &self.modules, self.base_fingerprint.as_deref(), dtype)
     }
 
     /// Writes a GGUF LoRA for llama.cpp, with tensors in `dtype`: F32 or F16. A file that is there is replaced.
@@ -162,28 +169,31 @@ impl Read {
     }
 }
 
-fn read(path: &Path, shape: &BaseShape) -> Result<Read> {
+fn read(path: &Path, base: AdaptedBase<'_>) -> Result<Read> {
     if path.is_dir() {
         let (config, file) = peft::open_folder(path)?;
-        return read_peft(&config, file, shape);
+        return read_peft(&config, file, base);
     }
     let mut magic = [0; 4];
     let mut file = format::open(path)?;
     // A file of fewer bytes is neither; what follows says so.
     let _ = file.read_exact(&mut magic);
     if magic == MAGIC {
-        return read_gguf(&Gguf::open(path)?, shape);
+        return read_gguf(&Gguf::open(path)?, &base.shape);
     }
     let file = SafetensorsFile::open(path)?;
-    read_peft(&peft::config_inside(path, &file)?, file, shape)
+    read_peft(&peft::config_inside(path, &file)?, file, base)
 }
 
 fn read_peft<R: std::io::Read + Seek + Send>(
     config: &[u8],
-    file: SafetensorsFile<R>,
-    shape: &BaseShape,
+    mut file: SafetensorsFile<R>,
+    base: AdaptedBase<'_>,
 ) -> Result<Read> {
-    let parts = peft::parts(config, &file, shape)?;
+    let mut parts = peft::parts(config, &file, &base.shape)?;
+    for copy in std::mem::take(&mut parts.copies) {
+        parts.others.push(peft::judge_copy(&mut file, &copy, base.weights)?);
+    }
     let (config, modules, report) = {
         let file = Mutex::new(file);
         let read = |found: &Found| {
@@ -191,7 +201,7 @@ fn read_peft<R: std::io::Read + Seek + Send>(
             let (dtype, bytes) = file.lock().unwrap_or_else(PoisonError::into_inner).read(&found.name)?;
             safetensors::floats(&found.name, dtype, &bytes)
         };
-        parts.assemble(shape, &read)?
+        parts.assemble(&base.shape, &read)?
     };
     Ok(Read { config, modules, report })
 }

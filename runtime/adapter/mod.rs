@@ -3,17 +3,20 @@
 
 mod arena;
 pub mod config;
+pub mod copies;
 mod entry;
 pub mod lora;
 pub mod module;
 mod packed;
 pub(crate) mod parts;
+mod pattern;
 pub mod registry;
 pub mod report;
 pub mod site;
 pub mod targets;
 
 pub use config::{LoraConfig, Modules};
+pub use copies::{AdaptedBase, BaseWeights};
 pub use lora::Adapter;
 pub use module::{BaseShape, LoraModule, ModulePath, Target};
 pub use report::{AdapterFormat, Item, LoadReport, Verdict};

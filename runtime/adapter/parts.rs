@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::config::LoraConfig;
+use super::copies::Copied;
 use super::module::{BaseShape, LoraModule, ModulePath, all_finite};
 use super::registry::MAX_RANK;
 use super::report::{AdapterFormat, Item, LoadReport, ModuleItem, Verdict};
@@ -36,6 +37,8 @@ pub(crate) struct Parts {
     pub(crate) found: Vec<Found>,
     /// Tensors that are no factors, judged by the format.
     pub(crate) others: Vec<Item>,
+    /// Tensors that may be copies of the base's; the judgements on them go to `others`.
+    pub(crate) copies: Vec<Copied>,
     pub(crate) base_fingerprint: Option<String>,
     pub(crate) n_bytes: u64,
 }

@@ -1,17 +1,13 @@
 //! Which modules a config means, and the rank and scaling of each: PEFT's matching, rule for rule.
 //!
 //! Sources: `check_target_module_exists`, `get_pattern_key` and `LoraLayer.update_layer` of PEFT 0.21. Its patterns are
-//! Python's; the common syntax is the same here, look-around and back-references are refused by the regex engine, whose
-//! time is linear in pattern and path.
-
-use regex::bytes::{Regex, RegexBuilder};
+//! Python's; [`super::pattern`] runs them.
 
 use super::config::{LoraConfig, Modules};
 use super::module::{BaseShape, ModulePath, Target};
+use super::pattern::Pattern;
 use crate::error::{Error, Result};
 
-/// Bytes of a compiled pattern.
-const MAX_COMPILED: usize = 1 << 20;
 /// Patterns in one key that are more than names.
 const MAX_REGEXES: usize = 256;
 
@@ -29,7 +25,8 @@ pub struct TargetModule {
 impl LoraConfig {
     /// The modules of a base that this config targets, sorted by path.
     ///
-    /// Errors: [`Error::InvalidAdapter`] naming the key whose pattern is not understood, or whose alpha is too large.
+    /// Errors: [`Error::InvalidAdapter`] naming the key whose pattern is not understood or takes too long, or whose
+    /// alpha is too large.
     pub fn modules(&self, shape: &BaseShape) -> Result<Vec<TargetModule>> {
         let selected = Selection::new(self)?;
         let ranks = Suffixes::new("rank_pattern", self.rank_pattern.iter().map(|(key, _)| key.as_str()))?;
@@ -37,11 +34,11 @@ impl LoraConfig {
         let mut modules = Vec::new();
         for path in shape.modules() {
             let name = path.to_string();
-            if !selected.takes(path.target, &name) {
+            if !selected.takes(path.target, &name)? {
                 continue;
             }
-            let rank = ranks.first(&name).map_or(self.r, |i| self.rank_pattern[i].1);
-            let own_alpha = alphas.first(&name).map(|i| self.alpha_pattern[i].1);
+            let rank = ranks.first(&name)?.map_or(self.r, |i| self.rank_pattern[i].1);
+            let own_alpha = alphas.first(&name)?.map(|i| self.alpha_pattern[i].1);
             let alpha = own_alpha.unwrap_or(self.lora_alpha);
             let divisor = if self.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
             let scaling = (alpha / divisor) as f32;
@@ -62,19 +59,19 @@ struct Selection<'a> {
     exclude: Option<Matcher<'a>>,
     layers: &'a [i64],
     /// Each finds a layer's number in a path, as `idx`.
-    layer_number: Vec<Regex>,
+    layer_number: Vec<Pattern>,
 }
 
 impl<'a> Selection<'a> {
     fn new(config: &'a LoraConfig) -> Result<Self> {
         let numbers =
-            |pattern: &String| compile("layers_pattern", &format!(r"\A(?:(?:^|.*?\.){pattern}\.(?P<idx>\d+)\.)"));
+            |pattern: &String| Pattern::new("layers_pattern", &format!(r"\A(?:(?:^|.*?\.){pattern}\.(?P<idx>\d+)\.)"));
         if config.layers_pattern.len() > MAX_REGEXES {
             return Err(too_many("layers_pattern"));
         }
         let mut layer_number = config.layers_pattern.iter().map(numbers).collect::<Result<Vec<_>>>()?;
         if layer_number.is_empty() {
-            layer_number.push(compile("layers_pattern", r"\A.*?\.[^.]*\.(?P<idx>\d+)\.")?);
+            layer_number.push(Pattern::new("layers_pattern", r"\A.*?\.[^.]*\.(?P<idx>\d+)\.")?);
         }
         let exclude = config.exclude_modules.as_ref();
         Ok(Self {
@@ -88,28 +85,31 @@ impl<'a> Selection<'a> {
         })
     }
 
-    fn takes(&self, target: Target, path: &str) -> bool {
-        if self.exclude.as_ref().is_some_and(|exclude| exclude.matches(target, path))
-            || !self.target.matches(target, path)
-        {
-            return false;
+    fn takes(&self, target: Target, path: &str) -> Result<bool> {
+        let excluded = self.exclude.as_ref().map_or(Ok(false), |exclude| exclude.matches(target, path))?;
+        if excluded || !self.target.matches(target, path)? {
+            return Ok(false);
         }
         // A full path is taken whatever its layer.
         let named_in_full = matches!(&self.target, Matcher::Names(names) if names.iter().any(|name| name == path));
-        named_in_full || self.layers.is_empty() || self.layer(path).is_some_and(|layer| self.layers.contains(&layer))
+        Ok(named_in_full || self.layers.is_empty() || self.layer(path)?.is_some_and(|n| self.layers.contains(&n)))
     }
 
     /// The layer's number, by the first pattern that matches.
-    fn layer(&self, path: &str) -> Option<i64> {
-        let found = self.layer_number.iter().find_map(|pattern| pattern.captures(path.as_bytes()))?;
-        str::from_utf8(found.name("idx")?.as_bytes()).ok()?.parse().ok()
+    fn layer(&self, path: &str) -> Result<Option<i64>> {
+        for pattern in &self.layer_number {
+            if let Some(number) = pattern.group(path, "idx")? {
+                return Ok(number.parse().ok());
+            }
+        }
+        Ok(None)
     }
 }
 
 enum Matcher<'a> {
     AllLinear,
     Names(&'a [String]),
-    Whole(Regex),
+    Whole(Pattern),
 }
 
 impl<'a> Matcher<'a> {
@@ -118,17 +118,17 @@ impl<'a> Matcher<'a> {
             Modules::Names(names) => Self::Names(names),
             Modules::Pattern(pattern) => {
                 // Alone first: brackets that only balance inside ours are an error to Python.
-                compile(key, pattern)?;
-                Self::Whole(compile(key, &format!(r"\A(?:{pattern})\z"))?)
+                Pattern::new(key, pattern)?;
+                Self::Whole(Pattern::new(key, &format!(r"\A(?:{pattern})\z"))?)
             }
         })
     }
 
-    fn matches(&self, target: Target, path: &str) -> bool {
+    fn matches(&self, target: Target, path: &str) -> Result<bool> {
         match self {
-            Self::AllLinear => target.is_in_layer(),
-            Self::Names(names) => names.iter().any(|name| ends_with_name(path, name)),
-            Self::Whole(pattern) => pattern.is_match(path.as_bytes()),
+            Self::AllLinear => Ok(target.is_in_layer()),
+            Self::Names(names) => Ok(names.iter().any(|name| ends_with_name(path, name))),
+            Self::Whole(pattern) => pattern.is_match(path),
         }
     }
 }
@@ -146,7 +146,7 @@ struct Suffixes<'a> {
 enum Suffix<'a> {
     /// Letters, digits, `_`, and `.` for any character: what PEFT itself writes, a key a module. No engine is needed.
     Plain(&'a str),
-    Pattern(Regex),
+    Pattern(Pattern),
 }
 
 impl<'a> Suffixes<'a> {
@@ -158,7 +158,7 @@ impl<'a> Suffixes<'a> {
                 Suffix::Plain(text)
             } else {
                 regexes += 1;
-                Suffix::Pattern(compile(key, &format!(r"\A(?:(.*\.)?({text})$)"))?)
+                Suffix::Pattern(Pattern::new(key, &format!(r"\A(?:(.*\.)?({text})$)"))?)
             });
             if regexes > MAX_REGEXES {
                 return Err(too_many(key));
@@ -168,11 +168,17 @@ impl<'a> Suffixes<'a> {
     }
 
     /// The first key that matches.
-    fn first(&self, path: &str) -> Option<usize> {
-        self.keys.iter().position(|key| match key {
-            Suffix::Plain(text) => ends_with_plain(path.as_bytes(), text.as_bytes()),
-            Suffix::Pattern(pattern) => pattern.is_match(path.as_bytes()),
-        })
+    fn first(&self, path: &str) -> Result<Option<usize>> {
+        for (i, key) in self.keys.iter().enumerate() {
+            let matches = match key {
+                Suffix::Plain(text) => ends_with_plain(path.as_bytes(), text.as_bytes()),
+                Suffix::Pattern(pattern) => pattern.is_match(path)?,
+            };
+            if matches {
+                return Ok(Some(i));
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -180,18 +186,6 @@ fn ends_with_plain(path: &[u8], text: &[u8]) -> bool {
     let Some(at) = path.len().checked_sub(text.len()) else { return false };
     let (before, end) = path.split_at(at);
     before.last().is_none_or(|&c| c == b'.') && end.iter().zip(text).all(|(&c, &t)| c == t || t == b'.')
-}
-
-/// Paths are ASCII, so bytes do; Python's `\d` and `\w` agree on them.
-fn compile(key: &str, pattern: &str) -> Result<Regex> {
-    let built = RegexBuilder::new(pattern).unicode(false).size_limit(MAX_COMPILED).dfa_size_limit(MAX_COMPILED).build();
-    built.map_err(|e| {
-        let reason = match e {
-            regex::Error::CompiledTooBig(_) => "the pattern is too large; list the modules instead",
-            _ => "the pattern is not understood (look-around and back-references are not); list the modules instead",
-        };
-        Error::InvalidAdapter { what: key.into(), reason: reason.into() }
-    })
 }
 
 fn too_many(key: &str) -> Error {

@@ -7,6 +7,9 @@ use minijinja::value::{Kwargs, Rest, Tuple, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, State, Value, filters, functions};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
+use super::builtins::refused;
+use super::methods;
+
 // Names that no template can call by themselves.
 /// Walks a list or map and pays for it.
 pub(super) const OWN: &str = "#own";
@@ -18,6 +21,13 @@ pub(super) const STORED: &str = "#stored";
 pub(super) const SLICE: &str = "#slice";
 /// `value[key]`; the engine charges a text by its length when it is filtered, but not when a letter of it is looked up.
 pub(super) const ITEM: &str = "#item";
+
+/// What a loop goes through: the engine takes none for an empty list, Python does not.
+pub(super) const EACH: &str = "#each";
+/// `left + right`, of which one is marked as safe.
+pub(super) const ADD: &str = "#add";
+/// `left % right`.
+pub(super) const REM: &str = "#rem";
 
 /// Lists in lists.
 const MAX_NESTING: usize = 64;
@@ -35,6 +45,13 @@ pub(super) fn add(environment: &mut Environment<'static>) {
     environment.add_filter(STORED, stored);
     environment.add_filter(SLICE, slice);
     environment.add_filter(ITEM, |value: &Value, key: &Value| value.get_item(key));
+    environment.add_filter(EACH, each);
+    environment.add_filter(ADD, add_safe);
+    environment.add_filter(REM, rem);
+    environment.add_filter("center", |state: &State, text: &str, width: Option<i64>| {
+        methods::call(state, text, "center", &[width.unwrap_or(80).into()])
+    });
+    environment.add_filter("wordcount", |text: &str| text.split_whitespace().count());
     environment.add_filter("sum", sum);
     environment.add_filter("format", format);
     environment.add_function("namespace", namespace);
@@ -48,11 +65,56 @@ pub(super) fn add(environment: &mut Environment<'static>) {
 fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     if let (Some(text), "format") = (value.as_str(), name) {
         if text.contains(':') && text.contains('{') {
-            return Err(Error::new(ErrorKind::InvalidOperation, "format() takes no widths"));
+            return Err(refused("`format()` with widths is not supported"));
         }
         pay_fields(state, text.matches('{').count(), args)?;
     }
-    unknown_method_callback(state, value, name, args)
+    let called = value.as_str().map_or(Ok(None), |text| methods::call(state, text, name, args))?;
+    called.map_or_else(|| unknown_method_callback(state, value, name, args), Ok)
+}
+
+fn each(value: Value) -> Result<Value, Error> {
+    if value.is_none() { Err(refused("a loop over none, where a list is needed")) } else { Ok(value) }
+}
+
+/// `left + right` of texts: to a safe one the other is added escaped, as by `markupsafe`.
+fn add_safe(state: &State, left: &Value, right: &Value) -> Result<Value, Error> {
+    let (Some(a), Some(b)) = (left.as_str(), right.as_str()) else {
+        return Err(refused("`safe` added to what is no text is not supported"));
+    };
+    if !left.is_safe() && !right.is_safe() {
+        return Ok(Value::from([a, b].concat()));
+    }
+    state.consume_fuel(((a.len() + b.len()) / BYTES_PER_FUEL) as u64)?;
+    let [a, b] =
+        [(a, left), (b, right)].map(|(text, value)| if value.is_safe() { text.to_owned() } else { escaped(text) });
+    Ok(Value::from_safe_string(a + &b))
+}
+
+fn escaped(text: &str) -> String {
+    let text = text.replace('&', "&amp;").replace('>', "&gt;").replace('<', "&lt;");
+    text.replace('\'', "&#39;").replace('"', "&#34;")
+}
+
+/// `left % right`, where a text on the left is a format.
+fn rem(state: &mut State, left: &Value, right: Value) -> Result<Value, Error> {
+    if left.as_str().is_none() {
+        return methods::remainder(left, &right);
+    }
+    let args = match right.kind() {
+        ValueKind::Map => {
+            let mut pairs = Vec::new();
+            for key in right.try_iter()? {
+                pairs.push((key.to_string(), right.get_item(&key)?));
+            }
+            vec![Value::from(Kwargs::from_iter(pairs))]
+        }
+        _ => match right.downcast_object_ref::<Tuple>() {
+            Some(items) => items.iter().cloned().collect(),
+            None => vec![right],
+        },
+    };
+    format(state, left, Rest(args.into_iter().map(ValueOrKwargs::from).collect()))
 }
 
 fn format(state: &mut State, value: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {

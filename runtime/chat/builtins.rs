@@ -1,19 +1,18 @@
 //! The functions that Hugging Face adds to Jinja for chat templates.
 
 use std::fmt;
-use std::io::{self, Write};
 
-use minijinja::value::{Kwargs, Tuple, ValueKind};
+use minijinja::value::{Tuple, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Output, State, Value, escape_formatter};
-use serde::Serialize;
-use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
-use super::budget;
+use super::{budget, json};
 
 /// Adds `raise_exception` and Python's `tojson`.
 pub(super) fn add(environment: &mut Environment<'static>) {
     environment.add_function("raise_exception", raise_exception);
-    environment.add_filter("tojson", tojson);
+    environment.add_filter("tojson", json::tojson);
+    environment.add_test("iterable", |value: &Value| is_iterable(value));
+    environment.add_test("sequence", |value: &Value| is_iterable(value));
     environment.set_formatter(print);
     // Of no use in a prompt, and they write a value out whatever its size.
     environment.remove_filter("pprint");
@@ -29,7 +28,7 @@ pub(super) fn add_clock(environment: &mut Environment<'static>, seconds: u64) {
 
 /// Bytes that the fuel left would pay for at one a byte. A value may hold itself many times over, so its text is
 /// bounded as it is written.
-fn bytes_left(state: &State) -> usize {
+pub(super) fn bytes_left(state: &State) -> usize {
     state.fuel_levels().map_or(usize::MAX, |(_, left)| usize::try_from(left).unwrap_or(usize::MAX))
 }
 
@@ -39,85 +38,78 @@ fn print(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error
         return escape_formatter(out, state, value);
     }
     let value = &budget::own(state, value.clone())?;
-    let mut text = Bounded { bytes: Vec::new(), left: bytes_left(state) };
+    let mut text = Bounded::new(bytes_left(state));
     repr(value, &mut text)?;
-    let text = String::from_utf8(text.bytes).map_err(|_| ErrorKind::BadSerialization)?;
-    out.write_str(&text).map_err(|_| ErrorKind::WriteFailure.into())
+    out.write_str(&text.into_text()?).map_err(|_| ErrorKind::WriteFailure.into())
 }
 
 /// Python's spelling of `value`, item by item: the engine's own goes through all items even when there is no room.
 fn repr(value: &Value, out: &mut Bounded) -> Result<(), Error> {
-    let put = |out: &mut Bounded, text: fmt::Arguments| out.write_fmt(text).map_err(|_| ErrorKind::OutOfFuel.into());
     let is_tuple = value.downcast_object_ref::<Tuple>().is_some();
     let (open, close, is_map) = match value.kind() {
         ValueKind::Map => ("{", "}", true),
         ValueKind::Seq if is_tuple => ("(", if value.len() == Some(1) { ",)" } else { ")" }, false),
         ValueKind::Seq | ValueKind::Iterable => ("[", "]", false),
-        _ => return put(out, format_args!("{value:?}")),
+        _ => return out.put(&format!("{value:?}")),
     };
-    put(out, format_args!("{open}"))?;
+    out.put(open)?;
     for (i, item) in value.try_iter()?.enumerate() {
-        put(out, format_args!("{}", if i == 0 { "" } else { ", " }))?;
+        out.put(if i == 0 { "" } else { ", " })?;
         repr(&item, out)?;
         if is_map {
-            put(out, format_args!(": "))?;
+            out.put(": ")?;
             repr(&value.get_item(&item)?, out)?;
         }
     }
-    put(out, format_args!("{close}"))
+    out.put(close)
 }
 
 fn raise_exception(message: String) -> Result<Value, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, message))
 }
 
-/// `json.dumps(value, ensure_ascii=False, indent=indent)`; Jinja's own filter would escape for HTML.
-fn tojson(state: &State, value: &Value, indent: Option<usize>, options: Kwargs) -> Result<String, Error> {
-    let indent = indent.or(options.get::<Option<usize>>("indent")?);
-    let mut out = Bounded { bytes: Vec::new(), left: bytes_left(state) };
-    let written = match indent {
-        Some(width) => {
-            let spaces = " ".repeat(width.min(16));
-            value.serialize(&mut Serializer::with_formatter(&mut out, PrettyFormatter::with_indent(spaces.as_bytes())))
-        }
-        None => value.serialize(&mut Serializer::with_formatter(&mut out, PythonFormatter)),
-    };
-    written.map_err(|e| if e.is_io() { ErrorKind::OutOfFuel } else { ErrorKind::BadSerialization })?;
-    String::from_utf8(out.bytes).map_err(|_| ErrorKind::BadSerialization.into())
-}
-
-/// Python's separators: `[1, 2]`, `{"a": 1, "b": 2}`.
-struct PythonFormatter;
-
-impl Formatter for PythonFormatter {
-    fn begin_array_value<W: ?Sized + Write>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
-        if first { Ok(()) } else { out.write_all(b", ") }
-    }
-
-    fn begin_object_key<W: ?Sized + Write>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
-        if first { Ok(()) } else { out.write_all(b", ") }
-    }
-
-    fn begin_object_value<W: ?Sized + Write>(&mut self, out: &mut W) -> io::Result<()> {
-        out.write_all(b": ")
-    }
-}
-
 /// Refuses what does not fit.
-struct Bounded {
+pub(super) struct Bounded {
     bytes: Vec<u8>,
     left: usize,
 }
 
-impl Write for Bounded {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.left = self.left.checked_sub(bytes.len()).ok_or(io::ErrorKind::FileTooLarge)?;
-        self.bytes.write(bytes)
+impl Bounded {
+    pub(super) fn new(left: usize) -> Self {
+        Self { bytes: Vec::new(), left }
     }
 
-    fn flush(&mut self) -> io::Result<()> {
+    pub(super) fn put(&mut self, text: &str) -> Result<(), Error> {
+        self.left = self.left.checked_sub(text.len()).ok_or(ErrorKind::OutOfFuel)?;
+        self.bytes.extend_from_slice(text.as_bytes());
         Ok(())
     }
+
+    pub(super) fn into_text(self) -> Result<String, Error> {
+        String::from_utf8(self.bytes).map_err(|_| ErrorKind::BadSerialization.into())
+    }
+}
+
+/// Marks an error whose words are the program's own.
+#[derive(Debug)]
+pub(super) struct OwnWords;
+
+impl fmt::Display for OwnWords {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("refused")
+    }
+}
+
+impl std::error::Error for OwnWords {}
+
+/// An error in the program's own words, which may be shown.
+pub(super) fn refused(reason: &'static str) -> Error {
+    Error::new(ErrorKind::InvalidOperation, reason).with_source(OwnWords)
+}
+
+/// What Python iterates over; undefined values are empty there.
+fn is_iterable(value: &Value) -> bool {
+    !matches!(value.kind(), ValueKind::None | ValueKind::Bool | ValueKind::Number)
 }
 
 const MONTHS: [&str; 12] = [

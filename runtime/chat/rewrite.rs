@@ -4,7 +4,7 @@
 use minijinja::machinery::Span;
 use minijinja::machinery::ast::*;
 
-use super::budget::{ITEM, OWN, SLICE, SMALL, STORED};
+use super::budget::{ADD, EACH, ITEM, OWN, REM, SLICE, SMALL, STORED};
 
 /// Filters that apply a filter or a test, and so its arguments, to each item.
 const FOR_EACH: [&str; 5] = ["map", "select", "reject", "selectattr", "rejectattr"];
@@ -60,7 +60,7 @@ fn body<'a>(statements: &[Stmt<'a>]) -> Vec<Stmt<'a>> {
 fn for_loop<'a>(s: &ForLoop<'a>) -> ForLoop<'a> {
     ForLoop {
         target: target(&s.target),
-        iter: assigned(&s.target, &s.iter),
+        iter: filtered(EACH, assigned(&s.target, &s.iter), s.iter.span()),
         filter_expr: s.filter_expr.as_ref().map(expression),
         recursive: s.recursive,
         body: body(&s.body),
@@ -141,10 +141,25 @@ fn operand<'a>(e: &Expr<'a>) -> Expr<'a> {
 
 fn binary<'a>(e: &Spanned<BinOp<'a>>) -> Expr<'a> {
     let node = |left, right| Expr::BinOp(at(e.span(), BinOp { op: e.op, left, right }));
+    let by_filter = |name| {
+        let (expr, args) = (Some(operand(&e.left)), vec![CallArg::Pos(operand(&e.right))]);
+        Expr::Filter(at(e.span(), Filter { name, expr, args }))
+    };
     match e.op {
         BinOpKind::ScAnd | BinOpKind::ScOr => node(expression(&e.left), expression(&e.right)),
+        BinOpKind::Rem => owned(by_filter(REM)),
+        BinOpKind::Add if is_safe(&e.left) || is_safe(&e.right) => owned(by_filter(ADD)),
         BinOpKind::Add | BinOpKind::Mul => owned(node(operand(&e.left), operand(&e.right))),
         _ => node(operand(&e.left), operand(&e.right)),
+    }
+}
+
+/// Whether `e` is marked as safe, or a sum of what is.
+fn is_safe(e: &Expr<'_>) -> bool {
+    match e {
+        Expr::Filter(filter) => ["safe", "e", "escape"].contains(&filter.name),
+        Expr::BinOp(sum) if matches!(sum.op, BinOpKind::Add) => is_safe(&sum.right) || is_safe(&sum.left),
+        _ => false,
     }
 }
 

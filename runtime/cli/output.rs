@@ -73,10 +73,18 @@ pub(super) fn memory(device_bytes: u64, host_bytes: Option<u64>) -> String {
     format!("{} on the device, {host} on the host at most", human_bytes(device_bytes))
 }
 
+/// Gives a bar another look.
+pub(super) fn restyle(bar: &ProgressBar, template: &str) {
+    bar.set_style(style(template));
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
 /// A bar of `len` steps on stderr; not drawn where stderr is no terminal.
 pub(super) fn bar(len: u64, template: &str) -> ProgressBar {
-    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(len).with_style(style)
+    ProgressBar::new(len).with_style(style(template))
 }
 
 /// What opening a model is busy with. Bytes and shaders show up only when they take long enough to wonder.

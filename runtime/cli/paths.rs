@@ -71,11 +71,11 @@ impl Files {
         self
     }
 
-    /// That no output destroys anything; with `overwrite` files of another kind may go. Opens only outputs that are there.
+    /// That no output destroys anything; with `overwrite` files of another kind may go; `None` where there is no such option. Opens only outputs that are there.
     ///
     /// Errors: [`Error::InvalidArgument`] naming both options, or a folder that is missing; [`Error::InvalidFile`] for a
     /// file of another kind.
-    pub(super) fn check(&self, overwrite: bool) -> Result<()> {
+    pub(super) fn check(&self, overwrite: Option<bool>) -> Result<()> {
         let mut taken: Vec<(&Named, Identity)> = Vec::new();
         for (output, kind) in self.outputs.iter().filter(|(output, _)| !is_in_place(&output.path)) {
             let own = kind.files(&output.path).into_iter().map(|path| Identity::of(&path)).collect::<Vec<_>>();
@@ -113,7 +113,7 @@ impl Named {
         }
     }
 
-    fn check_kind(&self, kind: Kind, overwrite: bool) -> Result<()> {
+    fn check_kind(&self, kind: Kind, overwrite: Option<bool>) -> Result<()> {
         let invalid = |reason: String| Err(Error::InvalidFile { path: self.path.clone(), reason });
         match std::fs::metadata(&self.path) {
             Ok(found) if kind == Kind::AdapterFolder && !found.is_dir() => {
@@ -122,11 +122,11 @@ impl Named {
             Ok(found) if kind != Kind::AdapterFolder && found.is_dir() => {
                 invalid(format!("a folder has that name; `{}` is the file to write", self.option))
             }
-            Ok(found) if found.len() > 0 && !overwrite && !kind.is(&self.path) => {
+            Ok(found) if found.len() > 0 && overwrite != Some(true) && !kind.is(&self.path) => {
                 let (option, noun) = (self.option, kind.noun());
+                let or = if overwrite.is_some() { ", or `--overwrite`" } else { "" };
                 invalid(format!(
-                    "it is there already and is not {noun}, which is what `{option}` writes; give another name, or \
-                     `--overwrite`"
+                    "it is there already and is not {noun}, which is what `{option}` writes; give another name{or}"
                 ))
             }
             _ => Ok(()),

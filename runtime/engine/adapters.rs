@@ -55,7 +55,7 @@ impl Engine {
     /// Errors: [`Error::BaseMismatch`] when it was made for another base; as [`Adapter::load`]; [`Error::AdapterBudget`],
     /// also when there is no room beside one in use; [`Error::OutOfMemory`]. Nothing has changed then.
     pub fn load_adapter(&self, id: &str, path: impl AsRef<Path>) -> Result<Arc<LoadReport>> {
-        let adapter = Adapter::load(path.as_ref(), &self.base.adapter_shape())?;
+        let adapter = Adapter::load(path.as_ref(), self.base.adapted())?;
         self.check_base(&adapter)?;
         self.insert_adapter(id, &adapter, Some(path.as_ref()))
     }

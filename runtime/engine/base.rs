@@ -1,8 +1,9 @@
 //! The frozen base: everything that is read from a model file, immutable once loaded.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::adapter::BaseShape;
+use crate::adapter::{AdaptedBase, BaseShape, BaseWeights};
 use crate::chat::ChatTemplate;
 use crate::error::Result;
 use crate::format::TensorView;
@@ -27,6 +28,8 @@ pub struct Base {
     pub fingerprint: String,
     /// Size of the file's tensors.
     pub file_bytes: u64,
+    /// Where it was read from, unless from memory.
+    path: Option<PathBuf>,
 }
 
 impl Base {
@@ -65,7 +68,8 @@ impl Base {
         let source = chat_template.map_or_else(|| gguf.find("tokenizer.chat_template"), |source| Ok(Some(source)));
         let chat_template = ChatTemplate::unchecked(source, &bos, &eos);
         let fingerprint = fingerprint(gguf, &config, template_of(gguf));
-        Ok(Self { config, weights, tokenizer, chat_template, fingerprint, file_bytes })
+        let path = std::path::absolute(gguf.path()).ok().filter(|path| path.is_file());
+        Ok(Self { config, weights, tokenizer, chat_template, fingerprint, file_bytes, path })
     }
 }
 
@@ -73,6 +77,12 @@ impl Base {
     /// What an adapter has to fit.
     pub fn adapter_shape(&self) -> BaseShape {
         self.config.base_shape()
+    }
+
+    /// As [`Self::adapter_shape`], and where the weights are.
+    pub fn adapted(&self) -> AdaptedBase<'_> {
+        let weights = self.path.as_deref().map_or(BaseWeights::Unknown, BaseWeights::File);
+        AdaptedBase { shape: self.adapter_shape(), weights }
     }
 }
 

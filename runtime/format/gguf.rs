@@ -138,6 +138,14 @@ impl Gguf {
         T::from_value(value).ok_or_else(wrong).map(Some)
     }
 
+    /// As [`Self::find`], for a key that only informs: a value of another type is passed over with a warning.
+    pub(crate) fn find_note<'a, T: FromValue<'a>>(&'a self, key: &str) -> Option<T> {
+        self.find(key).unwrap_or_else(|error| {
+            log::warn!("{error}; passed over");
+            None
+        })
+    }
+
     /// Every tensor, in the order of the files.
     pub fn tensors(&self) -> impl ExactSizeIterator<Item = TensorView<'_>> {
         self.tensors.iter().map(|entry| self.view(entry))
@@ -182,8 +190,8 @@ impl Gguf {
 
     /// Checks that this is shard `no`; returns how many there are.
     fn expect_split(&self, no: u32, count: Option<u32>) -> Result<u32> {
-        let found_count = self.find("split.count")?.unwrap_or(1).max(1);
-        let found_no = self.find("split.no")?.unwrap_or(0);
+        let found_count = self.find_note("split.count").unwrap_or(1).max(1);
+        let found_no = self.find_note("split.no").unwrap_or(0);
         if no == 0 && found_no != 0 {
             return Err(self.invalid(format!("this is shard {} of {found_count}; open the first", found_no + 1)));
         }
@@ -203,8 +211,12 @@ impl Gguf {
 
     /// Names the tensors, once all shards are there.
     fn finish(mut self) -> Result<Self> {
-        if let Some(n) = self.find::<u32>("split.tensors.count")?.filter(|&n| n as usize != self.tensors.len()) {
-            return Err(invalid_key("split.tensors.count", format!("{n}, but the shards hold {}", self.tensors.len())));
+        if let Some(n) = self.find_note::<u32>("split.tensors.count").filter(|&n| n as usize != self.tensors.len()) {
+            let wrong = invalid_key("split.tensors.count", format!("{n}, but the shards hold {}", self.tensors.len()));
+            if self.shards.len() > 1 {
+                return Err(wrong);
+            }
+            log::warn!("{wrong}; passed over, as this is the only one");
         }
         let mut tensors = std::mem::take(&mut self.tensors);
         for (i, entry) in tensors.iter_mut().enumerate() {

@@ -2,7 +2,7 @@
 //!
 //! Three things differ from PEFT. The rows of q's and k's B are interleaved, like those of the base's q and k. The A of
 //! `token_embd` is transposed, `[V, r]`. There is one alpha a file, divided by each pair's rank; none or 0 means a
-//! scaling of 1. So a module whose scaling the file's alpha can't express has its factor multiplied into B on the way
+//! scaling of 1. Factors may be in any type of weights that is read here, such as Q8_0. So a module whose scaling the file's alpha can't express has its factor multiplied into B on the way
 //! out (exact when the factor is a power of two, else B is rounded once).
 //!
 //! Sources: `llama-adapter.cpp` and `convert_lora_to_gguf.py` of llama.cpp.
@@ -12,7 +12,7 @@ use std::path::Path;
 
 use super::gguf::{Gguf, Value, gguf_name, hf_name};
 use super::peft::{FINGERPRINT_KEY, too_large};
-use super::safetensors::{from_f32, to_f32};
+use super::safetensors::from_f32;
 use super::staged::Staged;
 use super::{
     TensorView,
@@ -60,7 +60,8 @@ pub(crate) fn parts(gguf: &Gguf, shape: &BaseShape) -> Result<Parts> {
     }
     let base_fingerprint = gguf.find::<&str>(FINGERPRINT_KEY)?.map(String::from);
     let (config, n_bytes) = (config(&found, alpha, shape), gguf.n_bytes());
-    Ok(Parts { format: AdapterFormat::Gguf, config, keys, found, others, base_fingerprint, n_bytes })
+    let (format, copies) = (AdapterFormat::Gguf, Vec::new());
+    Ok(Parts { format, config, keys, found, others, copies, base_fingerprint, n_bytes })
 }
 
 fn judge(key: &str, value: Value<'_>) -> Item {
@@ -88,9 +89,6 @@ fn tensor(view: &TensorView<'_>) -> Result<(ModulePath, Factor, [usize; 2]), Str
     };
     let path = hf_name(base).and_then(|hf| ModulePath::parse(hf.strip_suffix(".weight")?));
     let path = path.ok_or("the base has no such module that takes LoRA; it was made for another")?;
-    if !matches!(view.dtype, DType::F32 | DType::F16 | DType::BF16) {
-        return Err(format!("its type is {}; F32, F16 and BF16 are supported", view.dtype.name()));
-    }
     match *view.shape {
         [tokens, rank] if is_transposed(path, factor) => Ok((path, factor, [rank, tokens])),
         [rows, columns] => Ok((path, factor, [rows, columns])),
@@ -135,11 +133,9 @@ fn names(paths: impl Iterator<Item = ModulePath>, shape: &BaseShape) -> Vec<Stri
 
 /// Reads a factor that [`parts`] found and whose shape was checked.
 pub(crate) fn read(gguf: &Gguf, found: &Found, shape: &BaseShape) -> Result<Vec<f32>> {
-    let invalid = |reason: &str| Error::InvalidTensor { name: found.name.clone(), reason: reason.into() };
     let view = gguf.require(&found.name)?;
     let interleaved = interleaved(found.path, found.factor, shape)?;
-    let bytes = TensorView { interleaved, ..view }.bytes();
-    let values = to_f32(view.dtype, &bytes).ok_or_else(|| invalid("F32, F16 or BF16 is needed"))?;
+    let values = TensorView { interleaved, ..view }.to_f32();
     let transposed = is_transposed(found.path, found.factor);
     Ok(if transposed { transpose(&values, found.shape[1]) } else { values })
 }

@@ -6,6 +6,7 @@ pub(crate) mod gguf_writer;
 pub(crate) mod peft;
 pub(crate) mod safetensors;
 pub(crate) mod staged;
+pub(crate) mod twice;
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -97,6 +98,16 @@ impl<'a> TensorView<'a> {
     /// All the bytes, as [`Self::rows`] gives them.
     pub fn bytes(&self) -> Cow<'a, [u8]> {
         self.rows(0, self.n_rows())
+    }
+
+    /// All the weights as f32, in the order of [`Self::bytes`].
+    pub(crate) fn to_f32(self) -> Vec<f32> {
+        let bytes = self.bytes();
+        safetensors::to_f32(self.dtype, &bytes).unwrap_or_else(|| {
+            let mut values = vec![0.0; self.n_weights()];
+            crate::quant::format(self.dtype).dequantize(&bytes, &mut values);
+            values
+        })
     }
 
     /// The same tensor with its rows as the file orders them.

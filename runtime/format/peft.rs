@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, TensorInfo, TensorView};
 
+use super::gguf::Gguf;
 use super::safetensors::{SafetensorsFile, from_f32, is_float, to_bytes};
 use super::staged::Staged;
 use crate::adapter::config::{LoraConfig, MAX_CONFIG_BYTES};
+use crate::adapter::copies::{self, BaseWeights, Copied};
 use crate::adapter::module::{BaseShape, LoraModule, ModulePath, Target};
 use crate::adapter::parts::{Factor, Found, Parts};
 use crate::adapter::report::{AdapterFormat, Item};
@@ -21,6 +23,8 @@ use crate::error::{Error, Result};
 pub(crate) const CONFIG: &str = "adapter_config.json";
 /// Folder of the checkpoints of the training that makes the adapter.
 pub(crate) const CHECKPOINTS: &str = "checkpoints";
+/// File that says who trains to the folder, while someone does.
+pub(crate) const LOCK: &str = ".lock";
 const TENSORS: &str = "adapter_model.safetensors";
 const PICKLE: &str = "adapter_model.bin";
 /// Keys of the tensor file's metadata.
@@ -67,23 +71,36 @@ pub(crate) fn config_inside<R: Read + Seek>(path: &Path, file: &SafetensorsFile<
 /// What is in the files, numbers apart.
 pub(crate) fn parts<R: Read + Seek>(config: &[u8], file: &SafetensorsFile<R>, shape: &BaseShape) -> Result<Parts> {
     let (config, keys) = LoraConfig::parse(config)?;
-    let (mut found, mut others) = (Vec::new(), Vec::new());
+    let (mut found, mut others, mut copies) = (Vec::new(), Vec::new(), Vec::new());
     for (name, info) in file.tensors() {
         match tensor(&name, info, shape) {
-            Ok((path, factor, shape)) => found.push(Found { name, path, factor, shape }),
-            Err(item) => others.push(item),
+            Kind::Factor(path, factor, shape) => found.push(Found { name, path, factor, shape }),
+            Kind::Copy(copy) => copies.push(copy),
+            Kind::Other(item) => others.push(item),
         }
     }
     let (base_fingerprint, n_bytes) = (file.metadata(FINGERPRINT_KEY).map(String::from), file.n_bytes());
-    Ok(Parts { format: AdapterFormat::Peft, config, keys, found, others, base_fingerprint, n_bytes })
+    let format = AdapterFormat::Peft;
+    Ok(Parts { format, config, keys, found, others, copies, base_fingerprint, n_bytes })
 }
 
-/// What a tensor is; judged at once if it is no factor.
-fn tensor(name: &str, info: &TensorInfo, shape: &BaseShape) -> Result<(ModulePath, Factor, [usize; 2]), Item> {
-    let refused = |reason: String| Item::refused(name, reason);
+/// What a tensor is.
+enum Kind {
+    Factor(ModulePath, Factor, [usize; 2]),
+    Copy(Copied),
+    /// Judged at once.
+    Other(Item),
+}
+
+fn tensor(name: &str, info: &TensorInfo, shape: &BaseShape) -> Kind {
+    let refused = |reason: String| Kind::Other(Item::refused(name, reason));
     let inner = name.strip_prefix(PREFIX).unwrap_or(name);
-    if let Some(module) = inner.strip_suffix(".base_layer.weight") {
-        return Err(base_layer(name, module, info, shape));
+    if let Some(copy) = copied(name, inner) {
+        return match info.shape == [shape.vocab_size, shape.hidden_size] {
+            true if is_float(info.dtype) => Kind::Copy(copy),
+            true => refused(not_float(info.dtype)),
+            false => refused("the vocabulary was resized in training; train with the base's own tokens".into()),
+        };
     }
     let Some((path, factor)) = factor(inner) else {
         let reason = match inner {
@@ -92,28 +109,69 @@ fn tensor(name: &str, info: &TensorInfo, shape: &BaseShape) -> Result<(ModulePat
             _ if inner.contains(".lora_") => "the base has no such module that takes LoRA; it was made for another",
             _ => "it would replace a part of the base, which is frozen; train LoRA only",
         };
-        return Err(refused(reason.into()));
+        return refused(reason.into());
     };
-    if !is_float(info.dtype) {
-        return Err(refused(format!("its type is {:?}; F32, F16, BF16 and F64 are supported", info.dtype)));
-    }
     match *info.shape {
-        [rows, columns] => Ok((path, factor, [rows, columns])),
-        _ => Err(refused(format!("its shape is {:?}; a matrix is needed", info.shape))),
+        _ if !is_float(info.dtype) => refused(not_float(info.dtype)),
+        [rows, columns] => Kind::Factor(path, factor, [rows, columns]),
+        _ => refused(format!("its shape is {:?}; a matrix is needed", info.shape)),
     }
 }
 
-/// PEFT saves the embedding's own weights along when it is targeted.
-fn base_layer(name: &str, module: &str, info: &TensorInfo, shape: &BaseShape) -> Item {
-    match ModulePath::parse(module) {
-        Some(ModulePath { layer: None, .. }) if info.shape == [shape.vocab_size, shape.hidden_size] => {
-            Item::ignored(name, "a copy of the base's frozen weights; those of the loaded base are used")
+fn not_float(dtype: Dtype) -> String {
+    format!("its type is {dtype:?}; F32, F16, BF16 and F64 are supported")
+}
+
+/// Whether it is the embedding's or the head's own weights, which PEFT saves along when they are targeted, when the
+/// vocabulary was resized, or when it is asked to (`save_embedding_layers`).
+fn copied(name: &str, inner: &str) -> Option<Copied> {
+    let (module, is_base_layer) = match inner.strip_suffix(".base_layer.weight") {
+        Some(module) => (module, true),
+        None => (inner.strip_suffix(".weight")?, false),
+    };
+    let path = ModulePath::parse(module).filter(|path| path.layer.is_none())?;
+    Some(Copied { name: name.into(), path, is_base_layer })
+}
+
+/// Judges a copy: without effect where it equals the base's, refused where it does not.
+///
+/// Errors: as [`SafetensorsFile::read_rows`] and [`Gguf::open`].
+pub(crate) fn judge_copy<R: Read + Seek>(
+    file: &mut SafetensorsFile<R>,
+    copy: &Copied,
+    weights: BaseWeights<'_>,
+) -> Result<Item> {
+    let name = copy.name.as_str();
+    let opened;
+    let gguf = match weights {
+        BaseWeights::Open(gguf) => gguf,
+        BaseWeights::File(path) => {
+            opened = Gguf::open(path)?;
+            &opened
         }
-        Some(ModulePath { layer: None, .. }) => {
-            Item::refused(name, "the vocabulary was resized in training; train with the base's own tokens")
+        BaseWeights::Compared => return Ok(Item::ignored(name, "a copy of the base's weights, compared before")),
+        BaseWeights::Unknown if copy.is_base_layer => {
+            let reason = "a copy of the base's frozen weights; those of the loaded base are used";
+            return Ok(Item::ignored(name, reason));
         }
-        _ => Item::refused(name, "it would replace a part of the base, which is frozen; train LoRA only"),
-    }
+        BaseWeights::Unknown => {
+            let reason = "it may replace a part of the base, which is frozen, and there is no model file to compare it \
+                          with; save without save_embedding_layers";
+            return Ok(Item::refused(name, reason));
+        }
+    };
+    let base = copy.original(gguf)?;
+    Ok(match copies::equals(&base, &mut |rows| file.read_rows(name, rows))? {
+        true => Item::ignored(
+            name,
+            format!("a copy of the base's weights: equal within the rounding of {}", base.dtype.name()),
+        ),
+        false => Item::refused(
+            name,
+            "it differs from the base's and would replace it, but the base is frozen; train LoRA only (no new tokens), or \
+             merge it into the base and convert that",
+        ),
+    })
 }
 
 /// `<module>.lora_A.weight` or `<module>.lora_embedding_A`, perhaps with the adapter's name after the A.
@@ -139,8 +197,7 @@ fn tensor_name(path: ModulePath, factor: Factor) -> String {
 
 /// Writes a folder. The config goes first out and last in, so that no crash leaves one beside tensors it is not for.
 ///
-/// Errors: [`Error::Io`]; [`Error::InvalidFile`] when the folder exists and is neither empty nor an adapter's;
-/// [`Error::InvalidAdapter`] for a module whose numbers `dtype` can't hold.
+/// Errors: [`Error::Io`]; [`Error::InvalidAdapter`] for a module whose numbers `dtype` can't hold.
 pub(crate) fn save(
     dir: &Path,
     config: &LoraConfig,
@@ -150,16 +207,6 @@ pub(crate) fn save(
 ) -> Result<()> {
     let json = config.to_json();
     let bytes = encode(dir, &json, modules, fingerprint, dtype)?;
-    let invalid = |reason: &str| Error::InvalidFile { path: dir.into(), reason: reason.into() };
-    if dir.exists() {
-        if !dir.is_dir() {
-            return Err(invalid("a file has that name; give a folder"));
-        }
-        let entries = std::fs::read_dir(dir).map_err(|e| Error::io(dir, e))?;
-        if !is_adapter(dir) && entries.flatten().any(|entry| !is_ours(&entry.file_name())) {
-            return Err(invalid("the folder holds something that is no adapter; give an empty or a new one"));
-        }
-    }
     std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
     let (old, tensors) = (dir.join(CONFIG), dir.join(TENSORS));
     let (staged_tensors, staged_config) = (Staged::write(&tensors, &bytes)?, Staged::write(&old, json.as_bytes())?);
@@ -170,9 +217,27 @@ pub(crate) fn save(
     staged_config.commit()
 }
 
+/// That an adapter may be written to `dir`.
+///
+/// Errors: [`Error::InvalidFile`] when it exists and is neither empty nor an adapter's; [`Error::Io`].
+pub(crate) fn check_folder(dir: &Path) -> Result<()> {
+    let invalid = |reason: &str| Err(Error::InvalidFile { path: dir.into(), reason: reason.into() });
+    if !dir.exists() {
+        return Ok(());
+    }
+    if !dir.is_dir() {
+        return invalid("a file has that name; give a folder");
+    }
+    let entries = std::fs::read_dir(dir).map_err(|e| Error::io(dir, e))?;
+    if !is_adapter(dir) && entries.flatten().any(|entry| !is_ours(&entry.file_name())) {
+        return invalid("the folder holds something that is no adapter; give an empty or a new one");
+    }
+    Ok(())
+}
+
 /// Whether saving or training leaves it in a folder before there is a config: a crash may have kept it from that.
 fn is_ours(name: &std::ffi::OsStr) -> bool {
-    is_staged(name) || name == TENSORS || name == CHECKPOINTS
+    is_staged(name) || name == TENSORS || name == CHECKPOINTS || name == LOCK
 }
 
 /// Whether it is what a crash left of a file on its way into a folder.

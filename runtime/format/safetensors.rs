@@ -2,18 +2,18 @@
 //!
 //! The file is read, not mapped: an adapter may be replaced on disk while it loads.
 
-use std::collections::{HashMap, HashSet};
-use std::fmt;
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo, TensorView, serialize};
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 
+use super::twice::Twice;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 
@@ -46,31 +46,6 @@ pub(crate) fn is_safetensors(path: &Path) -> bool {
     let mut head = [0; 9];
     let read = super::open(path).is_ok_and(|mut file| file.read_exact(&mut head).is_ok());
     read && head[8] == b'{' && !head.starts_with(b"GGUF")
-}
-
-/// A name that is in a header twice, which the format forbids: a map would keep the last and say nothing.
-struct Duplicate(Option<String>);
-
-impl<'de> Deserialize<'de> for Duplicate {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Names;
-        impl<'de> Visitor<'de> for Names {
-            type Value = Duplicate;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a header")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Duplicate, A::Error> {
-                let (mut seen, mut twice) = (HashSet::new(), None);
-                while let Some((name, _)) = map.next_entry::<String, IgnoredAny>()? {
-                    twice = twice.or(seen.replace(name));
-                }
-                Ok(Duplicate(twice))
-            }
-        }
-        deserializer.deserialize_map(Names)
-    }
 }
 
 /// An open file whose header is checked; tensors are read on demand.
@@ -114,7 +89,7 @@ impl<R: Read + Seek> SafetensorsFile<R> {
                 column => format!("the header is damaged (column {column}); download it again"),
             })
         };
-        if let Duplicate(Some(name)) = serde_json::from_slice(&json).map_err(damaged)? {
+        if let Twice(Some(name)) = serde_json::from_slice(&json).map_err(damaged)? {
             return Err(Error::InvalidTensor { name, reason: "it is in the header twice; save it again".into() });
         }
         let header: Metadata = serde_json::from_slice(&json).map_err(damaged)?;
@@ -144,14 +119,31 @@ impl<R: Read + Seek> SafetensorsFile<R> {
 
     /// Reads a tensor, for [`floats`].
     pub(crate) fn read(&mut self, name: &str) -> Result<(Dtype, Vec<u8>)> {
-        let info = self.header.info(name).ok_or_else(|| Error::MissingTensor { name: name.into() })?;
+        let info = self.info(name)?;
         let (dtype, (start, end)) = (info.dtype, info.data_offsets);
         // The header was compared with the file's length, so this asks for no more than the file had.
-        let mut bytes = vec![0; end - start];
-        let at = SeekFrom::Start(self.data_start + start as u64);
+        Ok((dtype, self.read_bytes(start..end)?))
+    }
+
+    /// Reads rows of a tensor as f32. Call it for types that [`is_float`] takes.
+    pub(crate) fn read_rows(&mut self, name: &str, rows: Range<usize>) -> Result<Vec<f32>> {
+        let info = self.info(name)?;
+        let (dtype, (start, end)) = (info.dtype, info.data_offsets);
+        let row = (end - start) / info.shape.first().copied().unwrap_or(1).max(1);
+        let bytes = self.read_bytes((start + rows.start * row).min(end)..(start + rows.end * row).min(end))?;
+        floats(name, dtype, &bytes)
+    }
+
+    fn info(&self, name: &str) -> Result<&TensorInfo> {
+        self.header.info(name).ok_or_else(|| Error::MissingTensor { name: name.into() })
+    }
+
+    fn read_bytes(&mut self, range: Range<usize>) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; range.len()];
+        let at = SeekFrom::Start(self.data_start + range.start as u64);
         let read = self.reader.seek(at).and_then(|_| self.reader.read_exact(&mut bytes));
         read.map_err(|e| Error::io(&self.path, e))?;
-        Ok((dtype, bytes))
+        Ok(bytes)
     }
 }
 

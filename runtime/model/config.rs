@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use crate::adapter::BaseShape;
 use crate::error::{Error, Result};
-use crate::format::gguf::{Array, Gguf};
+use crate::format::gguf::{Array, Gguf, Value};
 
 use super::rope::{RopeScaling, inverse_frequencies};
 
@@ -18,17 +18,51 @@ const MAX_CONTEXT: usize = 1 << 24;
 const BLOCK: usize = crate::quant::BLOCK;
 const MAX_HEAD_DIM: usize = 256;
 
-/// Keys that would change a llama's maths, and the value that leaves it alone.
-const NEUTRAL: [(&str, f32); 8] = [
-    ("embedding_scale", 1.0),
-    ("residual_scale", 1.0),
-    ("logit_scale", 1.0),
-    ("attention.scale", 0.0),
-    ("attention.clamp_kqv", 0.0),
-    ("attention.max_alibi_bias", 0.0),
-    ("attn_logit_softcapping", 0.0),
-    ("final_logit_softcapping", 0.0),
+/// Keys `llama.*` that are read here or in `rope`, are checked against others, or change nothing.
+const KNOWN: [&str; 29] = [
+    "vocab_size",
+    "context_length",
+    "embedding_length",
+    "block_count",
+    "feed_forward_length",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.value_length",
+    "attention.layer_norm_rms_epsilon",
+    "attention.causal",
+    "attention.scale",
+    "attention.sliding_window",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.scale_linear",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "expert_count",
+    // Of what is refused or not there.
+    "attention.layer_norm_epsilon",
+    "attention.sliding_window_pattern",
+    "expert_used_count",
+    "expert_feed_forward_length",
+    "rope.freq_base_swa",
+    "rope.scaling.original_context_length",
+    "rope.scaling.orig_ctx_len",
+    "rope.scaling.finetuned",
+    "pooling_type",
+    "tensor_data_layout",
 ];
+/// Scales, for which 1 is as good as none.
+const SCALES: [&str; 7] = [
+    "embedding_scale",
+    "residual_scale",
+    "logit_scale",
+    "attention.output_scale",
+    "rope.scaling.attn_factor",
+    "rope.scaling.alpha",
+    "expert_weights_scale",
+];
+/// Keys of YaRN, which are for `rope.scaling.type` = `yarn`.
+const YARN: &str = "rope.scaling.yarn_";
 
 /// Tensors that old converters left behind and nothing needs.
 const HARMLESS: [&str; 2] = ["rope_freqs.weight", ".attn_rot_embd.weight"];
@@ -110,6 +144,7 @@ impl ModelConfig {
         };
         config.check_sizes()?;
         config.check_heads(gguf)?;
+        check_attention_scale(gguf, head_dim)?;
         Ok(config)
     }
 
@@ -218,7 +253,7 @@ impl ModelConfig {
 /// Refuses what is not a plain llama, by name.
 fn refuse_others(gguf: &Gguf) -> Result<()> {
     let architecture = gguf.architecture()?;
-    if let Some(kind) = gguf.find::<&str>("general.type")?.filter(|&kind| kind != "model") {
+    if let Some(kind) = gguf.find_note::<&str>("general.type").filter(|&kind| kind != "model") {
         return Err(unsupported(format!("a GGUF file of type `{kind}` as a model"), "give the base model"));
     }
     if architecture != "llama" {
@@ -227,10 +262,16 @@ fn refuse_others(gguf: &Gguf) -> Result<()> {
     if let Some(n) = gguf.find::<u32>("llama.expert_count")?.filter(|&n| n > 0) {
         return Err(unsupported(format!("a mixture of {n} experts (`llama.expert_count`)"), "dense models are"));
     }
-    for (name, neutral) in NEUTRAL {
-        let key = format!("llama.{name}");
-        if let Some(v) = gguf.find::<f32>(&key)?.filter(|&v| v != neutral) {
-            return Err(unsupported(format!("`{key}` = {v}"), "plain llama models are"));
+    for (key, value) in gguf.metadata() {
+        let Some(name) = key.strip_prefix("llama.") else { continue };
+        if let Some(value) = foreign(name, value) {
+            let shown = match value {
+                // As it was before it was widened.
+                Value::Float(v) => (v as f32).to_string(),
+                other => other.to_string(),
+            };
+            let key: String = key.chars().take(64).collect();
+            return Err(unsupported(format!("`{key}` = {shown}"), "plain llama models are"));
         }
     }
     if gguf.find::<bool>("llama.attention.causal")? == Some(false) {
@@ -241,6 +282,34 @@ fn refuse_others(gguf: &Gguf) -> Result<()> {
         return Err(unsupported(format!("sliding-window attention over {window} tokens"), "full attention is"));
     }
     Ok(())
+}
+
+/// The value of a key that this family does not have and that is not off: it may change the result.
+fn foreign<'a>(name: &str, value: Value<'a>) -> Option<Value<'a>> {
+    if KNOWN.contains(&name) || name.starts_with(YARN) {
+        return None;
+    }
+    let is_off = match value {
+        Value::Unsigned(n) => n == 0,
+        Value::Signed(n) => n == 0,
+        Value::Float(v) => v == 0.0 || v == 1.0 && SCALES.contains(&name),
+        Value::Bool(on) => !on,
+        // A note: what computes is a number.
+        Value::String(_) => true,
+        Value::Array(items) => items.iter().all(|item| foreign(name, item).is_none()),
+    };
+    (!is_off).then_some(value)
+}
+
+/// Refuses another scaling of attention than by the root of a head's width.
+fn check_attention_scale(gguf: &Gguf, head_dim: usize) -> Result<()> {
+    let usual = (head_dim as f32).sqrt().recip();
+    match gguf.find::<f32>("llama.attention.scale")?.filter(|&v| v != 0.0) {
+        Some(v) if (v - usual).abs() > 1e-6 * usual || v.is_nan() => {
+            Err(unsupported(format!("`llama.attention.scale` = {v}"), "1 over the root of a head's width is"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A size from key `llama.<name>`: 1 to `max`.

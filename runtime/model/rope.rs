@@ -9,6 +9,9 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;
 
+const FACTOR: &str = "llama.rope.scaling.factor";
+const OLD_FACTOR: &str = "llama.rope.scale_linear";
+
 /// How inverse frequencies are changed for contexts longer than those trained on.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
@@ -37,17 +40,22 @@ pub enum RopeScaling {
 impl RopeScaling {
     /// From the metadata and `rope_freqs.weight`, which must hold `n` factors.
     pub(super) fn from_gguf(gguf: &Gguf, n: usize) -> Result<Self> {
-        let kind: Option<&str> = gguf.find("llama.rope.scaling.type")?;
-        let old_linear: Option<f32> = gguf.find("llama.rope.scale_linear")?;
-        let linear = match (kind, old_linear) {
-            (Some("none"), _) | (None, None) => None,
-            (Some("linear"), _) => Some(factor(gguf, "llama.rope.scaling.factor")?),
-            (None, Some(_)) => Some(factor(gguf, "llama.rope.scale_linear")?),
-            (Some(kind), _) => {
+        // As llama.cpp: linear where no type is given, by the newer of the two keys.
+        let linear = match gguf.find::<&str>("llama.rope.scaling.type")? {
+            Some("none") => None,
+            None | Some("linear") => match factor(gguf, FACTOR)? {
+                None => factor(gguf, OLD_FACTOR)?,
+                found => found,
+            },
+            Some(kind) => {
                 let hint = "none, linear and llama-3 scaling are".into();
                 return Err(Error::Unsupported { what: format!("rope scaling `{kind}`"), hint });
             }
         };
+        if linear.is_none() && gguf.find::<&str>("llama.rope.scaling.type")? == Some("linear") {
+            // Asked for, so there has to be one.
+            gguf.get::<f32>(FACTOR)?;
+        }
         match (linear.filter(|&factor| factor != 1.0), explicit_factors(gguf, n)?) {
             (None, None) => Ok(Self::None),
             (Some(factor), None) => Ok(Self::Linear { factor }),
@@ -60,10 +68,12 @@ impl RopeScaling {
     }
 }
 
-fn factor(gguf: &Gguf, key: &str) -> Result<f32> {
-    let factor: f32 = gguf.get(key)?;
-    let reason = format!("{factor} is not a number above 0");
-    if usable(factor) { Ok(factor) } else { Err(Error::InvalidMetadata { key: key.into(), reason }) }
+/// A key's factor; 0 is none, as in llama.cpp.
+fn factor(gguf: &Gguf, key: &str) -> Result<Option<f32>> {
+    let factor = gguf.find::<f32>(key)?.filter(|&factor| factor != 0.0);
+    let wrong =
+        |factor| Error::InvalidMetadata { key: key.into(), reason: format!("{factor} is not a number above 0") };
+    factor.map(|factor| if usable(factor) { Ok(factor) } else { Err(wrong(factor)) }).transpose()
 }
 
 fn usable(factor: f32) -> bool {

@@ -5,36 +5,47 @@ use tokenizers::Model;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::utils::SysRegex;
 
+use super::pattern;
 use super::spec::{TokenizerSpec, invalid};
 use super::table::{Kind, TokenTable};
 use super::{Encode, EncodeOptions};
 use crate::error::{Error, Result};
 
-const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)";
-const LLAMA3: &str = concat!(
-    r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|",
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-);
-/// As llama-3, with one digit a piece.
-const QWEN2: &str = concat!(
-    r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|",
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-);
-
 /// The regular expressions of a pre-tokeniser, applied one after the other to the pieces of the one before: what
 /// matches is a piece, and so is what lies between matches.
 fn patterns(pre: &str) -> Result<&'static [&'static str]> {
     Ok(match pre {
-        "smollm" => &[r"\p{N}", GPT2],
-        "llama-bpe" | "llama3" | "llama-v3" => &[LLAMA3],
-        "qwen2" => &[QWEN2],
-        "gpt-2" => &[GPT2],
+        "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone" | "minerva-7b" => {
+            &[r"\p{N}", pattern::GPT2]
+        }
+        "llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "smaug-bpe" | "dbrx" | "glm4" | "chatglm-bpe" => {
+            &[pattern::LLAMA3]
+        }
+        "qwen2" | "deepseek-r1-qwen" | "megrez" | "stablelm2" => &[pattern::QWEN2],
+        "gpt-2" | "phi-2" | "mpt" | "olmo" | "jais" | "gigachat" | "mellum" => &[pattern::GPT2],
+        "tekken" => &[pattern::TEKKEN],
+        "gpt-4o" => &[pattern::GPT4O],
+        "falcon" => &[r"[\p{P}\$\+<=>\^~\|`]+", pattern::GPT2, "[0-9][0-9][0-9]"],
+        "deepseek-llm" => &[
+            r"[\r\n]",
+            pattern::DEEPSEEK_LETTERS,
+            r"\s?[!-/:-~\x{FF01}-\x{FF0F}\x{FF1A}-\x{FF5E}\x{2018}-\x{201F}\x{3000}-\x{3002}]+",
+            r"\s+$",
+            pattern::DEEPSEEK_CJK,
+            r"\p{N}+",
+        ],
+        "deepseek-coder" => &[r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", pattern::DEEPSEEK_CJK, r"\p{N}"],
+        "deepseek-v3" => {
+            &[r"\p{N}{1,3}", r"[\x{4E00}-\x{9FA5}\x{3040}-\x{309F}\x{30A0}-\x{30FF}]+", pattern::DEEPSEEK3]
+        }
         // What llama.cpp does for a file that names none.
-        "default" => &[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"],
+        "default" => &[r"[\p{P}\$\+<=>\^~\|]+", pattern::GPT2, r"\p{N}+", "[0-9][0-9][0-9]"],
         other => {
+            let name: String = other.chars().take(64).collect();
             return Err(Error::Unsupported {
-                what: format!("pre-tokeniser `{other}`"),
-                hint: "smollm, llama-bpe, qwen2, gpt-2 and default are".into(),
+                what: format!("pre-tokeniser `{name}`"),
+                hint: "those of llama, qwen2, smollm, gpt-2, falcon, mistral (tekken) and deepseek are, and default"
+                    .into(),
             });
         }
     })
@@ -43,7 +54,7 @@ fn patterns(pre: &str) -> Result<&'static [&'static str]> {
 /// Whether texts of this pre-tokeniser start with BOS unless the file says otherwise; such vocabularies also take
 /// a whole piece as it is when it is a token, whatever the merges say.
 pub(super) fn starts_with_bos(pre: &str) -> bool {
-    matches!(pre, "llama-bpe" | "llama3" | "llama-v3")
+    matches!(pre, "llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "tekken")
 }
 
 /// The encoder of `tokenizer.ggml.model = gpt2`.

@@ -7,7 +7,7 @@ use tokenizers::pre_tokenizers::metaspace::PrependScheme;
 
 use super::special::SpecialTokens;
 use super::table::{Kind, TokenTable};
-use super::{END_OF_GENERATION, Encode, EncodeOptions, Tokenizer, bpe, spm};
+use super::{Encode, EncodeOptions, Tokenizer, bpe, control, spm};
 use crate::error::{Error, Result};
 
 /// Ids from here on come from a broken file: no vocabulary is near it.
@@ -53,18 +53,49 @@ impl Encode for Pipeline {
 }
 
 /// The file without what its pipeline puts before a text; nothing where it puts nothing.
-fn without_prefix(bytes: &[u8]) -> Result<Option<tokenizers::Tokenizer>> {
-    let mut file: Value = serde_json::from_slice(bytes).map_err(|e| failed(e.into()))?;
+fn without_prefix(mut file: Value) -> Result<Option<tokenizers::Tokenizer>> {
     let mut changed = false;
     for part in ["normalizer", "pre_tokenizer"] {
         changed |= file.get_mut(part).is_some_and(remove_prefix);
     }
-    if !changed {
-        return Ok(None);
+    if changed { load(&file).map(Some) } else { Ok(None) }
+}
+
+fn load(file: &Value) -> Result<tokenizers::Tokenizer> {
+    let mut tokenizer = tokenizers::Tokenizer::from_bytes(file.to_string()).map_err(failed)?;
+    // A longer text is the caller's to refuse; padding is for batches.
+    tokenizer.with_truncation(None).map_err(failed)?.with_padding(None);
+    Ok(tokenizer)
+}
+
+/// Makes special tokens of those that begin or end a turn, which some files hold as plain ones.
+fn mark_turns(file: &mut Value) {
+    let mut plain: Vec<(String, u64)> = match &file["model"]["vocab"] {
+        Value::Object(ids) => ids.iter().filter_map(|(text, id)| Some((text.clone(), id.as_u64()?))).collect(),
+        Value::Array(scored) => (0..).zip(scored).filter_map(|(id, v)| Some((v[0].as_str()?.into(), id))).collect(),
+        _ => Vec::new(),
+    };
+    plain.retain(|(text, _)| control::is_turn(text));
+    let Some(fields) = file.as_object_mut() else { return };
+    let added = fields.entry("added_tokens").or_insert(Value::Null);
+    if added.is_null() {
+        *added = json!([]);
     }
-    let mut bare = tokenizers::Tokenizer::from_bytes(file.to_string()).map_err(failed)?;
-    bare.with_truncation(None).map_err(failed)?.with_padding(None);
-    Ok(Some(bare))
+    let Some(added) = added.as_array_mut() else { return };
+    for token in added.iter_mut() {
+        let Some(text) = token["content"].as_str().map(String::from) else { continue };
+        if control::is_turn(&text) && token.is_object() {
+            token["special"] = true.into();
+        }
+        plain.retain(|(plain, _)| *plain != text);
+    }
+    plain.sort_by_key(|(_, id)| *id);
+    added.extend(plain.into_iter().map(|(text, id)| {
+        json!({
+            "id": id, "content": text, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+            "special": true,
+        })
+    }));
 }
 
 /// Switches off what `part` and the parts within it put before a text; says whether there was any.
@@ -100,9 +131,9 @@ fn remove_prefix(part: &mut Value) -> bool {
 /// Builds the tokenizer of a `tokenizer.json`.
 pub(super) fn build(bytes: &[u8]) -> Result<Tokenizer> {
     check(bytes)?;
-    let mut parsing = tokenizers::Tokenizer::from_bytes(bytes).map_err(failed)?;
-    // A longer text is the caller's to refuse; padding is for batches.
-    parsing.with_truncation(None).map_err(failed)?.with_padding(None);
+    let mut file: Value = serde_json::from_slice(bytes).map_err(|e| failed(e.into()))?;
+    mark_turns(&mut file);
+    let parsing = load(&file)?;
     let spelling = Spelling::of(parsing.get_decoder())?;
     let added = parsing.get_added_tokens_decoder();
     let is_special = |id: &u32| added.get(id).is_some_and(|token| token.special);
@@ -110,15 +141,15 @@ pub(super) fn build(bytes: &[u8]) -> Result<Tokenizer> {
     let bos = around.get_ids().first().copied().filter(is_special);
     let add_eos = around.get_ids().last().is_some_and(is_special);
 
-    let named = |name: &&str| added.iter().find(|(_, t)| t.special && t.content == *name).map(|(id, _)| *id);
-    let mut end_of_generation = END_OF_GENERATION.iter().filter_map(named).collect::<Vec<_>>();
+    let named = |name: &str| added.iter().find(|(_, t)| t.special && t.content == name).map(|(id, _)| *id);
+    let mut end_of_generation = control::end_names().filter_map(named).collect::<Vec<_>>();
     let eos = around.get_ids().last().copied().filter(is_special).or(end_of_generation.first().copied());
     end_of_generation.extend(eos);
     end_of_generation.sort_unstable();
     end_of_generation.dedup();
 
     let table = table(&parsing, &spelling, is_special)?;
-    let bare = without_prefix(bytes)?.map(|bare| Pipeline::new(bare, None));
+    let bare = without_prefix(file)?.map(|bare| Pipeline::new(bare, None));
     Ok(Tokenizer {
         encoder: Box::new(Pipeline::new(parsing, bare)),
         special: SpecialTokens::default(),

@@ -4,7 +4,9 @@
 //! Text is never logged and never part of an error.
 
 mod bpe;
+mod control;
 mod json;
+mod pattern;
 mod said;
 mod spec;
 mod special;
@@ -18,23 +20,6 @@ pub use stream::Detokenizer;
 use crate::error::{Error, Result};
 use special::SpecialTokens;
 use table::TokenTable;
-
-/// Names of the tokens after which a model has nothing more to say, across families.
-const END_OF_GENERATION: [&str; 13] = [
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<end_of_turn>",
-    "<|end|>",
-    "<|end_of_text|>",
-    "<|endoftext|>",
-    "<|end_of_sentence|>",
-    "<|return|>",
-    "<|call|>",
-    "<EOT>",
-    "<eos>",
-    "</s>",
-];
 
 /// How to encode; the default is what the file asks, with control tokens taken as plain text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -4,9 +4,9 @@ use super::bpe::ByteLevelBpe;
 use super::special::SpecialTokens;
 use super::spm::SentencePieceBpe;
 use super::table::{Kind, TokenTable};
-use super::{END_OF_GENERATION, Encode, Tokenizer, bpe, spm};
+use super::{Encode, Tokenizer, bpe, control, spm};
 use crate::error::{Error, Result};
-use crate::format::gguf::Gguf;
+use crate::format::gguf::{Array, Gguf};
 
 /// The metadata `tokenizer.ggml.*` of a GGUF file; each field is named for the key it comes from.
 #[derive(Clone, Debug, Default)]
@@ -27,43 +27,63 @@ pub struct TokenizerSpec {
     pub bos: Option<u32>,
     /// `eos_token_id`.
     pub eos: Option<u32>,
+    /// `padding_token_id`; one outside the vocabulary is none.
+    pub pad: Option<u32>,
     /// `eot_token_id`, the end of a turn.
     pub eot: Option<u32>,
+    /// `eom_token_id`, the end of a message.
+    pub eom: Option<u32>,
     /// `unknown_token_id`.
     pub unk: Option<u32>,
-    /// `padding_token_id`.
-    pub pad: Option<u32>,
     /// `add_bos_token`; the default depends on the model.
     pub add_bos: Option<bool>,
     /// `add_eos_token`.
     pub add_eos: Option<bool>,
     /// `add_space_prefix`: `llama` only, where the default is true.
     pub add_space_prefix: Option<bool>,
+    /// `tokenizer.chat_template`, or the template that is used instead: control tokens in it count as such, however
+    /// they are typed.
+    pub chat_template: Option<String>,
 }
 
+/// Keys that would change the ids and are not honoured, with the value that leaves them alone.
+const NEUTRAL: [(&str, bool); 5] = [
+    ("remove_extra_whitespaces", false),
+    ("treat_whitespace_as_suffix", false),
+    ("escape_whitespaces", true),
+    ("add_sep_token", false),
+    ("normalizer.lowercase", false),
+];
+
 impl TokenizerSpec {
-    /// Reads the keys `tokenizer.ggml.*`.
+    /// Reads the keys `tokenizer.ggml.*`. What the vocabulary's kind has no use for may be anything.
     ///
-    /// Errors: [`Error::InvalidMetadata`] when one is missing or of another type.
+    /// Errors: [`Error::InvalidMetadata`] when one is missing or of another type; [`Error::Unsupported`] for one that
+    /// asks for other ids than are made here.
     pub fn from_gguf(file: &Gguf) -> Result<Self> {
         let key = |name| format!("tokenizer.ggml.{name}");
+        let model: &str = file.get(&key("model"))?;
+        let sentence_piece = model == "llama";
+        refuse_others(file, sentence_piece)?;
         let id = |name| file.find::<u32>(&key(name));
         let texts = |name| Ok::<_, Error>(file.find::<Vec<&str>>(&key(name))?.into_iter().flatten().map(String::from));
         Ok(Self {
-            model: file.get::<&str>(&key("model"))?.to_owned(),
-            pre: file.find::<&str>(&key("pre"))?.map(String::from),
+            model: model.to_owned(),
+            pre: if sentence_piece { None } else { file.find::<&str>(&key("pre"))?.map(String::from) },
             tokens: texts("tokens")?.collect(),
-            merges: texts("merges")?.collect(),
-            scores: file.find(&key("scores"))?,
+            merges: if sentence_piece { Vec::new() } else { texts("merges")?.collect() },
+            scores: if sentence_piece { file.find(&key("scores"))? } else { None },
             token_types: file.find(&key("token_type"))?,
             bos: id("bos_token_id")?,
             eos: id("eos_token_id")?,
+            pad: file.find_note(&key("padding_token_id")),
             eot: id("eot_token_id")?,
-            unk: id("unknown_token_id")?,
-            pad: id("padding_token_id")?,
+            eom: id("eom_token_id")?,
+            unk: if sentence_piece { id("unknown_token_id")? } else { None },
             add_bos: file.find(&key("add_bos_token"))?,
             add_eos: file.find(&key("add_eos_token"))?,
-            add_space_prefix: file.find(&key("add_space_prefix"))?,
+            add_space_prefix: if sentence_piece { file.find(&key("add_space_prefix"))? } else { None },
+            chat_template: file.find_note::<&str>("tokenizer.chat_template").map(String::from),
         })
     }
 
@@ -73,9 +93,14 @@ impl TokenizerSpec {
             ("bos_token_id", self.bos),
             ("eos_token_id", self.eos),
             ("eot_token_id", self.eot),
+            ("eom_token_id", self.eom),
             ("unknown_token_id", self.unk),
-            ("padding_token_id", self.pad),
         ]
+    }
+
+    /// Whether `id` begins a text, or ends a text, turn or message.
+    fn is_boundary(&self, id: u32) -> bool {
+        [self.bos, self.eos, self.eot, self.eom].contains(&Some(id))
     }
 
     /// Checks lengths and ids, so that later code may rely on them.
@@ -104,14 +129,23 @@ impl TokenizerSpec {
         Ok(())
     }
 
-    /// The kind of every token. A file without types still has its special tokens by role.
+    /// The kind of every token: as typed, but for control tokens that are known by name.
     fn kinds(&self) -> Result<Vec<Kind>> {
+        let mut kinds = self.typed()?;
+        for ((id, text), kind) in (0..).zip(&self.tokens).zip(&mut kinds) {
+            *kind = control::kind(text, *kind, self.chat_template.as_deref(), self.is_boundary(id));
+        }
+        Ok(kinds)
+    }
+
+    /// The kinds that the file gives. Without types it still has its special tokens by role.
+    fn typed(&self) -> Result<Vec<Kind>> {
         let Some(types) = &self.token_types else {
             let byte = |text: &String| self.model == "llama" && spm::byte_of(text).is_some();
             let kind = |text| if byte(text) { Kind::Byte } else { Kind::Normal };
             let mut kinds = self.tokens.iter().map(kind).collect::<Vec<_>>();
-            for id in self.roles().into_iter().filter_map(|(_, id)| id) {
-                kinds[id as usize] = Kind::Control;
+            for id in self.roles().into_iter().filter_map(|(_, id)| id).chain(self.pad) {
+                kinds.get_mut(id as usize).into_iter().for_each(|kind| *kind = Kind::Control);
             }
             return Ok(kinds);
         };
@@ -119,6 +153,26 @@ impl TokenizerSpec {
             Kind::from_ggml(kind).ok_or_else(|| invalid("token_type", format!("token {id} has unknown type {kind}")))
         };
         types.iter().enumerate().map(kind).collect()
+    }
+}
+
+/// Refuses what would make other ids, by name.
+fn refuse_others(file: &Gguf, sentence_piece: bool) -> Result<()> {
+    let unsupported = |key: &str, what: &str| {
+        let what = format!("a tokenizer with `tokenizer.ggml.{key}` {what}");
+        Err(Error::Unsupported { what, hint: "vocabularies of llama models are".into() })
+    };
+    for (key, neutral) in NEUTRAL.into_iter().filter(|_| sentence_piece) {
+        if file.find::<bool>(&format!("tokenizer.ggml.{key}"))?.is_some_and(|value| value != neutral) {
+            return unsupported(key, if neutral { "= false" } else { "= true" });
+        }
+    }
+    let map = file.find::<Array<'_>>("tokenizer.ggml.precompiled_charsmap");
+    match map {
+        Ok(None) => Ok(()),
+        Ok(Some(map)) if map.is_empty() => Ok(()),
+        _ if !sentence_piece => Ok(()),
+        _ => unsupported("precompiled_charsmap", "(a normalisation of texts)"),
     }
 }
 
@@ -172,12 +226,13 @@ fn special_tokens(tokens: &[String], kinds: &[Kind]) -> Result<SpecialTokens> {
     SpecialTokens::new(&of_kind(|kind| kind == Kind::UserDefined), &of_kind(Kind::is_control))
 }
 
-/// Sorted ids: EOS, end of turn, and special tokens by name.
+/// Sorted ids: EOS, end of turn and of message, and special tokens by name.
 fn end_of_generation(spec: &TokenizerSpec, kinds: &[Kind]) -> Vec<u32> {
     let special = |kind: &Kind| matches!(kind, Kind::Control | Kind::UserDefined);
     let named = (0..).zip(&spec.tokens).zip(kinds);
-    let named = named.filter(|((_, text), kind)| special(kind) && END_OF_GENERATION.contains(&text.as_str()));
-    let mut ids = spec.eos.into_iter().chain(spec.eot).chain(named.map(|((id, _), _)| id)).collect::<Vec<_>>();
+    let named = named.filter(|((_, text), kind)| special(kind) && control::end_names().any(|name| name == *text));
+    let mut ids =
+        [spec.eos, spec.eot, spec.eom].into_iter().flatten().chain(named.map(|((id, _), _)| id)).collect::<Vec<_>>();
     ids.sort_unstable();
     ids.dedup();
     ids

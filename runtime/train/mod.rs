@@ -17,7 +17,7 @@ pub mod recipe;
 pub mod schedule;
 pub mod signals;
 
-mod checkpoint;
+pub(crate) mod checkpoint;
 pub mod options;
 pub mod trainer;
 

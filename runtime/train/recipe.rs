@@ -8,8 +8,8 @@ pub const BATCH_SIZE: usize = 8;
 /// Passes over one example; they fall with the square root of how many there are.
 const EPOCHS_OF_ONE: f64 = 200.0;
 const MOST_EPOCHS: f64 = 50.0;
-/// Records from which on some are held out: below, each is needed to learn from.
-const ENOUGH_TO_VALIDATE: usize = 200;
+/// Records from which on some are held out: below, each is needed to learn from, and a tenth is too few to stop by.
+const ENOUGH_TO_VALIDATE: usize = 500;
 /// Of the records, what is held out.
 const HELD_OUT: f64 = 0.1;
 const MOST_HELD_OUT: usize = 200;

@@ -1,18 +1,19 @@
 //! What the losses say: their history, its log and its picture, the signs of trouble, and when to stop.
 
+mod log;
 #[cfg(feature = "cli")]
 mod svg;
 mod warnings;
 
-use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+pub use log::StepLog;
 #[cfg(feature = "cli")]
 pub use svg::loss_curves;
-pub use warnings::{Warning, warnings};
+pub use warnings::{Warning, too_few_steps, warnings};
 
 use crate::error::{Error, Result};
 
@@ -75,61 +76,9 @@ impl History {
     /// Errors: [`Error::Io`]; [`Error::InvalidFile`] naming the line.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let mut reader = BufReader::new(File::open(path).map_err(|e| Error::io(path, e))?);
-        let (mut history, mut line) = (Self::default(), Vec::new());
-        for number in 1.. {
-            line.clear();
-            if reader.read_until(b'\n', &mut line).map_err(|e| Error::io(path, e))? == 0 {
-                break;
-            }
-            match serde_json::from_slice(&line) {
-                Ok(record) => history.push(&record),
-                Err(_) if !line.ends_with(b"\n") => break,
-                Err(_) => {
-                    let reason =
-                        format!("line {number} is no step of a training run; give the file that training wrote");
-                    return Err(Error::InvalidFile { path: path.into(), reason });
-                }
-            }
-        }
+        let mut history = Self::default();
+        log::read(path, &File::open(path).map_err(|e| Error::io(path, e))?)?.iter().for_each(|(r, _)| history.push(r));
         Ok(history)
-    }
-}
-
-/// Writes steps to a JSONL file as they are done: numbers only, nothing of the data.
-#[derive(Debug)]
-pub struct StepLog {
-    path: PathBuf,
-    file: BufWriter<File>,
-}
-
-impl StepLog {
-    /// Opens `path` and goes on at its end, so that a resumed run keeps one log; a line that was cut short is removed.
-    ///
-    /// Errors: [`Error::Io`].
-    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref().to_path_buf();
-        let open = || {
-            let file = OpenOptions::new().create(true).read(true).append(true).open(&path)?;
-            let (mut reader, mut line, mut whole) = (BufReader::new(&file), Vec::new(), 0);
-            while reader.read_until(b'\n', &mut line)? > 0 && line.ends_with(b"\n") {
-                whole += line.len() as u64;
-                line.clear();
-            }
-            file.set_len(whole)?;
-            Ok(file)
-        };
-        let file = open().map_err(|e| Error::io(&path, e))?;
-        Ok(Self { path, file: BufWriter::new(file) })
-    }
-
-    /// Appends a line and hands it to the system.
-    ///
-    /// Errors: [`Error::Io`].
-    pub fn write(&mut self, record: &StepRecord) -> Result<()> {
-        let line = serde_json::to_string(record).map_err(|e| Error::io(&self.path, e.into()))? + "\n";
-        let written = self.file.write_all(line.as_bytes()).and_then(|()| self.file.flush());
-        written.map_err(|e| Error::io(&self.path, e))
     }
 }
 

@@ -14,7 +14,7 @@ use crate::kernels::grad_norm::{self, FinalParams, NO_CLIP, PartialParams};
 use crate::kernels::sgd::{self, SgdParams};
 
 use super::buffers::Optimizer;
-use super::checkpoint::{self, Checkpoint};
+use super::checkpoint::{self, Checkpoint, Position, RunId};
 use super::data::batch::{BatchOptions, Loader, MicroBatch};
 use super::data::{Cursor, Dataset};
 use super::factors::{FactorOptions, Layout};
@@ -34,6 +34,8 @@ pub struct Trainer {
     loader: Loader,
     schedule: Schedule,
     data_fingerprint: String,
+    /// The step that the optimiser's moments began after.
+    moments_from: u64,
     /// Stops a step between two submissions; the step is then as if it had not begun.
     pub cancel: CancelToken,
 }
@@ -42,6 +44,14 @@ pub struct Trainer {
 pub(crate) fn computes_wrong() -> Error {
     let what = "training on this device, whose driver computes gradients wrong (see `epiphyte doctor`),".into();
     Error::Unsupported { what, hint: "try another driver or adapter".into() }
+}
+
+/// The checkpoint at `path`, which is of this run.
+fn checkpoint_of(path: &Path, engine: &Engine, data: &Dataset, options: &TrainOptions) -> Result<Checkpoint> {
+    let (checkpoint, base) = (Checkpoint::read(path)?, engine.base());
+    let options = options.resolved(&base.config, data.examples.len());
+    checkpoint.check(path, RunId { base: &base.fingerprint, data: &data.fingerprint(), options: &options })?;
+    Ok(checkpoint)
 }
 
 /// The optimiser's kernels and states.
@@ -72,7 +82,7 @@ impl Update {
         Ok(Self { partial, last, step, partials, norm, count })
     }
 
-    /// Records norm and update; the gradients are zero afterwards.
+    /// Records norm and update, the moments' `step`-th; the gradients are zero afterwards.
     fn record(&self, commands: &mut Commands<'_>, layout: &Layout, options: &TrainOptions, lr: f64, step: u64) {
         let len = layout.len() as u32;
         grad_norm::record_partial(commands, &self.partial, PartialParams { offset: 0, len, partial0: 0, pad: 0 });
@@ -124,17 +134,33 @@ impl Trainer {
         Ok(trainer)
     }
 
-    /// Goes on from a checkpoint, bit for bit as the run that wrote it would have on the same device.
+    /// Goes on from a checkpoint, bit for bit as the run that wrote it would have on the same device. `options` may have
+    /// another duration: the learning rate is then, from here on, that of a run of so many steps.
     ///
     /// Errors: as [`Trainer::new`]; [`Error::BaseMismatch`], [`Error::InvalidFile`] for a checkpoint of another base,
-    /// other settings or other data, or a damaged one.
+    /// other settings or other data, or a damaged one; [`Error::InvalidArgument`] for fewer steps than are done.
     pub fn resume(engine: &Arc<Engine>, data: Arc<Dataset>, options: TrainOptions, path: &Path) -> Result<Self> {
-        let checkpoint = Checkpoint::read(path)?;
-        let base = engine.base();
-        let resolved = options.resolved(&base.config, data.examples.len());
-        checkpoint.check(path, &base.fingerprint, &resolved, &data.fingerprint())?;
+        let checkpoint = checkpoint_of(path, engine, &data, &options)?;
         let mut trainer = Self::at(engine, data, options, Cursor::default())?;
         trainer.load(path, &checkpoint)?;
+        Ok(trainer)
+    }
+
+    /// Goes on from `adapter`, which a run left that ended where the file of [`Trainer::save_position`] says. The
+    /// optimiser's moments begin anew.
+    ///
+    /// Errors: as [`Trainer::resume`]; [`Error::InvalidAdapter`] for an adapter of other modules.
+    pub fn extend(
+        engine: &Arc<Engine>,
+        data: Arc<Dataset>,
+        options: TrainOptions,
+        path: &Path,
+        adapter: &Adapter,
+    ) -> Result<Self> {
+        let checkpoint = checkpoint_of(path, engine, &data, &options)?;
+        let mut trainer = Self::new(engine, data, options, Some(adapter))?;
+        trainer.go_to(&checkpoint)?;
+        trainer.moments_from = checkpoint.position.cursor.step;
         Ok(trainer)
     }
 
@@ -143,19 +169,35 @@ impl Trainer {
     /// Errors: as [`Trainer::resume`]; the run is then as it was.
     pub fn restore(&mut self, path: &Path) -> Result<()> {
         let checkpoint = Checkpoint::read(path)?;
-        checkpoint.check(path, &self.engine.base().fingerprint, &self.options, &self.data_fingerprint)?;
+        checkpoint.check(path, self.id())?;
         self.load(path, &checkpoint)
     }
 
     fn load(&mut self, path: &Path, checkpoint: &Checkpoint) -> Result<()> {
-        let gpu = self.engine.gpu();
         let states = checkpoint.states(path, self.graph.layout.len(), self.options.optimizer)?;
-        self.loader = self.loader.at(checkpoint.cursor)?;
+        self.go_to(checkpoint)?;
+        let gpu = self.engine.gpu();
         for (name, values) in states {
             gpu.write(self.graph.buffers.get(&name), 0, values);
         }
         gpu.flush_writes();
         gpu.check()
+    }
+
+    fn go_to(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        let Position { cursor, moments_from } = checkpoint.position;
+        if cursor.step > self.total_steps() {
+            let reason =
+                format!("{} in all, but {} are done; give more, or start anew", self.total_steps(), cursor.step);
+            return Err(Error::InvalidArgument { name: "steps", reason });
+        }
+        self.loader = self.loader.at(cursor)?;
+        self.moments_from = moments_from;
+        Ok(())
+    }
+
+    fn id(&self) -> RunId<'_> {
+        RunId { base: &self.engine.base().fingerprint, data: &self.data_fingerprint, options: &self.options }
     }
 
     fn at(engine: &Arc<Engine>, data: Arc<Dataset>, options: TrainOptions, cursor: Cursor) -> Result<Self> {
@@ -183,7 +225,7 @@ impl Trainer {
         let graph = Graph::new(gpu, base, &shape, layout)?;
         let update = Update::new(gpu, &graph, &options)?;
         let (engine, cancel) = (Arc::clone(engine), CancelToken::default());
-        Ok(Self { engine, options, graph, update, loader, schedule, data_fingerprint, cancel })
+        Ok(Self { engine, options, graph, update, loader, schedule, data_fingerprint, moments_from: 0, cancel })
     }
 
     /// Takes one step of the optimiser; `None` when the run is over.
@@ -237,7 +279,7 @@ impl Trainer {
             return Ok((loss, f64::NAN));
         }
         let mut commands = Commands::new(gpu)?;
-        self.update.record(&mut commands, &self.graph.layout, &self.options, lr, number);
+        self.update.record(&mut commands, &self.graph.layout, &self.options, lr, number - self.moments_from);
         commands.submit();
         let norm: Vec<f32> = gpu.read(&self.update.norm, 0, 1)?;
         gpu.check()?;
@@ -293,8 +335,18 @@ impl Trainer {
     pub fn save(&self, path: &Path) -> Result<()> {
         let names = checkpoint::state_names(self.options.optimizer);
         let states = names.iter().map(|name| Ok((*name, self.read(name)?))).collect::<Result<Vec<_>>>()?;
-        let (base, data) = (&self.engine.base().fingerprint, &self.data_fingerprint);
-        checkpoint::write(path, &states, (base, &self.options, data), self.loader.cursor())
+        checkpoint::write(path, &states, self.id(), self.position())
+    }
+
+    /// Writes to `path` where the run stands, without its numbers: what [`Trainer::extend`] needs beside the adapter.
+    ///
+    /// Errors: [`Error::Io`].
+    pub fn save_position(&self, path: &Path) -> Result<()> {
+        checkpoint::write(path, &[], self.id(), self.position())
+    }
+
+    fn position(&self) -> Position {
+        Position { cursor: self.cursor(), moments_from: self.moments_from }
     }
 
     fn read(&self, name: &str) -> Result<Vec<f32>> {
@@ -334,6 +386,11 @@ impl Trainer {
     /// Where the run stands.
     pub fn cursor(&self) -> Cursor {
         self.loader.cursor()
+    }
+
+    /// Learning rate of the next step.
+    pub fn learning_rate(&self) -> f64 {
+        self.schedule.lr(self.cursor().step)
     }
 
     /// Steps of the whole run.

@@ -3,7 +3,7 @@
 use epiphyte::adapter::{BaseShape, LoraConfig, Modules, Verdict};
 use serde_json::{Value, json};
 
-use super::{SHAPE, verdict};
+use super::{SHAPE, names, verdict};
 
 /// 12 layers, so that layer 1 is not the only one whose number begins with 1.
 const TALL: BaseShape = BaseShape { num_hidden_layers: 12, ..SHAPE };
@@ -91,6 +91,36 @@ fn layers_are_chosen_by_number() {
     }
     assert_eq!(sorted(json!([1]), json!("ayers")), plus(&[]), "the name before the number is whole");
     assert_eq!(sorted(json!([99, -1]), json!(null)), plus(&[]));
+}
+
+#[test]
+fn patterns_may_look_around_and_back() {
+    // As Python's `re.fullmatch` says of each path.
+    for (pattern, count) in [
+        (r".*(?=q_proj)q_proj", 2),
+        (r".*\.(?!k_proj|v_proj)[a-z]_proj", 4),
+        (r"(?!.*\.mlp\.).*_proj", 8),
+        (r".*(?<!gate)(?<!up)_proj", 10),
+        (r"model\.layers\.(?:0|1)\.(?:(?=mlp).*down|(?!mlp).*[qk])_proj", 6),
+        (r"(?=.*layers\.1\.).*(?<=_attn)\.[qv]_proj", 2),
+        (r"(?:.*)(.)_\1ttn.*", 0),
+        (r".*self_(a)(t)\2n\.q_proj", 2),
+        (r"(?P<first>m)odel.*(?P=first)lp\.up_proj", 2),
+        (r"(?=lm)lm_head", 1),
+        (r".*(?=q)", 0),
+        (r".*q_proj\Z", 2),
+    ] {
+        let config = LoraConfig { target_modules: Modules::Pattern(pattern.into()), ..LoraConfig::default() };
+        let found = config.modules(&SHAPE).map(|modules| modules.len());
+        assert_eq!(found.unwrap_or_else(|e| panic!("{pattern}: {e}")), count, "{pattern}");
+    }
+    let all = || names(&["q_proj", "k_proj"]);
+    let exclude_modules = Some(Modules::Pattern(r"(?!.*layers\.1).*".into()));
+    let excluded = LoraConfig { target_modules: all(), exclude_modules, ..LoraConfig::default() };
+    assert_eq!(excluded.modules(&SHAPE).unwrap().len(), 2);
+    let rank_pattern = vec![(r"(?<=self_attn\.)q_proj".into(), 3)];
+    let ranks = LoraConfig { target_modules: all(), rank_pattern, ..LoraConfig::default() };
+    assert_eq!(ranks.modules(&SHAPE).unwrap().iter().filter(|m| m.rank == 3).count(), 2);
 }
 
 #[test]

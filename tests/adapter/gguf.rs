@@ -127,13 +127,56 @@ fn what_is_no_lora_for_a_llama_is_refused() {
     );
     let name = "blk.2.attn_v.weight.lora_a";
     adapter(lora().counting(name, &[64, 2]), name, "2 layers");
-    adapter(
-        lora().tensor("blk.0.attn_v.weight.lora_a", &[64, 2], 8, vec![0; 136]),
-        "blk.0.attn_v.weight.lora_a",
-        "Q8_0",
-    );
     let nan = f32::NAN.to_le_bytes().repeat(128);
     adapter(lora().edit(a, |t| t.data = nan), a, "NaN");
+}
+
+#[test]
+fn factors_may_be_quantised() {
+    // Q8_0 has a scale, in f16, for 32 weights; rows of B are moved whole.
+    let (dir, config) = (tempfile::tempdir().unwrap(), LoraConfig { r: 32, ..all() });
+    let saved = adapter(config, &SHAPE, 21);
+    let file = dir.path().join("lora.gguf");
+    saved.save_gguf(&file, DType::F32, &SHAPE).unwrap();
+    let gguf = Gguf::open(&file).unwrap();
+    let mut writer = Writer::new()
+        .key("general.architecture", Meta::Text("llama"))
+        .key("general.type", Meta::Text("adapter"))
+        .key("adapter.type", Meta::Text("lora"))
+        .key("adapter.lora.alpha", Meta::F32(5.0));
+    for i in 0..gguf.tensors().len() {
+        let raw = gguf.tensors().nth(i).unwrap();
+        // The file's own order and name: written as an adapter, they are not those of a model.
+        let (name, values) = (raw.name.to_string(), floats(&raw.bytes()));
+        let dims: Vec<u64> = raw.shape.iter().rev().map(|&n| n as u64).collect();
+        let (kind, data) = if i % 3 == 0 { (0, raw.bytes().to_vec()) } else { (8, q8_0(&values)) };
+        writer = writer.tensor(&name, &dims, kind, data);
+    }
+    let loaded = load(&writer).unwrap();
+    assert_eq!(loaded.modules.len(), saved.modules.len());
+    for (a, b) in loaded.modules.iter().zip(&saved.modules) {
+        assert_eq!((a.path, a.rank, a.scaling), (b.path, b.rank, b.scaling));
+        let error = a.a.iter().chain(&a.b).zip(b.a.iter().chain(&b.b)).map(|(a, b)| (a - b).abs());
+        // Half of 1/127 of at most 0.5.
+        assert!(error.fold(0.0, f32::max) < 0.5 / 127.0 * 0.51, "{}", a.path);
+    }
+    let damaged = load(&writer.edit("blk.0.attn_q.weight.lora_b", |t| t.data[1] = 0x7e));
+    let (what, why) = super::refusal(damaged);
+    assert!(what == "blk.0.attn_q.weight.lora_b" && why.contains("NaN"), "{what}: {why}");
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
+}
+
+/// By the definition: the largest weight of 32 becomes 127.
+fn q8_0(values: &[f32]) -> Vec<u8> {
+    let block = |block: &[f32]| {
+        let scale = half::f16::from_f32(block.iter().fold(0.0_f32, |most, v| most.max(v.abs())) / 127.0);
+        let round = |v: &f32| (v / scale.to_f32()).round().clamp(-127.0, 127.0) as i8 as u8;
+        [&scale.to_le_bytes()[..], &block.iter().map(round).collect::<Vec<_>>()].concat()
+    };
+    values.chunks(32).flat_map(block).collect()
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! LoRA adapters in files: what is read and written, what each key means, what is refused, what damage does.
 
 mod config;
+mod copies;
 mod gguf;
 mod golden;
 mod hostile;

@@ -78,15 +78,42 @@ fn keys() {
 
 #[test]
 fn patterns_that_are_no_regular_expressions() {
-    for pattern in [r".*(?=q)q_proj", r"(?<!x).*q_proj", r"(.)\1.*q_proj", "(q_proj", "q_proj)|(v_proj", "*", "(?P<idx"]
-    {
+    for pattern in ["(q_proj", "q_proj)|(v_proj", "*", "(?P<idx", "(?=q", r"(?<=q*)x", r"(?!x)\2"] {
         expect(&Files::new().key("target_modules", json!(pattern)), "target_modules", "not understood");
         expect(&Files::new().key("exclude_modules", json!(pattern)), "exclude_modules", "not understood");
     }
-    expect(&Files::new().key("rank_pattern", json!({"(?!x)y": 2})), "rank_pattern", "not understood");
     expect(&Files::new().key("alpha_pattern", json!({"(": 2})), "alpha_pattern", "not understood");
     let layers = Files::new().key("layers_to_transform", json!([0]));
-    expect(&layers.key("layers_pattern", json!(["layers", "(?<=x)"])), "layers_pattern", "not understood");
+    expect(&layers.key("layers_pattern", json!(["layers", "(?<=x"])), "layers_pattern", "not understood");
+}
+
+#[test]
+fn patterns_that_would_take_long() {
+    let tries = r"(?!x)(.*.*.*.*.*.*.*.*.*.*.*.*)\1\1\1\1\1y";
+    for key in ["target_modules", "exclude_modules"] {
+        expect(&Files::new().key(key, json!(tries)), key, "tries more than");
+    }
+    expect(&Files::new().key("rank_pattern", json!({tries: 2})), "rank_pattern", "tries more than");
+    let nested = format!("(?=q){}q{}", "(".repeat(2000), ")".repeat(2000));
+    expect(&Files::new().key("target_modules", json!(nested)), "target_modules", "too large");
+}
+
+#[test]
+fn keys_given_twice() {
+    let twice = |text: &str| {
+        let config = Files::new().config.to_string();
+        refusal(Adapter::from_peft(config.replacen('{', text, 1).as_bytes(), &Files::new().bytes(), &SHAPE))
+    };
+    for (text, key) in [
+        (r#"{"r": 8, "#, "r"),
+        (r#"{"target_modules": ["v_proj"], "#, "target_modules"),
+        (r#"{"rank_pattern": {"q_proj": 4, "q_proj": 2}, "#, "q_proj"),
+        (r#"{"unheard_of": null, "unheard_of": null, "#, "unheard_of"),
+        (r#"{"loftq_config": [{"a": 1, "a": 2}], "#, "a"),
+    ] {
+        let (what, reason) = twice(text);
+        assert!(what == key && reason.contains("given twice"), "{what}: {reason}");
+    }
 }
 
 #[test]

@@ -12,29 +12,29 @@ use super::{assert_fails, epiphyte, json, run, stderr};
 use crate::common::{Random, golden};
 
 /// A folder with data in it, and a run to be made there.
-struct Fixture {
+pub(super) struct Fixture {
     dir: TempDir,
 }
 
 impl Fixture {
     /// Prompts with a few answers.
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let fixture = Self { dir: tempfile::tempdir().unwrap() };
         fixture.write("data.jsonl", (0..24).map(|i| pair(&format!("the {} in", i % 7), " the and er")));
         fixture
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    fn write(&self, name: &str, lines: impl Iterator<Item = Value>) {
+    pub(super) fn write(&self, name: &str, lines: impl Iterator<Item = Value>) {
         let text: String = lines.map(|line| format!("{line}\n")).collect();
         std::fs::write(self.path(name), text).unwrap();
     }
 
     /// `epiphyte train` to `out` with a small adapter.
-    fn train(&self, out: &str, more: &[&str]) -> Command {
+    pub(super) fn train(&self, out: &str, more: &[&str]) -> Command {
         let mut command = bare(self, out);
         command.arg("--json").args(more);
         for default in [["--rank", "4"], ["--seq-len", "48"], ["--lr", "5e-3"]] {
@@ -47,11 +47,11 @@ impl Fixture {
         command
     }
 
-    fn trained(&self, out: &str, more: &[&str]) -> Value {
+    pub(super) fn trained(&self, out: &str, more: &[&str]) -> Value {
         json(&self.train(out, more).output().unwrap())
     }
 
-    fn eval(&self, data: &str, adapter: Option<&str>) -> Value {
+    pub(super) fn eval(&self, data: &str, adapter: Option<&str>) -> Value {
         let [model, data] = [golden("tiny_llama.gguf"), self.path(data)];
         let mut command = epiphyte(&["eval", "-m", model.to_str().unwrap(), "--json", "-d", data.to_str().unwrap()]);
         if let Some(name) = adapter {
@@ -60,7 +60,7 @@ impl Fixture {
         json(&command.output().unwrap())
     }
 
-    fn adapter(&self, out: &str) -> Vec<u8> {
+    pub(super) fn adapter(&self, out: &str) -> Vec<u8> {
         std::fs::read(self.path(out).join("adapter_model.safetensors")).unwrap()
     }
 
@@ -72,8 +72,13 @@ impl Fixture {
         names
     }
 
-    fn checkpoints(&self, out: &str) -> Vec<String> {
+    pub(super) fn checkpoints(&self, out: &str) -> Vec<String> {
         self.names(&format!("{out}/checkpoints"))
+    }
+
+    /// Whether there is something to go on from.
+    fn has_run(&self, out: &str) -> bool {
+        self.checkpoints(out).iter().any(|name| name.ends_with(".safetensors") && !name.starts_with('.'))
     }
 
     /// Files that do not have their name yet.
@@ -83,11 +88,11 @@ impl Fixture {
     }
 }
 
-fn pair(prompt: &str, completion: &str) -> Value {
+pub(super) fn pair(prompt: &str, completion: &str) -> Value {
     json!({"prompt": prompt, "completion": completion})
 }
 
-fn lines(path: &Path) -> usize {
+pub(super) fn lines(path: &Path) -> usize {
     std::fs::read_to_string(path).map_or(0, |text| text.lines().count())
 }
 
@@ -96,7 +101,20 @@ fn it_learns_and_leaves_an_adapter_that_answers() {
     let fixture = Fixture::new();
     let [plot, log] = ["loss.svg", "steps.jsonl"].map(|name| fixture.path(name));
     let files = ["--plot", plot.to_str().unwrap(), "--log", log.to_str().unwrap()];
-    let recipe = ["--steps", "30", "--batch", "2", "--lr", "1e-2", "--validation", "3", "--checkpoint-every", "4"];
+    let recipe = [
+        "--steps",
+        "30",
+        "--batch",
+        "2",
+        "--lr",
+        "1e-2",
+        "--validation",
+        "3",
+        "--checkpoint-every",
+        "4",
+        "--keep",
+        "2",
+    ];
     let report = fixture.trained("out", &[&recipe[..], &files].concat());
     assert_eq!(report["end"], "finished");
     assert_eq!((report["steps"].as_u64(), lines(&log)), (Some(30), 30));
@@ -109,7 +127,7 @@ fn it_learns_and_leaves_an_adapter_that_answers() {
     let (peak, planned) = (number("/peak_device_bytes"), number("/plan/total_bytes"));
     assert!(peak >= planned && peak - planned < 65536.0, "{peak} {planned}");
     assert!(std::fs::read_to_string(&plot).unwrap().starts_with("<svg"));
-    assert_eq!(fixture.checkpoints("out"), ["step-28.safetensors", "step-30.safetensors"]);
+    assert_eq!(fixture.checkpoints("out"), ["run.json", "step-28.safetensors", "step-30.safetensors"]);
     let config: Value =
         serde_json::from_slice(&std::fs::read(fixture.path("out/adapter_config.json")).unwrap()).unwrap();
     assert_eq!((&config["peft_type"], &config["r"], &config["lora_alpha"]), (&json!("LORA"), &json!(4), &json!(16)));
@@ -315,15 +333,23 @@ fn plan_tells_of_a_run_by_the_defaults_of_train() {
 #[test]
 fn a_loss_that_is_no_number_leaves_the_last_good_adapter() {
     let fixture = Fixture::new();
-    let recipe = ["--steps", "5", "--lr", "1e30", "--warmup", "0"];
-    assert_fails(&fixture.train("out", &recipe).output().unwrap(), 1, "not a number");
-    // That of before the first step, which adds nothing.
-    let loss = |adapter| fixture.eval("data.jsonl", adapter)["loss"].as_f64().unwrap();
-    assert_eq!(loss(Some("out")), loss(None));
+    // Each step makes the factors a million times as large.
+    let recipe = ["--steps", "50", "--lr", "1e-3", "--weight-decay", "1e9", "--warmup", "0", "--checkpoint-every", "1"];
+    let output = fixture.train("out", &recipe).output().unwrap();
+    assert_fails(&output, 1, "not a number");
+    assert!(stderr(&output).contains("the last good one"), "{}", stderr(&output));
+    let tensors = fixture.adapter("out");
+    let tensors = safetensors::SafeTensors::deserialize(&tensors).unwrap().tensors();
+    let values = tensors.iter().flat_map(|(_, tensor)| tensor.data().as_chunks::<4>().0);
+    assert!(values.clone().count() > 0 && values.map(|bytes| f32::from_le_bytes(*bytes)).all(f32::is_finite));
+    // Of no good step there is no adapter: that of before the first adds nothing.
+    let output = fixture.train("none", &["--steps", "5", "--lr", "1e30", "--warmup", "0"]).output().unwrap();
+    assert_fails(&output, 1, "no step was good, so no adapter was written");
+    assert!(!fixture.path("none/adapter_config.json").exists());
 }
 
 /// Waits until the run has done `steps`, or is over.
-fn wait_for(child: &mut Child, log: &Path, steps: usize) {
+pub(super) fn wait_for(child: &mut Child, log: &Path, steps: usize) {
     let start = Instant::now();
     while lines(log) < steps && child.try_wait().unwrap().is_none() {
         assert!(start.elapsed() < Duration::from_secs(60), "no step is done");
@@ -331,7 +357,15 @@ fn wait_for(child: &mut Child, log: &Path, steps: usize) {
     }
 }
 
-const RECIPE: [&str; 8] = ["--steps", "24", "--batch", "2", "--checkpoint-every", "3", "--validation", "4"];
+/// The report of a run that was asked to stop.
+pub(super) fn interrupted(output: &Output) -> Value {
+    assert_eq!(output.status.code(), Some(130), "{}", stderr(output));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["end"], "interrupted");
+    report
+}
+
+pub(super) const RECIPE: [&str; 8] = ["--steps", "24", "--batch", "2", "--checkpoint-every", "3", "--validation", "4"];
 
 #[test]
 fn ctrl_c_ends_a_run_that_goes_on_to_the_same_adapter() {
@@ -340,8 +374,7 @@ fn ctrl_c_ends_a_run_that_goes_on_to_the_same_adapter() {
     let mut child = fixture.train("out", &RECIPE).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     wait_for(&mut child, &fixture.path("out/checkpoints/steps.jsonl"), 4);
     assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
-    let report = json(&child.wait_with_output().unwrap());
-    assert_eq!(report["end"], "interrupted");
+    let report = interrupted(&child.wait_with_output().unwrap());
     let steps = report["steps"].as_u64().unwrap();
     assert!((4..24).contains(&steps), "{steps}");
     assert!(fixture.checkpoints("out").contains(&format!("step-{steps}.safetensors")));
@@ -375,7 +408,7 @@ fn a_killed_run_goes_on_to_the_same_adapter() {
         let out = format!("out{runs}");
         // Up to three times in a run.
         for _ in 0..3.min(kills - killed) {
-            let more = if fixture.path(&out).exists() { &["--resume"][..] } else { &[] };
+            let more = if fixture.has_run(&out) { &["--resume"][..] } else { &[] };
             let mut child = fixture.train(&out, &[&recipe[..], more].concat());
             let mut child = child.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
             // Some steps on, or in a start; then at any point of what is going on.
@@ -387,7 +420,8 @@ fn a_killed_run_goes_on_to_the_same_adapter() {
             writing += u32::from(!fixture.half_written(&out).is_empty());
             steps.insert(lines(&log));
         }
-        let report = fixture.trained(&out, &[&recipe[..], &["--resume"]].concat());
+        let more = if fixture.has_run(&out) { &["--resume"][..] } else { &[] };
+        let report = fixture.trained(&out, &[&recipe[..], more].concat());
         resumed += u32::from(report["resumed_from"].as_u64().is_some_and(|step| step > 0));
         assert!(fixture.adapter("whole") == fixture.adapter(&out), "{report}");
         assert_eq!(fixture.half_written(&out), [""; 0]);

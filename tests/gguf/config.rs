@@ -90,6 +90,21 @@ refused! {
     adapter: llama().key("general.type", Meta::Text("adapter")) => Unsupported, "type `adapter`";
     experts: number("expert_count", 8) => Unsupported, "mixture of 8 experts";
     scaled_attention: real("attention.scale", 0.5) => Unsupported, "`llama.attention.scale` = 0.5";
+    scaled_attention_nan: real("attention.scale", f32::NAN) => Unsupported, "`llama.attention.scale` = NaN";
+    output_scaled: real("attention.output_scale", 2.0) => Unsupported, "`llama.attention.output_scale` = 2";
+    embedding_scaled: real("embedding_scale", 12.0) => Unsupported, "`llama.embedding_scale` = 12";
+    residual_scaled: real("residual_scale", 0.22) => Unsupported, "`llama.residual_scale` = 0.22";
+    logits_scaled: real("logit_scale", 8.0) => Unsupported, "`llama.logit_scale` = 8";
+    logits_capped: real("attn_logit_softcapping", 50.0) => Unsupported, "`llama.attn_logit_softcapping` = 50";
+    clamped: real("attention.clamp_kqv", 8.0) => Unsupported, "clamp_kqv` = 8";
+    magnitude: real("rope.scaling.attn_factor", 1.2) => Unsupported, "attn_factor` = 1.2";
+    low_frequencies: real("rope.scaling.low_freq_factor", 1.0) => Unsupported, "low_freq_factor` = 1";
+    sections: llama().key("llama.rope.dimension_sections", Meta::I32s(vec![8, 0, 8])) => Unsupported, "dimension_sections` = [3 x i32]";
+    unknown_number: number("new_trick", 3) => Unsupported, "`llama.new_trick` = 3";
+    unknown_switch: llama().key("llama.use_parallel_residual", Meta::Bool(true)) => Unsupported, "parallel_residual` = true";
+    scale_of_another_type: llama().key("llama.attention.scale", Meta::Text("x")) => InvalidMetadata, "attention.scale`: a number";
+    scaling_of_another_type: llama().key("llama.rope.scaling.factor", Meta::Bool(true)) => InvalidMetadata, "factor`: a number";
+    scaling_nan: real("rope.scaling.factor", f32::NAN) => InvalidMetadata, "NaN is not a number above 0";
     not_causal: llama().key("llama.attention.causal", Meta::Bool(false)) => Unsupported, "attention.causal";
     window: number("attention.sliding_window", 64) => Unsupported, "sliding-window attention over 64";
     hidden_missing: llama().without("llama.embedding_length") => InvalidMetadata, "embedding_length`: missing";
@@ -130,6 +145,45 @@ fn fewer_tokens_than_rows_and_harmless_extras_are_fine() {
     let writer = tokens(39).counting("blk.0.attn_rot_embd.weight", &[16]).key("llama.expert_count", Meta::U32(0));
     let writer = writer.key("llama.attention.sliding_window", Meta::U32(128));
     config(&writer).check_tensors(&open(&writer)).unwrap();
+}
+
+#[test]
+fn keys_that_are_off_or_cannot_matter_are_fine() {
+    let writer =
+        ["embedding_scale", "residual_scale", "logit_scale", "attention.output_scale", "rope.scaling.attn_factor"]
+            .iter()
+            .fold(llama(), |writer, key| writer.key(&format!("llama.{key}"), Meta::F32(1.0)))
+            .key("llama.final_logit_softcapping", Meta::F32(0.0))
+            .key("llama.attention.scale", Meta::F32(32_f32.sqrt().recip()))
+            .key("llama.expert_used_count", Meta::U32(0))
+            .key("llama.leading_dense_block_count", Meta::U32(0))
+            .key("llama.rope.scaling.original_context_length", Meta::U32(8192))
+            .key("llama.rope.scaling.finetuned", Meta::Bool(true))
+            .key("llama.rope.scaling.yarn_beta_fast", Meta::F32(32.0))
+            .key("llama.tensor_data_layout", Meta::Text("Meta AI original pth"))
+            .key("llama.note", Meta::Text("mine"))
+            .key("llama.rope.dimension_sections", Meta::I32s(vec![0; 4]))
+            .key("general.type", Meta::U32(7))
+            .key("general.name", Meta::I32s(vec![1]))
+            .key("general.something", Meta::F32(7.0))
+            .key("quantize.imatrix.entries_count", Meta::Text("many"))
+            .key("mistral.logit_scale", Meta::F32(8.0));
+    assert_eq!(config(&writer), config(&llama()));
+}
+
+#[test]
+fn a_factor_without_a_type_is_linear_as_in_llama_cpp() {
+    let linear = |writer: Writer| config(&writer).rope_scaling;
+    let factor = |factor| RopeScaling::Linear { factor };
+    assert_eq!(linear(real("rope.scaling.factor", 4.0)), factor(4.0));
+    assert_eq!(linear(real("rope.scale_linear", 2.0)), factor(2.0));
+    let both = real("rope.scaling.factor", 4.0).key("llama.rope.scale_linear", Meta::F32(2.0));
+    assert_eq!(linear(both.clone()), factor(4.0));
+    assert_eq!(linear(both.key("llama.rope.scaling.type", Meta::Text("none"))), RopeScaling::None);
+    let old = real("rope.scale_linear", 2.0).key("llama.rope.scaling.type", Meta::Text("linear"));
+    assert_eq!(linear(old), factor(2.0));
+    assert_eq!(linear(real("rope.scaling.factor", 1.0)), RopeScaling::None);
+    assert_eq!(linear(real("rope.scaling.factor", 0.0)), RopeScaling::None);
 }
 
 fn close(a: &[f32], b: impl Iterator<Item = f64>) {

@@ -60,6 +60,33 @@ fn values_are_read_as_their_type_or_refused() {
 }
 
 #[test]
+fn damaged_notes_are_passed_over() {
+    let not_utf8 = || writer::text(&[0xff, 0xfe]);
+    let deep = (0..3).fold(writer::array(8, 1, not_utf8()), |inner, _| writer::array(9, 1, inner));
+    let noted = llama()
+        .key("general.name", Meta::Raw(8, not_utf8()))
+        .key("general.tags", Meta::Raw(9, writer::array(8, 2, [writer::text(b"ok"), not_utf8()].concat())))
+        .key("general.flag", Meta::Raw(7, vec![9]))
+        .key("general.nested", Meta::Raw(9, deep))
+        .key("quantize.imatrix.file", Meta::Raw(8, not_utf8()))
+        .key("split.count", Meta::Text("one"))
+        .key("split.no", Meta::F32(0.5))
+        .key("split.tensors.count", Meta::U32(77))
+        .key("tokenizer.chat_template", Meta::Raw(8, not_utf8()));
+    let gguf = open(&noted);
+    assert_eq!(gguf.tensors().count(), open(&llama()).tensors().count());
+    assert_eq!(gguf.find::<&str>("general.name").unwrap(), None);
+    // What the file can't do without, and lengths, are held to.
+    let refused =
+        |key: &str, kind, bytes| Gguf::from_bytes(llama().key(key, Meta::Raw(kind, bytes)).bytes()).unwrap_err();
+    assert!(refused("general.architecture", 8, not_utf8()).to_string().contains("not UTF-8"));
+    assert!(refused("general.alignment", 8, not_utf8()).to_string().contains("not UTF-8"));
+    assert!(refused("general.name", 13, Vec::new()).to_string().contains("value type 13"));
+    assert!(refused("general.name", 9, writer::array(7, usize::MAX / 2, [3])).to_string().contains("general.name"));
+    assert!(refused("general.name", 8, u64::MAX.to_le_bytes().into()).to_string().contains("bytes are needed"));
+}
+
+#[test]
 fn version_2_is_read() {
     assert_eq!(open(&Writer { version: 2, ..llama() }).version(), 2);
 }

@@ -1,9 +1,11 @@
 //! Tokenizers against llama.cpp, `SentencePiece` and their own definitions.
 
+mod control;
 mod definition;
 mod golden;
 mod hostile;
 mod json;
+mod pieces;
 mod stream;
 
 use epiphyte::tokenizer::TokenizerSpec;

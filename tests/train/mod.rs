@@ -24,7 +24,7 @@ const BOS: u32 = 1;
 const END: u32 = 3;
 
 /// Byte-level BPE over printable ASCII, space and newline, with one merge ("ab") and `extra` control tokens at the end.
-fn tokenizer_with(extra: &[&str], add_bos: bool) -> Tokenizer {
+pub(crate) fn tokenizer_with(extra: &[&str], add_bos: bool) -> Tokenizer {
     let mut tokens = ["</s>", "<s>", "<|im_start|>", "<|im_end|>"].map(String::from).to_vec();
     let mut token_types = vec![3; tokens.len()];
     tokens.extend((33_u8..127).map(|byte| char::from(byte).to_string()));
@@ -49,7 +49,7 @@ fn tokenizer() -> Tokenizer {
     tokenizer_with(&[], false)
 }
 
-fn chatml() -> ChatTemplate {
+pub(crate) fn chatml() -> ChatTemplate {
     ChatTemplate::new(None, "", "").unwrap()
 }
 

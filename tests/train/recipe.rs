@@ -23,7 +23,7 @@ fn the_rate_falls_with_what_moves_the_product_of_the_factors() {
 
 #[test]
 fn some_records_are_held_out_where_there_are_enough() {
-    assert_eq!(validation(199), None);
-    assert_eq!(validation(400), Some(Validation::Count(40)));
+    assert_eq!(validation(499), None);
+    assert_eq!(validation(500), Some(Validation::Count(50)));
     assert_eq!(validation(1_000_000), Some(Validation::Count(200)));
 }

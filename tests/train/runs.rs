@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration as Time;
 
 use epiphyte::adapter::Adapter;
+use epiphyte::train::buffers::Optimizer;
 use epiphyte::train::data::{Dataset, TrainLength};
 use epiphyte::train::{TrainOptions, Trainer};
 use epiphyte::{CancelToken, Engine, EngineOptions, Error, GenerateOptions};
@@ -135,8 +136,9 @@ fn a_checkpoint_of_something_else_is_refused() {
         other => panic!("{other:?}"),
     };
     assert!(reason(resume(&ENGINE, &examples(26, 6), six_steps(), &path)).contains("other examples"));
-    let rank = TrainOptions { rank: 8, ..six_steps() };
-    assert!(reason(resume(&ENGINE, &data, rank, &path)).contains("other settings"));
+    let rank = TrainOptions { rank: 8, max_grad_norm: None, ..six_steps() };
+    let says = reason(resume(&ENGINE, &data, rank, &path));
+    assert!(says.contains("other settings: `rank` 4, not 8; `max_grad_norm` 1.0, not none;"), "{says}");
     let rate = TrainOptions { learning_rate: Some(1e-3), ..six_steps() };
     assert!(reason(resume(&ENGINE, &data, rate, &path)).contains("other settings"));
     let whole = std::fs::read(&path).unwrap();
@@ -153,6 +155,59 @@ fn a_checkpoint_of_something_else_is_refused() {
     let before = trainer.adapter().unwrap();
     reason(trainer.restore(&damaged));
     assert_same(&before, &trainer.adapter().unwrap(), "refused to restore");
+}
+
+/// Another length is no other run.
+#[test]
+fn a_run_is_made_longer_from_a_checkpoint_or_from_its_adapter() {
+    let (data, dir) = (examples(28, 9), tempfile::tempdir().unwrap());
+    let [path, end] = ["step-6.safetensors", "end.safetensors"].map(|name| dir.path().join(name));
+    let of = |optimizer, steps| TrainOptions { duration: TrainLength::Steps(steps), optimizer, ..six_steps() };
+    for optimizer in [Optimizer::AdamW, Optimizer::Sgd] {
+        let mut trainer = Trainer::new(&ENGINE, Arc::clone(&data), of(optimizer, 6), None).unwrap();
+        let adapter = finish(&mut trainer);
+        trainer.save(&path).unwrap();
+        trainer.save_position(&end).unwrap();
+        let whole = finish(&mut Trainer::new(&ENGINE, Arc::clone(&data), of(optimizer, 9), None).unwrap());
+        let mut longer = Trainer::resume(&ENGINE, Arc::clone(&data), of(optimizer, 9), &path).unwrap();
+        assert_same(&whole, &finish(&mut longer), "the rate is constant");
+        let extend = |steps| Trainer::extend(&ENGINE, Arc::clone(&data), of(optimizer, steps), &end, &adapter);
+        let mut longer = extend(9).unwrap();
+        assert_eq!(longer.cursor().step, 6);
+        let from_adapter = if optimizer == Optimizer::Sgd {
+            finish(&mut longer)
+        } else {
+            // Its moments began with the seventh step; a checkpoint knows.
+            longer.step().unwrap();
+            longer.save(&path).unwrap();
+            let from_adapter = finish(&mut longer);
+            let mut resumed = Trainer::resume(&ENGINE, Arc::clone(&data), of(optimizer, 9), &path).unwrap();
+            assert_same(&from_adapter, &finish(&mut resumed), "resumed after it was made longer");
+            from_adapter
+        };
+        if optimizer == Optimizer::Sgd {
+            assert_same(&whole, &from_adapter, "without moments the adapter is all there is");
+        }
+        assert!(matches!(extend(5), Err(Error::InvalidArgument { name: "steps", .. })));
+    }
+}
+
+#[test]
+fn a_checkpoint_of_the_version_before_is_read() {
+    let (data, dir) = (examples(29, 9), tempfile::tempdir().unwrap());
+    let path = dir.path().join("step-2.safetensors");
+    let mut trainer = Trainer::new(&ENGINE, Arc::clone(&data), six_steps(), None).unwrap();
+    (0..2).for_each(|_| drop(trainer.step().unwrap()));
+    trainer.save(&path).unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    let mut metadata = header.metadata().clone().unwrap();
+    metadata.insert("format".into(), "epiphyte.checkpoint.1".into());
+    ["blake3", "moments_from"].iter().for_each(|key| assert!(metadata.remove(*key).is_some()));
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    std::fs::write(&path, safetensors::serialize(file.tensors(), Some(metadata)).unwrap()).unwrap();
+    let mut resumed = Trainer::resume(&ENGINE, data, six_steps(), &path).unwrap();
+    assert_same(&finish(&mut trainer), &finish(&mut resumed), "the version before");
 }
 
 #[test]

@@ -3,7 +3,9 @@
 use std::f64::consts::PI;
 
 use epiphyte::Error;
-use epiphyte::train::signals::{EarlyStop, History, StepLog, StepRecord, StopDecision, Warning, warnings};
+use epiphyte::train::signals::{
+    EarlyStop, History, StepLog, StepRecord, StopDecision, Warning, too_few_steps, warnings,
+};
 
 use crate::common::Random;
 
@@ -48,6 +50,13 @@ fn a_loss_that_never_moves_means_a_low_rate() {
     assert_eq!(warnings(&history(500, 0.02, |step| 2.5 - step * 1e-5)), [Warning::Flat]);
     // Flat now, but it has fallen: it has converged.
     assert_eq!(warnings(&history(1000, 0.02, falling)), []);
+}
+
+#[test]
+fn a_run_that_is_too_short_to_learn_is_told_before_it_begins() {
+    assert_eq!([1, 15].map(too_few_steps), [Some(Warning::TooFewSteps); 2]);
+    assert_eq!([16, 10_000].map(too_few_steps), [None; 2]);
+    assert!(Warning::TooFewSteps.to_string().contains("--epochs"));
 }
 
 #[test]
@@ -100,7 +109,7 @@ fn step(step: u64, loss: f64, validation_loss: Option<f64>) -> StepRecord {
 fn the_log_survives_a_crash_and_a_resumption() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("steps.jsonl");
-    let mut log = StepLog::open(&path).unwrap();
+    let mut log = StepLog::open(&path, 0).unwrap();
     for record in [step(1, 3.0, None), step(2, 2.5, Some(2.75)), step(3, f64::NAN, None)] {
         log.write(&record).unwrap();
     }
@@ -113,12 +122,21 @@ fn the_log_survives_a_crash_and_a_resumption() {
     assert!(history.training[2].1.is_nan());
     assert_eq!(history.validation, [(2, 2.75)]);
     // Resumed after step 1.
-    let mut log = StepLog::open(&path).unwrap();
+    let mut log = StepLog::open(&path, 1).unwrap();
     log.write(&step(2, 2.0, None)).unwrap();
-    assert!(std::fs::read_to_string(&path).unwrap().starts_with(&text));
+    let resumed = std::fs::read_to_string(&path).unwrap();
+    assert_eq!((resumed.lines().count(), resumed.lines().next()), (2, text.lines().next()), "each step has one line");
+    drop(log);
     let history = History::read(&path).unwrap();
     assert_eq!((history.training, history.validation), (vec![(1, 3.0), (2, 2.0)], vec![]));
+    // A log that has steps twice, as older versions left it, is mended.
+    std::fs::write(&path, text.clone() + &text).unwrap();
+    drop(StepLog::open(&path, 2).unwrap());
+    let kept = std::fs::read_to_string(&path).unwrap();
+    assert!(kept.lines().count() == 2 && text.starts_with(&kept));
     std::fs::write(&path, "{}\n").unwrap();
+    assert!(matches!(StepLog::open(&path, 0), Err(Error::InvalidFile { .. })));
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "{}\n");
     assert!(History::read(&path).unwrap_err().to_string().contains("line 1"));
     assert!(matches!(History::read(dir.path().join("none")), Err(Error::Io { .. })));
 }
@@ -139,6 +157,8 @@ fn curves_are_drawn_for_any_history() {
     let line = svg.split("<polyline").map(|line| line.split("points=\"").nth(1).unwrap_or_default());
     let longest = line.map(|points| points.split('"').next().unwrap_or_default().split_whitespace().count()).max();
     assert_eq!(longest, Some(199), "every finite loss has its point");
+    let one = History { training: vec![(1, 2.0)], validation: vec![] };
+    assert_eq!(loss_curves(&one).unwrap().matches("<circle").count(), 1, "a line needs two points");
     for one in [vec![(7, 2.0)], vec![(7, 0.0)], vec![(0, -1.0), (u64::MAX, 1e300)]] {
         assert!(loss_curves(&History { training: one, validation: vec![] }).is_ok());
     }

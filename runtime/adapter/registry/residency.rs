@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{MAX_SETS, Registry};
 use crate::adapter::arena::Block;
 use crate::adapter::entry::{EntryId, Resident, Source};
-use crate::adapter::lora::Adapter;
+use crate::adapter::lora::{AdaptedBase, Adapter, BaseWeights};
 use crate::adapter::packed::{Eight, Packed};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
@@ -20,7 +20,8 @@ impl Registry {
         let packed = match &entry.source {
             Source::Memory(packed) => Arc::clone(packed),
             Source::Path(path) => {
-                let packed = Packed::new(&Adapter::load(path, &self.shape)?, &self.shape);
+                let compared = AdaptedBase { shape: self.shape, weights: BaseWeights::Compared };
+                let packed = Packed::new(&Adapter::load(path, compared)?, &self.shape);
                 if packed.digest != entry.digest {
                     let reason = "the file has changed since it was loaded; load it again".to_string();
                     return Err(Error::InvalidAdapter { what: entry.id.clone(), reason });

@@ -51,9 +51,9 @@ pub(super) fn run(args: &ConvertArgs) -> Result<()> {
         Format::Gguf => Kind::Adapter,
     };
     let files = Files::default().model(&args.model)?.reads("the adapter", "PATH", &args.path);
-    files.writes("OUT", &args.out, kind).check(args.overwrite)?;
+    files.writes("OUT", &args.out, kind).check(Some(args.overwrite))?;
     let base = BaseFile::open(&args.model)?;
-    let adapter = Adapter::load(&args.path, &base.shape)?;
+    let adapter = Adapter::load(&args.path, base.adapted())?;
     adapter.report.warnings.iter().for_each(|warning| output::note(&format!("warning: {warning}")));
     let dtype = match args.dtype {
         Number::F32 => DType::F32,

@@ -58,11 +58,11 @@ pub(super) fn run(args: &ExportArgs) -> Result<()> {
     for adapter in &args.adapters {
         files = files.reads("the adapter", "PATH", &adapter.path);
     }
-    files.writes("OUT.gguf", &args.out, Kind::MergedModel).check(args.overwrite)?;
+    files.writes("OUT.gguf", &args.out, Kind::MergedModel).check(Some(args.overwrite))?;
     let base = BaseFile::open(&args.model)?;
     let mut adapters = Vec::with_capacity(args.adapters.len());
     for Weighted { path, weight } in &args.adapters {
-        let adapter = Adapter::load(path, &base.shape)?;
+        let adapter = Adapter::load(path, base.adapted())?;
         match base.check(&adapter) {
             Err(mismatch) if args.force => output::note(&format!("warning: {}: {mismatch}", path.display())),
             checked => checked?,

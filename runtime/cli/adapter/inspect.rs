@@ -50,7 +50,7 @@ enum MadeFor {
 /// Errors: [`Error::InvalidFile`] for an adapter that does not load, after the report.
 pub(in crate::cli) fn run(args: &InspectArgs) -> Result<()> {
     let base = BaseFile::open(&args.model)?;
-    let report = Adapter::inspect(&args.path, &base.shape)?;
+    let report = Adapter::inspect(&args.path, base.adapted())?;
     let made_for = match &report.base_fingerprint {
         Some(fingerprint) if *fingerprint == base.fingerprint => MadeFor::ThisBase,
         Some(_) => MadeFor::AnotherBase,

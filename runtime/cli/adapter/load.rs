@@ -62,7 +62,7 @@ impl Weighted {
     pub(in crate::cli) fn load(&self, engine: &Engine, force: bool) -> Result<LoadedAdapter> {
         let (id, own) = (self.path.display().to_string(), &engine.base().fingerprint);
         let report = if force {
-            let adapter = Adapter::load(&self.path, &engine.base().adapter_shape())?;
+            let adapter = Adapter::load(&self.path, engine.base().adapted())?;
             engine.insert_adapter(&id, &adapter, Some(&self.path))?
         } else {
             engine.load_adapter(&id, &self.path)?

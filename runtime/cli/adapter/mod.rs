@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::ModelFile;
-use crate::adapter::{Adapter, BaseShape};
+use crate::adapter::{AdaptedBase, Adapter, BaseShape, BaseWeights};
 use crate::engine::base;
 use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;
@@ -63,6 +63,10 @@ impl BaseFile {
         config.check_tensors(&gguf)?;
         let fingerprint = base::fingerprint(&gguf, &config, base::template_of(&gguf));
         Ok(Self { path, gguf, shape: config.base_shape(), fingerprint })
+    }
+
+    fn adapted(&self) -> AdaptedBase<'_> {
+        AdaptedBase { shape: self.shape, weights: BaseWeights::Open(&self.gguf) }
     }
 
     /// Errors: [`Error::BaseMismatch`] when the adapter was made for another base.

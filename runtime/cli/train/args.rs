@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use crate::adapter::Adapter;
+use crate::cli::paths::{Files, Kind};
 use crate::cli::plan::parse_bytes;
 use crate::cli::shape::ShapeArgs;
 use crate::cli::{ModelFile, TemplateArgs};
 use crate::error::{Error, Result};
+use crate::format::staged::is_in_place;
 use crate::train::TrainOptions;
 use crate::train::data::{DataOptions, TrainLength, Validation};
 use crate::train::schedule::{Decay, Warmup};
@@ -52,7 +54,7 @@ pub(super) struct DataArgs {
     #[arg(long)]
     pub(super) skip_bad: bool,
     /// Keep this part of the data (0.1), this many records (50), another file, or none for validation [default: a tenth,
-    /// where there are 200 records and the length of the run is left open]
+    /// where there are 500 records and the length of the run is left open]
     #[arg(long, value_name = "PART|N|FILE", value_parser = parse_validation)]
     pub(super) validation: Option<ValidationArg>,
 }
@@ -69,6 +71,9 @@ pub(super) struct LoraArgs {
     /// Start from this adapter instead of a new one
     #[arg(long, value_name = "ADAPTER")]
     pub(super) init: Option<PathBuf>,
+    /// Start from --init even if it was made for another base model
+    #[arg(long, requires = "init")]
+    pub(super) force: bool,
 }
 
 /// How steps are taken.
@@ -79,10 +84,10 @@ pub(super) struct StepArgs {
     lr: Option<f64>,
     /// Passes over the data [default: by how many examples there are; of a text 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), conflicts_with = "steps")]
-    epochs: Option<u64>,
+    pub(super) epochs: Option<u64>,
     /// Steps in all
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    steps: Option<u64>,
+    pub(super) steps: Option<u64>,
     /// The learning rate of B in parts of that of A
     #[arg(long, value_name = "RATIO", default_value_t = 1.0)]
     lora_plus: f64,
@@ -109,15 +114,15 @@ pub(super) struct RunArgs {
     /// Folder for the adapter (PEFT) and its checkpoints
     #[arg(short, long, value_name = "DIR")]
     pub(super) out: PathBuf,
-    /// Go on with the run in the folder, given the same arguments
+    /// Go on with the run in the folder, given the same arguments; more --steps or --epochs make it longer
     #[arg(long)]
     pub(super) resume: bool,
     /// Steps between two checkpoints
     #[arg(long, value_name = "STEPS", default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) checkpoint_every: u64,
-    /// Checkpoints to keep
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
-    pub(super) keep: u64,
+    /// Checkpoints to keep [default: 2, and none once the run is over]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) keep: Option<u64>,
     /// Steps between two validations [default: a tenth of the run]
     #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) evaluate_every: Option<u64>,
@@ -204,7 +209,7 @@ fn parse_warmup(text: &str) -> Result<Warmup, String> {
 }
 
 /// A number that is no file's name is a part or a count.
-fn parse_validation(text: &str) -> Result<ValidationArg, String> {
+pub(super) fn parse_validation(text: &str) -> Result<ValidationArg, String> {
     let path = PathBuf::from(text);
     if path.exists() {
         return Ok(ValidationArg::File(path));
@@ -222,16 +227,34 @@ fn parse_validation(text: &str) -> Result<ValidationArg, String> {
     }
 }
 
-/// That `path` can be written: its folder exists.
-///
-/// Errors: [`Error::InvalidArgument`].
-pub(super) fn check_writable(name: &'static str, path: Option<&PathBuf>) -> Result<()> {
-    let folder = path.and_then(|path| path.parent()).filter(|folder| !folder.as_os_str().is_empty());
-    match folder.filter(|folder| !folder.is_dir()) {
-        None => Ok(()),
-        Some(folder) => {
-            let reason = format!("there is no folder {} to write to", folder.display());
-            Err(Error::InvalidArgument { name, reason })
+impl TrainArgs {
+    /// That nothing it writes is something it reads, or can't be written.
+    ///
+    /// Errors: as [`Files::check`]; [`Error::InvalidArgument`] for a picture that is no SVG.
+    pub(super) fn check_files(&self) -> Result<()> {
+        let RunArgs { out, plot, log, .. } = &self.run;
+        let mut files = Files::default().model(&self.model)?.reads("the data", "--data", &self.data.path);
+        if let Some(ValidationArg::File(path)) = &self.data.validation {
+            files = files.reads("the validation data", "--validation", path);
         }
+        if let Some(path) = &self.data.template.chat_template {
+            files = files.reads("the chat template", "--chat-template", path);
+        }
+        if let Some(path) = &self.lora.init {
+            files = files.reads("the adapter", "--init", path);
+        }
+        files = files.writes("--out", out, Kind::AdapterFolder);
+        if let Some(path) = log {
+            files = files.writes("--log", path, Kind::StepLog);
+        }
+        if let Some(path) = plot {
+            files = files.writes("--plot", path, Kind::Picture);
+            let other = path.extension().filter(|end| !end.eq_ignore_ascii_case("svg") && !is_in_place(path));
+            if let Some(other) = other.map(|end| end.to_string_lossy()) {
+                let reason = format!("pictures are drawn as SVG, not {other}; name a file that ends in .svg");
+                return Err(Error::InvalidArgument { name: "plot", reason });
+            }
+        }
+        files.check(None)
     }
 }

@@ -2,6 +2,8 @@
 
 mod args;
 mod folder;
+mod given;
+mod lock;
 mod run;
 mod setup;
 mod view;
@@ -72,19 +74,21 @@ impl Losses {
     }
 }
 
-pub(super) fn run(args: &TrainArgs, gpu: GpuOptions) -> Result<()> {
+pub(super) fn run(mut args: TrainArgs, gpu: GpuOptions) -> Result<()> {
     let folder = Folder::check(&args.run.out, args.run.resume)?;
-    args::check_writable("plot", args.run.plot.as_ref())?;
-    args::check_writable("log", args.run.log.as_ref())?;
-    let (setup, plan) = setup::prepare(args, gpu)?;
-    let data = setup::data(args, &setup)?;
+    if let Some(given) = folder.resumed() {
+        given.fill(&mut args)?;
+    }
+    args.check_files()?;
+    let (setup, plan) = setup::prepare(&args, gpu)?;
+    let data = setup::data(&args, &setup)?;
     let (data_report, validation_data) =
         (data.report.clone(), data.validation.as_ref().map(|data| data.report.clone()));
     note_data(&data_report);
     let start = Instant::now();
-    let mut run = Run::start(&args.run, &folder, setup, data)?;
-    note_recipe(run.trainer.options(), run.trainer.total_steps());
     let stop = interrupt::listen("stopping: a checkpoint is saved (Ctrl-C again leaves without)");
+    let mut run = Run::start(&args, folder, setup, data)?;
+    run.view.say(&recipe(run.trainer.options(), run.trainer.total_steps()));
     let end = run.train(&stop.token)?;
     let report = Report {
         out: args.run.out.clone(),
@@ -110,7 +114,9 @@ pub(super) fn run(args: &TrainArgs, gpu: GpuOptions) -> Result<()> {
     if let Some(path) = args.run.plot.as_ref().filter(|_| !run.history.training.is_empty()) {
         std::fs::write(path, loss_curves(&run.history)?).map_err(|e| Error::io(path, e))?;
     }
-    if args.json { output::json(&report) } else { print(&report) }
+    if args.json { output::json(&report) } else { print(&report) }?;
+    // It did not do all it was asked to.
+    if end == End::Interrupted { Err(Error::Cancelled) } else { Ok(()) }
 }
 
 fn note_data(report: &DataReport) {
@@ -129,14 +135,15 @@ fn note_data(report: &DataReport) {
 }
 
 /// What the run does, in one line: also what nobody asked for.
-fn note_recipe(options: &TrainOptions, steps: u64) {
+/// What the steps are, in a line.
+fn recipe(options: &TrainOptions, steps: u64) -> String {
     let examples = options.step_examples();
     let rate = options.learning_rate.unwrap_or_default();
     let passes = match options.duration {
         TrainLength::Epochs(epochs) => format!("{epochs} passes over the data, "),
         _ => String::new(),
     };
-    output::note(&format!("{passes}{steps} steps of {examples} examples, rate {rate:.2e}, rank {}", options.rank));
+    format!("{passes}{steps} steps of {examples} examples, rate {rate:.2e}, rank {}", options.rank)
 }
 
 fn print(report: &Report) -> Result<()> {
@@ -154,6 +161,10 @@ fn print(report: &Report) -> Result<()> {
     output::line(&match report.end {
         End::Finished => format!("{which} is in {out}"),
         End::EarlyStop => format!("stopped since the validation loss improves no more; {which} is in {out}"),
+        End::Interrupted if *steps == 0 => {
+            "interrupted before the first step: there is no adapter yet, and the same command with `--resume` goes on"
+                .into()
+        }
         End::Interrupted => {
             format!("interrupted; {which} so far is in {out}, and the same command with `--resume` goes on")
         }

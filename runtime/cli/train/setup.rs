@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::args::{DataArgs, TrainArgs, ValidationArg};
-use crate::adapter::Adapter;
+use crate::adapter::{AdaptedBase, Adapter, BaseWeights};
 use crate::cli::output;
 use crate::cli::plan::{ClassReport, classes, table};
 use crate::engine::{Engine, EngineOptions};
@@ -16,7 +16,7 @@ use crate::format::gguf::Gguf;
 use crate::gpu::{Gpu, GpuOptions};
 use crate::model::config::ModelConfig;
 use crate::selftest;
-use crate::train::data::{DataReport, Dataset, Encoder, TrainLength};
+use crate::train::data::{DataReport, Dataset, Encoder, TrainLength, Validation};
 use crate::train::plan::{Choice, Device, TRAIN_CONTEXT, Wish, choose, human_bytes};
 use crate::train::trainer::computes_wrong;
 use crate::train::{TrainOptions, recipe};
@@ -45,7 +45,8 @@ pub(super) fn prepare(args: &TrainArgs, gpu: GpuOptions) -> Result<(Setup, PlanR
     let gguf = Gguf::open(args.model.path()?)?;
     let config = ModelConfig::from_gguf(&gguf)?;
     config.check_tensors(&gguf)?;
-    let load = |path: &std::path::PathBuf| Adapter::load(path, &config.base_shape());
+    let base = AdaptedBase { shape: config.base_shape(), weights: BaseWeights::Open(&gguf) };
+    let load = |path: &std::path::PathBuf| Adapter::load(path, base);
     let init = args.lora.init.as_ref().map(load).transpose()?;
     let options = args.options(init.as_ref(), config.max_position_embeddings)?;
     // What is wrong whatever the device is refused before one is opened.
@@ -70,8 +71,11 @@ pub(super) fn prepare(args: &TrainArgs, gpu: GpuOptions) -> Result<(Setup, PlanR
     let engine = Engine::from_gguf(gpu, &gguf, &engine_options, &mut |progress| bar.update(progress))?;
     if let Some(made_for) = init.as_ref().and_then(|init| init.base_fingerprint.clone()) {
         let got = engine.base().fingerprint.clone();
-        if made_for != got {
+        if made_for != got && !args.lora.force {
             return Err(Error::BaseMismatch { expected: made_for, got });
+        }
+        if made_for != got {
+            output::note(&format!("warning: --init was made for base model {made_for}, but {got} is loaded"));
         }
     }
     Ok((Setup { engine, options, init }, plan))
@@ -100,6 +104,8 @@ fn plan(
 pub(super) struct Data {
     pub(super) train: Dataset,
     pub(super) validation: Option<Dataset>,
+    /// What of the file is for validation.
+    pub(super) held_out: Option<Validation>,
     /// See [`super::args::RunArgs::patience`].
     pub(super) patience: Option<u32>,
     /// What became of the file.
@@ -138,5 +144,5 @@ pub(super) fn data(args: &TrainArgs, setup: &Setup) -> Result<Data> {
         let reason = "there is nothing to validate on; add `--validation 0.1`, or a file".into();
         return Err(Error::InvalidArgument { name, reason });
     }
-    Ok(Data { train, validation, patience, report })
+    Ok(Data { train, validation, held_out, patience, report })
 }

@@ -50,7 +50,7 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Header> {
         if key.is_empty() || key.len() > MAX_KEY {
             return Err(invalid(format!("key {i} has {} bytes; 1 to {MAX_KEY} are allowed", key.len())));
         }
-        let found = value(cursor, key, &mut alignment)?;
+        let Some(found) = value(cursor, key, &mut alignment)? else { continue };
         if metadata.insert(key.into(), found).is_some() {
             return Err(invalid_key(key, "given twice; convert the file again".into()));
         }
@@ -98,17 +98,34 @@ fn count(cursor: &mut Cursor<'_>, min_bytes: u64, what: &str) -> Parsed<u64> {
     fits.then_some(n).ok_or_else(|| format!("{n} {what} don't fit in the file; it is cut short or damaged"))
 }
 
-/// Steps over a value, checking it; notes the alignment on the way. Returns its type and position.
-fn value(cursor: &mut Cursor<'_>, key: &str, alignment: &mut u32) -> Result<(u32, usize)> {
+/// Whether a key only informs, so that the file can do without it.
+fn is_note(key: &str) -> bool {
+    let groups = ["general.", "quantize.", "split.", "tokenizer.chat_template"];
+    groups.iter().any(|group| key.starts_with(group)) && !["general.architecture", "general.alignment"].contains(&key)
+}
+
+/// Steps over a value, checking it; notes the alignment on the way. Returns its type and position; `None` for a damaged
+/// one that nothing depends on.
+fn value(cursor: &mut Cursor<'_>, key: &str, alignment: &mut u32) -> Result<Option<(u32, usize)>> {
     let invalid = |reason| invalid_key(key, reason);
     let kind = cursor.u32().map_err(invalid)?;
     let position = cursor.position();
-    let value = cursor.value(kind).map_err(invalid)?;
+    let before = cursor.clone();
+    let value = match cursor.value(kind) {
+        Ok(value) => value,
+        Err(reason) if is_note(key) => {
+            *cursor = before;
+            cursor.skip(kind).map_err(invalid)?;
+            log::warn!("{}; passed over", invalid(reason));
+            return Ok(None);
+        }
+        Err(reason) => return Err(invalid(reason)),
+    };
     if key == "general.alignment" {
         let power = u32::from_value(value).filter(|v| v.is_power_of_two());
         *alignment = power.ok_or_else(|| invalid(format!("a power of two is needed, found {}", brief(value))))?;
     }
-    Ok((kind, position))
+    Ok(Some((kind, position)))
 }
 
 fn info<'a>(cursor: &mut Cursor<'a>) -> Parsed<Info<'a>> {

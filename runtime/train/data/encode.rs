@@ -1,8 +1,8 @@
 //! One record into examples.
 //!
-//! A prompt and its completion are the tokens of the text that they spell together; one that begins in the prompt
-//! and ends in the completion is learnt, as in TRL. In a chat, what a model is asked and what it answers never share
-//! a token, as when it generates.
+//! Text that follows other text is encoded together with it when that leaves the ids of the first as they were, and
+//! apart otherwise, as its continuation: what a model is asked and what it answers never share a token, as when it
+//! generates.
 
 use serde_json::{Map, Value};
 
@@ -138,23 +138,15 @@ impl<'a> Encoder<'a> {
     }
 
     fn pair(&self, prompt: &str, completion: &str) -> Result<Draft> {
-        let asked = self.start(prompt)?;
-        let whole = self.start(&[prompt, completion].concat())?;
-        let (before, answer) = whole.split_at(self.end_of(&asked, &whole));
         let mut draft = Draft::new();
-        draft.push(before, self.options.prompt_loss_weight);
-        draft.push_answer(answer, 1.0);
+        draft.push(&self.start(prompt)?, self.options.prompt_loss_weight);
+        let whole = self.start(&[prompt, completion].concat())?;
+        match whole.strip_prefix(&draft.example.ids[..]) {
+            Some(rest) => draft.push_answer(rest, 1.0),
+            None => draft.push_answer(&self.text(completion)?, 1.0),
+        }
         draft.push_answer(self.eos(), 1.0);
         Ok(draft)
-    }
-
-    /// The first of the tokens `whole` that goes beyond the text of `part`, with which their text begins.
-    fn end_of(&self, part: &[u32], whole: &[u32]) -> usize {
-        let same = part.iter().zip(whole).take_while(|(a, b)| a == b).count();
-        let bytes =
-            |ids: &[u32]| ids.iter().map(|&id| self.tokenizer.token_bytes(id).map_or(0, <[u8]>::len)).sum::<usize>();
-        let rest = bytes(&part[same..]);
-        (same..whole.len()).find(|&end| bytes(&whole[same..=end]) > rest).unwrap_or(whole.len())
     }
 
     /// Prefix, suffix, middle: the order "PSM" of the paper.

@@ -8,6 +8,8 @@ use super::History;
 use crate::error::{Error, Result};
 
 const SIZE: (u32, u32) = (800, 480);
+/// So few steps are drawn as points, too: a line needs two.
+const FEW: usize = 16;
 const TRAINING: RGBColor = RGBColor(0x1f, 0x77, 0xb4);
 const VALIDATION: RGBColor = RGBColor(0xd6, 0x27, 0x28);
 
@@ -58,7 +60,7 @@ fn draw(
         }
         let line = chart.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?;
         line.label(name).legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], colour.stroke_width(2)));
-        if name == "validation" {
+        if name == "validation" || points.len() <= FEW {
             chart.draw_series(points.iter().map(|&point| Circle::new(point, 3, colour.filled())))?;
         }
     }

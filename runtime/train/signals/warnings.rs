@@ -14,6 +14,8 @@ const JUMP: f64 = 0.2;
 const FALL: f64 = 0.1;
 /// Part of the loss that has to be gone after two windows.
 const PROGRESS: f64 = 0.02;
+/// Steps in all under which a run can't learn: of fewer, the rate's rise and fall leave hardly any at its height.
+const LEAST_STEPS: u64 = 16;
 /// A loss under this has nothing left to show, in nats a token.
 const LEARNT: f64 = 0.05;
 
@@ -21,6 +23,8 @@ const LEARNT: f64 = 0.05;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Warning {
+    /// The run has fewer than 16 steps in all.
+    TooFewSteps,
     /// The last loss is infinite or no number.
     NotFinite,
     /// In the last 32 steps the loss jumps by more than 20 % of itself from step to step, on average, without its second
@@ -36,6 +40,9 @@ pub enum Warning {
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::TooFewSteps => {
+                "the run is too short to learn from: give it more passes over the data (`--epochs`) or more steps (`--steps`)"
+            }
             Self::NotFinite => {
                 "the loss is not a finite number: the learning rate is too high; lower it and start from the last good adapter"
             }
@@ -50,6 +57,11 @@ impl fmt::Display for Warning {
             Self::Flat => "the loss has hardly moved: the learning rate is too low; raise it",
         })
     }
+}
+
+/// The sign that a run shows before it begins: whether `total_steps` are too few to learn.
+pub fn too_few_steps(total_steps: u64) -> Option<Warning> {
+    (total_steps < LEAST_STEPS).then_some(Warning::TooFewSteps)
 }
 
 /// The signs that `history` shows now.
