@@ -82,10 +82,10 @@ pub(super) fn row(value: Value) -> Result<Row, String> {
     } else {
         return Err(format!("no example of a shape that is read{}; give {SHAPES}", keys_of(&map)));
     };
-    if !matches!(record, Record::Chat { .. }) {
-        if let Some(key) = OF_CHATS.iter().find(|key| map.get(**key).is_some_and(says_something)) {
-            return Err(format!("`{key}` is for chats, and this is none; give `messages`, or leave it out"));
-        }
+    if !matches!(record, Record::Chat { .. })
+        && let Some(key) = OF_CHATS.iter().find(|key| map.get(**key).is_some_and(says_something))
+    {
+        return Err(format!("`{key}` is for chats, and this is none; give `messages`, or leave it out"));
     }
     Ok(Row { record, weight })
 }
