@@ -213,6 +213,21 @@ impl Dataset {
         Ok((train, held_out))
     }
 
+    /// The same without a loss on prompts, which weigh `prompt_loss_weight`: for validation. A prompt that is learnt by heart
+    /// makes those held out less likely, and would hide that the answers still get better.
+    pub fn answers_only(self, prompt_loss_weight: f32) -> Self {
+        if prompt_loss_weight >= 1.0 {
+            return self;
+        }
+        let report = DataReport { examples: 0, tokens: 0, trained_tokens: 0, ..self.report };
+        let mut data = Self { report, ..Self::default() };
+        for (mut example, group) in self.examples.into_iter().zip(self.groups) {
+            example.weights.iter_mut().filter(|weight| **weight == prompt_loss_weight).for_each(|weight| *weight = 0.0);
+            data.add(example, group);
+        }
+        data
+    }
+
     /// Names the examples: what a checkpoint compares before it goes on from a [`Cursor`]. 32 hex digits.
     pub fn fingerprint(&self) -> String {
         let mut hasher = blake3::Hasher::new();

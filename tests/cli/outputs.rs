@@ -119,3 +119,15 @@ fn devices_and_pipes_are_written_to_and_stay() {
     assert!(output.status.success() && output.stdout.starts_with(&bytes), "{}", stderr(&output));
     assert!(Path::new("/dev/stdout").is_symlink());
 }
+
+#[cfg(unix)]
+#[test]
+fn steps_are_logged_to_a_pipe() {
+    let folder = Folder::new();
+    let (data, out, model) = (folder.path("data.jsonl"), folder.path("out"), model());
+    std::fs::write(&data, "{\"text\": \"the sea was calm and the wind was cold\"}\n").unwrap();
+    let args = ["train", "-m", text(&model), "--data", text(&data), "--out", text(&out), "--steps", "1"];
+    let output = run(&[&args[..], &["--seq-len", "32", "--log", "/dev/stdout"]].concat());
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && stdout.starts_with("{\"step\":1,"), "{stdout} {}", stderr(&output));
+}

@@ -146,7 +146,9 @@ fn in_terminal(command: &str, keys: &[&[u8]]) -> String {
     let (mut stdin, stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
     let (send, bytes) = mpsc::channel();
     // The end of a terminal is an error on some systems.
-    std::thread::spawn(move || stdout.bytes().map_while(Result::ok).try_for_each(|byte| send.send(byte)));
+    std::thread::spawn(move || {
+        BufReader::new(stdout).bytes().map_while(Result::ok).try_for_each(|byte| send.send(byte))
+    });
     let (mut shown, mut keys) = (Vec::new(), keys.iter());
     while let Ok(byte) = bytes.recv_timeout(Duration::from_secs(300)) {
         shown.push(byte);

@@ -11,7 +11,7 @@ const FAR_TOO_LONG: Duration = Duration::from_secs(60);
 /// The default model: `EPIPHYTE_TEST_MODEL`, else the cache. `None` only when `EPIPHYTE_SKIP_MODEL=1` allows it.
 pub(crate) fn model_path() -> Option<PathBuf> {
     let var = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let path = var("EPIPHYTE_TEST_MODEL").or_else(|| epiphyte::default_model());
+    let path = var("EPIPHYTE_TEST_MODEL").or_else(epiphyte::default_model);
     let found = path.filter(|path| path.exists());
     let skip = std::env::var("EPIPHYTE_SKIP_MODEL").is_ok_and(|value| value == "1");
     assert!(

@@ -59,6 +59,9 @@ fn values(gguf: &Gguf, path: ModulePath) -> Vec<f64> {
     values.into_iter().map(f64::from).collect()
 }
 
+/// Tells a merged model from others.
+const MERGED_KEY: &str = "epiphyte.merged_adapters";
+
 #[test]
 fn merged_weights_are_exact_sums_rounded_once() {
     for stem in ["tiny_llama", "tiny_llama_linear"] {
@@ -107,7 +110,8 @@ fn everything_else_is_copied_as_it_is() {
     let gguf = exported.gguf();
     let names: Vec<String> = exported.report.merged.iter().map(|tensor| tensor.name.clone()).collect();
     assert_eq!(names, ["blk.1.attn_q.weight"]);
-    assert!(base.metadata().eq(gguf.metadata()));
+    assert!(base.metadata().eq(gguf.metadata().filter(|(key, _)| *key != MERGED_KEY)));
+    assert_eq!(gguf.find::<u32>(MERGED_KEY).unwrap(), Some(1));
     assert_eq!(base.tensors().len(), gguf.tensors().len());
     for (old, new) in base.tensors().zip(gguf.tensors()) {
         assert_eq!((old.name, old.shape), (new.name, new.shape));
@@ -134,7 +138,8 @@ fn the_keys_of_shards_go_and_the_alignment_stays() {
     let exported = export(&base, &[(&adapter, 1.0)], DType::F16).unwrap();
     let gguf = exported.gguf();
     let kept: Vec<&str> = base.metadata().map(|(key, _)| key).filter(|key| !key.starts_with("split.")).collect();
-    assert_eq!(gguf.metadata().map(|(key, _)| key).collect::<Vec<_>>(), kept);
+    let written = gguf.metadata().map(|(key, _)| key).filter(|key| *key != MERGED_KEY);
+    assert_eq!(written.collect::<Vec<_>>(), kept);
     assert!(kept.len() + 3 == base.metadata().count() && kept.contains(&"general.alignment"));
     assert_eq!(gguf.find::<u32>("general.alignment").unwrap(), Some(128), "which the reader holds every offset to");
     Engine::open(exported.dir.path().join("out.gguf"), epiphyte::EngineOptions::default()).unwrap();

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use epiphyte::Error;
 use epiphyte::train::data::batch::{in_order, pack};
-use epiphyte::train::data::{BatchOptions, Cursor, Dataset, Encoder, Loader, MicroBatch, Record, Step, TrainLength};
+use epiphyte::train::data::{
+    BatchOptions, Cursor, Dataset, Encoder, Example, Loader, MicroBatch, Record, Step, TrainLength,
+};
 use proptest::prelude::*;
 
 use super::{chatml, options, tokenizer};
@@ -173,6 +175,18 @@ fn the_length_of_a_run_follows_from_the_size_of_the_data() {
         assert_eq!(TrainLength::Auto.resolved(examples), TrainLength::Epochs(epochs));
         assert_eq!(steps(examples, TrainLength::Auto), steps(examples, TrainLength::Epochs(epochs)));
     }
+}
+
+#[test]
+fn a_validation_counts_answers_alone() {
+    let example = Example { ids: vec![1, 2, 3, 4, 5], weights: vec![0.0, 0.1, 0.1, 1.0, 0.5] };
+    let weights = |prompt_loss_weight| {
+        let data = Dataset::of([example.clone()]).answers_only(prompt_loss_weight);
+        assert_eq!((data.report.examples, data.report.tokens, data.report.records), (1, 5, 1));
+        (data.examples[0].weights.clone(), data.report.trained_tokens)
+    };
+    assert_eq!(weights(0.1), (vec![0.0, 0.0, 0.0, 1.0, 0.5], 2));
+    assert_eq!(weights(1.0), (example.weights.clone(), 4), "all is answer, as of a text");
 }
 
 #[test]

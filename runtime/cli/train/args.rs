@@ -237,7 +237,7 @@ impl TrainArgs {
         if let Some(ValidationArg::File(path)) = &self.data.validation {
             files = files.reads("the validation data", "--validation", path);
         }
-        if let Some(path) = &self.data.template.chat_template {
+        if let Some(path) = &self.data.template.path {
             files = files.reads("the chat template", "--chat-template", path);
         }
         if let Some(path) = &self.lora.init {

@@ -47,7 +47,7 @@ impl Given {
             text: args.data.text,
             prompt_loss_weight: args.data.prompt_loss_weight,
             skip_bad: args.data.skip_bad,
-            chat_template: args.data.template.chat_template.clone(),
+            chat_template: args.data.template.path.clone(),
             validation,
             patience: data.patience,
             steps: args.steps.steps,
