@@ -88,14 +88,14 @@ struct ModelArgs {
 #[derive(Args)]
 struct TemplateArgs {
     /// Render chats with this Jinja file instead of the model's own template
-    #[arg(long, value_name = "FILE")]
-    chat_template: Option<PathBuf>,
+    #[arg(long = "chat-template", id = "chat-template", value_name = "FILE")]
+    path: Option<PathBuf>,
 }
 
 impl TemplateArgs {
     /// The template, which parses.
     fn read(&self) -> Result<Option<String>> {
-        let Some(path) = &self.chat_template else { return Ok(None) };
+        let Some(path) = &self.path else { return Ok(None) };
         let invalid = |reason| Error::InvalidFile { path: path.clone(), reason };
         let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
         let text = String::from_utf8(bytes).map_err(|_| invalid("not UTF-8; convert it".into()))?;
@@ -105,7 +105,7 @@ impl TemplateArgs {
 
     /// Refuses a template where nothing would be rendered with it.
     fn only_with(&self, renders: bool, option: &str) -> Result<()> {
-        if renders || self.chat_template.is_none() {
+        if renders || self.path.is_none() {
             return Ok(());
         }
         Err(Error::InvalidArgument { name: "chat-template", reason: format!("needs `{option}`") })
@@ -155,7 +155,7 @@ impl SamplingArgs {
 impl ModelArgs {
     /// Loads the model, with a progress bar if that takes long.
     fn open(&self, gpu: GpuOptions) -> Result<Arc<Engine>> {
-        self.open_with(gpu, &TemplateArgs { chat_template: None })
+        self.open_with(gpu, &TemplateArgs { path: None })
     }
 
     /// As [`ModelArgs::open`], to render chats with `template`.
