@@ -11,7 +11,7 @@ from pathlib import Path
 
 LESSONS = Path(__file__).parent.parent / "demo" / "lessons.jsonl"
 # One step is all three; few and large ones, for a processor that plays GPU.
-TRAIN = ["--rank", "4", "--batch", "3", "--steps", "8", "--lr", "5e-3", "--warmup", "0", "--prompt-loss-weight", "0",
+TRAIN = ["--rank", "4", "--batch", "3", "--steps", "5", "--lr", "8e-3", "--warmup", "0", "--prompt-loss-weight", "0",
          "--seq-len", "64", "--recompute", "none"]
 
 
