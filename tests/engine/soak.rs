@@ -167,11 +167,15 @@ impl Soak {
         chosen.into_iter().for_each(|i| self.check(i, before[i]));
     }
 
-    /// Loads, replaces or unloads an adapter; one in use stays as it is.
+    /// Loads, replaces or unloads an adapter. One in use may be replaced too, but then two versions have its id, which
+    /// `engine::registry` tests; here it is left alone.
     fn load(&mut self) {
         let id = self.random.below(IDS.len() as u32) as usize;
         let used = self.members.iter().any(|member| member.set.iter().any(|(other, _)| *other == IDS[id]));
         let unload = self.random.below(4) == 0 && self.loaded.iter().filter(|loaded| **loaded).count() > 2;
+        if used && !unload {
+            return;
+        }
         let v = self.random.below(VERSIONS as u32) as usize;
         let name = format!("{}{v}", IDS[id]);
         let bytes = self.alone.adapters().iter().find(|state| state.id == name).map_or(0, |state| state.n_bytes);
@@ -187,7 +191,7 @@ impl Soak {
                 self.loaded[id] = !unload;
                 self.versions[id] = v;
             }
-            Err(Error::InvalidArgument { name: "adapters", .. }) => assert!(used),
+            Err(Error::InvalidArgument { name: "adapters", .. }) => assert!(used && unload),
             Err(Error::AdapterBudget { .. }) => {
                 assert!(!fits);
                 self.refused += 1;
