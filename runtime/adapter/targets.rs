@@ -1,7 +1,7 @@
 //! Which modules a config means, and the rank and scaling of each: PEFT's matching, rule for rule.
 //!
 //! Sources: `check_target_module_exists`, `get_pattern_key` and `LoraLayer.update_layer` of PEFT 0.21. Its patterns are
-//! Python's; [`super::pattern`] runs them.
+//! Python's; `pattern` runs them.
 
 use super::config::{LoraConfig, Modules};
 use super::module::{BaseShape, ModulePath, Target};

@@ -1,6 +1,6 @@
 //! The command line: arguments in, answers on stdout, everything else on stderr.
 //!
-//! Exit codes: see [`EXIT_CODES`]. With `--json` stdout holds exactly one object, or nothing after an error; an object
+//! Exit codes: see `EXIT_CODES`. With `--json` stdout holds exactly one object, or nothing after an error; an object
 //! that says that something is refused or interrupted comes with the exit code for it.
 
 mod adapter;
