@@ -12,7 +12,7 @@ use super::data::{DataOptions, TrainLength};
 use super::recipe;
 use super::schedule::{Decay, Warmup};
 
-/// Settings of a run. The defaults are the recipe that the README's figures were made with.
+/// Settings of a run. The defaults are those of [`recipe`]; `docs/learning.md` shows what they reach.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainOptions {
     /// r of every module.
