@@ -9,18 +9,23 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use epiphyte::{CancelToken, Engine, EngineOptions, GenerateOptions, Result, Session, generate_batch};
+use epiphyte::{
+    CancelToken, Engine, EngineOptions, GenerateOptions, Result, Session, generate_batch,
+};
 
 use common::{MODEL_FILE, model_path};
 
 const DECODED: usize = 32;
 
-/// A session of `tokens` tokens that none before it began with: what is known would not be computed again.
+/// A session of `tokens` tokens that none before it began with: what is known would not be computed
+/// again.
 fn session(engine: &Arc<Engine>, tokens: usize, count: &mut u32) -> Result<Session> {
     let vocab = engine.base().tokenizer.vocab_size() as u32;
     *count += 1;
     let first = count.wrapping_mul(0x9E37_79B9);
-    let ids = (0..tokens as u32).map(|i| first.wrapping_add(i.wrapping_mul(7919)) % vocab).collect::<Vec<_>>();
+    let ids = (0..tokens as u32)
+        .map(|i| first.wrapping_add(i.wrapping_mul(7919)) % vocab)
+        .collect::<Vec<_>>();
     let mut session = engine.session();
     session.push_tokens(&ids)?;
     Ok(session)
@@ -51,7 +56,11 @@ fn generate(c: &mut Criterion) {
         group.bench_function(BenchmarkId::from_parameter(tokens), |b| {
             // The last token of a session waits for the first decode step, so there is one more.
             let setup = || session(&engine, tokens + 1, &mut count).expect("room for a session");
-            b.iter_batched(setup, |session| prefill(&engine, session).expect("prefill"), BatchSize::PerIteration);
+            b.iter_batched(
+                setup,
+                |session| prefill(&engine, session).expect("prefill"),
+                BatchSize::PerIteration,
+            );
         });
     }
     group.finish();
@@ -60,8 +69,16 @@ fn generate(c: &mut Criterion) {
     for sequences in [1, 4, 8] {
         group.throughput(Throughput::Elements((sequences * DECODED) as u64));
         group.bench_function(BenchmarkId::from_parameter(sequences), |b| {
-            let setup = || (0..sequences).map(|_| session(&engine, 1, &mut count).expect("room for it")).collect();
-            b.iter_batched(setup, |sessions| decode(sessions).expect("decode"), BatchSize::PerIteration);
+            let setup = || {
+                (0..sequences)
+                    .map(|_| session(&engine, 1, &mut count).expect("room for it"))
+                    .collect()
+            };
+            b.iter_batched(
+                setup,
+                |sessions| decode(sessions).expect("decode"),
+                BatchSize::PerIteration,
+            );
         });
     }
     group.finish();

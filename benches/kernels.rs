@@ -1,13 +1,16 @@
-//! The kernels at the shapes of the 135M model, by the bytes they read: `cargo bench --bench kernels`.
+//! The kernels at the shapes of the 135M model, by the bytes they read: `cargo bench --bench
+//! kernels`.
 //!
-//! Weights, cache and activations are zeros, which are as fast as any. Small matrices stay in the caches of a large
-//! GPU, so that their figures may lie above what its memory gives.
+//! Weights, cache and activations are zeros, which are as fast as any. Small matrices stay in the
+//! caches of a large GPU, so that their figures may lie above what its memory gives.
 #![allow(missing_docs, reason = "criterion's macros make public items")]
 #![allow(clippy::print_stdout, reason = "a benchmark says what it measured on, or why not")]
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use epiphyte::gpu::{Commands, Gpu, Op, Tensor};
-use epiphyte::kernels::attention::{self, AttentionParams, Heads, Leaves, PrefillParams, ReduceParams};
+use epiphyte::kernels::attention::{
+    self, AttentionParams, Heads, Leaves, PrefillParams, ReduceParams,
+};
 use epiphyte::kernels::bandwidth;
 use epiphyte::kernels::matmul::{self, Tile};
 use epiphyte::kernels::matvec::{self, COLS, Epilogue, LinearParams, MAX_COLS, Variant};
@@ -45,7 +48,9 @@ fn time(
         }
         gpu.wait(Some(commands.submit()))
     };
-    group.bench_function(BenchmarkId::from_parameter(size), |b| b.iter(|| once().expect("the device works")));
+    group.bench_function(BenchmarkId::from_parameter(size), |b| {
+        b.iter(|| once().expect("the device works"))
+    });
     group.finish();
 }
 
@@ -60,14 +65,16 @@ fn linears(c: &mut Criterion, gpu: &Gpu) -> Result<()> {
             let group = gpu.bind(matvec::BINDINGS, &[&x, &x, &words, &scales, &y]);
             if m <= MAX_COLS {
                 let (tiling, cols) = (matvec::tiling(gpu.caps(), n, k / 32), matvec::cols(m));
-                let variant = Variant { tiling, cols, norm: false, epilogue: Epilogue::Store, lora: None };
+                let variant =
+                    Variant { tiling, cols, norm: false, epilogue: Epilogue::Store, lora: None };
                 let kernel = gpu.kernel(&matvec::spec(gpu.caps(), DTYPE, variant))?;
                 time(c, gpu, ("matvec", format!("{name} x{m}")), bytes, |commands| {
                     matvec::record(commands, (&kernel, &group), variant, &params, bytes);
                     Ok(())
                 });
                 let Some(shape) = Shape::of(gpu.caps()).filter(|_| m > COLS) else { continue };
-                let (tiling, norm, epilogue, lora) = (shape.tiling(n), false, Epilogue::Store, None);
+                let (tiling, norm, epilogue, lora) =
+                    (shape.tiling(n), false, Epilogue::Store, None);
                 let guard = tiling.guard(k / 32);
                 let variant = matvec_coop::Variant { shape, tiling, guard, norm, epilogue, lora };
                 let kernel = gpu.kernel(&matvec_coop::spec(DTYPE, variant))?;
@@ -105,8 +112,16 @@ fn attentions(c: &mut Criterion, gpu: &Gpu) -> Result<()> {
             &attention::spec(gpu.caps(), heads, Leaves::Split),
             &[&rows, &pages, &qkv, &keys, &values, &parts, &stats],
         )?;
-        let join = gpu.op(&attention::reduce_spec(gpu.caps(), e, None), &[&rows, &parts, &stats, &out])?;
-        let params = AttentionParams { heads: h, kv_heads: g, max_pages, splits, scale, ..Default::default() };
+        let join =
+            gpu.op(&attention::reduce_spec(gpu.caps(), e, None), &[&rows, &parts, &stats, &out])?;
+        let params = AttentionParams {
+            heads: h,
+            kv_heads: g,
+            max_pages,
+            splits,
+            scale,
+            ..Default::default()
+        };
         time(c, gpu, ("attention", format!("{positions}")), bytes, |commands| {
             attention::record(commands, &op, &params, 1, bytes);
             let params = ReduceParams { heads: h, splits, ..Default::default() };
@@ -116,10 +131,20 @@ fn attentions(c: &mut Criterion, gpu: &Gpu) -> Result<()> {
         if gpu.caps().software {
             continue;
         }
-        let rows = gpu.upload("rows", &(0..positions).map(|position| [0, position]).collect::<Vec<_>>())?;
+        let rows =
+            gpu.upload("rows", &(0..positions).map(|position| [0, position]).collect::<Vec<_>>())?;
         let (qkv, out) = (floats(gpu, positions * width)?, floats(gpu, positions * h * e)?);
-        let op = gpu.op(&attention::prefill_spec(heads), &[&rows, &pages, &qkv, &keys, &values, &out])?;
-        let params = PrefillParams { heads: h, kv_heads: g, max_pages, row0: 0, count: positions, scale, pad: [0; 2] };
+        let op =
+            gpu.op(&attention::prefill_spec(heads), &[&rows, &pages, &qkv, &keys, &values, &out])?;
+        let params = PrefillParams {
+            heads: h,
+            kv_heads: g,
+            max_pages,
+            row0: 0,
+            count: positions,
+            scale,
+            pad: [0; 2],
+        };
         time(c, gpu, ("attention_prefill", format!("{positions}")), bytes, |commands| {
             attention::record_prefill(commands, &op, &params, bytes);
             Ok(())
@@ -132,12 +157,15 @@ fn samples(c: &mut Criterion, gpu: &Gpu) -> Result<()> {
     let greedy = Sampler { top_p: 1.0, repetition_penalty: 1.0, ..Default::default() };
     let drawn = Sampler { temperature: 0.8, top_p: 0.95, top_k: 40, ..greedy };
     for (name, sampler) in [("greedy", greedy), ("top_k 40, top_p 0.95", drawn)] {
-        let (samplers, rows) = (gpu.upload("samplers", &[sampler])?, gpu.upload("rows", &[[0_u32, 0]])?);
+        let (samplers, rows) =
+            (gpu.upload("samplers", &[sampler])?, gpu.upload("rows", &[[0_u32, 0]])?);
         let (logits, thresholds) = (floats(gpu, VOCAB)?, floats(gpu, 1)?);
-        let (partials, ids, ring) = (floats(gpu, 2 * VOCAB.div_ceil(sample::RUN))?, floats(gpu, 1)?, floats(gpu, 1)?);
+        let (partials, ids, ring) =
+            (floats(gpu, 2 * VOCAB.div_ceil(sample::RUN))?, floats(gpu, 1)?, floats(gpu, 1)?);
         let seen = floats(gpu, sample::seen_words(VOCAB))?;
         let threshold = gpu.op(&sample::threshold_spec(), &[&samplers, &logits, &thresholds])?;
-        let partial = gpu.op(&sample::partial_spec(), &[&samplers, &rows, &logits, &thresholds, &partials])?;
+        let partial =
+            gpu.op(&sample::partial_spec(), &[&samplers, &rows, &logits, &thresholds, &partials])?;
         let last = gpu.op(&sample::final_spec(), &[&partials, &ids, &rows, &seen, &ring])?;
         let record = |commands: &mut Commands<'_>, threshold: &Op| {
             if sampler.is_restricted() {

@@ -49,7 +49,8 @@ fn trainer(engine: &Arc<Engine>, size: &Size, checkpoint_every: Option<usize>) -
     Trainer::new(engine, Arc::new(Dataset::of((0..ROWS).map(row))), options, None)
 }
 
-/// Milliseconds of each of `count` tokens, each the first after `prompt` tokens that no session has seen.
+/// Milliseconds of each of `count` tokens, each the first after `prompt` tokens that no session has
+/// seen.
 fn ask(engine: &Arc<Engine>, prompt: usize, count: u32, seen: &mut u32) -> Result<Vec<f64>> {
     let mut times = Vec::new();
     for i in 0..count {
@@ -72,14 +73,22 @@ fn percentile(sorted: &[f64], part: f64) -> f64 {
 }
 
 /// Asks while a trainer steps; gives its tokens a second meanwhile, too.
-fn ask_beside(mut trainer: Trainer, prompt: usize, count: u32, seen: &mut u32) -> Result<(Vec<f64>, f64)> {
-    let (engine, cancel, started) = (Arc::clone(trainer.engine()), trainer.cancel.clone(), AtomicBool::new(false));
+fn ask_beside(
+    mut trainer: Trainer,
+    prompt: usize,
+    count: u32,
+    seen: &mut u32,
+) -> Result<(Vec<f64>, f64)> {
+    let (engine, cancel, started) =
+        (Arc::clone(trainer.engine()), trainer.cancel.clone(), AtomicBool::new(false));
     std::thread::scope(|scope| {
         let training = scope.spawn(|| {
             let (mut tokens, mut seconds) = (0, 0.0);
             loop {
                 match trainer.step() {
-                    Ok(Some(record)) => (tokens, seconds) = (tokens + record.tokens, seconds + record.seconds),
+                    Ok(Some(record)) => {
+                        (tokens, seconds) = (tokens + record.tokens, seconds + record.seconds)
+                    }
                     Ok(None) | Err(Error::Cancelled) => return Ok(tokens as f64 / seconds),
                     Err(error) => return Err(error),
                 }
@@ -101,13 +110,18 @@ fn main() -> Result<()> {
         return Ok(());
     };
     println!("{}", path.display());
-    let engine = Engine::open(path, EngineOptions { gpu: GpuOptions::from_env()?, ..Default::default() })?;
+    let engine =
+        Engine::open(path, EngineOptions { gpu: GpuOptions::from_env()?, ..Default::default() })?;
     let most = engine.base().config.max_position_embeddings;
     let size = match engine.gpu().caps().software {
         false => Size { seq_len: most.min(512), steps: 20, asked: 200, prompt: 64 },
         true => Size { seq_len: most.min(32), steps: 2, asked: 3, prompt: 8 },
     };
-    println!("{}, rank {RANK} on every linear, rows of {}", engine.gpu().description(), size.seq_len);
+    println!(
+        "{}, rank {RANK} on every linear, rows of {}",
+        engine.gpu().description(),
+        size.seq_len
+    );
     for (name, every) in [("kept", None), ("computed again", Some(1))] {
         let mut trainer = trainer(&engine, &size, every)?;
         let mut rates = Vec::new();
@@ -123,10 +137,13 @@ fn main() -> Result<()> {
     for prompt in [1, 1 + size.prompt] {
         ask(&engine, prompt, 1, &mut seen)?;
         let alone = ask(&engine, prompt, size.asked, &mut seen)?;
-        let (beside, rate) = ask_beside(trainer(&engine, &size, Some(1))?, prompt, size.asked, &mut seen)?;
+        let (beside, rate) =
+            ask_beside(trainer(&engine, &size, Some(1))?, prompt, size.asked, &mut seen)?;
         for (name, times) in [("alone", &alone), ("beside training", &beside)] {
             let [median, p99] = [0.5, 0.99].map(|part| percentile(times, part));
-            println!("a token after {prompt:>2}, {name:<15}{median:>10.2} ms median, {p99:.2} ms p99");
+            println!(
+                "a token after {prompt:>2}, {name:<15}{median:>10.2} ms median, {p99:.2} ms p99"
+            );
         }
         let longest = percentile(&beside, 1.0) - percentile(&alone, 0.5);
         println!("  waits {longest:.2} ms at most, the run makes {rate:.0} tokens/s meanwhile");

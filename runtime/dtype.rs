@@ -2,7 +2,8 @@
 
 use crate::error::{Error, Result};
 
-/// How the weights of a tensor are stored. A block is the smallest run of weights that can be read alone.
+/// How the weights of a tensor are stored. A block is the smallest run of weights that can be read
+/// alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[expect(missing_docs, reason = "each variant is the field's own name of the type")]
 #[expect(non_camel_case_types, reason = "GGUF spells them so")]
@@ -61,13 +62,15 @@ impl DType {
         }
     }
 
-    /// Bytes of `len` weights in a file; `None` when `len` is not a whole number of blocks or the size overflows.
+    /// Bytes of `len` weights in a file; `None` when `len` is not a whole number of blocks or the
+    /// size overflows.
     pub fn bytes(self, len: usize) -> Option<usize> {
         let whole = len.is_multiple_of(self.block_len());
         whole.then(|| (len / self.block_len()).checked_mul(self.block_bytes())).flatten()
     }
 
-    /// The name GGUF gives it, also the stem of its files (lower case) in `runtime/quant` and `shaders/quant`.
+    /// The name GGUF gives it, also the stem of its files (lower case) in `runtime/quant` and
+    /// `shaders/quant`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::F32 => "F32",
@@ -88,9 +91,14 @@ impl DType {
     ///
     /// Errors: [`Error::Unsupported`] naming the type.
     pub fn from_ggml(id: u32) -> Result<Self> {
-        Self::ALL.into_iter().find(|dtype| dtype.ggml_type() == id).ok_or_else(|| Error::Unsupported {
-            what: format!("ggml tensor type {id}"),
-            hint: "convert the file to Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, F16, BF16 or F32".into(),
+        Self::ALL.into_iter().find(|dtype| dtype.ggml_type() == id).ok_or_else(|| {
+            Error::Unsupported {
+                what: format!("ggml tensor type {id}"),
+                hint:
+                    "convert the file to Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, F16, BF16 \
+                or F32"
+                        .into(),
+            }
         })
     }
 

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 /// What the runtime returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Everything that can go wrong, by cause. Messages are lower-case, name the thing, then give a hint.
+/// Everything that can go wrong, by cause. Messages are lower-case, name the thing, then give a
+/// hint.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -86,7 +87,9 @@ pub enum Error {
     #[error("the GPU device was lost ({0}); open the engine again, saved sessions can be restored")]
     DeviceLost(String),
     /// The device has no memory for this.
-    #[error("out of device memory: {what} needs {needed_bytes} bytes; use a smaller model or context")]
+    #[error(
+        "out of device memory: {what} needs {needed_bytes} bytes; use a smaller model or context"
+    )]
     OutOfMemory {
         /// What was being allocated.
         what: String,
@@ -107,7 +110,8 @@ pub enum Error {
     },
     /// The context or the KV cache has no room; nothing was lost.
     #[error(
-        "the context is full: {needed} tokens are needed and {capacity} fit; shorten the prompt, or start a new session"
+        "the context is full: {needed} tokens are needed and {capacity} fit; shorten the prompt, \
+        or start a new session"
     )]
     ContextFull {
         /// Tokens after the call.
@@ -125,7 +129,8 @@ pub enum Error {
     },
     /// An adapter does not fit the bytes set aside for adapters.
     #[error(
-        "adapter `{id}` needs {needed_bytes} bytes and the budget of {budget_bytes} has no room beside those in use; \
+        "adapter `{id}` needs {needed_bytes} bytes and the budget of {budget_bytes} has no room \
+        beside those in use; \
          raise it as far as the device lets, or use fewer at once"
     )]
     AdapterBudget {
@@ -137,14 +142,18 @@ pub enum Error {
         budget_bytes: u64,
     },
     /// A saved session was made with an adapter that is not loaded.
-    #[error("the session was saved with adapter `{id}`, which is not loaded; load it under that id first")]
+    #[error(
+        "the session was saved with adapter `{id}`, which is not loaded; load it under that id \
+        first"
+    )]
     AdapterNotLoaded {
         /// Its id.
         id: String,
     },
     /// A saved session was made with another adapter than the one that is loaded under its id.
     #[error(
-        "the session was saved with adapter `{id}`, and the one loaded under that id differs (its factors hash to {got}, \
+        "the session was saved with adapter `{id}`, and the one loaded under that id differs (its \
+        factors hash to {got}, \
          not {expected}); load the one it was saved with"
     )]
     AdapterMismatch {
@@ -162,7 +171,10 @@ pub enum Error {
     #[error("cancelled")]
     Cancelled,
     /// A saved session or adapter belongs to another base model.
-    #[error("made for base model {expected}, but {got} is loaded; open it with the model it was made with")]
+    #[error(
+        "made for base model {expected}, but {got} is loaded; open it with the model it was made \
+        with"
+    )]
     BaseMismatch {
         /// The fingerprint in the file.
         expected: String,

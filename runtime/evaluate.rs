@@ -1,6 +1,7 @@
 //! How well a model, with adapters or without, does what examples ask for: loss and exact answers.
 //!
-//! In: a session with the adapters to measure, [`Examples`]. Out: an [`Evaluation`] with every answer.
+//! In: a session with the adapters to measure, [`Examples`]. Out: an [`Evaluation`] with every
+//! answer.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -15,7 +16,8 @@ use crate::train::data::{Dataset, Encoder, Example, Record};
 
 /// Sequences that are answered at once.
 const BATCH: usize = 8;
-/// Tokens an answer may take more than the one that is wanted, since texts can be spelled in several ways.
+/// Tokens an answer may take more than the one that is wanted, since texts can be spelled in
+/// several ways.
 const SLACK: usize = 8;
 
 /// What to measure on.
@@ -85,9 +87,11 @@ pub struct Answer {
 /// What was measured.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Evaluation {
-    /// Greedy answers to pairs, and to chats that end with the assistant, in the order of the records.
+    /// Greedy answers to pairs, and to chats that end with the assistant, in the order of the
+    /// records.
     pub answers: Vec<Answer>,
-    /// Mean by the tokens' weights, in nats a token; `None` when no token has a weight, or not all were measured.
+    /// Mean by the tokens' weights, in nats a token; `None` when no token has a weight, or not all
+    /// were measured.
     pub loss: Option<f64>,
     /// It was stopped before the end.
     pub cancelled: bool,
@@ -119,11 +123,11 @@ pub struct EvaluateProgress {
     pub total: usize,
 }
 
-/// Answers what `examples` ask and measures their loss, in forks of `template`: an empty session with the adapters to
-/// measure. `progress` hears how far it is, from nothing on.
+/// Answers what `examples` ask and measures their loss, in forks of `template`: an empty session
+/// with the adapters to measure. `progress` hears how far it is, from nothing on.
 ///
-/// Errors: [`Error::InvalidArgument`] when `template` holds something; as [`Session::set_prompt`], [`generate_batch`] and
-/// [`Session::logits`].
+/// Errors: [`Error::InvalidArgument`] when `template` holds something; as [`Session::set_prompt`],
+/// [`generate_batch`] and [`Session::logits`].
 pub fn evaluate(
     template: &Session,
     examples: &Examples,
@@ -179,12 +183,18 @@ impl<'a> Question<'a> {
     fn of(NumberedRecord { line, record }: &'a NumberedRecord) -> Option<Self> {
         let question = |asked, wanted| Self { line: *line, asked, wanted };
         match record {
-            Record::Pair { prompt, completion } => Some(question(Asked::Text(prompt), completion.clone())),
+            Record::Pair { prompt, completion } => {
+                Some(question(Asked::Text(prompt), completion.clone()))
+            }
             Record::Chat { messages, context } => {
                 let (last, messages) = messages.split_last()?;
                 // A call of a tool is no text to compare, and what is not learnt is not wanted.
                 let is_text = last.content.is_some()
-                    && last.extra.get("tool_calls").and_then(|calls| calls.as_array()).is_none_or(Vec::is_empty);
+                    && last
+                        .extra
+                        .get("tool_calls")
+                        .and_then(|calls| calls.as_array())
+                        .is_none_or(Vec::is_empty);
                 let counts = last.loss_weight() != Ok(Some(0.0));
                 let asked = last.role == "assistant" && !messages.is_empty() && is_text && counts;
                 let prompt = Prompt { messages, context, add_generation_prompt: true };
@@ -211,13 +221,20 @@ impl<'a> Question<'a> {
 }
 
 /// Greedy answers to a batch.
-fn answer(batch: &[Question<'_>], template: &Session, options: &EvaluateOptions) -> Result<Vec<Answer>> {
-    let mut sessions = batch.iter().map(|question| question.ask(template)).collect::<Result<Vec<_>>>()?;
+fn answer(
+    batch: &[Question<'_>],
+    template: &Session,
+    options: &EvaluateOptions,
+) -> Result<Vec<Answer>> {
+    let mut sessions =
+        batch.iter().map(|question| question.ask(template)).collect::<Result<Vec<_>>>()?;
     let mut sequences = Vec::with_capacity(batch.len());
     for (session, question) in sessions.iter_mut().zip(batch) {
-        let max_tokens = options.max_tokens.map_or_else(|| question.max_tokens(template.engine()), Ok)?;
+        let max_tokens =
+            options.max_tokens.map_or_else(|| question.max_tokens(template.engine()), Ok)?;
         let cancel = options.cancel.clone();
-        sequences.push((session, GenerateOptions { max_tokens, cancel, ..GenerateOptions::default() }));
+        sequences
+            .push((session, GenerateOptions { max_tokens, cancel, ..GenerateOptions::default() }));
     }
     let mut texts = vec![String::new(); batch.len()];
     generate_batch(sequences, |index, token| {

@@ -1,4 +1,5 @@
-//! On-device adapter runtime: one frozen 4-bit language model, computed by WGSL kernels through wgpu.
+//! On-device adapter runtime: one frozen 4-bit language model, computed by WGSL kernels through
+//! wgpu.
 
 pub mod adapter;
 pub mod chat;
@@ -23,8 +24,8 @@ pub mod train;
 pub use chat::Message;
 pub use dtype::DType;
 pub use engine::{
-    AnswerStats, CancelToken, Engine, EngineOptions, FinishReason, GenerateOptions, Generation, Sampling, Session,
-    Token, generate_batch,
+    AnswerStats, CancelToken, Engine, EngineOptions, FinishReason, GenerateOptions, Generation,
+    Sampling, Session, Token, generate_batch,
 };
 pub use error::{Error, Result};
 pub use gpu::GpuOptions;

@@ -23,20 +23,25 @@ pub(crate) fn map<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> R + Sync)
             (!share.is_empty()).then_some(share)
         });
         let work = &work;
-        let running: Vec<_> =
-            shares.map(|share| scope.spawn(move || share.into_iter().map(work).collect::<Vec<R>>())).collect();
-        running.into_iter().flat_map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
+        let running: Vec<_> = shares
+            .map(|share| scope.spawn(move || share.into_iter().map(work).collect::<Vec<R>>()))
+            .collect();
+        running
+            .into_iter()
+            .flat_map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
+            .collect()
     })
 }
 
-/// As [`map`], for work of which each item takes long and some longer than others: whoever is free takes the next.
-/// `progress` hears on this thread how many are done, from 0 on.
+/// As [`map`], for work of which each item takes long and some longer than others: whoever is free
+/// takes the next. `progress` hears on this thread how many are done, from 0 on.
 pub(crate) fn map_reporting<T: Sync, R: Send>(
     items: &[T],
     work: impl Fn(&T) -> R + Sync,
     progress: &mut dyn FnMut(usize),
 ) -> Vec<R> {
-    let threads = thread::available_parallelism().map_or(1, NonZero::get).min(MOST).min(items.len());
+    let threads =
+        thread::available_parallelism().map_or(1, NonZero::get).min(MOST).min(items.len());
     let (next, (done, waiting)) = (AtomicUsize::new(0), mpsc::channel());
     let mut results = Vec::with_capacity(items.len());
     progress(0);

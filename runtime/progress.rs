@@ -12,8 +12,9 @@ pub enum LoadPhase {
     Shaders,
 }
 
-/// How far a phase of opening is. Each begins with nothing done and ends with all of it; one that is not needed is never
-/// heard of, and a self-test that has to fall back on simpler kernels begins again.
+/// How far a phase of opening is. Each begins with nothing done and ends with all of it; one that
+/// is not needed is never heard of, and a self-test that has to fall back on simpler kernels begins
+/// again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LoadProgress {

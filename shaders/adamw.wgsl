@@ -1,10 +1,10 @@
-// adamw: w -= lr weight_decay w + lr m^ / (sqrt(v^) + eps)      Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2
-//   m = beta1 m + (1 - beta1) g, m^ = m / (1 - beta1^step); v = beta2 v + (1 - beta2) g^2, v^ = v / (1 - beta2^step)
-//   0 norm     f32  read  [slot + 1]            1 grads  f32  read_write  [offset + len], clipped here, then zeroed
-//   2 weights  f32  read_write  the same        3 m, 4 v  the same
-// Where the norm is not finite only the gradients are zeroed: the last good state survives.
-// Grid: (ceil(len / 1024), 1, 1); 256 lanes, 4 elements each.
-// Host: runtime/kernels/adamw.rs    Oracle: tests/kernels/adamw.rs
+// adamw: w -= lr weight_decay w + lr m^ / (sqrt(v^) + eps)      Loshchilov & Hutter 2019,
+// arXiv:1711.05101, algorithm 2 m = beta1 m + (1 - beta1) g, m^ = m / (1 - beta1^step); v = beta2 v
+// + (1 - beta2) g^2, v^ = v / (1 - beta2^step) 0 norm     f32  read  [slot + 1]            1 grads
+// f32  read_write  [offset + len], clipped here, then zeroed 2 weights  f32  read_write  the same
+// 3 m, 4 v  the same Where the norm is not finite only the gradients are zeroed: the last good
+// state survives. Grid: (ceil(len / 1024), 1, 1); 256 lanes, 4 elements each. Host:
+// runtime/kernels/adamw.rs    Oracle: tests/kernels/adamw.rs
 struct Params {
     offset: u32,
     len: u32,

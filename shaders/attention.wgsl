@@ -1,14 +1,14 @@
-// attention: causal softmax(q k^T scale) v of single rows over the paged cache, all q heads of a kv head at once;
-//   with SPLIT, one part of the positions each, joined by attention_reduce       Dao et al. 2023, "Flash-Decoding"
-//   0 rows   vec2<u32>  read  [M]: page table, position      1 pages  u32  read  [tables, max_pages]
-//   2 qkv    f32  read  [M, (H + 2 G) E], q rotated
-//   3 keys   vec4<kv>  read  [pages, G, PAGE, E]              4 values  the same
-//   5 out    f32  read_write  [M, H E], or with SPLIT [M, splits, H E] not yet divided by the sum
-//   6 stats  vec2<f32>  read_write  [M, splits, H]: largest score, sum of exponentials; SPLIT only, in attention/split.wgsl
-// With an adapter on what follows, lora/shrink_tile.wgsl makes the heads' share of its u; not with SPLIT.
-// Needs: E a multiple of 16, CHUNK of PAGE.
-// Grid: (G, splits, M); WG lanes, a lane a position for the scores, then a lane 4 columns of a head.
-// Host: runtime/kernels/attention.rs    Oracle: tests/kernels/attention.rs
+// attention: causal softmax(q k^T scale) v of single rows over the paged cache, all q heads of a kv
+// head at once; with SPLIT, one part of the positions each, joined by attention_reduce       Dao et
+// al. 2023, "Flash-Decoding" 0 rows   vec2<u32>  read  [M]: page table, position      1 pages  u32
+// read  [tables, max_pages] 2 qkv    f32  read  [M, (H + 2 G) E], q rotated 3 keys   vec4<kv>  read
+// [pages, G, PAGE, E]              4 values  the same 5 out    f32  read_write  [M, H E], or with
+// SPLIT [M, splits, H E] not yet divided by the sum 6 stats  vec2<f32>  read_write  [M, splits, H]:
+// largest score, sum of exponentials; SPLIT only, in attention/split.wgsl With an adapter on what
+// follows, lora/shrink_tile.wgsl makes the heads' share of its u; not with SPLIT. Needs: E a
+// multiple of 16, CHUNK of PAGE. Grid: (G, splits, M); WG lanes, a lane a position for the scores,
+// then a lane 4 columns of a head. Host: runtime/kernels/attention.rs    Oracle:
+// tests/kernels/attention.rs
 struct Params {
     heads: u32,
     kv_heads: u32,

@@ -1,7 +1,7 @@
-// attention_delta: delta[t, h] = sum_e d_out[t, h, e] out[t, h, e]                        Dao 2023, arXiv:2307.08691
-//   0 out  f32  read  [row0 + T, H E]      1 d_out  f32  read  [T, H E]      2 delta  f32  read_write  [T, H]
-// Grid: (ceil(T H / 64), 1, 1); a lane makes one sum.
-// Host: runtime/kernels/attention_backward.rs    Oracle: tests/kernels/attention_backward.rs
+// attention_delta: delta[t, h] = sum_e d_out[t, h, e] out[t, h, e]                        Dao 2023,
+// arXiv:2307.08691 0 out  f32  read  [row0 + T, H E]      1 d_out  f32  read  [T, H E]      2 delta
+// f32  read_write  [T, H] Grid: (ceil(T H / 64), 1, 1); a lane makes one sum. Host:
+// runtime/kernels/attention_backward.rs    Oracle: tests/kernels/attention_backward.rs
 struct Params {
     rows: u32,
     heads: u32,

@@ -1,10 +1,10 @@
-// attention_dq: dq[t] = sum_j ds[t, j] k[j], ds = p (d_out v^T - delta) scale, p = exp(q k^T scale - lse)
-//   0 rows   vec2<u32>  read  [T]: first row and end of the row's sequence
-//   1 qkv    f32  read  [row0 + T, (H + 2 G) E], q and k rotated      2 lse    f32  read  [row0 + T, H]
-//   3 d_out  f32  read  [T, H E]                                      4 delta  f32  read  [T, H]
-//   5 d_qkv  f32  read_write  [T, (H + 2 G) E]: its q, still rotated
-// Grid: (ceil(T / 32), H, 1); 128 lanes make 32 queries x 32 positions.       Dao 2023, arXiv:2307.08691, algorithm 2
-// Host: runtime/kernels/attention_backward.rs    Oracle: tests/kernels/attention_backward.rs
+// attention_dq: dq[t] = sum_j ds[t, j] k[j], ds = p (d_out v^T - delta) scale, p = exp(q k^T scale
+// - lse) 0 rows   vec2<u32>  read  [T]: first row and end of the row's sequence 1 qkv    f32  read
+// [row0 + T, (H + 2 G) E], q and k rotated      2 lse    f32  read  [row0 + T, H] 3 d_out  f32
+// read  [T, H E]                                      4 delta  f32  read  [T, H] 5 d_qkv  f32
+// read_write  [T, (H + 2 G) E]: its q, still rotated Grid: (ceil(T / 32), H, 1); 128 lanes make 32
+// queries x 32 positions.       Dao 2023, arXiv:2307.08691, algorithm 2 Host:
+// runtime/kernels/attention_backward.rs    Oracle: tests/kernels/attention_backward.rs
 struct Params {
     rows: u32,
     heads: u32,

@@ -1,12 +1,11 @@
-// attention_prefill: causal softmax(q k^T scale) v for runs of consecutive positions, tiled    Dao 2023, arXiv:2307.08691
-//   0 rows   vec2<u32>  read  [M]: page table, position; rows row0.. are consecutive positions of one sequence
-//   1 pages  u32  read  [tables, max_pages]
-//   2 qkv    f32  read  [M, (H + 2 G) E], q rotated
-//   3 keys   vec4<kv>  read  [pages, G, PAGE, E]      4 values  the same
-//   5 out    f32  read_write  [M, H E]
-// Grid: (ceil(rows / 32), H, 1); 128 lanes make 32 queries x 32 positions. 13 KiB of workgroup memory.
-// A lane makes 2 x 4 scores, then 2 rows x 4 columns of every 32 of E. Softmax in f32, kept running over the tiles.
-// Host: runtime/kernels/attention.rs    Oracle: tests/kernels/attention.rs
+// attention_prefill: causal softmax(q k^T scale) v for runs of consecutive positions, tiled    Dao
+// 2023, arXiv:2307.08691 0 rows   vec2<u32>  read  [M]: page table, position; rows row0.. are
+// consecutive positions of one sequence 1 pages  u32  read  [tables, max_pages] 2 qkv    f32  read
+// [M, (H + 2 G) E], q rotated 3 keys   vec4<kv>  read  [pages, G, PAGE, E]      4 values  the same
+// 5 out    f32  read_write  [M, H E] Grid: (ceil(rows / 32), H, 1); 128 lanes make 32 queries x 32
+// positions. 13 KiB of workgroup memory. A lane makes 2 x 4 scores, then 2 rows x 4 columns of
+// every 32 of E. Softmax in f32, kept running over the tiles. Host: runtime/kernels/attention.rs
+// Oracle: tests/kernels/attention.rs
 struct Params {
     heads: u32,
     kv_heads: u32,

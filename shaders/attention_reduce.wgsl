@@ -1,10 +1,9 @@
-// attention_reduce: joins the splits of attention: out = sum_s e^(top_s - top) part_s / sum_s e^(top_s - top) sum_s
-//   0 rows   vec2<u32>  read  [M]: page table, position
-//   1 parts  f32        read  [M, splits, H E]      2 stats  vec2<f32>  read  [M, splits, H]: top, sum
-//   3 out    f32        read_write  [M, H E]
-// With an adapter on what follows, lora/shrink_tile.wgsl makes the columns' share of its u.
-// Grid: (ceil(H E / 4 / 64), M, 1); COLUMNS of the WG lanes 4 columns each; the shares take all.
-// Host: runtime/kernels/attention.rs    Oracle: tests/kernels/attention.rs
+// attention_reduce: joins the splits of attention: out = sum_s e^(top_s - top) part_s / sum_s
+// e^(top_s - top) sum_s 0 rows   vec2<u32>  read  [M]: page table, position 1 parts  f32
+// read  [M, splits, H E]      2 stats  vec2<f32>  read  [M, splits, H]: top, sum 3 out    f32
+// read_write  [M, H E] With an adapter on what follows, lora/shrink_tile.wgsl makes the columns'
+// share of its u. Grid: (ceil(H E / 4 / 64), M, 1); COLUMNS of the WG lanes 4 columns each; the
+// shares take all. Host: runtime/kernels/attention.rs    Oracle: tests/kernels/attention.rs
 struct Params {
     heads: u32,
     splits: u32,

@@ -1,9 +1,9 @@
-// attention_train: causal softmax(q k^T scale) v within packed sequences, and its log-sum-exp    Dao 2023, arXiv:2307.08691
-//   0 rows  vec2<u32>  read  [T]: first row and end of the row's sequence
-//   1 qkv   f32  read  [row0 + T, (H + 2 G) E], q and k rotated
-//   2 out   f32  read_write  [row0 + T, H E]      3 lse  f32  read_write  [row0 + T, H]
-// Grid: (ceil(T / 32), H, 1); 128 lanes make 32 queries x 32 positions. Softmax in f32, kept running over the tiles.
-// Host: runtime/kernels/attention_train.rs    Oracle: tests/kernels/attention_train.rs
+// attention_train: causal softmax(q k^T scale) v within packed sequences, and its log-sum-exp
+// Dao 2023, arXiv:2307.08691 0 rows  vec2<u32>  read  [T]: first row and end of the row's sequence
+// 1 qkv   f32  read  [row0 + T, (H + 2 G) E], q and k rotated 2 out   f32  read_write  [row0 + T, H
+// E]      3 lse  f32  read_write  [row0 + T, H] Grid: (ceil(T / 32), H, 1); 128 lanes make 32
+// queries x 32 positions. Softmax in f32, kept running over the tiles. Host:
+// runtime/kernels/attention_train.rs    Oracle: tests/kernels/attention_train.rs
 struct Params {
     rows: u32,
     heads: u32,

@@ -1,7 +1,7 @@
-// gather_rows: y[i] = x[index[i]], or 0 where index[i] is NONE. With the inverse index it is its own gradient.
-//   0 index  u32  read  [index0 + N]      1 x  f32  read  [x_row + .., K]      2 y  f32  read_write  [y_row + N, K]
-// Grid: (ceil(K / 4 / 64), N, 1). Needs: K a multiple of 4.
-// Host: runtime/kernels/gather_rows.rs    Oracle: tests/kernels/gather_rows.rs
+// gather_rows: y[i] = x[index[i]], or 0 where index[i] is NONE. With the inverse index it is its
+// own gradient. 0 index  u32  read  [index0 + N]      1 x  f32  read  [x_row + .., K]      2 y  f32
+// read_write  [y_row + N, K] Grid: (ceil(K / 4 / 64), N, 1). Needs: K a multiple of 4. Host:
+// runtime/kernels/gather_rows.rs    Oracle: tests/kernels/gather_rows.rs
 struct Params {
     k4: u32,
     index0: u32,

@@ -1,8 +1,7 @@
-// lora_embedding: x[t, n] += weight * sum_i B[n, i] A[token_ids[t], i]    for every row's own adapters
-//   0 token_ids  u32  read  [T]      1 x  f32  read_write  [T, D]
-//   LORA_A  the A factors, here [V, rank]      LORA_B  the B factors, [D, rank]
-// Grid: (ceil(D / 64), T, 1).
-// Host: runtime/kernels/lora.rs    Oracle: tests/kernels/lora.rs
+// lora_embedding: x[t, n] += weight * sum_i B[n, i] A[token_ids[t], i]    for every row's own
+// adapters 0 token_ids  u32  read  [T]      1 x  f32  read_write  [T, D] LORA_A  the A factors,
+// here [V, rank]      LORA_B  the B factors, [D, rank] Grid: (ceil(D / 64), T, 1). Host:
+// runtime/kernels/lora.rs    Oracle: tests/kernels/lora.rs
 struct Params {
     d: u32,
     site: u32,

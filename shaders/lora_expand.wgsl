@@ -1,8 +1,8 @@
-// lora_expand: y[m, n] += sum_i B[n, i] u[m, i]    for every row's own adapters       Hu et al. 2021, arXiv:2106.09685
-//   0 y  f32  read_write  [M, N]      LORA_B  the B factors      LORA_U  u  f32  read  [M, u_rows]
-// Rows below end0 of N are module 0's, those below end1 module 1's, the rest module 2's.
-// Grid: (ceil(N / 128), M, 1); a lane makes two elements, 64 apart.
-// Host: runtime/kernels/lora.rs    Oracle: tests/kernels/lora.rs
+// lora_expand: y[m, n] += sum_i B[n, i] u[m, i]    for every row's own adapters       Hu et al.
+// 2021, arXiv:2106.09685 0 y  f32  read_write  [M, N]      LORA_B  the B factors      LORA_U  u
+// f32  read  [M, u_rows] Rows below end0 of N are module 0's, those below end1 module 1's, the rest
+// module 2's. Grid: (ceil(N / 128), M, 1); a lane makes two elements, 64 apart. Host:
+// runtime/kernels/lora.rs    Oracle: tests/kernels/lora.rs
 struct Params {
     n: u32,
     x_row: u32,

@@ -1,7 +1,8 @@
-// lora_shrink: u[m, i] = weight * sum_k A[i, k] x[m, k]    for every row's own adapters       Hu et al. 2021, arXiv:2106.09685
-//   0 x  f32  read  [M, K]      LORA_A  the A factors      LORA_U  u  f32  read_write  [M, u_rows]
-// Grid: (ceil(u_rows / 4 / (WG / L)), M, 1); L lanes make four rows. What no adapter of the row makes is left alone.
-// Host: runtime/kernels/lora.rs    Oracle: tests/kernels/lora.rs
+// lora_shrink: u[m, i] = weight * sum_k A[i, k] x[m, k]    for every row's own adapters       Hu et
+// al. 2021, arXiv:2106.09685 0 x  f32  read  [M, K]      LORA_A  the A factors      LORA_U  u  f32
+// read_write  [M, u_rows] Grid: (ceil(u_rows / 4 / (WG / L)), M, 1); L lanes make four rows. What
+// no adapter of the row makes is left alone. Host: runtime/kernels/lora.rs    Oracle:
+// tests/kernels/lora.rs
 struct Params {
     k8s: u32,
     x_row: u32,

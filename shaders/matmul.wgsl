@@ -1,9 +1,8 @@
 // matmul: y[m, n] (=, +=) sum_k x[m, k] W[n, k]    for many rows m, staged in workgroup memory
-// EPILOGUE 0: y = .  1: y += .
-// Grid: (ceil(N / 64), ceil(M / 64), 1); 256 lanes make a 64 x 64 tile, 4 x 4 each, in steps of one block of K.
-// 16 KiB of workgroup memory: WebGPU's default limit. Sums in f32.
-// Params and bindings: shared/linear.wgsl
-// Host: runtime/kernels/matmul.rs    Oracle: tests/kernels/matmul.rs
+// EPILOGUE 0: y = .  1: y += . Grid: (ceil(N / 64), ceil(M / 64), 1); 256 lanes make a 64 x 64
+// tile, 4 x 4 each, in steps of one block of K. 16 KiB of workgroup memory: WebGPU's default limit.
+// Sums in f32. Params and bindings: shared/linear.wgsl Host: runtime/kernels/matmul.rs    Oracle:
+// tests/kernels/matmul.rs
 
 var<workgroup> tile_x: array<vec4<f32>, 512>; // [32 k][64 m]
 var<workgroup> tile_w: array<vec4<f32>, 512>; // [32 k][64 n]
@@ -24,7 +23,8 @@ fn stage_w(k: u32, n: u32, v: vec4<f32>) {
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {
     let n0 = group.x * 64u;
     let m0 = group.y * 64u;
-    // Staging: a lane brings 8 weights and 8 activations. Neighbours take neighbouring rows: no bank conflicts.
+    // Staging: a lane brings 8 weights and 8 activations. Neighbours take neighbouring rows: no
+    // bank conflicts.
     let line = index % 64u;
     let part = index / 64u;
     let w_block = min(n0 + line, p.n - 1u) * p.k_blocks;

@@ -1,11 +1,10 @@
-// matmul_backward: dx[m, k] (=, +=) sum_n dy[m, n] W[n, k]    the gradient of matmul's x; W is frozen and gets none
-//   0 dy    f32  read  [., dy_stride], rows from dy_row, columns from dy_offset
-//   1 words, 2 scales  read  W [N, K] in the format's blocks of 32, the buffers of the forward pass
-//   3 dx    f32  read_write  [., K], rows from dx_row
-// add 0: dx = .  1: dx += .
-// Grid: (ceil(K / 64), ceil(M / 64), 1); 256 lanes make a 64 x 64 tile, 4 x 4 each, in steps of 32 rows of W.
-// 16 KiB of workgroup memory: WebGPU's default limit. Sums in f32.
-// Host: runtime/kernels/matmul_backward.rs    Oracle: tests/kernels/matmul_backward.rs
+// matmul_backward: dx[m, k] (=, +=) sum_n dy[m, n] W[n, k]    the gradient of matmul's x; W is
+// frozen and gets none 0 dy    f32  read  [., dy_stride], rows from dy_row, columns from dy_offset
+// 1 words, 2 scales  read  W [N, K] in the format's blocks of 32, the buffers of the forward pass 3
+// dx    f32  read_write  [., K], rows from dx_row add 0: dx = .  1: dx += . Grid: (ceil(K / 64),
+// ceil(M / 64), 1); 256 lanes make a 64 x 64 tile, 4 x 4 each, in steps of 32 rows of W. 16 KiB of
+// workgroup memory: WebGPU's default limit. Sums in f32. Host: runtime/kernels/matmul_backward.rs
+// Oracle: tests/kernels/matmul_backward.rs
 struct Params {
     m: u32,
     n: u32,
@@ -27,7 +26,8 @@ var<workgroup> tile_w: array<vec4<f32>, 512>; // [32 n][64 k]
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {
     let m0 = group.y * 64u;
-    // Staging: a lane brings 8 weights of a row and 8 gradients of a column; neighbours take neighbouring addresses.
+    // Staging: a lane brings 8 weights of a row and 8 gradients of a column; neighbours take
+    // neighbouring addresses.
     let w_row = index / 8u;
     let w_block = group.x * 2u + index / 4u % 2u;
     let part = index % 4u;

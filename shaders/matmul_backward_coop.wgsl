@@ -1,12 +1,13 @@
-// matmul_backward_coop: dx[m, k] (=, +=) sum_n dy[m, n] W[n, k]    on cooperative matrices, f16 x f16 -> f32
-//   0 dy    f32  read  [., dy_stride], rows from dy_row, columns from dy_offset
-//   1 words, 2 scales  read  W [N, K] in the format's blocks of 32, the buffers of the forward pass
-//   3 dx    f32  read_write  [., K], rows from dx_row      4 exponents  u32  read  [M], by row_exponents
-// add 0: dx = .  1: dx += .    S: side of a fragment, 8 or 16.  WG: 4 subgroups.
-// Grid: (ceil(K / T), ceil(M / T), 1); 2 x 2 subgroups make a T x T tile, 2 x 2 fragments each, in steps of NS of N.
-// dy and W are rounded to f16 on staging; sums in f32. Gradients are small: each row of dy is scaled by a power of two, so
-// that its largest element lies in [2^14, 2^15) (Micikevicius et al. 2017, arXiv:1710.03740, section 3.2, scale the
-// whole loss). Off per term, with h = 2^-11 (2^-10 where f16 is cut off instead of rounded):
+// matmul_backward_coop: dx[m, k] (=, +=) sum_n dy[m, n] W[n, k]    on cooperative matrices, f16 x
+// f16 -> f32 0 dy    f32  read  [., dy_stride], rows from dy_row, columns from dy_offset 1 words, 2
+// scales  read  W [N, K] in the format's blocks of 32, the buffers of the forward pass 3 dx    f32
+// read_write  [., K], rows from dx_row      4 exponents  u32  read  [M], by row_exponents add 0: dx
+// = .  1: dx += .    S: side of a fragment, 8 or 16.  WG: 4 subgroups. Grid: (ceil(K / T), ceil(M /
+// T), 1); 2 x 2 subgroups make a T x T tile, 2 x 2 fragments each, in steps of NS of N. dy and W
+// are rounded to f16 on staging; sums in f32. Gradients are small: each row of dy is scaled by a
+// power of two, so that its largest element lies in [2^14, 2^15) (Micikevicius et al. 2017,
+// arXiv:1710.03740, section 3.2, scale the whole loss). Off per term, with h = 2^-11 (2^-10 where
+// f16 is cut off instead of rounded):
 //   |w| (h |dy| + 2^-28 max |dy|) + |dy| (h |w| + 2^-14 if |w| < 2^-14),    as subnormal f16 may be flushed.
 // Fragments are named, not indexed: drivers keep indexed ones in memory.
 // Host: runtime/kernels/matmul_backward.rs    Oracle: tests/kernels/matmul_backward.rs
@@ -84,7 +85,8 @@ fn stage_w(block0: u32, i: u32, n0: u32) {
     tile_w[to + 19u] = hi.w;
 }
 
-// A fragment to dx, through the subgroup's patch of workgroup memory, since it may hang over dx's edge.
+// A fragment to dx, through the subgroup's patch of workgroup memory, since it may hang over dx's
+// edge.
 fn store(c: coop_c, subgroup: u32, lane: u32, m0: u32, k0: u32) {
     let base = subgroup * S * S;
     workgroupBarrier();

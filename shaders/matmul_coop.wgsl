@@ -1,10 +1,9 @@
 // matmul_coop: y[m, n] (=, +=) sum_k x[m, k] W[n, k]    on cooperative matrices, f16 x f16 -> f32
-// EPILOGUE 0: y = .  1: y += .    S: side of a fragment, 8 or 16.  WG: 4 subgroups.
-// Grid: (ceil(N / TN), ceil(M / TM), 1); 2 x 2 subgroups make a TM x TN tile, F x F fragments each, F 2 or 4, in steps of
-// KS blocks of K. x and W are rounded to f16 on staging; sums in f32.
-// Fragments are named, not indexed: drivers keep indexed ones in memory, which takes three times as long.
-// Params and bindings: shared/linear.wgsl
-// Host: runtime/kernels/matmul.rs    Oracle: tests/kernels/matmul.rs
+// EPILOGUE 0: y = .  1: y += .    S: side of a fragment, 8 or 16.  WG: 4 subgroups. Grid: (ceil(N /
+// TN), ceil(M / TM), 1); 2 x 2 subgroups make a TM x TN tile, F x F fragments each, F 2 or 4, in
+// steps of KS blocks of K. x and W are rounded to f16 on staging; sums in f32. Fragments are named,
+// not indexed: drivers keep indexed ones in memory, which takes three times as long. Params and
+// bindings: shared/linear.wgsl Host: runtime/kernels/matmul.rs    Oracle: tests/kernels/matmul.rs
 
 const TM: u32 = 2u * F * S;
 const TN: u32 = 2u * F * S;
@@ -53,7 +52,8 @@ fn stage_w(n0: u32, i: u32, kb: u32) {
     tile_w[to + 19u] = hi.w;
 }
 
-// A fragment to y, through the subgroup's patch of workgroup memory, since it may hang over y's edge.
+// A fragment to y, through the subgroup's patch of workgroup memory, since it may hang over y's
+// edge.
 fn store(c: coop_c, subgroup: u32, lane: u32, m0: u32, n0: u32) {
     let base = subgroup * S * S;
     workgroupBarrier();

@@ -1,9 +1,9 @@
-// rms_norm_backward: dx[t] (=, +=) s (g - x[t] s^2 mean(g x[t])), g = dy[t] gain, s = 1 / sqrt(mean(x[t]^2) + eps)
-//   0 x   f32  read  [x_row + T, K]       1 gain  f32  read  [K]
-//   2 dy  f32  read  [dy_row + T, K]      3 dx    f32  read_write  [dx_row + T, K]
-// ADD 0: dx = .  1: dx += .  The gain is frozen: it gets no gradient.
-// Grid: (ceil(T / (WG / L)), 1, 1); L lanes a row stride over K. Needs: K a multiple of 4.
-// Host: runtime/kernels/rms_norm_backward.rs    Oracle: tests/kernels/rms_norm_backward.rs
+// rms_norm_backward: dx[t] (=, +=) s (g - x[t] s^2 mean(g x[t])), g = dy[t] gain, s = 1 /
+// sqrt(mean(x[t]^2) + eps) 0 x   f32  read  [x_row + T, K]       1 gain  f32  read  [K] 2 dy  f32
+// read  [dy_row + T, K]      3 dx    f32  read_write  [dx_row + T, K] ADD 0: dx = .  1: dx += .
+// The gain is frozen: it gets no gradient. Grid: (ceil(T / (WG / L)), 1, 1); L lanes a row stride
+// over K. Needs: K a multiple of 4. Host: runtime/kernels/rms_norm_backward.rs    Oracle:
+// tests/kernels/rms_norm_backward.rs
 struct Params {
     rows: u32,
     k4: u32,

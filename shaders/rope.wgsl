@@ -1,14 +1,13 @@
-// rope: rotates q and k by their position and appends k and v to the cache       Su et al. 2021, arXiv:2104.09864
-//   0 rows       vec2<u32>  read  [M]: page table, position
-//   1 pages      u32        read  [tables, max_pages]
-//   2 rotations  vec2<f32>  read  [256 + coarse, E/2]: cos, sin of fine positions 0..255, then of multiples of 256
-//   3 qkv        f32        read_write  [M, (H + 2 G) E]; q is rotated in place
-//   4 keys       kv         read_write  [pages, G, PAGE, E]      5 values  the same
-// The angle is the sum of a fine and a coarse one, so that no sine of a large argument is ever asked of the GPU.
-// NEOX 1: pairs are (i, i + E/2), as in Hugging Face files.  0: (2i, 2i + 1).
-// With an adapter on what came before, lora/expand_two.wgsl adds it to q, k and v first.
-// Grid: (ceil((H + 2 G) E / 2 / 64), M, 1); a lane makes one pair.
-// Host: runtime/kernels/rope.rs    Oracle: tests/kernels/rope.rs
+// rope: rotates q and k by their position and appends k and v to the cache       Su et al. 2021,
+// arXiv:2104.09864 0 rows       vec2<u32>  read  [M]: page table, position 1 pages      u32
+// read  [tables, max_pages] 2 rotations  vec2<f32>  read  [256 + coarse, E/2]: cos, sin of fine
+// positions 0..255, then of multiples of 256 3 qkv        f32        read_write  [M, (H + 2 G) E];
+// q is rotated in place 4 keys       kv         read_write  [pages, G, PAGE, E]      5 values  the
+// same The angle is the sum of a fine and a coarse one, so that no sine of a large argument is ever
+// asked of the GPU. NEOX 1: pairs are (i, i + E/2), as in Hugging Face files.  0: (2i, 2i + 1).
+// With an adapter on what came before, lora/expand_two.wgsl adds it to q, k and v first. Grid:
+// (ceil((H + 2 G) E / 2 / 64), M, 1); a lane makes one pair. Host: runtime/kernels/rope.rs
+// Oracle: tests/kernels/rope.rs
 struct Params {
     heads: u32,
     kv_heads: u32,

@@ -1,10 +1,8 @@
-// sample_adjust: repetition penalty (Keskar et al. 2019, arXiv:1909.05858) and logit biases, in place
-//   0 samplers  Sampler     read  [M]
-//   1 seen      u32         read  [M, seen_words]: bit v is set when token v is in the context
-//   2 biases    vec2<u32>   read  [sum of bias_count]: token, f32 bits
-//   3 logits    f32         read_write  [M, V]
-// Grid: (ceil(V / 64), M, 1).
-// Host: runtime/kernels/sample.rs    Oracle: tests/kernels/sample.rs
+// sample_adjust: repetition penalty (Keskar et al. 2019, arXiv:1909.05858) and logit biases, in
+// place 0 samplers  Sampler     read  [M] 1 seen      u32         read  [M, seen_words]: bit v is
+// set when token v is in the context 2 biases    vec2<u32>   read  [sum of bias_count]: token, f32
+// bits 3 logits    f32         read_write  [M, V] Grid: (ceil(V / 64), M, 1). Host:
+// runtime/kernels/sample.rs    Oracle: tests/kernels/sample.rs
 struct Params {
     vocab: u32,
     seen_words: u32,

@@ -1,10 +1,9 @@
-// sample_threshold: the smallest logit that top-k, top-p (Holtzman et al. 2020, arXiv:1904.09751) and min-p
-//   (Nguyen et al. 2024, arXiv:2407.01082) let through, after the temperature, in that order; ties stay in
-//   0 samplers    Sampler  read  [M]
-//   1 logits      f32      read  [M, V]
-//   2 thresholds  f32      read_write  [M]
-// Grid: (M, 1, 1), a workgroup a row. Radix selection over order-preserving keys, 4 bits a pass: no sort, no atomics.
-// Host: runtime/kernels/sample.rs    Oracle: tests/kernels/sample.rs
+// sample_threshold: the smallest logit that top-k, top-p (Holtzman et al. 2020, arXiv:1904.09751)
+// and min-p (Nguyen et al. 2024, arXiv:2407.01082) let through, after the temperature, in that
+// order; ties stay in 0 samplers    Sampler  read  [M] 1 logits      f32      read  [M, V] 2
+// thresholds  f32      read_write  [M] Grid: (M, 1, 1), a workgroup a row. Radix selection over
+// order-preserving keys, 4 bits a pass: no sort, no atomics. Host: runtime/kernels/sample.rs
+// Oracle: tests/kernels/sample.rs
 struct Params {
     vocab: u32,
     pad0: u32,
@@ -56,7 +55,8 @@ fn total(row: u32, index: u32, floor_key: u32, top: f32, temperature: f32) -> f3
     return all;
 }
 
-// The largest key such that the keys at or above it weigh at least `wanted`. Every lane walks the buckets.
+// The largest key such that the keys at or above it weigh at least `wanted`. Every lane walks the
+// buckets.
 fn select_key(row: u32, index: u32, wanted: f32, top: f32, temperature: f32, by_mass: bool) -> u32 {
     var prefix = 0u;
     var left = wanted;
@@ -118,8 +118,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         floor_key = select_key(row, index, f32(s.top_k), top, s.temperature, false);
     }
     if s.top_p < 1.0 {
-        // Above floor_key the order of keys is the same with or without the tokens below it. A top_p of 0 keeps the
-        // likeliest, whose weight of 1 is above 1e-6 of any total.
+        // Above floor_key the order of keys is the same with or without the tokens below it. A
+        // top_p of 0 keeps the likeliest, whose weight of 1 is above 1e-6 of any total.
         let wanted = max(s.top_p, 1.0e-6) * total(row, index, floor_key, top, s.temperature);
         floor_key = max(floor_key, select_key(row, index, wanted, top, s.temperature, true));
     }

@@ -1,8 +1,7 @@
-// swiglu: h[t, i] = silu(gu[t, i]) * gu[t, i + F]       Shazeer 2020, arXiv:2002.05202
-//   0 gu  f32  read  [T, 2 F]      1 h  f32  read_write  [T, F]
-// With adapters, lora/expand_two.wgsl adds to gate and up first and lora/shrink_tile.wgsl makes h's share of what follows.
-// Grid: (ceil(F / WG), T, 1).
-// Host: runtime/kernels/swiglu.rs    Oracle: tests/kernels/swiglu.rs
+// swiglu: h[t, i] = silu(gu[t, i]) * gu[t, i + F]       Shazeer 2020, arXiv:2002.05202 0 gu  f32
+// read  [T, 2 F]      1 h  f32  read_write  [T, F] With adapters, lora/expand_two.wgsl adds to gate
+// and up first and lora/shrink_tile.wgsl makes h's share of what follows. Grid: (ceil(F / WG), T,
+// 1). Host: runtime/kernels/swiglu.rs    Oracle: tests/kernels/swiglu.rs
 struct Params {
     f: u32,
     gate_up_site: u32,

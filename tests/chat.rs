@@ -1,4 +1,5 @@
-//! Chat templates: equal to Jinja2 as transformers uses it (tests/golden/chat.py), and safe with hostile ones.
+//! Chat templates: equal to Jinja2 as transformers uses it (tests/golden/chat.py), and safe with
+//! hostile ones.
 
 use std::collections::HashMap;
 
@@ -37,7 +38,11 @@ fn user(content: &str) -> Vec<Message> {
 fn templates_render_as_in_transformers() {
     let golden = golden();
     let new = |source: &String| ChatTemplate::new(Some(source), "<s>", "</s>").unwrap();
-    let templates = golden.templates.iter().map(|(name, source)| (name, new(source))).collect::<HashMap<_, _>>();
+    let templates = golden
+        .templates
+        .iter()
+        .map(|(name, source)| (name, new(source)))
+        .collect::<HashMap<_, _>>();
     for case in &golden.cases {
         let messages = &golden.conversations[case.conversation];
         let rendered = templates[&case.template].render(messages, case.add_generation_prompt);
@@ -55,7 +60,8 @@ fn templates_render_as_in_transformers() {
 
 #[test]
 fn python_in_templates_is_python() {
-    let cases: Vec<(String, String)> = serde_json::from_str(include_str!("golden/jinja.json")).unwrap();
+    let cases: Vec<(String, String)> =
+        serde_json::from_str(include_str!("golden/jinja.json")).unwrap();
     assert!(cases.len() >= 14);
     for (source, expected) in cases {
         let template = ChatTemplate::new(Some(&source), "", "").unwrap();
@@ -74,7 +80,8 @@ fn what_the_engine_lacks_is_refused_by_name() {
         ("{{ '{:>4}'.format('a') }}", "`format()`"),
         ("{{ missing | tojson }}", "`tojson`"),
     ] {
-        let error = ChatTemplate::new(Some(source), "", "").and_then(|template| template.render(&user("secret"), true));
+        let error = ChatTemplate::new(Some(source), "", "")
+            .and_then(|template| template.render(&user("secret"), true));
         let error = error.unwrap_err().to_string();
         assert!(error.contains(name) && error.contains("line 1"), "{source}: {error}");
     }
@@ -83,28 +90,37 @@ fn what_the_engine_lacks_is_refused_by_name() {
 #[test]
 fn a_template_that_is_not_used_refuses_nothing() {
     let template = ChatTemplate::unchecked(Ok(Some("{% if")), "", "");
-    assert!(matches!(template.check(), Err(Error::ChatTemplate(reason)) if reason.contains("--chat-template")));
+    assert!(
+        matches!(template.check(), Err(Error::ChatTemplate(reason)) if reason.contains("--chat-template"))
+    );
     assert!(matches!(template.render(&user("a"), true), Err(Error::ChatTemplate(_))));
 }
 
 #[test]
 fn messages_are_those_of_transformers() {
     let message = |json| serde_json::from_str::<Message>(json).unwrap();
-    let render =
-        |source, message: Message| ChatTemplate::new(Some(source), "", "").unwrap().render(&[message], true).unwrap();
+    let render = |source, message: Message| {
+        ChatTemplate::new(Some(source), "", "").unwrap().render(&[message], true).unwrap()
+    };
     // Keys that are null are not there, reasoning has each of its names, weights are the trainer's.
-    let odd = message(r#"{"role":"assistant","content":null,"reasoning":"r","weight":0,"train":false}"#);
-    let shown =
-        "{{ messages[0].content is defined }}{{ messages[0].keys() | list }}{{ messages[0].reasoning_content }}";
+    let odd =
+        message(r#"{"role":"assistant","content":null,"reasoning":"r","weight":0,"train":false}"#);
+    let shown = "{{ messages[0].content is defined }}{{ messages[0].keys() | list }}{{ \
+        messages[0].reasoning_content }}";
     assert_eq!(render(shown, odd), "False['thinking', 'role', 'reasoning', 'reasoning_content']r");
-    let parts = r#"{"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]}"#;
+    let parts =
+        r#"{"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]}"#;
     assert_eq!(render("{{ messages[0].content + '!' }}", message(parts)), "a\nb!");
     assert_eq!(render("{{ messages[0].content }}", message(parts)), "a\nb");
-    let knows = "{% if messages[0].content is string %}s{% else %}{% for p in messages[0].content %}{{ p.text }}{% endfor %}{% endif %}";
+    let knows = "{% if messages[0].content is string %}s{% else %}{% for p in messages[0].content \
+        %}{{ p.text }}{% endfor %}{% endif %}";
     assert_eq!(render(knows, message(parts)), "ab");
     assert_eq!(serde_json::to_string(&message(parts)).unwrap(), parts);
     for (json, says) in [
-        (r#"{"role":"user","content":[{"type":"image_url","image_url":{"url":"secret"}}]}"#, "`image_url`"),
+        (
+            r#"{"role":"user","content":[{"type":"image_url","image_url":{"url":"secret"}}]}"#,
+            "`image_url`",
+        ),
         (r#"{"role":"user","content":[{"type":"secret"}]}"#, "`type`"),
         (r#"{"role":"user","content":3}"#, "`content`"),
         (r#"{"content":"secret"}"#, "`role`"),
@@ -118,23 +134,32 @@ fn messages_are_those_of_transformers() {
 fn chatml_is_what_smollm2_has_after_its_system_message() {
     let golden = golden();
     let chatml = ChatTemplate::new(None, "", "").unwrap();
-    let with_system =
-        |case: &&Case| case.template == "smollm2" && golden.conversations[case.conversation][0].role == "system";
+    let with_system = |case: &&Case| {
+        case.template == "smollm2" && golden.conversations[case.conversation][0].role == "system"
+    };
     let cases = golden.cases.iter().filter(with_system).collect::<Vec<_>>();
     assert!(cases.len() >= 4);
     for case in cases {
-        let rendered = chatml.render(&golden.conversations[case.conversation], case.add_generation_prompt).unwrap();
+        let rendered = chatml
+            .render(&golden.conversations[case.conversation], case.add_generation_prompt)
+            .unwrap();
         assert_eq!(Some(rendered), case.text);
     }
 }
 
 #[test]
 fn templates_that_do_not_parse_are_refused_at_load() {
-    for source in ["{% for %}", "{{ 'a' ", "{% if x %}", "{% endfor %}", "a\n{{ 1 + }}", "{% unknown %}"] {
+    for source in
+        ["{% for %}", "{{ 'a' ", "{% if x %}", "{% endfor %}", "a\n{{ 1 + }}", "{% unknown %}"]
+    {
         let error = ChatTemplate::new(Some(source), "", "").unwrap_err();
-        assert!(matches!(&error, Error::ChatTemplate(reason) if reason.contains("syntax error")), "{source} {error}");
+        assert!(
+            matches!(&error, Error::ChatTemplate(reason) if reason.contains("syntax error")),
+            "{source} {error}"
+        );
     }
-    let nested = format!("{}1{}", "{{ ".to_owned() + &"(".repeat(50_000), ")".repeat(50_000) + " }}");
+    let nested =
+        format!("{}1{}", "{{ ".to_owned() + &"(".repeat(50_000), ")".repeat(50_000) + " }}");
     assert!(ChatTemplate::new(Some(&nested), "", "").is_err());
     let nested = "{% if 1 %}".repeat(20_000) + &"{% endif %}".repeat(20_000);
     assert!(ChatTemplate::new(Some(&nested), "", "").is_err());
@@ -149,8 +174,10 @@ const ENDLESS: [&str; 41] = [
     "{% macro m() %}{{ m() }}{{ m() }}{% endmacro %}{{ m() }}",
     "{% macro m(x) %}{{ m([x, x]) }}{% endmacro %}{{ m(1) }}",
     "{% for a in [[[]]] recursive %}{{ loop([[a, a]]) }}{% endfor %}",
-    "{% set n = namespace(x='a') %}{% for i in range(100) %}{% set n.x = n.x + n.x %}{% endfor %}{{ n.x }}",
-    "{% set n = namespace(x='a') %}{% for i in range(100) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
+    "{% set n = namespace(x='a') %}{% for i in range(100) %}{% set n.x = n.x + n.x %}{% endfor \
+    %}{{ n.x }}",
+    "{% set n = namespace(x='a') %}{% for i in range(100) %}{% set n.x = n.x ~ n.x %}{% endfor \
+    %}{{ n.x }}",
     "{{ 'a' * 100000000000 }}",
     "{{ [1] * 100000000 }}",
     "{{ [1] * 100000000 == [1] * 100000000 }}",
@@ -180,7 +207,8 @@ const ENDLESS: [&str; 41] = [
     "{% for i in range(99999) %}{{ ['A' * 64000] * 150 | sort | length }}{% endfor %}",
     "{% for i in range(99999) %}{{ (['A' * 64000] * 150) | sort | length }}{% endfor %}",
     "{% for i in range(99999) %}{{ (['A' * 6400] * 1000) | unique | list | length }}{% endfor %}",
-    "{% for i in range(99999) %}{{ (['A' * 64] * 30000) | groupby('a') | list | length }}{% endfor %}",
+    "{% for i in range(99999) %}{{ (['A' * 64] * 30000) | groupby('a') | list | length }}{% \
+    endfor %}",
     "{{ missing.field.of.nothing }}",
     "{{ messages[0].content.nothing() }}",
     "{{ [1, 2] | sum(start=[]) }}",
@@ -232,7 +260,8 @@ const USE: [&str; 24] = [
 
 fn assert_refused(source: &str) {
     let rendered = ends(source, || {
-        ChatTemplate::new(Some(source), "", "").and_then(|template| template.render(&user("hello"), true))
+        ChatTemplate::new(Some(source), "", "")
+            .and_then(|template| template.render(&user("hello"), true))
     });
     let text = rendered.as_ref().map(|text| &text[..text.len().min(80)]);
     assert!(matches!(rendered, Err(Error::ChatTemplate(_))), "{source}: {text:?}");
@@ -250,7 +279,13 @@ fn lists_that_hold_themselves_many_times_are_refused() {
     for grow in GROW {
         for end in USE {
             let start = "{% set n = namespace(x=['a'], y=['b']) %}".to_owned();
-            assert_refused(&(start + "{% for i in range(100) %}{% set n.x = " + grow + " %}{% endfor %}" + end));
+            assert_refused(
+                &(start
+                    + "{% for i in range(100) %}{% set n.x = "
+                    + grow
+                    + " %}{% endfor %}"
+                    + end),
+            );
         }
     }
 }
@@ -263,20 +298,32 @@ fn work_on_a_large_list_is_paid_for_each_time() {
             let list = |name, last| {
                 let grow = grow.replace("n.x", name);
                 format!(
-                    "{{% set {name} = ['{last}'] %}}{{% for i in range(12) %}}{{% set {name} = {grow} %}}{{% endfor %}}"
+                    "{{% set {name} = ['{last}'] %}}{{% for i in range(12) %}}{{% set {name} = \
+                    {grow} %}}{{% endfor %}}"
                 )
             };
-            let lists = "{% set n = namespace(x=1, y=1) %}".to_owned() + &list("n.x", "a") + &list("n.y", "a");
+            let lists = "{% set n = namespace(x=1, y=1) %}".to_owned()
+                + &list("n.x", "a")
+                + &list("n.y", "a");
             assert_refused(&(lists + "{% for j in range(99999) %}" + end + "{% endfor %}"));
         }
     }
-    let text = "{% set a = 'a' * 1000000 %}{% set b = 'a' * 1000000 %}{% for i in range(99999) %}".to_owned();
-    for end in ["a == b", "a[999999]", "a[-1]", "a[999999:]", "a[::-1]", "a is lower", "a < b", "b in a"] {
+    let text = "{% set a = 'a' * 1000000 %}{% set b = 'a' * 1000000 %}{% for i in range(99999) %}"
+        .to_owned();
+    for end in
+        ["a == b", "a[999999]", "a[-1]", "a[999999:]", "a[::-1]", "a is lower", "a < b", "b in a"]
+    {
         assert_refused(&format!("{text}{{% if {end} %}}{{% endif %}}{{% endfor %}}"));
     }
     let pairs = |n| (0..n).map(|i| format!("a{i}=1")).collect::<Vec<_>>().join(",");
     let names = |n| (0..n).map(|i| format!("{{% set n.b{i}=1 %}}")).collect::<String>();
-    for end in ["{% if n %}{% endif %}", "{{ n and 1 }}", "{{ not n }}", "{{ 1 if n }}", "{{ n | length }}"] {
+    for end in [
+        "{% if n %}{% endif %}",
+        "{{ n and 1 }}",
+        "{{ not n }}",
+        "{{ 1 if n }}",
+        "{{ n | length }}",
+    ] {
         let many = |kwargs, sets| {
             let start = format!("{{% set n = namespace({}) %}}{}", pairs(kwargs), names(sets));
             assert_refused(&(start + "{% for i in range(99999) %}" + end + "{% endfor %}"));
@@ -289,9 +336,17 @@ fn work_on_a_large_list_is_paid_for_each_time() {
 
 #[test]
 fn deep_values_do_not_exhaust_the_stack() {
-    for grow in ["[n.x]", "[n.x[:]]", "n.x[:]", "n.x * 1", "n.x + []", "n.x | reverse", "{1: n.x}"] {
-        for end in ["", "{{ n.x | tojson }}", "{{ n.x }}", "{{ n.x == n.x }}", "{% if n.x in [n.x] %}{% endif %}"] {
-            let start = "{% set n = namespace(x=[1]) %}{% for i in range(99999) %}{% set n.x = ".to_owned();
+    for grow in ["[n.x]", "[n.x[:]]", "n.x[:]", "n.x * 1", "n.x + []", "n.x | reverse", "{1: n.x}"]
+    {
+        for end in [
+            "",
+            "{{ n.x | tojson }}",
+            "{{ n.x }}",
+            "{{ n.x == n.x }}",
+            "{% if n.x in [n.x] %}{% endif %}",
+        ] {
+            let start =
+                "{% set n = namespace(x=[1]) %}{% for i in range(99999) %}{% set n.x = ".to_owned();
             assert_refused(&(start + grow + " %}{% endfor %}" + end));
         }
     }
@@ -302,11 +357,13 @@ fn deep_values_do_not_exhaust_the_stack() {
     ] {
         assert!(ChatTemplate::new(Some(&("{{ ".to_owned() + &long + " }}")), "", "").is_err());
         let short = long.split_inclusive(['+', '.', '|']).take(500).collect::<String>() + "x";
-        let _ = ChatTemplate::new(Some(&("{{ ".to_owned() + &short + " }}")), "", "").map(|t| t.render(&[], true));
+        let _ = ChatTemplate::new(Some(&("{{ ".to_owned() + &short + " }}")), "", "")
+            .map(|t| t.render(&[], true));
     }
 }
 
-/// Parsing and compiling are not counted, so the length of a template and of its expressions bounds them.
+/// Parsing and compiling are not counted, so the length of a template and of its expressions bounds
+/// them.
 #[test]
 fn the_longest_templates_come_to_an_end() {
     for (open, term, close) in [
@@ -326,7 +383,9 @@ fn the_longest_templates_come_to_an_end() {
     ] {
         let tag = open.to_owned() + &term.repeat(390) + close;
         let source = tag.repeat((1 << 16) / tag.len());
-        let _ = ends(&tag, || ChatTemplate::new(Some(&source), "", "").map(|template| template.render(&[], true)));
+        let _ = ends(&tag, || {
+            ChatTemplate::new(Some(&source), "", "").map(|template| template.render(&[], true))
+        });
     }
 }
 
@@ -334,14 +393,26 @@ fn the_longest_templates_come_to_an_end() {
 fn lists_of_lists_slices_and_sums_are_those_of_python() {
     for (source, expected) in [
         (
-            "{{ [1, 2] + [3] }} {{ ([1] + [2])[::-1] }} {{ [0] * 3 }} {{ (1, 2) + (3,) }} {{ (1,) }} {{ '{} {}'.format(1, 'a') }}",
+            "{{ [1, 2] + [3] }} {{ ([1] + [2])[::-1] }} {{ [0] * 3 }} {{ (1, 2) + (3,) }} {{ (1,) \
+            }} {{ '{} {}'.format(1, 'a') }}",
             "[1, 2, 3] [2, 1] [0, 0, 0] (1, 2, 3) (1,) 1 a",
         ),
-        ("{{ 'abcdef'[1:-1] }} {{ 'abcdef'[::-2] }} {{ 'abc'[5:] }} {{ 'abc'[-9:2] }}", "bcde fdb  ab"),
-        ("{{ [1, 2, 3, 4][-3:] }} {{ [1, 2, 3, 4][3:0:-1] }} {{ [1, 2][:0] }}", "[2, 3, 4] [4, 3, 2] []"),
-        ("{{ ([[1], [2, 3]] + [[4]]) | map('length') | sum }} {{ [{'a': 1}, {'a': 2}] | sum(attribute='a') }}", "4 3"),
         (
-            "{% set n = namespace(l=[]) %}{% for m in messages %}{% set n.l = n.l + [m.role] %}{% endfor %}{{ n.l }}",
+            "{{ 'abcdef'[1:-1] }} {{ 'abcdef'[::-2] }} {{ 'abc'[5:] }} {{ 'abc'[-9:2] }}",
+            "bcde fdb  ab",
+        ),
+        (
+            "{{ [1, 2, 3, 4][-3:] }} {{ [1, 2, 3, 4][3:0:-1] }} {{ [1, 2][:0] }}",
+            "[2, 3, 4] [4, 3, 2] []",
+        ),
+        (
+            "{{ ([[1], [2, 3]] + [[4]]) | map('length') | sum }} {{ [{'a': 1}, {'a': 2}] | \
+            sum(attribute='a') }}",
+            "4 3",
+        ),
+        (
+            "{% set n = namespace(l=[]) %}{% for m in messages %}{% set n.l = n.l + [m.role] %}{% \
+            endfor %}{{ n.l }}",
             "['user']",
         ),
         ("{% for a, b in {'x': [1, 2]}.items() %}{{ a }}{{ b[1] }}{% endfor %}", "x2"),
@@ -367,7 +438,8 @@ fn errors_quote_the_template_and_not_the_conversation() {
         let error = template.render(&user(secret), true).unwrap_err().to_string();
         assert!(!error.contains("secret") && error.contains("line 1"), "{source}: {error}");
     }
-    let template = ChatTemplate::new(Some("{{ raise_exception('Only short messages') }}"), "", "").unwrap();
+    let template =
+        ChatTemplate::new(Some("{{ raise_exception('Only short messages') }}"), "", "").unwrap();
     let error = template.render(&user(secret), true).unwrap_err().to_string();
     assert_eq!(error, "chat template: Only short messages in line 1");
 }
@@ -375,7 +447,8 @@ fn errors_quote_the_template_and_not_the_conversation() {
 #[test]
 fn long_conversations_render() {
     let golden = golden();
-    let messages = (0..2000).flat_map(|_| [Message::new("user", "q".repeat(500)), Message::new("assistant", "a")]);
+    let messages = (0..2000)
+        .flat_map(|_| [Message::new("user", "q".repeat(500)), Message::new("assistant", "a")]);
     let messages = messages.collect::<Vec<_>>();
     for name in ["smollm2", "llama-3", "qwen2", "gemma"] {
         let template = ChatTemplate::new(Some(&golden.templates[name]), "<s>", "</s>").unwrap();
@@ -388,5 +461,10 @@ fn today_is_a_date() {
     let template = ChatTemplate::new(Some("{{ strftime_now('%Y-%m-%d') }}"), "", "").unwrap();
     let today = template.render(&[], false).unwrap();
     let parts = today.split('-').map(|part| part.parse().unwrap()).collect::<Vec<u32>>();
-    assert!(parts.len() == 3 && parts[0] >= 2025 && (1..=12).contains(&parts[1]) && (1..=31).contains(&parts[2]));
+    assert!(
+        parts.len() == 3
+            && parts[0] >= 2025
+            && (1..=12).contains(&parts[1])
+            && (1..=31).contains(&parts[2])
+    );
 }

@@ -123,7 +123,10 @@ fn a_prompt_that_is_not_utf8_is_refused() {
 #[test]
 fn a_missing_default_model_names_the_remedy() {
     let dir = tempfile::tempdir().unwrap();
-    let output = epiphyte(&["generate", "-p", "x", "--json"]).env("EPIPHYTE_CACHE", dir.path()).output().unwrap();
+    let output = epiphyte(&["generate", "-p", "x", "--json"])
+        .env("EPIPHYTE_CACHE", dir.path())
+        .output()
+        .unwrap();
     assert_fails(&output, 1, "make demo");
 }
 
@@ -133,14 +136,19 @@ fn a_bad_file_is_refused() {
     let path = dir.path().join("garbage.gguf");
     std::fs::write(&path, [0x5A; 4096]).unwrap();
     let path = path.to_str().unwrap();
-    for args in [&["generate", "-p", "x", "-m", path][..], &["bench", "-m", path], &["inspect", "--json", path]] {
+    for args in [
+        &["generate", "-p", "x", "-m", path][..],
+        &["bench", "-m", path],
+        &["inspect", "--json", path],
+    ] {
         assert_fails(&run(args), 1, "garbage.gguf");
     }
 }
 
 #[test]
 fn the_old_name_of_a_variable_is_refused_with_the_new_one() {
-    let output = epiphyte(&["doctor", "--json"]).env("EPIPHYTE_ADAPTER", "software").output().unwrap();
+    let output =
+        epiphyte(&["doctor", "--json"]).env("EPIPHYTE_ADAPTER", "software").output().unwrap();
     assert_fails(&output, 2, "EPIPHYTE_GPU");
 }
 
@@ -160,7 +168,11 @@ fn without_a_driver_the_remedy_is_named() {
 fn inspect_collects_every_reason_to_refuse() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("other.gguf");
-    std::fs::write(&path, gguf(&[("general.architecture", "other"), ("tokenizer.chat_template", "{% if %}")])).unwrap();
+    std::fs::write(
+        &path,
+        gguf(&[("general.architecture", "other"), ("tokenizer.chat_template", "{% if %}")]),
+    )
+    .unwrap();
     let output = run(&["inspect", "--json", path.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("can't be run"), "{}", stderr(&output));
@@ -169,7 +181,11 @@ fn inspect_collects_every_reason_to_refuse() {
     assert_eq!(report["chat_template"], "unusable");
     let refused: Vec<String> = serde_json::from_value(report["refused"].clone()).unwrap();
     for says in ["architecture `other`", "tokenizer.ggml.model"] {
-        assert_eq!(refused.iter().filter(|reason| reason.contains(says)).count(), 1, "{says}: {refused:?}");
+        assert_eq!(
+            refused.iter().filter(|reason| reason.contains(says)).count(),
+            1,
+            "{says}: {refused:?}"
+        );
     }
     assert!(report["warnings"][0].as_str().unwrap().contains("chat template"), "{report}");
     assert!(refused.iter().all(|reason| !reason.contains("template")), "{refused:?}");
@@ -199,7 +215,8 @@ fn inspect_describes_the_default_model() {
     let report = json(&run(&["inspect", "--json", model.to_str().unwrap()]));
     assert_eq!(report["refused"].as_array().map(Vec::len), Some(0), "{report}");
     let gguf = Gguf::open(&model).unwrap();
-    let counted: u64 = report["types"].as_array().unwrap().iter().map(|t| t["tensors"].as_u64().unwrap()).sum();
+    let counted: u64 =
+        report["types"].as_array().unwrap().iter().map(|t| t["tensors"].as_u64().unwrap()).sum();
     assert_eq!(counted, gguf.tensors().len() as u64);
     assert_eq!(report["shape"]["vocab_size"], tokenizer(&model).vocab_size());
     assert_eq!(report["bytes"], std::fs::metadata(&model).unwrap().len());
@@ -212,7 +229,10 @@ fn generate_prints_the_same_ids_and_text_either_way() {
     let args = ["generate", "-m", model.to_str().unwrap(), "-n", "6", "-p", prompt];
     let report = json(&run(&[&args[..], &["--json"]].concat()));
     let tokenizer = tokenizer(&model);
-    assert_eq!(ids(&report["prompt_ids"]), tokenizer.encode(prompt, EncodeOptions::default()).unwrap());
+    assert_eq!(
+        ids(&report["prompt_ids"]),
+        tokenizer.encode(prompt, EncodeOptions::default()).unwrap()
+    );
     let continuation = DecodeOptions { continuation: true, ..Default::default() };
     let text = tokenizer.decode_with(&ids(&report["ids"]), continuation);
     assert_eq!(ids(&report["ids"]).len(), 6);
@@ -229,7 +249,8 @@ fn perplexity_scores_the_second_half_of_each_window() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("text");
     std::fs::write(&path, "one two three four five six seven eight ".repeat(8)).unwrap();
-    let args = ["perplexity", "-m", model.to_str().unwrap(), "-f", path.to_str().unwrap(), "--json"];
+    let args =
+        ["perplexity", "-m", model.to_str().unwrap(), "-f", path.to_str().unwrap(), "--json"];
     let report = json(&run(&[&args[..], &["-c", "16", "--chunks", "2"]].concat()));
     assert_eq!((report["windows"].as_u64(), report["tokens"].as_u64()), (Some(2), Some(14)));
     let nll: Vec<f64> = serde_json::from_value(report["window_nll"].clone()).unwrap();
@@ -270,15 +291,21 @@ fn plan_fits_a_model_file_into_a_budget() {
     let whole = json(&with(&[&adapter[..], &["--recompute", "none"]].concat()));
     let of_class = |report: &Value, class: &str| {
         let classes = report["classes"].as_array().unwrap();
-        classes.iter().find(|entry| entry["class"] == class).and_then(|entry| entry["bytes"].as_u64()).unwrap()
+        classes
+            .iter()
+            .find(|entry| entry["class"] == class)
+            .and_then(|entry| entry["bytes"].as_u64())
+            .unwrap()
     };
     assert_eq!(of_class(&whole, "gradients"), 4 * whole["trainable_parameters"].as_u64().unwrap());
-    let sum: u64 = whole["buffers"].as_array().unwrap().iter().map(|b| b["bytes"].as_u64().unwrap()).sum();
+    let sum: u64 =
+        whole["buffers"].as_array().unwrap().iter().map(|b| b["bytes"].as_u64().unwrap()).sum();
     assert_eq!(whole["total_bytes"], sum);
     let budget = format!("{}B", sum * 2 / 3);
     let fitted = json(&with(&[&adapter[..], &["--memory-budget", &budget]].concat()));
     assert!(fitted["total_bytes"].as_u64().unwrap() <= sum * 2 / 3);
-    let pinned = ["--batch", "1", "--seq-len", "256", "--recompute", "none", "--memory-budget", &budget];
+    let pinned =
+        ["--batch", "1", "--seq-len", "256", "--recompute", "none", "--memory-budget", &budget];
     assert_fails(&with(&[&adapter[..], &pinned].concat()), 1, "fits in");
     assert_fails(&with(&["--targets", "lm_head"]), 2, "`targets`");
     assert_fails(&with(&["--seq-len", "100000"]), 2, "`seq_len`");

@@ -1,6 +1,8 @@
-//! The default model against the golden data of `tests/golden`: greedy ids, agreement with llama.cpp, perplexity.
+//! The default model against the golden data of `tests/golden`: greedy ids, agreement with
+//! llama.cpp, perplexity.
 //!
-//! On a software GPU the whole takes long, so what repeats itself is cut short; `EPIPHYTE_TEST_WHOLE=1` runs all of it.
+//! On a software GPU the whole takes long, so what repeats itself is cut short;
+//! `EPIPHYTE_TEST_WHOLE=1` runs all of it.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -17,7 +19,8 @@ use crate::common::{golden, model_path};
 
 const ADAPTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/adapters/pirate");
 
-/// Smallest gap between the two best logits that decides a step, and largest distance of a perplexity, in parts.
+/// Smallest gap between the two best logits that decides a step, and largest distance of a
+/// perplexity, in parts.
 struct Bar {
     gap: f64,
     perplexity: f64,
@@ -97,8 +100,15 @@ fn step_agrees(prompt: &Prompt, step: usize, chosen: u32, bar: &Bar) -> bool {
         return true;
     }
     let excused = gap < bar.gap && chosen == prompt.second[step];
-    assert!(excused, "{name}, step {step}: {chosen} instead of {}, at a gap of {gap}", prompt.ids[step]);
-    println!("{name}, step {step}: {chosen} instead of {}, excused by a gap of {gap}", prompt.ids[step]);
+    assert!(
+        excused,
+        "{name}, step {step}: {chosen} instead of {}, at a gap of {gap}",
+        prompt.ids[step]
+    );
+    println!(
+        "{name}, step {step}: {chosen} instead of {}, excused by a gap of {gap}",
+        prompt.ids[step]
+    );
     false
 }
 
@@ -110,7 +120,8 @@ fn run_freely(engine: &Arc<Engine>, prompts: &[Prompt]) -> Vec<Vec<u32>> {
         session
     };
     let mut sessions: Vec<Session> = prompts.iter().map(start).collect();
-    let options = GenerateOptions { max_tokens: 48, ignore_eos: true, ..GenerateOptions::default() };
+    let options =
+        GenerateOptions { max_tokens: 48, ignore_eos: true, ..GenerateOptions::default() };
     let sequences = sessions.iter_mut().map(|session| (session, options.clone())).collect();
     let mut all = vec![Vec::new(); prompts.len()];
     generate_batch(sequences, |i, token| {
@@ -130,9 +141,17 @@ fn greedy_ids_are_the_exact_ones_and_agree_with_llama_cpp() {
     for (prompt, free) in prompts.iter().zip(run_freely(&engine, &prompts)) {
         assert_eq!(free.len(), prompt.ids.len());
         // After a step that went the other way the texts differ, and so may all that follows.
-        let equal = free.iter().enumerate().take_while(|&(step, &id)| step_agrees(prompt, step, id, &bar)).count();
+        let equal = free
+            .iter()
+            .enumerate()
+            .take_while(|&(step, &id)| step_agrees(prompt, step, id, &bar))
+            .count();
         println!("{}: {equal} of {} ids equal", prompt.name, free.len());
-        let ours = if equal == free.len() { free } else { choices(engine.session(), &prompt.prompt_ids, &prompt.ids) };
+        let ours = if equal == free.len() {
+            free
+        } else {
+            choices(engine.session(), &prompt.prompt_ids, &prompt.ids)
+        };
         let theirs = &theirs.greedy.ids[&prompt.name];
         for (step, &chosen) in ours.iter().enumerate() {
             steps += 1;
@@ -142,8 +161,14 @@ fn greedy_ids_are_the_exact_ones_and_agree_with_llama_cpp() {
         }
     }
     let percent = |n: usize| 100.0 * n as f64 / f64::from(steps);
-    println!("of {steps} steps: ours agree with the exact ones on {exact} ({:.1} %),", percent(exact));
-    println!("with llama.cpp on {both} ({:.1} %); llama.cpp with the exact ones on {they}", percent(both));
+    println!(
+        "of {steps} steps: ours agree with the exact ones on {exact} ({:.1} %),",
+        percent(exact)
+    );
+    println!(
+        "with llama.cpp on {both} ({:.1} %); llama.cpp with the exact ones on {they}",
+        percent(both)
+    );
     assert_eq!(steps, 480);
     assert!(percent(both) >= 92.0, "ours and llama.cpp agree on {both} of {steps} steps");
     assert!(exact >= they, "ours should be the more exact one: {exact}, llama.cpp {they}");
@@ -157,12 +182,17 @@ fn given_the_golden_ids_every_clear_step_is_exact_with_an_f32_cache() {
     let chosen = |p: &&Prompt| whole() || ["list", "rewrite", "french"].contains(&p.name.as_str());
     for prompt in prompts.iter().filter(chosen) {
         let ours = choices(engine.session(), &prompt.prompt_ids, &prompt.ids);
-        let equal = ours.iter().enumerate().filter(|&(step, &id)| step_agrees(prompt, step, id, &bar)).count();
+        let equal = ours
+            .iter()
+            .enumerate()
+            .filter(|&(step, &id)| step_agrees(prompt, step, id, &bar))
+            .count();
         println!("{}: {equal} of {} choices equal", prompt.name, ours.len());
     }
 }
 
-/// llama.cpp loaded the adapter as we write it, and without it goes another way on half of these steps.
+/// llama.cpp loaded the adapter as we write it, and without it goes another way on half of these
+/// steps.
 #[test]
 fn under_an_adapter_in_gguf_the_ids_are_those_of_llama_cpp() {
     let Some((engine, _)) = open(false) else { return };
@@ -213,7 +243,11 @@ fn check_perplexity(kv_f32: bool, windows: &[usize]) {
         let ours = nll(&engine, &tokens.moby_dick[i * golden.window..(i + 1) * golden.window]);
         let off = (ours - golden.nll[i]).exp() - 1.0;
         println!("window {i}: perplexity {:.4}, off by {:+.5} %", ours.exp(), 100.0 * off);
-        assert!(off.abs() <= bar.perplexity, "window {i}: off by {off}, exact {}", golden.nll[i].exp());
+        assert!(
+            off.abs() <= bar.perplexity,
+            "window {i}: off by {off}, exact {}",
+            golden.nll[i].exp()
+        );
     }
 }
 
@@ -234,10 +268,13 @@ fn a_token_takes_six_dispatches_a_layer() {
     let mut session = engine.session();
     session.push_tokens(&[504, 3575, 282]).unwrap();
     let count = |session: &mut Session| {
-        let before = (counters.dispatches.load(Ordering::Relaxed), counters.submits.load(Ordering::Relaxed));
-        let options = GenerateOptions { max_tokens: 5, ignore_eos: true, ..GenerateOptions::default() };
+        let before =
+            (counters.dispatches.load(Ordering::Relaxed), counters.submits.load(Ordering::Relaxed));
+        let options =
+            GenerateOptions { max_tokens: 5, ignore_eos: true, ..GenerateOptions::default() };
         assert_eq!(session.generate(options).unwrap().map(Result::unwrap).count(), 5);
-        let after = (counters.dispatches.load(Ordering::Relaxed), counters.submits.load(Ordering::Relaxed));
+        let after =
+            (counters.dispatches.load(Ordering::Relaxed), counters.submits.load(Ordering::Relaxed));
         (after.0 - before.0, after.1 - before.1)
     };
     count(&mut session);

@@ -52,19 +52,33 @@ fn every_variant_passes_on_every_tier() {
 fn every_variant_for_hardware_passes() {
     let mut gpu = open(GpuOptions { cooperative_matrix: false, ..GpuOptions::default() });
     gpu.treat_as_hardware();
-    let training = ["matmul_backward", "matmul_dense", "rms_norm_backward", "attention_dkv", "cross_entropy", "adamw"];
+    let training = [
+        "matmul_backward",
+        "matmul_dense",
+        "rms_norm_backward",
+        "attention_dkv",
+        "cross_entropy",
+        "adamw",
+    ];
     passes(gpu, &[&["matvec", "matmul", "attention_prefill"][..], &training].concat());
 }
 
-/// Logits of the tiny model are those of its golden file, on a device left as the self-test left it.
+/// Logits of the tiny model are those of its golden file, on a device left as the self-test left
+/// it.
 fn answers_right(gpu: Gpu) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     let gguf = Gguf::open(folder.join("tiny_llama.gguf")).unwrap();
     let golden = fs::read(folder.join("tiny_llama_logits.safetensors")).unwrap();
     let golden = SafeTensors::deserialize(&golden).unwrap();
     let data = |name: &str| golden.tensor(name).unwrap().data().to_vec();
-    let ids: Vec<u32> = data("tiny_llama.ids").as_chunks().0.iter().map(|id| i64::from_le_bytes(*id) as u32).collect();
-    let want: Vec<f32> = data("tiny_llama.logits").as_chunks().0.iter().map(|v| f32::from_le_bytes(*v)).collect();
+    let ids: Vec<u32> = data("tiny_llama.ids")
+        .as_chunks()
+        .0
+        .iter()
+        .map(|id| i64::from_le_bytes(*id) as u32)
+        .collect();
+    let want: Vec<f32> =
+        data("tiny_llama.logits").as_chunks().0.iter().map(|v| f32::from_le_bytes(*v)).collect();
     let engine = Engine::from_gguf(gpu, &gguf, &EngineOptions::default(), &mut |_| {}).unwrap();
     let mut session = engine.session();
     session.push_tokens(&ids).unwrap();
@@ -97,8 +111,13 @@ fn what_fails_is_fenced_and_the_engine_still_answers() {
         assert!(!uses(gpu.caps()), "{ability:?} was not fenced");
         assert_eq!(&report.caps, gpu.caps());
         // Nothing else was taken away, what failed is listed, and what replaced it passed.
-        let other = if ability == Ability::F16 { before.subgroup_size.is_some() } else { before.f16 };
-        let kept = if ability == Ability::F16 { gpu.caps().subgroup_size.is_some() } else { gpu.caps().f16 };
+        let other =
+            if ability == Ability::F16 { before.subgroup_size.is_some() } else { before.f16 };
+        let kept = if ability == Ability::F16 {
+            gpu.caps().subgroup_size.is_some()
+        } else {
+            gpu.caps().f16
+        };
         assert_eq!(other, kept);
         for verdict in &report.verdicts {
             assert_eq!(verdict.ok, !verdict.uses.contains(&ability), "{verdict:?}");
@@ -143,8 +162,9 @@ fn the_least_demanding_failure_names_the_culprit() {
         milliseconds: 0.0,
         training: false,
     };
-    let fence =
-        |verdicts: &[(&[Ability], bool)]| selftest::fence(&ALL, &verdicts.iter().map(verdict).collect::<Vec<_>>());
+    let fence = |verdicts: &[(&[Ability], bool)]| {
+        selftest::fence(&ALL, &verdicts.iter().map(verdict).collect::<Vec<_>>())
+    };
     let no_matrices = Caps { cooperative_matrix: None, ..ALL };
     let no_f16 = Caps { f16: false, ..no_matrices.clone() };
     let no_subgroups = Caps { subgroup_size: None, ..no_matrices.clone() };
@@ -159,7 +179,8 @@ fn the_least_demanding_failure_names_the_culprit() {
 /// The only report in `dir`.
 fn report_file(dir: &Path) -> PathBuf {
     let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
-    let reports: Vec<_> = entries.filter(|path| path.to_string_lossy().ends_with(".selftest.json")).collect();
+    let reports: Vec<_> =
+        entries.filter(|path| path.to_string_lossy().ends_with(".selftest.json")).collect();
     assert_eq!(reports.len(), 1, "{reports:?}");
     reports[0].clone()
 }
@@ -176,7 +197,10 @@ fn the_verdict_is_kept_and_a_damaged_one_made_anew() {
     };
     let (first, second) = (run(), run());
     assert!(!first.cached && second.cached);
-    assert_eq!((first.caps.clone(), first.verdicts.len()), (second.caps.clone(), second.verdicts.len()));
+    assert_eq!(
+        (first.caps.clone(), first.verdicts.len()),
+        (second.caps.clone(), second.verdicts.len())
+    );
 
     // It is what was read that counts.
     let path = report_file(dir.path());
@@ -202,6 +226,11 @@ fn the_verdict_is_kept_and_a_damaged_one_made_anew() {
 fn no_ability_is_ever_added() {
     let mut gpu = open(GpuOptions { subgroups: false, f16: false, ..GpuOptions::default() });
     let before = gpu.caps().clone();
-    gpu.restrict(&Caps { subgroup_size: Some(8), f16: true, cooperative_matrix: Some(8), ..before.clone() });
+    gpu.restrict(&Caps {
+        subgroup_size: Some(8),
+        f16: true,
+        cooperative_matrix: Some(8),
+        ..before.clone()
+    });
     assert_eq!(gpu.caps(), &before);
 }

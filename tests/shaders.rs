@@ -1,5 +1,6 @@
-//! Every kernel in every variant parses and validates; bindings are numbered 0..n with the access that the host
-//! declares, `Params` has the size of its Rust mirror, and workgroup memory is within WebGPU's default.
+//! Every kernel in every variant parses and validates; bindings are numbered 0..n with the access
+//! that the host declares, `Params` has the size of its Rust mirror, and workgroup memory is within
+//! WebGPU's default.
 
 use epiphyte::DType;
 use epiphyte::gpu::{Access, Caps, KernelSpec};
@@ -8,9 +9,15 @@ use epiphyte::kernels::lora::{self, Directory};
 use epiphyte::kernels::matmul::{self, Tile};
 use epiphyte::kernels::matvec::{COLS, Epilogue, Lora, SOFTWARE, Variant};
 use epiphyte::kernels::matvec_coop::{self, Shape};
-use epiphyte::kernels::{adamw, attention_backward, attention_train, cross_entropy, gather_rows, grad_norm};
-use epiphyte::kernels::{attention, bandwidth, embedding, matmul_backward, matmul_dense, matvec, rms_norm};
-use epiphyte::kernels::{rms_norm_backward, rope, rope_train, row_exponents, sample, sgd, swiglu, swiglu_backward};
+use epiphyte::kernels::{
+    adamw, attention_backward, attention_train, cross_entropy, gather_rows, grad_norm,
+};
+use epiphyte::kernels::{
+    attention, bandwidth, embedding, matmul_backward, matmul_dense, matvec, rms_norm,
+};
+use epiphyte::kernels::{
+    rms_norm_backward, rope, rope_train, row_exponents, sample, sgd, swiglu, swiglu_backward,
+};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
 const CAPS: Caps = Caps {
@@ -32,12 +39,15 @@ fn linear_specs(caps: &Caps, dtype: DType) -> Vec<KernelSpec> {
         let variant = |cols| Variant { tiling, cols, norm: cols < 4, epilogue, lora: None };
         specs.extend([1, 2, COLS].map(|cols| matvec::spec(caps, dtype, variant(cols))));
     }
-    for (lora, epilogue) in [(Lora::Shrink(DIRECTORY), Epilogue::Store), (Lora::Expand(DIRECTORY), Epilogue::Add)] {
+    for (lora, epilogue) in
+        [(Lora::Shrink(DIRECTORY), Epilogue::Store), (Lora::Expand(DIRECTORY), Epilogue::Add)]
+    {
         let variant = |cols| Variant { tiling, cols, norm: cols < 4, epilogue, lora: Some(lora) };
         specs.extend([1, COLS].map(|cols| matvec::spec(caps, dtype, variant(cols))));
     }
     let split = matvec::tiling(caps, 64, 256);
-    let norm = Variant { tiling: split, cols: 4, norm: true, epilogue: Epilogue::Store, lora: None };
+    let norm =
+        Variant { tiling: split, cols: 4, norm: true, epilogue: Epilogue::Store, lora: None };
     specs.push(matvec::spec(caps, dtype, norm));
     for (norm, epilogue) in [(false, Epilogue::Add), (true, Epilogue::Store)] {
         let software = Variant { tiling: SOFTWARE, cols: COLS, norm, epilogue, lora: None };
@@ -54,13 +64,18 @@ fn linear_specs(caps: &Caps, dtype: DType) -> Vec<KernelSpec> {
 fn coop_specs(shape: Shape, dtype: DType) -> Vec<KernelSpec> {
     let spec = |tiling, guard, epilogue, lora| {
         let norm = epilogue != Epilogue::Add;
-        matvec_coop::spec(dtype, matvec_coop::Variant { shape, tiling, guard, norm, epilogue, lora })
+        matvec_coop::spec(
+            dtype,
+            matvec_coop::Variant { shape, tiling, guard, norm, epilogue, lora },
+        )
     };
     let mut specs = vec![];
     for tiling in shape.tilings() {
         specs.push(spec(tiling, false, Epilogue::Store, Some(Lora::Shrink(DIRECTORY))));
         specs.push(spec(tiling, true, Epilogue::Add, Some(Lora::Expand(DIRECTORY))));
-        specs.extend([Epilogue::Store, Epilogue::Add, Epilogue::SwiGlu].map(|e| spec(tiling, true, e, None)));
+        specs.extend(
+            [Epilogue::Store, Epilogue::Add, Epilogue::SwiGlu].map(|e| spec(tiling, true, e, None)),
+        );
     }
     specs
 }
@@ -68,11 +83,21 @@ fn coop_specs(shape: Shape, dtype: DType) -> Vec<KernelSpec> {
 fn other_specs(caps: &Caps) -> Vec<KernelSpec> {
     let mut specs = vec![rms_norm::spec(caps), bandwidth::spec(), row_exponents::spec()];
     specs.extend([None, Some(DIRECTORY)].map(|lora| swiglu::spec(caps, lora)));
-    specs.extend([lora::shrink_spec(caps, DIRECTORY), lora::expand_spec(DIRECTORY), lora::embedding_spec(DIRECTORY)]);
-    specs.extend([sample::adjust_spec(), sample::threshold_spec(), sample::partial_spec(), sample::final_spec()]);
+    specs.extend([
+        lora::shrink_spec(caps, DIRECTORY),
+        lora::expand_spec(DIRECTORY),
+        lora::embedding_spec(DIRECTORY),
+    ]);
+    specs.extend([
+        sample::adjust_spec(),
+        sample::threshold_spec(),
+        sample::partial_spec(),
+        sample::final_spec(),
+    ]);
     specs.extend(matmul_dense::Tiling::ALL.map(matmul_dense::Tiling::spec));
     for (head_dim, neox) in [(64, true), (128, false), (256, true)] {
-        let heads = attention::Heads { heads: 9, kv_heads: 3, head_dim, page_len: 32, kv_f16: caps.f16 };
+        let heads =
+            attention::Heads { heads: 9, kv_heads: 3, head_dim, page_len: 32, kv_f16: caps.f16 };
         for lora in [None, Some(DIRECTORY)] {
             specs.push(rope::spec(head_dim, 32, neox, caps.f16, lora));
             specs.push(attention::reduce_spec(caps, head_dim, lora));
@@ -97,7 +122,10 @@ fn training_specs(caps: &Caps) -> Vec<KernelSpec> {
     for head_dim in [64, 80, 128, 256] {
         specs.extend([rope_train::spec(head_dim), attention_train::spec(head_dim)]);
         specs.push(attention_backward::delta_spec(head_dim));
-        specs.extend([attention_backward::dq_spec(head_dim), attention_backward::dkv_spec(head_dim)]);
+        specs.extend([
+            attention_backward::dq_spec(head_dim),
+            attention_backward::dkv_spec(head_dim),
+        ]);
     }
     specs
 }
@@ -117,7 +145,8 @@ fn check(spec: &KernelSpec, immediates: bool) {
     for (_, variable) in module.global_variables.iter() {
         match variable.space {
             naga::AddressSpace::Storage { access } => {
-                let binding = variable.binding.expect("a storage variable is bound").binding as usize;
+                let binding =
+                    variable.binding.expect("a storage variable is bound").binding as usize;
                 let write = access.contains(naga::StorageAccess::STORE);
                 accesses[binding] = Some(if write { Access::Write } else { Access::Read });
             }
@@ -142,10 +171,20 @@ fn check(spec: &KernelSpec, immediates: bool) {
 /// What the Vulkan and Metal backends will be given.
 fn translate(name: &str, module: &naga::Module, info: &naga::valid::ModuleInfo) {
     let spirv = naga::back::spv::Options { lang_version: (1, 6), ..Default::default() };
-    naga::back::spv::write_vec(module, info, &spirv, None).unwrap_or_else(|e| panic!("{name}: SPIR-V: {e}"));
-    let metal = naga::back::msl::Options { lang_version: (3, 0), fake_missing_bindings: true, ..Default::default() };
-    naga::back::msl::write_string(module, info, &metal, &naga::back::msl::PipelineOptions::default())
-        .unwrap_or_else(|e| panic!("{name}: MSL: {e}"));
+    naga::back::spv::write_vec(module, info, &spirv, None)
+        .unwrap_or_else(|e| panic!("{name}: SPIR-V: {e}"));
+    let metal = naga::back::msl::Options {
+        lang_version: (3, 0),
+        fake_missing_bindings: true,
+        ..Default::default()
+    };
+    naga::back::msl::write_string(
+        module,
+        info,
+        &metal,
+        &naga::back::msl::PipelineOptions::default(),
+    )
+    .unwrap_or_else(|e| panic!("{name}: MSL: {e}"));
 }
 
 fn check_all(caps: &Caps) {

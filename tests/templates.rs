@@ -1,4 +1,5 @@
-//! Chat templates of models in use, rendered as by transformers: tests/golden/templates.py says how to get them.
+//! Chat templates of models in use, rendered as by transformers: tests/golden/templates.py says how
+//! to get them.
 
 use std::collections::BTreeMap;
 
@@ -39,33 +40,42 @@ struct Row {
 }
 
 #[test]
-#[ignore = "needs EPIPHYTE_TEMPLATES, a file that tests/golden/templates.py makes of templates that are others'"]
+#[ignore = "needs EPIPHYTE_TEMPLATES, a file that tests/golden/templates.py makes of templates \
+    that are others'"]
 fn templates_in_use_render_as_in_transformers() {
     let path = std::env::var_os("EPIPHYTE_TEMPLATES").expect("EPIPHYTE_TEMPLATES names no file");
     let golden: Golden = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     let mut table = BTreeMap::<&str, Row>::new();
     for case in &golden.cases {
         let Conversation { messages, context } = &golden.conversations[&case.conversation];
-        let prompt = Prompt { messages, context, add_generation_prompt: case.add_generation_prompt };
-        let template = ChatTemplate::unchecked(Ok(Some(&golden.templates[&case.template])), "<s>", "</s>");
+        let prompt =
+            Prompt { messages, context, add_generation_prompt: case.add_generation_prompt };
+        let template =
+            ChatTemplate::unchecked(Ok(Some(&golden.templates[&case.template])), "<s>", "</s>");
         let error = case.error.as_deref().unwrap_or_default();
         let row = table.entry(&case.template).or_default();
         match (&case.text, template.render_prompt(&prompt)) {
             (Some(text), Ok(rendered)) if *text == rendered => row.equal += 1,
-            (Some(text), Ok(rendered)) => row.different.push(difference(&case.conversation, text, &rendered)),
+            (Some(text), Ok(rendered)) => {
+                row.different.push(difference(&case.conversation, text, &rendered))
+            }
             (Some(_), Err(error)) => row.refused.push(format!("{}: {error}", case.conversation)),
             (None, Err(_)) => row.refused_there += 1,
             // Where Python has a generator, there is a list here.
             (None, Ok(_)) if error.contains("generator is not JSON") => row.refused_there += 1,
             (None, Ok(_)) => {
-                row.different.push(format!("{}: renders what transformers refuses: {error}", case.conversation));
+                row.different.push(format!(
+                    "{}: renders what transformers refuses: {error}",
+                    case.conversation
+                ));
             }
         }
     }
     for (name, row) in &table {
         let Row { equal, refused_there, refused, different } = row;
         println!(
-            "{name:<50} {equal:>3} equal {refused_there:>3} refused there {:>3} refused {:>3} DIFFERENT",
+            "{name:<50} {equal:>3} equal {refused_there:>3} refused there {:>3} refused {:>3} \
+            DIFFERENT",
             refused.len(),
             different.len()
         );

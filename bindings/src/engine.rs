@@ -67,7 +67,8 @@ pub struct Engine(Arc<epiphyte::engine::Engine>);
 
 #[uniffi::export]
 impl Engine {
-    /// Opens the GPU, checks its driver and loads the GGUF file at `path`. Takes seconds the first time on a driver.
+    /// Opens the GPU, checks its driver and loads the GGUF file at `path`. Takes seconds the first
+    /// time on a driver.
     #[uniffi::constructor]
     pub fn open(path: String, options: EngineOptions) -> Result<Arc<Self>, EpiphyteError> {
         Ok(Arc::new(Self(epiphyte::engine::Engine::open(path, options.into())?)))

@@ -43,7 +43,9 @@ impl From<epiphyte::Error> for EpiphyteError {
         use epiphyte::Error as E;
         let kind = match &error {
             E::Io { .. } | E::InvalidFile { .. } | E::InvalidMetadata { .. } => ErrorKind::File,
-            E::InvalidTensor { .. } | E::MissingTensor { .. } | E::InvalidAdapter { .. } => ErrorKind::File,
+            E::InvalidTensor { .. } | E::MissingTensor { .. } | E::InvalidAdapter { .. } => {
+                ErrorKind::File
+            }
             E::Unsupported { .. } => ErrorKind::Unsupported,
             E::InvalidArgument { .. } => ErrorKind::InvalidArgument,
             E::Tokenizer(_) | E::ChatTemplate(_) => ErrorKind::Text,

@@ -1,6 +1,7 @@
 //! Kotlin and Swift see this crate: thin wrappers around `epiphyte`, which knows nothing of them.
 //!
-//! Names are the runtime's own. Paths are strings, counts are `u32`. Every call blocks: call from a background thread.
+//! Names are the runtime's own. Paths are strings, counts are `u32`. Every call blocks: call from a
+//! background thread.
 
 mod engine;
 mod error;
@@ -8,6 +9,8 @@ mod session;
 
 pub use engine::{Engine, EngineOptions, LoadListener, LoadPhase, LoadProgress};
 pub use error::{EpiphyteError, ErrorKind};
-pub use session::{AnswerStats, FinishReason, GenerateOptions, Message, Sampling, Session, Token, TokenSink};
+pub use session::{
+    AnswerStats, FinishReason, GenerateOptions, Message, Sampling, Session, Token, TokenSink,
+};
 
 uniffi::setup_scaffolding!();

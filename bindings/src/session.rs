@@ -46,8 +46,20 @@ pub struct GenerateOptions {
 impl From<GenerateOptions> for epiphyte::engine::GenerateOptions {
     fn from(options: GenerateOptions) -> Self {
         let Sampling { temperature, top_k, top_p, min_p, seed } = options.sampling;
-        let sampling = epiphyte::engine::Sampling { temperature, top_k, top_p, min_p, seed, ..Default::default() };
-        Self { max_tokens: options.max_tokens as usize, sampling, stop: options.stop, ..Default::default() }
+        let sampling = epiphyte::engine::Sampling {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            seed,
+            ..Default::default()
+        };
+        Self {
+            max_tokens: options.max_tokens as usize,
+            sampling,
+            stop: options.stop,
+            ..Default::default()
+        }
     }
 }
 
@@ -130,11 +142,13 @@ impl From<epiphyte::AnswerStats> for AnswerStats {
 /// Receives tokens as they come, on the thread that called [`Session::generate`].
 #[uniffi::export(with_foreign)]
 pub trait TokenSink: Send + Sync {
-    /// Takes a token; `false` ends the answer after it. It must not call the session that is generating.
+    /// Takes a token; `false` ends the answer after it. It must not call the session that is
+    /// generating.
     fn on_token(&self, token: Token) -> bool;
 }
 
-/// A sequence of tokens over the engine's base. One call at a time; [`Session::cancel`] may come from any thread.
+/// A sequence of tokens over the engine's base. One call at a time; [`Session::cancel`] may come
+/// from any thread.
 #[derive(uniffi::Object)]
 pub struct Session {
     inner: Mutex<epiphyte::engine::Session>,
@@ -161,12 +175,17 @@ impl Session {
 
     /// Makes the session hold this conversation in the model's own template, ready for an answer.
     pub fn set_messages(&self, messages: Vec<Message>) -> Result<(), EpiphyteError> {
-        let messages: Vec<_> = messages.into_iter().map(|m| epiphyte::chat::Message::new(m.role, m.content)).collect();
+        let messages: Vec<_> =
+            messages.into_iter().map(|m| epiphyte::chat::Message::new(m.role, m.content)).collect();
         Ok(lock(&self.inner).set_messages(&messages)?)
     }
 
     /// Goes on from what the session holds and hands each token to `sink`.
-    pub fn generate(&self, options: GenerateOptions, sink: Arc<dyn TokenSink>) -> Result<FinishReason, EpiphyteError> {
+    pub fn generate(
+        &self,
+        options: GenerateOptions,
+        sink: Arc<dyn TokenSink>,
+    ) -> Result<FinishReason, EpiphyteError> {
         let mut session = lock(&self.inner);
         let cancel = epiphyte::engine::CancelToken::default();
         *lock(&self.cancel) = cancel.clone();

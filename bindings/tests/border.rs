@@ -1,10 +1,11 @@
-//! What crosses the border, seen from this side: a model loads, answers, is stopped, and fails with a kind.
+//! What crosses the border, seen from this side: a model loads, answers, is stopped, and fails with
+//! a kind.
 
 use std::sync::{Arc, Mutex};
 
 use epiphyte_bindings::{
-    Engine, EngineOptions, EpiphyteError, ErrorKind, FinishReason, GenerateOptions, LoadListener, LoadPhase,
-    LoadProgress, Sampling, Session, Token, TokenSink,
+    Engine, EngineOptions, EpiphyteError, ErrorKind, FinishReason, GenerateOptions, LoadListener,
+    LoadPhase, LoadProgress, Sampling, Session, Token, TokenSink,
 };
 
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/tiny_llama.gguf");
@@ -28,7 +29,8 @@ fn engine() -> Arc<Engine> {
 /// Up to 8 greedy tokens for a sink of `most`.
 fn answer(session: &Session, most: usize) -> (Vec<Token>, FinishReason) {
     let sink = Arc::new(Sink(most, Mutex::default()));
-    let options = GenerateOptions { max_tokens: 8, sampling: Sampling::default(), stop: Vec::new() };
+    let options =
+        GenerateOptions { max_tokens: 8, sampling: Sampling::default(), stop: Vec::new() };
     let reason = session.generate(options, Arc::<Sink>::clone(&sink)).unwrap();
     let tokens = sink.1.lock().unwrap().clone();
     (tokens, reason)
@@ -78,20 +80,24 @@ fn opening_tells_how_far_it_is() {
     Engine::open_with(TINY.into(), options, Arc::<Heard>::clone(&heard)).unwrap();
     let heard = heard.0.lock().unwrap();
     for phase in [LoadPhase::SelfTest, LoadPhase::Weights, LoadPhase::Shaders] {
-        let of = |done: fn(&LoadProgress) -> u64| heard.iter().any(|p| p.phase == phase && p.done == done(p));
+        let of = |done: fn(&LoadProgress) -> u64| {
+            heard.iter().any(|p| p.phase == phase && p.done == done(p))
+        };
         assert!(of(|_| 0) && of(|p| p.total), "{phase:?}");
     }
 }
 
 #[test]
 fn errors_cross_as_a_kind_and_a_text() {
-    let (kind_, text) = kind(Engine::open("/no/such.gguf".into(), EngineOptions::default())).unwrap();
+    let (kind_, text) =
+        kind(Engine::open("/no/such.gguf".into(), EngineOptions::default())).unwrap();
     assert!(kind_ == ErrorKind::File && text.contains("/no/such.gguf"), "{kind_:?} {text}");
     let session = engine().session();
     let (kind_, _) = kind(session.push_text(PROMPT.repeat(64))).unwrap();
     assert_eq!((kind_, session.is_empty()), (ErrorKind::ContextFull, true));
     let sink = Arc::new(Sink(1, Mutex::default()));
-    let options = GenerateOptions { max_tokens: 1, sampling: Sampling::default(), stop: Vec::new() };
+    let options =
+        GenerateOptions { max_tokens: 1, sampling: Sampling::default(), stop: Vec::new() };
     let (kind_, _) = kind(session.generate(options, sink)).unwrap();
     assert_eq!(kind_, ErrorKind::InvalidArgument, "an empty session has nothing to go on from");
 }

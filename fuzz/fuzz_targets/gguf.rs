@@ -1,4 +1,5 @@
-//! Any bytes as a GGUF file: opening, reading every value and every row, and the model's sizes never panic.
+//! Any bytes as a GGUF file: opening, reading every value and every row, and the model's sizes
+//! never panic.
 #![no_main]
 
 use epiphyte::format::gguf::Gguf;

@@ -1,4 +1,5 @@
-//! Any bytes as a PEFT adapter: a config and a tensor file. Loading never panics, and what loads can be saved.
+//! Any bytes as a PEFT adapter: a config and a tensor file. Loading never panics, and what loads
+//! can be saved.
 #![no_main]
 
 use epiphyte::adapter::{Adapter, BaseShape};

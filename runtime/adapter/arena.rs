@@ -64,13 +64,21 @@ pub(crate) struct Arena {
 }
 
 impl Arena {
-    /// Nothing is allocated yet. `budget` is for the factors, without the directory; it is lowered to what the device
-    /// can bind.
+    /// Nothing is allocated yet. `budget` is for the factors, without the directory; it is lowered
+    /// to what the device can bind.
     pub(crate) fn new(gpu: &Gpu, directory_bytes: u64, budget: u64) -> Self {
         let directory_bytes = directory_bytes.next_multiple_of(EIGHT);
-        let most = (gpu.caps().max_binding_bytes.saturating_sub(directory_bytes) / EIGHT).min(u64::from(u32::MAX));
+        let most = (gpu.caps().max_binding_bytes.saturating_sub(directory_bytes) / EIGHT)
+            .min(u64::from(u32::MAX));
         let budget = budget.min(2 * EIGHT * most);
-        Self { directory_bytes, budget, most: most as u32, a: Side::default(), b: Side::default(), moves: 0 }
+        Self {
+            directory_bytes,
+            budget,
+            most: most as u32,
+            a: Side::default(),
+            b: Side::default(),
+            moves: 0,
+        }
     }
 
     pub(crate) fn budget(&self) -> u64 {
@@ -103,17 +111,26 @@ impl Arena {
 
     /// Whether growing or tidying would make room without taking any adapter off.
     pub(crate) fn can_make_room(&self, a: u32, b: u32) -> bool {
-        let (a, b) = (u64::from(self.a.used()) + u64::from(a), u64::from(self.b.used()) + u64::from(b));
+        let (a, b) =
+            (u64::from(self.a.used()) + u64::from(a), u64::from(self.b.used()) + u64::from(b));
         a <= u64::from(self.most) && b <= u64::from(self.most) && (a + b) * EIGHT <= self.budget
     }
 
-    /// New buffers with room for `a` and `b` more; `blocks` are all there are, and are moved together.
+    /// New buffers with room for `a` and `b` more; `blocks` are all there are, and are moved
+    /// together.
     ///
     /// Errors: [`crate::Error::OutOfMemory`]; everything is then where it was.
-    pub(crate) fn rebuild(&mut self, gpu: &Gpu, a: u32, b: u32, blocks: &mut [&mut Block]) -> Result<()> {
+    pub(crate) fn rebuild(
+        &mut self,
+        gpu: &Gpu,
+        a: u32,
+        b: u32,
+        blocks: &mut [&mut Block],
+    ) -> Result<()> {
         let (a_needed, b_needed) = (self.a.used() + a, self.b.used() + b);
         let all = u64::from(a_needed) + u64::from(b_needed);
-        // Twice what is needed saves moving again, as far as both sides together keep to the budget.
+        // Twice what is needed saves moving again, as far as both sides together keep to the
+        // budget.
         let spare = (self.budget / EIGHT).saturating_sub(all).min(all);
         let capacity = |needed: u32, spare: u64| {
             let more = u128::from(spare) * u128::from(needed) / u128::from(all.max(1));
@@ -124,7 +141,10 @@ impl Arena {
             Ok(Side { tensor: Some(tensor), capacity, taken: Vec::new() })
         };
         let sides = |spare: u64| -> Result<[Side; 2]> {
-            Ok([side("adapters A", capacity(a_needed, spare))?, side("adapters B", capacity(b_needed, spare))?])
+            Ok([
+                side("adapters A", capacity(a_needed, spare))?,
+                side("adapters B", capacity(b_needed, spare))?,
+            ])
         };
         let [mut a, mut b] = sides(spare).or_else(|error| match error {
             Error::OutOfMemory { .. } if spare > 0 => sides(0),
@@ -135,10 +155,22 @@ impl Arena {
             let moved = Block { a: a.used(), b: b.used(), ..**block };
             let place = |at: u32| self.directory_bytes + u64::from(at) * EIGHT;
             if let (Some(old), Some(new)) = (&self.a.tensor, &a.tensor) {
-                commands.copy(old, place(block.a), new, place(moved.a), u64::from(block.a_len) * EIGHT);
+                commands.copy(
+                    old,
+                    place(block.a),
+                    new,
+                    place(moved.a),
+                    u64::from(block.a_len) * EIGHT,
+                );
             }
             if let (Some(old), Some(new)) = (&self.b.tensor, &b.tensor) {
-                commands.copy(old, place(block.b), new, place(moved.b), u64::from(block.b_len) * EIGHT);
+                commands.copy(
+                    old,
+                    place(block.b),
+                    new,
+                    place(moved.b),
+                    u64::from(block.b_len) * EIGHT,
+                );
             }
             a.take(moved.a, moved.a_len);
             b.take(moved.b, moved.b_len);

@@ -1,7 +1,7 @@
 //! `LoraConfig`: the keys of PEFT's `adapter_config.json` that decide what an adapter computes.
 //!
-//! Every key is honoured, listed as without effect, or refused with the reason: none is passed over. Source: `LoraConfig`
-//! of PEFT 0.21.
+//! Every key is honoured, listed as without effect, or refused with the reason: none is passed
+//! over. Source: `LoraConfig` of PEFT 0.21.
 
 use serde_json::{Map, Number, Value, json};
 
@@ -43,13 +43,25 @@ const HARMLESS: [(&str, &str); 19] = [
 /// Keys that must be off, and what they would do.
 const REFUSED: [(&str, &str); 14] = [
     ("use_dora", "DoRA also rescales the base's rows; merge it into a plain LoRA first"),
-    ("modules_to_save", "whole modules of the base would be replaced, and the base is frozen; train LoRA only"),
+    (
+        "modules_to_save",
+        "whole modules of the base would be replaced, and the base is frozen; train LoRA only",
+    ),
     ("lora_bias", "the B factor has a bias; train without lora_bias"),
     ("target_parameters", "single parameters are targeted; use target_modules"),
     ("layer_replication", "it needs a base with repeated layers; train on the base itself"),
-    ("alora_invocation_tokens", "activated LoRA switches on in the middle of a prompt; train a plain LoRA"),
-    ("invocation_string", "activated LoRA switches on in the middle of a prompt; train a plain LoRA"),
-    ("trainable_token_indices", "rows of the embedding would be replaced; target embed_tokens instead"),
+    (
+        "alora_invocation_tokens",
+        "activated LoRA switches on in the middle of a prompt; train a plain LoRA",
+    ),
+    (
+        "invocation_string",
+        "activated LoRA switches on in the middle of a prompt; train a plain LoRA",
+    ),
+    (
+        "trainable_token_indices",
+        "rows of the embedding would be replaced; target embed_tokens instead",
+    ),
     ("use_qalora", "QALoRA pools its input; train a plain LoRA"),
     ("use_bdlora", "block-diagonal factors are stored in another shape; train a plain LoRA"),
     ("arrow_config", "it routes between several adapters; load them one by one"),
@@ -66,7 +78,8 @@ const HARMLESS_INIT: [&str; 4] = ["gaussian", "eva", "orthogonal", "mica"];
 pub enum Modules {
     /// The path is one of these, or ends in `.` and one of these.
     Names(Vec<String>),
-    /// A regular expression for the whole path. As `target_modules`, `all-linear` means every linear but the head.
+    /// A regular expression for the whole path. As `target_modules`, `all-linear` means every
+    /// linear but the head.
     Pattern(String),
 }
 
@@ -87,7 +100,8 @@ pub struct LoraConfig {
     pub target_modules: Modules,
     /// Modules to leave out of them.
     pub exclude_modules: Option<Modules>,
-    /// Only these layers, unless empty. Paths that [`Self::target_modules`] names in full are not held to it.
+    /// Only these layers, unless empty. Paths that [`Self::target_modules`] names in full are not
+    /// held to it.
     pub layers_to_transform: Vec<i64>,
     /// Patterns of the name before a layer's number; empty for any.
     pub layers_pattern: Vec<String>,
@@ -117,17 +131,24 @@ impl Default for LoraConfig {
 }
 
 impl LoraConfig {
-    /// Reads a config; returns what became of each key, too. When an item is refused, the config is not to be used.
+    /// Reads a config; returns what became of each key, too. When an item is refused, the config is
+    /// not to be used.
     ///
     /// Errors: [`Error::InvalidAdapter`] when the text is not a JSON object of a reasonable size.
     pub fn parse(text: &[u8]) -> Result<(Self, Vec<Item>)> {
         let invalid = |reason| Error::InvalidAdapter { what: "adapter_config.json".into(), reason };
         if text.len() > MAX_CONFIG_BYTES {
-            return Err(invalid(format!("{} bytes; at most {MAX_CONFIG_BYTES} are read", text.len())));
+            return Err(invalid(format!(
+                "{} bytes; at most {MAX_CONFIG_BYTES} are read",
+                text.len()
+            )));
         }
         // Not serde's message, which can quote the text.
-        let damaged = |e: serde_json::Error| format!("not a JSON object (line {}, column {})", e.line(), e.column());
-        let map: Map<String, Value> = serde_json::from_slice(text).map_err(|e| invalid(damaged(e)))?;
+        let damaged = |e: serde_json::Error| {
+            format!("not a JSON object (line {}, column {})", e.line(), e.column())
+        };
+        let map: Map<String, Value> =
+            serde_json::from_slice(text).map_err(|e| invalid(damaged(e)))?;
         let Twice(twice) = serde_json::from_slice(text).map_err(|e| invalid(damaged(e)))?;
         let mut reader = Reader { map: &map, items: Vec::new() };
         let config = reader.config();
@@ -149,8 +170,10 @@ impl LoraConfig {
             Modules::Pattern(pattern) => json!(pattern),
         };
         let layers = !self.layers_to_transform.is_empty();
-        let ranks: Map<_, _> = self.rank_pattern.iter().map(|(key, r)| (key.clone(), json!(r))).collect();
-        let alphas: Map<_, _> = self.alpha_pattern.iter().map(|(key, alpha)| (key.clone(), number(*alpha))).collect();
+        let ranks: Map<_, _> =
+            self.rank_pattern.iter().map(|(key, r)| (key.clone(), json!(r))).collect();
+        let alphas: Map<_, _> =
+            self.alpha_pattern.iter().map(|(key, alpha)| (key.clone(), number(*alpha))).collect();
         let text = json!({
             "alpha_pattern": alphas,
             "base_model_name_or_path": self.base_model_name_or_path,
@@ -180,7 +203,11 @@ impl LoraConfig {
 /// Whole where it can be, as PEFT declares alpha an integer.
 fn number(value: f64) -> Value {
     let whole = value.fract() == 0.0 && value.abs() < 1e15;
-    if whole { json!(value as i64) } else { Number::from_f64(value).map_or(Value::Null, Value::Number) }
+    if whole {
+        json!(value as i64)
+    } else {
+        Number::from_f64(value).map_or(Value::Null, Value::Number)
+    }
 }
 
 /// Off in Python's eyes.
@@ -203,17 +230,28 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn config(&mut self) -> LoraConfig {
         let default = LoraConfig::default();
-        let rank = |v: &Value| v.as_u64().filter(|r| (1..=MAX_RANK).contains(r)).map(|r| r as usize);
+        let rank =
+            |v: &Value| v.as_u64().filter(|r| (1..=MAX_RANK).contains(r)).map(|r| r as usize);
         let finite = |v: &Value| v.as_f64().filter(|v| v.is_finite());
         let rank_expected = "a whole number from 1 to 2^20 is needed";
         let config = LoraConfig {
             r: self.read("r", default.r, rank_expected, rank),
             lora_alpha: self.read("lora_alpha", default.lora_alpha, "a number is needed", finite),
             use_rslora: self.read("use_rslora", false, "true or false is needed", Value::as_bool),
-            rank_pattern: self.read("rank_pattern", Vec::new(), rank_expected, |v| patterns(v, rank)),
-            alpha_pattern: self
-                .read("alpha_pattern", Vec::new(), "numbers by pattern are needed", |v| patterns(v, finite)),
-            target_modules: self.read("target_modules", default.target_modules, NAMES_EXPECTED, modules),
+            rank_pattern: self
+                .read("rank_pattern", Vec::new(), rank_expected, |v| patterns(v, rank)),
+            alpha_pattern: self.read(
+                "alpha_pattern",
+                Vec::new(),
+                "numbers by pattern are needed",
+                |v| patterns(v, finite),
+            ),
+            target_modules: self.read(
+                "target_modules",
+                default.target_modules,
+                NAMES_EXPECTED,
+                modules,
+            ),
             exclude_modules: self.read("exclude_modules", None, NAMES_EXPECTED, |v| {
                 if is_off(v) { Some(None) } else { modules(v).map(Some) }
             }),
@@ -232,17 +270,33 @@ impl Reader<'_> {
                 other => names(other.as_array()?),
             }),
             lora_dropout: self.map.get("lora_dropout").and_then(finite).unwrap_or(0.0),
-            base_model_name_or_path: self.map.get("base_model_name_or_path").and_then(Value::as_str).map(Into::into),
+            base_model_name_or_path: self
+                .map
+                .get("base_model_name_or_path")
+                .and_then(Value::as_str)
+                .map(Into::into),
         };
         self.refuse_what_peft_refuses(&config);
         config
     }
 
     /// A key's value; the default when it is missing or null.
-    fn read<T>(&mut self, key: &str, default: T, expected: &str, read: impl FnOnce(&Value) -> Option<T>) -> T {
-        let Some(value) = self.map.get(key).filter(|value| !value.is_null()) else { return default };
+    fn read<T>(
+        &mut self,
+        key: &str,
+        default: T,
+        expected: &str,
+        read: impl FnOnce(&Value) -> Option<T>,
+    ) -> T {
+        let Some(value) = self.map.get(key).filter(|value| !value.is_null()) else {
+            return default;
+        };
         let found = read(value);
-        self.items.push(if found.is_some() { Item::matched(key) } else { Item::refused(key, expected) });
+        self.items.push(if found.is_some() {
+            Item::matched(key)
+        } else {
+            Item::refused(key, expected)
+        });
         found.unwrap_or(default)
     }
 
@@ -251,9 +305,11 @@ impl Reader<'_> {
         let given = |key: &str| self.map.get(key).is_some_and(|value| !value.is_null());
         let mut refuse = Vec::new();
         if matches!(config.target_modules, Modules::Pattern(_)) {
-            let keys = ["layers_to_transform", "layers_pattern"].into_iter().filter(|key| given(key));
-            refuse
-                .extend(keys.map(|key| (key, "not with a pattern as target_modules; put the layers into the pattern")));
+            let keys =
+                ["layers_to_transform", "layers_pattern"].into_iter().filter(|key| given(key));
+            refuse.extend(keys.map(|key| {
+                (key, "not with a pattern as target_modules; put the layers into the pattern")
+            }));
         } else if !config.layers_pattern.is_empty() && !given("layers_to_transform") {
             refuse.push(("layers_pattern", "not without layers_to_transform"));
         }
@@ -271,20 +327,28 @@ impl Reader<'_> {
         if self.items.iter().any(|item| item.name == key) {
             return;
         }
-        let known = |list: &[(&str, &'static str)]| list.iter().find(|(k, _)| *k == key).map(|(_, reason)| *reason);
+        let known = |list: &[(&str, &'static str)]| {
+            list.iter().find(|(k, _)| *k == key).map(|(_, reason)| *reason)
+        };
         let shown: String = key.chars().take(MAX_SHOWN).collect();
         self.items.push(match key {
             "peft_type" if value == "LORA" => Item::matched(key),
             "peft_type" => Item::refused(key, "only LORA is supported"),
             "bias" if value == "none" || value.is_null() => Item::matched(key),
-            "bias" => {
-                Item::refused(key, "biases of the base would be replaced, and the base is frozen; train with bias none")
-            }
+            "bias" => Item::refused(
+                key,
+                "biases of the base would be replaced, and the base is frozen; \
+                    train with bias none",
+            ),
             "init_lora_weights" => init(value),
             _ if let Some(reason) = known(&HARMLESS) => Item::ignored(key, reason),
             _ if is_off(value) => Item::ignored(shown, "off"),
             _ if let Some(reason) = known(&REFUSED) => Item::refused(key, reason),
-            _ => Item::refused(shown, "unknown, and it may change what the adapter computes; remove it if it does not"),
+            _ => Item::refused(
+                shown,
+                "unknown, and it may change what the adapter computes; \
+                remove it if it does not",
+            ),
         });
     }
 }
@@ -302,20 +366,25 @@ fn init(value: &Value) -> Item {
         }
         _ => Item::refused(
             key,
-            "the base was changed at initialisation (as by pissa, olora, corda, loftq, lora_ga); convert the adapter with \
+            "the base was changed at initialisation (as by pissa, olora, corda, loftq, lora_ga); \
+            convert the adapter with \
              PEFT's path_initial_model_for_weight_conversion",
         ),
     }
 }
 
 fn names(values: &[Value]) -> Option<Vec<String>> {
-    let name = |value: &Value| value.as_str().filter(|name| name.len() <= MAX_PATTERN_BYTES).map(String::from);
+    let name = |value: &Value| {
+        value.as_str().filter(|name| name.len() <= MAX_PATTERN_BYTES).map(String::from)
+    };
     (values.len() <= MAX_PATTERNS).then(|| values.iter().map(name).collect())?
 }
 
 fn modules(value: &Value) -> Option<Modules> {
     match value {
-        Value::String(text) => (text.len() <= MAX_PATTERN_BYTES).then(|| Modules::Pattern(text.clone())),
+        Value::String(text) => {
+            (text.len() <= MAX_PATTERN_BYTES).then(|| Modules::Pattern(text.clone()))
+        }
         other => names(other.as_array()?).map(Modules::Names),
     }
 }

@@ -1,9 +1,11 @@
-//! Copies of the base's own embedding and head that PEFT saves along (`save_embedding_layers`). They say nothing new
-//! when they equal the base's, which has to be looked at: after training with more tokens they don't.
+//! Copies of the base's own embedding and head that PEFT saves along (`save_embedding_layers`).
+//! They say nothing new when they equal the base's, which has to be looked at: after training with
+//! more tokens they don't.
 //!
-//! A base in few bits never equals a copy in 16. The two count as equal where the base could be the copy, rounded: each
-//! weight within two steps of the base's format, each row within half a step and all within 0.35 of one on average (root
-//! mean square; rounding makes 0.29). A change below that can't be told from the rounding.
+//! A base in few bits never equals a copy in 16. The two count as equal where the base could be the
+//! copy, rounded: each weight within two steps of the base's format, each row within half a step
+//! and all within 0.35 of one on average (root mean square; rounding makes 0.29). A change below
+//! that can't be told from the rounding.
 
 use std::ops::Range;
 use std::path::Path;
@@ -76,7 +78,10 @@ const TINY: f32 = 1e-7;
 /// Whether the rows that `read` gives, as f32, may be what `base` was rounded from.
 ///
 /// Errors: those of `read`.
-pub(crate) fn equals(base: &TensorView<'_>, read: &mut dyn FnMut(Range<usize>) -> Result<Vec<f32>>) -> Result<bool> {
+pub(crate) fn equals(
+    base: &TensorView<'_>,
+    read: &mut dyn FnMut(Range<usize>) -> Result<Vec<f32>>,
+) -> Result<bool> {
     let (rows, width) = (base.n_rows(), base.row_len());
     let at_once = (PIECE / width).max(1);
     let mut all = Squares::default();
@@ -128,13 +133,17 @@ fn row(dtype: DType, own: &[f32], copy: &[f32]) -> Option<Squares> {
             if difference.is_nan() || difference > MAX_STEPS * step {
                 return None;
             }
-            squares.add(Squares { differences: f64::from(difference).powi(2), steps: f64::from(step).powi(2) });
+            squares.add(Squares {
+                differences: f64::from(difference).powi(2),
+                steps: f64::from(step).powi(2),
+            });
         }
     }
     Some(squares)
 }
 
-/// Steps from 0 to a block's largest weight, at least. For floats a block is a weight, and a step that of bf16.
+/// Steps from 0 to a block's largest weight, at least. For floats a block is a weight, and a step
+/// that of bf16.
 fn levels(dtype: DType) -> f32 {
     match dtype {
         DType::F32 | DType::F16 | DType::BF16 => 128.0,

@@ -26,7 +26,8 @@ pub struct LoraPass {
 pub(super) type Entries = [lora::Entry; 2];
 
 impl LoraPass {
-    /// The rows' only adapter at a site, for A and for B; zeros where they have several or not the same.
+    /// The rows' only adapter at a site, for A and for B; zeros where they have several or not the
+    /// same.
     pub fn alone(&self, site: u32) -> [lora::Entry; 2] {
         self.alone.as_ref().and_then(|sites| sites.get(site as usize)).copied().unwrap_or_default()
     }

@@ -39,7 +39,8 @@ pub struct Adapter {
 impl Adapter {
     /// An adapter made here, of modules in any order.
     ///
-    /// Errors: [`Error::InvalidAdapter`] naming a module that does not fit the base or is given twice.
+    /// Errors: [`Error::InvalidAdapter`] naming a module that does not fit the base or is given
+    /// twice.
     pub fn new(
         config: LoraConfig,
         mut modules: Vec<LoraModule>,
@@ -63,25 +64,32 @@ impl Adapter {
         found.ok().and_then(|i| self.modules.get(i))
     }
 
-    /// Reads a PEFT folder, a PEFT safetensors file with the config in its metadata, or a GGUF LoRA: by content.
-    /// Either all of it is loaded or nothing. A GGUF file is mapped meanwhile: it may be replaced or deleted, but not cut
-    /// short in place. `base` is its sizes, or with them where its weights are, for adapters that hold copies of some.
+    /// Reads a PEFT folder, a PEFT safetensors file with the config in its metadata, or a GGUF
+    /// LoRA: by content. Either all of it is loaded or nothing. A GGUF file is mapped meanwhile: it
+    /// may be replaced or deleted, but not cut short in place. `base` is its sizes, or with them
+    /// where its weights are, for adapters that hold copies of some.
     ///
     /// Errors: [`Error::Io`]; [`Error::InvalidFile`] for a file that is no adapter or is damaged;
-    /// [`Error::InvalidMetadata`] and [`Error::InvalidTensor`] for a damaged GGUF; [`Error::InvalidAdapter`] naming the
-    /// first key or tensor that can't be honoured ([`Self::inspect`] gives all of them).
+    /// [`Error::InvalidMetadata`] and [`Error::InvalidTensor`] for a damaged GGUF;
+    /// [`Error::InvalidAdapter`] naming the first key or tensor that can't be honoured
+    /// ([`Self::inspect`] gives all of them).
     pub fn load<'a>(path: impl AsRef<Path>, base: impl Into<AdaptedBase<'a>>) -> Result<Self> {
         read(path.as_ref(), base.into())?.into_adapter()
     }
 
-    /// Reads an adapter as [`Self::load`] does, and reports what became of everything in it, refused or not.
+    /// Reads an adapter as [`Self::load`] does, and reports what became of everything in it,
+    /// refused or not.
     ///
     /// Errors: as [`Self::load`], but for what the report says.
-    pub fn inspect<'a>(path: impl AsRef<Path>, base: impl Into<AdaptedBase<'a>>) -> Result<LoadReport> {
+    pub fn inspect<'a>(
+        path: impl AsRef<Path>,
+        base: impl Into<AdaptedBase<'a>>,
+    ) -> Result<LoadReport> {
         Ok(read(path.as_ref(), base.into())?.report)
     }
 
-    /// As [`Self::load`], from a PEFT adapter in memory: the text of its config and its safetensors.
+    /// As [`Self::load`], from a PEFT adapter in memory: the text of its config and its
+    /// safetensors.
     ///
     /// Errors: as [`Self::load`].
     pub fn from_peft(config: &[u8], tensors: &[u8], shape: &BaseShape) -> Result<Self> {
@@ -89,7 +97,8 @@ impl Adapter {
         read_peft(config, file, shape.into())?.into_adapter()
     }
 
-    /// As [`Self::load`], from a GGUF file in memory, or safetensors with the config in their metadata.
+    /// As [`Self::load`], from a GGUF file in memory, or safetensors with the config in their
+    /// metadata.
     ///
     /// Errors: as [`Self::load`].
     pub fn from_bytes(bytes: Vec<u8>, shape: &BaseShape) -> Result<Self> {
@@ -101,11 +110,12 @@ impl Adapter {
         read_peft(&peft::config_inside(path, &file)?, file, shape.into())?.into_adapter()
     }
 
-    /// Writes a PEFT folder (`adapter_config.json`, `adapter_model.safetensors`), with tensors in `dtype`: F32 or F16.
-    /// An adapter that is there already is replaced.
+    /// Writes a PEFT folder (`adapter_config.json`, `adapter_model.safetensors`), with tensors in
+    /// `dtype`: F32 or F16. An adapter that is there already is replaced.
     ///
     /// Errors: [`Error::Io`]; [`Error::InvalidFile`] for a folder that holds something else;
-    /// [`Error::InvalidAdapter`] for a module whose numbers are too large for F16, or which the config does not mean.
+    /// [`Error::InvalidAdapter`] for a module whose numbers are too large for F16, or which the
+    /// config does not mean.
     pub fn save_peft(&self, dir: impl AsRef<Path>, dtype: DType, shape: &BaseShape) -> Result<()> {
         peft::check_folder(dir.as_ref())?;
         self.write_peft(dir.as_ref(), dtype, shape)
@@ -117,20 +127,27 @@ impl Adapter {
         peft::save(dir, &self.config, &self.modules, self.base_fingerprint.as_deref(), dtype)
     }
 
-    /// Writes a GGUF LoRA for llama.cpp, with tensors in `dtype`: F32 or F16. A file that is there is replaced.
+    /// Writes a GGUF LoRA for llama.cpp, with tensors in `dtype`: F32 or F16. A file that is there
+    /// is replaced.
     ///
-    /// llama.cpp knows one alpha a file: where modules need several (`alpha_pattern`, `use_rslora` with several ranks),
-    /// B is multiplied by the difference, to the last bit or two.
+    /// llama.cpp knows one alpha a file: where modules need several (`alpha_pattern`, `use_rslora`
+    /// with several ranks), B is multiplied by the difference, to the last bit or two.
     ///
-    /// Errors: as [`Self::save_peft`]; [`Error::Unsupported`] for LoRA on the embedding or the head of a base where they
-    /// are one, which llama.cpp can't load.
+    /// Errors: as [`Self::save_peft`]; [`Error::Unsupported`] for LoRA on the embedding or the head
+    /// of a base where they are one, which llama.cpp can't load.
     pub fn save_gguf(&self, path: impl AsRef<Path>, dtype: DType, shape: &BaseShape) -> Result<()> {
         self.check(shape)?;
         let fingerprint = self.base_fingerprint.as_deref();
-        gguf_lora::save(path.as_ref(), &self.modules, fingerprint, (self.config.lora_alpha, shape, dtype))
+        gguf_lora::save(
+            path.as_ref(),
+            &self.modules,
+            fingerprint,
+            (self.config.lora_alpha, shape, dtype),
+        )
     }
 
-    /// That the modules fit the base, and are what the config says: else readers would see another adapter.
+    /// That the modules fit the base, and are what the config says: else readers would see another
+    /// adapter.
     fn check(&self, shape: &BaseShape) -> Result<()> {
         let targets = self.config.modules(shape)?;
         for module in &self.modules {
@@ -138,8 +155,10 @@ impl Adapter {
             let target = targets.iter().find(|target| target.path == module.path);
             if target.is_none_or(|t| (t.rank, t.scaling) != (module.rank, module.scaling)) {
                 let (what, says) = (module.path.to_string(), target.map(|t| (t.rank, t.scaling)));
-                let reason =
-                    format!("rank and scaling {:?}, but the config says {says:?}", (module.rank, module.scaling));
+                let reason = format!(
+                    "rank and scaling {:?}, but the config says {says:?}",
+                    (module.rank, module.scaling)
+                );
                 return Err(Error::InvalidAdapter { what, reason });
             }
         }
@@ -163,7 +182,10 @@ impl Read {
                 n => format!(" (and {n} more)"),
             };
             let what = first.name.chars().take(MAX_NAME).collect();
-            return Err(Error::InvalidAdapter { what, reason: format!("{}{others}", first.reason) });
+            return Err(Error::InvalidAdapter {
+                what,
+                reason: format!("{}{others}", first.reason),
+            });
         }
         Ok(Adapter { config, modules, base_fingerprint: report.base_fingerprint.clone(), report })
     }
@@ -198,7 +220,8 @@ fn read_peft<R: std::io::Read + Seek + Send>(
         let file = Mutex::new(file);
         let read = |found: &Found| {
             // A panic while reading would have ended the load.
-            let (dtype, bytes) = file.lock().unwrap_or_else(PoisonError::into_inner).read(&found.name)?;
+            let (dtype, bytes) =
+                file.lock().unwrap_or_else(PoisonError::into_inner).read(&found.name)?;
             safetensors::floats(&found.name, dtype, &bytes)
         };
         parts.assemble(&base.shape, &read)?
@@ -208,6 +231,7 @@ fn read_peft<R: std::io::Read + Seek + Send>(
 
 fn read_gguf(gguf: &Gguf, shape: &BaseShape) -> Result<Read> {
     let parts = gguf_lora::parts(gguf, shape)?;
-    let (config, modules, report) = parts.assemble(shape, &|found| gguf_lora::read(gguf, found, shape))?;
+    let (config, modules, report) =
+        parts.assemble(shape, &|found| gguf_lora::read(gguf, found, shape))?;
     Ok(Read { config, modules, report })
 }

@@ -1,5 +1,6 @@
-//! LoRA adapters: what a config means, the factors of each module, a report of what became of a file, and the registry
-//! of those that are on the device. Only `registry` and `arena` know a GPU; nothing here knows a model.
+//! LoRA adapters: what a config means, the factors of each module, a report of what became of a
+//! file, and the registry of those that are on the device. Only `registry` and `arena` know a GPU;
+//! nothing here knows a model.
 
 mod arena;
 pub mod config;

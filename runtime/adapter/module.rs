@@ -1,4 +1,5 @@
-//! Where LoRA can sit: the modules of a llama under their Hugging Face paths, and the factors of one of them.
+//! Where LoRA can sit: the modules of a llama under their Hugging Face paths, and the factors of
+//! one of them.
 
 use std::fmt;
 
@@ -61,7 +62,8 @@ impl Target {
     }
 }
 
-/// One module of a model. Displays as its Hugging Face path, e.g. `model.layers.3.self_attn.q_proj`.
+/// One module of a model. Displays as its Hugging Face path, e.g.
+/// `model.layers.3.self_attn.q_proj`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ModulePath {
     /// From 0; `None` for `lm_head` and `embed_tokens`.
@@ -88,7 +90,8 @@ impl ModulePath {
             None => Self { layer: None, target: find(path.rsplit('.').next()?)? },
         };
         // Only the canonical spelling: no `layers.03`, no `mlp.q_proj`.
-        (parsed.layer.is_some() == parsed.target.is_in_layer() && parsed.to_string() == path).then_some(parsed)
+        (parsed.layer.is_some() == parsed.target.is_in_layer() && parsed.to_string() == path)
+            .then_some(parsed)
     }
 }
 
@@ -104,7 +107,10 @@ impl fmt::Display for ModulePath {
 }
 
 impl serde::Serialize for ModulePath {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    fn serialize<S: serde::Serializer>(
+        &self,
+        serializer: S,
+    ) -> std::result::Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
 }
@@ -128,12 +134,14 @@ pub struct BaseShape {
     pub num_attention_heads: usize,
     /// Key and value heads, G.
     pub num_key_value_heads: usize,
-    /// Whether the head is the embedding. LoRA on one of them leaves the other alone all the same, as PEFT has it.
+    /// Whether the head is the embedding. LoRA on one of them leaves the other alone all the same,
+    /// as PEFT has it.
     pub tie_word_embeddings: bool,
 }
 
 impl BaseShape {
-    /// `[N, K]`: what a module gives and takes. A is `[r, K]`, B is `[N, r]`; an embedding takes one of V tokens.
+    /// `[N, K]`: what a module gives and takes. A is `[r, K]`, B is `[N, r]`; an embedding takes
+    /// one of V tokens.
     pub const fn shape(&self, target: Target) -> [usize; 2] {
         match target {
             Target::QProj => [self.q_size, self.hidden_size],
@@ -148,9 +156,11 @@ impl BaseShape {
 
     /// Every module that takes LoRA, sorted: `lm_head` and `embed_tokens`, then layer by layer.
     pub fn modules(&self) -> impl Iterator<Item = ModulePath> + use<> {
-        let outside = [Target::LmHead, Target::EmbedTokens].map(|target| ModulePath { layer: None, target });
+        let outside =
+            [Target::LmHead, Target::EmbedTokens].map(|target| ModulePath { layer: None, target });
         let layers = 0..self.num_hidden_layers;
-        let inside = |layer| Target::ALL.into_iter().map(move |target| ModulePath::in_layer(layer, target));
+        let inside =
+            |layer| Target::ALL.into_iter().map(move |target| ModulePath::in_layer(layer, target));
         outside.into_iter().chain(layers.flat_map(inside).filter(|path| path.target.is_in_layer()))
     }
 
@@ -166,8 +176,8 @@ pub(crate) fn all_finite(values: &[f32]) -> bool {
     values.iter().fold(true, |all, v| all & v.is_finite())
 }
 
-/// LoRA on one module: `y += scaling * B (A x)` (Hu et al. 2021, arXiv:2106.09685, eq. 3). On an embedding, `A x` is
-/// the column of A that belongs to the token.
+/// LoRA on one module: `y += scaling * B (A x)` (Hu et al. 2021, arXiv:2106.09685, eq. 3). On an
+/// embedding, `A x` is the column of A that belongs to the token.
 #[derive(Clone, PartialEq)]
 pub struct LoraModule {
     /// The module it sits on.
@@ -187,9 +197,13 @@ impl LoraModule {
     ///
     /// Errors: [`Error::InvalidAdapter`] naming the module.
     pub fn check(&self, shape: &BaseShape) -> Result<()> {
-        let invalid = |reason: String| Error::InvalidAdapter { what: self.path.to_string(), reason };
+        let invalid =
+            |reason: String| Error::InvalidAdapter { what: self.path.to_string(), reason };
         if !shape.has(self.path) {
-            return Err(invalid(format!("the base has {} layers and no such module", shape.num_hidden_layers)));
+            return Err(invalid(format!(
+                "the base has {} layers and no such module",
+                shape.num_hidden_layers
+            )));
         }
         let [n, k] = shape.shape(self.path.target);
         let fits = |len: usize, width: usize| self.rank.checked_mul(width) == Some(len);
@@ -200,7 +214,9 @@ impl LoraModule {
             )));
         }
         if !self.scaling.is_finite() || !all_finite(&self.a) || !all_finite(&self.b) {
-            return Err(invalid("it holds NaN or infinity; train it again with a smaller learning rate".into()));
+            return Err(invalid(
+                "it holds NaN or infinity; train it again with a smaller learning rate".into(),
+            ));
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! An adapter as the device holds it: f16 factors, site by site, ranks padded to a multiple of 8.
 //!
-//! The scaling is multiplied into B. A power of two is taken out of each factor, so that f16 neither overflows nor
-//! loses small weights; what rounding is left is at most 2^-11 of a weight.
+//! The scaling is multiplied into B. A power of two is taken out of each factor, so that f16
+//! neither overflows nor loses small weights; what rounding is left is at most 2^-11 of a weight.
 
 use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
@@ -15,7 +15,8 @@ use crate::parallel;
 const WIDTH: usize = 8;
 /// As many.
 pub(crate) type Eight = [u16; WIDTH];
-/// Values that become f16 at a time: a short row by itself would take longer to begin than to convert.
+/// Values that become f16 at a time: a short row by itself would take longer to begin than to
+/// convert.
 const TOGETHER: usize = 4096;
 
 /// Where the factors of a site are.
@@ -47,10 +48,12 @@ pub(crate) struct Packed {
 impl Packed {
     /// Packs an adapter that fits `shape`.
     pub(crate) fn new(adapter: &Adapter, shape: &BaseShape) -> Self {
-        let works: Vec<_> =
-            sites(shape.num_hidden_layers).map(|(kind, layer)| Work::new(kind, layer, adapter, shape)).collect();
+        let works: Vec<_> = sites(shape.num_hidden_layers)
+            .map(|(kind, layer)| Work::new(kind, layer, adapter, shape))
+            .collect();
         // Zeros: what is not written is padding.
-        let zeros = |len: fn(&Work<'_>) -> usize| vec![0_u16; works.iter().map(len).sum::<usize>() * WIDTH];
+        let zeros =
+            |len: fn(&Work<'_>) -> usize| vec![0_u16; works.iter().map(len).sum::<usize>() * WIDTH];
         let (mut a, mut b) = (zeros(|work| work.a_len), zeros(|work| work.b_len));
         let (mut a_rest, mut b_rest) = (&mut a[..], &mut b[..]);
         let mut places = Vec::with_capacity(works.len());
@@ -69,7 +72,12 @@ impl Packed {
             hasher.update(format!("{site:?}").as_bytes());
             hasher.update(hash.as_bytes());
         }
-        Self { a, b, sites: done.into_iter().map(|(site, _)| site).collect(), digest: hasher.finalize() }
+        Self {
+            a,
+            b,
+            sites: done.into_iter().map(|(site, _)| site).collect(),
+            digest: hasher.finalize(),
+        }
     }
 
     /// Bytes on the device.
@@ -93,20 +101,33 @@ impl<'a> Work<'a> {
     fn new(kind: SiteKind, layer: Option<usize>, adapter: &'a Adapter, shape: &BaseShape) -> Self {
         let module = |&target: &Target| adapter.module(ModulePath { layer, target });
         let modules: Vec<_> = kind.targets().iter().map(module).collect();
-        let rank = modules.iter().flatten().map(|module| module.rank).max().unwrap_or(0).next_multiple_of(WIDTH);
-        let sum = |i: usize| kind.targets().iter().map(|&target| shape.shape(target)[i]).sum::<usize>();
+        let rank = modules
+            .iter()
+            .flatten()
+            .map(|module| module.rank)
+            .max()
+            .unwrap_or(0)
+            .next_multiple_of(WIDTH);
+        let sum =
+            |i: usize| kind.targets().iter().map(|&target| shape.shape(target)[i]).sum::<usize>();
         Self { kind, modules, rank, a_len: sum(1) * rank / WIDTH, b_len: sum(0) * rank / WIDTH }
     }
 
     /// Fills in the site's factors, which lie at `at`, and hashes them.
-    fn pack(&self, at: [u32; 2], (a, b): (&mut [u16], &mut [u16]), shape: &BaseShape) -> (PackedSite, blake3::Hash) {
+    fn pack(
+        &self,
+        at: [u32; 2],
+        (a, b): (&mut [u16], &mut [u16]),
+        shape: &BaseShape,
+    ) -> (PackedSite, blake3::Hash) {
         let rank = self.rank;
         if rank == 0 {
             return (PackedSite::default(), blake3::hash(&[]));
         }
         let present = || self.modules.iter().flatten();
         let a_exponent = exponent(present().map(|module| largest(&module.a)));
-        let b_exponent = exponent(present().map(|module| largest(&module.b) * module.scaling.abs()));
+        let b_exponent =
+            exponent(present().map(|module| largest(&module.b) * module.scaling.abs()));
         let (mut a_rest, mut b_rest) = (&mut *a, &mut *b);
         for (module, &target) in self.modules.iter().zip(self.kind.targets()) {
             let [n, k] = shape.shape(target);
@@ -115,8 +136,9 @@ impl<'a> Work<'a> {
             (own_b, b_rest) = b_rest.split_at_mut(n * rank);
             let Some(module) = module else { continue };
             if self.kind == SiteKind::EmbedTokens {
-                let transposed: Vec<f32> =
-                    (0..module.rank * k).map(|i| module.a[i % module.rank * k + i / module.rank]).collect();
+                let transposed: Vec<f32> = (0..module.rank * k)
+                    .map(|i| module.a[i % module.rank * k + i / module.rank])
+                    .collect();
                 put_rows(own_a, &transposed, module.rank, rank, power(-a_exponent));
             } else {
                 put_rows(own_a, &module.a, k, k, power(-a_exponent));
@@ -146,7 +168,10 @@ fn put_rows(to: &mut [u16], values: &[f32], width: usize, padded: usize, factor:
     if width == padded {
         put(values, halves);
     } else {
-        values.chunks_exact(width).zip(halves.chunks_exact_mut(padded)).for_each(|(row, out)| put(row, out));
+        values
+            .chunks_exact(width)
+            .zip(halves.chunks_exact_mut(padded))
+            .for_each(|(row, out)| put(row, out));
     }
 }
 

@@ -1,4 +1,5 @@
-//! What a format found in a file, and its assembly into modules: everything is judged before any tensor is read.
+//! What a format found in a file, and its assembly into modules: everything is judged before any
+//! tensor is read.
 
 use std::collections::BTreeMap;
 
@@ -50,7 +51,8 @@ pub(crate) type Read<'a> = dyn Fn(&Found) -> Result<Vec<f32>> + Sync + 'a;
 type Pair = [Option<usize>; 2];
 
 impl Parts {
-    /// Judges everything, then reads the factors with `read`. The modules are empty when something is refused.
+    /// Judges everything, then reads the factors with `read`. The modules are empty when something
+    /// is refused.
     ///
     /// Errors: those of `read`.
     pub(crate) fn assemble(
@@ -79,7 +81,8 @@ impl Parts {
         let mut modules = Vec::new();
         if report.refused().next().is_none() {
             let targets = targets.unwrap_or_default();
-            report.missing = targets.keys().filter(|path| !pairs.contains_key(path)).copied().collect();
+            report.missing =
+                targets.keys().filter(|path| !pairs.contains_key(path)).copied().collect();
             modules = load(&found, &pairs, &targets, &mut report, read)?;
         }
         report.tensors.sort_by(|a, b| a.name.cmp(&b.name));
@@ -119,7 +122,8 @@ fn judge(
         let slot = &mut pairs.entry(tensor.path).or_default()[tensor.factor as usize];
         match *slot {
             Some(first) => {
-                refusals.insert(i, format!("the same factor as `{}`; remove one", found[first].name));
+                refusals
+                    .insert(i, format!("the same factor as `{}`; remove one", found[first].name));
             }
             None => {
                 *slot = Some(i);
@@ -130,7 +134,9 @@ fn judge(
     for pair in pairs.values() {
         if let [Some(lone), None] | [None, Some(lone)] = *pair {
             let other = if found[lone].factor == Factor::A { "B" } else { "A" };
-            refusals.entry(lone).or_insert(format!("the {other} factor that belongs to it is missing"));
+            refusals
+                .entry(lone)
+                .or_insert(format!("the {other} factor that belongs to it is missing"));
         }
     }
     items.extend(found.iter().enumerate().map(|(i, tensor)| match refusals.remove(&i) {
@@ -144,9 +150,16 @@ fn judge(
 }
 
 /// Why a tensor does not fit the base and the config.
-fn misfit(tensor: &Found, targets: &BTreeMap<ModulePath, TargetModule>, shape: &BaseShape) -> Option<String> {
+fn misfit(
+    tensor: &Found,
+    targets: &BTreeMap<ModulePath, TargetModule>,
+    shape: &BaseShape,
+) -> Option<String> {
     if !shape.has(tensor.path) {
-        return Some(format!("the base has {} layers; it was made for another", shape.num_hidden_layers));
+        return Some(format!(
+            "the base has {} layers; it was made for another",
+            shape.num_hidden_layers
+        ));
     }
     let Some(target) = targets.get(&tensor.path) else {
         return Some(format!(
@@ -158,7 +171,10 @@ fn misfit(tensor: &Found, targets: &BTreeMap<ModulePath, TargetModule>, shape: &
     let expected = if tensor.factor == Factor::A { [target.rank, k] } else { [n, target.rank] };
     (tensor.shape != expected).then(|| {
         let (found, rank) = (tensor.shape, target.rank);
-        format!("its shape is {found:?}, and {expected:?} is needed for rank {rank}; the base or the config is another")
+        format!(
+            "its shape is {found:?}, and {expected:?} is needed for rank {rank}; the base or \
+            the config is another"
+        )
     })
 }
 
@@ -200,7 +216,12 @@ fn load(
         return Ok(Vec::new());
     }
     let bytes = |module: &LoraModule| 4 * (module.a.len() + module.b.len()) as u64;
-    let item = |m: &LoraModule| ModuleItem { path: m.path, rank: m.rank, scaling: m.scaling, n_bytes: bytes(m) };
+    let item = |m: &LoraModule| ModuleItem {
+        path: m.path,
+        rank: m.rank,
+        scaling: m.scaling,
+        n_bytes: bytes(m),
+    };
     report.modules = modules.iter().map(item).collect();
     warn(report, &zeros);
     Ok(modules)
@@ -210,7 +231,9 @@ fn warn(report: &mut LoadReport, zeros: &[ModulePath]) {
     let mut warn = |paths: &[ModulePath], what: &str| {
         if let Some(first) = paths.first() {
             let (n, all) = (paths.len(), report.modules.len());
-            report.warnings.push(format!("{what}: {n} modules, the first {first}; {all} have factors"));
+            report
+                .warnings
+                .push(format!("{what}: {n} modules, the first {first}; {all} have factors"));
         }
     };
     warn(zeros, "lora_B is all zero and changes nothing");
@@ -219,10 +242,13 @@ fn warn(report: &mut LoadReport, zeros: &[ModulePath]) {
     if report.modules.iter().any(|module| module.scaling == 0.0) {
         report.warnings.push("lora_alpha is 0 for some modules, which changes nothing".into());
     }
-    if let Some(ModuleItem { path, rank, .. }) = report.modules.iter().max_by_key(|module| module.rank)
+    if let Some(ModuleItem { path, rank, .. }) =
+        report.modules.iter().max_by_key(|module| module.rank)
         && *rank > MAX_RANK as usize
     {
-        let warning = format!("rank {rank} of {path}: at most {MAX_RANK} can run, merge it into the base instead");
+        let warning = format!(
+            "rank {rank} of {path}: at most {MAX_RANK} can run, merge it into the base instead"
+        );
         report.warnings.push(warning);
     }
 }

@@ -1,7 +1,7 @@
 //! Python's regular expressions on module paths.
 //!
-//! Most run on an engine whose time is linear in pattern and path. Look-around and back-references need one that tries
-//! alternatives; it does so a bounded number of times.
+//! Most run on an engine whose time is linear in pattern and path. Look-around and back-references
+//! need one that tries alternatives; it does so a bounded number of times.
 
 use regex::bytes::{Regex, RegexBuilder};
 
@@ -58,7 +58,9 @@ impl Pattern {
     /// Errors: as [`Self::is_match`].
     pub(super) fn group<'p>(&self, path: &'p str, name: &str) -> Result<Option<&'p str>> {
         let range = match &self.engine {
-            Engine::Linear(regex) => regex.captures(path.as_bytes()).and_then(|found| Some(found.name(name)?.range())),
+            Engine::Linear(regex) => {
+                regex.captures(path.as_bytes()).and_then(|found| Some(found.name(name)?.range()))
+            }
             Engine::LookAround(regex) => {
                 let found = regex.captures(path).map_err(|_| self.too_slow())?;
                 found.and_then(|found| Some(found.name(name)?.range()))
@@ -68,7 +70,9 @@ impl Pattern {
     }
 
     fn too_slow(&self) -> Error {
-        let reason = format!("the pattern tries more than {MAX_TRIES} ways to match a path; list the modules instead");
+        let reason = format!(
+            "the pattern tries more than {MAX_TRIES} ways to match a path; list the modules instead"
+        );
         Error::InvalidAdapter { what: self.key.clone(), reason }
     }
 }

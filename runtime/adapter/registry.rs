@@ -1,7 +1,9 @@
-//! Adapters on the device, by id: within a budget of bytes, the least recently used making room for others.
+//! Adapters on the device, by id: within a budget of bytes, the least recently used making room for
+//! others.
 //!
-//! A session uses a set of adapters; a set is a number that each row of a pass names, and an entry in the directory in
-//! front of the factors (see [`Directory`]). Changing a row's set writes that number and nothing else.
+//! A session uses a set of adapters; a set is a number that each row of a pass names, and an entry
+//! in the directory in front of the factors (see [`Directory`]). Changing a row's set writes that
+//! number and nothing else.
 
 mod residency;
 
@@ -51,7 +53,16 @@ impl Registry {
         };
         let arena = Arena::new(gpu, u64::from(directory.words()) * 4, budget);
         let sets = (0..MAX_SETS).map(|_| None).collect();
-        Self { directory, shape, arena, ids: BTreeMap::new(), entries: BTreeMap::new(), sets, next: 0, clock: 0 }
+        Self {
+            directory,
+            shape,
+            arena,
+            ids: BTreeMap::new(),
+            entries: BTreeMap::new(),
+            sets,
+            next: 0,
+            clock: 0,
+        }
     }
 
     /// The shape of the directory.
@@ -64,17 +75,24 @@ impl Registry {
         self.arena.tensors()
     }
 
-    /// Adds an adapter that fits the base, or puts it in the place of one of the same id. Sets in use keep that one;
-    /// it goes with the last of them.
+    /// Adds an adapter that fits the base, or puts it in the place of one of the same id. Sets in
+    /// use keep that one; it goes with the last of them.
     ///
-    /// Errors: [`Error::AdapterBudget`], also when there is no room beside one in use; [`Error::OutOfMemory`]. All stays
-    /// as it was.
-    pub(crate) fn insert(&mut self, gpu: &Gpu, id: &str, adapter: &Adapter, source: Option<PathBuf>) -> Result<()> {
+    /// Errors: [`Error::AdapterBudget`], also when there is no room beside one in use;
+    /// [`Error::OutOfMemory`]. All stays as it was.
+    pub(crate) fn insert(
+        &mut self,
+        gpu: &Gpu,
+        id: &str,
+        adapter: &Adapter,
+        source: Option<PathBuf>,
+    ) -> Result<()> {
         check_ranks(id, adapter)?;
         let packed = Arc::new(Packed::new(adapter, &self.shape));
         let before = self.ids.get(id).copied();
         // Its room is there for the new one.
-        let unused = before.filter(|before| !self.is_pinned(*before)).and_then(|before| self.take(before));
+        let unused =
+            before.filter(|before| !self.is_pinned(*before)).and_then(|before| self.take(before));
         let entry = Entry {
             id: id.to_string(),
             digest: packed.digest,
@@ -157,18 +175,20 @@ impl Registry {
         self.current(id).map(|entry| Arc::clone(&entry.report))
     }
 
-    /// A set of `adapters` with weights, held until [`Registry::release`]: a known one where there is one, else one
-    /// made now, with adapters loaded again that had to make room.
+    /// A set of `adapters` with weights, held until [`Registry::release`]: a known one where there
+    /// is one, else one made now, with adapters loaded again that had to make room.
     ///
-    /// Errors: [`Error::InvalidArgument`] for an unknown id, one given twice, a weight that is not finite, or more
-    /// than the limits allow; [`Error::AdapterBudget`]; those of loading again. Nothing has changed then.
+    /// Errors: [`Error::InvalidArgument`] for an unknown id, one given twice, a weight that is not
+    /// finite, or more than the limits allow; [`Error::AdapterBudget`]; those of loading again.
+    /// Nothing has changed then.
     pub fn acquire(&mut self, gpu: &Gpu, adapters: &[(String, f32)]) -> Result<SetId> {
         if adapters.is_empty() {
             return Ok(SetId(0));
         }
         let entries = self.find(adapters)?;
         self.clock += 1;
-        let known = self.sets.iter().position(|set| set.as_ref().is_some_and(|set| set.entries == entries));
+        let known =
+            self.sets.iter().position(|set| set.as_ref().is_some_and(|set| set.entries == entries));
         let index = match known {
             Some(index) => index,
             None => self.make_set(gpu, adapters, &entries)?,
@@ -184,7 +204,10 @@ impl Registry {
     /// Whether `id` is the set of `adapters`, as their ids are now.
     pub fn is(&self, id: SetId, adapters: &[(String, f32)]) -> bool {
         self.adapters(id) == adapters
-            && self.sets[id.0 as usize].iter().flat_map(|set| &set.entries).all(|(entry, _)| self.is_current(*entry))
+            && self.sets[id.0 as usize]
+                .iter()
+                .flat_map(|set| &set.entries)
+                .all(|(entry, _)| self.is_current(*entry))
     }
 
     /// One more user of a set.
@@ -213,7 +236,8 @@ impl Registry {
         self.sets[id.0 as usize].as_ref().map_or(&[], |set| &set.adapters)
     }
 
-    /// Names what a set computes: zeros for that without adapters, and otherwise the factors' and weights' hash.
+    /// Names what a set computes: zeros for that without adapters, and otherwise the factors' and
+    /// weights' hash.
     pub fn digest(&self, id: SetId) -> [u8; 32] {
         self.sets[id.0 as usize].as_ref().map_or([0; 32], |set| set.digest)
     }
@@ -232,7 +256,9 @@ impl Registry {
     /// What a pass over rows of these sets needs; `None` when none has adapters.
     pub fn pass(&self, mut sets: impl Iterator<Item = SetId>) -> Option<LoraPass> {
         let first = sets.next()?;
-        let pass = |id: SetId| self.sets[id.0 as usize].as_ref().map(|set| set.pass.clone()).unwrap_or_default();
+        let pass = |id: SetId| {
+            self.sets[id.0 as usize].as_ref().map(|set| set.pass.clone()).unwrap_or_default()
+        };
         let joined = sets.filter(|id| *id != first).fold(pass(first), |a, b| LoraPass {
             u_rows: std::array::from_fn(|kind| a.u_rows[kind].max(pass(b).u_rows[kind])),
             alone: None,
@@ -281,9 +307,17 @@ impl Registry {
     }
 
     /// Makes all of `entries`, called `adapters`, resident and writes their entry in the directory.
-    fn make_set(&mut self, gpu: &Gpu, adapters: &[(String, f32)], entries: &[(EntryId, f32)]) -> Result<usize> {
-        let free = (1..MAX_SETS).filter(|&i| self.sets[i].as_ref().is_none_or(|set| set.users == 0));
-        let Some(index) = free.min_by_key(|&i| self.sets[i].as_ref().map_or(0, |set| set.last_used)) else {
+    fn make_set(
+        &mut self,
+        gpu: &Gpu,
+        adapters: &[(String, f32)],
+        entries: &[(EntryId, f32)],
+    ) -> Result<usize> {
+        let free =
+            (1..MAX_SETS).filter(|&i| self.sets[i].as_ref().is_none_or(|set| set.users == 0));
+        let Some(index) =
+            free.min_by_key(|&i| self.sets[i].as_ref().map_or(0, |set| set.last_used))
+        else {
             let reason = format!("{} sets are in use; close a session", MAX_SETS - 1);
             return Err(Error::InvalidArgument { name: "adapters", reason });
         };
@@ -300,7 +334,8 @@ impl Registry {
         }
         let digest = *hasher.finalize().as_bytes();
         let (adapters, entries) = (adapters.to_vec(), entries.to_vec());
-        self.sets[index] = Some(Set { adapters, entries, users: 0, last_used: self.clock, digest, pass });
+        self.sets[index] =
+            Some(Set { adapters, entries, users: 0, last_used: self.clock, digest, pass });
         self.write_set(gpu, index);
         Ok(index)
     }
@@ -321,7 +356,11 @@ impl Registry {
     }
 
     /// The adapters that have something at a site: their place, their block, their weight.
-    fn placed(&self, entries: &[(EntryId, f32)], site: usize) -> impl Iterator<Item = (PackedSite, Block, f32)> {
+    fn placed(
+        &self,
+        entries: &[(EntryId, f32)],
+        site: usize,
+    ) -> impl Iterator<Item = (PackedSite, Block, f32)> {
         let placed = move |(entry, weight): &(EntryId, f32)| {
             let resident = self.entries.get(entry)?.resident.as_ref()?;
             let site = resident.sites.get(site).filter(|site| site.rank > 0)?;
@@ -331,7 +370,9 @@ impl Registry {
     }
 
     fn write_set(&mut self, gpu: &Gpu, index: usize) {
-        let (Some(set), Some((a, b, _))) = (&self.sets[index], self.arena.tensors()) else { return };
+        let (Some(set), Some((a, b, _))) = (&self.sets[index], self.arena.tensors()) else {
+            return;
+        };
         let entries = ENTRIES as usize;
         let (mut for_a, mut for_b) = (Vec::new(), Vec::new());
         let (a_first, b_first) = self.arena.first();
@@ -347,11 +388,17 @@ impl Registry {
             }
             for list in [&mut for_a, &mut for_b] {
                 let end = list.len();
-                list[start..end].iter_mut().rev().skip(1).for_each(|entry: &mut lora::Entry| entry[1] |= MORE);
+                list[start..end]
+                    .iter_mut()
+                    .rev()
+                    .skip(1)
+                    .for_each(|entry: &mut lora::Entry| entry[1] |= MORE);
                 list.resize(start + entries, lora::Entry::default());
             }
         }
-        let offset = (u64::from(self.directory.rows) + index as u64 * u64::from(self.directory.set_words())) * 4;
+        let offset = (u64::from(self.directory.rows)
+            + index as u64 * u64::from(self.directory.set_words()))
+            * 4;
         gpu.write(a, offset, &for_a);
         gpu.write(b, offset, &for_b);
         let firsts = for_a.into_iter().zip(for_b).step_by(entries).map(|(a, b)| [a, b]);
@@ -366,9 +413,9 @@ fn check_ranks(id: &str, adapter: &Adapter) -> Result<()> {
     let invalid = |reason: String| Err(Error::InvalidAdapter { what: id.into(), reason });
     match adapter.modules.iter().map(|module| module.rank).max() {
         None => invalid("it changes no module".into()),
-        Some(rank) if rank > MAX_RANK as usize => {
-            invalid(format!("rank {rank}; at most {MAX_RANK} can run, merge it into the base instead"))
-        }
+        Some(rank) if rank > MAX_RANK as usize => invalid(format!(
+            "rank {rank}; at most {MAX_RANK} can run, merge it into the base instead"
+        )),
         Some(_) => Ok(()),
     }
 }

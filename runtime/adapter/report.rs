@@ -66,7 +66,8 @@ pub struct LoadReport {
     pub tensors: Vec<Item>,
     /// What takes effect, sorted by path; empty when something is refused.
     pub modules: Vec<ModuleItem>,
-    /// Modules that the config targets and the file has no tensors for: they stay as the base has them.
+    /// Modules that the config targets and the file has no tensors for: they stay as the base has
+    /// them.
     pub missing: Vec<ModulePath>,
     /// What a user would want to know although it stops nothing.
     pub warnings: Vec<String>,

@@ -22,7 +22,8 @@ pub enum SiteKind {
 
 impl SiteKind {
     /// Every kind; the first four are in each layer.
-    pub const ALL: [Self; 6] = [Self::Qkv, Self::OProj, Self::GateUp, Self::DownProj, Self::LmHead, Self::EmbedTokens];
+    pub const ALL: [Self; 6] =
+        [Self::Qkv, Self::OProj, Self::GateUp, Self::DownProj, Self::LmHead, Self::EmbedTokens];
 
     /// Its linears, in the order of their rows.
     pub const fn targets(self) -> &'static [Target] {
@@ -41,7 +42,8 @@ impl SiteKind {
         self.targets().len() as u32 * MAX_RANK
     }
 
-    /// The site's number in a model of `layers` layers; `layer` is 0 for the head and the embedding.
+    /// The site's number in a model of `layers` layers; `layer` is 0 for the head and the
+    /// embedding.
     pub const fn site(self, layers: usize, layer: usize) -> usize {
         match self {
             Self::LmHead => 4 * layers,
@@ -58,6 +60,7 @@ pub const fn site_count(layers: usize) -> usize {
 
 /// Every site of a model of `layers` layers, by number: kind and layer.
 pub fn sites(layers: usize) -> impl Iterator<Item = (SiteKind, Option<usize>)> {
-    let inside = (0..layers).flat_map(|layer| SiteKind::ALL[..4].iter().map(move |&kind| (kind, Some(layer))));
+    let inside = (0..layers)
+        .flat_map(|layer| SiteKind::ALL[..4].iter().map(move |&kind| (kind, Some(layer))));
     inside.chain(SiteKind::ALL[4..].iter().map(|&kind| (kind, None)))
 }

@@ -1,7 +1,7 @@
 //! Which modules a config means, and the rank and scaling of each: PEFT's matching, rule for rule.
 //!
-//! Sources: `check_target_module_exists`, `get_pattern_key` and `LoraLayer.update_layer` of PEFT 0.21. Its patterns are
-//! Python's; `pattern` runs them.
+//! Sources: `check_target_module_exists`, `get_pattern_key` and `LoraLayer.update_layer` of PEFT
+//! 0.21. Its patterns are Python's; `pattern` runs them.
 
 use super::config::{LoraConfig, Modules};
 use super::module::{BaseShape, ModulePath, Target};
@@ -25,12 +25,14 @@ pub struct TargetModule {
 impl LoraConfig {
     /// The modules of a base that this config targets, sorted by path.
     ///
-    /// Errors: [`Error::InvalidAdapter`] naming the key whose pattern is not understood or takes too long, or whose
-    /// alpha is too large.
+    /// Errors: [`Error::InvalidAdapter`] naming the key whose pattern is not understood or takes
+    /// too long, or whose alpha is too large.
     pub fn modules(&self, shape: &BaseShape) -> Result<Vec<TargetModule>> {
         let selected = Selection::new(self)?;
-        let ranks = Suffixes::new("rank_pattern", self.rank_pattern.iter().map(|(key, _)| key.as_str()))?;
-        let alphas = Suffixes::new("alpha_pattern", self.alpha_pattern.iter().map(|(key, _)| key.as_str()))?;
+        let ranks =
+            Suffixes::new("rank_pattern", self.rank_pattern.iter().map(|(key, _)| key.as_str()))?;
+        let alphas =
+            Suffixes::new("alpha_pattern", self.alpha_pattern.iter().map(|(key, _)| key.as_str()))?;
         let mut modules = Vec::new();
         for path in shape.modules() {
             let name = path.to_string();
@@ -44,7 +46,9 @@ impl LoraConfig {
             let scaling = (alpha / divisor) as f32;
             if !scaling.is_finite() {
                 let what = if own_alpha.is_some() { "alpha_pattern" } else { "lora_alpha" };
-                let reason = format!("{alpha} for {name} of rank {rank} scales beyond f32; give a smaller one");
+                let reason = format!(
+                    "{alpha} for {name} of rank {rank} scales beyond f32; give a smaller one"
+                );
                 return Err(Error::InvalidAdapter { what: what.into(), reason });
             }
             modules.push(TargetModule { path, rank, scaling });
@@ -64,19 +68,23 @@ struct Selection<'a> {
 
 impl<'a> Selection<'a> {
     fn new(config: &'a LoraConfig) -> Result<Self> {
-        let numbers =
-            |pattern: &String| Pattern::new("layers_pattern", &format!(r"\A(?:(?:^|.*?\.){pattern}\.(?P<idx>\d+)\.)"));
+        let numbers = |pattern: &String| {
+            Pattern::new("layers_pattern", &format!(r"\A(?:(?:^|.*?\.){pattern}\.(?P<idx>\d+)\.)"))
+        };
         if config.layers_pattern.len() > MAX_REGEXES {
             return Err(too_many("layers_pattern"));
         }
-        let mut layer_number = config.layers_pattern.iter().map(numbers).collect::<Result<Vec<_>>>()?;
+        let mut layer_number =
+            config.layers_pattern.iter().map(numbers).collect::<Result<Vec<_>>>()?;
         if layer_number.is_empty() {
             layer_number.push(Pattern::new("layers_pattern", r"\A.*?\.[^.]*\.(?P<idx>\d+)\.")?);
         }
         let exclude = config.exclude_modules.as_ref();
         Ok(Self {
             target: match &config.target_modules {
-                Modules::Pattern(text) if text.eq_ignore_ascii_case("all-linear") => Matcher::AllLinear,
+                Modules::Pattern(text) if text.eq_ignore_ascii_case("all-linear") => {
+                    Matcher::AllLinear
+                }
                 modules => Matcher::new("target_modules", modules)?,
             },
             exclude: exclude.map(|modules| Matcher::new("exclude_modules", modules)).transpose()?,
@@ -86,13 +94,17 @@ impl<'a> Selection<'a> {
     }
 
     fn takes(&self, target: Target, path: &str) -> Result<bool> {
-        let excluded = self.exclude.as_ref().map_or(Ok(false), |exclude| exclude.matches(target, path))?;
+        let excluded =
+            self.exclude.as_ref().map_or(Ok(false), |exclude| exclude.matches(target, path))?;
         if excluded || !self.target.matches(target, path)? {
             return Ok(false);
         }
         // A full path is taken whatever its layer.
-        let named_in_full = matches!(&self.target, Matcher::Names(names) if names.iter().any(|name| name == path));
-        Ok(named_in_full || self.layers.is_empty() || self.layer(path)?.is_some_and(|n| self.layers.contains(&n)))
+        let named_in_full =
+            matches!(&self.target, Matcher::Names(names) if names.iter().any(|name| name == path));
+        Ok(named_in_full
+            || self.layers.is_empty()
+            || self.layer(path)?.is_some_and(|n| self.layers.contains(&n)))
     }
 
     /// The layer's number, by the first pattern that matches.
@@ -138,20 +150,24 @@ fn ends_with_name(path: &str, name: &str) -> bool {
     path.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
-/// The keys of `rank_pattern` or `alpha_pattern`: each is the pattern `(.*\.)?(key)$` from a path's beginning.
+/// The keys of `rank_pattern` or `alpha_pattern`: each is the pattern `(.*\.)?(key)$` from a path's
+/// beginning.
 struct Suffixes<'a> {
     keys: Vec<Suffix<'a>>,
 }
 
 enum Suffix<'a> {
-    /// Letters, digits, `_`, and `.` for any character: what PEFT itself writes, a key a module. No engine is needed.
+    /// Letters, digits, `_`, and `.` for any character: what PEFT itself writes, a key a module. No
+    /// engine is needed.
     Plain(&'a str),
     Pattern(Pattern),
 }
 
 impl<'a> Suffixes<'a> {
     fn new(key: &str, patterns: impl Iterator<Item = &'a str>) -> Result<Self> {
-        let is_plain = |text: &str| text.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'_' | b'.'));
+        let is_plain = |text: &str| {
+            text.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'_' | b'.'))
+        };
         let (mut keys, mut regexes) = (Vec::new(), 0);
         for text in patterns {
             keys.push(if is_plain(text) {
@@ -185,7 +201,8 @@ impl<'a> Suffixes<'a> {
 fn ends_with_plain(path: &[u8], text: &[u8]) -> bool {
     let Some(at) = path.len().checked_sub(text.len()) else { return false };
     let (before, end) = path.split_at(at);
-    before.last().is_none_or(|&c| c == b'.') && end.iter().zip(text).all(|(&c, &t)| c == t || t == b'.')
+    before.last().is_none_or(|&c| c == b'.')
+        && end.iter().zip(text).all(|(&c, &t)| c == t || t == b'.')
 }
 
 fn too_many(key: &str) -> Error {

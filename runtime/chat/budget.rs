@@ -1,7 +1,8 @@
-//! What lists and maps cost. The engine charges fuel for a list by its length, not for what its items hold, and its
-//! lists may be lazy: a hundred doublings make one without end out of a few bytes. Here every list and map is walked
-//! to the bottom when a template makes or uses it, at one fuel a value, and what is lazy becomes a plain list. What an
-//! operator or a filter then does with it is in proportion to what was paid.
+//! What lists and maps cost. The engine charges fuel for a list by its length, not for what its
+//! items hold, and its lists may be lazy: a hundred doublings make one without end out of a few
+//! bytes. Here every list and map is walked to the bottom when a template makes or uses it, at one
+//! fuel a value, and what is lazy becomes a plain list. What an operator or a filter then does with
+//! it is in proportion to what was paid.
 
 use minijinja::value::{Kwargs, Rest, Tuple, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, State, Value, filters, functions};
@@ -19,7 +20,8 @@ pub(super) const SMALL: &str = "#small";
 pub(super) const STORED: &str = "#stored";
 /// `value[start:stop:step]`.
 pub(super) const SLICE: &str = "#slice";
-/// `value[key]`; the engine charges a text by its length when it is filtered, but not when a letter of it is looked up.
+/// `value[key]`; the engine charges a text by its length when it is filtered, but not when a letter
+/// of it is looked up.
 pub(super) const ITEM: &str = "#item";
 
 /// What a loop goes through: the engine takes none for an empty list, Python does not.
@@ -74,7 +76,11 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
 }
 
 fn each(value: Value) -> Result<Value, Error> {
-    if value.is_none() { Err(refused("a loop over none, where a list is needed")) } else { Ok(value) }
+    if value.is_none() {
+        Err(refused("a loop over none, where a list is needed"))
+    } else {
+        Ok(value)
+    }
 }
 
 /// `left + right` of texts: to a safe one the other is added escaped, as by `markupsafe`.
@@ -86,8 +92,8 @@ fn add_safe(state: &State, left: &Value, right: &Value) -> Result<Value, Error> 
         return Ok(Value::from([a, b].concat()));
     }
     state.consume_fuel(((a.len() + b.len()) / BYTES_PER_FUEL) as u64)?;
-    let [a, b] =
-        [(a, left), (b, right)].map(|(text, value)| if value.is_safe() { text.to_owned() } else { escaped(text) });
+    let [a, b] = [(a, left), (b, right)]
+        .map(|(text, value)| if value.is_safe() { text.to_owned() } else { escaped(text) });
     Ok(Value::from_safe_string(a + &b))
 }
 
@@ -125,7 +131,10 @@ fn format(state: &mut State, value: &Value, args: Rest<ValueOrKwargs>) -> Result
 
 /// As if each field of a text printed all arguments.
 fn pay_fields(state: &State, fields: usize, args: &[Value]) -> Result<(), Error> {
-    let mut walk = Walk { pay: &mut |fuel| state.consume_fuel(fuel.saturating_mul(fields as u64)), namespaces: true };
+    let mut walk = Walk {
+        pay: &mut |fuel| state.consume_fuel(fuel.saturating_mul(fields as u64)),
+        namespaces: true,
+    };
     args.iter().try_for_each(|arg| walk.value(arg, 0).map(drop))
 }
 
@@ -194,19 +203,26 @@ impl Walk<'_> {
             changed |= own.is_some();
             items.push(own.unwrap_or(item));
         }
-        Ok(changed.then(|| if is_tuple { Value::from(Tuple::from(items)) } else { Value::from(items) }))
+        Ok(changed
+            .then(|| if is_tuple { Value::from(Tuple::from(items)) } else { Value::from(items) }))
     }
 
     fn map(&mut self, map: &Value, depth: usize) -> Result<Option<Value>, Error> {
         if !self.namespaces && is_namespace(map) {
-            return Err(Error::new(ErrorKind::InvalidOperation, "a namespace cannot hold a namespace"));
+            return Err(Error::new(
+                ErrorKind::InvalidOperation,
+                "a namespace cannot hold a namespace",
+            ));
         }
         for key in map.try_iter()?.checked() {
             let key = key?;
             let value = map.get_item(&key)?;
             // All that a map is made of was an operand, and so is plain.
             if self.value(&key, depth + 1)?.is_some() || self.value(&value, depth + 1)?.is_some() {
-                return Err(Error::new(ErrorKind::InvalidOperation, "a map cannot hold an iterator"));
+                return Err(Error::new(
+                    ErrorKind::InvalidOperation,
+                    "a map cannot hold an iterator",
+                ));
             }
         }
         Ok(None)
@@ -214,10 +230,17 @@ impl Walk<'_> {
 }
 
 /// As Python slices.
-fn slice(value: Value, start: Option<i64>, stop: Option<i64>, step: Option<i64>) -> Result<Value, Error> {
+fn slice(
+    value: Value,
+    start: Option<i64>,
+    stop: Option<i64>,
+    step: Option<i64>,
+) -> Result<Value, Error> {
     if let Some(text) = value.as_str() {
         return Ok(Value::from(
-            sliced(&text.chars().collect::<Vec<_>>(), start, stop, step)?.iter().collect::<String>(),
+            sliced(&text.chars().collect::<Vec<_>>(), start, stop, step)?
+                .iter()
+                .collect::<String>(),
         ));
     }
     let items = match value.kind() {
@@ -230,7 +253,12 @@ fn slice(value: Value, start: Option<i64>, stop: Option<i64>, step: Option<i64>)
     Ok(if is_tuple { Value::from(Tuple::from(items)) } else { Value::from(items) })
 }
 
-fn sliced<T: Clone>(items: &[T], start: Option<i64>, stop: Option<i64>, step: Option<i64>) -> Result<Vec<T>, Error> {
+fn sliced<T: Clone>(
+    items: &[T],
+    start: Option<i64>,
+    stop: Option<i64>,
+    step: Option<i64>,
+) -> Result<Vec<T>, Error> {
     let len = i64::try_from(items.len()).map_err(|_| ErrorKind::OutOfFuel)?;
     let step = step.unwrap_or(1);
     if step == 0 {
@@ -251,8 +279,19 @@ fn sliced<T: Clone>(items: &[T], start: Option<i64>, stop: Option<i64>, step: Op
 }
 
 /// The sum of numbers, from 0: that of lists or texts would copy them again for every item.
-fn sum(state: &State, values: Value, attribute: Option<String>, options: Kwargs) -> Result<Value, Error> {
+fn sum(
+    state: &State,
+    values: Value,
+    attribute: Option<String>,
+    options: Kwargs,
+) -> Result<Value, Error> {
     let attribute = attribute.or(options.get::<Option<String>>("attribute")?);
     options.assert_all_used()?;
-    filters::sum(state, values, attribute.as_deref(), None, Kwargs::from_iter(Vec::<(String, Value)>::new()))
+    filters::sum(
+        state,
+        values,
+        attribute.as_deref(),
+        None,
+        Kwargs::from_iter(Vec::<(String, Value)>::new()),
+    )
 }

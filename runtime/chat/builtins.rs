@@ -22,12 +22,13 @@ pub(super) fn add(environment: &mut Environment<'static>) {
 /// Adds `strftime_now`, the time at `seconds` after 1970, in UTC, by a `strftime` format.
 pub(super) fn add_clock(environment: &mut Environment<'static>, seconds: u64) {
     environment.add_function("strftime_now", move |format: String| {
-        strftime(&format, seconds).ok_or_else(|| Error::new(ErrorKind::InvalidOperation, "unknown strftime format"))
+        strftime(&format, seconds)
+            .ok_or_else(|| Error::new(ErrorKind::InvalidOperation, "unknown strftime format"))
     });
 }
 
-/// Bytes that the fuel left would pay for at one a byte. A value may hold itself many times over, so its text is
-/// bounded as it is written.
+/// Bytes that the fuel left would pay for at one a byte. A value may hold itself many times over,
+/// so its text is bounded as it is written.
 pub(super) fn bytes_left(state: &State) -> usize {
     state.fuel_levels().map_or(usize::MAX, |(_, left)| usize::try_from(left).unwrap_or(usize::MAX))
 }
@@ -43,7 +44,8 @@ fn print(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error
     out.write_str(&text.into_text()?).map_err(|_| ErrorKind::WriteFailure.into())
 }
 
-/// Python's spelling of `value`, item by item: the engine's own goes through all items even when there is no room.
+/// Python's spelling of `value`, item by item: the engine's own goes through all items even when
+/// there is no room.
 fn repr(value: &Value, out: &mut Bounded) -> Result<(), Error> {
     let is_tuple = value.downcast_object_ref::<Tuple>().is_some();
     let (open, close, is_map) = match value.kind() {
@@ -126,7 +128,8 @@ const MONTHS: [&str; 12] = [
     "November",
     "December",
 ];
-const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
+const DAYS: [&str; 7] =
+    ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
 
 /// `strftime` for the directives a date in a prompt needs; `None` for another one.
 fn strftime(format: &str, seconds: u64) -> Option<String> {
@@ -162,7 +165,8 @@ fn strftime(format: &str, seconds: u64) -> Option<String> {
 
 /// Year, month and day of the proleptic Gregorian calendar, `days` after 1970-01-01.
 fn civil(days: u64) -> (u64, u64, u64) {
-    // Years are counted from March, so that the leap day is the last of its year; 719468 days lie before 1970.
+    // Years are counted from March, so that the leap day is the last of its year; 719468 days lie
+    // before 1970.
     let days = days + 719_468;
     let (era, of_era) = (days / 146_097, days % 146_097);
     let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;

@@ -15,8 +15,13 @@ struct Style {
     sort_keys: bool,
 }
 
-/// `json.dumps(value, ensure_ascii, indent, separators, sort_keys)` with transformers' order of arguments and defaults.
-pub(super) fn tojson(state: &State, value: &Value, args: Rest<ValueOrKwargs>) -> Result<String, Error> {
+/// `json.dumps(value, ensure_ascii, indent, separators, sort_keys)` with transformers' order of
+/// arguments and defaults.
+pub(super) fn tojson(
+    state: &State,
+    value: &Value,
+    args: Rest<ValueOrKwargs>,
+) -> Result<String, Error> {
     let mut args = args.into_values();
     let named = Kwargs::try_from(args.pop_if(|last| last.is_kwargs()).unwrap_or_default())?;
     let mut given = args.into_iter();
@@ -31,7 +36,11 @@ pub(super) fn tojson(state: &State, value: &Value, args: Rest<ValueOrKwargs>) ->
     named.assert_all_used()?;
     let style = Style {
         ensure_ascii,
-        item_separator: separator(separators.as_ref(), 0, if indent.is_some() { "," } else { ", " })?,
+        item_separator: separator(
+            separators.as_ref(),
+            0,
+            if indent.is_some() { "," } else { ", " },
+        )?,
         key_separator: separator(separators.as_ref(), 1, ": ")?,
         indent: indent.map(indentation).transpose()?,
         sort_keys,
@@ -53,7 +62,9 @@ fn indentation(indent: Value) -> Result<String, Error> {
 fn separator(separators: Option<&Value>, index: usize, default: &str) -> Result<String, Error> {
     let Some(separators) = separators else { return Ok(default.to_owned()) };
     let text = separators.get_item(&Value::from(index))?;
-    text.as_str().map(str::to_owned).ok_or_else(|| refused("`separators` of `tojson` are not two texts"))
+    text.as_str()
+        .map(str::to_owned)
+        .ok_or_else(|| refused("`separators` of `tojson` are not two texts"))
 }
 
 impl Style {
@@ -123,8 +134,11 @@ impl Style {
                 '\u{8}' => out.put("\\b")?,
                 '\u{c}' => out.put("\\f")?,
                 c if c < ' ' || (self.ensure_ascii && !(' '..='~').contains(&c)) => {
-                    let units =
-                        c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect::<String>();
+                    let units = c
+                        .encode_utf16(&mut [0; 2])
+                        .iter()
+                        .map(|unit| format!("\\u{unit:04x}"))
+                        .collect::<String>();
                     out.put(&units)?;
                 }
                 c => out.put(c.encode_utf8(&mut [0; 4]))?,
@@ -177,8 +191,13 @@ mod tests {
 
     #[test]
     fn floats_are_those_of_python() {
-        let expected =
-            [(1.0, "1.0"), (1.5e15, "1500000000000000.0"), (1e16, "1e+16"), (1e-4, "0.0001"), (1.5e-5, "1.5e-05")];
+        let expected = [
+            (1.0, "1.0"),
+            (1.5e15, "1500000000000000.0"),
+            (1e16, "1e+16"),
+            (1e-4, "0.0001"),
+            (1.5e-5, "1.5e-05"),
+        ];
         for (x, text) in expected {
             assert_eq!((float(x), float(-x)), (text.to_owned(), format!("-{text}")));
         }

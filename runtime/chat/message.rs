@@ -16,8 +16,9 @@ pub struct Message {
     pub role: String,
     /// What is said; `None` for a message that only calls tools.
     pub content: Option<Content>,
-    /// What else a template may use: `tool_calls`, `tool_call_id`, `name`, `reasoning_content`. Beside these, for
-    /// training: `weight` (0 or more) or `train` (true or false) say what the loss of an answer counts.
+    /// What else a template may use: `tool_calls`, `tool_call_id`, `name`, `reasoning_content`.
+    /// Beside these, for training: `weight` (0 or more) or `train` (true or false) say what the
+    /// loss of an answer counts.
     pub extra: Map<String, Value>,
 }
 
@@ -27,7 +28,8 @@ pub struct Message {
 pub enum Content {
     /// One text.
     Text(String),
-    /// Texts, as `OpenAI`'s content parts. A template that does not know them gets them as lines of one text.
+    /// Texts, as `OpenAI`'s content parts. A template that does not know them gets them as lines of
+    /// one text.
     #[serde(serialize_with = "parts")]
     Parts(Vec<String>),
 }
@@ -53,15 +55,17 @@ impl Message {
         self.content.as_ref().map(Content::text).unwrap_or_default()
     }
 
-    /// What the loss of this answer counts by `weight`, `train` and `training`; `None` without these.
+    /// What the loss of this answer counts by `weight`, `train` and `training`; `None` without
+    /// these.
     ///
     /// Errors: the key that is no such number or truth.
     pub fn loss_weight(&self) -> Result<Option<f32>, String> {
         loss_weight(&self.extra)
     }
 
-    /// What a template sees: as transformers does, without keys that are null, and with reasoning under the names that
-    /// templates know. Content parts are one text unless the template knows `parts`.
+    /// What a template sees: as transformers does, without keys that are null, and with reasoning
+    /// under the names that templates know. Content parts are one text unless the template knows
+    /// `parts`.
     pub(super) fn shown(&self, parts: bool) -> Map<String, Value> {
         let mut shown = Map::from(self.clone());
         if let (Some(content @ Content::Parts(_)), false) = (&self.content, parts) {
@@ -86,7 +90,11 @@ pub(crate) fn loss_weight(map: &Map<String, Value>) -> Result<Option<f32>, Strin
             None | Some(Value::Null) => continue,
             Some(Value::Bool(learnt)) if key != "weight" => f32::from(u8::from(*learnt)),
             Some(value) => match value.as_f64() {
-                Some(weight) if (0.0..=f64::from(f32::MAX)).contains(&weight) && key == "weight" => weight as f32,
+                Some(weight)
+                    if (0.0..=f64::from(f32::MAX)).contains(&weight) && key == "weight" =>
+                {
+                    weight as f32
+                }
                 _ if key == "weight" => return Err("`weight` is not a number of 0 or more".into()),
                 _ => return Err(format!("`{key}` is neither true nor false")),
             },
@@ -98,14 +106,16 @@ pub(crate) fn loss_weight(map: &Map<String, Value>) -> Result<Option<f32>, Strin
 
 /// As `OpenAI` writes them.
 fn parts<S: serde::Serializer>(texts: &[String], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_seq(texts.iter().map(|text| serde_json::json!({ "type": "text", "text": text })))
+    serializer
+        .collect_seq(texts.iter().map(|text| serde_json::json!({ "type": "text", "text": text })))
 }
 
 impl From<Message> for Map<String, Value> {
     fn from(message: Message) -> Self {
         let mut map = Self::new();
         map.insert("role".into(), message.role.into());
-        let content = message.content.map(|content| serde_json::to_value(content).unwrap_or_default());
+        let content =
+            message.content.map(|content| serde_json::to_value(content).unwrap_or_default());
         map.insert("content".into(), content.unwrap_or_default());
         map.extend(message.extra);
         map
@@ -131,14 +141,30 @@ fn content(value: Value) -> Result<Option<Content>, String> {
     Ok(match value {
         Value::Null => None,
         Value::String(text) => Some(Content::Text(text)),
-        Value::Array(parts) => Some(Content::Parts(parts.into_iter().map(part).collect::<Result<_, _>>()?)),
-        _ => return Err("`content` is neither a text, nor null, nor a list of parts of type `text`".into()),
+        Value::Array(parts) => {
+            Some(Content::Parts(parts.into_iter().map(part).collect::<Result<_, _>>()?))
+        }
+        _ => {
+            return Err(
+                "`content` is neither a text, nor null, nor a list of parts of type `text`".into(),
+            );
+        }
     })
 }
 
 /// Types of parts that are named in an error; any other word might be the user's.
-const NO_TEXT: [&str; 10] =
-    ["image_url", "image", "input_image", "input_audio", "audio", "audio_url", "video", "video_url", "file", "refusal"];
+const NO_TEXT: [&str; 10] = [
+    "image_url",
+    "image",
+    "input_image",
+    "input_audio",
+    "audio",
+    "audio_url",
+    "video",
+    "video_url",
+    "file",
+    "refusal",
+];
 
 fn part(part: Value) -> Result<String, String> {
     let Value::Object(mut part) = part else {

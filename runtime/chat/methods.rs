@@ -15,7 +15,12 @@ const LINE_ENDS: [char; 10] =
     ['\n', '\r', '\u{b}', '\u{c}', '\u{1c}', '\u{1d}', '\u{1e}', '\u{85}', '\u{2028}', '\u{2029}'];
 
 /// Calls method `name` of `text`; `None` when it is not one of those here.
-pub(super) fn call(state: &State, text: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
+pub(super) fn call(
+    state: &State,
+    text: &str,
+    name: &str,
+    args: &[Value],
+) -> Result<Option<Value>, Error> {
     Ok(Some(match name {
         "ljust" | "rjust" | "center" | "zfill" => padded(state, text, name, args)?.into(),
         "partition" | "rpartition" => partition(text, name, args)?,
@@ -130,7 +135,9 @@ fn rsplit(text: &str, args: &[Value]) -> Result<Value, Error> {
     let Some(separator) = separator.filter(|separator| !separator.is_empty()) else {
         return Err(refused("`rsplit` without a separator"));
     };
-    let max = max.and_then(|max| usize::try_from(max).ok()).map_or(usize::MAX, |max| max.saturating_add(1));
+    let max = max
+        .and_then(|max| usize::try_from(max).ok())
+        .map_or(usize::MAX, |max| max.saturating_add(1));
     let mut parts = text.rsplitn(max, separator).map(Value::from).collect::<Vec<_>>();
     parts.reverse();
     Ok(Value::from(parts))
@@ -155,7 +162,8 @@ fn swapped(c: char) -> Vec<char> {
     if c.is_uppercase() { c.to_lowercase().collect() } else { c.to_uppercase().collect() }
 }
 
-/// Each run of letters with a capital first, as `str.title` does: also after an apostrophe or a digit.
+/// Each run of letters with a capital first, as `str.title` does: also after an apostrophe or a
+/// digit.
 fn titled(text: &str) -> String {
     let mut inside = false;
     let mut title = String::with_capacity(text.len());

@@ -1,5 +1,5 @@
-//! A parsed template into one that pays for each list it makes or uses: operands, arguments and results pass through
-//! the filters of [`super::budget`].
+//! A parsed template into one that pays for each list it makes or uses: operands, arguments and
+//! results pass through the filters of [`super::budget`].
 
 use minijinja::machinery::Span;
 use minijinja::machinery::ast::*;
@@ -23,25 +23,39 @@ pub(super) fn statement<'a>(template: &Stmt<'a>) -> Stmt<'a> {
             Stmt::IfCond(at(s.span(), IfCond { expr: expression(&s.expr), true_body, false_body }))
         }
         Stmt::WithBlock(s) => {
-            let assignments = s.assignments.iter().map(|(to, from)| (target(to), assigned(to, from))).collect();
+            let assignments =
+                s.assignments.iter().map(|(to, from)| (target(to), assigned(to, from))).collect();
             Stmt::WithBlock(at(s.span(), WithBlock { assignments, body: body(&s.body) }))
         }
-        Stmt::Set(s) => Stmt::Set(at(s.span(), Set { target: target(&s.target), expr: assigned(&s.target, &s.expr) })),
+        Stmt::Set(s) => Stmt::Set(at(
+            s.span(),
+            Set { target: target(&s.target), expr: assigned(&s.target, &s.expr) },
+        )),
         Stmt::SetBlock(s) => {
             let filter = s.filter.as_ref().map(expression);
-            Stmt::SetBlock(at(s.span(), SetBlock { target: target(&s.target), filter, body: body(&s.body) }))
+            Stmt::SetBlock(at(
+                s.span(),
+                SetBlock { target: target(&s.target), filter, body: body(&s.body) },
+            ))
         }
-        Stmt::AutoEscape(s) => {
-            Stmt::AutoEscape(at(s.span(), AutoEscape { enabled: operand(&s.enabled), body: body(&s.body) }))
-        }
+        Stmt::AutoEscape(s) => Stmt::AutoEscape(at(
+            s.span(),
+            AutoEscape { enabled: operand(&s.enabled), body: body(&s.body) },
+        )),
         Stmt::FilterBlock(s) => {
             let (filter, filter_span) = (expression(&s.filter), s.filter_span);
-            Stmt::FilterBlock(at(s.span(), FilterBlock { filter, filter_span, body: body(&s.body) }))
+            Stmt::FilterBlock(at(
+                s.span(),
+                FilterBlock { filter, filter_span, body: body(&s.body) },
+            ))
         }
         Stmt::Macro(s) => Stmt::Macro(declaration(s)),
         Stmt::CallBlock(s) => {
             let (call, macro_decl) = (called(&s.call), declaration(&s.macro_decl));
-            Stmt::CallBlock(at(s.span(), CallBlock { call, call_expr_span: s.call_expr_span, macro_decl }))
+            Stmt::CallBlock(at(
+                s.span(),
+                CallBlock { call, call_expr_span: s.call_expr_span, macro_decl },
+            ))
         }
         Stmt::Continue(s) => Stmt::Continue(at(s.span(), Continue)),
         Stmt::Break(s) => Stmt::Break(at(s.span(), Break)),
@@ -69,20 +83,26 @@ fn for_loop<'a>(s: &ForLoop<'a>) -> ForLoop<'a> {
 }
 
 fn declaration<'a>(s: &Spanned<Macro<'a>>) -> Spanned<Macro<'a>> {
-    let (args, defaults) = (s.args.iter().map(target).collect(), s.defaults.iter().map(operand).collect());
+    let (args, defaults) =
+        (s.args.iter().map(target).collect(), s.defaults.iter().map(operand).collect());
     at(s.span(), Macro { name: s.name, args, defaults, body: body(&s.body) })
 }
 
 /// A copy of what is assigned to.
 fn target<'a>(to: &Expr<'a>) -> Expr<'a> {
     match to {
-        Expr::List(list) => Expr::List(at(list.span(), List { items: list.items.iter().map(target).collect() })),
-        Expr::GetAttr(e) => Expr::GetAttr(at(e.span(), GetAttr { expr: target(&e.expr), name: e.name })),
+        Expr::List(list) => {
+            Expr::List(at(list.span(), List { items: list.items.iter().map(target).collect() }))
+        }
+        Expr::GetAttr(e) => {
+            Expr::GetAttr(at(e.span(), GetAttr { expr: target(&e.expr), name: e.name }))
+        }
         other => expression(other),
     }
 }
 
-/// What is assigned. What may become an attribute is checked, for a namespace must not come to hold itself.
+/// What is assigned. What may become an attribute is checked, for a namespace must not come to hold
+/// itself.
 fn assigned<'a>(to: &Expr<'a>, from: &Expr<'a>) -> Expr<'a> {
     match to {
         Expr::Var(_) => expression(from),
@@ -90,16 +110,22 @@ fn assigned<'a>(to: &Expr<'a>, from: &Expr<'a>) -> Expr<'a> {
     }
 }
 
-/// An expression of whose value nothing is yet used: what it makes is paid for, what it looks up is not.
+/// An expression of whose value nothing is yet used: what it makes is paid for, what it looks up is
+/// not.
 fn expression<'a>(e: &Expr<'a>) -> Expr<'a> {
     let span = e.span();
     match e {
         Expr::Var(e) => Expr::Var(at(span, Var { id: e.id })),
         Expr::Const(e) => Expr::Const(at(span, Const { value: e.value.clone() })),
-        Expr::UnaryOp(e) => Expr::UnaryOp(at(span, UnaryOp { op: copy(&e.op), expr: expression(&e.expr) })),
-        Expr::GetAttr(e) => Expr::GetAttr(at(span, GetAttr { expr: expression(&e.expr), name: e.name })),
+        Expr::UnaryOp(e) => {
+            Expr::UnaryOp(at(span, UnaryOp { op: copy(&e.op), expr: expression(&e.expr) }))
+        }
+        Expr::GetAttr(e) => {
+            Expr::GetAttr(at(span, GetAttr { expr: expression(&e.expr), name: e.name }))
+        }
         Expr::GetItem(e) => {
-            let (expr, args) = (Some(expression(&e.expr)), vec![CallArg::Pos(operand(&e.subscript_expr))]);
+            let (expr, args) =
+                (Some(expression(&e.expr)), vec![CallArg::Pos(operand(&e.subscript_expr))]);
             Expr::Filter(at(span, Filter { name: ITEM, expr, args }))
         }
         Expr::IfExpr(e) => {
@@ -109,7 +135,8 @@ fn expression<'a>(e: &Expr<'a>) -> Expr<'a> {
         }
         Expr::BinOp(e) => binary(e),
         Expr::Compare(e) => {
-            let ops = e.ops.iter().map(|op| CompareOp { op: op.op, expr: operand(&op.expr) }).collect();
+            let ops =
+                e.ops.iter().map(|op| CompareOp { op: op.op, expr: operand(&op.expr) }).collect();
             Expr::Compare(at(span, Compare { expr: operand(&e.expr), ops }))
         }
         Expr::Test(e) => {
@@ -121,10 +148,15 @@ fn expression<'a>(e: &Expr<'a>) -> Expr<'a> {
         Expr::Slice(e) => slice(e),
         Expr::Filter(e) => owned(Expr::Filter(at(span, filter(e)))),
         Expr::Call(e) => owned(Expr::Call(called(e))),
-        Expr::List(e) => owned(Expr::List(at(span, List { items: e.items.iter().map(operand).collect() }))),
-        Expr::Tuple(e) => owned(Expr::Tuple(at(span, Tuple { items: e.items.iter().map(operand).collect() }))),
+        Expr::List(e) => {
+            owned(Expr::List(at(span, List { items: e.items.iter().map(operand).collect() })))
+        }
+        Expr::Tuple(e) => {
+            owned(Expr::Tuple(at(span, Tuple { items: e.items.iter().map(operand).collect() })))
+        }
         Expr::Map(e) => {
-            let (keys, values) = (e.keys.iter().map(operand).collect(), e.values.iter().map(operand).collect());
+            let (keys, values) =
+                (e.keys.iter().map(operand).collect(), e.values.iter().map(operand).collect());
             owned(Expr::Map(at(span, Map { keys, values })))
         }
     }
@@ -133,8 +165,12 @@ fn expression<'a>(e: &Expr<'a>) -> Expr<'a> {
 /// An expression whose value is used whole.
 fn operand<'a>(e: &Expr<'a>) -> Expr<'a> {
     match e {
-        Expr::Var(_) | Expr::GetAttr(_) | Expr::GetItem(_) | Expr::IfExpr(_) => owned(expression(e)),
-        Expr::BinOp(op) if matches!(op.op, BinOpKind::ScAnd | BinOpKind::ScOr) => owned(expression(e)),
+        Expr::Var(_) | Expr::GetAttr(_) | Expr::GetItem(_) | Expr::IfExpr(_) => {
+            owned(expression(e))
+        }
+        Expr::BinOp(op) if matches!(op.op, BinOpKind::ScAnd | BinOpKind::ScOr) => {
+            owned(expression(e))
+        }
         _ => expression(e),
     }
 }
@@ -158,7 +194,9 @@ fn binary<'a>(e: &Spanned<BinOp<'a>>) -> Expr<'a> {
 fn is_safe(e: &Expr<'_>) -> bool {
     match e {
         Expr::Filter(filter) => ["safe", "e", "escape"].contains(&filter.name),
-        Expr::BinOp(sum) if matches!(sum.op, BinOpKind::Add) => is_safe(&sum.right) || is_safe(&sum.left),
+        Expr::BinOp(sum) if matches!(sum.op, BinOpKind::Add) => {
+            is_safe(&sum.right) || is_safe(&sum.left)
+        }
         _ => false,
     }
 }
@@ -182,14 +220,17 @@ fn filter<'a>(e: &Filter<'a>) -> Filter<'a> {
 fn called<'a>(e: &Spanned<Call<'a>>) -> Spanned<Call<'a>> {
     let expr = match &e.expr {
         // The value of a method.
-        Expr::GetAttr(of) => Expr::GetAttr(at(of.span(), GetAttr { expr: operand(&of.expr), name: of.name })),
+        Expr::GetAttr(of) => {
+            Expr::GetAttr(at(of.span(), GetAttr { expr: operand(&of.expr), name: of.name }))
+        }
         other => expression(other),
     };
     at(e.span(), Call { expr, args: arguments(&e.args, OWN) })
 }
 
 fn arguments<'a>(args: &[CallArg<'a>], pay: &'static str) -> Vec<CallArg<'a>> {
-    let paid = |e: &Expr<'a>| if pay == OWN { operand(e) } else { filtered(pay, expression(e), e.span()) };
+    let paid =
+        |e: &Expr<'a>| if pay == OWN { operand(e) } else { filtered(pay, expression(e), e.span()) };
     let argument = |arg: &CallArg<'a>| match arg {
         CallArg::Pos(e) => CallArg::Pos(paid(e)),
         CallArg::Kwarg(name, e) => CallArg::Kwarg(name, paid(e)),

@@ -1,10 +1,11 @@
 //! Which characters of a rendered prompt were said by a message, where a control token might begin.
 //!
-//! What a message says is text, even where it spells `<|im_end|>`. So each character of a message that may begin a
-//! control token is replaced by a private one before a second rendering, and the two are compared: as long as they
-//! differ in nothing else, the private characters show what came from messages, through whatever the template did.
-//! A template may look for such words itself (`content.split('</think>')`). Then the replacement changes what it does, and
-//! only words that it does not look for are replaced, by the role of the message that says them.
+//! What a message says is text, even where it spells `<|im_end|>`. So each character of a message
+//! that may begin a control token is replaced by a private one before a second rendering, and the
+//! two are compared: as long as they differ in nothing else, the private characters show what came
+//! from messages, through whatever the template did. A template may look for such words itself
+//! (`content.split('</think>')`). Then the replacement changes what it does, and only words that it
+//! does not look for are replaced, by the role of the message that says them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,7 +19,8 @@ use crate::tokenizer::Tokenizer;
 pub struct Rendered {
     /// As transformers renders it.
     pub text: String,
-    /// Offsets in `text` of characters that came from messages and at which no control token may begin; ascending.
+    /// Offsets in `text` of characters that came from messages and at which no control token may
+    /// begin; ascending.
     pub said: Vec<usize>,
 }
 
@@ -38,7 +40,8 @@ const MAX_TRIALS: usize = 200;
 /// A word, or the first letter of one, by the role that says it.
 type Group = (String, String);
 
-/// The spellings of a vocabulary's control tokens, and the private character for the first letter of each.
+/// The spellings of a vocabulary's control tokens, and the private character for the first letter
+/// of each.
 pub(super) struct Words<'a> {
     words: BTreeSet<&'a str>,
     lengths: BTreeSet<usize>,
@@ -47,21 +50,25 @@ pub(super) struct Words<'a> {
 
 impl<'a> Words<'a> {
     pub(super) fn new(tokenizer: &'a Tokenizer, input: &Input, source: &str) -> Self {
-        let words: BTreeSet<_> = tokenizer.control_tokens().filter(|word| !word.is_empty()).collect();
+        let words: BTreeSet<_> =
+            tokenizer.control_tokens().filter(|word| !word.is_empty()).collect();
         let mut used = BTreeSet::new();
         let mut note = |text: &str| used.extend(text.chars().filter(|&c| c as u32 >= PRIVATE));
         note(source);
         input.each_text(&mut |_, text| note(text));
-        let free = (PRIVATE..PRIVATE + 0xFFFE).filter_map(char::from_u32).filter(|c| !used.contains(c));
+        let free =
+            (PRIVATE..PRIVATE + 0xFFFE).filter_map(char::from_u32).filter(|c| !used.contains(c));
         let first = words.iter().filter_map(|word| word.chars().next()).collect::<BTreeSet<_>>();
         let private = first.into_iter().zip(free).collect();
         Self { lengths: words.iter().map(|word| word.len()).collect(), words, private }
     }
 
-    /// The places of `text` where a word might begin: the letter, and the word if it is spelt in full.
+    /// The places of `text` where a word might begin: the letter, and the word if it is spelt in
+    /// full.
     fn starts<'t>(&self, text: &'t str) -> impl Iterator<Item = (usize, &'t str)> {
         text.char_indices().filter(|(_, c)| self.private.contains_key(c)).map(move |(at, c)| {
-            let word = |len: &usize| text.get(at..at + len).filter(|word| self.words.contains(word));
+            let word =
+                |len: &usize| text.get(at..at + len).filter(|word| self.words.contains(word));
             (at, self.lengths.iter().rev().find_map(word).unwrap_or(&text[at..at + c.len_utf8()]))
         })
     }
@@ -71,7 +78,9 @@ impl<'a> Words<'a> {
         let mut marked = text.to_owned();
         for (at, word) in self.starts(text).collect::<Vec<_>>().into_iter().rev() {
             let letter = word.chars().next();
-            if let Some(private) = letter.filter(|_| groups.contains(&(role.to_owned(), word.to_owned()))) {
+            if let Some(private) =
+                letter.filter(|_| groups.contains(&(role.to_owned(), word.to_owned())))
+            {
                 let end = at + private.len_utf8();
                 marked.replace_range(at..end, &self.private[&private].to_string());
             }
@@ -81,7 +90,11 @@ impl<'a> Words<'a> {
 
     /// What `marked` was made of.
     fn unmark(&self, marked: &str) -> Rendered {
-        let letters = self.private.iter().map(|(letter, private)| (private, letter)).collect::<BTreeMap<_, _>>();
+        let letters = self
+            .private
+            .iter()
+            .map(|(letter, private)| (private, letter))
+            .collect::<BTreeMap<_, _>>();
         let mut rendered = Rendered::default();
         for c in marked.chars() {
             if letters.contains_key(&c) {
@@ -149,8 +162,14 @@ pub(super) fn render(
     input.each_text(&mut |role, text| {
         groups.extend(words.starts(text).map(|(_, word)| (role.to_owned(), word.to_owned())));
     });
-    let mut search =
-        Search { words, input, render, kept: BTreeSet::new(), trials: 0, best: Rendered { text, said: Vec::new() } };
+    let mut search = Search {
+        words,
+        input,
+        render,
+        kept: BTreeSet::new(),
+        trials: 0,
+        best: Rendered { text, said: Vec::new() },
+    };
     search.keep(&groups.into_iter().collect::<Vec<_>>())?;
     Ok(search.best)
 }
@@ -173,7 +192,9 @@ impl Search<'_> {
         }
         self.trials += 1;
         if self.trials > MAX_TRIALS {
-            return Err(Error::ChatTemplate("it looks for too many of the control tokens that messages spell".into()));
+            return Err(Error::ChatTemplate(
+                "it looks for too many of the control tokens that messages spell".into(),
+            ));
         }
         let all = self.kept.iter().chain(groups).cloned().collect::<BTreeSet<_>>();
         let mut marked = self.input.clone();

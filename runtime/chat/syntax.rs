@@ -13,15 +13,18 @@ const MAX_SOURCE_BYTES: usize = 1 << 16;
 /// Tokens between `{{` and `}}`: operators in a row nest as deeply as there are of them.
 const MAX_TAG_TOKENS: usize = 2048;
 
-/// `source` with the line ends that Jinja2 makes of all others, and with blocks that the engine knows in place of
-/// transformers' `{% generation %}`, which prints its body in a scope of its own.
+/// `source` with the line ends that Jinja2 makes of all others, and with blocks that the engine
+/// knows in place of transformers' `{% generation %}`, which prints its body in a scope of its own.
 pub(super) fn normalised(source: &str) -> Result<Cow<'_, str>> {
     let mut source = Cow::Borrowed(source);
     if source.contains('\r') {
         source = source.replace("\r\n", "\n").replace('\r', "\n").into();
     }
     if source.len() > MAX_SOURCE_BYTES {
-        return Err(Error::ChatTemplate(format!("{} bytes are too many for a template", source.len())));
+        return Err(Error::ChatTemplate(format!(
+            "{} bytes are too many for a template",
+            source.len()
+        )));
     }
     if !source.contains("generation") {
         return Ok(source);

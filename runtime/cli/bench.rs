@@ -12,7 +12,9 @@ use serde::Serialize;
 
 use super::adapter::{AdapterArgs, Adapters};
 use super::{ModelArgs, SamplingArgs, output};
-use crate::engine::{CancelToken, Change, Engine, GenerateOptions, Sampling, Session, generate_batch};
+use crate::engine::{
+    CancelToken, Change, Engine, GenerateOptions, Sampling, Session, generate_batch,
+};
 use crate::error::{Error, Result};
 use crate::gpu::GpuOptions;
 use crate::kernels::bandwidth;
@@ -91,7 +93,8 @@ pub(super) fn run(args: &BenchArgs, gpu: GpuOptions) -> Result<()> {
     if let Some(count) = args.random_adapters {
         bench.make_adapters(count, args.rank)?;
     }
-    let (prompt_seconds, prompt_repeats) = bench.median("prompt", |bench| bench.prompt(args.prompt))?;
+    let (prompt_seconds, prompt_repeats) =
+        bench.median("prompt", |bench| bench.prompt(args.prompt))?;
     let before = bench.counters();
     let (decode_seconds, decode_repeats) =
         bench.median("decode", |bench| bench.decode(args.sequences, args.max_tokens))?;
@@ -137,9 +140,10 @@ fn check(args: &BenchArgs) -> Result<()> {
         ("rank", args.rank),
     ];
     match counts.into_iter().find(|(_, n)| *n == 0) {
-        Some((name, _)) => {
-            Err(Error::InvalidArgument { name, reason: "0 is too few to measure; give at least 1".into() })
-        }
+        Some((name, _)) => Err(Error::InvalidArgument {
+            name,
+            reason: "0 is too few to measure; give at least 1".into(),
+        }),
         None => Ok(()),
     }
 }
@@ -158,22 +162,25 @@ struct Bench {
 type Set = Vec<(String, f32)>;
 
 impl Bench {
-    /// A session for sequence `index`. Tokens that no earlier prompt began with: a repeated one would be reused, not
-    /// computed.
+    /// A session for sequence `index`. Tokens that no earlier prompt began with: a repeated one
+    /// would be reused, not computed.
     fn session(&mut self, index: usize, tokens: usize) -> Result<Session> {
         let vocab = self.engine.base().tokenizer.vocab_size().max(1) as u64;
-        let ids: Vec<u32> = (0..tokens).map(|_| (split_mix(&mut self.random) % vocab) as u32).collect();
+        let ids: Vec<u32> =
+            (0..tokens).map(|_| (split_mix(&mut self.random) % vocab) as u32).collect();
         let mut session = self.engine.session();
         session.push_tokens(&ids)?;
         if !self.sets.is_empty() {
             let set = &self.sets[index % self.sets.len()];
-            let adapters: Vec<(&str, f32)> = set.iter().map(|(id, weight)| (id.as_str(), *weight)).collect();
+            let adapters: Vec<(&str, f32)> =
+                set.iter().map(|(id, weight)| (id.as_str(), *weight)).collect();
             session.set_adapters(&Change { adapters: &adapters, ..Change::default() })?;
         }
         Ok(session)
     }
 
-    /// Seconds for a prompt. The last token of a session waits for the first decode step, so there is one more.
+    /// Seconds for a prompt. The last token of a session waits for the first decode step, so there
+    /// is one more.
     fn prompt(&mut self, tokens: usize) -> Result<f64> {
         let mut session = self.session(0, tokens + 1)?;
         let start = Instant::now();
@@ -183,12 +190,18 @@ impl Bench {
     }
 
     fn options(&self, max_tokens: usize) -> GenerateOptions {
-        GenerateOptions { max_tokens, ignore_eos: true, sampling: self.sampling.clone(), ..Default::default() }
+        GenerateOptions {
+            max_tokens,
+            ignore_eos: true,
+            sampling: self.sampling.clone(),
+            ..Default::default()
+        }
     }
 
     /// Seconds to decode `tokens` tokens of each sequence.
     fn decode(&mut self, sequences: usize, tokens: usize) -> Result<f64> {
-        let mut sessions = (0..sequences).map(|i| self.session(i, 1)).collect::<Result<Vec<_>>>()?;
+        let mut sessions =
+            (0..sequences).map(|i| self.session(i, 1)).collect::<Result<Vec<_>>>()?;
         let options = self.options(tokens);
         let start = Instant::now();
         let batch = sessions.iter_mut().map(|session| (session, options.clone())).collect();
@@ -197,8 +210,13 @@ impl Bench {
     }
 
     /// The median of [`REPEATS`] after a warm-up, and how many there were.
-    fn median(&mut self, what: &'static str, mut once: impl FnMut(&mut Self) -> Result<f64>) -> Result<(f64, usize)> {
-        let bar = output::bar(REPEATS as u64 + 1, "{msg} {pos}/{len} {wide_bar}").with_message(what);
+    fn median(
+        &mut self,
+        what: &'static str,
+        mut once: impl FnMut(&mut Self) -> Result<f64>,
+    ) -> Result<(f64, usize)> {
+        let bar =
+            output::bar(REPEATS as u64 + 1, "{msg} {pos}/{len} {wide_bar}").with_message(what);
         let slow = once(self)? > PATIENCE && self.engine.gpu().caps().software;
         bar.inc(1);
         let repeats = if slow { 1 } else { REPEATS };
@@ -230,7 +248,11 @@ fn split_mix(state: &mut u64) -> u64 {
 fn print(report: &Report) -> Result<()> {
     let r = report;
     let of = |n: usize| if n == 1 { "once, it is slow".into() } else { format!("median of {n}") };
-    let batch = if r.sequences == 1 { String::new() } else { format!(", {} sequences together", r.sequences) };
+    let batch = if r.sequences == 1 {
+        String::new()
+    } else {
+        format!(", {} sequences together", r.sequences)
+    };
     let percent = r.bandwidth_percent;
     output::line(&format!("device     {}", r.device))?;
     output::line(&format!(

@@ -17,7 +17,8 @@ use crate::gpu::GpuOptions;
 const HELP: &str = "/reset                 forget the conversation\n\
                     /system TEXT           go on with this system message\n\
                     /system off            go on without one\n\
-                    /adapters              list the LoRA adapters, those in use with their weights\n\
+                    /adapters              list the LoRA adapters, those in use with their \
+                    weights\n\
                     /adapter PATH[=WEIGHT] go on with this LoRA adapter alone\n\
                     /adapter off           go on without adapters\n\
                     /quit                  leave; so do Ctrl-D and Ctrl-C\n\
@@ -61,7 +62,12 @@ pub(super) fn run(args: &ChatArgs, gpu: GpuOptions) -> Result<()> {
     if std::io::stdin().is_terminal() {
         output::note(&format!("{}\n/help lists the commands.", engine.gpu().description()));
     }
-    let mut chat = Chat { session: engine.session(), messages: Vec::new(), options, force: args.adapters.force };
+    let mut chat = Chat {
+        session: engine.session(),
+        messages: Vec::new(),
+        options,
+        force: args.adapters.force,
+    };
     chat.set_system(args.system.as_deref());
     Adapters::load(&args.adapters, &engine)?.apply(&mut chat.session)?;
     while let Some(line) = lines.next()? {
@@ -112,8 +118,10 @@ impl Chat {
     fn list_adapters(&self) {
         let used = self.session.adapters();
         for AdapterState { id, .. } in self.session.engine().adapters() {
-            let weight = used.iter().find(|(of, _)| *of == id).map(|(_, weight)| format!(" x {weight}"));
-            let (mark, weight) = (if weight.is_some() { "*" } else { " " }, weight.unwrap_or_default());
+            let weight =
+                used.iter().find(|(of, _)| *of == id).map(|(_, weight)| format!(" x {weight}"));
+            let (mark, weight) =
+                (if weight.is_some() { "*" } else { " " }, weight.unwrap_or_default());
             output::note(&format!("{mark} {id}{weight}"));
         }
         if used.is_empty() {
@@ -126,7 +134,9 @@ impl Chat {
         let adapters = match adapter {
             "" => return Err(missing("/adapter", "give a path, or `off`")),
             "off" => Adapters::default(),
-            path => Adapters(vec![Weighted::parse(path.into()).load(self.session.engine(), self.force)?]),
+            path => Adapters(vec![
+                Weighted::parse(path.into()).load(self.session.engine(), self.force)?,
+            ]),
         };
         adapters.apply(&mut self.session)
     }
@@ -137,8 +147,9 @@ impl Chat {
         let stop = interrupt::listen("");
         let options = GenerateOptions { cancel: stop.token.clone(), ..self.options.clone() };
         let session = &mut self.session;
-        let answer =
-            session.set_messages(&self.messages).and_then(|()| generate::answer(session, options, output::text));
+        let answer = session
+            .set_messages(&self.messages)
+            .and_then(|()| generate::answer(session, options, output::text));
         drop(stop);
         match answer {
             Ok(answer) => {

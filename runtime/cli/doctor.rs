@@ -142,7 +142,8 @@ fn print(report: &Report) -> Result<()> {
     }
     let (f, l) = (&report.features, &report.limits);
     let yes = |on: bool| if on { "yes" } else { "no" };
-    let matrix = f.cooperative_matrix.map_or_else(|| "no".into(), |side| format!("{side}x{side}x{side}"));
+    let matrix =
+        f.cooperative_matrix.map_or_else(|| "no".into(), |side| format!("{side}x{side}x{side}"));
     output::line(&format!("tier        {}", report.tier))?;
     let sizes = format!("{} to {} lanes", f.subgroup_min_size, f.subgroup_max_size);
     output::line(&format!("subgroups   {}, {sizes}", yes(f.subgroups)))?;
@@ -152,12 +153,19 @@ fn print(report: &Report) -> Result<()> {
     let binding = output::human_bytes(l.max_storage_buffer_binding_size);
     let buffer = output::human_bytes(l.max_buffer_size);
     let buffers = l.max_storage_buffers_per_shader_stage;
-    output::line(&format!("buffers     {buffers} a stage, bindings of {binding}, buffers of {buffer}"))?;
-    let (lanes, shared) = (l.max_compute_invocations_per_workgroup, l.max_compute_workgroup_storage_size);
+    output::line(&format!(
+        "buffers     {buffers} a stage, bindings of {binding}, buffers of {buffer}"
+    ))?;
+    let (lanes, shared) =
+        (l.max_compute_invocations_per_workgroup, l.max_compute_workgroup_storage_size);
     output::line(&format!("workgroups  {lanes} lanes, {}", output::human_bytes(shared.into())))?;
     output::line(&format!("bandwidth   {:.1} GB/s read", report.read_bandwidth / 1e9))?;
-    output::line(&format!("dispatch    {:.1} µs each, dependent", report.dispatch_gap_seconds * 1e6))?;
-    let cache = report.cache_dir.as_ref().map_or_else(|| "none".into(), |dir| dir.display().to_string());
+    output::line(&format!(
+        "dispatch    {:.1} µs each, dependent",
+        report.dispatch_gap_seconds * 1e6
+    ))?;
+    let cache =
+        report.cache_dir.as_ref().map_or_else(|| "none".into(), |dir| dir.display().to_string());
     output::line(&format!("cache       {cache}"))?;
     print_verdicts(&report.self_test)
 }
@@ -178,7 +186,11 @@ fn print_verdicts(report: &selftest::Report) -> Result<()> {
         let time: f64 = all().map(|v| v.milliseconds).sum();
         output::line(&format!("            {kernel:20} {passed:6} {of:3} {time:6.0} ms"))?;
         for v in all().filter(|v| !v.ok) {
-            output::line(&format!("              {}: {}", v.variant, v.reason.as_deref().unwrap_or_default()))?;
+            output::line(&format!(
+                "              {}: {}",
+                v.variant,
+                v.reason.as_deref().unwrap_or_default()
+            ))?;
         }
     }
     Ok(())

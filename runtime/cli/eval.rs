@@ -114,10 +114,15 @@ fn print(report: &Report<'_>, evaluation: &Evaluation) -> Result<()> {
         output::line(&format!("and {more} more wrong answers"))?;
     }
     if let Some(loss) = report.loss {
-        output::line(&format!("loss         {loss:.4} nats a token ({tokens} tokens of {examples} examples)"))?;
+        output::line(&format!(
+            "loss         {loss:.4} nats a token ({tokens} tokens of {examples} examples)"
+        ))?;
     }
     if let Some(part) = report.exact_match {
-        output::line(&format!("exact match  {:.1} % ({exact} of {answers} answers)", 100.0 * part))?;
+        output::line(&format!(
+            "exact match  {:.1} % ({exact} of {answers} answers)",
+            100.0 * part
+        ))?;
     }
     if report.cancelled {
         output::line("stopped before the end")?;

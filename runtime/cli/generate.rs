@@ -1,4 +1,5 @@
-//! `epiphyte generate`: one prompt, one answer. Ctrl-C ends the answer; what there is of it is printed.
+//! `epiphyte generate`: one prompt, one answer. Ctrl-C ends the answer; what there is of it is
+//! printed.
 
 use std::io::IsTerminal;
 use std::time::Instant;
@@ -87,7 +88,9 @@ impl Answer {
         let finish_reason = Some(FinishReason::Cancelled);
         let stats = AnswerStats { finish_reason, ..AnswerStats::default() };
         match error {
-            Error::Cancelled => Ok(Self { ids: Vec::new(), text: String::new(), finish_reason, stats }),
+            Error::Cancelled => {
+                Ok(Self { ids: Vec::new(), text: String::new(), finish_reason, stats })
+            }
             other => Err(other),
         }
     }
@@ -183,16 +186,24 @@ pub(super) fn answer(
 }
 
 fn note_stats(report: &Report) {
-    let tps = |rate: Option<f64>| rate.map_or_else(|| "-".into(), |rate| format!("{rate:.1} tokens/s"));
+    let tps =
+        |rate: Option<f64>| rate.map_or_else(|| "-".into(), |rate| format!("{rate:.1} tokens/s"));
     output::note(&format!("device   {}", report.device));
     if !report.adapters.0.is_empty() {
         output::note(&format!("adapters {}", report.adapters.line()));
     }
-    output::note(&format!("prompt   {} tokens, {}", report.prompt_ids.len(), tps(report.prompt_tps)));
+    output::note(&format!(
+        "prompt   {} tokens, {}",
+        report.prompt_ids.len(),
+        tps(report.prompt_tps)
+    ));
     output::note(&format!("decode   {} tokens, {}", report.ids.len(), tps(report.decode_tps)));
-    let first = report
-        .first_token_seconds
-        .map_or_else(String::new, |first| format!(", {first:.2} s from the prompt to the first token"));
+    let first = report.first_token_seconds.map_or_else(String::new, |first| {
+        format!(", {first:.2} s from the prompt to the first token")
+    });
     output::note(&format!("time     {:.2} s to load{first}", report.load_seconds));
-    output::note(&format!("memory   {}", output::memory(report.device_bytes, report.peak_host_bytes)));
+    output::note(&format!(
+        "memory   {}",
+        output::memory(report.device_bytes, report.peak_host_bytes)
+    ));
 }

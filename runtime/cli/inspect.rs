@@ -1,4 +1,5 @@
-//! `epiphyte inspect`: what a model file or an adapter holds, and what of it would be refused. Needs no GPU.
+//! `epiphyte inspect`: what a model file or an adapter holds, and what of it would be refused.
+//! Needs no GPU.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -20,7 +21,8 @@ use crate::tokenizer::{Tokenizer, TokenizerSpec};
 /// Show what a model file or an adapter holds
 #[derive(Args)]
 pub(super) struct InspectArgs {
-    /// Model file (GGUF; of several shards the first), or LoRA adapter (PEFT folder, safetensors or GGUF)
+    /// Model file (GGUF; of several shards the first), or LoRA adapter (PEFT folder, safetensors or
+    /// GGUF)
     file: PathBuf,
     /// The model that an adapter is for [default: the one that `make model` fetches]
     #[arg(short, long, value_name = "FILE")]
@@ -47,7 +49,8 @@ struct Report {
     tokenizer: Option<TokenizerReport>,
     chat_template: &'static str,
     ignored_tensors: Vec<String>,
-    /// What adapters and sessions name their base by: over samples of the weights. Null when refused.
+    /// What adapters and sessions name their base by: over samples of the weights. Null when
+    /// refused.
     fingerprint: Option<String>,
     /// Over all of the weights; null unless asked for.
     full_hash: Option<String>,
@@ -206,7 +209,12 @@ fn types(gguf: &Gguf) -> Vec<TypeReport> {
     let mut types = BTreeMap::new();
     for tensor in gguf.tensors() {
         let dtype = tensor.dtype.name();
-        let entry = types.entry(tensor.dtype).or_insert(TypeReport { dtype, tensors: 0, weights: 0, bytes: 0 });
+        let entry = types.entry(tensor.dtype).or_insert(TypeReport {
+            dtype,
+            tensors: 0,
+            weights: 0,
+            bytes: 0,
+        });
         entry.tensors += 1;
         entry.weights += tensor.n_weights() as u64;
         entry.bytes += tensor.n_bytes() as u64;
@@ -228,19 +236,31 @@ fn print(report: &Report) -> Result<()> {
             s.num_hidden_layers, s.hidden_size, s.intermediate_size
         ))?;
         let (heads, kv) = (s.num_attention_heads, s.num_key_value_heads);
-        output::line(&format!("heads          {heads} of width {}, {kv} for keys and values", s.head_dim))?;
+        output::line(&format!(
+            "heads          {heads} of width {}, {kv} for keys and values",
+            s.head_dim
+        ))?;
         let (theta, scaling) = (s.rope_theta, &s.rope_scaling);
-        output::line(&format!("context        {} (RoPE base {theta}, scaling {scaling})", s.max_position_embeddings))?;
+        output::line(&format!(
+            "context        {} (RoPE base {theta}, scaling {scaling})",
+            s.max_position_embeddings
+        ))?;
         let head = if s.tie_word_embeddings { "tied to the embedding" } else { "its own matrix" };
         output::line(&format!("vocabulary     {}, head {head}", s.vocab_size))?;
     }
     for t in &report.types {
         let bytes = output::human_bytes(t.bytes);
-        output::line(&format!("{:<14} {} tensors, {} weights, {bytes}", t.dtype, t.tensors, t.weights))?;
+        output::line(&format!(
+            "{:<14} {} tensors, {} weights, {bytes}",
+            t.dtype, t.tensors, t.weights
+        ))?;
     }
     if let Some(t) = &report.tokenizer {
         let pre = t.pre.as_deref().unwrap_or("default");
-        output::line(&format!("tokenizer      {} ({pre}), {} tokens, {} merges", t.model, t.tokens, t.merges))?;
+        output::line(&format!(
+            "tokenizer      {} ({pre}), {} tokens, {} merges",
+            t.model, t.tokens, t.merges
+        ))?;
     }
     output::line(&format!("chat template  {}", report.chat_template))?;
     if let Some(fingerprint) = &report.fingerprint {
@@ -252,6 +272,9 @@ fn print(report: &Report) -> Result<()> {
     for tensor in &report.ignored_tensors {
         output::line(&format!("ignored        {tensor}"))?;
     }
-    report.warnings.iter().try_for_each(|reason| output::line(&format!("unusable       {reason}")))?;
+    report
+        .warnings
+        .iter()
+        .try_for_each(|reason| output::line(&format!("unusable       {reason}")))?;
     report.refused.iter().try_for_each(|reason| output::line(&format!("refused        {reason}")))
 }

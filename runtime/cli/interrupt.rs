@@ -1,7 +1,9 @@
-//! What asks a program to end: Ctrl-C, SIGTERM, and SIGHUP unless it is ignored (`nohup`). One handler for all commands.
+//! What asks a program to end: Ctrl-C, SIGTERM, and SIGHUP unless it is ignored (`nohup`). One
+//! handler for all commands.
 //!
-//! While a [`Listener`] lives, the first such signal cancels its token, and the command ends by itself with what it has.
-//! Without a listener, and at the second signal, the program leaves at once. Either way the exit code is [`EXIT_CODE`].
+//! While a [`Listener`] lives, the first such signal cancels its token, and the command ends by
+//! itself with what it has. Without a listener, and at the second signal, the program leaves at
+//! once. Either way the exit code is [`EXIT_CODE`].
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -43,14 +45,16 @@ impl Drop for Listener {
 /// Errors: [`Error::Io`].
 pub(super) fn install() -> Result<()> {
     let ignored = hangup_is_ignored();
-    ctrlc::set_handler(on_signal).map_err(|e| Error::io("signal handler", std::io::Error::other(e)))?;
+    ctrlc::set_handler(on_signal)
+        .map_err(|e| Error::io("signal handler", std::io::Error::other(e)))?;
     if ignored {
         ignore_hangup();
     }
     Ok(())
 }
 
-/// From now on a signal cancels a token, and says `note` if that is not empty. One listener at a time.
+/// From now on a signal cancels a token, and says `note` if that is not empty. One listener at a
+/// time.
 pub(super) fn listen(note: &'static str) -> Listener {
     let token = CancelToken::default();
     state().listening = Some(Listening { token: token.clone(), note });
@@ -91,7 +95,8 @@ fn leave() -> ! {
 
 #[cfg(unix)]
 fn exit() -> ! {
-    // SAFETY: it takes a number and does not return. Unlike `exit` it runs nothing of the drivers, whose threads are busy.
+    // SAFETY: it takes a number and does not return. Unlike `exit` it runs nothing of the drivers,
+    // whose threads are busy.
     unsafe { libc::_exit(i32::from(EXIT_CODE)) }
 }
 
@@ -103,10 +108,12 @@ fn exit() -> ! {
 /// Whether `nohup` or the like asked for that.
 #[cfg(unix)]
 fn hangup_is_ignored() -> bool {
-    // SAFETY: no handler is given, only what is set already is read; a null pointer is allowed for what to set.
+    // SAFETY: no handler is given, only what is set already is read; a null pointer is allowed for
+    // what to set.
     unsafe {
         let mut action = std::mem::zeroed::<libc::sigaction>();
-        libc::sigaction(libc::SIGHUP, std::ptr::null(), &raw mut action) == 0 && action.sa_sigaction == libc::SIG_IGN
+        libc::sigaction(libc::SIGHUP, std::ptr::null(), &raw mut action) == 0
+            && action.sa_sigaction == libc::SIG_IGN
     }
 }
 

@@ -50,7 +50,10 @@ impl Lines {
 
 fn plain() -> Result<Option<String>> {
     let mut line = Vec::new();
-    let read = std::io::stdin().lock().read_until(b'\n', &mut line).map_err(|e| Error::io("standard input", e))?;
+    let read = std::io::stdin()
+        .lock()
+        .read_until(b'\n', &mut line)
+        .map_err(|e| Error::io("standard input", e))?;
     let text = String::from_utf8(line).unwrap_or_else(|_| {
         output::note("error: this line is not UTF-8; convert it");
         String::new()

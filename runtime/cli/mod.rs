@@ -1,7 +1,8 @@
 //! The command line: arguments in, answers on stdout, everything else on stderr.
 //!
-//! Exit codes: see `EXIT_CODES`. With `--json` stdout holds exactly one object, or nothing after an error; an object
-//! that says that something is refused or interrupted comes with the exit code for it.
+//! Exit codes: see `EXIT_CODES`. With `--json` stdout holds exactly one object, or nothing after an
+//! error; an object that says that something is refused or interrupted comes with the exit code for
+//! it.
 
 mod adapter;
 mod bench;
@@ -163,7 +164,13 @@ impl ModelArgs {
         let (path, chat_template) = (self.file.path()?, template.read()?);
         // Adapters are those that the user names, so only the device sets a limit.
         let (context, adapter_budget) = (self.context, u64::MAX);
-        let options = EngineOptions { gpu, context, adapter_budget, chat_template, ..EngineOptions::default() };
+        let options = EngineOptions {
+            gpu,
+            context,
+            adapter_budget,
+            chat_template,
+            ..EngineOptions::default()
+        };
         let mut bar = output::LoadingBar::default();
         Engine::open_with(path, options, &mut |progress| bar.update(progress))
     }
@@ -178,8 +185,13 @@ impl ModelFile {
             name: "model",
             reason: "there is no cache folder to find the default in; name a file with `-m`".into(),
         })?;
-        let reason = "the default model is not there; run `make demo` or `make model`, or name a file with `-m`";
-        if path.exists() { Ok(path) } else { Err(Error::InvalidFile { path, reason: reason.into() }) }
+        let reason = "the default model is not there; run `make demo` or `make model`, or name a \
+            file with `-m`";
+        if path.exists() {
+            Ok(path)
+        } else {
+            Err(Error::InvalidFile { path, reason: reason.into() })
+        }
     }
 }
 
@@ -191,7 +203,9 @@ pub fn run() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(Error::Cancelled) => ExitCode::from(interrupt::EXIT_CODE),
         // Whoever reads has had enough.
-        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => {
+            ExitCode::FAILURE
+        }
         Err(error) => {
             output::note(&format!("error: {error}"));
             ExitCode::from(if matches!(error, Error::InvalidArgument { .. }) { 2 } else { 1 })

@@ -12,7 +12,9 @@ use crate::progress::{LoadPhase, LoadProgress};
 /// Writes to stdout, at once.
 pub(super) fn text(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| Error::io("standard output", e))
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(|e| Error::io("standard output", e))
 }
 
 /// Writes a line to stdout.
@@ -26,8 +28,8 @@ pub(super) fn json(value: &impl Serialize) -> Result<()> {
     line(&json)
 }
 
-/// Writes a line to stderr: `error: ` and `warning: ` in colours, where there are any, and what follows the first `;` of
-/// an error (the remedy) dim.
+/// Writes a line to stderr: `error: ` and `warning: ` in colours, where there are any, and what
+/// follows the first `;` of an error (the remedy) dim.
 pub(super) fn note(line: &str) {
     let (label, colour) = match line {
         _ if !has_colours() => ("", ""),
@@ -87,7 +89,8 @@ pub(super) fn bar(len: u64, template: &str) -> ProgressBar {
     ProgressBar::new(len).with_style(style(template))
 }
 
-/// What opening a model is busy with. Bytes and shaders show up only when they take long enough to wonder.
+/// What opening a model is busy with. Bytes and shaders show up only when they take long enough to
+/// wonder.
 #[derive(Default)]
 pub(super) struct LoadingBar {
     start: Option<Instant>,
@@ -98,7 +101,9 @@ impl LoadingBar {
     pub(super) fn update(&mut self, progress: LoadProgress) {
         let LoadProgress { phase, done, total, .. } = progress;
         let template = match phase {
-            LoadPhase::SelfTest => "checking this GPU's driver, once: {pos}/{len} kernels, {elapsed} {wide_bar}",
+            LoadPhase::SelfTest => {
+                "checking this GPU's driver, once: {pos}/{len} kernels, {elapsed} {wide_bar}"
+            }
             LoadPhase::Shaders => "compiling shaders {pos}/{len}, {elapsed} {wide_bar}",
             _ => "loading {bytes}/{total_bytes} {wide_bar}",
         };

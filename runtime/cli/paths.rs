@@ -1,4 +1,5 @@
-//! What a command reads and what it writes: no output may be an input, another output, or a file of another kind.
+//! What a command reads and what it writes: no output may be an input, another output, or a file of
+//! another kind.
 
 use std::fs::File;
 use std::io::Read;
@@ -60,7 +61,8 @@ impl Files {
 
     /// A file, or a folder with all files in it.
     pub(super) fn reads(mut self, noun: &'static str, option: &'static str, path: &Path) -> Self {
-        let inside = std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+        let inside =
+            std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
         let all = std::iter::once(path.to_path_buf()).chain(inside.filter(|path| path.is_file()));
         self.inputs.extend(all.map(|path| Named { noun, option, path }));
         self
@@ -71,18 +73,26 @@ impl Files {
         self
     }
 
-    /// That no output destroys anything; with `overwrite` files of another kind may go; `None` where there is no such option. Opens only outputs that are there.
+    /// That no output destroys anything; with `overwrite` files of another kind may go; `None`
+    /// where there is no such option. Opens only outputs that are there.
     ///
-    /// Errors: [`Error::InvalidArgument`] naming both options, or a folder that is missing; [`Error::InvalidFile`] for a
-    /// file of another kind.
+    /// Errors: [`Error::InvalidArgument`] naming both options, or a folder that is missing;
+    /// [`Error::InvalidFile`] for a file of another kind.
     pub(super) fn check(&self, overwrite: Option<bool>) -> Result<()> {
         let mut taken: Vec<(&Named, Identity)> = Vec::new();
         for (output, kind) in self.outputs.iter().filter(|(output, _)| !is_in_place(&output.path)) {
-            let own = kind.files(&output.path).into_iter().map(|path| Identity::of(&path)).collect::<Vec<_>>();
+            let own = kind
+                .files(&output.path)
+                .into_iter()
+                .map(|path| Identity::of(&path))
+                .collect::<Vec<_>>();
             let is_own = |other: &Identity| own.iter().any(|own| own.is(other));
-            if let Some(input) = self.inputs.iter().find(|input| is_own(&Identity::of(&input.path))) {
+            if let Some(input) = self.inputs.iter().find(|input| is_own(&Identity::of(&input.path)))
+            {
                 let Named { noun, option, .. } = input;
-                return Err(output.clash(&format!("{noun} that `{option}` names, which stays as it is")));
+                return Err(
+                    output.clash(&format!("{noun} that `{option}` names, which stays as it is"))
+                );
             }
             if let Some((other, _)) = taken.iter().find(|(_, other)| is_own(other)) {
                 return Err(output.clash(&format!("also what `{}` writes", other.option)));
@@ -126,7 +136,8 @@ impl Named {
                 let (option, noun) = (self.option, kind.noun());
                 let or = if overwrite.is_some() { ", or `--overwrite`" } else { "" };
                 invalid(format!(
-                    "it is there already and is not {noun}, which is what `{option}` writes; give another name{or}"
+                    "it is there already and is not {noun}, which is what `{option}` writes; give \
+                    another name{or}"
                 ))
             }
             _ => Ok(()),
@@ -163,7 +174,9 @@ impl Kind {
             Self::Picture => {
                 let head = head(path);
                 let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&head).trim_ascii_start();
-                head.starts_with(b"\x89PNG\r\n\x1a\n") || text.starts_with(b"<svg") || text.starts_with(b"<?xml")
+                head.starts_with(b"\x89PNG\r\n\x1a\n")
+                    || text.starts_with(b"<svg")
+                    || text.starts_with(b"<?xml")
             }
             Self::StepLog => {
                 let head = head(path);
@@ -193,7 +206,10 @@ struct Identity {
 
 impl Identity {
     fn of(path: &Path) -> Self {
-        Self { inode: std::fs::metadata(path).ok().and_then(|found| inode(&found)), path: resolve(path, MAX_LINKS) }
+        Self {
+            inode: std::fs::metadata(path).ok().and_then(|found| inode(&found)),
+            path: resolve(path, MAX_LINKS),
+        }
     }
 
     fn is(&self, other: &Self) -> bool {
@@ -218,7 +234,8 @@ fn inode(_: &std::fs::Metadata) -> Option<[u64; 2]> {
 /// Whether two names are one where files are told apart by name alone.
 fn same_name(a: &Path, b: &Path) -> bool {
     let ignores_case = cfg!(any(windows, target_os = "macos", target_os = "ios"));
-    a == b || ignores_case && a.to_string_lossy().to_lowercase() == b.to_string_lossy().to_lowercase()
+    a == b
+        || ignores_case && a.to_string_lossy().to_lowercase() == b.to_string_lossy().to_lowercase()
 }
 
 /// The path without links and dots, of what is there and of what is not yet.
@@ -226,7 +243,8 @@ fn resolve(path: &Path, links: usize) -> PathBuf {
     if let Ok(path) = path.canonicalize() {
         return path;
     }
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent =
+        path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     match (std::fs::read_link(path), path.file_name()) {
         (Ok(target), _) if links > 0 => resolve(&parent.join(target), links - 1),
         (_, Some(name)) => resolve(parent, links).join(name),

@@ -1,7 +1,8 @@
 //! `epiphyte perplexity`: how well the model predicts a text, by llama.cpp's definition.
 //!
-//! The text is tokenised once and cut into windows of `c` tokens that do not overlap. In each, the tokens at c/2 + 1
-//! to c - 1 are scored from the ones before; where the file asks for a BOS it replaces the window's first token.
+//! The text is tokenised once and cut into windows of `c` tokens that do not overlap. In each, the
+//! tokens at c/2 + 1 to c - 1 are scored from the ones before; where the file asks for a BOS it
+//! replaces the window's first token.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -67,10 +68,15 @@ pub(super) fn run(args: &PerplexityArgs, gpu: GpuOptions) -> Result<()> {
     let ids = engine.base().tokenizer.encode(&text, EncodeOptions::default())?;
     let windows = (ids.len() / args.window).min(args.chunks.unwrap_or(usize::MAX));
     if windows == 0 {
-        let reason = format!("{} tokens do not fill a window of {}; give a longer text", ids.len(), args.window);
+        let reason = format!(
+            "{} tokens do not fill a window of {}; give a longer text",
+            ids.len(),
+            args.window
+        );
         return Err(Error::InvalidFile { path: args.file.clone(), reason });
     }
-    let bar = output::bar(windows as u64, "{pos}/{len} windows, perplexity {msg} {wide_bar} {eta} left");
+    let bar =
+        output::bar(windows as u64, "{pos}/{len} windows, perplexity {msg} {wide_bar} {eta} left");
     let mut window_nll = Vec::with_capacity(windows);
     let stop = interrupt::listen("");
     for window in ids.chunks_exact(args.window).take(windows) {
@@ -97,7 +103,8 @@ pub(super) fn run(args: &PerplexityArgs, gpu: GpuOptions) -> Result<()> {
     } else {
         let Report { perplexity, tokens, windows, seconds, .. } = report;
         output::line(&format!(
-            "perplexity {perplexity:.4} ({tokens} tokens scored in {windows} windows, {seconds:.1} s)"
+            "perplexity {perplexity:.4} ({tokens} tokens scored in {windows} windows, \
+            {seconds:.1} s)"
         ))?;
     }
     if stop.token.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
@@ -117,7 +124,9 @@ fn perplexity(window_nll: &[f64]) -> f64 {
 fn nll(engine: &Arc<Engine>, adapters: &Adapters, window: &[u32]) -> Result<f64> {
     let tokenizer = &engine.base().tokenizer;
     let mut ids = window.to_vec();
-    if let (Some(first), Some(bos)) = (ids.first_mut(), tokenizer.bos().filter(|_| tokenizer.add_bos())) {
+    if let (Some(first), Some(bos)) =
+        (ids.first_mut(), tokenizer.bos().filter(|_| tokenizer.add_bos()))
+    {
         *first = bos;
     }
     let mut session = engine.session();

@@ -1,5 +1,5 @@
-//! `epiphyte plan`: the memory that answering or training takes, before any of it is taken. Where there is a GPU, on it;
-//! else as on a phone's.
+//! `epiphyte plan`: the memory that answering or training takes, before any of it is taken. Where
+//! there is a GPU, on it; else as on a phone's.
 
 use clap::Args;
 use serde::Serialize;
@@ -91,7 +91,9 @@ pub(super) fn run(args: &PlanArgs, gpu: GpuOptions) -> Result<()> {
 
 fn textbook(args: &PlanArgs, parameters: f64) -> Result<Report> {
     let trained = args.trainable.unwrap_or(parameters);
-    for (name, value) in [("params", parameters), ("bytes_per_param", args.bytes_per_param), ("trainable", trained)] {
+    for (name, value) in
+        [("params", parameters), ("bytes_per_param", args.bytes_per_param), ("trainable", trained)]
+    {
         if !(value > 0.0 && value <= 1e18) {
             return Err(Error::InvalidArgument {
                 name,
@@ -193,7 +195,12 @@ pub(super) fn table(classes: &[ClassReport], budget_bytes: Option<u64>) -> Vec<S
     let line = |ClassReport { class, bytes }: &ClassReport| {
         let part = *bytes as f64 / total.max(1) as f64;
         let bar = "#".repeat((part * BAR).round() as usize);
-        let line = format!("{:<18}{:>11} {:>4.0} %  {bar}", class.label(), human_bytes(*bytes), 100.0 * part);
+        let line = format!(
+            "{:<18}{:>11} {:>4.0} %  {bar}",
+            class.label(),
+            human_bytes(*bytes),
+            100.0 * part
+        );
         line.trim_end().to_string()
     };
     let mut lines: Vec<String> = classes.iter().map(line).collect();
@@ -215,9 +222,13 @@ fn print(report: &Report) -> Result<()> {
     };
     output::line(&format!("pass              {} x {} tokens", shape.micro_batch, shape.seq_len))?;
     output::line(&format!("computed again    {recompute}"))?;
-    let targets = shape.targets.iter().map(|target| target.name.as_str()).collect::<Vec<_>>().join(", ");
+    let targets =
+        shape.targets.iter().map(|target| target.name.as_str()).collect::<Vec<_>>().join(", ");
     let parameters = report.trainable_parameters.unwrap_or(0);
-    output::line(&format!("adapter           rank {} on {targets}: {parameters} parameters", shape.rank))
+    output::line(&format!(
+        "adapter           rank {} on {targets}: {parameters} parameters",
+        shape.rank
+    ))
 }
 
 /// `6GB`, `512 MiB`, `1e9`: powers of 1000, or of 1024 with an `i`.
@@ -236,5 +247,9 @@ pub(super) fn parse_bytes(text: &str) -> Result<u64, String> {
     };
     let number = digits.trim().parse::<f64>().map_err(|_| "not a size; write 6GB or 512MiB")?;
     let bytes = number * unit;
-    if (1.0..=1e18).contains(&bytes) { Ok(bytes as u64) } else { Err("a size is between 1 byte and 1e9 GB".into()) }
+    if (1.0..=1e18).contains(&bytes) {
+        Ok(bytes as u64)
+    } else {
+        Err("a size is between 1 byte and 1e9 GB".into())
+    }
 }

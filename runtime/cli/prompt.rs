@@ -31,12 +31,16 @@ impl PromptArgs {
             (None, Some(path)) if path != stdin => {
                 let mut bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
                 // Editors put it there.
-                bytes.pop_if(|byte| *byte == b'\n').and_then(|_| bytes.pop_if(|byte| *byte == b'\r'));
+                bytes
+                    .pop_if(|byte| *byte == b'\n')
+                    .and_then(|_| bytes.pop_if(|byte| *byte == b'\r'));
                 bytes
             }
             _ => {
                 let mut bytes = Vec::new();
-                std::io::stdin().read_to_end(&mut bytes).map_err(|e| Error::io("standard input", e))?;
+                std::io::stdin()
+                    .read_to_end(&mut bytes)
+                    .map_err(|e| Error::io("standard input", e))?;
                 bytes
             }
         };

@@ -14,7 +14,8 @@ pub(super) struct ShapeArgs {
     /// Rank [default: 8, or that of --init]
     #[arg(long, value_name = "R")]
     rank: Option<usize>,
-    /// Linears to adapt: attention, all-linear or names such as `q_proj,v_proj` [default: all-linear, or those of --init]
+    /// Linears to adapt: attention, all-linear or names such as `q_proj,v_proj` [default:
+    /// all-linear, or those of --init]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     targets: Option<Vec<String>>,
     /// Examples of a batch; of one long text, rows [default: 8; of a text 1]
@@ -23,15 +24,15 @@ pub(super) struct ShapeArgs {
     /// Batches of a step [default: 1]
     #[arg(long, value_name = "N", value_parser = size)]
     accumulate: Option<usize>,
-    /// Longest examples that a pass through the model has room for: speed for memory, with no other effect
-    /// [default: 1, or what fits the budget]
+    /// Longest examples that a pass through the model has room for: speed for memory, with no other
+    /// effect [default: 1, or what fits the budget]
     #[arg(long, value_name = "N", value_parser = size)]
     rows: Option<usize>,
     /// Most tokens of an example; longer ones are cut [default: 512, or what fits the budget]
     #[arg(long, value_name = "N")]
     pub(super) seq_len: Option<usize>,
-    /// Compute activations again in the backward pass instead of keeping them: none, every-layer, or in runs of K layers
-    /// [default: every-layer, or what fits the budget]
+    /// Compute activations again in the backward pass instead of keeping them: none, every-layer,
+    /// or in runs of K layers [default: every-layer, or what fits the budget]
     #[arg(long, value_name = "HOW", value_parser = parse_recompute)]
     recompute: Option<Recompute>,
     /// How a step is taken [default: adamw]
@@ -52,7 +53,12 @@ struct Recompute(Option<usize>);
 
 impl ShapeArgs {
     /// `defaults` with what was given, or else what `init` has, for a model of `context` positions.
-    pub(super) fn options(&self, defaults: TrainOptions, init: Option<&Adapter>, context: usize) -> TrainOptions {
+    pub(super) fn options(
+        &self,
+        defaults: TrainOptions,
+        init: Option<&Adapter>,
+        context: usize,
+    ) -> TrainOptions {
         let init_rank = init.map(|adapter| adapter.config.r);
         TrainOptions {
             rank: self.rank.or(init_rank).unwrap_or(defaults.rank),
@@ -62,10 +68,14 @@ impl ShapeArgs {
                 (None, None) => defaults.target_modules,
             },
             batch_size: self.batch.unwrap_or(defaults.batch_size),
-            gradient_accumulation_steps: self.accumulate.unwrap_or(defaults.gradient_accumulation_steps),
+            gradient_accumulation_steps: self
+                .accumulate
+                .unwrap_or(defaults.gradient_accumulation_steps),
             micro_batch: self.rows.unwrap_or(defaults.micro_batch),
             seq_len: self.seq_len.unwrap_or(defaults.seq_len.min(context)),
-            checkpoint_every: self.recompute.map_or(defaults.checkpoint_every, |Recompute(every)| every),
+            checkpoint_every: self
+                .recompute
+                .map_or(defaults.checkpoint_every, |Recompute(every)| every),
             optimizer: self.optimizer(),
             ..defaults
         }
@@ -73,7 +83,11 @@ impl ShapeArgs {
 
     /// What a budget may decide.
     pub(super) fn free(&self) -> Free {
-        Free { micro_batch: self.rows.is_none(), checkpoint: self.recompute.is_none(), seq_len: self.seq_len.is_none() }
+        Free {
+            micro_batch: self.rows.is_none(),
+            checkpoint: self.recompute.is_none(),
+            seq_len: self.seq_len.is_none(),
+        }
     }
 
     pub(super) fn optimizer(&self) -> Optimizer {
@@ -100,16 +114,19 @@ impl ShapeArgs {
         ];
         match given.into_iter().find(|(_, given)| *given) {
             None => Ok(()),
-            Some((name, _)) => {
-                Err(Error::InvalidArgument { name, reason: "it is for `--train`, which is missing".into() })
-            }
+            Some((name, _)) => Err(Error::InvalidArgument {
+                name,
+                reason: "it is for `--train`, which is missing".into(),
+            }),
         }
     }
 }
 
 /// The linears that an adapter sits on.
 fn names_of(adapter: &Adapter) -> Vec<String> {
-    let sits_on = |target: &&adapter::Target| adapter.modules.iter().any(|module| module.path.target == **target);
+    let sits_on = |target: &&adapter::Target| {
+        adapter.modules.iter().any(|module| module.path.target == **target)
+    };
     adapter::Target::ALL.iter().filter(sits_on).map(|target| target.name().to_string()).collect()
 }
 

@@ -15,11 +15,12 @@ use super::{Engine, Session};
 /// What becomes of the transcript when a session's adapters change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum KvPolicy {
-    /// It is computed again under the new adapters when it is next needed: as if they had been there from the start.
+    /// It is computed again under the new adapters when it is next needed: as if they had been
+    /// there from the start.
     #[default]
     Recompute,
-    /// Its keys and values stay as the old adapters made them, so that the swap costs nothing. What follows then
-    /// differs from a fresh run with either set.
+    /// Its keys and values stay as the old adapters made them, so that the swap costs nothing. What
+    /// follows then differs from a fresh run with either set.
     Keep,
 }
 
@@ -46,21 +47,24 @@ pub struct Probe {
 }
 
 impl Engine {
-    /// Reads an adapter (a PEFT folder or file, or a GGUF LoRA) and puts it on the device under `id`.
+    /// Reads an adapter (a PEFT folder or file, or a GGUF LoRA) and puts it on the device under
+    /// `id`.
     ///
-    /// One of that id is replaced, also in mid-answer: sessions that use it, and their forks, go on with the old one until
-    /// their adapters are set again; sessions that ask for the id from now on get the new one. The old one leaves the
-    /// device with the last session that uses it.
+    /// One of that id is replaced, also in mid-answer: sessions that use it, and their forks, go on
+    /// with the old one until their adapters are set again; sessions that ask for the id from now
+    /// on get the new one. The old one leaves the device with the last session that uses it.
     ///
-    /// Errors: [`Error::BaseMismatch`] when it was made for another base; as [`Adapter::load`]; [`Error::AdapterBudget`],
-    /// also when there is no room beside one in use; [`Error::OutOfMemory`]. Nothing has changed then.
+    /// Errors: [`Error::BaseMismatch`] when it was made for another base; as [`Adapter::load`];
+    /// [`Error::AdapterBudget`], also when there is no room beside one in use;
+    /// [`Error::OutOfMemory`]. Nothing has changed then.
     pub fn load_adapter(&self, id: &str, path: impl AsRef<Path>) -> Result<Arc<LoadReport>> {
         let adapter = Adapter::load(path.as_ref(), self.base.adapted())?;
         self.check_base(&adapter)?;
         self.insert_adapter(id, &adapter, Some(path.as_ref()))
     }
 
-    /// Puts an adapter from memory on the device under `id`; replaces one as [`Engine::load_adapter`] does.
+    /// Puts an adapter from memory on the device under `id`; replaces one as
+    /// [`Engine::load_adapter`] does.
     ///
     /// Errors: as [`Engine::load_adapter`].
     pub fn add_adapter(&self, id: &str, adapter: &Adapter) -> Result<Arc<LoadReport>> {
@@ -74,17 +78,25 @@ impl Engine {
 
     fn check_base(&self, adapter: &Adapter) -> Result<()> {
         match &adapter.base_fingerprint {
-            Some(made_for) if *made_for != self.base.fingerprint => {
-                Err(Error::BaseMismatch { expected: made_for.clone(), got: self.base.fingerprint.clone() })
-            }
+            Some(made_for) if *made_for != self.base.fingerprint => Err(Error::BaseMismatch {
+                expected: made_for.clone(),
+                got: self.base.fingerprint.clone(),
+            }),
             _ => Ok(()),
         }
     }
 
-    /// Puts an adapter that fits the base's shape on the device, without asking which base it was made for.
-    pub(crate) fn insert_adapter(&self, id: &str, adapter: &Adapter, path: Option<&Path>) -> Result<Arc<LoadReport>> {
+    /// Puts an adapter that fits the base's shape on the device, without asking which base it was
+    /// made for.
+    pub(crate) fn insert_adapter(
+        &self,
+        id: &str,
+        adapter: &Adapter,
+        path: Option<&Path>,
+    ) -> Result<Arc<LoadReport>> {
         let mut executor = self.executor();
-        let inserted = executor.registry.insert(&self.gpu, id, adapter, path.map(Path::to_path_buf));
+        let inserted =
+            executor.registry.insert(&self.gpu, id, adapter, path.map(Path::to_path_buf));
         executor.adapters_moved(&self.gpu)?;
         inserted?;
         self.gpu.check()?;
@@ -123,7 +135,9 @@ impl Engine {
         };
         let ((tokens, without), (_, with)) = (last(&[])?, last(&[(id, 1.0)])?);
         let differences = || without.iter().zip(&with).map(|(a, b)| (a - b).abs());
-        let best = |logits: &[f32]| logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(i, _)| i);
+        let best = |logits: &[f32]| {
+            logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(i, _)| i)
+        };
         let squares = differences().map(|d| f64::from(d) * f64::from(d)).sum::<f64>();
         let probe = Probe {
             tokens,
@@ -135,16 +149,19 @@ impl Engine {
             return Ok(probe);
         }
         let reason =
-            "it changes nothing the model says of this prompt; its B factors may be zero: train it".to_string();
+            "it changes nothing the model says of this prompt; its B factors may be zero: train it"
+                .to_string();
         Err(Error::InvalidAdapter { what: id.into(), reason })
     }
 }
 
 impl Session {
-    /// Changes the adapters. With those that are on the device already only a number is written at the next step.
+    /// Changes the adapters. With those that are on the device already only a number is written at
+    /// the next step.
     ///
-    /// Errors: [`Error::InvalidArgument`] for an id that is not loaded or more than can run at once;
-    /// [`Error::AdapterBudget`]; as [`Adapter::load`] when one has to be read again. The session is then as it was.
+    /// Errors: [`Error::InvalidArgument`] for an id that is not loaded or more than can run at
+    /// once; [`Error::AdapterBudget`]; as [`Adapter::load`] when one has to be read again. The
+    /// session is then as it was.
     pub fn set_adapters(&mut self, change: &Change<'_>) -> Result<()> {
         let adapters: Vec<(String, f32)> =
             change.adapters.iter().map(|(id, weight)| ((*id).to_string(), *weight)).collect();

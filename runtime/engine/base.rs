@@ -33,11 +33,12 @@ pub struct Base {
 }
 
 impl Base {
-    /// Reads and checks the whole file, then sends the weights to the device, of which `progress` hears. Chats are rendered
-    /// with `chat_template`, or with the file's own, which is parsed when the first one is.
+    /// Reads and checks the whole file, then sends the weights to the device, of which `progress`
+    /// hears. Chats are rendered with `chat_template`, or with the file's own, which is parsed when
+    /// the first one is.
     ///
-    /// Errors: as [`Gguf`]'s, [`ModelConfig::from_gguf`], [`ModelConfig::check_tensors`], [`Tokenizer::from_spec`] and
-    /// [`Weights::load`].
+    /// Errors: as [`Gguf`]'s, [`ModelConfig::from_gguf`], [`ModelConfig::check_tensors`],
+    /// [`Tokenizer::from_spec`] and [`Weights::load`].
     pub fn load(
         gpu: &Gpu,
         gguf: &Gguf,
@@ -48,7 +49,8 @@ impl Base {
         config.check_tensors(gguf)?;
         let spec = TokenizerSpec::from_gguf(gguf)?;
         let file_bytes = gguf.tensors().map(|view| view.n_bytes() as u64).sum();
-        let mut sent = |done| progress(LoadProgress { phase: LoadPhase::Weights, done, total: file_bytes });
+        let mut sent =
+            |done| progress(LoadProgress { phase: LoadPhase::Weights, done, total: file_bytes });
         sent(0);
         // The tokenizer takes about as long as the weights: build it beside them.
         let (tokenizer, weights) = std::thread::scope(|scope| {
@@ -63,9 +65,12 @@ impl Base {
         let weights = Arc::new(weights?);
         // With the norms, which are too small to be told of.
         sent(file_bytes);
-        let text = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id)).unwrap_or_default().to_string();
+        let text = |id: Option<u32>| {
+            id.and_then(|id| tokenizer.token_text(id)).unwrap_or_default().to_string()
+        };
         let (bos, eos) = (text(tokenizer.bos()), text(tokenizer.eos()));
-        let source = chat_template.map_or_else(|| gguf.find("tokenizer.chat_template"), |source| Ok(Some(source)));
+        let source = chat_template
+            .map_or_else(|| gguf.find("tokenizer.chat_template"), |source| Ok(Some(source)));
         let chat_template = ChatTemplate::unchecked(source, &bos, &eos);
         let fingerprint = fingerprint(gguf, &config, template_of(gguf));
         let path = std::path::absolute(gguf.path()).ok().filter(|path| path.is_file());
@@ -96,9 +101,11 @@ const SAMPLE: usize = 1024;
 /// Bytes hashed between two reports of progress, about.
 const PIECE: usize = 4 << 20;
 
-/// A hash over architecture, shapes, types, sampled weights, vocabulary and template: 32 hex digits.
+/// A hash over architecture, shapes, types, sampled weights, vocabulary and template: 32 hex
+/// digits.
 ///
-/// Sampled, so that it costs milliseconds: it tells models apart, it does not prove that none of the weights changed.
+/// Sampled, so that it costs milliseconds: it tells models apart, it does not prove that none of
+/// the weights changed.
 pub fn fingerprint(gguf: &Gguf, config: &ModelConfig, template: Option<&str>) -> String {
     digest(gguf, config, template, &mut |view, hasher| {
         let rows = view.n_rows();
@@ -109,9 +116,14 @@ pub fn fingerprint(gguf: &Gguf, config: &ModelConfig, template: Option<&str>) ->
     })
 }
 
-/// As [`fingerprint`] over every byte of the weights, which it reads: equal for equal models only. 32 hex digits,
-/// others than the fingerprint's. `progress` gets bytes done.
-pub fn full_hash(gguf: &Gguf, config: &ModelConfig, template: Option<&str>, progress: &mut dyn FnMut(u64)) -> String {
+/// As [`fingerprint`] over every byte of the weights, which it reads: equal for equal models only.
+/// 32 hex digits, others than the fingerprint's. `progress` gets bytes done.
+pub fn full_hash(
+    gguf: &Gguf,
+    config: &ModelConfig,
+    template: Option<&str>,
+    progress: &mut dyn FnMut(u64),
+) -> String {
     let mut done = 0;
     digest(gguf, config, template, &mut |view, hasher| {
         hasher.update(&(view.n_bytes() as u64).to_le_bytes());
@@ -141,7 +153,10 @@ fn digest(
     let mut hasher = blake3::Hasher::new();
     field(&mut hasher, format!("{config:?}").as_bytes());
     for view in gguf.tensors() {
-        field(&mut hasher, format!("{} {} {:?}", view.name, view.dtype.name(), view.shape).as_bytes());
+        field(
+            &mut hasher,
+            format!("{} {} {:?}", view.name, view.dtype.name(), view.shape).as_bytes(),
+        );
         weights(&view, &mut hasher);
     }
     for (key, value) in gguf.metadata().filter(|(key, _)| key.starts_with("tokenizer.ggml.")) {

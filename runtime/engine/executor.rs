@@ -1,6 +1,8 @@
-//! The device's working state: activations, cache, sampler. One pass at a time; sessions take turns under a lock.
+//! The device's working state: activations, cache, sampler. One pass at a time; sessions take turns
+//! under a lock.
 //!
-//! Nothing here outlives a turn but the KV pages: whoever takes a turn writes its rows, tables and settings first.
+//! Nothing here outlives a turn but the KV pages: whoever takes a turn writes its rows, tables and
+//! settings first.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -71,7 +73,13 @@ pub(crate) struct Row<'a> {
 }
 
 impl Executor {
-    pub(crate) fn new(gpu: &Gpu, base: &Base, context: usize, kv_f16: bool, adapter_budget: u64) -> Result<Self> {
+    pub(crate) fn new(
+        gpu: &Gpu,
+        base: &Base,
+        context: usize,
+        kv_f16: bool,
+        adapter_budget: u64,
+    ) -> Result<Self> {
         let config = &base.config;
         let chunk_rows = super::pass_rows(gpu.caps());
         let width = config.num_key_value_heads * config.head_dim;
@@ -96,12 +104,17 @@ impl Executor {
         let ops = SampleOps {
             adjust: gpu.op(&sample::adjust_spec(), &[&samplers, &seen, &biases, &a.logits])?,
             threshold: gpu.op(&sample::threshold_spec(), &[&samplers, &a.logits, &thresholds])?,
-            partial: gpu.op(&sample::partial_spec(), &[&samplers, &a.rows, &a.logits, &thresholds, &partials])?,
-            last: gpu.op(&sample::final_spec(), &[&partials, &a.token_ids, &a.rows, &seen, &ring])?,
+            partial: gpu.op(
+                &sample::partial_spec(),
+                &[&samplers, &a.rows, &a.logits, &thresholds, &partials],
+            )?,
+            last: gpu
+                .op(&sample::final_spec(), &[&partials, &a.token_ids, &a.rows, &seen, &ring])?,
         };
         let mut pool = PagePool::default();
         pool.grow(cache.pages());
-        let registry = Registry::new(gpu, base.adapter_shape(), chunk_rows.max(LOGIT_ROWS), adapter_budget);
+        let registry =
+            Registry::new(gpu, base.adapter_shape(), chunk_rows.max(LOGIT_ROWS), adapter_budget);
         Ok(Self {
             llama,
             cache,
@@ -124,9 +137,17 @@ impl Executor {
 
     /// What [`Executor::new`] and the first token need compiled.
     pub(crate) fn specs(caps: &Caps, base: &Base, kv_f16: bool) -> Vec<KernelSpec> {
-        let sampling = [sample::partial_spec(), sample::final_spec(), sample::adjust_spec(), sample::threshold_spec()];
+        let sampling = [
+            sample::partial_spec(),
+            sample::final_spec(),
+            sample::adjust_spec(),
+            sample::threshold_spec(),
+        ];
         // The slowest first, so that no one waits for it in the end.
-        Llama::specs(caps, &base.config, &base.weights, kv_f16).into_iter().chain(sampling).collect()
+        Llama::specs(caps, &base.config, &base.weights, kv_f16)
+            .into_iter()
+            .chain(sampling)
+            .collect()
     }
 
     /// A page for one user; the cache grows when all are taken.
@@ -141,13 +162,15 @@ impl Executor {
         self.pool.allocate().ok_or(Error::ContextFull { needed: capacity + PAGE_LEN, capacity })
     }
 
-    /// Binds the adapted kernels to the registry's buffers, wherever they are now. Nothing happens if they are: else an
-    /// earlier attempt has failed, and rows with adapters must not run without.
+    /// Binds the adapted kernels to the registry's buffers, wherever they are now. Nothing happens
+    /// if they are: else an earlier attempt has failed, and rows with adapters must not run
+    /// without.
     pub(crate) fn bind_adapters(&mut self, gpu: &Gpu) -> Result<()> {
         self.llama.bind_adapters(gpu, &self.weights, &self.cache, &self.registry)
     }
 
-    /// After anything that may have moved the registry's buffers: whoever decodes has to load its rows anew then.
+    /// After anything that may have moved the registry's buffers: whoever decodes has to load its
+    /// rows anew then.
     pub(crate) fn adapters_moved(&mut self, gpu: &Gpu) -> Result<()> {
         if self.llama.adapters_are_stale(&self.registry) {
             self.owner = 0;
@@ -169,8 +192,9 @@ impl Executor {
         copied.map(|()| copy)
     }
 
-    /// Runs `tokens` through the model from `position` on; `each` is called after each chunk of rows with the first
-    /// row's index among `tokens` and the rows, while their activations are there.
+    /// Runs `tokens` through the model from `position` on; `each` is called after each chunk of
+    /// rows with the first row's index among `tokens` and the rows, while their activations are
+    /// there.
     pub(crate) fn prefill(
         &mut self,
         gpu: &Gpu,
@@ -198,7 +222,8 @@ impl Executor {
             let mut commands = Commands::new(gpu)?;
             commands.cancel_on(cancel);
             let run = Run { row0: 0, count, positions: start + count };
-            let recorded = self.llama.forward(gpu, &mut commands, (count, &[run]), self.lora.as_ref());
+            let recorded =
+                self.llama.forward(gpu, &mut commands, (count, &[run]), self.lora.as_ref());
             let index = commands.submit();
             recorded?;
             each(self, gpu, first, count)?;
@@ -240,7 +265,8 @@ impl Executor {
             }
             gpu.write(&self.seen, (m * seen_words * 4) as u64, &seen);
         }
-        let flat: Vec<u32> = biases.iter().flat_map(|(token, bias)| [*token, bias.to_bits()]).collect();
+        let flat: Vec<u32> =
+            biases.iter().flat_map(|(token, bias)| [*token, bias.to_bits()]).collect();
         gpu.write(&self.biases, 0, &flat);
         self.row_sets.clear();
         self.row_sets.extend(batch.iter().map(|row| row.set));
@@ -266,10 +292,15 @@ impl Executor {
 
     /// Tells the device that row `m`'s page number `index` is `page`.
     pub(crate) fn set_page(&self, gpu: &Gpu, m: usize, index: usize, page: u32) {
-        gpu.write(&self.llama.activations.pages, (m * self.llama.max_pages() + index) as u64 * 4, &[page]);
+        gpu.write(
+            &self.llama.activations.pages,
+            (m * self.llama.max_pages() + index) as u64 * 4,
+            &[page],
+        );
     }
 
-    /// Submits one decode step of the loaded batch; its tokens are copied to `readback`. `positions`: what the rows see.
+    /// Submits one decode step of the loaded batch; its tokens are copied to `readback`.
+    /// `positions`: what the rows see.
     pub(crate) fn step(
         &mut self,
         gpu: &Gpu,

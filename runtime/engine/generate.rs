@@ -1,7 +1,9 @@
-//! The decode loop: one submission a token, sampling on the device, ids read back a few tokens late.
+//! The decode loop: one submission a token, sampling on the device, ids read back a few tokens
+//! late.
 //!
-//! Nothing is allocated, compiled or bound per token. The host runs ahead of the device by `DEPTH` steps; what was
-//! computed past a stop is dropped, and the session is left at the last token handed out.
+//! Nothing is allocated, compiled or bound per token. The host runs ahead of the device by `DEPTH`
+//! steps; what was computed past a stop is dropped, and the session is left at the last token
+//! handed out.
 
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
@@ -30,8 +32,8 @@ struct Flight {
     index: wgpu::SubmissionIndex,
 }
 
-/// A running generation. As an iterator, the tokens of its first session; dropping it leaves the sessions at the last
-/// token that was handed out.
+/// A running generation. As an iterator, the tokens of its first session; dropping it leaves the
+/// sessions at the last token that was handed out.
 pub struct Generation<'s> {
     engine: Arc<Engine>,
     id: u64,
@@ -49,7 +51,12 @@ impl<'s> Generation<'s> {
     pub(super) fn new(sequences: Vec<(&'s mut Session, GenerateOptions)>) -> Result<Self> {
         let engine = match sequences.first() {
             Some((session, _)) => Arc::clone(&session.engine),
-            None => return Err(Error::InvalidArgument { name: "sequences", reason: "none; give at least one".into() }),
+            None => {
+                return Err(Error::InvalidArgument {
+                    name: "sequences",
+                    reason: "none; give at least one".into(),
+                });
+            }
         };
         if sequences.len() > LOGIT_ROWS {
             let reason = format!("{} sequences; at most {LOGIT_ROWS} in a batch", sequences.len());
@@ -69,8 +76,19 @@ impl<'s> Generation<'s> {
             .collect::<Result<Vec<_>>>()?;
         let id = engine.run_id();
         let active = (0..lanes.len()).filter(|&i| lanes[i].finished.is_none()).collect();
-        let (in_flight, ready) = (VecDeque::with_capacity(DEPTH), VecDeque::with_capacity(LOGIT_ROWS));
-        Ok(Self { engine, id, lanes, active, in_flight, next_slot: 0, readbacks, ready, failed: false })
+        let (in_flight, ready) =
+            (VecDeque::with_capacity(DEPTH), VecDeque::with_capacity(LOGIT_ROWS));
+        Ok(Self {
+            engine,
+            id,
+            lanes,
+            active,
+            in_flight,
+            next_slot: 0,
+            readbacks,
+            ready,
+            failed: false,
+        })
     }
 
     /// Why sequence `index` ended; `None` while it goes on.
@@ -85,7 +103,8 @@ impl<'s> Generation<'s> {
 
     /// The next token of any sequence, with the sequence's index; `None` when all have ended.
     ///
-    /// Errors: as [`crate::gpu::Gpu::check`]; the generation is then over, the sessions keep what was handed out.
+    /// Errors: as [`crate::gpu::Gpu::check`]; the generation is then over, the sessions keep what
+    /// was handed out.
     pub fn next_token(&mut self) -> Option<Result<(usize, Token)>> {
         loop {
             if let Some(ready) = self.ready.pop_front() {
@@ -102,13 +121,16 @@ impl<'s> Generation<'s> {
         }
     }
 
-    /// Changes the adapters of sequence `index` between two tokens. With [`KvPolicy::Keep`] the tokens that are under
-    /// way (at most 3) still come from the old ones, and nothing waits; with [`KvPolicy::Recompute`] they are dropped.
+    /// Changes the adapters of sequence `index` between two tokens. With [`KvPolicy::Keep`] the
+    /// tokens that are under way (at most 3) still come from the old ones, and nothing waits; with
+    /// [`KvPolicy::Recompute`] they are dropped.
     ///
-    /// Errors: as [`Session::set_adapters`]; [`Error::InvalidArgument`] for a sequence that is not there.
+    /// Errors: as [`Session::set_adapters`]; [`Error::InvalidArgument`] for a sequence that is not
+    /// there.
     pub fn set_adapters(&mut self, index: usize, change: &Change<'_>) -> Result<()> {
         if index >= self.lanes.len() {
-            let reason = format!("there is no sequence {index} in this batch of {}", self.lanes.len());
+            let reason =
+                format!("there is no sequence {index} in this batch of {}", self.lanes.len());
             return Err(Error::InvalidArgument { name: "index", reason });
         }
         if change.history == KvPolicy::Recompute {
@@ -117,7 +139,9 @@ impl<'s> Generation<'s> {
         let session = &mut *self.lanes[index].session;
         session.set_adapters(change)?;
         let mut executor = self.engine.executor();
-        if let Some(row) = self.active.iter().position(|&i| i == index).filter(|_| executor.owner == self.id) {
+        if let Some(row) =
+            self.active.iter().position(|&i| i == index).filter(|_| executor.owner == self.id)
+        {
             executor.set_row_adapters(&self.engine.gpu, row, session.set)?;
         }
         Ok(())
@@ -151,8 +175,15 @@ impl<'s> Generation<'s> {
     /// Steps ahead of the host's knowledge: every lane still has room and may need the token.
     fn may_submit(&self) -> bool {
         let ahead = self.in_flight.len();
-        let wanted = self.active.iter().any(|&i| self.lanes[i].generated + ahead < self.lanes[i].options.max_tokens);
-        wanted && self.active.iter().all(|&i| self.lanes[i].session.tokens.len() + ahead < self.engine.context)
+        let wanted = self
+            .active
+            .iter()
+            .any(|&i| self.lanes[i].generated + ahead < self.lanes[i].options.max_tokens);
+        wanted
+            && self
+                .active
+                .iter()
+                .all(|&i| self.lanes[i].session.tokens.len() + ahead < self.engine.context)
     }
 
     fn finish_full(&mut self) {
@@ -165,7 +196,8 @@ impl<'s> Generation<'s> {
         self.retire();
     }
 
-    /// Puts the active lanes on the device; one that is cancelled before its first token ends here, alone.
+    /// Puts the active lanes on the device; one that is cancelled before its first token ends here,
+    /// alone.
     fn load(&mut self, executor: &mut Executor) -> Result<()> {
         for &i in &self.active {
             let lane = &mut self.lanes[i];
@@ -223,7 +255,8 @@ impl<'s> Generation<'s> {
 
     /// Drops the finished lanes and what was computed ahead; the others are loaded anew.
     fn retire(&mut self) {
-        // The device finishes them before whatever is submitted next, so there is nothing to wait for.
+        // The device finishes them before whatever is submitted next, so there is nothing to wait
+        // for.
         for flight in self.in_flight.drain(..) {
             self.readbacks[flight.slot].buffer.unmap();
         }
@@ -249,8 +282,9 @@ impl Iterator for Generation<'_> {
     }
 }
 
-/// Generates for several sessions of one engine at once, a step a token for all; `each` gets every token with its
-/// sequence's index and may end everything. Gives the reasons by sequence; `None` where `each` ended it.
+/// Generates for several sessions of one engine at once, a step a token for all; `each` gets every
+/// token with its sequence's index and may end everything. Gives the reasons by sequence; `None`
+/// where `each` ended it.
 ///
 /// Errors: as [`Session::generate`] and [`Generation::next_token`].
 pub fn generate_batch(

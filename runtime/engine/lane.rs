@@ -34,9 +34,16 @@ struct Clock {
 }
 
 impl<'s> Lane<'s> {
-    pub(super) fn new(engine: &Arc<Engine>, session: &'s mut Session, options: GenerateOptions) -> Result<Self> {
+    pub(super) fn new(
+        engine: &Arc<Engine>,
+        session: &'s mut Session,
+        options: GenerateOptions,
+    ) -> Result<Self> {
         if !Arc::ptr_eq(&session.engine, engine) {
-            return Err(Error::InvalidArgument { name: "sequences", reason: "sessions of two engines".into() });
+            return Err(Error::InvalidArgument {
+                name: "sequences",
+                reason: "sessions of two engines".into(),
+            });
         }
         if session.tokens.is_empty() {
             let reason = "the session is empty; push a prompt first".into();
@@ -66,7 +73,8 @@ impl<'s> Lane<'s> {
         }
         let tokens = self.session.tokens.len();
         if self.clock.began.is_none() {
-            self.clock = Clock { began: Some(Instant::now()), prompt: tokens, computed: tokens, came: None };
+            self.clock =
+                Clock { began: Some(Instant::now()), prompt: tokens, computed: tokens, came: None };
         }
         let computed = self.session.prefill_locked(executor, &self.options.cancel.0)?;
         if self.clock.came.is_none() {
@@ -83,7 +91,9 @@ impl<'s> Lane<'s> {
             prompt_tokens: prompt,
             cached_tokens: prompt - computed,
             generated_tokens: self.generated,
-            first_token_seconds: began.zip(came).map(|(began, (first, _))| (first - began).as_secs_f64()),
+            first_token_seconds: began
+                .zip(came)
+                .map(|(began, (first, _))| (first - began).as_secs_f64()),
             decode_seconds: came.map_or(0.0, |(first, last)| (last - first).as_secs_f64()),
             finish_reason: self.finished,
         }

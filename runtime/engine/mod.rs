@@ -1,6 +1,7 @@
 //! One base in memory, many sessions over it.
 //!
-//! [`Base`] (immutable, shared) ← [`Session`] ← batch of sessions ← [`Engine`], which owns the device.
+//! [`Base`] (immutable, shared) ← [`Session`] ← batch of sessions ← [`Engine`], which owns the
+//! device.
 
 pub mod adapters;
 pub mod base;
@@ -40,7 +41,8 @@ pub struct EngineOptions {
     pub kv_f32: bool,
     /// Skip the start-up self-test.
     pub skip_self_test: bool,
-    /// Bytes on the device for adapters, as far as it can bind them; the least recently used make room.
+    /// Bytes on the device for adapters, as far as it can bind them; the least recently used make
+    /// room.
     pub adapter_budget: u64,
     /// Render chats with this Jinja template instead of the model's own.
     pub chat_template: Option<String>,
@@ -79,8 +81,8 @@ pub struct Engine {
 impl Engine {
     /// Opens the device, checks its kernels, and loads the model file at `path`.
     ///
-    /// Errors: [`Error::NoGpu`], [`Error::Gpu`], [`Error::OutOfMemory`]; as [`Gguf::open`], [`selftest::run`] and
-    /// [`Base::load`].
+    /// Errors: [`Error::NoGpu`], [`Error::Gpu`], [`Error::OutOfMemory`]; as [`Gguf::open`],
+    /// [`selftest::run`] and [`Base::load`].
     pub fn open(path: impl AsRef<Path>, options: EngineOptions) -> Result<Arc<Self>> {
         Self::open_with(path, options, &mut |_| {})
     }
@@ -105,7 +107,8 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Loads an open model file onto an open device, whose kernels [`selftest::run_reporting`] has checked.
+    /// Loads an open model file onto an open device, whose kernels [`selftest::run_reporting`] has
+    /// checked.
     ///
     /// Errors: as [`Engine::open`].
     pub fn from_gguf(
@@ -124,7 +127,11 @@ impl Engine {
         let kv_f16 = gpu.caps().f16 && !options.kv_f32;
         let specs = Executor::specs(gpu.caps(), &base, kv_f16);
         gpu.compile_all(specs, &mut |done, total| {
-            progress(LoadProgress { phase: LoadPhase::Shaders, done: done as u64, total: total as u64 });
+            progress(LoadProgress {
+                phase: LoadPhase::Shaders,
+                done: done as u64,
+                total: total as u64,
+            });
         })?;
         let executor = Executor::new(&gpu, &base, context, kv_f16, options.adapter_budget)?;
         gpu.check()?;
@@ -141,9 +148,9 @@ impl Engine {
     ///
     /// Its adapters have to be loaded under the ids they had.
     ///
-    /// Errors: [`Error::BaseMismatch`] for another base; [`Error::AdapterNotLoaded`] and [`Error::AdapterMismatch`]
-    /// naming the adapter; [`Error::InvalidFile`]; [`Error::Io`]; [`Error::ContextFull`] when it does not fit; as
-    /// [`Session::set_adapters`].
+    /// Errors: [`Error::BaseMismatch`] for another base; [`Error::AdapterNotLoaded`] and
+    /// [`Error::AdapterMismatch`] naming the adapter; [`Error::InvalidFile`]; [`Error::Io`];
+    /// [`Error::ContextFull`] when it does not fit; as [`Session::set_adapters`].
     pub fn restore(self: &Arc<Self>, path: impl AsRef<Path>) -> Result<Session> {
         snapshot::restore(self, path.as_ref())
     }

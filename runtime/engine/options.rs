@@ -57,7 +57,8 @@ impl Sampling {
         if !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()) {
             return bad("repetition_penalty", "above 0; 1 is off");
         }
-        if self.logit_bias.iter().any(|&(token, bias)| token as usize >= vocab || !bias.is_finite()) {
+        if self.logit_bias.iter().any(|&(token, bias)| token as usize >= vocab || !bias.is_finite())
+        {
             return bad("logit_bias", "tokens of the vocabulary and finite biases");
         }
         Ok(())
@@ -145,7 +146,8 @@ pub enum FinishReason {
 pub struct AnswerStats {
     /// Tokens that the session held when the answer began.
     pub prompt_tokens: usize,
-    /// Those of them whose keys and values were there already, of this session or of a prompt that began alike.
+    /// Those of them whose keys and values were there already, of this session or of a prompt that
+    /// began alike.
     pub cached_tokens: usize,
     /// Tokens handed out.
     pub generated_tokens: usize,
@@ -158,9 +160,13 @@ pub struct AnswerStats {
 }
 
 impl AnswerStats {
-    /// Tokens of the prompt a second, those not cached, up to the first token; `None` where there was one or none.
+    /// Tokens of the prompt a second, those not cached, up to the first token; `None` where there
+    /// was one or none.
     pub fn prompt_tps(&self) -> Option<f64> {
-        rate(self.prompt_tokens.saturating_sub(self.cached_tokens).saturating_sub(1), self.first_token_seconds?)
+        rate(
+            self.prompt_tokens.saturating_sub(self.cached_tokens).saturating_sub(1),
+            self.first_token_seconds?,
+        )
     }
 
     /// Tokens a second after the first; `None` where there was none after it.
@@ -179,6 +185,7 @@ fn rate(count: usize, seconds: f64) -> Option<f64> {
 pub struct Token {
     /// Its id.
     pub id: u32,
-    /// The text that it completes: possibly none, when it ends inside a character or might begin a stop text.
+    /// The text that it completes: possibly none, when it ends inside a character or might begin a
+    /// stop text.
     pub text: String,
 }

@@ -16,18 +16,21 @@ use super::generate::Generation;
 use super::options::{CancelToken, GenerateOptions};
 use super::{Engine, snapshot};
 
-/// A conversation or a document in progress. Cheap to make, to fork and to drop; many share one [`Engine`].
+/// A conversation or a document in progress. Cheap to make, to fork and to drop; many share one
+/// [`Engine`].
 pub struct Session {
     pub(super) engine: Arc<Engine>,
     pub(super) tokens: Vec<u32>,
     /// Tokens whose keys and values are in `pages`; the others are pending.
     pub(super) kv_len: usize,
     pub(super) pages: Vec<u32>,
-    /// All keys and values were computed here, so others may take them over; a file's may be anything.
+    /// All keys and values were computed here, so others may take them over; a file's may be
+    /// anything.
     pub(super) own_work: bool,
     /// Its adapters.
     pub(super) set: SetId,
-    /// Keys and values were made under more than one set: they are neither shared nor completed by others'.
+    /// Keys and values were made under more than one set: they are neither shared nor completed by
+    /// others'.
     pub(super) mixed: bool,
     /// The text that [`Session::push_text`] pushed last, if its tokens are all there.
     text: Option<TextRun>,
@@ -62,8 +65,8 @@ impl Session {
 
     /// Adds token ids; they are computed when needed.
     ///
-    /// Errors: [`Error::ContextFull`] when they do not fit, [`Error::InvalidArgument`] for an id outside the
-    /// vocabulary; the session is then as it was.
+    /// Errors: [`Error::ContextFull`] when they do not fit, [`Error::InvalidArgument`] for an id
+    /// outside the vocabulary; the session is then as it was.
     pub fn push_tokens(&mut self, ids: &[u32]) -> Result<()> {
         self.check(self.tokens.len(), ids)?;
         self.tokens.extend_from_slice(ids);
@@ -83,9 +86,10 @@ impl Session {
 
     /// Adds text: a prompt, with what the tokenizer puts first if the session is empty.
     ///
-    /// Texts pushed one after the other become the tokens of the text that they spell together, so the last tokens
-    /// may change when more comes. Tokens from elsewhere (generated, or by [`Session::push_tokens`]) stay as they
-    /// are; the text after them continues what they say, unless the last is a control token.
+    /// Texts pushed one after the other become the tokens of the text that they spell together, so
+    /// the last tokens may change when more comes. Tokens from elsewhere (generated, or by
+    /// [`Session::push_tokens`]) stay as they are; the text after them continues what they say,
+    /// unless the last is a control token.
     ///
     /// Errors: as [`Session::push_tokens`] and [`crate::tokenizer::Tokenizer::encode`].
     pub fn push_text(&mut self, text: &str) -> Result<()> {
@@ -97,7 +101,11 @@ impl Session {
             _ => {
                 let add_bos = if end == 0 { None } else { Some(false) };
                 let continuation = self.tokens.last().is_some_and(|&id| !tokenizer.is_special(id));
-                (end, String::new(), EncodeOptions { add_bos, continuation, ..EncodeOptions::default() })
+                (
+                    end,
+                    String::new(),
+                    EncodeOptions { add_bos, continuation, ..EncodeOptions::default() },
+                )
             }
         };
         whole.push_str(text);
@@ -106,12 +114,17 @@ impl Session {
         Ok(())
     }
 
-    /// Makes the session hold `messages`, rendered by the model's chat template and ready for an answer. What it
-    /// already holds of them is kept. What messages say is text, even where it spells control tokens.
+    /// Makes the session hold `messages`, rendered by the model's chat template and ready for an
+    /// answer. What it already holds of them is kept. What messages say is text, even where it
+    /// spells control tokens.
     ///
     /// Errors: as [`Session::push_tokens`] and [`crate::chat::ChatTemplate::render`].
     pub fn set_messages(&mut self, messages: &[Message]) -> Result<()> {
-        self.set_prompt(&Prompt { messages, context: &serde_json::Map::new(), add_generation_prompt: true })
+        self.set_prompt(&Prompt {
+            messages,
+            context: &serde_json::Map::new(),
+            add_generation_prompt: true,
+        })
     }
 
     /// As [`Session::set_messages`], with more for the template: tools, documents, settings.
@@ -164,7 +177,8 @@ impl Session {
         self.own_work = true;
     }
 
-    /// A second session with the same tokens; the keys and values are shared until one of the two goes on.
+    /// A second session with the same tokens; the keys and values are shared until one of the two
+    /// goes on.
     #[must_use]
     pub fn fork(&self) -> Self {
         let mut executor = self.engine.executor();
@@ -180,7 +194,8 @@ impl Session {
         fork
     }
 
-    /// Writes tokens, keys and values, and the adapters' ids and weights to a file, which [`Engine::restore`] reads. Complete or not there at all.
+    /// Writes tokens, keys and values, and the adapters' ids and weights to a file, which
+    /// [`Engine::restore`] reads. Complete or not there at all.
     ///
     /// Errors: [`Error::Io`]; as [`crate::gpu::Gpu::check`].
     pub fn save(&self, path: impl AsRef<std::path::Path>) -> Result<()> {
@@ -189,8 +204,8 @@ impl Session {
 
     /// Computes all pending tokens but the last, which the first decode step takes.
     ///
-    /// Errors: [`Error::Cancelled`], [`Error::ContextFull`], [`Error::OutOfMemory`]; as [`crate::gpu::Gpu::check`].
-    /// What was computed stays.
+    /// Errors: [`Error::Cancelled`], [`Error::ContextFull`], [`Error::OutOfMemory`]; as
+    /// [`crate::gpu::Gpu::check`]. What was computed stays.
     pub fn prefill(&mut self, cancel: &CancelToken) -> Result<()> {
         let engine = Arc::clone(&self.engine);
         let mut executor = engine.executor();
@@ -198,7 +213,11 @@ impl Session {
     }
 
     /// Gives the number of tokens that were computed.
-    pub(super) fn prefill_locked(&mut self, executor: &mut Executor, cancel: &AtomicBool) -> Result<usize> {
+    pub(super) fn prefill_locked(
+        &mut self,
+        executor: &mut Executor,
+        cancel: &AtomicBool,
+    ) -> Result<usize> {
         let end = self.tokens.len().saturating_sub(1);
         // The last token is fed by the step that follows it, even where its keys are there already.
         self.kv_len = self.kv_len.min(end);
@@ -208,16 +227,22 @@ impl Session {
             self.reserve(executor, end)?;
             let (start, mut done) = (self.kv_len, self.kv_len);
             let pending = (&self.tokens[start..end], start);
-            let computed =
-                executor.prefill(&engine.gpu, pending, (&self.pages, self.set), cancel, |_, _, first, count| {
+            let computed = executor.prefill(
+                &engine.gpu,
+                pending,
+                (&self.pages, self.set),
+                cancel,
+                |_, _, first, count| {
                     done = start + first + count as usize;
                     Ok(())
-                });
+                },
+            );
             if !matches!(computed, Ok(()) | Err(Error::Cancelled)) {
                 return computed.map(|()| 0);
             }
             // Whole pages of a prompt may serve others; what decoding writes is not published.
-            let whole = if self.own_work && !self.mixed { start / PAGE_LEN..done / PAGE_LEN } else { 0..0 };
+            let whole =
+                if self.own_work && !self.mixed { start / PAGE_LEN..done / PAGE_LEN } else { 0..0 };
             for (i, key) in keys.iter().enumerate().take(whole.end).skip(whole.start) {
                 executor.pool.publish(self.pages[i], *key);
             }
@@ -227,14 +252,18 @@ impl Session {
         Ok(0)
     }
 
-    /// Takes over pages that hold this session's next tokens. Gives the keys of all its whole pages.
+    /// Takes over pages that hold this session's next tokens. Gives the keys of all its whole
+    /// pages.
     fn reuse_prefix(&mut self, executor: &mut Executor, end: usize) -> Vec<PageKey> {
         let mut keys: Vec<PageKey> = Vec::with_capacity(end / PAGE_LEN);
         let adapters = executor.registry.digest(self.set);
         for tokens in self.tokens[..end].chunks_exact(PAGE_LEN) {
             keys.push(page_key(keys.last().or(Some(&adapters)), tokens));
         }
-        while !self.mixed && self.kv_len == self.pages.len() * PAGE_LEN && self.kv_len + PAGE_LEN <= end {
+        while !self.mixed
+            && self.kv_len == self.pages.len() * PAGE_LEN
+            && self.kv_len + PAGE_LEN <= end
+        {
             let Some(page) = executor.pool.find(&keys[self.pages.len()]) else { break };
             self.pages.push(page);
             self.kv_len += PAGE_LEN;
@@ -255,8 +284,8 @@ impl Session {
         Ok(())
     }
 
-    /// Computes the pending tokens and hands out the logits after each from index `from` on, `[V]`, with its index;
-    /// indices count all tokens of the session.
+    /// Computes the pending tokens and hands out the logits after each from index `from` on, `[V]`,
+    /// with its index; indices count all tokens of the session.
     ///
     /// Errors: as [`Session::prefill`].
     pub fn logits(&mut self, from: usize, mut each: impl FnMut(usize, &[f32])) -> Result<()> {
@@ -283,7 +312,8 @@ impl Session {
 
     /// Starts generating after the tokens so far: an iterator over tokens.
     ///
-    /// Errors: [`Error::InvalidArgument`] for an empty session or settings out of range; as [`Session::prefill`].
+    /// Errors: [`Error::InvalidArgument`] for an empty session or settings out of range; as
+    /// [`Session::prefill`].
     pub fn generate(&mut self, options: GenerateOptions) -> Result<Generation<'_>> {
         Generation::new(vec![(self, options)])
     }

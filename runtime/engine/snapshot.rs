@@ -1,6 +1,8 @@
-//! A session in a file: safetensors with tokens, keys and values, adapters, and the fingerprint of the base.
+//! A session in a file: safetensors with tokens, keys and values, adapters, and the fingerprint of
+//! the base.
 //!
-//! Of an adapter the file holds id, weight and a hash of the factors, not the factors: it has to be loaded to go on.
+//! Of an adapter the file holds id, weight and a hash of the factors, not the factors: it has to be
+//! loaded to go on.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -40,7 +42,11 @@ pub(super) fn save(session: &Session, path: &Path) -> Result<()> {
     let gather = |tensor: &Tensor| -> Result<Vec<u8>> {
         let mut bytes = Vec::with_capacity(used * page_bytes as usize);
         for &page in &session.pages[..used] {
-            bytes.extend(engine.gpu.read::<u8>(tensor, u64::from(page) * page_bytes, page_bytes as usize)?);
+            bytes.extend(engine.gpu.read::<u8>(
+                tensor,
+                u64::from(page) * page_bytes,
+                page_bytes as usize,
+            )?);
         }
         Ok(bytes)
     };
@@ -64,7 +70,9 @@ pub(super) fn save(session: &Session, path: &Path) -> Result<()> {
     ]);
     let views = data
         .iter()
-        .map(|(name, dtype, shape, bytes)| Ok((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes)?)))
+        .map(|(name, dtype, shape, bytes)| {
+            Ok((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes)?))
+        })
         .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
         .map_err(|e| invalid(path, e))?;
     let temporary = path.with_extension("tmp");
@@ -72,7 +80,9 @@ pub(super) fn save(session: &Session, path: &Path) -> Result<()> {
         safetensors::SafeTensorError::IoError(e) => Error::io(&temporary, e),
         e => invalid(path, e),
     })?;
-    std::fs::File::open(&temporary).and_then(|file| file.sync_all()).map_err(|e| Error::io(&temporary, e))?;
+    std::fs::File::open(&temporary)
+        .and_then(|file| file.sync_all())
+        .map_err(|e| Error::io(&temporary, e))?;
     std::fs::rename(&temporary, path).map_err(|e| Error::io(path, e))
 }
 
@@ -84,7 +94,9 @@ fn adapters_of(registry: &Registry, session: &Session) -> serde_json::Result<Str
         digest,
         weight: f64::from(*weight),
     };
-    serde_json::to_string(&registry.adapters(session.set).iter().zip(digests).map(saved).collect::<Vec<_>>())
+    serde_json::to_string(
+        &registry.adapters(session.set).iter().zip(digests).map(saved).collect::<Vec<_>>(),
+    )
 }
 
 /// Checks the whole file, then makes a session of it.
@@ -105,16 +117,20 @@ pub(super) fn restore(engine: &Arc<Engine>, path: &Path) -> Result<Session> {
     if tokens.dtype() != Dtype::U32 {
         return Err(invalid(path, format!("tensor `tokens` is {:?}, not U32", tokens.dtype())));
     }
-    let tokens: Vec<u32> = tokens.data().as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
+    let tokens: Vec<u32> =
+        tokens.data().as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
     let kv_len = field("kv_len").parse::<usize>().ok().filter(|&n| n <= tokens.len());
-    let kv_len = kv_len.ok_or_else(|| invalid(path, "kv_len is missing or longer than the tokens"))?;
+    let kv_len =
+        kv_len.ok_or_else(|| invalid(path, "kv_len is missing or longer than the tokens"))?;
     let adapters: Vec<SavedAdapter> = serde_json::from_str(field("adapters"))
         .map_err(|e| invalid(path, format!("its adapters are no list (column {})", e.column())))?;
-    let mixed = field("mixed").parse().map_err(|_| invalid(path, "mixed is neither true nor false"))?;
+    let mixed =
+        field("mixed").parse().map_err(|_| invalid(path, "mixed is neither true nor false"))?;
     check_adapters(&engine.executor().registry, &adapters)?;
     let mut session = engine.session();
     session.push_tokens(&tokens)?;
-    let set: Vec<(&str, f32)> = adapters.iter().map(|saved| (saved.id.as_str(), saved.weight as f32)).collect();
+    let set: Vec<(&str, f32)> =
+        adapters.iter().map(|saved| (saved.id.as_str(), saved.weight as f32)).collect();
     session.set_adapters(&Change { adapters: &set, ..Change::default() })?;
     // A cache in another element type is computed anew rather than converted.
     if field("kv_dtype") == kv_dtype(engine) {
@@ -162,7 +178,9 @@ fn fill(session: &mut Session, file: &SafeTensors<'_>, kv_len: usize, path: &Pat
     session.reserve(&mut executor, kv_len)?;
     for (i, &page) in session.pages.iter().enumerate() {
         let (at, from) = (u64::from(page) * page_bytes as u64, i * page_bytes);
-        for ((keys, values), (saved_keys, saved_values)) in executor.cache.layers.iter().zip(&layers) {
+        for ((keys, values), (saved_keys, saved_values)) in
+            executor.cache.layers.iter().zip(&layers)
+        {
             engine.gpu.write(keys, at, &saved_keys[from..from + page_bytes]);
             engine.gpu.write(values, at, &saved_values[from..from + page_bytes]);
         }

@@ -1,11 +1,11 @@
 //! GGUF v2 and v3: metadata and checked views of the tensors, under their Hugging Face names.
 //!
-//! In: a file, its shards, or bytes in memory. Out: [`Value`]s and [`TensorView`]s borrowed from them. The whole of
-//! the header is validated before anything is handed out; weights are not read.
+//! In: a file, its shards, or bytes in memory. Out: [`Value`]s and [`TensorView`]s borrowed from
+//! them. The whole of the header is validated before anything is handed out; weights are not read.
 //!
-//! Llama files hold the rows of q and k with the two halves of each head interleaved (row `2 i + half`), for a rotation
-//! of neighbouring pairs. Views undo it: everywhere else rows are in Hugging Face's order (row `half * head_dim/2 + i`),
-//! which rotates halves.
+//! Llama files hold the rows of q and k with the two halves of each head interleaved (row `2 i +
+//! half`), for a rotation of neighbouring pairs. Views undo it: everywhere else rows are in Hugging
+//! Face's order (row `half * head_dim/2 + i`), which rotates halves.
 //!
 //! Source: the format's description, `docs/gguf.md` of ggml.
 
@@ -53,12 +53,12 @@ struct Entry {
 }
 
 impl Gguf {
-    /// Maps a file; for a sharded model the first shard, whose siblings (`-00002-of-00003.gguf`) lie in its folder.
-    /// The files must not be changed while they are open.
+    /// Maps a file; for a sharded model the first shard, whose siblings (`-00002-of-00003.gguf`)
+    /// lie in its folder. The files must not be changed while they are open.
     ///
-    /// Errors: [`Error::Io`]; [`Error::InvalidFile`] for a file that is not GGUF, is cut short or lacks a shard;
-    /// [`Error::InvalidMetadata`] and [`Error::InvalidTensor`] naming the entry; [`Error::Unsupported`] for GGUF v1,
-    /// big-endian files and unknown tensor types.
+    /// Errors: [`Error::Io`]; [`Error::InvalidFile`] for a file that is not GGUF, is cut short or
+    /// lacks a shard; [`Error::InvalidMetadata`] and [`Error::InvalidTensor`] naming the entry;
+    /// [`Error::Unsupported`] for GGUF v1, big-endian files and unknown tensor types.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let mut gguf = Self::parse(path, Box::new(map(path)?))?;
@@ -80,7 +80,9 @@ impl Gguf {
         let gguf = Self::parse(Path::new("<memory>"), Box::new(bytes))?;
         match gguf.expect_split(0, None)? {
             1 => gguf.finish(),
-            count => Err(gguf.invalid(format!("this is one of {count} shards; merge them or open the first by path"))),
+            count => Err(gguf.invalid(format!(
+                "this is one of {count} shards; merge them or open the first by path"
+            ))),
         }
     }
 
@@ -134,11 +136,13 @@ impl Gguf {
     /// Errors: [`Error::InvalidMetadata`] when it is of another type or out of range.
     pub fn find<'a, T: FromValue<'a>>(&'a self, key: &str) -> Result<Option<T>> {
         let Some(value) = self.value(key) else { return Ok(None) };
-        let wrong = || invalid_key(key, format!("{} is needed, found {}", T::expected(), brief(value)));
+        let wrong =
+            || invalid_key(key, format!("{} is needed, found {}", T::expected(), brief(value)));
         T::from_value(value).ok_or_else(wrong).map(Some)
     }
 
-    /// As [`Self::find`], for a key that only informs: a value of another type is passed over with a warning.
+    /// As [`Self::find`], for a key that only informs: a value of another type is passed over with
+    /// a warning.
     pub(crate) fn find_note<'a, T: FromValue<'a>>(&'a self, key: &str) -> Option<T> {
         self.find(key).unwrap_or_else(|error| {
             log::warn!("{error}; passed over");
@@ -170,7 +174,14 @@ impl Gguf {
 
     fn parse(path: &Path, bytes: Bytes) -> Result<Self> {
         let parse::Header { version, metadata, tensors } = parse::parse(path, (*bytes).as_ref())?;
-        Ok(Self { path: path.into(), version, shards: vec![bytes], metadata, tensors, by_name: HashMap::new() })
+        Ok(Self {
+            path: path.into(),
+            version,
+            shards: vec![bytes],
+            metadata,
+            tensors,
+            by_name: HashMap::new(),
+        })
     }
 
     fn view<'a>(&'a self, entry: &'a Entry) -> TensorView<'a> {
@@ -193,12 +204,18 @@ impl Gguf {
         let found_count = self.find_note("split.count").unwrap_or(1).max(1);
         let found_no = self.find_note("split.no").unwrap_or(0);
         if no == 0 && found_no != 0 {
-            return Err(self.invalid(format!("this is shard {} of {found_count}; open the first", found_no + 1)));
+            return Err(self.invalid(format!(
+                "this is shard {} of {found_count}; open the first",
+                found_no + 1
+            )));
         }
         let count = count.unwrap_or(found_count);
         if (found_no, found_count) != (no, count) {
             let found = format!("it says it is shard {} of {found_count}", u64::from(found_no) + 1);
-            return Err(self.invalid(format!("{found}, but is named {} of {count}; download it again", no + 1)));
+            return Err(self.invalid(format!(
+                "{found}, but is named {} of {count}; download it again",
+                no + 1
+            )));
         }
         Ok(count)
     }
@@ -206,13 +223,21 @@ impl Gguf {
     fn absorb(&mut self, mut shard: Self) {
         let first = self.shards.len();
         self.shards.append(&mut shard.shards);
-        self.tensors.extend(shard.tensors.into_iter().map(|entry| Entry { shard: entry.shard + first, ..entry }));
+        self.tensors.extend(
+            shard.tensors.into_iter().map(|entry| Entry { shard: entry.shard + first, ..entry }),
+        );
     }
 
     /// Names the tensors, once all shards are there.
     fn finish(mut self) -> Result<Self> {
-        if let Some(n) = self.find_note::<u32>("split.tensors.count").filter(|&n| n as usize != self.tensors.len()) {
-            let wrong = invalid_key("split.tensors.count", format!("{n}, but the shards hold {}", self.tensors.len()));
+        if let Some(n) = self
+            .find_note::<u32>("split.tensors.count")
+            .filter(|&n| n as usize != self.tensors.len())
+        {
+            let wrong = invalid_key(
+                "split.tensors.count",
+                format!("{n}, but the shards hold {}", self.tensors.len()),
+            );
             if self.shards.len() > 1 {
                 return Err(wrong);
             }
@@ -225,7 +250,10 @@ impl Gguf {
             entry.name = hf.unwrap_or_else(|| entry.file_name.clone());
             entry.interleaved = self.interleaved(entry)?;
             if self.by_name.insert(entry.name.clone(), i).is_some() {
-                return Err(invalid_tensor(&entry.file_name, "given twice; convert the file again".into()));
+                return Err(invalid_tensor(
+                    &entry.file_name,
+                    "given twice; convert the file again".into(),
+                ));
             }
         }
         self.tensors = tensors;
@@ -234,19 +262,24 @@ impl Gguf {
 
     /// Rows of a head, for the tensors that llama files interleave.
     fn interleaved(&self, entry: &Entry) -> Result<Option<usize>> {
-        let is = |module: &str| entry.name.split_once(".self_attn.").is_some_and(|(_, m)| m.starts_with(module));
+        let is = |module: &str| {
+            entry.name.split_once(".self_attn.").is_some_and(|(_, m)| m.starts_with(module))
+        };
         let (q, k) = (is("q_proj."), is("k_proj."));
         if !entry.known || !(q || k) || self.find("general.architecture")? != Some("llama") {
             return Ok(None);
         }
         let all: u32 = self.get("llama.attention.head_count")?;
-        let heads = if q { all } else { self.find("llama.attention.head_count_kv")?.unwrap_or(all) };
+        let heads =
+            if q { all } else { self.find("llama.attention.head_count_kv")?.unwrap_or(all) };
         let rows = entry.shape[0];
         let head = rows.checked_div(heads as usize).unwrap_or(0);
         let blocks_move_whole = entry.shape.len() > 1 || entry.dtype.block_len() == 1;
         if head == 0 || head % 2 == 1 || head * heads as usize != rows || !blocks_move_whole {
-            let reason =
-                format!("{rows} rows can't be split into {heads} heads of an even size; convert the file again");
+            let reason = format!(
+                "{rows} rows can't be split into {heads} heads of an even size; convert the file \
+                again"
+            );
             return Err(invalid_tensor(&entry.file_name, reason));
         }
         Ok(Some(head))
@@ -261,17 +294,29 @@ impl std::fmt::Debug for Gguf {
 
 /// The shards of a model by the name of the first; nothing is opened.
 pub(crate) fn shards_of(first: &Path) -> Vec<PathBuf> {
-    let name = first.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".gguf"));
+    let name = first
+        .file_name()
+        .and_then(|name| name.to_str())
+        .and_then(|name| name.strip_suffix(".gguf"));
     let count = name.and_then(|name| name.rsplit_once("-of-")?.1.parse::<u32>().ok()).unwrap_or(1);
-    let others = (1..count).map_while(|no| shard_path(first, no, count).ok()).filter(|path| path.exists());
+    let others =
+        (1..count).map_while(|no| shard_path(first, no, count).ok()).filter(|path| path.exists());
     std::iter::once(first.to_path_buf()).chain(others).collect()
 }
 
 /// The path of shard `no` (from 0), beside the first.
 fn shard_path(first: &Path, no: u32, count: u32) -> Result<PathBuf> {
     let suffix = format!("-00001-of-{count:05}.gguf");
-    let stem = first.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(&suffix));
-    let reason = || format!("the first of {count} shards must be named like model{suffix}, for the others to be found");
+    let stem = first
+        .file_name()
+        .and_then(|name| name.to_str())
+        .and_then(|name| name.strip_suffix(&suffix));
+    let reason = || {
+        format!(
+            "the first of {count} shards must be named like model{suffix}, for the others to be \
+            found"
+        )
+    };
     let stem = stem.ok_or_else(|| Error::InvalidFile { path: first.into(), reason: reason() })?;
     Ok(first.with_file_name(format!("{stem}-{:05}-of-{count:05}.gguf", no + 1)))
 }
@@ -280,7 +325,10 @@ fn missing_shard(error: Error, path: &Path, no: u32, count: u32) -> Error {
     match error {
         Error::Io { source, .. } if source.kind() == ErrorKind::NotFound => Error::InvalidFile {
             path: path.into(),
-            reason: format!("shard {} of {count} is missing; put all shards into one folder", no + 1),
+            reason: format!(
+                "shard {} of {count} is missing; put all shards into one folder",
+                no + 1
+            ),
         },
         other => other,
     }

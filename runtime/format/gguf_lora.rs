@@ -1,9 +1,11 @@
-//! llama.cpp's LoRA files: GGUF with `general.type = adapter` and a pair `<tensor>.lora_a`, `<tensor>.lora_b` a module.
+//! llama.cpp's LoRA files: GGUF with `general.type = adapter` and a pair `<tensor>.lora_a`,
+//! `<tensor>.lora_b` a module.
 //!
-//! Three things differ from PEFT. The rows of q's and k's B are interleaved, like those of the base's q and k. The A of
-//! `token_embd` is transposed, `[V, r]`. There is one alpha a file, divided by each pair's rank; none or 0 means a
-//! scaling of 1. So a module whose scaling the file's alpha can't express has its factor multiplied into B on the way
-//! out (exact when the factor is a power of two, else B is rounded once).
+//! Three things differ from PEFT. The rows of q's and k's B are interleaved, like those of the
+//! base's q and k. The A of `token_embd` is transposed, `[V, r]`. There is one alpha a file,
+//! divided by each pair's rank; none or 0 means a scaling of 1. So a module whose scaling the
+//! file's alpha can't express has its factor multiplied into B on the way out (exact when the
+//! factor is a power of two, else B is rounded once).
 //!
 //! Factors are read in every type that weights may have; `--outtype q8_0` makes `Q8_0`.
 //!
@@ -39,7 +41,9 @@ pub(crate) fn parts(gguf: &Gguf, shape: &BaseShape) -> Result<Parts> {
     let (mut found, mut others) = (Vec::new(), Vec::new());
     for view in gguf.tensors() {
         match tensor(&view) {
-            Ok((path, factor, shape)) => found.push(Found { name: view.name.into(), path, factor, shape }),
+            Ok((path, factor, shape)) => {
+                found.push(Found { name: view.name.into(), path, factor, shape })
+            }
             Err(reason) => others.push(Item::refused(view.name, reason)),
         }
     }
@@ -47,9 +51,12 @@ pub(crate) fn parts(gguf: &Gguf, shape: &BaseShape) -> Result<Parts> {
     let expect = |key: &str, expected: &str| match gguf.find::<&str>(key)? {
         Some(found) if found == expected => Ok(()),
         found => {
-            let found =
-                found.map_or("nothing".into(), |found| format!("`{}`", found.chars().take(64).collect::<String>()));
-            let reason = format!("`{expected}` is needed, found {found}; give a LoRA adapter made for a llama");
+            let found = found.map_or("nothing".into(), |found| {
+                format!("`{}`", found.chars().take(64).collect::<String>())
+            });
+            let reason = format!(
+                "`{expected}` is needed, found {found}; give a LoRA adapter made for a llama"
+            );
             Err(Error::InvalidMetadata { key: key.into(), reason })
         }
     };
@@ -58,7 +65,10 @@ pub(crate) fn parts(gguf: &Gguf, shape: &BaseShape) -> Result<Parts> {
     expect("general.architecture", "llama")?;
     let alpha = gguf.find::<f32>(ALPHA)?.unwrap_or(0.0);
     if !alpha.is_finite() {
-        return Err(Error::InvalidMetadata { key: ALPHA.into(), reason: format!("{alpha} is no number") });
+        return Err(Error::InvalidMetadata {
+            key: ALPHA.into(),
+            reason: format!("{alpha} is no number"),
+        });
     }
     let base_fingerprint = gguf.find::<&str>(FINGERPRINT_KEY)?.map(String::from);
     let (config, n_bytes) = (config(&found, alpha, shape), gguf.n_bytes());
@@ -69,14 +79,19 @@ pub(crate) fn parts(gguf: &Gguf, shape: &BaseShape) -> Result<Parts> {
 fn judge(key: &str, value: Value<'_>) -> Item {
     let name: String = key.chars().take(64).collect();
     match key {
-        "general.type" | "general.architecture" | "adapter.type" | ALPHA | FINGERPRINT_KEY => Item::matched(name),
+        "general.type" | "general.architecture" | "adapter.type" | ALPHA | FINGERPRINT_KEY => {
+            Item::matched(name)
+        }
         "adapter.alora.invocation_tokens" if matches!(value, Value::Array(tokens) if tokens.is_empty()) => {
             Item::ignored(name, "off")
         }
-        "adapter.alora.invocation_tokens" => {
-            Item::refused(name, "activated LoRA switches on in the middle of a prompt; train a plain LoRA")
+        "adapter.alora.invocation_tokens" => Item::refused(
+            name,
+            "activated LoRA switches on in the middle of a prompt; train a plain LoRA",
+        ),
+        _ if key.starts_with("adapter.") => {
+            Item::refused(name, "unknown, and it may change what the adapter computes")
         }
-        _ if key.starts_with("adapter.") => Item::refused(name, "unknown, and it may change what the adapter computes"),
         _ => Item::ignored(name, "describes the file or the base"),
     }
 }
@@ -87,10 +102,14 @@ fn tensor(view: &TensorView<'_>) -> Result<(ModulePath, Factor, [usize; 2]), Str
     let (base, factor) = match (name.strip_suffix(".lora_a"), name.strip_suffix(".lora_b")) {
         (Some(base), _) => (base, Factor::A),
         (_, Some(base)) => (base, Factor::B),
-        _ => return Err("neither a lora_a nor a lora_b; it would replace a part of the base, which is frozen".into()),
+        _ => return Err(
+            "neither a lora_a nor a lora_b; it would replace a part of the base, which is frozen"
+                .into(),
+        ),
     };
     let path = hf_name(base).and_then(|hf| ModulePath::parse(hf.strip_suffix(".weight")?));
-    let path = path.ok_or("the base has no such module that takes LoRA; it was made for another")?;
+    let path =
+        path.ok_or("the base has no such module that takes LoRA; it was made for another")?;
     match *view.shape {
         [tokens, rank] if is_transposed(path, factor) => Ok((path, factor, [rank, tokens])),
         [rows, columns] => Ok((path, factor, [rows, columns])),
@@ -109,13 +128,18 @@ fn config(found: &[Found], alpha: f32, shape: &BaseShape) -> LoraConfig {
     ranks.sort_unstable();
     ranks.dedup_by_key(|(path, _)| *path);
     let r = ranks.first().map_or(1, |&(_, r)| r);
-    let others = || ranks.iter().filter(|&&(_, rank)| rank != r).map(|&(path, rank)| (path.to_string(), rank));
+    let others = || {
+        ranks.iter().filter(|&&(_, rank)| rank != r).map(|&(path, rank)| (path.to_string(), rank))
+    };
     let unscaled = alpha == 0.0;
     LoraConfig {
         r,
         lora_alpha: if unscaled { r as f64 } else { alpha.into() },
         rank_pattern: others().collect(),
-        alpha_pattern: others().filter(|_| unscaled).map(|(path, rank)| (path, rank as f64)).collect(),
+        alpha_pattern: others()
+            .filter(|_| unscaled)
+            .map(|(path, rank)| (path, rank as f64))
+            .collect(),
         target_modules: Modules::Names(names(ranks.iter().map(|&(path, _)| path), shape)),
         ..LoraConfig::default()
     }
@@ -150,8 +174,10 @@ fn interleaved(path: ModulePath, factor: Factor, shape: &BaseShape) -> Result<Op
         _ => return Ok(None),
     };
     let [rows, _] = shape.shape(path.target);
-    let head = rows.checked_div(heads).filter(|head| head % 2 == 0 && head * heads == rows && *head > 0);
-    let reason = || format!("{rows} rows of {path} can't be split into {heads} heads of an even size");
+    let head =
+        rows.checked_div(heads).filter(|head| head % 2 == 0 && head * heads == rows && *head > 0);
+    let reason =
+        || format!("{rows} rows of {path} can't be split into {heads} heads of an even size");
     head.map(Some).ok_or_else(|| Error::InvalidArgument { name: "shape", reason: reason() })
 }
 
@@ -163,21 +189,31 @@ fn transpose(values: &[f32], rows: usize) -> Vec<f32> {
 
 /// Writes a file that llama.cpp loads beside a GGUF of the same base.
 ///
-/// Errors: [`Error::Io`]; [`Error::Unsupported`] for LoRA on the embedding or the head of a base where they are one,
-/// which llama.cpp can't load; [`Error::InvalidAdapter`] for a module whose numbers `dtype` can't hold.
+/// Errors: [`Error::Io`]; [`Error::Unsupported`] for LoRA on the embedding or the head of a base
+/// where they are one, which llama.cpp can't load; [`Error::InvalidAdapter`] for a module whose
+/// numbers `dtype` can't hold.
 pub(crate) fn save(
     path: &Path,
     modules: &[LoraModule],
     fingerprint: Option<&str>,
     (alpha, shape, dtype): (f64, &BaseShape, DType),
 ) -> Result<()> {
-    if let Some(module) = modules.iter().find(|m| m.path.layer.is_none() && shape.tie_word_embeddings) {
-        let what = format!("LoRA on {} of a base with tied embeddings, in a GGUF file,", module.path);
-        return Err(Error::Unsupported { what, hint: "llama.cpp can't load it; save a PEFT folder".into() });
+    if let Some(module) =
+        modules.iter().find(|m| m.path.layer.is_none() && shape.tie_word_embeddings)
+    {
+        let what =
+            format!("LoRA on {} of a base with tied embeddings, in a GGUF file,", module.path);
+        return Err(Error::Unsupported {
+            what,
+            hint: "llama.cpp can't load it; save a PEFT folder".into(),
+        });
     }
     let alpha = file_alpha(modules, alpha);
     let (mut writer, mut data) = (GgufWriter::new(ALIGNMENT), Vec::new());
-    writer.text("general.architecture", "llama").text("general.type", "adapter").text("adapter.type", "lora");
+    writer
+        .text("general.architecture", "llama")
+        .text("general.type", "adapter")
+        .text("adapter.type", "lora");
     writer.f32(ALPHA, alpha).u32("general.file_type", u32::from(dtype == DType::F16));
     if let Some(fingerprint) = fingerprint {
         writer.text(FINGERPRINT_KEY, fingerprint);
@@ -189,7 +225,8 @@ pub(crate) fn save(
             let unnamed = || Error::MissingTensor { name: module.path.to_string() };
             let base = gguf_name(&format!("{}.weight", module.path)).ok_or_else(unnamed)?;
             let suffix = if factor == Factor::A { "lora_a" } else { "lora_b" };
-            let padding = writer.tensor(&format!("{base}.{suffix}"), &shape, dtype, bytes.len() as u64);
+            let padding =
+                writer.tensor(&format!("{base}.{suffix}"), &shape, dtype, bytes.len() as u64);
             data.extend([bytes, padding]);
         }
     }
@@ -209,13 +246,20 @@ fn file_alpha(modules: &[LoraModule], alpha: f64) -> f32 {
     let mut candidates: Vec<_> = std::iter::once(alpha as f32).chain(own).collect();
     candidates.retain(|alpha| alpha.is_normal());
     candidates.dedup();
-    let fits = |alpha: f32| modules.iter().filter(|module| scaling(alpha, module.rank) == module.scaling).count();
+    let fits = |alpha: f32| {
+        modules.iter().filter(|module| scaling(alpha, module.rank) == module.scaling).count()
+    };
     // The last of the best, so the config's is asked last.
     candidates.into_iter().rev().max_by_key(|&alpha| fits(alpha)).unwrap_or(1.0)
 }
 
 /// A factor's numbers in the file's order, and its shape there.
-fn encode(module: &LoraModule, factor: Factor, alpha: f32, shape: &BaseShape) -> Result<(Vec<f32>, [usize; 2])> {
+fn encode(
+    module: &LoraModule,
+    factor: Factor,
+    alpha: f32,
+    shape: &BaseShape,
+) -> Result<(Vec<f32>, [usize; 2])> {
     let rank = module.rank;
     if factor == Factor::A {
         let width = module.a.len() / rank.max(1);

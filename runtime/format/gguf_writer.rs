@@ -17,10 +17,17 @@ pub(crate) struct GgufWriter {
 }
 
 impl GgufWriter {
-    /// For tensors that begin at multiples of `alignment` bytes, a power of two; the caller adds the key for
-    /// another than [`ALIGNMENT`].
+    /// For tensors that begin at multiples of `alignment` bytes, a power of two; the caller adds
+    /// the key for another than [`ALIGNMENT`].
     pub(crate) fn new(alignment: u64) -> Self {
-        Self { alignment, n_keys: 0, keys: Vec::new(), n_tensors: 0, infos: Vec::new(), data_bytes: 0 }
+        Self {
+            alignment,
+            n_keys: 0,
+            keys: Vec::new(),
+            n_tensors: 0,
+            infos: Vec::new(),
+            data_bytes: 0,
+        }
     }
 
     pub(crate) fn u32(&mut self, key: &str, value: u32) -> &mut Self {
@@ -45,7 +52,13 @@ impl GgufWriter {
     }
 
     /// A tensor of `n_bytes` bytes; `shape` is row-major. Gives the zeros to write after its data.
-    pub(crate) fn tensor(&mut self, name: &str, shape: &[usize], dtype: DType, n_bytes: u64) -> Vec<u8> {
+    pub(crate) fn tensor(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        dtype: DType,
+        n_bytes: u64,
+    ) -> Vec<u8> {
         self.n_tensors += 1;
         self.infos.extend(counted(name));
         self.infos.extend((shape.len() as u32).to_le_bytes());

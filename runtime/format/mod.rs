@@ -1,4 +1,5 @@
-//! Files in and out: every name, length and offset of a file is checked here, so the floors above can trust them.
+//! Files in and out: every name, length and offset of a file is checked here, so the floors above
+//! can trust them.
 
 pub mod gguf;
 pub(crate) mod gguf_lora;
@@ -26,7 +27,10 @@ pub(crate) fn open(path: &Path) -> Result<File> {
     let kind = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
     if !kind.is_file() {
         // Opening a pipe would block and mapping a folder fails obscurely.
-        return Err(Error::InvalidFile { path: path.into(), reason: "not a regular file; give a model file".into() });
+        return Err(Error::InvalidFile {
+            path: path.into(),
+            reason: "not a regular file; give a model file".into(),
+        });
     }
     File::open(path).map_err(|e| Error::io(path, e))
 }
@@ -34,14 +38,16 @@ pub(crate) fn open(path: &Path) -> Result<File> {
 /// Maps a regular file read-only.
 pub(crate) fn map(path: &Path) -> Result<Mmap> {
     let file = open(path)?;
-    // SAFETY: the mapping is read-only and private to this process. Rust can't stop another process from changing the
-    // file; callers' docs ask for it to be left alone, and nothing read from it is trusted without a bounds check.
+    // SAFETY: the mapping is read-only and private to this process. Rust can't stop another process
+    // from changing the file; callers' docs ask for it to be left alone, and nothing read from it
+    // is trusted without a bounds check.
     unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))
 }
 
 /// A tensor inside a file: its checked description and its bytes, in Hugging Face's order of rows.
 ///
-/// Cheap to make; nothing is copied until the bytes are asked for, and then only when rows have to be reordered.
+/// Cheap to make; nothing is copied until the bytes are asked for, and then only when rows have to
+/// be reordered.
 #[derive(Clone, Copy)]
 pub struct TensorView<'a> {
     /// Hugging Face module path, e.g. `model.layers.0.self_attn.q_proj.weight`.
@@ -82,16 +88,22 @@ impl<'a> TensorView<'a> {
         self.data.len()
     }
 
-    /// The bytes of `count` rows from row `start` on: borrowed from the file, or gathered when the file orders the
-    /// rows otherwise. Ask for few enough rows to keep a piece small.
+    /// The bytes of `count` rows from row `start` on: borrowed from the file, or gathered when the
+    /// file orders the rows otherwise. Ask for few enough rows to keep a piece small.
     ///
     /// Panics when `start + count` is past [`Self::n_rows`], as slicing does.
     pub fn rows(&self, start: usize, count: usize) -> Cow<'a, [u8]> {
         match (self.interleaved, self.shape) {
             // A vector's single row is itself what has to be reordered.
-            (Some(head), &[n]) => Cow::Owned(self.gather(head, start * n..(start + count) * n, self.data.len() / n)),
-            (Some(head), _) => Cow::Owned(self.gather(head, start..start + count, self.row_bytes())),
-            (None, _) => Cow::Borrowed(&self.data[start * self.row_bytes()..][..count * self.row_bytes()]),
+            (Some(head), &[n]) => {
+                Cow::Owned(self.gather(head, start * n..(start + count) * n, self.data.len() / n))
+            }
+            (Some(head), _) => {
+                Cow::Owned(self.gather(head, start..start + count, self.row_bytes()))
+            }
+            (None, _) => {
+                Cow::Borrowed(&self.data[start * self.row_bytes()..][..count * self.row_bytes()])
+            }
         }
     }
 
@@ -122,8 +134,8 @@ impl<'a> TensorView<'a> {
         first + at % 2 * (head / 2) + at / 2
     }
 
-    /// Copies units (rows, or a vector's weights) of `size` bytes: the one at `half * head/2 + i` of a head comes
-    /// from `2 * i + half`.
+    /// Copies units (rows, or a vector's weights) of `size` bytes: the one at `half * head/2 + i`
+    /// of a head comes from `2 * i + half`.
     fn gather(&self, head: usize, units: Range<usize>, size: usize) -> Vec<u8> {
         let mut out = Vec::with_capacity(units.len() * size);
         for unit in units {

@@ -1,5 +1,5 @@
-//! PEFT's files: `adapter_config.json` and `adapter_model.safetensors` in a folder, or the tensors alone with the config
-//! in their metadata. PEFT's tensor names are mapped here and nowhere else.
+//! PEFT's files: `adapter_config.json` and `adapter_model.safetensors` in a folder, or the tensors
+//! alone with the config in their metadata. PEFT's tensor names are mapped here and nowhere else.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -39,14 +39,18 @@ pub(crate) fn files_of(dir: &Path) -> [PathBuf; 3] {
 }
 
 /// Opens a folder's config and tensors.
-pub(crate) fn open_folder(dir: &Path) -> Result<(Vec<u8>, SafetensorsFile<impl Read + Seek + use<>>)> {
+pub(crate) fn open_folder(
+    dir: &Path,
+) -> Result<(Vec<u8>, SafetensorsFile<impl Read + Seek + use<>>)> {
     let invalid = |reason: &str| Error::InvalidFile { path: dir.into(), reason: reason.into() };
     let has = |name: &str| dir.join(name).is_file();
     if !has(CONFIG) {
         return Err(invalid("no adapter_config.json in it; give the folder that PEFT saved"));
     }
     if !has(TENSORS) && has(PICKLE) {
-        return Err(invalid("adapter_model.bin is a Python pickle, which can run code; save it as safetensors"));
+        return Err(invalid(
+            "adapter_model.bin is a Python pickle, which can run code; save it as safetensors",
+        ));
     }
     if !has(TENSORS) {
         return Err(invalid("no adapter_model.safetensors in it; give the folder that PEFT saved"));
@@ -62,14 +66,25 @@ pub(crate) fn open_folder(dir: &Path) -> Result<(Vec<u8>, SafetensorsFile<impl R
 /// The config that a tensor file carries in its metadata.
 ///
 /// Errors: [`Error::InvalidFile`] when it carries none.
-pub(crate) fn config_inside<R: Read + Seek>(path: &Path, file: &SafetensorsFile<R>) -> Result<Vec<u8>> {
+pub(crate) fn config_inside<R: Read + Seek>(
+    path: &Path,
+    file: &SafetensorsFile<R>,
+) -> Result<Vec<u8>> {
     let config = file.metadata(CONFIG_KEY).map(|text| text.as_bytes().to_vec());
-    let reason = || format!("it carries no config in its metadata (`{CONFIG_KEY}`); give the folder with {CONFIG}");
+    let reason = || {
+        format!(
+            "it carries no config in its metadata (`{CONFIG_KEY}`); give the folder with {CONFIG}"
+        )
+    };
     config.ok_or_else(|| Error::InvalidFile { path: path.into(), reason: reason() })
 }
 
 /// What is in the files, numbers apart.
-pub(crate) fn parts<R: Read + Seek>(config: &[u8], file: &SafetensorsFile<R>, shape: &BaseShape) -> Result<Parts> {
+pub(crate) fn parts<R: Read + Seek>(
+    config: &[u8],
+    file: &SafetensorsFile<R>,
+    shape: &BaseShape,
+) -> Result<Parts> {
     let (config, keys) = LoraConfig::parse(config)?;
     let (mut found, mut others, mut copies) = (Vec::new(), Vec::new(), Vec::new());
     for (name, info) in file.tensors() {
@@ -79,7 +94,8 @@ pub(crate) fn parts<R: Read + Seek>(config: &[u8], file: &SafetensorsFile<R>, sh
             Kind::Other(item) => others.push(item),
         }
     }
-    let (base_fingerprint, n_bytes) = (file.metadata(FINGERPRINT_KEY).map(String::from), file.n_bytes());
+    let (base_fingerprint, n_bytes) =
+        (file.metadata(FINGERPRINT_KEY).map(String::from), file.n_bytes());
     let format = AdapterFormat::Peft;
     Ok(Parts { format, config, keys, found, others, copies, base_fingerprint, n_bytes })
 }
@@ -99,14 +115,22 @@ fn tensor(name: &str, info: &TensorInfo, shape: &BaseShape) -> Kind {
         return match info.shape == [shape.vocab_size, shape.hidden_size] {
             true if is_float(info.dtype) => Kind::Copy(copy),
             true => refused(not_float(info.dtype)),
-            false => refused("the vocabulary was resized in training; train with the base's own tokens".into()),
+            false => refused(
+                "the vocabulary was resized in training; train with the base's own tokens".into(),
+            ),
         };
     }
     let Some((path, factor)) = factor(inner) else {
         let reason = match inner {
-            _ if inner.contains("lora_magnitude_vector") => "DoRA is not supported; merge it into a plain LoRA first",
-            _ if inner.ends_with(".bias") => "biases are not supported; train with bias none and without lora_bias",
-            _ if inner.contains(".lora_") => "the base has no such module that takes LoRA; it was made for another",
+            _ if inner.contains("lora_magnitude_vector") => {
+                "DoRA is not supported; merge it into a plain LoRA first"
+            }
+            _ if inner.ends_with(".bias") => {
+                "biases are not supported; train with bias none and without lora_bias"
+            }
+            _ if inner.contains(".lora_") => {
+                "the base has no such module that takes LoRA; it was made for another"
+            }
             _ => "it would replace a part of the base, which is frozen; train LoRA only",
         };
         return refused(reason.into());
@@ -122,8 +146,8 @@ fn not_float(dtype: Dtype) -> String {
     format!("its type is {dtype:?}; F32, F16, BF16 and F64 are supported")
 }
 
-/// Whether it is the embedding's or the head's own weights, which PEFT saves along when they are targeted, when the
-/// vocabulary was resized, or when it is asked to (`save_embedding_layers`).
+/// Whether it is the embedding's or the head's own weights, which PEFT saves along when they are
+/// targeted, when the vocabulary was resized, or when it is asked to (`save_embedding_layers`).
 fn copied(name: &str, inner: &str) -> Option<Copied> {
     let (module, is_base_layer) = match inner.strip_suffix(".base_layer.weight") {
         Some(module) => (module, true),
@@ -149,13 +173,16 @@ pub(crate) fn judge_copy<R: Read + Seek>(
             opened = Gguf::open(path)?;
             &opened
         }
-        BaseWeights::Compared => return Ok(Item::ignored(name, "a copy of the base's weights, compared before")),
+        BaseWeights::Compared => {
+            return Ok(Item::ignored(name, "a copy of the base's weights, compared before"));
+        }
         BaseWeights::Unknown if copy.is_base_layer => {
             let reason = "a copy of the base's frozen weights; those of the loaded base are used";
             return Ok(Item::ignored(name, reason));
         }
         BaseWeights::Unknown => {
-            let reason = "it may replace a part of the base, which is frozen, and there is no model file to compare it \
+            let reason = "it may replace a part of the base, which is frozen, and there is no \
+                model file to compare it \
                           with; save without save_embedding_layers";
             return Ok(Item::refused(name, reason));
         }
@@ -164,25 +191,32 @@ pub(crate) fn judge_copy<R: Read + Seek>(
     Ok(match copies::equals(&base, &mut |rows| file.read_rows(name, rows))? {
         true => Item::ignored(
             name,
-            format!("a copy of the base's weights: equal within the rounding of {}", base.dtype.name()),
+            format!(
+                "a copy of the base's weights: equal within the rounding of {}",
+                base.dtype.name()
+            ),
         ),
         false => Item::refused(
             name,
-            "it differs from the base's and would replace it, but the base is frozen; train LoRA only (no new tokens), or \
+            "it differs from the base's and would replace it, but the base is frozen; train LoRA \
+            only (no new tokens), or \
              merge it into the base and convert that",
         ),
     })
 }
 
-/// `<module>.lora_A.weight` or `<module>.lora_embedding_A`, perhaps with the adapter's name after the A.
+/// `<module>.lora_A.weight` or `<module>.lora_embedding_A`, perhaps with the adapter's name after
+/// the A.
 fn factor(name: &str) -> Option<(ModulePath, Factor)> {
     let (module, rest) = name.split_once(".lora_")?;
     let path = ModulePath::parse(module)?;
     let rest: Vec<_> = rest.split('.').collect();
     let embedding = path.target == Target::EmbedTokens;
     let factor = match (embedding, rest.as_slice()) {
-        (false, ["A", "weight"] | ["A", _, "weight"]) | (true, ["embedding_A"] | ["embedding_A", _]) => Factor::A,
-        (false, ["B", "weight"] | ["B", _, "weight"]) | (true, ["embedding_B"] | ["embedding_B", _]) => Factor::B,
+        (false, ["A", "weight"] | ["A", _, "weight"])
+        | (true, ["embedding_A"] | ["embedding_A", _]) => Factor::A,
+        (false, ["B", "weight"] | ["B", _, "weight"])
+        | (true, ["embedding_B"] | ["embedding_B", _]) => Factor::B,
         _ => return None,
     };
     Some((path, factor))
@@ -195,7 +229,8 @@ fn tensor_name(path: ModulePath, factor: Factor) -> String {
     }
 }
 
-/// Writes a folder. The config goes first out and last in, so that no crash leaves one beside tensors it is not for.
+/// Writes a folder. The config goes first out and last in, so that no crash leaves one beside
+/// tensors it is not for.
 ///
 /// Errors: [`Error::Io`]; [`Error::InvalidAdapter`] for a module whose numbers `dtype` can't hold.
 pub(crate) fn save(
@@ -209,7 +244,8 @@ pub(crate) fn save(
     let bytes = encode(dir, &json, modules, fingerprint, dtype)?;
     std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
     let (old, tensors) = (dir.join(CONFIG), dir.join(TENSORS));
-    let (staged_tensors, staged_config) = (Staged::write(&tensors, &bytes)?, Staged::write(&old, json.as_bytes())?);
+    let (staged_tensors, staged_config) =
+        (Staged::write(&tensors, &bytes)?, Staged::write(&old, json.as_bytes())?);
     if old.exists() && std::fs::read(&old).map_err(|e| Error::io(&old, e))? != json.as_bytes() {
         std::fs::remove_file(&old).map_err(|e| Error::io(&old, e))?;
     }
@@ -219,9 +255,11 @@ pub(crate) fn save(
 
 /// That an adapter may be written to `dir`.
 ///
-/// Errors: [`Error::InvalidFile`] when it exists and is neither empty nor an adapter's; [`Error::Io`].
+/// Errors: [`Error::InvalidFile`] when it exists and is neither empty nor an adapter's;
+/// [`Error::Io`].
 pub(crate) fn check_folder(dir: &Path) -> Result<()> {
-    let invalid = |reason: &str| Err(Error::InvalidFile { path: dir.into(), reason: reason.into() });
+    let invalid =
+        |reason: &str| Err(Error::InvalidFile { path: dir.into(), reason: reason.into() });
     if !dir.exists() {
         return Ok(());
     }
@@ -230,12 +268,15 @@ pub(crate) fn check_folder(dir: &Path) -> Result<()> {
     }
     let entries = std::fs::read_dir(dir).map_err(|e| Error::io(dir, e))?;
     if !is_adapter(dir) && entries.flatten().any(|entry| !is_ours(&entry.file_name())) {
-        return invalid("the folder holds something that is no adapter; give an empty or a new one");
+        return invalid(
+            "the folder holds something that is no adapter; give an empty or a new one",
+        );
     }
     Ok(())
 }
 
-/// Whether saving or training leaves it in a folder before there is a config: a crash may have kept it from that.
+/// Whether saving or training leaves it in a folder before there is a config: a crash may have kept
+/// it from that.
 fn is_ours(name: &std::ffi::OsStr) -> bool {
     is_staged(name) || name == TENSORS || name == CHECKPOINTS || name == LOCK
 }
@@ -248,12 +289,19 @@ pub(crate) fn is_staged(name: &std::ffi::OsStr) -> bool {
 /// Whether the folder's config says it is a PEFT adapter.
 fn is_adapter(dir: &Path) -> bool {
     let mut text = Vec::new();
-    let read = File::open(dir.join(CONFIG)).and_then(|file| file.take(MAX_CONFIG_BYTES as u64).read_to_end(&mut text));
+    let read = File::open(dir.join(CONFIG))
+        .and_then(|file| file.take(MAX_CONFIG_BYTES as u64).read_to_end(&mut text));
     let config = read.ok().and_then(|_| serde_json::from_slice::<serde_json::Value>(&text).ok());
     config.is_some_and(|config| config.get("peft_type").is_some())
 }
 
-fn encode(dir: &Path, json: &str, modules: &[LoraModule], fingerprint: Option<&str>, dtype: DType) -> Result<Vec<u8>> {
+fn encode(
+    dir: &Path,
+    json: &str,
+    modules: &[LoraModule],
+    fingerprint: Option<&str>,
+    dtype: DType,
+) -> Result<Vec<u8>> {
     let element = if dtype == DType::F16 { Dtype::F16 } else { Dtype::F32 };
     let mut data = Vec::new();
     for module in modules {
@@ -265,11 +313,15 @@ fn encode(dir: &Path, json: &str, modules: &[LoraModule], fingerprint: Option<&s
             data.push((tensor_name(module.path, factor), shape, bytes));
         }
     }
-    let mut metadata = HashMap::from([("format".into(), "pt".into()), (CONFIG_KEY.into(), json.into())]);
-    metadata.extend(fingerprint.map(|fingerprint| (FINGERPRINT_KEY.to_string(), fingerprint.to_string())));
+    let mut metadata =
+        HashMap::from([("format".into(), "pt".into()), (CONFIG_KEY.into(), json.into())]);
+    metadata.extend(
+        fingerprint.map(|fingerprint| (FINGERPRINT_KEY.to_string(), fingerprint.to_string())),
+    );
     let invalid = |e| Error::InvalidFile { path: dir.into(), reason: format!("safetensors: {e}") };
-    let views =
-        data.iter().map(|(name, shape, bytes)| Ok((name.as_str(), TensorView::new(element, shape.clone(), bytes)?)));
+    let views = data.iter().map(|(name, shape, bytes)| {
+        Ok((name.as_str(), TensorView::new(element, shape.clone(), bytes)?))
+    });
     let views = views.collect::<Result<Vec<_>, _>>().map_err(invalid)?;
     to_bytes(views, metadata).map_err(invalid)
 }
@@ -277,7 +329,9 @@ fn encode(dir: &Path, json: &str, modules: &[LoraModule], fingerprint: Option<&s
 /// Why a module can't be written in a type.
 pub(crate) fn too_large(module: &LoraModule, dtype: DType) -> Error {
     let reason = match dtype {
-        DType::F32 | DType::F16 => format!("its numbers are too large for {}; save it as F32", dtype.name()),
+        DType::F32 | DType::F16 => {
+            format!("its numbers are too large for {}; save it as F32", dtype.name())
+        }
         other => format!("adapters are saved as F32 or F16, not {}", other.name()),
     };
     Error::InvalidAdapter { what: module.path.to_string(), reason }

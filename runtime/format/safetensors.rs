@@ -20,7 +20,8 @@ use crate::error::{Error, Result};
 /// Far above a real header: about 100 bytes a tensor.
 const MAX_HEADER: u64 = 16 << 20;
 
-/// The bytes of a file. Equal contents give equal bytes: `serialize` alone leaves the metadata in any order.
+/// The bytes of a file. Equal contents give equal bytes: `serialize` alone leaves the metadata in
+/// any order.
 ///
 /// Errors: as [`serialize`].
 pub(crate) fn to_bytes<'a>(
@@ -29,7 +30,8 @@ pub(crate) fn to_bytes<'a>(
 ) -> Result<Vec<u8>, SafeTensorError> {
     let mut bytes = serialize(tensors, Some(metadata))?;
     let (len, rest) = bytes.split_first_chunk_mut::<8>().ok_or(SafeTensorError::HeaderTooSmall)?;
-    let text = rest.get_mut(..u64::from_le_bytes(*len) as usize).ok_or(SafeTensorError::HeaderTooSmall)?;
+    let text =
+        rest.get_mut(..u64::from_le_bytes(*len) as usize).ok_or(SafeTensorError::HeaderTooSmall)?;
     let mut header: serde_json::Map<_, _> = serde_json::from_slice(text)?;
     if let Some(serde_json::Value::Object(metadata)) = header.get_mut("__metadata__") {
         metadata.sort_keys();
@@ -58,7 +60,8 @@ pub(crate) struct SafetensorsFile<R> {
 }
 
 impl SafetensorsFile<BufReader<File>> {
-    /// Errors: [`Error::Io`]; [`Error::InvalidFile`] for a file that is not safetensors or is cut short.
+    /// Errors: [`Error::Io`]; [`Error::InvalidFile`] for a file that is not safetensors or is cut
+    /// short.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         Self::new(path, BufReader::new(super::open(path)?))
     }
@@ -72,7 +75,8 @@ impl<R: Read + Seek> SafetensorsFile<R> {
         let n_bytes = reader.seek(SeekFrom::End(0)).map_err(io)?;
         reader.rewind().map_err(io)?;
         let mut length = [0; 8];
-        let cut = |_| invalid("cut short, or not safetensors; give an adapter's folder or file".into());
+        let cut =
+            |_| invalid("cut short, or not safetensors; give an adapter's folder or file".into());
         reader.read_exact(&mut length).map_err(cut)?;
         let length = u64::from_le_bytes(length);
         if length > MAX_HEADER || length > n_bytes - 8 {
@@ -84,18 +88,24 @@ impl<R: Read + Seek> SafetensorsFile<R> {
         reader.read_exact(&mut json).map_err(cut)?;
         let damaged = |e: serde_json::Error| {
             invalid(match e.column() {
-                0 => "the header's tensors overlap, leave gaps or have other sizes than their shapes; save it again"
+                0 => "the header's tensors overlap, leave gaps or have other sizes than their \
+                    shapes; save it again"
                     .into(),
                 column => format!("the header is damaged (column {column}); download it again"),
             })
         };
         if let Twice(Some(name)) = serde_json::from_slice(&json).map_err(damaged)? {
-            return Err(Error::InvalidTensor { name, reason: "it is in the header twice; save it again".into() });
+            return Err(Error::InvalidTensor {
+                name,
+                reason: "it is in the header twice; save it again".into(),
+            });
         }
         let header: Metadata = serde_json::from_slice(&json).map_err(damaged)?;
         let expected = 8 + length + header.data_len() as u64;
         if expected != n_bytes {
-            return Err(invalid(format!("{n_bytes} bytes, but the header tells of {expected}; download it again")));
+            return Err(invalid(format!(
+                "{n_bytes} bytes, but the header tells of {expected}; download it again"
+            )));
         }
         Ok(Self { path: path.into(), reader, header, data_start: 8 + length, n_bytes })
     }
@@ -121,7 +131,8 @@ impl<R: Read + Seek> SafetensorsFile<R> {
     pub(crate) fn read(&mut self, name: &str) -> Result<(Dtype, Vec<u8>)> {
         let info = self.info(name)?;
         let (dtype, (start, end)) = (info.dtype, info.data_offsets);
-        // The header was compared with the file's length, so this asks for no more than the file had.
+        // The header was compared with the file's length, so this asks for no more than the file
+        // had.
         Ok((dtype, self.read_bytes(start..end)?))
     }
 
@@ -130,7 +141,8 @@ impl<R: Read + Seek> SafetensorsFile<R> {
         let info = self.info(name)?;
         let (dtype, (start, end)) = (info.dtype, info.data_offsets);
         let row = (end - start) / info.shape.first().copied().unwrap_or(1).max(1);
-        let bytes = self.read_bytes((start + rows.start * row).min(end)..(start + rows.end * row).min(end))?;
+        let bytes = self
+            .read_bytes((start + rows.start * row).min(end)..(start + rows.end * row).min(end))?;
         floats(name, dtype, &bytes)
     }
 
@@ -150,8 +162,11 @@ impl<R: Read + Seek> SafetensorsFile<R> {
 /// What [`SafetensorsFile::read`] gives, as f32. Call it for types that [`is_float`] takes.
 pub(crate) fn floats(name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>> {
     match dtype {
-        Dtype::F64 => Ok(bytes.as_chunks().0.iter().map(|&b| f64::from_le_bytes(b) as f32).collect()),
-        _ => to_f32(gguf_type(dtype).ok_or_else(|| not_float(name))?, bytes).ok_or_else(|| not_float(name)),
+        Dtype::F64 => {
+            Ok(bytes.as_chunks().0.iter().map(|&b| f64::from_le_bytes(b) as f32).collect())
+        }
+        _ => to_f32(gguf_type(dtype).ok_or_else(|| not_float(name))?, bytes)
+            .ok_or_else(|| not_float(name)),
     }
 }
 
@@ -181,19 +196,24 @@ pub(crate) fn to_f32(dtype: DType, bytes: &[u8]) -> Option<Vec<f32>> {
             Ok(halves) if cfg!(target_endian = "little") => halves.to_f32_vec(),
             _ => bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32()).collect(),
         },
-        DType::BF16 => bytes.as_chunks().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32()).collect(),
+        DType::BF16 => {
+            bytes.as_chunks().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32()).collect()
+        }
         _ => return None,
     })
 }
 
-/// Numbers as little-endian bytes; `None` when one is too large for the type, or the type is neither F32 nor F16.
+/// Numbers as little-endian bytes; `None` when one is too large for the type, or the type is
+/// neither F32 nor F16.
 pub(crate) fn from_f32(dtype: DType, values: &[f32]) -> Option<Vec<u8>> {
     let half = || values.iter().map(|&v| f16::from_f32(v));
     match dtype {
         DType::F32 if values.iter().all(|v| v.is_finite()) => {
             Some(values.iter().flat_map(|v| v.to_le_bytes()).collect())
         }
-        DType::F16 if half().all(f16::is_finite) => Some(half().flat_map(f16::to_le_bytes).collect()),
+        DType::F16 if half().all(f16::is_finite) => {
+            Some(half().flat_map(f16::to_le_bytes).collect())
+        }
         _ => None,
     }
 }

@@ -31,7 +31,8 @@ impl Staged {
             None => OpenOptions::new().append(true).open(path),
         };
         live().extend(temporary.clone());
-        let mut staged = Self { file: file.map_err(|e| Error::io(path, e))?, temporary, path: path.into() };
+        let mut staged =
+            Self { file: file.map_err(|e| Error::io(path, e))?, temporary, path: path.into() };
         staged.append(bytes)?;
         staged.sync()?;
         Ok(staged)
@@ -52,7 +53,9 @@ impl Staged {
 
     /// Whether `name` is that of a file staged for `file`.
     pub(crate) fn is_of(file: &str, name: &std::ffi::OsStr) -> bool {
-        let rest = name.to_str().and_then(|name| name.strip_prefix('.')?.strip_prefix(file)?.strip_prefix('.'));
+        let rest = name
+            .to_str()
+            .and_then(|name| name.strip_prefix('.')?.strip_prefix(file)?.strip_prefix('.'));
         rest.is_some_and(|rest| rest.ends_with(".tmp"))
     }
 
@@ -77,10 +80,12 @@ impl Drop for Staged {
     }
 }
 
-/// Whether `path` is written to and never replaced: a device, a pipe, or the name of something that is open.
+/// Whether `path` is written to and never replaced: a device, a pipe, or the name of something that
+/// is open.
 pub(crate) fn is_in_place(path: &Path) -> bool {
     let opened = ["/dev/fd", "/dev/stdout", "/dev/stderr", "/proc"];
-    let is_opened = |path: PathBuf| cfg!(unix) && opened.iter().any(|opened| path.starts_with(opened));
+    let is_opened =
+        |path: PathBuf| cfg!(unix) && opened.iter().any(|opened| path.starts_with(opened));
     std::fs::metadata(path).is_ok_and(|kind| !kind.is_file() && !kind.is_dir())
         || std::path::absolute(path).is_ok_and(is_opened)
 }
@@ -98,7 +103,11 @@ fn live() -> MutexGuard<'static, BTreeSet<PathBuf>> {
 fn temporary_name(path: &Path) -> PathBuf {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.{}.{}.tmp", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)))
+    path.with_file_name(format!(
+        ".{name}.{}.{}.tmp",
+        std::process::id(),
+        COUNT.fetch_add(1, Ordering::Relaxed)
+    ))
 }
 
 /// Whether `name` is that of any staged file.
@@ -107,8 +116,10 @@ pub(crate) fn is_temporary(name: &std::ffi::OsStr) -> bool {
     name.to_str().is_some_and(|name| name.starts_with('.') && name.ends_with(".tmp"))
 }
 
-/// Makes a rename last; not every system can open a folder, and none needs it for the file to be whole.
+/// Makes a rename last; not every system can open a folder, and none needs it for the file to be
+/// whole.
 fn sync_folder(path: &Path) {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder =
+        path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let _ = File::open(folder).and_then(|folder| folder.sync_all());
 }

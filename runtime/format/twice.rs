@@ -5,7 +5,8 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-/// The first key that an object, or one within it, gives twice. Read it from the text before the values.
+/// The first key that an object, or one within it, gives twice. Read it from the text before the
+/// values.
 pub(crate) struct Twice(pub(crate) Option<String>);
 
 impl<'de> Deserialize<'de> for Twice {

@@ -1,4 +1,5 @@
-//! Records dispatches into one pass and submits them: one encoder, one pass, one submit a token or chunk.
+//! Records dispatches into one pass and submits them: one encoder, one pass, one submit a token or
+//! chunk.
 
 use std::collections::VecDeque;
 use std::sync::PoisonError;
@@ -45,11 +46,25 @@ impl<'a> Commands<'a> {
     /// Errors: [`crate::Error::OutOfMemory`] for the uniform ring, where there is one.
     pub fn new(gpu: &'a Gpu) -> Result<Self> {
         let idle = || gpu.pipelines.idle_rings.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let ring = if gpu.caps().immediates { None } else { Some(idle().map_or_else(|| Ring::new(gpu), Ok)?) };
+        let ring = if gpu.caps().immediates {
+            None
+        } else {
+            Some(idle().map_or_else(|| Ring::new(gpu), Ok)?)
+        };
         let encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         let in_flight = VecDeque::with_capacity(IN_FLIGHT + 1);
         let (dispatches, bytes, operations) = (0, 0, 0);
-        Ok(Self { gpu, encoder, pass: None, ring, dispatches, bytes, operations, in_flight, cancel: None })
+        Ok(Self {
+            gpu,
+            encoder,
+            pass: None,
+            ring,
+            dispatches,
+            bytes,
+            operations,
+            in_flight,
+            cancel: None,
+        })
     }
 
     /// From now on [`Commands::bound`] gives up once `cancel` is set.
@@ -57,8 +72,9 @@ impl<'a> Commands<'a> {
         self.cancel = Some(cancel);
     }
 
-    /// Adds `operations` of arithmetic; what was recorded is submitted once that makes a unit of work, so that no
-    /// submission runs long, and the host stays at most a few units ahead of the device.
+    /// Adds `operations` of arithmetic; what was recorded is submitted once that makes a unit of
+    /// work, so that no submission runs long, and the host stays at most a few units ahead of the
+    /// device.
     ///
     /// Errors: [`crate::Error::Cancelled`] when asked to stop; as [`Gpu::check`].
     pub fn bound(&mut self, operations: u64) -> Result<()> {
@@ -79,7 +95,8 @@ impl<'a> Commands<'a> {
         Ok(())
     }
 
-    /// Records one dispatch; `read_bytes` is what it reads of weights and KV cache, for the counters.
+    /// Records one dispatch; `read_bytes` is what it reads of weights and KV cache, for the
+    /// counters.
     pub fn dispatch(
         &mut self,
         kernel: &Kernel,
@@ -97,7 +114,9 @@ impl<'a> Commands<'a> {
             self.flush();
         }
         let pass = self.pass.get_or_insert_with(|| {
-            self.encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()).forget_lifetime()
+            self.encoder
+                .begin_compute_pass(&wgpu::ComputePassDescriptor::default())
+                .forget_lifetime()
         });
         pass.set_pipeline(&kernel.pipeline);
         pass.set_bind_group(0, group, &[]);
@@ -115,12 +134,20 @@ impl<'a> Commands<'a> {
     }
 
     /// Copies between buffers, after the dispatches recorded so far.
-    pub fn copy(&mut self, from: &Tensor, from_offset: u64, to: &Tensor, to_offset: u64, bytes: u64) {
+    pub fn copy(
+        &mut self,
+        from: &Tensor,
+        from_offset: u64,
+        to: &Tensor,
+        to_offset: u64,
+        bytes: u64,
+    ) {
         self.pass = None;
         self.encoder.copy_buffer_to_buffer(&from.buffer, from_offset, &to.buffer, to_offset, bytes);
     }
 
-    /// Copies between disjoint ranges of one buffer. WebGPU allows no copy inside a buffer, so it goes through another.
+    /// Copies between disjoint ranges of one buffer. WebGPU allows no copy inside a buffer, so it
+    /// goes through another.
     ///
     /// Errors: [`Error::OutOfMemory`] for that other buffer.
     pub fn copy_within(&mut self, tensor: &Tensor, from: u64, to: u64, bytes: u64) -> Result<()> {
@@ -145,7 +172,8 @@ impl<'a> Commands<'a> {
             self.gpu.write(&ring.buffer, 0, &ring.params);
             ring.params.clear();
         }
-        let next = self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let next =
+            self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         let encoder = std::mem::replace(&mut self.encoder, next);
         let counters = &self.gpu.counters;
         counters.dispatches.fetch_add(std::mem::take(&mut self.dispatches), Ordering::Relaxed);

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use super::instance::adapters;
 use crate::error::{Error, Result};
 
-/// Small buffers share blocks of this size. The default's blocks grow to 64 MiB, most of it unused where memory is short.
+/// Small buffers share blocks of this size. The default's blocks grow to 64 MiB, most of it unused
+/// where memory is short.
 const BLOCK_BYTES: u64 = 8 << 20;
 
 /// What every device can bind.
@@ -22,7 +23,8 @@ const LARGEST_BINDING: u64 = 2 << 30;
 /// Which GPU to use and which of its abilities to leave unused.
 #[derive(Clone, Debug)]
 pub struct GpuOptions {
-    /// `discrete`, `integrated`, `software`, or part of the GPU's name. `None`: the fastest kind there is.
+    /// `discrete`, `integrated`, `software`, or part of the GPU's name. `None`: the fastest kind
+    /// there is.
     pub name: Option<String>,
     /// Subgroup operations may be used.
     pub subgroups: bool,
@@ -34,7 +36,8 @@ pub struct GpuOptions {
     pub immediates: bool,
     /// Bindings may be larger than the 128 MiB that every device has.
     pub large_bindings: bool,
-    /// Shaders are compiled with bounds checks and validated by the driver layers: slow, for debugging.
+    /// Shaders are compiled with bounds checks and validated by the driver layers: slow, for
+    /// debugging.
     pub checked: bool,
     /// Where the pipeline cache and the self-test's verdicts are kept; `None` keeps nothing.
     pub cache_dir: Option<PathBuf>,
@@ -59,10 +62,12 @@ impl GpuOptions {
     /// The defaults, changed by `EPIPHYTE_GPU`, `EPIPHYTE_CHECKED=1` and
     /// `EPIPHYTE_DISABLE=subgroups,f16,cooperative_matrix,immediates,large_bindings`.
     ///
-    /// Errors: [`Error::InvalidArgument`] where `EPIPHYTE_ADAPTER` is set, which `EPIPHYTE_GPU` was called before.
+    /// Errors: [`Error::InvalidArgument`] where `EPIPHYTE_ADAPTER` is set, which `EPIPHYTE_GPU` was
+    /// called before.
     pub fn from_env() -> Result<Self> {
         if std::env::var_os("EPIPHYTE_ADAPTER").is_some_and(|name| !name.is_empty()) {
-            let reason = "it is called EPIPHYTE_GPU now (adapter means LoRA); set that instead".into();
+            let reason =
+                "it is called EPIPHYTE_GPU now (adapter means LoRA); set that instead".into();
             return Err(Error::InvalidArgument { name: "EPIPHYTE_ADAPTER", reason });
         }
         let disabled = std::env::var("EPIPHYTE_DISABLE").unwrap_or_default();
@@ -104,7 +109,8 @@ impl Caps {
     pub fn restrict(&mut self, other: &Self) {
         self.subgroup_size = self.subgroup_size.filter(|_| other.subgroup_size.is_some());
         self.f16 &= other.f16;
-        let matrices = other.cooperative_matrix.is_some() && self.f16 && self.subgroup_size.is_some();
+        let matrices =
+            other.cooperative_matrix.is_some() && self.f16 && self.subgroup_size.is_some();
         self.cooperative_matrix = self.cooperative_matrix.filter(|_| matrices);
         self.max_binding_bytes = self.max_binding_bytes.min(other.max_binding_bytes);
     }
@@ -144,7 +150,8 @@ pub struct Gpu {
 impl Gpu {
     /// Opens the GPU that `options` name.
     ///
-    /// Errors: [`Error::NoGpu`] listing what there is; [`Error::Gpu`] when the driver refuses a device.
+    /// Errors: [`Error::NoGpu`] listing what there is; [`Error::Gpu`] when the driver refuses a
+    /// device.
     pub fn open(options: GpuOptions) -> Result<Self> {
         check_address_space()?;
         let adapter = choose(adapters(), options.name.as_deref())?;
@@ -155,10 +162,15 @@ impl Gpu {
         features.set(wgpu::Features::SUBGROUP, caps.subgroup_size.is_some());
         features.set(wgpu::Features::SHADER_F16, caps.f16);
         features.set(wgpu::Features::IMMEDIATES, caps.immediates);
-        features.set(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX, caps.cooperative_matrix.is_some());
-        features |= adapter.features() & (wgpu::Features::PIPELINE_CACHE | wgpu::Features::TIMESTAMP_QUERY);
+        features.set(
+            wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX,
+            caps.cooperative_matrix.is_some(),
+        );
+        features |=
+            adapter.features() & (wgpu::Features::PIPELINE_CACHE | wgpu::Features::TIMESTAMP_QUERY);
         let experimental_features = if caps.cooperative_matrix.is_some() {
-            // SAFETY: cooperative matrices are used by kernels that the self-test checks against the CPU first.
+            // SAFETY: cooperative matrices are used by kernels that the self-test checks against
+            // the CPU first.
             unsafe { wgpu::ExperimentalFeatures::enabled() }
         } else {
             wgpu::ExperimentalFeatures::disabled()
@@ -168,14 +180,26 @@ impl Gpu {
             required_features: features,
             required_limits: limits.clone(),
             experimental_features,
-            memory_hints: wgpu::MemoryHints::Manual { suballocated_device_memory_block_size: BLOCK_BYTES..BLOCK_BYTES },
+            memory_hints: wgpu::MemoryHints::Manual {
+                suballocated_device_memory_block_size: BLOCK_BYTES..BLOCK_BYTES,
+            },
             trace: wgpu::Trace::Off,
         }))
         .map_err(|e| Error::Gpu { op: format!("open {}", info.name), reason: e.to_string() })?;
         let fault = Arc::new(Mutex::new(None));
         watch(&device, &fault);
         let pipelines = super::pipeline::Pipelines::new(&device, &info, &options);
-        Ok(Self { device, queue, pipelines, options, info, caps, limits, fault, counters: Counters::default() })
+        Ok(Self {
+            device,
+            queue,
+            pipelines,
+            options,
+            info,
+            caps,
+            limits,
+            fault,
+            counters: Counters::default(),
+        })
     }
 
     /// What the kernels may rely on.
@@ -183,7 +207,8 @@ impl Gpu {
         &self.caps
     }
 
-    /// Stops using what `caps` does not allow; adds nothing. For what is compiled and allocated from now on.
+    /// Stops using what `caps` does not allow; adds nothing. For what is compiled and allocated
+    /// from now on.
     pub fn restrict(&mut self, caps: &Caps) {
         self.caps.restrict(caps);
     }
@@ -211,7 +236,10 @@ impl Gpu {
     /// Identifies GPU and driver version: what was measured for one key holds for no other.
     pub fn driver_key(&self) -> String {
         let i = &self.info;
-        let text = format!("{:?} {} {} {} {:x} {:x}", i.backend, i.name, i.driver, i.driver_info, i.vendor, i.device);
+        let text = format!(
+            "{:?} {} {} {} {:x} {:x}",
+            i.backend, i.name, i.driver, i.driver_info, i.vendor, i.device
+        );
         blake3::hash(text.as_bytes()).to_hex()[..16].to_string()
     }
 
@@ -219,8 +247,15 @@ impl Gpu {
     ///
     /// Errors: those of `work`; [`Error::Gpu`] and [`Error::OutOfMemory`] naming `op`.
     pub(crate) fn scoped<T>(&self, op: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        let filters = [wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::Validation];
-        let mut scopes = filters.map(|filter| self.device.push_error_scope(filter)).into_iter().collect::<Vec<_>>();
+        let filters = [
+            wgpu::ErrorFilter::OutOfMemory,
+            wgpu::ErrorFilter::Internal,
+            wgpu::ErrorFilter::Validation,
+        ];
+        let mut scopes = filters
+            .map(|filter| self.device.push_error_scope(filter))
+            .into_iter()
+            .collect::<Vec<_>>();
         let done = work();
         let mut fault = None;
         while let Some(scope) = scopes.pop() {
@@ -256,8 +291,9 @@ impl Gpu {
         self.counters.allocated_bytes.load(Ordering::Relaxed)
     }
 
-    /// Bytes that the driver was asked for: those of [`Gpu::allocated_bytes`], what staging takes, and what is left of
-    /// the blocks they are in. `None` where the backend does not count them, as on Metal.
+    /// Bytes that the driver was asked for: those of [`Gpu::allocated_bytes`], what staging takes,
+    /// and what is left of the blocks they are in. `None` where the backend does not count them, as
+    /// on Metal.
     pub fn reserved_bytes(&self) -> Option<u64> {
         self.device.generate_allocator_report().map(|report| report.total_reserved_bytes)
     }
@@ -268,7 +304,8 @@ pub fn describe(info: &wgpu::AdapterInfo) -> String {
     format!("{} ({:?}, {} {})", info.name, info.backend, info.driver, info.driver_info)
 }
 
-/// Refuses what makes drivers crash: they take it that memory can be had (lavapipe writes to what `malloc` refused).
+/// Refuses what makes drivers crash: they take it that memory can be had (lavapipe writes to what
+/// `malloc` refused).
 #[cfg(all(unix, feature = "cli"))]
 fn check_address_space() -> Result<()> {
     const NEEDED: u64 = 1 << 30;
@@ -278,7 +315,8 @@ fn check_address_space() -> Result<()> {
     if known && limit.rlim_cur < NEEDED {
         let (op, mib) = ("open a device".into(), limit.rlim_cur >> 20);
         let reason = format!(
-            "this process may have {mib} MiB of addresses (`ulimit -v`), and drivers crash below 1024; lift that limit \
+            "this process may have {mib} MiB of addresses (`ulimit -v`), and drivers crash below \
+            1024; lift that limit \
              (a memory budget bounds what is really used)"
         );
         return Err(Error::Gpu { op, reason });
@@ -304,7 +342,8 @@ fn choose(all: Vec<wgpu::Adapter>, wanted: Option<&str>) -> Result<wgpu::Adapter
     });
     found.ok_or_else(|| match (wanted, names.as_str()) {
         (_, "") => Error::NoGpu(
-            "the system offers none; install a Vulkan driver (Debian: mesa-vulkan-drivers and libvulkan1, also a software one)"
+            "the system offers none; install a Vulkan driver (Debian: mesa-vulkan-drivers and \
+            libvulkan1, also a software one)"
                 .into(),
         ),
         (wanted, names) => Error::NoGpu(format!(
@@ -319,12 +358,16 @@ fn caps(adapter: &wgpu::Adapter, options: &GpuOptions) -> Caps {
     let f16 = options.f16 && features.contains(wgpu::Features::SHADER_F16);
     // Metal reports 4..64 whatever the GPU; Apple's run 32 lanes, and the self-test checks it.
     let min_size = if info.backend == wgpu::Backend::Metal { 32 } else { info.subgroup_min_size };
-    let subgroup_size = (options.subgroups && features.contains(wgpu::Features::SUBGROUP)).then_some(min_size);
+    let subgroup_size =
+        (options.subgroups && features.contains(wgpu::Features::SUBGROUP)).then_some(min_size);
     let cooperative_matrix = adapter
         .cooperative_matrix_properties()
         .iter()
         .filter(|c| c.m_size == c.n_size && c.n_size == c.k_size)
-        .filter(|c| c.ab_type == wgpu::CooperativeScalarType::F16 && c.cr_type == wgpu::CooperativeScalarType::F32)
+        .filter(|c| {
+            c.ab_type == wgpu::CooperativeScalarType::F16
+                && c.cr_type == wgpu::CooperativeScalarType::F32
+        })
         .map(|c| c.m_size)
         .max()
         .filter(|_| options.cooperative_matrix && f16 && subgroup_size.is_some())
@@ -359,7 +402,9 @@ fn watch(device: &wgpu::Device, fault: &Arc<Mutex<Option<Error>>>) {
         }
     };
     let uncaptured = Arc::clone(fault);
-    device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| keep(&uncaptured, from_wgpu("run", e))));
+    device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| {
+        keep(&uncaptured, from_wgpu("run", e))
+    }));
     let lost = Arc::clone(fault);
     device.set_device_lost_callback(move |reason, message| {
         if reason != wgpu::DeviceLostReason::Destroyed {
@@ -371,7 +416,9 @@ fn watch(device: &wgpu::Device, fault: &Arc<Mutex<Option<Error>>>) {
 /// Names the operation in a wgpu error.
 pub(crate) fn from_wgpu(op: &str, error: wgpu::Error) -> Error {
     match error {
-        wgpu::Error::OutOfMemory { .. } => Error::OutOfMemory { what: op.to_string(), needed_bytes: 0 },
+        wgpu::Error::OutOfMemory { .. } => {
+            Error::OutOfMemory { what: op.to_string(), needed_bytes: 0 }
+        }
         other => Error::Gpu { op: op.to_string(), reason: other.to_string() },
     }
 }

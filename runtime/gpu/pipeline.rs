@@ -1,4 +1,5 @@
-//! Compute pipelines: compiled once by their text, kept on disk between runs where the driver allows it.
+//! Compute pipelines: compiled once by their text, kept on disk between runs where the driver
+//! allows it.
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -66,7 +67,8 @@ impl Op {
 /// The compiled kernels of a device.
 pub(crate) struct Pipelines {
     compiled: Mutex<HashMap<blake3::Hash, Arc<Kernel>>>,
-    /// One layout for each list of bindings, so that a bind group serves every kernel with that list.
+    /// One layout for each list of bindings, so that a bind group serves every kernel with that
+    /// list.
     layouts: Mutex<HashMap<&'static [Access], wgpu::BindGroupLayout>>,
     disk: Option<(wgpu::PipelineCache, PathBuf)>,
     changed: AtomicBool,
@@ -77,7 +79,11 @@ pub(crate) struct Pipelines {
 }
 
 impl Pipelines {
-    pub(crate) fn new(device: &wgpu::Device, info: &wgpu::AdapterInfo, options: &GpuOptions) -> Self {
+    pub(crate) fn new(
+        device: &wgpu::Device,
+        info: &wgpu::AdapterInfo,
+        options: &GpuOptions,
+    ) -> Self {
         let ring_layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
             label: Some("params ring"),
             entries: &[wgpu::BindGroupLayoutEntry {
@@ -97,8 +103,8 @@ impl Pipelines {
             .map(|(key, dir)| dir.join(format!("{key}-{}.pipelines", env!("CARGO_PKG_VERSION"))));
         let disk = path.map(|path| {
             let data = std::fs::read(&path).ok();
-            // SAFETY: the data is what `get_data` gave for this key, or the driver refuses it by its own header;
-            // `fallback` then starts an empty cache.
+            // SAFETY: the data is what `get_data` gave for this key, or the driver refuses it by
+            // its own header; `fallback` then starts an empty cache.
             let cache = unsafe {
                 device.create_pipeline_cache(&wgpu::PipelineCacheDescriptor {
                     label: Some("epiphyte"),
@@ -120,9 +126,11 @@ impl Pipelines {
 }
 
 impl Gpu {
-    /// Compiles `spec`, or gives the kernel compiled before from the same text. Callable from many threads.
+    /// Compiles `spec`, or gives the kernel compiled before from the same text. Callable from many
+    /// threads.
     ///
-    /// Errors: [`crate::Error::Gpu`] with what the compiler or driver said; the device stays usable.
+    /// Errors: [`crate::Error::Gpu`] with what the compiler or driver said; the device stays
+    /// usable.
     pub fn kernel(&self, spec: &KernelSpec) -> Result<Arc<Kernel>> {
         let text = spec.source.text(self.caps().immediates);
         let key = blake3::hash(text.as_bytes());
@@ -137,16 +145,24 @@ impl Gpu {
         Ok(kernel)
     }
 
-    /// Compiles `specs`, a few at a time; `progress` gets those done and in all. As [`Gpu::kernel`] finds them later.
+    /// Compiles `specs`, a few at a time; `progress` gets those done and in all. As [`Gpu::kernel`]
+    /// finds them later.
     ///
     /// Errors: as [`Gpu::kernel`].
-    pub fn compile_all(&self, specs: Vec<KernelSpec>, progress: &mut dyn FnMut(usize, usize)) -> Result<()> {
+    pub fn compile_all(
+        &self,
+        specs: Vec<KernelSpec>,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<()> {
         let mut texts = HashSet::new();
-        let specs: Vec<_> =
-            specs.into_iter().filter(|spec| texts.insert(spec.source.text(self.caps().immediates))).collect();
-        let compiled = parallel::map_reporting(&specs, |spec| self.kernel(spec).map(drop), &mut |done| {
-            progress(done, specs.len());
-        });
+        let specs: Vec<_> = specs
+            .into_iter()
+            .filter(|spec| texts.insert(spec.source.text(self.caps().immediates)))
+            .collect();
+        let compiled =
+            parallel::map_reporting(&specs, |spec| self.kernel(spec).map(drop), &mut |done| {
+                progress(done, specs.len());
+            });
         compiled.into_iter().collect()
     }
 
@@ -182,13 +198,18 @@ impl Gpu {
     }
 
     fn module(&self, name: &str, text: &str) -> wgpu::ShaderModule {
-        let desc = wgpu::ShaderModuleDescriptor { label: Some(name), source: wgpu::ShaderSource::Wgsl(text.into()) };
+        let desc = wgpu::ShaderModuleDescriptor {
+            label: Some(name),
+            source: wgpu::ShaderSource::Wgsl(text.into()),
+        };
         if self.options.checked {
             return self.device.create_shader_module(desc);
         }
-        // SAFETY: our own kernels, which index inside their bindings for the sizes the host side checks, and
-        // whose loops end; the tests run them with checks on as well.
-        unsafe { self.device.create_shader_module_trusted(desc, wgpu::ShaderRuntimeChecks::unchecked()) }
+        // SAFETY: our own kernels, which index inside their bindings for the sizes the host side
+        // checks, and whose loops end; the tests run them with checks on as well.
+        unsafe {
+            self.device.create_shader_module_trusted(desc, wgpu::ShaderRuntimeChecks::unchecked())
+        }
     }
 
     fn group_layout(&self, bindings: &'static [Access]) -> wgpu::BindGroupLayout {
@@ -205,7 +226,10 @@ impl Gpu {
         };
         let make = || {
             let entries: Vec<_> = bindings.iter().zip(0..).map(entry).collect();
-            self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries })
+            self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+                label: None,
+                entries: &entries,
+            })
         };
         layouts.entry(bindings).or_insert_with(make).clone()
     }
@@ -221,10 +245,10 @@ impl Gpu {
 
     /// Binds `tensors`, whole, to bindings 0.. of any kernel with that list.
     pub fn bind(&self, bindings: &'static [Access], tensors: &[&Tensor]) -> wgpu::BindGroup {
-        let entries = tensors
-            .iter()
-            .zip(0..)
-            .map(|(tensor, binding)| wgpu::BindGroupEntry { binding, resource: tensor.buffer.as_entire_binding() });
+        let entries = tensors.iter().zip(0..).map(|(tensor, binding)| wgpu::BindGroupEntry {
+            binding,
+            resource: tensor.buffer.as_entire_binding(),
+        });
         self.counters.bind_groups.fetch_add(1, Ordering::Relaxed);
         self.device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: None,
@@ -233,7 +257,8 @@ impl Gpu {
         })
     }
 
-    /// Writes the pipeline cache to disk if anything was compiled since. A failure costs only time at the next start.
+    /// Writes the pipeline cache to disk if anything was compiled since. A failure costs only time
+    /// at the next start.
     pub fn save_pipelines(&self) {
         let Some((cache, path)) = &self.pipelines.disk else { return };
         if !self.pipelines.changed.swap(false, Ordering::Relaxed) {
@@ -242,8 +267,9 @@ impl Gpu {
         let Some(data) = cache.get_data() else { return };
         let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
         let dir = path.parent().map_or(Ok(()), std::fs::create_dir_all);
-        let saved =
-            dir.and_then(|()| std::fs::write(&temporary, data)).and_then(|()| std::fs::rename(&temporary, path));
+        let saved = dir
+            .and_then(|()| std::fs::write(&temporary, data))
+            .and_then(|()| std::fs::rename(&temporary, path));
         if let Err(e) = saved {
             log::warn!("pipeline cache {}: {e}", path.display());
         }

@@ -1,6 +1,7 @@
 //! The text of a kernel: a generated header, the imported files, the body.
 //!
-//! Three ways to vary and no `#ifdef`: numbers are `const` lines, types are `alias` lines, functions are joined files.
+//! Three ways to vary and no `#ifdef`: numbers are `const` lines, types are `alias` lines,
+//! functions are joined files.
 
 use std::fmt::Write as _;
 

@@ -27,14 +27,18 @@ impl Drop for Tensor {
 }
 
 impl Gpu {
-    /// A storage buffer of `bytes`, zeroed on first use. An empty one gets 16 bytes, so that it can be bound.
+    /// A storage buffer of `bytes`, zeroed on first use. An empty one gets 16 bytes, so that it can
+    /// be bound.
     ///
-    /// Errors: [`Error::OutOfMemory`] with the size; [`Error::InvalidArgument`] over the device's largest buffer.
+    /// Errors: [`Error::OutOfMemory`] with the size; [`Error::InvalidArgument`] over the device's
+    /// largest buffer.
     pub fn storage(&self, label: &str, bytes: u64) -> Result<Tensor> {
         self.buffer(
             label,
             bytes,
-            wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
+            wgpu::BufferUsages::STORAGE
+                | wgpu::BufferUsages::COPY_DST
+                | wgpu::BufferUsages::COPY_SRC,
         )
     }
 
@@ -43,7 +47,12 @@ impl Gpu {
         self.buffer(label, bytes, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST)
     }
 
-    pub(crate) fn buffer(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> Result<Tensor> {
+    pub(crate) fn buffer(
+        &self,
+        label: &str,
+        bytes: u64,
+        usage: wgpu::BufferUsages,
+    ) -> Result<Tensor> {
         let size = bytes.max(16).next_multiple_of(4);
         if size > self.limits().max_buffer_size {
             return Err(Error::OutOfMemory { what: label.to_string(), needed_bytes: bytes });
@@ -94,11 +103,23 @@ impl Gpu {
     /// Reads `len` elements from byte `offset`, waiting for everything submitted so far.
     ///
     /// Errors: as [`Gpu::check`].
-    pub fn read<T: bytemuck::Pod>(&self, tensor: &Tensor, offset: u64, len: usize) -> Result<Vec<T>> {
+    pub fn read<T: bytemuck::Pod>(
+        &self,
+        tensor: &Tensor,
+        offset: u64,
+        len: usize,
+    ) -> Result<Vec<T>> {
         let bytes = (len * size_of::<T>()) as u64;
         let staging = self.readback("read", bytes)?;
-        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        encoder.copy_buffer_to_buffer(&tensor.buffer, offset, &staging.buffer, 0, bytes.next_multiple_of(4));
+        let mut encoder =
+            self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        encoder.copy_buffer_to_buffer(
+            &tensor.buffer,
+            offset,
+            &staging.buffer,
+            0,
+            bytes.next_multiple_of(4),
+        );
         self.queue.submit([encoder.finish()]);
         self.counters.submits.fetch_add(1, Ordering::Relaxed);
         staging.buffer.slice(..).map_async(wgpu::MapMode::Read, |_| {});

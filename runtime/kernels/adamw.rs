@@ -11,7 +11,8 @@ use crate::gpu::{Commands, KernelSpec, Op};
 /// Elements that one workgroup of an optimiser takes.
 pub(super) const RUN: u32 = 1024;
 
-/// What stays the same from step to step; the semantics and the defaults are those of `torch.optim.AdamW`.
+/// What stays the same from step to step; the semantics and the defaults are those of
+/// `torch.optim.AdamW`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamW {
     /// Decay of the mean of gradients.
@@ -61,7 +62,8 @@ pub struct AdamWParams {
 }
 
 impl AdamW {
-    /// Parameters of the elements in `range`, which share the learning rate `lr`, for step 1, 2, …; computed in f64.
+    /// Parameters of the elements in `range`, which share the learning rate `lr`, for step 1, 2, …;
+    /// computed in f64.
     pub fn params(&self, range: Range<u32>, lr: f64, step: u64, max_norm: f32) -> AdamWParams {
         let left = |beta: f64| 1.0 - beta.powf(step as f64);
         AdamWParams {
@@ -92,7 +94,8 @@ pub fn spec() -> KernelSpec {
 
 /// Records the update of a range, which also zeroes its gradients.
 ///
-/// Where A and B learn at rates of their own (Hayou et al. 2024, arXiv:2402.12354), put all A before all B: two ranges.
+/// Where A and B learn at rates of their own (Hayou et al. 2024, arXiv:2402.12354), put all A
+/// before all B: two ranges.
 pub fn record(commands: &mut Commands<'_>, op: &Op, params: &AdamWParams) {
     op.record(commands, params, [params.len.div_ceil(RUN), 1, 1], 0);
 }

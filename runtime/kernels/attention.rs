@@ -1,4 +1,5 @@
-//! Causal attention over the paged KV cache: see `shaders/attention.wgsl`, `attention_reduce.wgsl`, `attention_prefill.wgsl`.
+//! Causal attention over the paged KV cache: see `shaders/attention.wgsl`, `attention_reduce.wgsl`,
+//! `attention_prefill.wgsl`.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -100,9 +101,11 @@ pub struct PrefillParams {
 pub enum Leaves {
     /// The result. Bindings: `rows`, `pages`, `qkv`, `keys`, `values`, `out`.
     Whole,
-    /// As [`Leaves::Whole`], and the parts of the u of what follows: A and the parts are bound after the others.
+    /// As [`Leaves::Whole`], and the parts of the u of what follows: A and the parts are bound
+    /// after the others.
     WholeAndU(Directory),
-    /// Parts that `attention_reduce` joins. Bindings: as [`Leaves::Whole`] with the parts for `out`, then `stats`.
+    /// Parts that `attention_reduce` joins. Bindings: as [`Leaves::Whole`] with the parts for
+    /// `out`, then `stats`.
     Split,
 }
 
@@ -145,7 +148,8 @@ pub fn spec(caps: &Caps, heads: Heads, leaves: Leaves) -> KernelSpec {
     KernelSpec { source, bindings, params_bytes: size_of::<AttentionParams>() as u32 }
 }
 
-/// Bindings: `rows`, `parts`, `stats`, `out`; with `lora` then A and the parts of the u of what follows.
+/// Bindings: `rows`, `parts`, `stats`, `out`; with `lora` then A and the parts of the u of what
+/// follows.
 pub fn reduce_spec(caps: &Caps, head_dim: u32, lora: Option<Directory>) -> KernelSpec {
     let (reduce, lanes) = reduction(caps);
     let wg = if lora.is_some() && !caps.software { REDUCE_WG } else { REDUCE_COLUMNS };
@@ -167,7 +171,8 @@ pub fn reduce_spec(caps: &Caps, head_dim: u32, lora: Option<Directory>) -> Kerne
     KernelSpec { source, bindings, params_bytes: size_of::<ReduceParams>() as u32 }
 }
 
-/// Parts in which [`reduce_spec`]'s kernel leaves the u of what follows; [`spec`]'s leaves one a key and value head.
+/// Parts in which [`reduce_spec`]'s kernel leaves the u of what follows; [`spec`]'s leaves one a
+/// key and value head.
 pub fn reduce_parts(heads: u32, head_dim: u32) -> u32 {
     (heads * head_dim / 4).div_ceil(REDUCE_COLUMNS)
 }
@@ -177,7 +182,11 @@ pub fn prefill_spec(heads: Heads) -> KernelSpec {
     KernelSpec {
         source: Source {
             name: "attention_prefill",
-            consts: vec![("E", heads.head_dim), ("PAGE", heads.page_len), ("ACC", heads.head_dim / 16)],
+            consts: vec![
+                ("E", heads.head_dim),
+                ("PAGE", heads.page_len),
+                ("ACC", heads.head_dim / 16),
+            ],
             aliases: vec![("kv", kv_type(heads.kv_f16))],
             f16: heads.kv_f16,
             ..Default::default()
@@ -193,16 +202,33 @@ pub fn splits(positions: u32) -> u32 {
 }
 
 /// Records `rows` rows; the longest sees `positions`.
-pub fn record(commands: &mut Commands<'_>, op: &Op, params: &AttentionParams, rows: u32, read_bytes: u64) {
+pub fn record(
+    commands: &mut Commands<'_>,
+    op: &Op,
+    params: &AttentionParams,
+    rows: u32,
+    read_bytes: u64,
+) {
     op.record(commands, params, [params.kv_heads, params.splits, rows], read_bytes);
 }
 
 /// Records the joining of the parts of `rows` rows.
-pub fn record_reduce(commands: &mut Commands<'_>, op: &Op, head_dim: u32, params: &ReduceParams, rows: u32) {
+pub fn record_reduce(
+    commands: &mut Commands<'_>,
+    op: &Op,
+    head_dim: u32,
+    params: &ReduceParams,
+    rows: u32,
+) {
     op.record(commands, params, [reduce_parts(params.heads, head_dim), rows, 1], 0);
 }
 
 /// Records `params.count` consecutive positions of one sequence.
-pub fn record_prefill(commands: &mut Commands<'_>, op: &Op, params: &PrefillParams, read_bytes: u64) {
+pub fn record_prefill(
+    commands: &mut Commands<'_>,
+    op: &Op,
+    params: &PrefillParams,
+    read_bytes: u64,
+) {
     op.record(commands, params, [params.count.div_ceil(32), params.heads, 1], read_bytes);
 }

@@ -1,7 +1,9 @@
-//! The gradient of [`super::attention_train`] by q, k and v: see `shaders/attention_{delta,dq,dkv}.wgsl`.
+//! The gradient of [`super::attention_train`] by q, k and v: see
+//! `shaders/attention_{delta,dq,dkv}.wgsl`.
 //!
-//! Three dispatches: `delta` first, then `dq` and `dkv` in any order. The probabilities are made again from the saved
-//! log-sum-exp; each sum is one lane's, in the order of the positions, so that the result is the same every time.
+//! Three dispatches: `delta` first, then `dq` and `dkv` in any order. The probabilities are made
+//! again from the saved log-sum-exp; each sum is one lane's, in the order of the positions, so that
+//! the result is the same every time.
 
 use super::attention_train::{AttentionTrainParams, grid, tiled};
 use crate::gpu::pipeline::Access::{Read, Write};
@@ -11,13 +13,18 @@ use crate::gpu::{Commands, KernelSpec, Op};
 /// Bindings: `out [T, H E]`, `d_out [T, H E]`, `delta [T, H]`.
 pub fn delta_spec(head_dim: u32) -> KernelSpec {
     KernelSpec {
-        source: Source { name: "attention_delta", consts: vec![("E", head_dim)], ..Default::default() },
+        source: Source {
+            name: "attention_delta",
+            consts: vec![("E", head_dim)],
+            ..Default::default()
+        },
         bindings: &[Read, Read, Write],
         params_bytes: size_of::<AttentionTrainParams>() as u32,
     }
 }
 
-/// Bindings: `rows [T]`, `qkv [T, (H + 2 G) E]`, `lse [T, H]`, `d_out [T, H E]`, `delta [T, H]`, `d_qkv [T, (H + 2 G) E]`.
+/// Bindings: `rows [T]`, `qkv [T, (H + 2 G) E]`, `lse [T, H]`, `d_out [T, H E]`, `delta [T, H]`,
+/// `d_qkv [T, (H + 2 G) E]`.
 pub fn dq_spec(head_dim: u32) -> KernelSpec {
     tiled("attention_dq", &[Read, Read, Read, Read, Read, Write], head_dim, 4)
 }

@@ -27,17 +27,27 @@ pub struct AttentionTrainParams {
     pub pad: [u32; 3],
 }
 
-/// Bindings: `rows [T]`, `qkv [T, (H + 2 G) E]`, `out [T, H E]`, `lse [T, H]`. `head_dim` is a multiple of 16, at most 256.
+/// Bindings: `rows [T]`, `qkv [T, (H + 2 G) E]`, `out [T, H E]`, `lse [T, H]`. `head_dim` is a
+/// multiple of 16, at most 256.
 pub fn spec(head_dim: u32) -> KernelSpec {
     tiled("attention_train", &[Read, Read, Write, Write], head_dim, 2)
 }
 
 /// A kernel on the tiles of `shared/attention_tile`, which holds so many `pieces` at a time.
-pub(super) fn tiled(name: &'static str, bindings: &'static [Access], head_dim: u32, pieces: u32) -> KernelSpec {
+pub(super) fn tiled(
+    name: &'static str,
+    bindings: &'static [Access],
+    head_dim: u32,
+    pieces: u32,
+) -> KernelSpec {
     KernelSpec {
         source: Source {
             name,
-            consts: vec![("E", head_dim), ("ACC", head_dim.div_ceil(64)), ("TILE", (160 * pieces).max(512))],
+            consts: vec![
+                ("E", head_dim),
+                ("ACC", head_dim.div_ceil(64)),
+                ("TILE", (160 * pieces).max(512)),
+            ],
             imports: vec!["shared/attention_tile"],
             ..Default::default()
         },

@@ -1,4 +1,5 @@
-//! The device's own limits, measured: read bandwidth and the cost of a dependent dispatch. See `shaders/bandwidth.wgsl`.
+//! The device's own limits, measured: read bandwidth and the cost of a dependent dispatch. See
+//! `shaders/bandwidth.wgsl`.
 
 use std::time::Instant;
 
@@ -30,7 +31,8 @@ pub fn spec() -> KernelSpec {
     }
 }
 
-/// What is read to measure: far more than a cache holds, and long enough that starting a dispatch does not count.
+/// What is read to measure: far more than a cache holds, and long enough that starting a dispatch
+/// does not count.
 struct Probe {
     bytes: u64,
     groups: u32,
@@ -43,7 +45,9 @@ impl Probe {
         let most = gpu.caps().max_binding_bytes;
         match gpu.info().device_type {
             _ if gpu.caps().software => Self { bytes: most.min(32 << 20), groups: 64, reads: 2 },
-            wgpu::DeviceType::DiscreteGpu => Self { bytes: most.min(1 << 30), groups: 2112, reads: 8 },
+            wgpu::DeviceType::DiscreteGpu => {
+                Self { bytes: most.min(1 << 30), groups: 2112, reads: 8 }
+            }
             // They share the memory of all else.
             _ => Self { bytes: most.min(256 << 20), groups: 2112, reads: 4 },
         }

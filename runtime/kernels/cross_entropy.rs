@@ -1,4 +1,5 @@
-//! Weighted cross entropy of a chunk of logits, and its gradient in their place: see `shaders/cross_entropy.wgsl`.
+//! Weighted cross entropy of a chunk of logits, and its gradient in their place: see
+//! `shaders/cross_entropy.wgsl`.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -23,7 +24,8 @@ pub struct CrossEntropyParams {
     pub loss0: u32,
 }
 
-/// Bindings: `targets [C]`, all below V; `weights [C]`, each the row's part in the mean; `logits [C, stride]`; `losses [C]`.
+/// Bindings: `targets [C]`, all below V; `weights [C]`, each the row's part in the mean; `logits
+/// [C, stride]`; `losses [C]`.
 pub fn spec() -> KernelSpec {
     KernelSpec {
         source: Source {

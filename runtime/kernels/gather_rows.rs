@@ -38,9 +38,11 @@ pub fn record(commands: &mut Commands<'_>, op: &Op, params: GatherRowsParams, ro
     op.record(commands, &params, [params.k4.div_ceil(64), rows, 1], 0);
 }
 
-/// The index that takes each of `rows` rows to where `index` put it, or to [`NONE`]: the gradient's way back.
+/// The index that takes each of `rows` rows to where `index` put it, or to [`NONE`]: the gradient's
+/// way back.
 ///
-/// Errors: [`Error::InvalidArgument`] for a row beyond `rows`, or named twice, whose gradient would be a sum.
+/// Errors: [`Error::InvalidArgument`] for a row beyond `rows`, or named twice, whose gradient would
+/// be a sum.
 pub fn inverse(index: &[u32], rows: usize) -> Result<Vec<u32>> {
     let mut inverse = vec![NONE; rows];
     for (&row, i) in index.iter().zip(0..).filter(|(row, _)| **row != NONE) {

@@ -1,6 +1,7 @@
 //! The global norm of gradients: see `shaders/grad_norm_{partial,final}.wgsl`.
 //!
-//! First a sum for each run of each flat buffer, then one of all of them: the order is the same on every tier.
+//! First a sum for each run of each flat buffer, then one of all of them: the order is the same on
+//! every tier.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -43,7 +44,11 @@ pub struct FinalParams {
 
 /// Bindings: `grads`, `partials`.
 pub fn partial_spec() -> KernelSpec {
-    kernel("grad_norm_partial", vec![("WG", LANES), ("L", LANES), ("RUN", RUN)], size_of::<PartialParams>())
+    kernel(
+        "grad_norm_partial",
+        vec![("WG", LANES), ("L", LANES), ("RUN", RUN)],
+        size_of::<PartialParams>(),
+    )
 }
 
 /// Bindings: `partials`, `norm`.
@@ -54,7 +59,12 @@ pub fn final_spec() -> KernelSpec {
 fn kernel(name: &'static str, consts: Vec<(&'static str, u32)>, params_bytes: usize) -> KernelSpec {
     const BINDINGS: &[Access] = &[Read, Write];
     KernelSpec {
-        source: Source { name, consts, imports: vec!["shared/reduce_workgroup"], ..Default::default() },
+        source: Source {
+            name,
+            consts,
+            imports: vec!["shared/reduce_workgroup"],
+            ..Default::default()
+        },
         bindings: BINDINGS,
         params_bytes: params_bytes as u32,
     }

@@ -1,4 +1,5 @@
-//! The LoRA path, `y += B A x`, for rows with adapters of their own: see `shaders/lora_*.wgsl` and `shaders/lora/`.
+//! The LoRA path, `y += B A x`, for rows with adapters of their own: see `shaders/lora_*.wgsl` and
+//! `shaders/lora/`.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -12,17 +13,17 @@ pub const ENTRIES: u32 = 8;
 /// Lanes of a workgroup of `lora_shrink`.
 const WG: u32 = 32;
 
-/// An adapter at a site, as a kernel finds it in the directory: the first element of A or B, rows of A or rank of B,
-/// the bits of the weight, the elements of u before its own.
+/// An adapter at a site, as a kernel finds it in the directory: the first element of A or B, rows
+/// of A or rank of B, the bits of the weight, the elements of u before its own.
 ///
-/// Where all rows of a pass have the same adapter and no other, the kernel gets it with its parameters and looks nothing
-/// up; zeros stand for any other case.
+/// Where all rows of a pass have the same adapter and no other, the kernel gets it with its
+/// parameters and looks nothing up; zeros stand for any other case.
 pub type Entry = [u32; 4];
 /// In an entry's second word: another one follows.
 pub const MORE: u32 = 1 << 31;
 
-/// The shape of the directory in front of the factors: who uses what. A row names a set; a set has, for every site
-/// (a group of linears with the same input), up to [`ENTRIES`] entries.
+/// The shape of the directory in front of the factors: who uses what. A row names a set; a set has,
+/// for every site (a group of linears with the same input), up to [`ENTRIES`] entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Directory {
     /// Most rows of a pass; a multiple of 4.
@@ -49,8 +50,8 @@ impl Directory {
     }
 }
 
-/// Which of the LoRA files a kernel is joined with, and where they are bound: after its own `bound` bindings come, in
-/// this order, A, B, u and the parts of u, as far as it has them.
+/// Which of the LoRA files a kernel is joined with, and where they are bound: after its own `bound`
+/// bindings come, in this order, A, B, u and the parts of u, as far as it has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Joined {
     pub(crate) directory: Directory,
@@ -64,7 +65,12 @@ impl Joined {
     /// Adds the bindings' numbers and the files of the factors to `source`.
     pub(crate) fn join(self, source: &mut Source, bound: u32) {
         source.consts.extend(self.directory.consts());
-        let names = [("LORA_A", self.a), ("LORA_B", self.b), ("LORA_U", self.u), ("LORA_PARTS", self.parts)];
+        let names = [
+            ("LORA_A", self.a),
+            ("LORA_B", self.b),
+            ("LORA_U", self.u),
+            ("LORA_PARTS", self.parts),
+        ];
         let own = names.into_iter().filter(|(_, has)| *has).map(|(name, _)| name);
         source.consts.extend(own.zip(bound..));
         source.imports.extend(self.a.then_some("lora/a"));
@@ -127,25 +133,44 @@ pub fn shrink_spec(caps: &Caps, directory: Directory) -> KernelSpec {
     source.consts = vec![("WG", WG), ("L", lanes)];
     source.imports = vec![reduce, "lora/shrink_rows"];
     Joined { directory, a: true, b: false, u: true, parts: false }.join(&mut source, 1);
-    KernelSpec { source, bindings: &[Read, Read, Write], params_bytes: size_of::<ShrinkParams>() as u32 }
+    KernelSpec {
+        source,
+        bindings: &[Read, Read, Write],
+        params_bytes: size_of::<ShrinkParams>() as u32,
+    }
 }
 
 /// Bindings: `y [M, N]`, B, `u [M, u_rows]`.
 pub fn expand_spec(directory: Directory) -> KernelSpec {
-    let mut source = Source { name: "lora_expand", imports: vec!["lora/expand_two"], ..Default::default() };
+    let mut source =
+        Source { name: "lora_expand", imports: vec!["lora/expand_two"], ..Default::default() };
     Joined { directory, a: false, b: true, u: true, parts: false }.join(&mut source, 1);
-    KernelSpec { source, bindings: &[Write, Read, Read], params_bytes: size_of::<ExpandParams>() as u32 }
+    KernelSpec {
+        source,
+        bindings: &[Write, Read, Read],
+        params_bytes: size_of::<ExpandParams>() as u32,
+    }
 }
 
 /// Bindings: `token_ids [T]`, `x [T, D]`, A, B.
 pub fn embedding_spec(directory: Directory) -> KernelSpec {
     let mut source = Source { name: "lora_embedding", ..Default::default() };
     Joined { directory, a: true, b: true, u: false, parts: false }.join(&mut source, 2);
-    KernelSpec { source, bindings: &[Read, Write, Read, Read], params_bytes: size_of::<EmbeddingParams>() as u32 }
+    KernelSpec {
+        source,
+        bindings: &[Read, Write, Read, Read],
+        params_bytes: size_of::<EmbeddingParams>() as u32,
+    }
 }
 
 /// Records u of `rows` rows.
-pub fn record_shrink(commands: &mut Commands<'_>, caps: &Caps, op: &Op, params: &ShrinkParams, rows: u32) {
+pub fn record_shrink(
+    commands: &mut Commands<'_>,
+    caps: &Caps,
+    op: &Op,
+    params: &ShrinkParams,
+    rows: u32,
+) {
     let (_, lanes) = reduction(caps);
     op.record(commands, params, [(params.u_rows / 4).div_ceil(WG / lanes), rows, 1], 0);
 }
@@ -156,6 +181,11 @@ pub fn record_expand(commands: &mut Commands<'_>, op: &Op, params: &ExpandParams
 }
 
 /// Records what the adapters add to `tokens` embeddings.
-pub fn record_embedding(commands: &mut Commands<'_>, op: &Op, params: &EmbeddingParams, tokens: u32) {
+pub fn record_embedding(
+    commands: &mut Commands<'_>,
+    op: &Op,
+    params: &EmbeddingParams,
+    tokens: u32,
+) {
     op.record(commands, params, [params.d.div_ceil(64), tokens, 1], 0);
 }

@@ -71,7 +71,11 @@ pub(super) fn fragments(side: u32) -> Vec<(&'static str, String)> {
     vec![("coop_a", ty("f16", "A")), ("coop_b", ty("f16", "B")), ("coop_c", ty("f32", "C"))]
 }
 
-fn cooperative(side: u32, subgroup: u32, (dtype, epilogue, tile): (DType, Epilogue, Tile)) -> Source {
+fn cooperative(
+    side: u32,
+    subgroup: u32,
+    (dtype, epilogue, tile): (DType, Epilogue, Tile),
+) -> Source {
     Source {
         name: "matmul_coop",
         consts: vec![

@@ -1,4 +1,5 @@
-//! `dX = dY W`, backward through a frozen linear: see `shaders/matmul_backward.wgsl`, its `_coop` and its `_direct`.
+//! `dX = dY W`, backward through a frozen linear: see `shaders/matmul_backward.wgsl`, its `_coop`
+//! and its `_direct`.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -55,7 +56,8 @@ pub fn reads_exponents(caps: &Caps) -> bool {
     matches!(variant(caps), Variant::Cooperative(..))
 }
 
-/// `dy [., dy_stride]`, `words`, `scales`, `dx [., K]`, and where [`reads_exponents`] `exponents [M]`.
+/// `dy [., dy_stride]`, `words`, `scales`, `dx [., K]`, and where [`reads_exponents`] `exponents
+/// [M]`.
 pub fn bindings(caps: &Caps) -> &'static [Access] {
     if reads_exponents(caps) { COOP_BINDINGS } else { BINDINGS }
 }
@@ -68,7 +70,8 @@ fn variant(caps: &Caps) -> Variant {
     }
 }
 
-/// The variant on cooperative matrices where there are any, without barriers on a software GPU, else the tiled one.
+/// The variant on cooperative matrices where there are any, without barriers on a software GPU,
+/// else the tiled one.
 pub fn spec(caps: &Caps, dtype: DType) -> KernelSpec {
     let plain = |name, consts| Source { name, consts, quant: Some(dtype), ..Default::default() };
     let source = match variant(caps) {
@@ -76,7 +79,11 @@ pub fn spec(caps: &Caps, dtype: DType) -> KernelSpec {
         Variant::Tiled => plain("matmul_backward", vec![]),
         Variant::Direct => plain("matmul_backward_direct", vec![("WG", DIRECT_WG)]),
     };
-    KernelSpec { source, bindings: bindings(caps), params_bytes: size_of::<MatmulBackwardParams>() as u32 }
+    KernelSpec {
+        source,
+        bindings: bindings(caps),
+        params_bytes: size_of::<MatmulBackwardParams>() as u32,
+    }
 }
 
 fn cooperative(side: u32, subgroup: u32, dtype: DType) -> Source {

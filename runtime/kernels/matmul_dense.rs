@@ -1,8 +1,9 @@
-//! `C = beta C + alpha A B` in f32 with strides, for LoRA's factors: see `shaders/matmul_dense.wgsl`,
-//! its `_thin` and its `_direct`.
+//! `C = beta C + alpha A B` in f32 with strides, for LoRA's factors: see
+//! `shaders/matmul_dense.wgsl`, its `_thin` and its `_direct`.
 //!
-//! With `A [r, K]` and `B [N, r]` of an adapter, both in one flat buffer (Hu et al. 2021, arXiv:2106.09685): `U = X Aᵀ` and
-//! `Y += s U Bᵀ` forward, `dU = s dY B`, `dB += s dYᵀ U`, `dA += dUᵀ X` and `dX += dU A` backward.
+//! With `A [r, K]` and `B [N, r]` of an adapter, both in one flat buffer (Hu et al. 2021,
+//! arXiv:2106.09685): `U = X Aᵀ` and `Y += s U Bᵀ` forward, `dU = s dY B`, `dB += s dYᵀ U`, `dA +=
+//! dUᵀ X` and `dX += dU A` backward.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -14,7 +15,8 @@ use crate::gpu::{Caps, Commands, KernelSpec, Op};
 /// Bindings of every variant: those of A, B and C.
 pub const BINDINGS: &[Access] = &[Read, Read, Write];
 
-/// Where a matrix lies in a buffer: element (i, j) at `offset + i * row + j * column`. All in elements.
+/// Where a matrix lies in a buffer: element (i, j) at `offset + i * row + j * column`. All in
+/// elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct View {
     /// Of element (0, 0).
@@ -73,8 +75,14 @@ pub struct MatmulDenseParams {
 }
 
 impl MatmulDenseParams {
-    /// `A [m, k]` times `B [k, n]` into rows of C from `c_offset`, `c_stride` apart; alpha is 1 and beta 0.
-    pub fn new((m, n, k): (u32, u32, u32), a: View, b: View, (c_offset, c_stride): (u32, u32)) -> Self {
+    /// `A [m, k]` times `B [k, n]` into rows of C from `c_offset`, `c_stride` apart; alpha is 1 and
+    /// beta 0.
+    pub fn new(
+        (m, n, k): (u32, u32, u32),
+        a: View,
+        b: View,
+        (c_offset, c_stride): (u32, u32),
+    ) -> Self {
         Self {
             m,
             n,
@@ -157,12 +165,22 @@ impl Tiling {
                 let step = if self == Self::Square { 16 } else { 32 };
                 let staged = step * (tile_m / 4 + tile_n / 4 + 2);
                 let tile = if split > 1 { staged.max(SUMS) } else { staged };
-                let consts = [("TM", tile_m), ("TN", tile_n), ("SPLIT", split), ("KT", step), ("TILE", tile)];
+                let consts = [
+                    ("TM", tile_m),
+                    ("TN", tile_n),
+                    ("SPLIT", split),
+                    ("KT", step),
+                    ("TILE", tile),
+                ];
                 ("matmul_dense", consts.to_vec())
             }
         };
         let source = Source { name, consts, imports: vec!["shared/dense"], ..Default::default() };
-        KernelSpec { source, bindings: BINDINGS, params_bytes: size_of::<MatmulDenseParams>() as u32 }
+        KernelSpec {
+            source,
+            bindings: BINDINGS,
+            params_bytes: size_of::<MatmulDenseParams>() as u32,
+        }
     }
 }
 

@@ -1,4 +1,5 @@
-//! `y = x Wᵀ` for few rows of x, with the norm folded in and an epilogue: see `shaders/matvec.wgsl`.
+//! `y = x Wᵀ` for few rows of x, with the norm folded in and an epilogue: see
+//! `shaders/matvec.wgsl`.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -9,7 +10,8 @@ use crate::gpu::pipeline::Access::{self, Read, Write};
 use crate::gpu::shader::Source;
 use crate::gpu::{Caps, Commands, Kernel, KernelSpec};
 
-/// Bindings of `matvec`, `matvec_coop`, `matmul` and `matmul_coop`: `x [M, K]`, `gain [K]`, `words`, `scales`, `y [M, y_stride]`.
+/// Bindings of `matvec`, `matvec_coop`, `matmul` and `matmul_coop`: `x [M, K]`, `gain [K]`,
+/// `words`, `scales`, `y [M, y_stride]`.
 pub const BINDINGS: &[Access] = &[Read, Read, Read, Read, Write];
 /// Bindings of `matvec` with [`Lora::Shrink`]: A and `u [M, u_rows]` after the others.
 pub const SHRINK_BINDINGS: &[Access] = &[Read, Read, Read, Read, Write, Read, Write];
@@ -17,7 +19,8 @@ pub const SHRINK_BINDINGS: &[Access] = &[Read, Read, Read, Read, Write, Read, Wr
 pub const EXPAND_BINDINGS: &[Access] = &[Read, Read, Read, Read, Write, Read, Read];
 /// The largest number of rows of x that count as few.
 pub const MAX_COLS: u32 = 8;
-/// Most rows of x that a pass over W serves: the sums of more take registers that a GPU needs to have more workgroups under way.
+/// Most rows of x that a pass over W serves: the sums of more take registers that a GPU needs to
+/// have more workgroups under way.
 pub const COLS: u32 = 4;
 
 /// Mirror of `Params` in `shaders/shared/linear.wgsl`.
@@ -57,8 +60,8 @@ pub struct LinearParams {
 }
 
 impl LinearParams {
-    /// These for a pass over `rows` rows of x, and its workgroups: each sums `columns` rows of W or makes `elements`
-    /// elements of u.
+    /// These for a pass over `rows` rows of x, and its workgroups: each sums `columns` rows of W or
+    /// makes `elements` elements of u.
     pub(super) fn shared(
         self,
         epilogue: Epilogue,
@@ -124,7 +127,8 @@ pub struct Tiling {
 }
 
 impl Tiling {
-    /// For several rows of x with adapters: one load under way at a time, since registers decide how many workgroups fit.
+    /// For several rows of x with adapters: one load under way at a time, since registers decide
+    /// how many workgroups fit.
     #[must_use]
     pub fn beside_adapters(self, caps: &Caps) -> Self {
         if caps.software { self } else { Self { unroll: 1, guard: true, ..self } }
@@ -155,7 +159,8 @@ pub fn tiling(caps: &Caps, rows: u32, k_blocks: u32) -> Tiling {
     // Few rows: more teams, as long as each lane has two steps.
     let subgroups = |split: u32| rows.div_ceil(ROWS) * lanes * split / most;
     let mut split = 1;
-    while split < MAX_SPLIT && subgroups(split) < ENOUGH_SUBGROUPS && quarters >= 4 * lanes * split {
+    while split < MAX_SPLIT && subgroups(split) < ENOUGH_SUBGROUPS && quarters >= 4 * lanes * split
+    {
         split *= 2;
     }
     let unroll = match steps(lanes * split) {
@@ -164,17 +169,20 @@ pub fn tiling(caps: &Caps, rows: u32, k_blocks: u32) -> Tiling {
         _ => 1,
     };
     let guard = !quarters.is_multiple_of(lanes * split * unroll) && (unroll > 1 || split > 1);
-    // A workgroup of the fewest subgroups: rows and addresses are then the same for all lanes, and the driver knows it.
+    // A workgroup of the fewest subgroups: rows and addresses are then the same for all lanes, and
+    // the driver knows it.
     Tiling { wg: most.max(lanes * split), lanes, split, unroll, guard, blocks: false }
 }
 
-/// Rows of x that one pass over the weights serves when there are `rows`, a power of two of at most [`COLS`].
+/// Rows of x that one pass over the weights serves when there are `rows`, a power of two of at most
+/// [`COLS`].
 pub fn cols(rows: u32) -> u32 {
     rows.next_power_of_two().min(COLS)
 }
 
 /// On a software GPU: a lane has rows to itself.
-pub const SOFTWARE: Tiling = Tiling { wg: 32, lanes: 1, split: 1, unroll: 1, guard: false, blocks: true };
+pub const SOFTWARE: Tiling =
+    Tiling { wg: 32, lanes: 1, split: 1, unroll: 1, guard: false, blocks: true };
 
 /// What a kernel is compiled for, beside the format.
 #[derive(Clone, Copy, Debug)]
@@ -196,7 +204,10 @@ pub fn spec(caps: &Caps, dtype: DType, variant: Variant) -> KernelSpec {
     let (reduce, _) = reduction(caps);
     let Variant { tiling, cols, norm, epilogue, lora } = variant;
     debug_assert!(cols <= COLS, "columns are unrolled by hand");
-    debug_assert!(!tiling.blocks || (tiling.lanes, tiling.split, tiling.unroll) == (1, 1, 1), "a lane has whole rows");
+    debug_assert!(
+        !tiling.blocks || (tiling.lanes, tiling.split, tiling.unroll) == (1, 1, 1),
+        "a lane has whole rows"
+    );
     let mut source = Source {
         name: "matvec",
         consts: vec![
@@ -258,6 +269,13 @@ pub fn record(
     let passes = params.m.div_ceil(cols);
     let lane_groups = tiling.wg / tiling.lanes;
     // A lane group for every element of u and row of x.
-    let (params, groups) = params.shared(epilogue, lora, cols, [lane_groups / tiling.split * ROWS, lane_groups]);
-    commands.dispatch(kernel, group, &params, [groups, passes, 1], weight_bytes * u64::from(passes));
+    let (params, groups) =
+        params.shared(epilogue, lora, cols, [lane_groups / tiling.split * ROWS, lane_groups]);
+    commands.dispatch(
+        kernel,
+        group,
+        &params,
+        [groups, passes, 1],
+        weight_bytes * u64::from(passes),
+    );
 }

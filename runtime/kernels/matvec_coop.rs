@@ -30,7 +30,8 @@ pub struct Shape {
 pub struct Tiling {
     /// Subgroups of a workgroup: 2, 4 or 8.
     pub subgroups: u32,
-    /// Those that share columns of y, each with its part of K: 1, or a power of two up to all of them.
+    /// Those that share columns of y, each with its part of K: 1, or a power of two up to all of
+    /// them.
     pub split: u32,
     /// Blocks of K in a step, at least two for each of `split`; a power of two.
     pub step: u32,
@@ -60,14 +61,12 @@ impl Shape {
         Some(Self { side, lanes, scalar: caps.scalar_fragments })
     }
 
-    /// Every tiling that is chosen from: the more subgroups share columns, the fewer columns keep the device busy.
+    /// Every tiling that is chosen from: the more subgroups share columns, the fewer columns keep
+    /// the device busy.
     pub fn tilings(self) -> [Tiling; 3] {
         let [few, most] = [4, 8].map(|subgroups| (MAX_WG / self.lanes).min(subgroups));
-        [(few, 1, 4), (few, few, 2 * few), (most, most, 2 * most)].map(|(subgroups, split, step)| Tiling {
-            subgroups,
-            split,
-            step,
-        })
+        [(few, 1, 4), (few, few, 2 * few), (most, most, 2 * most)]
+            .map(|(subgroups, split, step)| Tiling { subgroups, split, step })
     }
 
     /// The tiling for `n` rows of W.
@@ -139,6 +138,7 @@ pub fn record(
 ) {
     let Variant { shape, tiling, epilogue, lora, .. } = variant;
     // A subgroup for every element of u and row of x.
-    let (params, groups) = params.shared(epilogue, lora, MAX_COLS, [tiling.columns(shape), tiling.subgroups]);
+    let (params, groups) =
+        params.shared(epilogue, lora, MAX_COLS, [tiling.columns(shape), tiling.subgroups]);
     commands.dispatch(kernel, group, &params, [groups, 1, 1], weight_bytes);
 }

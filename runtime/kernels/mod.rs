@@ -1,4 +1,5 @@
-//! The host side of each kernel: its parameters, variants, grid and recording. One stem with `shaders/` and `tests/kernels/`.
+//! The host side of each kernel: its parameters, variants, grid and recording. One stem with
+//! `shaders/` and `tests/kernels/`.
 
 pub mod adamw;
 pub mod attention;

@@ -31,9 +31,15 @@ pub struct RopeParams {
     pub lora: Entry,
 }
 
-/// Bindings: `rows [M]`, `pages`, `rotations`, `qkv [M, (H + 2 G) E]`, `keys`, `values [pages, G, page_len, E]`; with
-/// `lora` then B and `u`, whose product is added to qkv first.
-pub fn spec(head_dim: u32, page_len: u32, neox: bool, kv_f16: bool, lora: Option<Directory>) -> KernelSpec {
+/// Bindings: `rows [M]`, `pages`, `rotations`, `qkv [M, (H + 2 G) E]`, `keys`, `values [pages, G,
+/// page_len, E]`; with `lora` then B and `u`, whose product is added to qkv first.
+pub fn spec(
+    head_dim: u32,
+    page_len: u32,
+    neox: bool,
+    kv_f16: bool,
+    lora: Option<Directory>,
+) -> KernelSpec {
     let mut source = Source {
         name: "rope",
         consts: vec![("E", head_dim), ("PAGE", page_len), ("NEOX", u32::from(neox))],
@@ -56,7 +62,8 @@ pub fn spec(head_dim: u32, page_len: u32, neox: bool, kv_f16: bool, lora: Option
     KernelSpec { source, bindings, params_bytes: size_of::<RopeParams>() as u32 }
 }
 
-/// Cosines and sines, `[256 + coarse, head_dim / 2, 2]`, for positions below `max_positions`, computed in f64.
+/// Cosines and sines, `[256 + coarse, head_dim / 2, 2]`, for positions below `max_positions`,
+/// computed in f64.
 pub fn rotations(frequencies: &[f32], max_positions: usize) -> Vec<[f32; 2]> {
     let coarse = max_positions.div_ceil(FINE).max(1);
     let positions = (0..FINE).chain((0..coarse).map(|i| i * FINE));

@@ -35,7 +35,13 @@ pub fn spec(head_dim: u32) -> KernelSpec {
 }
 
 /// Records `rows` rows.
-pub fn record(commands: &mut Commands<'_>, op: &Op, head_dim: u32, params: RopeTrainParams, rows: u32) {
+pub fn record(
+    commands: &mut Commands<'_>,
+    op: &Op,
+    head_dim: u32,
+    params: RopeTrainParams,
+    rows: u32,
+) {
     let pairs = (params.heads + params.kv_heads) * head_dim / 2;
     op.record(commands, &params, [pairs.div_ceil(64), rows, 1], 0);
 }

@@ -1,4 +1,5 @@
-//! The exponent of each row's largest gradient, by which `matmul_backward_coop` scales: see `shaders/row_exponents.wgsl`.
+//! The exponent of each row's largest gradient, by which `matmul_backward_coop` scales: see
+//! `shaders/row_exponents.wgsl`.
 
 use bytemuck::{Pod, Zeroable};
 

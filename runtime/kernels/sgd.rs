@@ -1,6 +1,8 @@
-//! Stochastic gradient descent over a range of a flat buffer, with momentum or without: see `shaders/sgd.wgsl`.
+//! Stochastic gradient descent over a range of a flat buffer, with momentum or without: see
+//! `shaders/sgd.wgsl`.
 //!
-//! The semantics are those of `torch.optim.SGD` with dampening 0 and without Nesterov's; weight decay is coupled.
+//! The semantics are those of `torch.optim.SGD` with dampening 0 and without Nesterov's; weight
+//! decay is coupled.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -31,7 +33,8 @@ pub struct SgdParams {
     pub pad: u32,
 }
 
-/// Bindings: `norm`, `grads`, `weights`, `buffer`, which begins as zeros; without momentum any buffer of its own.
+/// Bindings: `norm`, `grads`, `weights`, `buffer`, which begins as zeros; without momentum any
+/// buffer of its own.
 pub fn spec(momentum: bool) -> KernelSpec {
     KernelSpec {
         source: Source {

@@ -40,7 +40,8 @@ pub fn parts(caps: &Caps, intermediate_size: u32) -> u32 {
     intermediate_size.div_ceil(workgroup(caps))
 }
 
-/// Bindings: `gu [T, 2 F]`, `h [T, F]`; with `lora` then A, B, `u` of gate and up, and the parts of u of what follows.
+/// Bindings: `gu [T, 2 F]`, `h [T, F]`; with `lora` then A, B, `u` of gate and up, and the parts of
+/// u of what follows.
 pub fn spec(caps: &Caps, lora: Option<Directory>) -> KernelSpec {
     let (reduce, lanes) = reduction(caps);
     let wg = workgroup(caps);

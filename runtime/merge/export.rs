@@ -1,8 +1,9 @@
 //! A base and its adapters as one GGUF, for tools that know no adapters.
 //!
-//! Tensors without LoRA and the metadata are copied as they are. Those with LoRA are dequantised, merged and rounded to
-//! F16 or `Q8_0`, which is why running adapters beside the base is the better way where it can be had; the report says
-//! how much the rounding took. Tensors go through one after another in small pieces, so memory stays small.
+//! Tensors without LoRA and the metadata are copied as they are. Those with LoRA are dequantised,
+//! merged and rounded to F16 or `Q8_0`, which is why running adapters beside the base is the better
+//! way where it can be had; the report says how much the rounding took. Tensors go through one
+//! after another in small pieces, so memory stays small.
 
 use std::path::Path;
 
@@ -32,7 +33,8 @@ pub struct ExportReport {
     pub n_bytes: u64,
     /// The base has one matrix for embedding and head, the file has two.
     pub untied: bool,
-    /// Largest rounding error of a weight, in the root mean square of what the adapters add to weights.
+    /// Largest rounding error of a weight, in the root mean square of what the adapters add to
+    /// weights.
     pub max_error_over_delta: f64,
     /// Root mean square of the rounding errors, in the same.
     pub rms_error_over_delta: f64,
@@ -62,15 +64,16 @@ struct Planned<'a> {
     padding: Vec<u8>,
 }
 
-/// Writes the base of `gguf` with `adapters`, each with its weight, to `path`: tensors with LoRA in `dtype`, F16 or
-/// `Q8_0`. Complete or not there at all; a file that is there is replaced. `progress` gets weights done and in all. Does
-/// not ask which base the adapters were made for.
+/// Writes the base of `gguf` with `adapters`, each with its weight, to `path`: tensors with LoRA in
+/// `dtype`, F16 or `Q8_0`. Complete or not there at all; a file that is there is replaced.
+/// `progress` gets weights done and in all. Does not ask which base the adapters were made for.
 ///
-/// The head of a base with tied embeddings becomes a tensor of its own when an adapter changes one of the two.
+/// The head of a base with tied embeddings becomes a tensor of its own when an adapter changes one
+/// of the two.
 ///
-/// Errors: [`Error::InvalidArgument`] for another type, no adapters, or a weight that is not finite;
-/// [`Error::InvalidAdapter`] for an adapter that does not fit; [`Error::InvalidTensor`] when merged weights are too
-/// large for the type; [`Error::Io`].
+/// Errors: [`Error::InvalidArgument`] for another type, no adapters, or a weight that is not
+/// finite; [`Error::InvalidAdapter`] for an adapter that does not fit; [`Error::InvalidTensor`]
+/// when merged weights are too large for the type; [`Error::Io`].
 pub fn export_gguf(
     gguf: &Gguf,
     shape: &BaseShape,
@@ -95,7 +98,12 @@ pub fn export_gguf(
         if !tensor.loras.is_empty() {
             total = total.and(loss);
             let (delta_rms, rms_error) = (loss.delta_rms(), loss.rms_error());
-            merged.push(MergedTensor { name: tensor.name.clone(), delta_rms, max_error: loss.max_error, rms_error });
+            merged.push(MergedTensor {
+                name: tensor.name.clone(),
+                delta_rms,
+                max_error: loss.max_error,
+                rms_error,
+            });
         }
     }
     staged.commit()?;
@@ -120,7 +128,10 @@ fn check(shape: &BaseShape, adapters: &[(&Adapter, f32)], dtype: DType) -> Resul
     if adapters.iter().any(|(_, weight)| !weight.is_finite()) {
         return bad("adapters", "a weight is not a finite number");
     }
-    adapters.iter().flat_map(|(adapter, _)| &adapter.modules).try_for_each(|module| module.check(shape))
+    adapters
+        .iter()
+        .flat_map(|(adapter, _)| &adapter.modules)
+        .try_for_each(|module| module.check(shape))
 }
 
 /// The head of the new file, and its tensors in order.
@@ -133,12 +144,15 @@ fn plan<'a>(
     let alignment = gguf.find::<u32>("general.alignment")?.map_or(ALIGNMENT, u64::from);
     let mut writer = GgufWriter::new(alignment);
     // The new file is one, whatever the base was.
-    for (key, kind, value) in gguf.raw_metadata().filter(|(key, ..)| !key.starts_with("split.") && *key != MERGED_KEY) {
+    for (key, kind, value) in
+        gguf.raw_metadata().filter(|(key, ..)| !key.starts_with("split.") && *key != MERGED_KEY)
+    {
         writer.key(key, kind, value);
     }
     writer.u32(MERGED_KEY, adapters.len() as u32);
     let loras = |path: Option<ModulePath>| -> Loras<'a> {
-        let module = |&(adapter, weight): &(&'a Adapter, f32)| Some((adapter.module(path?)?, weight));
+        let module =
+            |&(adapter, weight): &(&'a Adapter, f32)| Some((adapter.module(path?)?, weight));
         adapters.iter().filter_map(module).collect()
     };
     let mut planned: Vec<Planned<'_>> = Vec::new();
@@ -151,12 +165,20 @@ fn plan<'a>(
     let head = outside(Target::LmHead);
     if shape.tie_word_embeddings && !(head.is_empty() && outside(Target::EmbedTokens).is_empty()) {
         let view = gguf.require("model.embed_tokens.weight")?;
-        planned.push(Planned { name: "output.weight".into(), view, loras: head, padding: Vec::new() });
+        planned.push(Planned {
+            name: "output.weight".into(),
+            view,
+            loras: head,
+            padding: Vec::new(),
+        });
     }
     for tensor in &mut planned {
         let view = &tensor.view;
         let dtype = if tensor.loras.is_empty() { view.dtype } else { dtype };
-        let rows = || Error::InvalidArgument { name: "type", reason: format!("`{}` has no whole blocks", view.name) };
+        let rows = || Error::InvalidArgument {
+            name: "type",
+            reason: format!("`{}` has no whole blocks", view.name),
+        };
         let n_bytes = dtype.bytes(view.row_len()).ok_or_else(rows)? * view.n_rows();
         tensor.padding = writer.tensor(&tensor.name, view.shape, dtype, n_bytes as u64);
     }
@@ -164,7 +186,11 @@ fn plan<'a>(
 }
 
 /// Hands out a tensor's bytes in pieces, each with its number of weights.
-fn pieces(tensor: &Planned<'_>, dtype: DType, write: &mut dyn FnMut(&[u8], usize) -> Result<()>) -> Result<Loss> {
+fn pieces(
+    tensor: &Planned<'_>,
+    dtype: DType,
+    write: &mut dyn FnMut(&[u8], usize) -> Result<()>,
+) -> Result<Loss> {
     let (view, k) = (tensor.view.in_file_order(), tensor.view.row_len());
     let (rows, at_once) = (view.n_rows(), (PIECE / k).max(1));
     let mut loss = Loss::default();
@@ -178,11 +204,14 @@ fn pieces(tensor: &Planned<'_>, dtype: DType, write: &mut dyn FnMut(&[u8], usize
         let mut weights = vec![0.0; count * k];
         quant::format(view.dtype).dequantize(&bytes, &mut weights);
         let row = |i: usize| tensor.view.hf_row(first + i);
-        let merged = merge(&mut weights, k, &tensor.loras, row, dtype, &mut loss).ok_or_else(|| {
-            let reason =
-                format!("with the adapters its weights are too large for {}; lower their weights", dtype.name());
-            Error::InvalidTensor { name: tensor.name.clone(), reason }
-        })?;
+        let merged =
+            merge(&mut weights, k, &tensor.loras, row, dtype, &mut loss).ok_or_else(|| {
+                let reason = format!(
+                    "with the adapters its weights are too large for {}; lower their weights",
+                    dtype.name()
+                );
+                Error::InvalidTensor { name: tensor.name.clone(), reason }
+            })?;
         write(&merged, count * k)?;
     }
     Ok(loss)

@@ -1,4 +1,5 @@
-//! `W + sum weight * scaling * B A` of one tensor, row by row in f32, rounded to the type of the file.
+//! `W + sum weight * scaling * B A` of one tensor, row by row in f32, rounded to the type of the
+//! file.
 
 use crate::adapter::{LoraModule, Target};
 use crate::dtype::DType;
@@ -39,8 +40,8 @@ impl Loss {
     }
 }
 
-/// Adds the adapters to `weights`, `[rows, K]` in f32, of which row i is the module's row `row(i)`; gives the rounded
-/// bytes. `None` when one is too large for `dtype`.
+/// Adds the adapters to `weights`, `[rows, K]` in f32, of which row i is the module's row `row(i)`;
+/// gives the rounded bytes. `None` when one is too large for `dtype`.
 pub(super) fn merge(
     weights: &mut [f32],
     k: usize,
@@ -68,7 +69,8 @@ pub(super) fn merge(
     Some(bytes)
 }
 
-/// Adds row `row` of `weight * scaling * B A`, for an embedding of its transpose, `[V, D]`, to `delta`.
+/// Adds row `row` of `weight * scaling * B A`, for an embedding of its transpose, `[V, D]`, to
+/// `delta`.
 fn add_row(module: &LoraModule, weight: f32, row: usize, delta: &mut [f32]) {
     let (rank, scale) = (module.rank, weight * module.scaling);
     if module.path.target == Target::EmbedTokens {

@@ -1,4 +1,5 @@
-//! Adapters merged into weights, in files: the base in memory stays as it is. Nothing here knows a GPU.
+//! Adapters merged into weights, in files: the base in memory stays as it is. Nothing here knows a
+//! GPU.
 
 pub mod export;
 mod linear;

@@ -1,8 +1,11 @@
-//! From q, k and v of a layer to its attention: rotation, the cache, and the kernels for short and long runs of rows.
+//! From q, k and v of a layer to its attention: rotation, the cache, and the kernels for short and
+//! long runs of rows.
 
 use crate::error::Result;
 use crate::gpu::{Caps, Commands, Gpu, KernelSpec, Op, Tensor};
-use crate::kernels::attention::{self, AttentionParams, Heads, Leaves, PrefillParams, ReduceParams};
+use crate::kernels::attention::{
+    self, AttentionParams, Heads, Leaves, PrefillParams, ReduceParams,
+};
 use crate::kernels::lora::{Directory, Entry};
 use crate::kernels::matvec::MAX_COLS;
 use crate::kernels::rope::{self, RopeParams};
@@ -34,7 +37,8 @@ pub(crate) struct Around {
     pub(crate) o_proj: Site,
 }
 
-/// A site's number, elements of a row of its u, and the entry of a pass in which all rows use the same adapter.
+/// A site's number, elements of a row of its u, and the entry of a pass in which all rows use the
+/// same adapter.
 type Site = (u32, u32, Entry);
 
 /// The directory, A, B, u and its parts.
@@ -59,7 +63,8 @@ impl CacheOps {
             for_rope.extend([b, u]);
             for_attention.extend([a, parts]);
         }
-        let [rope, attention, attention_split, attention_prefill] = Self::specs(gpu.caps(), heads, directory);
+        let [rope, attention, attention_split, attention_prefill] =
+            Self::specs(gpu.caps(), heads, directory);
         Ok(Self {
             rope: gpu.op(&rope, &for_rope)?,
             attention: gpu.op(&attention, &for_attention)?,
@@ -107,8 +112,14 @@ impl Attend {
         let tiled = |run: &Run| run.count > MAX_COLS && !gpu.caps().software;
         for run in runs.iter().filter(|run| tiled(run)) {
             let (row0, count, scale) = (run.row0, run.count, self.scale());
-            let params = PrefillParams { heads, kv_heads, max_pages, row0, count, scale, pad: [0; 2] };
-            attention::record_prefill(commands, &ops.attention_prefill, &params, self.cache_bytes(run.positions));
+            let params =
+                PrefillParams { heads, kv_heads, max_pages, row0, count, scale, pad: [0; 2] };
+            attention::record_prefill(
+                commands,
+                &ops.attention_prefill,
+                &params,
+                self.cache_bytes(run.positions),
+            );
         }
         // The others row by row: neighbouring runs together.
         let (mut at, mut parts) = (0, kv_heads);
@@ -139,7 +150,17 @@ impl Attend {
         let step = (self.part_rows / splits).max(1);
         for row0 in (start..end).step_by(step as usize) {
             let count = step.min(end - row0);
-            let params = AttentionParams { heads, kv_heads, max_pages, splits, scale, row0, site, u_rows, lora };
+            let params = AttentionParams {
+                heads,
+                kv_heads,
+                max_pages,
+                splits,
+                scale,
+                row0,
+                site,
+                u_rows,
+                lora,
+            };
             let bytes = self.cache_bytes(positions) * u64::from(count);
             if splits == 1 {
                 attention::record(commands, &ops.attention, &params, count, bytes);
@@ -160,6 +181,7 @@ impl Attend {
     /// Of keys and values of so many positions in a layer.
     fn cache_bytes(&self, positions: u32) -> u64 {
         let element_bytes = if self.heads.kv_f16 { 2 } else { 4 };
-        u64::from(2 * self.heads.kv_heads * self.heads.head_dim * element_bytes) * u64::from(positions)
+        u64::from(2 * self.heads.kv_heads * self.heads.head_dim * element_bytes)
+            * u64::from(positions)
     }
 }

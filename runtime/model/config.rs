@@ -71,7 +71,8 @@ const HARMLESS: [&str; 2] = ["rope_freqs.weight", ".attn_rot_embd.weight"];
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Architecture {
-    /// Llama, Mistral, `SmolLM`: `RMSNorm`, grouped-query attention with rotary embeddings, `SwiGLU`, no biases.
+    /// Llama, Mistral, `SmolLM`: `RMSNorm`, grouped-query attention with rotary embeddings,
+    /// `SwiGLU`, no biases.
     Llama,
 }
 
@@ -109,8 +110,9 @@ pub struct ModelConfig {
 impl ModelConfig {
     /// Reads and checks the sizes; [`Self::check_tensors`] is the caller's next step.
     ///
-    /// Errors: [`Error::Unsupported`] for another architecture or feature, [`Error::InvalidMetadata`] naming the key,
-    /// [`Error::MissingTensor`] without an embedding, [`Error::InvalidTensor`] for one with too few rows.
+    /// Errors: [`Error::Unsupported`] for another architecture or feature,
+    /// [`Error::InvalidMetadata`] naming the key, [`Error::MissingTensor`] without an embedding,
+    /// [`Error::InvalidTensor`] for one with too few rows.
     pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
         refuse_others(gguf)?;
         let size = |name: &str, max: usize| size(gguf, name, max);
@@ -150,15 +152,30 @@ impl ModelConfig {
 
     fn check_sizes(&self) -> Result<()> {
         let check = |ok: bool, key: &str, reason: String| {
-            if ok { Ok(()) } else { Err(Error::InvalidMetadata { key: format!("llama.{key}"), reason }) }
+            if ok {
+                Ok(())
+            } else {
+                Err(Error::InvalidMetadata { key: format!("llama.{key}"), reason })
+            }
         };
         let (heads, kv) = (self.num_attention_heads, self.num_key_value_heads);
         let whole = |n: usize| n.is_multiple_of(BLOCK);
         check(whole(self.hidden_size), "embedding_length", needs_blocks(self.hidden_size))?;
-        check(whole(self.intermediate_size), "feed_forward_length", needs_blocks(self.intermediate_size))?;
-        check(heads.is_multiple_of(kv), "attention.head_count_kv", format!("{kv} does not divide {heads} heads"))?;
+        check(
+            whole(self.intermediate_size),
+            "feed_forward_length",
+            needs_blocks(self.intermediate_size),
+        )?;
+        check(
+            heads.is_multiple_of(kv),
+            "attention.head_count_kv",
+            format!("{kv} does not divide {heads} heads"),
+        )?;
         let head_ok = whole(self.head_dim) && (BLOCK..=MAX_HEAD_DIM).contains(&self.head_dim);
-        let reason = format!("the head width {} is not a multiple of {BLOCK} up to {MAX_HEAD_DIM}", self.head_dim);
+        let reason = format!(
+            "the head width {} is not a multiple of {BLOCK} up to {MAX_HEAD_DIM}",
+            self.head_dim
+        );
         check(head_ok, "attention.key_length", reason)
     }
 
@@ -166,7 +183,10 @@ impl ModelConfig {
     fn check_heads(&self, gguf: &Gguf) -> Result<()> {
         for key in ["llama.attention.value_length", "llama.rope.dimension_count"] {
             if let Some(n) = gguf.find::<u32>(key)?.filter(|&n| n as usize != self.head_dim) {
-                let reason = format!("{n}, but heads are {} wide; only equal widths are supported", self.head_dim);
+                let reason = format!(
+                    "{n}, but heads are {} wide; only equal widths are supported",
+                    self.head_dim
+                );
                 return Err(Error::InvalidMetadata { key: key.into(), reason });
             }
         }
@@ -176,7 +196,8 @@ impl ModelConfig {
     /// Every tensor of the model with its row-major shape, in the order of use.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         let (hidden, inner) = (self.hidden_size, self.intermediate_size);
-        let (q, kv) = (self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim);
+        let (q, kv) =
+            (self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim);
         let mut all = vec![("model.embed_tokens.weight".into(), vec![self.vocab_size, hidden])];
         for layer in 0..self.num_hidden_layers {
             let mut add = |module: &str, shape: &[usize]| {
@@ -199,22 +220,28 @@ impl ModelConfig {
         all
     }
 
-    /// Checks that the file holds every tensor of the model in its shape, and none that would be left out.
+    /// Checks that the file holds every tensor of the model in its shape, and none that would be
+    /// left out.
     ///
-    /// Errors: [`Error::MissingTensor`]; [`Error::InvalidTensor`] naming the tensor and both shapes;
-    /// [`Error::Unsupported`] for a tensor that this family does not have, such as a bias.
+    /// Errors: [`Error::MissingTensor`]; [`Error::InvalidTensor`] naming the tensor and both
+    /// shapes; [`Error::Unsupported`] for a tensor that this family does not have, such as a bias.
     pub fn check_tensors(&self, gguf: &Gguf) -> Result<()> {
         let expected = self.tensors();
         for (name, shape) in &expected {
             let found = gguf.require(name)?.shape;
             if found != shape {
-                let reason = format!("its shape is {found:?}, the metadata imply {shape:?}; convert the file again");
+                let reason = format!(
+                    "its shape is {found:?}, the metadata imply {shape:?}; convert the file again"
+                );
                 return Err(Error::InvalidTensor { name: name.clone(), reason });
             }
         }
         let expected: HashSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
         let harmless = |name: &str| HARMLESS.iter().any(|end| name.ends_with(end));
-        match gguf.tensors().find(|tensor| !expected.contains(tensor.name) && !harmless(tensor.name)) {
+        match gguf
+            .tensors()
+            .find(|tensor| !expected.contains(tensor.name) && !harmless(tensor.name))
+        {
             Some(extra) => Err(unsupported(
                 format!("tensor `{}` in a llama model", extra.name),
                 "plain llama models without biases or experts are",
@@ -240,11 +267,15 @@ impl ModelConfig {
 
     /// Weights in all; a tied head counts once.
     pub fn n_params(&self) -> u64 {
-        self.tensors().iter().map(|(_, shape)| shape.iter().map(|&n| n as u64).product::<u64>()).sum()
+        self.tensors()
+            .iter()
+            .map(|(_, shape)| shape.iter().map(|&n| n as u64).product::<u64>())
+            .sum()
     }
 
-    /// Inverse frequencies of the rotary embedding with scaling applied, radians a token: `head_dim / 2` of them, the
-    /// i-th for dimensions `i` and `i + head_dim / 2` (rows are in Hugging Face's order, whatever the file's).
+    /// Inverse frequencies of the rotary embedding with scaling applied, radians a token: `head_dim
+    /// / 2` of them, the i-th for dimensions `i` and `i + head_dim / 2` (rows are in Hugging Face's
+    /// order, whatever the file's).
     pub fn rope_frequencies(&self) -> Vec<f32> {
         inverse_frequencies(self.head_dim, self.rope_theta, &self.rope_scaling)
     }
@@ -254,13 +285,22 @@ impl ModelConfig {
 fn refuse_others(gguf: &Gguf) -> Result<()> {
     let architecture = gguf.architecture()?;
     if let Some(kind) = gguf.find_note::<&str>("general.type").filter(|&kind| kind != "model") {
-        return Err(unsupported(format!("a GGUF file of type `{kind}` as a model"), "give the base model"));
+        return Err(unsupported(
+            format!("a GGUF file of type `{kind}` as a model"),
+            "give the base model",
+        ));
     }
     if architecture != "llama" {
-        return Err(unsupported(format!("architecture `{architecture}`"), "llama is (Llama, Mistral, SmolLM)"));
+        return Err(unsupported(
+            format!("architecture `{architecture}`"),
+            "llama is (Llama, Mistral, SmolLM)",
+        ));
     }
     if let Some(n) = gguf.find::<u32>("llama.expert_count")?.filter(|&n| n > 0) {
-        return Err(unsupported(format!("a mixture of {n} experts (`llama.expert_count`)"), "dense models are"));
+        return Err(unsupported(
+            format!("a mixture of {n} experts (`llama.expert_count`)"),
+            "dense models are",
+        ));
     }
     for (key, value) in gguf.metadata() {
         let Some(name) = key.strip_prefix("llama.") else { continue };
@@ -279,7 +319,10 @@ fn refuse_others(gguf: &Gguf) -> Result<()> {
     }
     let window = gguf.find::<u32>("llama.attention.sliding_window")?.unwrap_or(0);
     if window > 0 && window < gguf.get("llama.context_length")? {
-        return Err(unsupported(format!("sliding-window attention over {window} tokens"), "full attention is"));
+        return Err(unsupported(
+            format!("sliding-window attention over {window} tokens"),
+            "full attention is",
+        ));
     }
     Ok(())
 }
@@ -305,9 +348,10 @@ fn foreign<'a>(name: &str, value: Value<'a>) -> Option<Value<'a>> {
 fn check_attention_scale(gguf: &Gguf, head_dim: usize) -> Result<()> {
     let usual = (head_dim as f32).sqrt().recip();
     match gguf.find::<f32>("llama.attention.scale")?.filter(|&v| v != 0.0) {
-        Some(v) if (v - usual).abs() > 1e-6 * usual || v.is_nan() => {
-            Err(unsupported(format!("`llama.attention.scale` = {v}"), "1 over the root of a head's width is"))
-        }
+        Some(v) if (v - usual).abs() > 1e-6 * usual || v.is_nan() => Err(unsupported(
+            format!("`llama.attention.scale` = {v}"),
+            "1 over the root of a head's width is",
+        )),
         _ => Ok(()),
     }
 }
@@ -324,7 +368,11 @@ fn size(gguf: &Gguf, name: &str, max: usize) -> Result<usize> {
 fn positive(gguf: &Gguf, key: &str) -> Result<f32> {
     let v: f32 = gguf.get(key)?;
     let reason = format!("{v} is not a number above 0");
-    if v.is_finite() && v > 0.0 { Ok(v) } else { Err(Error::InvalidMetadata { key: key.into(), reason }) }
+    if v.is_finite() && v > 0.0 {
+        Ok(v)
+    } else {
+        Err(Error::InvalidMetadata { key: key.into(), reason })
+    }
 }
 
 /// The embedding's rows, which the metadata and the tokenizer must fit.
@@ -335,8 +383,12 @@ fn vocab_size(gguf: &Gguf) -> Result<usize> {
     let said = gguf.find::<u32>("llama.vocab_size")?.map_or(rows, |n| n as usize);
     let reason = match () {
         () if rows > MAX_VOCAB => format!("{rows} rows are more than {MAX_VOCAB}"),
-        () if said != rows => format!("{rows} rows, but `llama.vocab_size` is {said}; convert the file again"),
-        () if tokens > rows => format!("{rows} rows, but the tokenizer has {tokens} tokens; convert the file again"),
+        () if said != rows => {
+            format!("{rows} rows, but `llama.vocab_size` is {said}; convert the file again")
+        }
+        () if tokens > rows => {
+            format!("{rows} rows, but the tokenizer has {tokens} tokens; convert the file again")
+        }
         () => return Ok(rows),
     };
     Err(Error::InvalidTensor { name: embedding.name.into(), reason })

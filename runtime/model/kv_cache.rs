@@ -1,7 +1,8 @@
 //! Keys and values by layer and page, and who holds which page.
 //!
-//! A page holds the keys and values of [`PAGE_LEN`] positions of one sequence in every layer. Sessions share pages by
-//! counting: a fork shares its parent's, a prompt that begins like an earlier one takes its pages over.
+//! A page holds the keys and values of [`PAGE_LEN`] positions of one sequence in every layer.
+//! Sessions share pages by counting: a fork shares its parent's, a prompt that begins like an
+//! earlier one takes its pages over.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -48,7 +49,8 @@ impl PagePool {
         self.free.extend((old..self.pages.len()).rev().map(|page| page as u32));
     }
 
-    /// A page for one user, or `None` when all are in use. An idle prefix is forgotten for it if need be.
+    /// A page for one user, or `None` when all are in use. An idle prefix is forgotten for it if
+    /// need be.
     pub fn allocate(&mut self) -> Option<u32> {
         let page = self.free.pop().or_else(|| self.idle.pop_front())?;
         let entry = &mut self.pages[page as usize];
@@ -121,7 +123,8 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// `pages` pages for `layers` layers; `width` is `kv_heads` × `head_dim`, `element_bytes` 2 for f16 or 4 for f32.
+    /// `pages` pages for `layers` layers; `width` is `kv_heads` × `head_dim`, `element_bytes` 2 for
+    /// f16 or 4 for f32.
     ///
     /// Errors: [`Error::OutOfMemory`].
     pub fn new(
@@ -137,7 +140,10 @@ impl KvCache {
         let mut cache = Self { layers: Vec::with_capacity(layers), page_bytes, max_pages };
         for _ in 0..layers {
             let bytes = pages.min(max_pages) as u64 * page_bytes;
-            cache.layers.push((gpu.storage("kv_cache keys", bytes)?, gpu.storage("kv_cache values", bytes)?));
+            cache.layers.push((
+                gpu.storage("kv_cache keys", bytes)?,
+                gpu.storage("kv_cache values", bytes)?,
+            ));
         }
         Ok(cache)
     }
@@ -147,18 +153,24 @@ impl KvCache {
         self.layers.first().map_or(0, |(keys, _)| (keys.bytes() / self.page_bytes) as usize)
     }
 
-    /// Makes room for at least `pages`, doubling, and copies what there is. Bind groups on the old buffers are stale.
+    /// Makes room for at least `pages`, doubling, and copies what there is. Bind groups on the old
+    /// buffers are stale.
     ///
-    /// Errors: [`Error::ContextFull`] beyond `max_pages`; [`Error::OutOfMemory`]; the cache is then as it was.
+    /// Errors: [`Error::ContextFull`] beyond `max_pages`; [`Error::OutOfMemory`]; the cache is then
+    /// as it was.
     pub fn grow(&mut self, gpu: &Gpu, pages: usize) -> Result<()> {
         if pages > self.max_pages {
-            return Err(Error::ContextFull { needed: pages * PAGE_LEN, capacity: self.max_pages * PAGE_LEN });
+            return Err(Error::ContextFull {
+                needed: pages * PAGE_LEN,
+                capacity: self.max_pages * PAGE_LEN,
+            });
         }
         let bytes = pages.max(2 * self.pages()).min(self.max_pages) as u64 * self.page_bytes;
         let mut grown = Vec::with_capacity(self.layers.len());
         let mut commands = Commands::new(gpu)?;
         for (keys, values) in &self.layers {
-            let new = (gpu.storage("kv_cache keys", bytes)?, gpu.storage("kv_cache values", bytes)?);
+            let new =
+                (gpu.storage("kv_cache keys", bytes)?, gpu.storage("kv_cache values", bytes)?);
             commands.copy(keys, 0, &new.0, 0, keys.bytes());
             commands.copy(values, 0, &new.1, 0, values.bytes());
             grown.push(new);

@@ -1,7 +1,7 @@
 //! A linear layer: quantised rows on the device, and the one place where its product is computed.
 //!
-//! In: weight views of a file. Out: [`Linear`], and [`LinearOp`], a linear bound to its input and output. Models
-//! know neither the format of the weights nor which kernel multiplies them.
+//! In: weight views of a file. Out: [`Linear`], and [`LinearOp`], a linear bound to its input and
+//! output. Models know neither the format of the weights nor which kernel multiplies them.
 
 use std::sync::{Arc, OnceLock};
 
@@ -20,7 +20,8 @@ const PIECE_BYTES: usize = 8 << 20;
 /// A piece is a multiple of this many rows, so that every piece is whole `u32`s of scales.
 const PIECE_ROWS: usize = 64;
 
-/// Most rows of a chunk: four a workgroup, and adapters' beside them, keep to the 65,535 workgroups of a dispatch.
+/// Most rows of a chunk: four a workgroup, and adapters' beside them, keep to the 65,535 workgroups
+/// of a dispatch.
 const CHUNK_ROWS: usize = 1 << 17;
 
 /// The weights `[N, K]` of one or several linears with the same input, row after row.
@@ -64,7 +65,10 @@ impl Linear {
             }
             let whole = |v: &TensorView<'_>| (v.shape[0] * k / BLOCK).is_multiple_of(PIECE_ROWS);
             let mut together = 1;
-            while together < rest.len() && rest[together].dtype == first.dtype && whole(&rest[together - 1]) {
+            while together < rest.len()
+                && rest[together].dtype == first.dtype
+                && whole(&rest[together - 1])
+            {
                 together += 1;
             }
             linear.load_run(gpu, &rest[..together])?;
@@ -100,7 +104,8 @@ impl Linear {
             let mut at = 0;
             while at < view.shape[0] {
                 let chunk = &self.chunks[first + row / most];
-                let count = piece_rows.min(view.shape[0] - at).min(chunk.row0 - self.n + chunk.rows - row);
+                let count =
+                    piece_rows.min(view.shape[0] - at).min(chunk.row0 - self.n + chunk.rows - row);
                 let blocks_before = row % most * row_blocks;
                 send(gpu, chunk, format, &view.rows(at, count), blocks_before, count * row_blocks);
                 at += count;
@@ -132,7 +137,14 @@ impl Linear {
 }
 
 /// Repacks `blocks` blocks and writes them after the chunk's first `before`.
-fn send(gpu: &Gpu, chunk: &Chunk, format: &dyn quant::BlockFormat, bytes: &[u8], before: usize, blocks: usize) {
+fn send(
+    gpu: &Gpu,
+    chunk: &Chunk,
+    format: &dyn quant::BlockFormat,
+    bytes: &[u8],
+    before: usize,
+    blocks: usize,
+) {
     let (words_len, scales_len) = format.packed_len(blocks);
     let mut packed = vec![0_u32; words_len + scales_len];
     let (words, scales) = packed.split_at_mut(words_len);
@@ -243,7 +255,10 @@ impl LinearOp {
     pub fn new(gpu: &Gpu, linear: &Linear, binding: Binding<'_>) -> Result<Self> {
         if binding.epilogue == Epilogue::SwiGlu && linear.chunks.len() != 1 {
             let hint = "use the separate kernel".to_string();
-            return Err(Error::Unsupported { what: "SwiGLU folded into a split matrix".into(), hint });
+            return Err(Error::Unsupported {
+                what: "SwiGLU folded into a split matrix".into(),
+                hint,
+            });
         }
         let mut op = Self {
             chunks: Vec::with_capacity(linear.chunks.len()),
@@ -259,7 +274,8 @@ impl LinearOp {
             let gain = binding.norm.map_or(binding.x, |(gain, _)| gain);
             let own = [binding.x, gain, &chunk.words, &chunk.scales, binding.y];
             // u is made once, beside the first rows.
-            let lora = binding.lora.filter(|lora| chunk.row0 == 0 || matches!(lora.lora, Lora::Expand(_)));
+            let lora =
+                binding.lora.filter(|lora| chunk.row0 == 0 || matches!(lora.lora, Lora::Expand(_)));
             let group = match lora {
                 None => gpu.bind(matvec::BINDINGS, &own),
                 Some(LoraBinding { lora, factors, u, .. }) => {
@@ -275,7 +291,11 @@ impl LinearOp {
                 rows: chunk.rows as u32,
                 bytes: chunk.bytes(),
                 matvec: Default::default(),
-                on_matrices: on_matrices(gpu.caps(), chunk.rows * linear.k / BLOCK, chunk.rows as u32),
+                on_matrices: on_matrices(
+                    gpu.caps(),
+                    chunk.rows * linear.k / BLOCK,
+                    chunk.rows as u32,
+                ),
                 matmul: Default::default(),
             });
         }
@@ -285,7 +305,8 @@ impl LinearOp {
     /// Few rows of x, however few, are multiplied on cooperative matrices, in this way.
     pub(crate) fn on_matrices(mut self, shape: Shape, tiling: Tiling) -> Self {
         for chunk in &mut self.chunks {
-            chunk.on_matrices = Some(OnMatrices { rows: 1, shape, tiling, kernel: OnceLock::new() });
+            chunk.on_matrices =
+                Some(OnMatrices { rows: 1, shape, tiling, kernel: OnceLock::new() });
         }
         self
     }
@@ -293,7 +314,13 @@ impl LinearOp {
     /// Records y for `rows` of x; `u` is the size of the adapters' u, if any are bound.
     ///
     /// Errors: as [`Gpu::kernel`] on the first use of a variant; as [`Commands::bound`].
-    pub fn record(&self, gpu: &Gpu, commands: &mut Commands<'_>, rows: RowRange, u: USize) -> Result<()> {
+    pub fn record(
+        &self,
+        gpu: &Gpu,
+        commands: &mut Commands<'_>,
+        rows: RowRange,
+        u: USize,
+    ) -> Result<()> {
         for chunk in &self.chunks {
             let params = LinearParams {
                 m: rows.count,
@@ -333,7 +360,9 @@ impl LinearOp {
             let (shape, tiling) = (on.shape, on.tiling);
             let guard = tiling.guard(self.k_blocks);
             let variant = matvec_coop::Variant { shape, tiling, guard, norm, epilogue, lora };
-            let kernel = get_or_compile(&on.kernel, || gpu.kernel(&matvec_coop::spec(chunk.dtype, variant)))?;
+            let kernel = get_or_compile(&on.kernel, || {
+                gpu.kernel(&matvec_coop::spec(chunk.dtype, variant))
+            })?;
             matvec_coop::record(commands, (&kernel, &chunk.group), variant, params, chunk.bytes);
             return Ok(());
         }
@@ -354,7 +383,10 @@ impl LinearOp {
         chunk: &ChunkOp,
         params: &LinearParams,
     ) -> Result<()> {
-        debug_assert!(self.eps.is_none() && self.epilogue != Epilogue::SwiGlu, "only narrow passes fold");
+        debug_assert!(
+            self.eps.is_none() && self.epilogue != Epilogue::SwiGlu,
+            "only narrow passes fold"
+        );
         let caps = gpu.caps();
         let tile = Tile::choose(caps, params.m, params.n);
         let spec = || gpu.kernel(&matmul::spec(caps, chunk.dtype, self.epilogue, tile));
@@ -375,10 +407,18 @@ const MANY_BLOCKS: usize = 1 << 17;
 fn on_matrices(caps: &Caps, blocks: usize, rows: u32) -> Option<OnMatrices> {
     // On a software GPU always, so that the tests of whole models see them.
     let shape = Shape::of(caps).filter(|_| caps.software || blocks >= MANY_BLOCKS)?;
-    Some(OnMatrices { rows: matvec::COLS + 1, shape, tiling: shape.tiling(rows), kernel: OnceLock::new() })
+    Some(OnMatrices {
+        rows: matvec::COLS + 1,
+        shape,
+        tiling: shape.tiling(rows),
+        kernel: OnceLock::new(),
+    })
 }
 
-fn get_or_compile(slot: &OnceLock<Arc<Kernel>>, compile: impl FnOnce() -> Result<Arc<Kernel>>) -> Result<Arc<Kernel>> {
+fn get_or_compile(
+    slot: &OnceLock<Arc<Kernel>>,
+    compile: impl FnOnce() -> Result<Arc<Kernel>>,
+) -> Result<Arc<Kernel>> {
     if let Some(kernel) = slot.get() {
         return Ok(Arc::clone(kernel));
     }

@@ -1,4 +1,5 @@
-//! Backward through a [`Linear`]: `dX = dY W` from the one copy of the weights. They are frozen and get no gradient.
+//! Backward through a [`Linear`]: `dX = dY W` from the one copy of the weights. They are frozen and
+//! get no gradient.
 
 use std::sync::Arc;
 
@@ -32,7 +33,13 @@ impl LinearBackwardOp {
     /// Binds `dy [M, N]`, `dx [M, K]` and room for the exponents of M rows.
     ///
     /// Errors: as [`Gpu::kernel`].
-    pub fn new(gpu: &Gpu, linear: &Linear, dy: &Tensor, dx: &Tensor, exponents: &Tensor) -> Result<Self> {
+    pub fn new(
+        gpu: &Gpu,
+        linear: &Linear,
+        dy: &Tensor,
+        dx: &Tensor,
+        exponents: &Tensor,
+    ) -> Result<Self> {
         let mut chunks = Vec::with_capacity(linear.chunks.len());
         for chunk in &linear.chunks {
             let mut tensors = vec![dy, &chunk.words, &chunk.scales, dx];
@@ -49,13 +56,25 @@ impl LinearBackwardOp {
         let exponents = matmul_backward::reads_exponents(gpu.caps())
             .then(|| gpu.op(&row_exponents::spec(), &[dy, exponents]))
             .transpose()?;
-        Ok(Self { chunks, exponents, k_blocks: (linear.k / BLOCK) as u32, dy_stride: linear.n as u32, operations })
+        Ok(Self {
+            chunks,
+            exponents,
+            k_blocks: (linear.k / BLOCK) as u32,
+            dy_stride: linear.n as u32,
+            operations,
+        })
     }
 
     /// Records `rows` rows of dy from the first, into dx from row `dx_row` on.
     ///
     /// Errors: as [`Commands::bound`].
-    pub fn record(&self, gpu: &Gpu, commands: &mut Commands<'_>, rows: u32, dx_row: u32) -> Result<()> {
+    pub fn record(
+        &self,
+        gpu: &Gpu,
+        commands: &mut Commands<'_>,
+        rows: u32,
+        dx_row: u32,
+    ) -> Result<()> {
         for (i, chunk) in self.chunks.iter().enumerate() {
             let params = MatmulBackwardParams {
                 m: rows,
@@ -70,7 +89,13 @@ impl LinearBackwardOp {
             if let Some(op) = &self.exponents {
                 row_exponents::record(commands, op, (&params).into(), rows);
             }
-            matmul_backward::record(commands, gpu.caps(), (&chunk.kernel, &chunk.group), &params, chunk.bytes);
+            matmul_backward::record(
+                commands,
+                gpu.caps(),
+                (&chunk.kernel, &chunk.group),
+                &params,
+                chunk.bytes,
+            );
         }
         commands.bound(u64::from(rows) * self.operations)
     }

@@ -1,7 +1,9 @@
-//! The Llama forward pass: one implementation for every weight format, recorded on buffers bound once.
+//! The Llama forward pass: one implementation for every weight format, recorded on buffers bound
+//! once.
 //!
-//! In: token ids and rows of (page table, position) on the device. Out: logits, and the cache extended.
-//! Narrow passes (decoding a few sequences) fold the norms into mat-vecs; wide ones (prompts) use mat-muls.
+//! In: token ids and rows of (page table, position) on the device. Out: logits, and the cache
+//! extended. Narrow passes (decoding a few sequences) fold the norms into mat-vecs; wide ones
+//! (prompts) use mat-muls.
 
 use crate::adapter::registry::{LoraPass, Registry};
 use crate::adapter::site::SiteKind;
@@ -53,7 +55,13 @@ impl Llama {
     /// Allocates the activations and binds every kernel to them, to `weights` and to `cache`.
     ///
     /// Errors: [`Error::OutOfMemory`]; as [`Gpu::kernel`].
-    pub fn new(gpu: &Gpu, config: &ModelConfig, weights: &Weights, cache: &KvCache, limits: Limits) -> Result<Self> {
+    pub fn new(
+        gpu: &Gpu,
+        config: &ModelConfig,
+        weights: &Weights,
+        cache: &KvCache,
+        limits: Limits,
+    ) -> Result<Self> {
         let heads = heads(config, limits.kv_f16);
         let max_pages = limits.positions.div_ceil(PAGE_LEN);
         let part_rows = attention::splits(limits.positions as u32).max(512);
@@ -89,8 +97,14 @@ impl Llama {
         })
     }
 
-    /// What [`Llama::new`] compiles, and the products of a pass over one row, the slowest to compile first.
-    pub fn specs(caps: &Caps, config: &ModelConfig, weights: &Weights, kv_f16: bool) -> Vec<KernelSpec> {
+    /// What [`Llama::new`] compiles, and the products of a pass over one row, the slowest to
+    /// compile first.
+    pub fn specs(
+        caps: &Caps,
+        config: &ModelConfig,
+        weights: &Weights,
+        kv_f16: bool,
+    ) -> Vec<KernelSpec> {
         let heads = heads(config, kv_f16);
         let mut specs: Vec<KernelSpec> = CacheOps::specs(caps, heads, None).into();
         for layer in &weights.layers {
@@ -126,7 +140,13 @@ impl Llama {
     /// Binds the adapted kernels, if the registry's buffers are not those they are bound to.
     ///
     /// Errors: as [`Gpu::kernel`]; [`Error::OutOfMemory`].
-    pub fn bind_adapters(&mut self, gpu: &Gpu, weights: &Weights, cache: &KvCache, registry: &Registry) -> Result<()> {
+    pub fn bind_adapters(
+        &mut self,
+        gpu: &Gpu,
+        weights: &Weights,
+        cache: &KvCache,
+        registry: &Registry,
+    ) -> Result<()> {
         if self.adapters_are_stale(registry) {
             let (shape, bound) = ((self.attend.heads, self.rows), (cache, &self.activations));
             self.lora = LoraOps::new(gpu, &self.config, weights, shape, bound, registry)?;
@@ -139,8 +159,8 @@ impl Llama {
         self.attend.max_pages as usize
     }
 
-    /// Records the pass over the first `rows` rows of `token_ids` and `rows`, which `runs` covers in order; `lora` is
-    /// what their adapters need.
+    /// Records the pass over the first `rows` rows of `token_ids` and `rows`, which `runs` covers
+    /// in order; `lora` is what their adapters need.
     ///
     /// Errors: as [`Commands::bound`] and [`Gpu::kernel`].
     pub fn forward(
@@ -183,7 +203,13 @@ impl Llama {
         let active = |pass: &LoraPass| pass.u_rows[qkv as usize] + pass.u_rows[o_proj as usize] > 0;
         let Some((ops, pass)) = lora.filter(|(_, pass)| active(pass)) else {
             layer.qkv.record(gpu, commands, range, USize::default())?;
-            self.attend.record(gpu, commands, (&layer.cache, &self.reduce), (rows, runs), Around::default());
+            self.attend.record(
+                gpu,
+                commands,
+                (&layer.cache, &self.reduce),
+                (rows, runs),
+                Around::default(),
+            );
             return layer.o_proj.record(gpu, commands, range, USize::default());
         };
         let adapted = &ops.by_layer[i];
@@ -193,9 +219,20 @@ impl Llama {
             qkv: (ops.site(qkv, i), pass.u_rows[qkv as usize], qkv_b),
             o_proj: (ops.site(o_proj, i), pass.u_rows[o_proj as usize], o_proj_a),
         };
-        adapted.qkv.record(gpu, commands, range, USize { rows: around.qkv.1, parts: 1, lora: qkv_a })?;
-        let parts = self.attend.record(gpu, commands, (&adapted.cache, &ops.reduce), (rows, runs), around);
-        adapted.o_proj.record(gpu, commands, range, USize { rows: around.o_proj.1, parts, lora: o_proj_b })
+        adapted.qkv.record(
+            gpu,
+            commands,
+            range,
+            USize { rows: around.qkv.1, parts: 1, lora: qkv_a },
+        )?;
+        let parts =
+            self.attend.record(gpu, commands, (&adapted.cache, &ops.reduce), (rows, runs), around);
+        adapted.o_proj.record(
+            gpu,
+            commands,
+            range,
+            USize { rows: around.o_proj.1, parts, lora: o_proj_b },
+        )
     }
 
     fn mlp_narrow(
@@ -210,7 +247,8 @@ impl Llama {
         let range = RowRange::first(rows);
         let f = self.config.intermediate_size as u32;
         let [gate_up, down] = [SiteKind::GateUp, SiteKind::DownProj];
-        let active = |pass: &LoraPass| pass.u_rows[gate_up as usize] + pass.u_rows[down as usize] > 0;
+        let active =
+            |pass: &LoraPass| pass.u_rows[gate_up as usize] + pass.u_rows[down as usize] > 0;
         let Some((ops, pass)) = lora.filter(|(_, pass)| active(pass)) else {
             match &layer.gate_up {
                 Some(fused) => fused.record(gpu, commands, range, USize::default())?,
@@ -221,13 +259,33 @@ impl Llama {
         let adapted = &ops.by_layer[i];
         let [gate_up_rows, down_rows] = [gate_up, down].map(|kind| pass.u_rows[kind as usize]);
         let (gate_up_site, down_site) = (ops.site(gate_up, i), ops.site(down, i));
-        let ([gate_up_a, gate_up_lora], [down_lora, down_b]) = (pass.alone(gate_up_site), pass.alone(down_site));
-        adapted.gate_up.record(gpu, commands, range, USize { rows: gate_up_rows, parts: 1, lora: gate_up_a })?;
+        let ([gate_up_a, gate_up_lora], [down_lora, down_b]) =
+            (pass.alone(gate_up_site), pass.alone(down_site));
+        adapted.gate_up.record(
+            gpu,
+            commands,
+            range,
+            USize { rows: gate_up_rows, parts: 1, lora: gate_up_a },
+        )?;
         let pad = [0; 3];
-        let params = SwiGluParams { f, gate_up_site, gate_up_rows, down_site, down_rows, pad, gate_up_lora, down_lora };
+        let params = SwiGluParams {
+            f,
+            gate_up_site,
+            gate_up_rows,
+            down_site,
+            down_rows,
+            pad,
+            gate_up_lora,
+            down_lora,
+        };
         swiglu::record(commands, gpu.caps(), &ops.swiglu, &params, rows);
         let parts = swiglu::parts(gpu.caps(), f);
-        adapted.down_proj.record(gpu, commands, range, USize { rows: down_rows, parts, lora: down_b })
+        adapted.down_proj.record(
+            gpu,
+            commands,
+            range,
+            USize { rows: down_rows, parts, lora: down_b },
+        )
     }
 
     /// Many rows: mat-muls, and the adapters' own beside them.
@@ -249,7 +307,13 @@ impl Llama {
         rms_norm::record(commands, &layer.input_layernorm, gpu.caps(), self.norm_params(rows));
         layer.qkv_wide.record(gpu, commands, range, USize::default())?;
         adapt(commands, SiteKind::Qkv);
-        self.attend.record(gpu, commands, (&layer.cache, &self.reduce), (rows, runs), Around::default());
+        self.attend.record(
+            gpu,
+            commands,
+            (&layer.cache, &self.reduce),
+            (rows, runs),
+            Around::default(),
+        );
         layer.o_proj.record(gpu, commands, range, USize::default())?;
         adapt(commands, SiteKind::OProj);
         self.gate_up_wide(gpu, commands, i, rows, lora)?;
@@ -267,7 +331,12 @@ impl Llama {
         lora: Option<(&LoraOps, &LoraPass)>,
     ) -> Result<()> {
         let layer = &self.layers[i];
-        rms_norm::record(commands, &layer.post_attention_layernorm, gpu.caps(), self.norm_params(rows));
+        rms_norm::record(
+            commands,
+            &layer.post_attention_layernorm,
+            gpu.caps(),
+            self.norm_params(rows),
+        );
         layer.gate_up_wide.record(gpu, commands, RowRange::first(rows), USize::default())?;
         if let Some((ops, pass)) = lora {
             ops.record_wide(gpu, commands, (SiteKind::GateUp, i), pass, (rows, 0, 0));
@@ -278,10 +347,16 @@ impl Llama {
     }
 
     fn norm_params(&self, rows: u32) -> RmsNormParams {
-        RmsNormParams { rows, k4: self.config.hidden_size as u32 / 4, eps: self.config.rms_norm_eps, pad: 0 }
+        RmsNormParams {
+            rows,
+            k4: self.config.hidden_size as u32 / 4,
+            eps: self.config.rms_norm_eps,
+            pad: 0,
+        }
     }
 
-    /// Records the logits of `rows` rows from `x_row` of the last pass, into `activations.logits[0..rows]`.
+    /// Records the logits of `rows` rows from `x_row` of the last pass, into
+    /// `activations.logits[0..rows]`.
     ///
     /// Errors: as [`Llama::forward`]; [`Error::InvalidArgument`] for more than [`LOGIT_ROWS`].
     pub fn logits(
@@ -296,11 +371,14 @@ impl Llama {
             return Err(Error::InvalidArgument { name: "rows", reason });
         }
         for first in (0..rows).step_by(MAX_COLS as usize) {
-            let range = RowRange { count: MAX_COLS.min(rows - first), x_row: x_row + first, y_row: first };
+            let range =
+                RowRange { count: MAX_COLS.min(rows - first), x_row: x_row + first, y_row: first };
             self.head.record(gpu, commands, range, USize::default())?;
         }
         let head = SiteKind::LmHead;
-        if let Some((ops, pass)) = self.lora.as_ref().zip(lora).filter(|(_, pass)| pass.u_rows[head as usize] > 0) {
+        if let Some((ops, pass)) =
+            self.lora.as_ref().zip(lora).filter(|(_, pass)| pass.u_rows[head as usize] > 0)
+        {
             rms_norm::record(commands, &self.norm, gpu.caps(), self.norm_params(x_row + rows));
             ops.record_wide(gpu, commands, (head, 0), pass, (rows, x_row, 0));
         }
@@ -331,7 +409,14 @@ impl Layer {
             lora: None,
         };
         let qkv_wide = Binding { x: &a.normed, norm: None, ..qkv };
-        let o_proj = Binding { x: &a.attn, norm: None, y: &a.x, y_stride: hidden, epilogue: Epilogue::Add, lora: None };
+        let o_proj = Binding {
+            x: &a.attn,
+            norm: None,
+            y: &a.x,
+            y_stride: hidden,
+            epilogue: Epilogue::Add,
+            lora: None,
+        };
         let gate_up = Binding {
             x: &a.x,
             norm: before_mlp,
@@ -340,7 +425,8 @@ impl Layer {
             epilogue: Epilogue::SwiGlu,
             lora: None,
         };
-        let gate_up_wide = Binding { x: &a.normed, norm: None, y: &a.gate_up, y_stride: weights.gate_up.n, ..qkv };
+        let gate_up_wide =
+            Binding { x: &a.normed, norm: None, y: &a.gate_up, y_stride: weights.gate_up.n, ..qkv };
         let down_proj = Binding { x: &a.h, ..o_proj };
         let fused = weights.gate_up.chunks.len() == 1;
         let norm = |gain: &Tensor| gpu.op(&rms_norm::spec(gpu.caps()), &[&a.x, gain, &a.normed]);
@@ -370,7 +456,11 @@ fn heads(config: &ModelConfig, kv_f16: bool) -> Heads {
 
 /// The kernels that all layers share: attention's second half, SwiGLU, the norm.
 fn shared_specs(caps: &Caps, heads: Heads) -> [KernelSpec; 3] {
-    [attention::reduce_spec(caps, heads.head_dim, None), swiglu::spec(caps, None), rms_norm::spec(caps)]
+    [
+        attention::reduce_spec(caps, heads.head_dim, None),
+        swiglu::spec(caps, None),
+        rms_norm::spec(caps),
+    ]
 }
 
 fn embed_ops(gpu: &Gpu, weights: &Weights, a: &Activations) -> Result<Vec<(Op, EmbeddingParams)>> {
@@ -382,7 +472,10 @@ fn embed_ops(gpu: &Gpu, weights: &Weights, a: &Activations) -> Result<Vec<(Op, E
             rows: chunk.rows as u32,
             pad: 0,
         };
-        let op = gpu.op(&embedding::spec(chunk.dtype), &[&a.token_ids, &chunk.words, &chunk.scales, &a.x])?;
+        let op = gpu.op(
+            &embedding::spec(chunk.dtype),
+            &[&a.token_ids, &chunk.words, &chunk.scales, &a.x],
+        )?;
         Ok((op, params))
     };
     table.chunks.iter().map(bind).collect()

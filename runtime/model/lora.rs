@@ -1,8 +1,9 @@
 //! The LoRA path of a pass, bound to the activations and to the registry's buffers.
 //!
-//! Narrow passes are fused: A's rows ride in the mat-vec that reads the same input, or in the kernel that makes that
-//! input; B is added by whatever reads the output next. That costs one dispatch a layer. Wide passes and the head use
-//! two dispatches of their own for each group of linears.
+//! Narrow passes are fused: A's rows ride in the mat-vec that reads the same input, or in the
+//! kernel that makes that input; B is added by whatever reads the output next. That costs one
+//! dispatch a layer. Wide passes and the head use two dispatches of their own for each group of
+//! linears.
 
 use crate::adapter::registry::{LoraPass, Registry};
 use crate::adapter::site::SiteKind;
@@ -62,14 +63,19 @@ pub(crate) struct LoraBuffers {
 
 impl LoraBuffers {
     fn new(gpu: &Gpu, config: &ModelConfig, rows: usize) -> Result<Self> {
-        let attention = config
-            .num_key_value_heads
-            .max(attention::reduce_parts(config.num_attention_heads as u32, config.head_dim as u32) as usize);
-        let parts = attention.max(swiglu::parts(gpu.caps(), config.intermediate_size as u32) as usize);
+        let attention = config.num_key_value_heads.max(attention::reduce_parts(
+            config.num_attention_heads as u32,
+            config.head_dim as u32,
+        ) as usize);
+        let parts =
+            attention.max(swiglu::parts(gpu.caps(), config.intermediate_size as u32) as usize);
         let floats = |label: &str, n: usize| gpu.storage(label, n as u64 * 4);
         Ok(Self {
             u: floats("adapters u", rows * SiteKind::Qkv.most_u_rows() as usize)?,
-            parts: floats("adapters u parts", MAX_COLS as usize * parts * SiteKind::OProj.most_u_rows() as usize)?,
+            parts: floats(
+                "adapters u parts",
+                MAX_COLS as usize * parts * SiteKind::OProj.most_u_rows() as usize,
+            )?,
         })
     }
 }
@@ -100,14 +106,25 @@ impl LoraOps {
     ) -> Result<Option<Self>> {
         let Some((a, b, moves)) = registry.factors() else { return Ok(None) };
         let buffers = LoraBuffers::new(gpu, config, rows)?;
-        let bound = Bound { gpu, config, heads, activations, directory: registry.directory(), a, b, buffers };
+        let bound = Bound {
+            gpu,
+            config,
+            heads,
+            activations,
+            directory: registry.directory(),
+            a,
+            b,
+            buffers,
+        };
         let layers = weights.layers.len();
         let by_layer = weights.layers.iter().zip(&cache.layers).enumerate();
         let act = activations;
         Ok(Some(Self {
             layers,
             moves,
-            by_layer: by_layer.map(|(i, (weights, cache))| bound.layer(i, weights, cache)).collect::<Result<_>>()?,
+            by_layer: by_layer
+                .map(|(i, (weights, cache))| bound.layer(i, weights, cache))
+                .collect::<Result<_>>()?,
             reduce: gpu.op(
                 &attention::reduce_spec(gpu.caps(), heads.head_dim, Some(bound.directory)),
                 &[&act.rows, &act.parts, &act.stats, &act.attn, a, &bound.buffers.parts],
@@ -117,7 +134,8 @@ impl LoraOps {
                 &[&act.gate_up, &act.h, a, b, &bound.buffers.u, &bound.buffers.parts],
             )?,
             wide: bound.wide()?,
-            embed: gpu.op(&lora::embedding_spec(bound.directory), &[&act.token_ids, &act.x, a, b])?,
+            embed: gpu
+                .op(&lora::embedding_spec(bound.directory), &[&act.token_ids, &act.x, a, b])?,
             hidden_size: config.hidden_size as u32,
             _buffers: bound.buffers,
         }))
@@ -128,7 +146,8 @@ impl LoraOps {
         kind.site(self.layers, layer) as u32
     }
 
-    /// Records what a group of linears of `layer` adds to `rows` rows, unless no row has adapters there.
+    /// Records what a group of linears of `layer` adds to `rows` rows, unless no row has adapters
+    /// there.
     pub(crate) fn record_wide(
         &self,
         gpu: &Gpu,
@@ -137,11 +156,18 @@ impl LoraOps {
         pass: &LoraPass,
         (rows, x_row, y_row): (u32, u32, u32),
     ) {
-        let (op, site, u_rows) = (&self.wide[kind as usize], self.site(kind, layer), pass.u_rows[kind as usize]);
+        let (op, site, u_rows) =
+            (&self.wide[kind as usize], self.site(kind, layer), pass.u_rows[kind as usize]);
         if u_rows == 0 {
             return;
         }
-        lora::record_shrink(commands, gpu.caps(), &op.shrink, &ShrinkParams { k8s: op.k8s, x_row, site, u_rows }, rows);
+        lora::record_shrink(
+            commands,
+            gpu.caps(),
+            &op.shrink,
+            &ShrinkParams { k8s: op.k8s, x_row, site, u_rows },
+            rows,
+        );
         let [end0, end1] = op.ends;
         let params = ExpandParams { n: op.n, x_row, y_row, site, u_rows, end0, end1, pad: 0 };
         lora::record_expand(commands, &op.expand, &params, rows);
@@ -158,7 +184,12 @@ impl LoraOps {
 }
 
 impl Bound<'_> {
-    fn layer(&self, i: usize, weights: &LayerWeights, cache: &(Tensor, Tensor)) -> Result<LoraLayer> {
+    fn layer(
+        &self,
+        i: usize,
+        weights: &LayerWeights,
+        cache: &(Tensor, Tensor),
+    ) -> Result<LoraLayer> {
         let (config, act) = (self.config, self.activations);
         let layers = config.num_hidden_layers;
         let (u, parts) = (&self.buffers.u, &self.buffers.parts);
@@ -168,7 +199,12 @@ impl Bound<'_> {
         };
         let adds = |kind: SiteKind| {
             let site = kind.site(layers, i) as u32;
-            Some(LoraBinding { lora: Lora::Expand(self.directory), factors: self.b, u: parts, site })
+            Some(LoraBinding {
+                lora: Lora::Expand(self.directory),
+                factors: self.b,
+                u: parts,
+                site,
+            })
         };
         let eps = config.rms_norm_eps;
         let (store, hidden) = (Epilogue::Store, config.hidden_size);
@@ -198,7 +234,13 @@ impl Bound<'_> {
         let down_proj = Binding { x: &act.h, lora: adds(SiteKind::DownProj), ..o_proj };
         Ok(LoraLayer {
             qkv: LinearOp::new(self.gpu, &weights.qkv, qkv)?,
-            cache: CacheOps::new(self.gpu, self.heads, cache, act, Some((self.directory, self.a, self.b, u, parts)))?,
+            cache: CacheOps::new(
+                self.gpu,
+                self.heads,
+                cache,
+                act,
+                Some((self.directory, self.a, self.b, u, parts)),
+            )?,
             o_proj: LinearOp::new(self.gpu, &weights.o_proj, o_proj)?,
             gate_up: LinearOp::new(self.gpu, &weights.gate_up, gate_up)?,
             down_proj: LinearOp::new(self.gpu, &weights.down_proj, down_proj)?,
@@ -215,14 +257,25 @@ impl Bound<'_> {
             self.wide_op((&act.attn, q), (&act.x, d), [d; 2])?,
             self.wide_op((&act.normed, d), (&act.gate_up, 2 * f), [f, 2 * f])?,
             self.wide_op((&act.h, f), (&act.x, d), [d; 2])?,
-            self.wide_op((&act.normed, d), (&act.logits, config.vocab_size), [config.vocab_size; 2])?,
+            self.wide_op(
+                (&act.normed, d),
+                (&act.logits, config.vocab_size),
+                [config.vocab_size; 2],
+            )?,
         ])
     }
 
-    fn wide_op(&self, (x, k): (&Tensor, usize), (y, n): (&Tensor, usize), ends: [usize; 2]) -> Result<WideOps> {
+    fn wide_op(
+        &self,
+        (x, k): (&Tensor, usize),
+        (y, n): (&Tensor, usize),
+        ends: [usize; 2],
+    ) -> Result<WideOps> {
         let u = &self.buffers.u;
         Ok(WideOps {
-            shrink: self.gpu.op(&lora::shrink_spec(self.gpu.caps(), self.directory), &[x, self.a, u])?,
+            shrink: self
+                .gpu
+                .op(&lora::shrink_spec(self.gpu.caps(), self.directory), &[x, self.a, u])?,
             expand: self.gpu.op(&lora::expand_spec(self.directory), &[y, self.b, u])?,
             k8s: k as u32 / 8,
             n: n as u32,

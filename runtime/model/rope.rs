@@ -1,7 +1,7 @@
 //! Frequencies of rotary position embeddings and their scaling for long contexts.
 //!
-//! Source: Su et al., `RoFormer`, arXiv 2104.09864; linear scaling: Chen et al., arXiv 2306.15595; Llama 3.1's scaling:
-//! `_compute_llama3_parameters` of Hugging Face's transformers.
+//! Source: Su et al., `RoFormer`, arXiv 2104.09864; linear scaling: Chen et al., arXiv 2306.15595;
+//! Llama 3.1's scaling: `_compute_llama3_parameters` of Hugging Face's transformers.
 
 use std::f64::consts::TAU;
 
@@ -33,7 +33,8 @@ pub enum RopeScaling {
         /// Tokens of the context before the change.
         original_max_position_embeddings: usize,
     },
-    /// A divisor a frequency, `[head_dim / 2]`: GGUF's `rope_freqs.weight`, where converters put Llama 3.1's scaling.
+    /// A divisor a frequency, `[head_dim / 2]`: GGUF's `rope_freqs.weight`, where converters put
+    /// Llama 3.1's scaling.
     Factors(Vec<f32>),
 }
 
@@ -71,8 +72,10 @@ impl RopeScaling {
 /// A key's factor; 0 is none, as in llama.cpp.
 fn factor(gguf: &Gguf, key: &str) -> Result<Option<f32>> {
     let factor = gguf.find::<f32>(key)?.filter(|&factor| factor != 0.0);
-    let wrong =
-        |factor| Error::InvalidMetadata { key: key.into(), reason: format!("{factor} is not a number above 0") };
+    let wrong = |factor| Error::InvalidMetadata {
+        key: key.into(),
+        reason: format!("{factor} is not a number above 0"),
+    };
     factor.map(|factor| if usable(factor) { Ok(factor) } else { Err(wrong(factor)) }).transpose()
 }
 
@@ -84,9 +87,14 @@ fn explicit_factors(gguf: &Gguf, n: usize) -> Result<Option<Vec<f32>>> {
     let Some(tensor) = gguf.tensor("rope_freqs.weight") else { return Ok(None) };
     let invalid = |reason| Err(Error::InvalidTensor { name: tensor.name.into(), reason });
     if tensor.dtype != DType::F32 || tensor.shape != [n] {
-        return invalid(format!("F32 [{n}] is needed, found {} {:?}", tensor.dtype.name(), tensor.shape));
+        return invalid(format!(
+            "F32 [{n}] is needed, found {} {:?}",
+            tensor.dtype.name(),
+            tensor.shape
+        ));
     }
-    let factors: Vec<f32> = tensor.bytes().as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
+    let factors: Vec<f32> =
+        tensor.bytes().as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
     if factors.iter().all(|&factor| usable(factor)) {
         Ok(Some(factors))
     } else {
@@ -100,10 +108,18 @@ pub(super) fn inverse_frequencies(head_dim: usize, theta: f32, scaling: &RopeSca
     let scaled = |i: usize| match scaling {
         RopeScaling::None => plain(i),
         RopeScaling::Linear { factor } => plain(i) / f64::from(*factor),
-        RopeScaling::Factors(factors) => plain(i) / factors.get(i).map_or(1.0, |&factor| factor.into()),
-        &RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
+        RopeScaling::Factors(factors) => {
+            plain(i) / factors.get(i).map_or(1.0, |&factor| factor.into())
+        }
+        &RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings,
+        } => {
             let (low, high) = (f64::from(low_freq_factor), f64::from(high_freq_factor));
-            // Turns that the pair makes in the original context: 1 at the longest wavelength that fits.
+            // Turns that the pair makes in the original context: 1 at the longest wavelength that
+            // fits.
             let turns = original_max_position_embeddings as f64 * plain(i) / TAU;
             let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
             plain(i) * (kept + (1.0 - kept) / f64::from(factor))

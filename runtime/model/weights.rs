@@ -37,10 +37,16 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Sends the file's tensors to the device, calling `progress` with the bytes of the file done so far.
+    /// Sends the file's tensors to the device, calling `progress` with the bytes of the file done
+    /// so far.
     ///
     /// Errors: as [`Linear::load`]; [`crate::Error::MissingTensor`].
-    pub fn load(gpu: &Gpu, gguf: &Gguf, config: &ModelConfig, progress: &mut dyn FnMut(u64)) -> Result<Self> {
+    pub fn load(
+        gpu: &Gpu,
+        gguf: &Gguf,
+        config: &ModelConfig,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Self> {
         let mut done = 0;
         let mut linear = |names: &[String]| -> Result<Linear> {
             let views = names.iter().map(|name| gguf.require(name)).collect::<Result<Vec<_>>>()?;
@@ -56,14 +62,20 @@ impl Weights {
             let name = |part: &str| format!("model.layers.{i}.{part}.weight");
             layers.push(LayerWeights {
                 input_layernorm: norm(&name("input_layernorm"))?,
-                qkv: linear(&["q_proj", "k_proj", "v_proj"].map(|p| name(&format!("self_attn.{p}"))))?,
+                qkv: linear(
+                    &["q_proj", "k_proj", "v_proj"].map(|p| name(&format!("self_attn.{p}"))),
+                )?,
                 o_proj: linear(&[name("self_attn.o_proj")])?,
                 post_attention_layernorm: norm(&name("post_attention_layernorm"))?,
                 gate_up: linear(&["gate_proj", "up_proj"].map(|p| name(&format!("mlp.{p}"))))?,
                 down_proj: linear(&[name("mlp.down_proj")])?,
             });
         }
-        let lm_head = if config.tie_word_embeddings { None } else { Some(linear(&["lm_head.weight".into()])?) };
+        let lm_head = if config.tie_word_embeddings {
+            None
+        } else {
+            Some(linear(&["lm_head.weight".into()])?)
+        };
         Ok(Self { embed_tokens, layers, norm: norm("model.norm.weight")?, lm_head })
     }
 

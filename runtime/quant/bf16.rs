@@ -31,6 +31,9 @@ impl BlockFormat for Format {
     }
 
     fn wgsl(&self) -> &'static str {
-        concat!(include_str!("../../shaders/quant/bf16.wgsl"), include_str!("../../shaders/quant/dot_generic.wgsl"))
+        concat!(
+            include_str!("../../shaders/quant/bf16.wgsl"),
+            include_str!("../../shaders/quant/dot_generic.wgsl")
+        )
     }
 }

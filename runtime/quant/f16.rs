@@ -31,7 +31,10 @@ impl BlockFormat for Format {
     }
 
     fn wgsl(&self) -> &'static str {
-        concat!(include_str!("../../shaders/quant/f16.wgsl"), include_str!("../../shaders/quant/dot_generic.wgsl"))
+        concat!(
+            include_str!("../../shaders/quant/f16.wgsl"),
+            include_str!("../../shaders/quant/dot_generic.wgsl")
+        )
     }
 }
 

@@ -1,7 +1,9 @@
-//! What a block format must give: exact CPU dequantisation and a lossless repack to GPU words and scales.
+//! What a block format must give: exact CPU dequantisation and a lossless repack to GPU words and
+//! scales.
 //!
-//! In: a row's blocks as the file holds them. Out: two arrays of `u32`, read by `shaders/quant/<format>.wgsl`.
-//! Every format is seen by the kernels as blocks of [`BLOCK`] consecutive weights of one row.
+//! In: a row's blocks as the file holds them. Out: two arrays of `u32`, read by
+//! `shaders/quant/<format>.wgsl`. Every format is seen by the kernels as blocks of [`BLOCK`]
+//! consecutive weights of one row.
 //!
 //! A new format is one file here, one in `shaders/quant`, and its line in [`format()`].
 
@@ -27,18 +29,23 @@ pub const BLOCK: usize = 32;
 pub trait BlockFormat: Send + Sync {
     /// The type this file is about.
     fn dtype(&self) -> DType;
-    /// `u32` words a [`BLOCK`] takes in the `words` binding: a multiple of 4, since shaders read `vec4<u32>`.
+    /// `u32` words a [`BLOCK`] takes in the `words` binding: a multiple of 4, since shaders read
+    /// `vec4<u32>`.
     fn words_per_block(&self) -> usize;
-    /// Bytes in the `scales` binding for 64 blocks (64 so that every format gives a whole number of `u32`).
+    /// Bytes in the `scales` binding for 64 blocks (64 so that every format gives a whole number of
+    /// `u32`).
     fn scale_bytes_per_64_blocks(&self) -> usize;
     /// Exact values of `blocks`, one `f32` a weight: `out.len()` weights.
     fn dequantize(&self, blocks: &[u8], out: &mut [f32]);
-    /// Moves every bit of `blocks` to its place in `words` and `scales`, both of the lengths [`Self::packed_len`] gives.
-    /// A tensor may be repacked in pieces of a multiple of 64 [`BLOCK`]s, the last excepted.
+    /// Moves every bit of `blocks` to its place in `words` and `scales`, both of the lengths
+    /// [`Self::packed_len`] gives. A tensor may be repacked in pieces of a multiple of 64
+    /// [`BLOCK`]s, the last excepted.
     fn repack(&self, blocks: &[u8], words: &mut [u32], scales: &mut [u32]);
-    /// The WGSL that reads what [`Self::repack`] writes: `dequant` and `dot_part`. A kernel declares `words` and `scales`.
+    /// The WGSL that reads what [`Self::repack`] writes: `dequant` and `dot_part`. A kernel
+    /// declares `words` and `scales`.
     fn wgsl(&self) -> &'static str;
-    /// The stems of the WGSL that makes halves of it for cooperative matrices: `fetch` and `halves`.
+    /// The stems of the WGSL that makes halves of it for cooperative matrices: `fetch` and
+    /// `halves`.
     fn half_wgsl(&self) -> &'static [&'static str] {
         &["quant/half/any"]
     }
@@ -68,8 +75,8 @@ pub fn format(dtype: DType) -> &'static dyn BlockFormat {
     }
 }
 
-/// Rounds rows of weights to `dtype`: F16, or `Q8_0` for a whole number of [`BLOCK`]s. `None` when a weight is too large
-/// for the type, or nothing here rounds to it.
+/// Rounds rows of weights to `dtype`: F16, or `Q8_0` for a whole number of [`BLOCK`]s. `None` when
+/// a weight is too large for the type, or nothing here rounds to it.
 pub fn quantize(dtype: DType, weights: &[f32]) -> Option<Vec<u8>> {
     match dtype {
         DType::F16 => f16::quantize(weights),
@@ -90,8 +97,8 @@ fn copy_words(bytes: &[u8], words: &mut [u32]) {
     }
 }
 
-/// 32 bytes that hold one block in their low nibbles and another in their high ones, to those two blocks as the shaders
-/// read them: byte j holds weight j (low) and j + 16 (high).
+/// 32 bytes that hold one block in their low nibbles and another in their high ones, to those two
+/// blocks as the shaders read them: byte j holds weight j (low) and j + 16 (high).
 fn split_nibbles(bytes: &[u8], low: &mut [u32; 4], high: &mut [u32; 4]) {
     const LOW: u32 = 0x0f0f_0f0f;
     let (first, second) = bytes.as_chunks().0.split_at(4);

@@ -1,4 +1,5 @@
-//! `Q4_0`: `w = d (q - 8)`. A block in the file: f16 d, then 16 bytes with weight j (low nibble) and j + 16.
+//! `Q4_0`: `w = d (q - 8)`. A block in the file: f16 d, then 16 bytes with weight j (low nibble)
+//! and j + 16.
 //!
 //! Shader: `shaders/quant/q4_0.wgsl`.
 
@@ -23,7 +24,9 @@ impl BlockFormat for Format {
     }
 
     fn dequantize(&self, blocks: &[u8], out: &mut [f32]) {
-        for ([d0, d1, qs @ ..], out) in blocks.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<BLOCK>().0) {
+        for ([d0, d1, qs @ ..], out) in
+            blocks.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<BLOCK>().0)
+        {
             let d = f16_value([*d0, *d1]);
             let (lo, hi) = out.split_at_mut(16);
             for ((q, lo), hi) in qs.iter().zip(lo).zip(hi) {
@@ -34,7 +37,8 @@ impl BlockFormat for Format {
     }
 
     fn repack(&self, blocks: &[u8], words: &mut [u32], scales: &mut [u32]) {
-        let pairs = blocks.as_chunks::<BYTES>().0.chunks(2).zip(words.as_chunks_mut::<4>().0.chunks_mut(2));
+        let pairs =
+            blocks.as_chunks::<BYTES>().0.chunks(2).zip(words.as_chunks_mut::<4>().0.chunks_mut(2));
         for ((blocks, words), scale) in pairs.zip(scales) {
             *scale = 0;
             for (([d0, d1, qs @ ..], words), shift) in blocks.iter().zip(words).zip([0, 16]) {
@@ -45,7 +49,10 @@ impl BlockFormat for Format {
     }
 
     fn wgsl(&self) -> &'static str {
-        concat!(include_str!("../../shaders/quant/q4_0.wgsl"), include_str!("../../shaders/quant/nibbles.wgsl"))
+        concat!(
+            include_str!("../../shaders/quant/q4_0.wgsl"),
+            include_str!("../../shaders/quant/nibbles.wgsl")
+        )
     }
 
     fn half_wgsl(&self) -> &'static [&'static str] {

@@ -1,4 +1,5 @@
-//! `Q4_1`: `w = d q + m`. A block in the file: f16 d and m, then 16 bytes with weight j (low nibble) and j + 16.
+//! `Q4_1`: `w = d q + m`. A block in the file: f16 d and m, then 16 bytes with weight j (low
+//! nibble) and j + 16.
 //!
 //! Shader: `shaders/quant/q4_1.wgsl`.
 
@@ -36,14 +37,19 @@ impl BlockFormat for Format {
 
     fn repack(&self, blocks: &[u8], words: &mut [u32], scales: &mut [u32]) {
         let blocks = blocks.as_chunks::<BYTES>().0;
-        for (([d0, d1, m0, m1, qs @ ..], words), scale) in blocks.iter().zip(words.as_chunks_mut::<4>().0).zip(scales) {
+        for (([d0, d1, m0, m1, qs @ ..], words), scale) in
+            blocks.iter().zip(words.as_chunks_mut::<4>().0).zip(scales)
+        {
             *scale = u32::from_le_bytes([*d0, *d1, *m0, *m1]);
             copy_words(qs, words);
         }
     }
 
     fn wgsl(&self) -> &'static str {
-        concat!(include_str!("../../shaders/quant/q4_1.wgsl"), include_str!("../../shaders/quant/nibbles.wgsl"))
+        concat!(
+            include_str!("../../shaders/quant/q4_1.wgsl"),
+            include_str!("../../shaders/quant/nibbles.wgsl")
+        )
     }
 
     fn half_wgsl(&self) -> &'static [&'static str] {

@@ -1,5 +1,5 @@
-//! `Q4_K`: `w = (d sc) q - dmin m`, 8 blocks a superblock, each with a 6-bit sc and m. Nibbles in the file: 32 bytes hold
-//! block 2c (low) and 2c + 1 (high).
+//! `Q4_K`: `w = (d sc) q - dmin m`, 8 blocks a superblock, each with a 6-bit sc and m. Nibbles in
+//! the file: 32 bytes hold block 2c (low) and 2c + 1 (high).
 //!
 //! Shader: `shaders/quant/q4_k.wgsl`.
 
@@ -28,7 +28,8 @@ pub(super) struct Scales {
 }
 
 impl Scales {
-    /// The 6-bit sc and m of block `j` < 8. Blocks 4 to 7 keep their upper two bits on top of those of blocks 0 to 3.
+    /// The 6-bit sc and m of block `j` < 8. Blocks 4 to 7 keep their upper two bits on top of those
+    /// of blocks 0 to 3.
     fn six_bits(&self, j: usize) -> (u8, u8) {
         let p = &self.packed;
         if j < 4 {
@@ -82,7 +83,9 @@ impl BlockFormat for Format {
     fn dequantize(&self, blocks: &[u8], out: &mut [f32]) {
         for (block, out) in superblocks(blocks).iter().zip(out.as_chunks_mut::<256>().0) {
             let scales = block.scales.values();
-            for (j, (out, (d, m))) in out.as_chunks_mut::<BLOCK>().0.iter_mut().zip(scales).enumerate() {
+            for (j, (out, (d, m))) in
+                out.as_chunks_mut::<BLOCK>().0.iter_mut().zip(scales).enumerate()
+            {
                 let qs = block.qs.iter().skip(j / 2 * BLOCK);
                 for (w, q) in out.iter_mut().zip(qs) {
                     *w = d * f32::from(q >> (j % 2 * 4) & 15) - m;
@@ -92,7 +95,8 @@ impl BlockFormat for Format {
     }
 
     fn repack(&self, blocks: &[u8], words: &mut [u32], scales: &mut [u32]) {
-        let out = words.as_chunks_mut().0.as_chunks_mut::<8>().0.iter_mut().zip(scales.as_chunks_mut().0);
+        let out =
+            words.as_chunks_mut().0.as_chunks_mut::<8>().0.iter_mut().zip(scales.as_chunks_mut().0);
         for (block, (words, scales)) in superblocks(blocks).iter().zip(out) {
             *scales = block.scales.words();
             for (qs, [low, high]) in block.qs.chunks(BLOCK).zip(words.as_chunks_mut().0) {

@@ -1,5 +1,5 @@
-//! `Q5_0`: `w = d (q - 16)`. A block in the file: f16 d, 32 fifth bits, then 16 bytes with the low nibbles of weight j
-//! (low) and j + 16.
+//! `Q5_0`: `w = d (q - 16)`. A block in the file: f16 d, 32 fifth bits, then 16 bytes with the low
+//! nibbles of weight j (low) and j + 16.
 //!
 //! Shader: `shaders/quant/q5_0.wgsl`.
 
@@ -25,7 +25,9 @@ impl BlockFormat for Format {
 
     fn dequantize(&self, blocks: &[u8], out: &mut [f32]) {
         let blocks = blocks.as_chunks::<BYTES>().0;
-        for ([d0, d1, h0, h1, h2, h3, qs @ ..], out) in blocks.iter().zip(out.as_chunks_mut::<BLOCK>().0) {
+        for ([d0, d1, h0, h1, h2, h3, qs @ ..], out) in
+            blocks.iter().zip(out.as_chunks_mut::<BLOCK>().0)
+        {
             let d = f16_value([*d0, *d1]);
             for (w, q) in out.iter_mut().zip(codes([*h0, *h1, *h2, *h3], qs)) {
                 *w = d * (f32::from(q) - 16.0);
@@ -34,7 +36,8 @@ impl BlockFormat for Format {
     }
 
     fn repack(&self, blocks: &[u8], words: &mut [u32], scales: &mut [u32]) {
-        let pairs = blocks.as_chunks::<BYTES>().0.chunks(2).zip(words.as_chunks_mut::<4>().0.chunks_mut(2));
+        let pairs =
+            blocks.as_chunks::<BYTES>().0.chunks(2).zip(words.as_chunks_mut::<4>().0.chunks_mut(2));
         for ((blocks, words), scales) in pairs.zip(scales.chunks_mut(3)) {
             let Some((d, fifths)) = scales.split_first_mut() else { return };
             *d = 0;

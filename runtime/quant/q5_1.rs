@@ -1,5 +1,5 @@
-//! `Q5_1`: `w = d q + m`. A block in the file: f16 d and m, 32 fifth bits, then 16 bytes with the low nibbles of weight j
-//! (low) and j + 16.
+//! `Q5_1`: `w = d q + m`. A block in the file: f16 d and m, 32 fifth bits, then 16 bytes with the
+//! low nibbles of weight j (low) and j + 16.
 //!
 //! Shader: `shaders/quant/q5_1.wgsl`.
 
@@ -25,7 +25,9 @@ impl BlockFormat for Format {
 
     fn dequantize(&self, blocks: &[u8], out: &mut [f32]) {
         let blocks = blocks.as_chunks::<BYTES>().0;
-        for ([d0, d1, m0, m1, h0, h1, h2, h3, qs @ ..], out) in blocks.iter().zip(out.as_chunks_mut::<BLOCK>().0) {
+        for ([d0, d1, m0, m1, h0, h1, h2, h3, qs @ ..], out) in
+            blocks.iter().zip(out.as_chunks_mut::<BLOCK>().0)
+        {
             let (d, m) = (f16_value([*d0, *d1]), f16_value([*m0, *m1]));
             for (w, q) in out.iter_mut().zip(codes([*h0, *h1, *h2, *h3], qs)) {
                 *w = d * f32::from(q) + m;

@@ -1,5 +1,6 @@
-//! `Q5_K`: `w = (d sc) q - dmin m`, 8 blocks a superblock, each with a 6-bit sc and m. In the file bit j of byte i of the
-//! fifth bits is that of weight i of block j, and 32 bytes of nibbles hold block 2c (low) and 2c + 1 (high).
+//! `Q5_K`: `w = (d sc) q - dmin m`, 8 blocks a superblock, each with a 6-bit sc and m. In the file
+//! bit j of byte i of the fifth bits is that of weight i of block j, and 32 bytes of nibbles hold
+//! block 2c (low) and 2c + 1 (high).
 //!
 //! Shader: `shaders/quant/q5_k.wgsl`.
 
@@ -39,7 +40,9 @@ impl BlockFormat for Format {
     fn dequantize(&self, blocks: &[u8], out: &mut [f32]) {
         for (block, out) in superblocks(blocks).iter().zip(out.as_chunks_mut::<256>().0) {
             let scales = block.scales.values();
-            for (j, (out, (d, m))) in out.as_chunks_mut::<BLOCK>().0.iter_mut().zip(scales).enumerate() {
+            for (j, (out, (d, m))) in
+                out.as_chunks_mut::<BLOCK>().0.iter_mut().zip(scales).enumerate()
+            {
                 let qs = block.qs.iter().skip(j / 2 * BLOCK);
                 for ((w, q), fifth) in out.iter_mut().zip(qs).zip(&block.fifths) {
                     *w = d * f32::from((q >> (j % 2 * 4) & 15) | ((fifth >> j & 1) << 4)) - m;
@@ -49,7 +52,13 @@ impl BlockFormat for Format {
     }
 
     fn repack(&self, blocks: &[u8], words: &mut [u32], scales: &mut [u32]) {
-        let out = words.as_chunks_mut().0.as_chunks_mut::<8>().0.iter_mut().zip(scales.as_chunks_mut::<12>().0);
+        let out = words
+            .as_chunks_mut()
+            .0
+            .as_chunks_mut::<8>()
+            .0
+            .iter_mut()
+            .zip(scales.as_chunks_mut::<12>().0);
         for (block, (words, scales)) in superblocks(blocks).iter().zip(out) {
             let (head, fifths) = scales.split_at_mut(4);
             head.copy_from_slice(&block.scales.words());

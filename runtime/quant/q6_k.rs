@@ -1,5 +1,6 @@
-//! `Q6_K`: `w = (d sc) (q - 32)`, 8 blocks a superblock, a signed byte sc for 16 weights. In the file each half superblock
-//! has 64 bytes of nibbles (blocks 0 and 1 low, 2 and 3 high) and 32 bytes of upper bits (bits 2r, 2r + 1 for block r).
+//! `Q6_K`: `w = (d sc) (q - 32)`, 8 blocks a superblock, a signed byte sc for 16 weights. In the
+//! file each half superblock has 64 bytes of nibbles (blocks 0 and 1 low, 2 and 3 high) and 32
+//! bytes of upper bits (bits 2r, 2r + 1 for block r).
 //!
 //! Shader: `shaders/quant/q6_k.wgsl`.
 
@@ -44,7 +45,11 @@ impl BlockFormat for Format {
                 let (half, r) = (j / 4, j % 4);
                 let qs = block.qs.iter().skip(half * 64 + r % 2 * 32);
                 let upper = block.upper.iter().skip(half * 32);
-                let scales = block.scales.iter().skip(2 * j).flat_map(|sc| std::iter::repeat_n(d * f32::from(*sc), 16));
+                let scales = block
+                    .scales
+                    .iter()
+                    .skip(2 * j)
+                    .flat_map(|sc| std::iter::repeat_n(d * f32::from(*sc), 16));
                 for (((w, q), upper), d) in out.iter_mut().zip(qs).zip(upper).zip(scales) {
                     let q = (q >> (r / 2 * 4) & 15) | ((upper >> (2 * r) & 3) << 4);
                     *w = d * (f32::from(q) - 32.0);
@@ -54,7 +59,9 @@ impl BlockFormat for Format {
     }
 
     fn repack(&self, blocks: &[u8], words: &mut [u32], scales: &mut [u32]) {
-        let pairs = superblocks(blocks).chunks(2).zip(words.as_chunks_mut().0.as_chunks_mut::<8>().0.chunks_mut(2));
+        let pairs = superblocks(blocks)
+            .chunks(2)
+            .zip(words.as_chunks_mut().0.as_chunks_mut::<8>().0.chunks_mut(2));
         for ((blocks, words), scales) in pairs.zip(scales.chunks_mut(41)) {
             let Some((d, rest)) = scales.split_first_mut() else { return };
             *d = 0;
@@ -74,6 +81,9 @@ impl BlockFormat for Format {
     }
 
     fn wgsl(&self) -> &'static str {
-        concat!(include_str!("../../shaders/quant/q6_k.wgsl"), include_str!("../../shaders/quant/dot_generic.wgsl"))
+        concat!(
+            include_str!("../../shaders/quant/q6_k.wgsl"),
+            include_str!("../../shaders/quant/dot_generic.wgsl")
+        )
     }
 }

@@ -23,7 +23,9 @@ impl BlockFormat for Format {
     }
 
     fn dequantize(&self, blocks: &[u8], out: &mut [f32]) {
-        for ([d0, d1, qs @ ..], out) in blocks.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<BLOCK>().0) {
+        for ([d0, d1, qs @ ..], out) in
+            blocks.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<BLOCK>().0)
+        {
             let d = f16_value([*d0, *d1]);
             for (q, w) in qs.iter().zip(out) {
                 *w = d * f32::from(q.cast_signed());
@@ -32,7 +34,8 @@ impl BlockFormat for Format {
     }
 
     fn repack(&self, blocks: &[u8], words: &mut [u32], scales: &mut [u32]) {
-        let pairs = blocks.as_chunks::<BYTES>().0.chunks(2).zip(words.as_chunks_mut::<8>().0.chunks_mut(2));
+        let pairs =
+            blocks.as_chunks::<BYTES>().0.chunks(2).zip(words.as_chunks_mut::<8>().0.chunks_mut(2));
         for ((blocks, words), scale) in pairs.zip(scales) {
             *scale = 0;
             for (([d0, d1, qs @ ..], words), shift) in blocks.iter().zip(words).zip([0, 16]) {
@@ -51,7 +54,8 @@ impl BlockFormat for Format {
     }
 }
 
-/// The nearest codes for the smallest scale that reaches each block's largest weight; `None` beyond the scale's range.
+/// The nearest codes for the smallest scale that reaches each block's largest weight; `None` beyond
+/// the scale's range.
 pub(super) fn quantize(weights: &[f32]) -> Option<Vec<u8>> {
     let (blocks, []) = weights.as_chunks::<BLOCK>() else { return None };
     let mut out = Vec::with_capacity(BYTES * blocks.len());
@@ -64,7 +68,9 @@ pub(super) fn quantize(weights: &[f32]) -> Option<Vec<u8>> {
         out.extend(scale.to_le_bytes());
         // Codes for the scale as it is stored.
         let d = scale.to_f32();
-        let code = |w: &f32| if d == 0.0 { 0 } else { (w / d).round_ties_even().clamp(-127.0, 127.0) as i8 };
+        let code = |w: &f32| {
+            if d == 0.0 { 0 } else { (w / d).round_ties_even().clamp(-127.0, 127.0) as i8 }
+        };
         out.extend(block.iter().map(|w| code(w).cast_unsigned()));
     }
     Some(out)

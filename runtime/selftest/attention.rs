@@ -3,10 +3,14 @@
 use half::f16;
 
 use super::Ability::{self, F16};
-use super::cases::{Case, GUARD, Near, Outcome, Random, UNTOUCHED, case, poisoned, subgroups, submit};
+use super::cases::{
+    Case, GUARD, Near, Outcome, Random, UNTOUCHED, case, poisoned, subgroups, submit,
+};
 use crate::error::Result;
 use crate::gpu::{Caps, Gpu, Tensor};
-use crate::kernels::attention::{self, AttentionParams, Heads, Leaves, PrefillParams, ReduceParams};
+use crate::kernels::attention::{
+    self, AttentionParams, Heads, Leaves, PrefillParams, ReduceParams,
+};
 use crate::kernels::rope::{self, RopeParams};
 use crate::model::kv_cache::PAGE_LEN;
 
@@ -44,7 +48,12 @@ pub(super) fn cases(caps: &Caps) -> Vec<Case> {
         cases.push(case("rope", name.into(), cache.clone(), move |gpu| rotate(gpu, kv_f16)));
         let attend = |way| move |gpu: &Gpu| attend(gpu, kv_f16, way);
         cases.push(case("attention", name.into(), lanes.clone(), attend(Way::Whole)));
-        cases.push(case("attention_reduce", format!("{name}, 2 splits"), lanes, attend(Way::Split)));
+        cases.push(case(
+            "attention_reduce",
+            format!("{name}, 2 splits"),
+            lanes,
+            attend(Way::Split),
+        ));
         if !caps.software {
             cases.push(case("attention_prefill", name.into(), cache, attend(Way::Prefill)));
         }
@@ -53,7 +62,13 @@ pub(super) fn cases(caps: &Caps) -> Vec<Case> {
 }
 
 fn heads(kv_f16: bool) -> Heads {
-    Heads { heads: H as u32, kv_heads: G as u32, head_dim: E as u32, page_len: PAGE_LEN as u32, kv_f16 }
+    Heads {
+        heads: H as u32,
+        kv_heads: G as u32,
+        head_dim: E as u32,
+        page_len: PAGE_LEN as u32,
+        kv_f16,
+    }
 }
 
 /// Where a position's head lies: `[pages, G, PAGE_LEN, E]`.
@@ -79,32 +94,42 @@ fn outcome(gpu: &Gpu, cache: &Tensor, kv_f16: bool, want: Vec<Near>) -> Result<O
 
 fn rotate(gpu: &Gpu, kv_f16: bool) -> Result<Vec<Outcome>> {
     let positions = [0_u32, 37, 300];
-    let frequencies: Vec<f32> = (0..E / 2).map(|i| 1e4_f32.powf(-2.0 * i as f32 / E as f32)).collect();
+    let frequencies: Vec<f32> =
+        (0..E / 2).map(|i| 1e4_f32.powf(-2.0 * i as f32 / E as f32)).collect();
     let qkv = Random(11).vec(positions.len() * QKV);
     let rows = gpu.upload("rows", &positions.map(|position| [0, position]))?;
     let pages = gpu.upload("pages", &PAGES)?;
-    let rotations = gpu.upload("rotations", &rope::rotations(&frequencies, PAGES.len() * PAGE_LEN))?;
+    let rotations =
+        gpu.upload("rotations", &rope::rotations(&frequencies, PAGES.len() * PAGE_LEN))?;
     let qkv_tensor = poisoned(gpu, &qkv, qkv.len())?;
     let unwritten = vec![f32::NAN; SLOTS + GUARD];
     let (keys, values) = (upload(gpu, &unwritten, kv_f16)?, upload(gpu, &unwritten, kv_f16)?);
     let spec = rope::spec(E as u32, PAGE_LEN as u32, true, kv_f16, None);
     let op = gpu.op(&spec, &[&rows, &pages, &rotations, &qkv_tensor, &keys, &values])?;
-    let params =
-        RopeParams { heads: H as u32, kv_heads: G as u32, max_pages: PAGES.len() as u32, ..Default::default() };
+    let params = RopeParams {
+        heads: H as u32,
+        kv_heads: G as u32,
+        max_pages: PAGES.len() as u32,
+        ..Default::default()
+    };
     submit(gpu, |commands| {
         rope::record(commands, &op, E as u32, params, positions.len() as u32);
         Ok(())
     })?;
     let exact = |v: &f32| Near { value: (*v).into(), bound: 0.0 };
     let mut want_qkv: Vec<Near> = qkv.iter().map(exact).collect();
-    let (mut want_keys, mut want_values) = (vec![UNTOUCHED; SLOTS + GUARD], vec![UNTOUCHED; SLOTS + GUARD]);
+    let (mut want_keys, mut want_values) =
+        (vec![UNTOUCHED; SLOTS + GUARD], vec![UNTOUCHED; SLOTS + GUARD]);
     for (m, position) in positions.iter().map(|p| *p as usize).enumerate() {
         for head in 0..H + G {
             let at = (m * (H + 2 * G) + head) * E;
-            let rotated = rotated(&qkv[at..at + E], position, &frequencies, if kv_f16 { 2e-3 } else { 1e-5 });
+            let rotated =
+                rotated(&qkv[at..at + E], position, &frequencies, if kv_f16 { 2e-3 } else { 1e-5 });
             match head.checked_sub(H) {
                 None => want_qkv[at..at + E].copy_from_slice(&rotated),
-                Some(kv_head) => want_keys[slot(kv_head, position)..][..E].copy_from_slice(&rotated),
+                Some(kv_head) => {
+                    want_keys[slot(kv_head, position)..][..E].copy_from_slice(&rotated)
+                }
             }
         }
         for kv_head in 0..G {
@@ -124,7 +149,8 @@ fn rotate(gpu: &Gpu, kv_f16: bool) -> Result<Vec<Outcome>> {
 fn written_q(mut qkv: Outcome) -> Outcome {
     let guard = qkv.got.len() - GUARD;
     let kept = |i: usize| i >= guard || i % QKV < H * E;
-    let mut pairs = qkv.got.iter().copied().zip(qkv.want.iter().copied()).enumerate().filter(|(i, _)| kept(*i));
+    let mut pairs =
+        qkv.got.iter().copied().zip(qkv.want.iter().copied()).enumerate().filter(|(i, _)| kept(*i));
     (qkv.got, qkv.want) = pairs.by_ref().map(|(_, pair)| pair).unzip();
     qkv
 }
@@ -147,9 +173,11 @@ fn attend(gpu: &Gpu, kv_f16: bool, way: Way) -> Result<Vec<Outcome>> {
         Way::Prefill => (30..43).collect(),
     };
     let mut random = Random(12);
-    let (qkv, keys, values) = (random.vec(positions.len() * QKV), random.vec(SLOTS), random.vec(SLOTS));
+    let (qkv, keys, values) =
+        (random.vec(positions.len() * QKV), random.vec(SLOTS), random.vec(SLOTS));
     let qkv_tensor = gpu.upload("qkv", &qkv)?;
-    let rows = gpu.upload("rows", &positions.iter().map(|position| [0, *position]).collect::<Vec<_>>())?;
+    let rows =
+        gpu.upload("rows", &positions.iter().map(|position| [0, *position]).collect::<Vec<_>>())?;
     let (pages, keys_tensor, values_tensor) =
         (gpu.upload("pages", &PAGES)?, upload(gpu, &keys, kv_f16)?, upload(gpu, &values, kv_f16)?);
     let out = poisoned(gpu, &[], positions.len() * H * E)?;
@@ -157,35 +185,58 @@ fn attend(gpu: &Gpu, kv_f16: bool, way: Way) -> Result<Vec<Outcome>> {
     dispatch(gpu, heads(kv_f16), way, inputs, &out, &positions)?;
     let row = |(m, position): (usize, &u32)| {
         let q = &qkv[m * QKV..][..H * E];
-        let head = |(h, q): (usize, &[f32])| reference(q, &keys, &values, h / (H / G), *position as usize + 1);
+        let head = |(h, q): (usize, &[f32])| {
+            reference(q, &keys, &values, h / (H / G), *position as usize + 1)
+        };
         q.chunks(E).enumerate().flat_map(head).collect::<Vec<_>>()
     };
     Ok(vec![Outcome::read(gpu, &out, positions.iter().enumerate().flat_map(row).collect())?])
 }
 
-fn dispatch(gpu: &Gpu, heads: Heads, way: Way, inputs: [&Tensor; 5], out: &Tensor, positions: &[u32]) -> Result<()> {
-    let (count, max_pages, scale) = (positions.len() as u32, PAGES.len() as u32, 1.0 / (E as f32).sqrt());
+fn dispatch(
+    gpu: &Gpu,
+    heads: Heads,
+    way: Way,
+    inputs: [&Tensor; 5],
+    out: &Tensor,
+    positions: &[u32],
+) -> Result<()> {
+    let (count, max_pages, scale) =
+        (positions.len() as u32, PAGES.len() as u32, 1.0 / (E as f32).sqrt());
     let (h, g) = (heads.heads, heads.kv_heads);
     let [rows, pages, qkv, keys, values] = inputs;
     if way == Way::Prefill {
         let op = gpu.op(&attention::prefill_spec(heads), &[rows, pages, qkv, keys, values, out])?;
-        let params = PrefillParams { heads: h, kv_heads: g, max_pages, row0: 0, count, scale, pad: [0; 2] };
+        let params =
+            PrefillParams { heads: h, kv_heads: g, max_pages, row0: 0, count, scale, pad: [0; 2] };
         return submit(gpu, |commands| {
             attention::record_prefill(commands, &op, &params, 0);
             Ok(())
         });
     }
     let split = way == Way::Split;
-    let splits = if split { attention::splits(positions.iter().max().map_or(1, |p| p + 1)) } else { 1 };
+    let splits =
+        if split { attention::splits(positions.iter().max().map_or(1, |p| p + 1)) } else { 1 };
     let parts = poisoned(gpu, &[], positions.len() * splits as usize * H * E)?;
     let stats = poisoned(gpu, &[], positions.len() * splits as usize * H * 2)?;
     let first = if split { &parts } else { out };
     let tensors = [rows, pages, qkv, keys, values, first, &stats];
-    let (leaves, bound) = if split { (Leaves::Split, &tensors[..]) } else { (Leaves::Whole, &tensors[..6]) };
+    let (leaves, bound) =
+        if split { (Leaves::Split, &tensors[..]) } else { (Leaves::Whole, &tensors[..6]) };
     let op = gpu.op(&attention::spec(gpu.caps(), heads, leaves), bound)?;
-    let join = gpu.op(&attention::reduce_spec(gpu.caps(), heads.head_dim, None), &[rows, &parts, &stats, out])?;
+    let join = gpu.op(
+        &attention::reduce_spec(gpu.caps(), heads.head_dim, None),
+        &[rows, &parts, &stats, out],
+    )?;
     submit(gpu, |commands| {
-        let params = AttentionParams { heads: h, kv_heads: g, max_pages, splits, scale, ..Default::default() };
+        let params = AttentionParams {
+            heads: h,
+            kv_heads: g,
+            max_pages,
+            splits,
+            scale,
+            ..Default::default()
+        };
         attention::record(commands, &op, &params, count, 0);
         if split {
             let params = ReduceParams { heads: h, splits, ..Default::default() };
@@ -205,7 +256,8 @@ fn reference(q: &[f32], keys: &[f32], values: &[f32], kv_head: usize, len: usize
     let weights: Vec<f64> = (0..len).map(score).collect();
     let sum: f64 = weights.iter().sum();
     let column = |e: usize| {
-        let terms = weights.iter().enumerate().map(|(t, w)| w * f64::from(values[slot(kv_head, t) + e]));
+        let terms =
+            weights.iter().enumerate().map(|(t, w)| w * f64::from(values[slot(kv_head, t) + e]));
         Near { value: terms.sum::<f64>() / sum, bound: 1e-4 }
     };
     (0..E).map(column).collect()

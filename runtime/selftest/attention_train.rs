@@ -36,11 +36,13 @@ fn rows() -> Vec<[u32; 2]> {
 }
 
 fn rotate(gpu: &Gpu, direction: f32) -> Result<Vec<Outcome>> {
-    let frequencies: Vec<f32> = (0..E / 2).map(|i| 1e4_f32.powf(-2.0 * i as f32 / E as f32)).collect();
+    let frequencies: Vec<f32> =
+        (0..E / 2).map(|i| 1e4_f32.powf(-2.0 * i as f32 / E as f32)).collect();
     let qkv = Random(41).vec(T * QKV);
     let tensor = poisoned(gpu, &qkv, qkv.len())?;
     let rotations = gpu.upload("rotations", &rope::rotations(&frequencies, T))?;
-    let op = gpu.op(&rope_train::spec(E as u32), &[&gpu.upload("rows", &rows())?, &rotations, &tensor])?;
+    let op =
+        gpu.op(&rope_train::spec(E as u32), &[&gpu.upload("rows", &rows())?, &rotations, &tensor])?;
     let params = RopeTrainParams { heads: H as u32, kv_heads: G as u32, row0: 0, direction };
     submit(gpu, |commands| {
         rope_train::record(commands, &op, E as u32, params, T as u32);
@@ -48,9 +50,12 @@ fn rotate(gpu: &Gpu, direction: f32) -> Result<Vec<Outcome>> {
     })?;
     let near = |at: usize| {
         let (t, head, i) = (at / QKV, at % QKV / E, at % E);
-        let angle = f64::from(frequencies[i % (E / 2)]) * (t - row(t)[0] as usize) as f64 * f64::from(direction);
+        let angle = f64::from(frequencies[i % (E / 2)])
+            * (t - row(t)[0] as usize) as f64
+            * f64::from(direction);
         let (pair, sign) = if i < E / 2 { (at + E / 2, -1.0) } else { (at - E / 2, 1.0) };
-        let turned = || f64::from(qkv[at]) * angle.cos() + sign * f64::from(qkv[pair]) * angle.sin();
+        let turned =
+            || f64::from(qkv[at]) * angle.cos() + sign * f64::from(qkv[pair]) * angle.sin();
         Near { value: if head < H + G { turned() } else { qkv[at].into() }, bound: 1e-5 }
     };
     Ok(vec![Outcome::read(gpu, &tensor, (0..qkv.len()).map(near).collect())?])
@@ -76,9 +81,15 @@ fn attention(qkv: &[f32]) -> [Vec<f64>; 2] {
     let (mut out, mut lse) = (Vec::new(), Vec::new());
     for (t, head) in (0..T).flat_map(|t| (0..H).map(move |head| (t, head))) {
         let seen = || row(t)[0] as usize..=t;
-        let score = |j| dot(&qkv[q_k_v(t, head)[0]..][..E], &qkv[q_k_v(j, head)[1]..][..E]) * f64::from(SCALE);
+        let score = |j| {
+            dot(&qkv[q_k_v(t, head)[0]..][..E], &qkv[q_k_v(j, head)[1]..][..E]) * f64::from(SCALE)
+        };
         let sum: f64 = seen().map(|j| score(j).exp()).sum();
-        let column = |i| seen().map(|j| score(j).exp() / sum * f64::from(qkv[q_k_v(j, head)[2] + i])).sum::<f64>();
+        let column = |i| {
+            seen()
+                .map(|j| score(j).exp() / sum * f64::from(qkv[q_k_v(j, head)[2] + i]))
+                .sum::<f64>()
+        };
         out.extend((0..E).map(column));
         lse.push(sum.ln());
     }
@@ -94,7 +105,8 @@ fn forward(gpu: &Gpu) -> Result<Vec<Outcome>> {
         attention_train::record(commands, &op, &params());
         Ok(())
     })?;
-    let near = |values: Vec<f64>| values.into_iter().map(|value| Near { value, bound: 1e-4 }).collect();
+    let near =
+        |values: Vec<f64>| values.into_iter().map(|value| Near { value, bound: 1e-4 }).collect();
     let [values, sums] = attention(&qkv).map(near);
     Ok(vec![Outcome::read(gpu, &out, values)?, Outcome::read(gpu, &lse, sums)?])
 }
@@ -103,12 +115,18 @@ fn forward(gpu: &Gpu) -> Result<Vec<Outcome>> {
 fn backward(gpu: &Gpu, kv: bool) -> Result<Vec<Outcome>> {
     let mut random = Random(43);
     let (qkv, d_out) = (random.vec(T * QKV), random.vec(T * H * E));
-    let [out, lse] = attention(&qkv).map(|values| values.into_iter().map(|v| v as f32).collect::<Vec<_>>());
+    let [out, lse] =
+        attention(&qkv).map(|values| values.into_iter().map(|v| v as f32).collect::<Vec<_>>());
     let [rows, qkv_in] = [gpu.upload("rows", &rows())?, gpu.upload("qkv", &qkv)?];
-    let [out_in, lse_in, d_in] = [gpu.upload("out", &out)?, gpu.upload("lse", &lse)?, gpu.upload("d_out", &d_out)?];
+    let [out_in, lse_in, d_in] =
+        [gpu.upload("out", &out)?, gpu.upload("lse", &lse)?, gpu.upload("d_out", &d_out)?];
     let (delta, d_qkv) = (poisoned(gpu, &[], T * H)?, poisoned(gpu, &[], T * QKV)?);
     let delta_op = gpu.op(&attention_backward::delta_spec(E as u32), &[&out_in, &d_in, &delta])?;
-    let spec = if kv { attention_backward::dkv_spec(E as u32) } else { attention_backward::dq_spec(E as u32) };
+    let spec = if kv {
+        attention_backward::dkv_spec(E as u32)
+    } else {
+        attention_backward::dq_spec(E as u32)
+    };
     let op = gpu.op(&spec, &[&rows, &qkv_in, &lse_in, &d_in, &delta, &d_qkv])?;
     submit(gpu, |commands| {
         attention_backward::record_delta(commands, &delta_op, &params());
@@ -119,7 +137,11 @@ fn backward(gpu: &Gpu, kv: bool) -> Result<Vec<Outcome>> {
         }
         Ok(())
     })?;
-    let deltas = out.chunks(E).zip(d_out.chunks(E)).map(|(o, d)| Near { value: dot(o, d), bound: 1e-4 }).collect();
+    let deltas = out
+        .chunks(E)
+        .zip(d_out.chunks(E))
+        .map(|(o, d)| Near { value: dot(o, d), bound: 1e-4 })
+        .collect();
     let mut want = gradient(&qkv, &lse, &out, &d_out);
     for (i, near) in want.iter_mut().enumerate() {
         if (i % QKV >= H * E) != kv {
@@ -137,7 +159,8 @@ fn gradient(qkv: &[f32], lse: &[f32], out: &[f32], d_out: &[f32]) -> Vec<Near> {
         let d = &d_out[at * E..][..E];
         for j in row(t)[0] as usize..=t {
             let ([q, ..], [_, k, v]) = (q_k_v(t, head), q_k_v(j, head));
-            let p = (dot(&qkv[q..][..E], &qkv[k..][..E]) * f64::from(SCALE) - f64::from(lse[at])).exp();
+            let p =
+                (dot(&qkv[q..][..E], &qkv[k..][..E]) * f64::from(SCALE) - f64::from(lse[at])).exp();
             let ds = p * (dot(d, &qkv[v..][..E]) - dot(d, &out[at * E..][..E])) * f64::from(SCALE);
             for (i, d) in d.iter().enumerate() {
                 d_qkv[q + i].value += ds * f64::from(qkv[k + i]);

@@ -12,7 +12,11 @@ pub(super) fn path(gpu: &Gpu) -> Option<PathBuf> {
     hasher.update(format!("{:?} {}", gpu.caps(), gpu.options.checked).as_bytes());
     shader::digest(&mut hasher);
     let key = &hasher.finalize().to_hex()[..8];
-    Some(dir.join(format!("{}-{}-{key}.selftest.json", gpu.driver_key(), env!("CARGO_PKG_VERSION"))))
+    Some(dir.join(format!(
+        "{}-{}-{key}.selftest.json",
+        gpu.driver_key(),
+        env!("CARGO_PKG_VERSION")
+    )))
 }
 
 /// The report at `path`, unless it is missing or damaged.

@@ -1,4 +1,5 @@
-//! What is tested, and the means: random data, poisoned outputs, a comparison. Here also the kernels of one line.
+//! What is tested, and the means: random data, poisoned outputs, a comparison. Here also the
+//! kernels of one line.
 
 use crate::error::Result;
 use crate::gpu::{Caps, Commands, Gpu, Tensor};
@@ -28,7 +29,8 @@ pub(super) fn all(gpu: &Gpu) -> Vec<Case> {
     cases.extend(attention::cases(caps));
     cases.extend(sample::cases());
     cases.extend(lora::cases(caps));
-    // A software GPU takes seconds to compile them; it trains nobody's adapter, and the tests hold them to more.
+    // A software GPU takes seconds to compile them; it trains nobody's adapter, and the tests hold
+    // them to more.
     if !caps.software {
         let training = products::cases(caps).into_iter().chain(training::cases(caps));
         cases.extend(training.map(|case| Case { training: true, ..case }));
@@ -62,7 +64,8 @@ pub(super) struct Near {
 impl Near {
     /// The sum of `terms`, within `tolerance` of what they add up to without their signs.
     pub(super) fn sum(terms: impl Iterator<Item = f64>, tolerance: f64) -> Self {
-        let (value, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
+        let (value, size) =
+            terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
         Self { value, bound: tolerance * size }
     }
 }
@@ -89,10 +92,13 @@ impl Outcome {
     /// The first element that is wrong; with `spoil` the first expectation is.
     pub(super) fn difference(&self, spoil: bool) -> Option<String> {
         let wrong = |(i, (got, want)): (usize, (&f32, &Near))| {
-            let value = if spoil && i == 0 { want.value + 2.0 * want.bound + 1.0 } else { want.value };
+            let value =
+                if spoil && i == 0 { want.value + 2.0 * want.bound + 1.0 } else { want.value };
             let untouched = value.is_nan() && got.is_nan();
             let near = (f64::from(*got) - value).abs() <= want.bound;
-            (!untouched && !near).then(|| format!("element {i} is {got:e} instead of {value:e} +- {:.0e}", want.bound))
+            (!untouched && !near).then(|| {
+                format!("element {i} is {got:e} instead of {value:e} +- {:.0e}", want.bound)
+            })
         };
         self.got.iter().zip(&self.want).enumerate().find_map(wrong)
     }
@@ -106,7 +112,10 @@ pub(super) fn poisoned(gpu: &Gpu, held: &[f32], len: usize) -> Result<Tensor> {
 }
 
 /// Records and submits.
-pub(super) fn submit(gpu: &Gpu, record: impl FnOnce(&mut Commands<'_>) -> Result<()>) -> Result<()> {
+pub(super) fn submit(
+    gpu: &Gpu,
+    record: impl FnOnce(&mut Commands<'_>) -> Result<()>,
+) -> Result<()> {
     let mut commands = Commands::new(gpu)?;
     record(&mut commands)?;
     commands.submit();
@@ -118,7 +127,8 @@ pub(super) struct Random(pub(super) u64);
 
 impl Random {
     pub(super) fn bits(&mut self) -> u32 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 32) as u32
     }
 
@@ -147,7 +157,10 @@ fn rms_norm(gpu: &Gpu) -> Result<Vec<Outcome>> {
     let (rows, k, eps, mut random) = (5, 100, 1e-5, Random(1));
     let (x, gain) = (random.vec(rows * k), random.vec(k));
     let y = poisoned(gpu, &[], rows * k)?;
-    let op = gpu.op(&rms_norm::spec(gpu.caps()), &[&gpu.upload("x", &x)?, &gpu.upload("gain", &gain)?, &y])?;
+    let op = gpu.op(
+        &rms_norm::spec(gpu.caps()),
+        &[&gpu.upload("x", &x)?, &gpu.upload("gain", &gain)?, &y],
+    )?;
     let params = RmsNormParams { rows: rows as u32, k4: k as u32 / 4, eps, pad: 0 };
     submit(gpu, |commands| {
         rms_norm::record(commands, &op, gpu.caps(), params);
@@ -155,7 +168,10 @@ fn rms_norm(gpu: &Gpu) -> Result<Vec<Outcome>> {
     })?;
     let row = |x: &[f32]| {
         let scale = rms_scale(x, eps);
-        let near = |(x, gain): (&f32, &f32)| Near { value: f64::from(*x) * scale * f64::from(*gain), bound: 1e-5 };
+        let near = |(x, gain): (&f32, &f32)| Near {
+            value: f64::from(*x) * scale * f64::from(*gain),
+            bound: 1e-5,
+        };
         x.iter().zip(&gain).map(near).collect::<Vec<_>>()
     };
     Ok(vec![Outcome::read(gpu, &y, x.chunks(k).flat_map(row).collect())?])
@@ -171,7 +187,10 @@ fn swiglu(gpu: &Gpu) -> Result<Vec<Outcome>> {
         swiglu::record(commands, gpu.caps(), &op, &params, rows as u32);
         Ok(())
     })?;
-    let near = |(gate, up): (&f32, &f32)| Near { value: silu((*gate).into()) * f64::from(*up), bound: 1e-4 };
+    let near = |(gate, up): (&f32, &f32)| Near {
+        value: silu((*gate).into()) * f64::from(*up),
+        bound: 1e-4,
+    };
     let row = |gu: &[f32]| gu.iter().zip(&gu[f..]).map(near).collect::<Vec<_>>();
     Ok(vec![Outcome::read(gpu, &h, gu.chunks(2 * f).flat_map(row).collect())?])
 }

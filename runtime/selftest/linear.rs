@@ -1,9 +1,12 @@
-//! Weights in every first-class format: the look-up, mat-vecs and mat-muls, chosen as the engine chooses them.
+//! Weights in every first-class format: the look-up, mat-vecs and mat-muls, chosen as the engine
+//! chooses them.
 
 use half::{bf16, f16};
 
 use super::Ability::CooperativeMatrix;
-use super::cases::{Case, Near, Outcome, Random, case, poisoned, rms_scale, silu, subgroups, submit};
+use super::cases::{
+    Case, Near, Outcome, Random, case, poisoned, rms_scale, silu, subgroups, submit,
+};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::{Caps, Gpu};
@@ -23,12 +26,18 @@ pub(super) const K: usize = 768;
 pub(super) const EPS: f32 = 1e-5;
 /// The tolerance of cooperative matrices, which round both factors to f16.
 pub(super) const HALVES: f64 = 2e-3;
-/// Rows of x: one for each number of columns of `matvec`, one for two passes of it, then a mat-mul of more than a fragment.
+/// Rows of x: one for each number of columns of `matvec`, one for two passes of it, then a mat-mul
+/// of more than a fragment.
 const ROWS: [usize; 5] = [1, 2, 3, 5, 19];
 
-/// With a folded norm or without, and the epilogue: those that models use, the first two also on many rows.
-const PASSES: [(bool, Epilogue); 4] =
-    [(false, Epilogue::Store), (false, Epilogue::Add), (true, Epilogue::Store), (true, Epilogue::SwiGlu)];
+/// With a folded norm or without, and the epilogue: those that models use, the first two also on
+/// many rows.
+const PASSES: [(bool, Epilogue); 4] = [
+    (false, Epilogue::Store),
+    (false, Epilogue::Add),
+    (true, Epilogue::Store),
+    (true, Epilogue::SwiGlu),
+];
 
 pub(super) fn cases(gpu: &Gpu) -> Vec<Case> {
     let caps = gpu.caps();
@@ -43,7 +52,9 @@ pub(super) fn cases(gpu: &Gpu) -> Vec<Case> {
         }
         if caps.cooperative_matrix.is_some() {
             let variant = format!("{}, large tile", dtype.name());
-            cases.push(case("matmul_coop", variant, vec![CooperativeMatrix], move |gpu| multiply_large(gpu, dtype)));
+            cases.push(case("matmul_coop", variant, vec![CooperativeMatrix], move |gpu| {
+                multiply_large(gpu, dtype)
+            }));
         }
         cases.extend(few_on_matrices(caps, dtype, if sampled { &PASSES[f..=f] } else { &PASSES }));
     }
@@ -55,8 +66,8 @@ pub(super) fn cases(gpu: &Gpu) -> Vec<Case> {
     cases
 }
 
-/// A software GPU takes a tenth of a second and more to compile a variant. It sees every format twice, every number of
-/// rows and every pass once, not each with each.
+/// A software GPU takes a tenth of a second and more to compile a variant. It sees every format
+/// twice, every number of rows and every pass once, not each with each.
 fn is_sampled(format: usize, rows: usize, pass: usize) -> bool {
     let many = ROWS[rows] > MAX_COLS as usize;
     if many { pass == format % 2 } else { rows == format && pass == format }
@@ -66,23 +77,33 @@ fn product(caps: &Caps, dtype: DType, rows: usize, (norm, epilogue): (bool, Epil
     let narrow = rows <= MAX_COLS as usize;
     let (kernel, uses) = match caps.cooperative_matrix {
         Some(_) if !narrow => ("matmul_coop", vec![CooperativeMatrix]),
-        Some(_) if caps.software && rows > COLS as usize => ("matvec_coop", vec![CooperativeMatrix]),
+        Some(_) if caps.software && rows > COLS as usize => {
+            ("matvec_coop", vec![CooperativeMatrix])
+        }
         None if !narrow && !caps.software => ("matmul", vec![]),
         _ => ("matvec", subgroups(caps)),
     };
     let norm_name = if norm { ", norm" } else { "" };
     let variant = format!("{}, {rows} rows{norm_name}, {epilogue:?}", dtype.name());
     let tolerance = if kernel.ends_with("_coop") { HALVES } else { 1e-4 };
-    case(kernel, variant, uses, move |gpu| multiply(gpu, dtype, (rows, None), (norm, epilogue), tolerance))
+    case(kernel, variant, uses, move |gpu| {
+        multiply(gpu, dtype, (rows, None), (norm, epilogue), tolerance)
+    })
 }
 
 /// Few rows on cooperative matrices, in every way that is chosen from.
 fn few_on_matrices(caps: &Caps, dtype: DType, passes: &'static [(bool, Epilogue)]) -> Vec<Case> {
     let ways = Shape::of(caps).map(|shape| shape.tilings().map(|tiling| (shape, tiling)));
-    let each = ways.into_iter().flatten().flat_map(|way| passes.iter().map(move |pass| (way, *pass)));
+    let each =
+        ways.into_iter().flatten().flat_map(|way| passes.iter().map(move |pass| (way, *pass)));
     let name = |tiling: Tiling, norm: bool, epilogue: Epilogue| {
         let norm = if norm { ", norm" } else { "" };
-        format!("{}, {} of {} subgroups together{norm}, {epilogue:?}", dtype.name(), tiling.split, tiling.subgroups)
+        format!(
+            "{}, {} of {} subgroups together{norm}, {epilogue:?}",
+            dtype.name(),
+            tiling.split,
+            tiling.subgroups
+        )
     };
     let all = each.map(|(way, pass)| {
         let run = move |gpu: &Gpu| multiply(gpu, dtype, (5, Some(way)), pass, HALVES);
@@ -112,7 +133,8 @@ impl Weights {
     }
 }
 
-/// Random blocks with reasonable scales. What is not quantised has its upper half replaced as if it were one.
+/// Random blocks with reasonable scales. What is not quantised has its upper half replaced as if it
+/// were one.
 fn blocks(dtype: DType, random: &mut Random) -> Vec<u8> {
     let scales: &[usize] = match dtype {
         DType::F32 => &[2],
@@ -126,7 +148,11 @@ fn blocks(dtype: DType, random: &mut Random) -> Vec<u8> {
         for &at in scales {
             let d = random.signed() / 8.0;
             let brain = matches!(dtype, DType::F32 | DType::BF16);
-            let bytes = if brain { bf16::from_f32(d).to_le_bytes() } else { f16::from_f32(d).to_le_bytes() };
+            let bytes = if brain {
+                bf16::from_f32(d).to_le_bytes()
+            } else {
+                f16::from_f32(d).to_le_bytes()
+            };
             block[at..at + 2].copy_from_slice(&bytes);
         }
     }
@@ -147,7 +173,10 @@ fn look_up(gpu: &Gpu, dtype: DType) -> Result<Vec<Outcome>> {
         })?;
     }
     let near = |w: &f32| Near { value: (*w).into(), bound: f64::from(w.abs()) * 1e-5 + 1e-5 };
-    let want = ids.iter().flat_map(|&id| weights.values[id as usize * K..][..K].iter().map(near)).collect();
+    let want = ids
+        .iter()
+        .flat_map(|&id| weights.values[id as usize * K..][..K].iter().map(near))
+        .collect();
     Ok(vec![Outcome::read(gpu, &x, want)?])
 }
 
@@ -175,14 +204,23 @@ fn multiply(
         Some((shape, tiling)) => op.on_matrices(shape, tiling),
         None => op,
     };
-    submit(gpu, |commands| op.record(gpu, commands, RowRange::first(rows as u32), USize::default()))?;
+    submit(gpu, |commands| {
+        op.record(gpu, commands, RowRange::first(rows as u32), USize::default())
+    })?;
     let gain = norm.map(|_| gain.as_slice());
-    let sums: Vec<Vec<Near>> = x.chunks(K).map(|x| reference(&weights.values, x, gain, tolerance)).collect();
-    let want = sums.iter().flatten().zip(&before).map(|(sum, y)| Near { value: sum.value + f64::from(*y), ..*sum });
+    let sums: Vec<Vec<Near>> =
+        x.chunks(K).map(|x| reference(&weights.values, x, gain, tolerance)).collect();
+    let want = sums
+        .iter()
+        .flatten()
+        .zip(&before)
+        .map(|(sum, y)| Near { value: sum.value + f64::from(*y), ..*sum });
     let want = match epilogue {
         Epilogue::Store => sums.concat(),
         Epilogue::Add => want.collect(),
-        Epilogue::SwiGlu => sums.iter().flat_map(|row| row.iter().zip(&row[width..]).map(gated)).collect(),
+        Epilogue::SwiGlu => {
+            sums.iter().flat_map(|row| row.iter().zip(&row[width..]).map(gated)).collect()
+        }
     };
     Ok(vec![Outcome::read(gpu, &y, want)?])
 }
@@ -195,12 +233,19 @@ fn multiply_large(gpu: &Gpu, dtype: DType) -> Result<Vec<Outcome>> {
     let x = random.vec(rows * K);
     let (x_tensor, y) = (gpu.upload("x", &x)?, poisoned(gpu, &[], rows * N)?);
     let k_blocks = (K / BLOCK) as u32;
-    let params = LinearParams { m: rows as u32, n: width, k_blocks, y_stride: width, ..Default::default() };
+    let params =
+        LinearParams { m: rows as u32, n: width, k_blocks, y_stride: width, ..Default::default() };
     for chunk in &weights.linear.chunks {
         let spec = matmul::spec(gpu.caps(), dtype, Epilogue::Store, Tile::Large);
         let op = gpu.op(&spec, &[&x_tensor, &x_tensor, &chunk.words, &chunk.scales, &y])?;
         submit(gpu, |commands| {
-            matmul::record(commands, (gpu.caps(), Tile::Large), (&op.kernel, &op.group), &params, 0);
+            matmul::record(
+                commands,
+                (gpu.caps(), Tile::Large),
+                (&op.kernel, &op.group),
+                &params,
+                0,
+            );
             Ok(())
         })?;
     }
@@ -209,7 +254,12 @@ fn multiply_large(gpu: &Gpu, dtype: DType) -> Result<Vec<Outcome>> {
 }
 
 /// `W x` of one row of x, each within `tolerance` of what its terms add up to without their signs.
-pub(super) fn reference(weights: &[f32], x: &[f32], gain: Option<&[f32]>, tolerance: f64) -> Vec<Near> {
+pub(super) fn reference(
+    weights: &[f32],
+    x: &[f32],
+    gain: Option<&[f32]>,
+    tolerance: f64,
+) -> Vec<Near> {
     let x = normed(x, gain);
     let dot = |w: &[f32]| Near::sum(w.iter().zip(&x).map(|(w, x)| f64::from(*w) * x), tolerance);
     weights.chunks(K).map(dot).collect()
@@ -218,7 +268,10 @@ pub(super) fn reference(weights: &[f32], x: &[f32], gain: Option<&[f32]>, tolera
 /// x, normalised where there is a gain.
 pub(super) fn normed(x: &[f32], gain: Option<&[f32]>) -> Vec<f64> {
     let scale = gain.map_or(1.0, |_| rms_scale(x, EPS));
-    x.iter().enumerate().map(|(k, x)| f64::from(*x) * scale * gain.map_or(1.0, |g| g[k].into())).collect()
+    x.iter()
+        .enumerate()
+        .map(|(k, x)| f64::from(*x) * scale * gain.map_or(1.0, |g| g[k].into()))
+        .collect()
 }
 
 fn gated((gate, up): (&Near, &Near)) -> Near {

@@ -1,14 +1,19 @@
-//! LoRA: each file of `shaders/lora/` at least once, in the fewest kernels. Three rows, the middle one without adapters.
+//! LoRA: each file of `shaders/lora/` at least once, in the fewest kernels. Three rows, the middle
+//! one without adapters.
 
 use half::f16;
 
 use super::Ability;
-use super::cases::{Case, Near, Outcome, Random, UNTOUCHED, case, poisoned, silu, subgroups, submit};
+use super::cases::{
+    Case, Near, Outcome, Random, UNTOUCHED, case, poisoned, silu, subgroups, submit,
+};
 use super::linear::{self, Weights};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::{Caps, Gpu, Tensor};
-use crate::kernels::lora::{self, Directory, ENTRIES, EmbeddingParams, ExpandParams, MORE, ShrinkParams};
+use crate::kernels::lora::{
+    self, Directory, ENTRIES, EmbeddingParams, ExpandParams, MORE, ShrinkParams,
+};
 use crate::kernels::matvec::{Epilogue, Lora};
 use crate::kernels::matvec_coop::{Shape, Tiling};
 use crate::kernels::swiglu::{self, SwiGluParams};
@@ -29,12 +34,18 @@ pub(super) fn cases(caps: &Caps) -> Vec<Case> {
         case("lora_shrink", "3 rows".into(), lanes(), shrink),
         case("lora_expand", "3 rows".into(), vec![], expand),
         case("lora_embedding", "3 rows".into(), vec![], embedding),
-        case("matvec", "q4_0, 3 rows, norm, adapters' A".into(), lanes(), |gpu| matvec_shrink(gpu, None)),
+        case("matvec", "q4_0, 3 rows, norm, adapters' A".into(), lanes(), |gpu| {
+            matvec_shrink(gpu, None)
+        }),
         case("matvec", "q4_0, 3 rows, adapters' B".into(), lanes(), |gpu| matvec_expand(gpu, None)),
         case("swiglu", "3 rows, adapters".into(), lanes(), around_swiglu),
     ];
-    for way in Shape::of(caps).into_iter().flat_map(|shape| shape.tilings().map(|tiling| (shape, tiling))) {
-        let name = |what: &str| format!("q4_0, {} of {} subgroups together, {what}", way.1.split, way.1.subgroups);
+    for way in
+        Shape::of(caps).into_iter().flat_map(|shape| shape.tilings().map(|tiling| (shape, tiling)))
+    {
+        let name = |what: &str| {
+            format!("q4_0, {} of {} subgroups together, {what}", way.1.split, way.1.subgroups)
+        };
         let matrices = || vec![Ability::CooperativeMatrix];
         let shrink = move |gpu: &Gpu| matvec_shrink(gpu, Some(way));
         cases.push(case("matvec_coop", name("norm, adapters' A"), matrices(), shrink));
@@ -78,9 +89,12 @@ impl Site {
 
     /// u of one row of x.
     fn u(&self, x: &[f64]) -> Vec<Near> {
-        let weights = ADAPTERS.iter().flat_map(|&(rank, weight)| vec![f64::from(weight); rank * self.modules]);
-        let row =
-            |(a, weight): (&[f32], f64)| Near::sum(a.iter().zip(x).map(|(a, x)| weight * f64::from(*a) * x), TOLERANCE);
+        let weights = ADAPTERS
+            .iter()
+            .flat_map(|&(rank, weight)| vec![f64::from(weight); rank * self.modules]);
+        let row = |(a, weight): (&[f32], f64)| {
+            Near::sum(a.iter().zip(x).map(|(a, x)| weight * f64::from(*a) * x), TOLERANCE)
+        };
         self.a.chunks(self.k).zip(weights).map(row).collect()
     }
 
@@ -89,7 +103,11 @@ impl Site {
         let (mut sum, mut before) = (0.0, 0);
         for ((rank, _), b) in ADAPTERS.iter().zip(&self.b) {
             let u = &u[before + which * rank..][..*rank];
-            sum += b[n * rank..].iter().zip(u).map(|(b, u)| f64::from(*b) * f64::from(*u)).sum::<f64>();
+            sum += b[n * rank..]
+                .iter()
+                .zip(u)
+                .map(|(b, u)| f64::from(*b) * f64::from(*u))
+                .sum::<f64>();
             before += rank * self.modules;
         }
         sum
@@ -111,7 +129,12 @@ fn upload(gpu: &Gpu, sites: &[Site]) -> Result<(Directory, Tensor, Tensor)> {
             let at = SETS.len() + ((sites.len() + number) * ENTRIES as usize + i) * 4;
             let more = if i + 1 < ADAPTERS.len() { MORE } else { 0 };
             let entry = |values: &[f32], second: usize| {
-                [first + values.len() as u32 / 8, second as u32 | more, weight.to_bits(), before as u32]
+                [
+                    first + values.len() as u32 / 8,
+                    second as u32 | more,
+                    weight.to_bits(),
+                    before as u32,
+                ]
             };
             a[at..at + 4].copy_from_slice(&entry(&for_a, rows));
             b[at..at + 4].copy_from_slice(&entry(&for_b, rank));
@@ -154,7 +177,8 @@ fn shrink(gpu: &Gpu) -> Result<Vec<Outcome>> {
 
 fn expand(gpu: &Gpu) -> Result<Vec<Outcome>> {
     let (n, mut random) = (70, Random(32));
-    let (site, u, y) = (Site::random((4, n, 2), &mut random), random.vec(ROWS * 2 * RANKS), random.vec(ROWS * n));
+    let (site, u, y) =
+        (Site::random((4, n, 2), &mut random), random.vec(ROWS * 2 * RANKS), random.vec(ROWS * n));
     let (directory, _, b) = upload(gpu, std::slice::from_ref(&site))?;
     let y_tensor = poisoned(gpu, &y, y.len())?;
     let op = gpu.op(&lora::expand_spec(directory), &[&y_tensor, &b, &gpu.upload("u", &u)?])?;
@@ -179,7 +203,10 @@ fn embedding(gpu: &Gpu) -> Result<Vec<Outcome>> {
     let ids = [7_u32, 2, 0];
     let (directory, a, b) = upload(gpu, std::slice::from_ref(&site))?;
     let x_tensor = poisoned(gpu, &x, x.len())?;
-    let op = gpu.op(&lora::embedding_spec(directory), &[&gpu.upload("token_ids", &ids)?, &x_tensor, &a, &b])?;
+    let op = gpu.op(
+        &lora::embedding_spec(directory),
+        &[&gpu.upload("token_ids", &ids)?, &x_tensor, &a, &b],
+    )?;
     let params = EmbeddingParams { d: d as u32, ..Default::default() };
     submit(gpu, |commands| {
         lora::record_embedding(commands, &op, &params, ROWS as u32);
@@ -206,32 +233,45 @@ fn embedding(gpu: &Gpu) -> Result<Vec<Outcome>> {
 fn matvec_shrink(gpu: &Gpu, way: Way) -> Result<Vec<Outcome>> {
     let mut random = Random(34);
     let (n, k) = (linear::N, linear::K);
-    let (weights, site) = (Weights::random(gpu, DType::Q4_0, &mut random)?, Site::random((k, 4, 1), &mut random));
+    let (weights, site) =
+        (Weights::random(gpu, DType::Q4_0, &mut random)?, Site::random((k, 4, 1), &mut random));
     let (x, gain) = (random.vec(ROWS * k), random.vec(k));
     let (directory, a, _) = upload(gpu, std::slice::from_ref(&site))?;
     let (y, u) = (poisoned(gpu, &[], ROWS * n)?, poisoned(gpu, &[], ROWS * RANKS)?);
     let (x_tensor, gain_tensor) = (gpu.upload("x", &x)?, gpu.upload("gain", &gain)?);
     let lora = Some(LoraBinding { lora: Lora::Shrink(directory), factors: &a, u: &u, site: 0 });
     let norm = Some((&gain_tensor, linear::EPS));
-    let binding = Binding { x: &x_tensor, norm, y: &y, y_stride: n, epilogue: Epilogue::Store, lora };
+    let binding =
+        Binding { x: &x_tensor, norm, y: &y, y_stride: n, epilogue: Epilogue::Store, lora };
     let (op, tolerance) = in_way(LinearOp::new(gpu, &weights.linear, binding)?, way);
     let size = USize { rows: site.u_rows(), parts: 1, ..Default::default() };
     submit(gpu, |commands| op.record(gpu, commands, RowRange::first(ROWS as u32), size))?;
     let product = |x: &[f32]| linear::reference(&weights.values, x, Some(&gain), tolerance);
     let made = rows_with(RANKS, |m| site.u(&linear::normed(&x[m * k..][..k], Some(&gain))));
-    Ok(vec![Outcome::read(gpu, &y, x.chunks(k).flat_map(product).collect())?, Outcome::read(gpu, &u, made)?])
+    Ok(vec![
+        Outcome::read(gpu, &y, x.chunks(k).flat_map(product).collect())?,
+        Outcome::read(gpu, &u, made)?,
+    ])
 }
 
 fn matvec_expand(gpu: &Gpu, way: Way) -> Result<Vec<Outcome>> {
     let mut random = Random(35);
     let (n, k, parts) = (linear::N, linear::K, 2);
-    let (weights, site) = (Weights::random(gpu, DType::Q4_0, &mut random)?, Site::random((4, n, 1), &mut random));
-    let (x, before, shares) = (random.vec(ROWS * k), random.vec(ROWS * n), random.vec(ROWS * parts * RANKS));
+    let (weights, site) =
+        (Weights::random(gpu, DType::Q4_0, &mut random)?, Site::random((4, n, 1), &mut random));
+    let (x, before, shares) =
+        (random.vec(ROWS * k), random.vec(ROWS * n), random.vec(ROWS * parts * RANKS));
     let (directory, _, b) = upload(gpu, std::slice::from_ref(&site))?;
     let y = poisoned(gpu, &before, ROWS * n)?;
     let (x_tensor, shares_tensor) = (gpu.upload("x", &x)?, gpu.upload("parts", &shares)?);
-    let lora = Some(LoraBinding { lora: Lora::Expand(directory), factors: &b, u: &shares_tensor, site: 0 });
-    let binding = Binding { x: &x_tensor, norm: None, y: &y, y_stride: n, epilogue: Epilogue::Add, lora };
+    let lora = Some(LoraBinding {
+        lora: Lora::Expand(directory),
+        factors: &b,
+        u: &shares_tensor,
+        site: 0,
+    });
+    let binding =
+        Binding { x: &x_tensor, norm: None, y: &y, y_stride: n, epilogue: Epilogue::Add, lora };
     let (op, tolerance) = in_way(LinearOp::new(gpu, &weights.linear, binding)?, way);
     let size = USize { rows: site.u_rows(), parts: parts as u32, ..Default::default() };
     submit(gpu, |commands| op.record(gpu, commands, RowRange::first(ROWS as u32), size))?;
@@ -241,7 +281,10 @@ fn matvec_expand(gpu: &Gpu, way: Way) -> Result<Vec<Outcome>> {
         let sums = linear::reference(&weights.values, &x[m * k..][..k], None, tolerance);
         let near = |(n, sum): (usize, &Near)| {
             let added = if SETS[m] == 0 { 0.0 } else { site.b_times(n, 0, &u) };
-            Near { value: sum.value + f64::from(before[m * linear::N + n]) + added, bound: sum.bound + TOLERANCE }
+            Near {
+                value: sum.value + f64::from(before[m * linear::N + n]) + added,
+                bound: sum.bound + TOLERANCE,
+            }
         };
         sums.iter().enumerate().map(near).collect::<Vec<_>>()
     };
@@ -259,9 +302,13 @@ fn around_swiglu(gpu: &Gpu) -> Result<Vec<Outcome>> {
     let parts = swiglu::parts(gpu.caps(), f as u32) as usize;
     let (h, shares) = (poisoned(gpu, &[], ROWS * f)?, poisoned(gpu, &[], ROWS * parts * RANKS)?);
     let (gu_tensor, u_tensor) = (gpu.upload("gu", &gu)?, gpu.upload("u", &u)?);
-    let op = gpu.op(&swiglu::spec(gpu.caps(), Some(directory)), &[&gu_tensor, &h, &a, &b, &u_tensor, &shares])?;
+    let op = gpu.op(
+        &swiglu::spec(gpu.caps(), Some(directory)),
+        &[&gu_tensor, &h, &a, &b, &u_tensor, &shares],
+    )?;
     let (gate_up_rows, down_rows) = (gate_up.u_rows(), down.u_rows());
-    let params = SwiGluParams { f: f as u32, gate_up_rows, down_site: 1, down_rows, ..Default::default() };
+    let params =
+        SwiGluParams { f: f as u32, gate_up_rows, down_site: 1, down_rows, ..Default::default() };
     submit(gpu, |commands| {
         swiglu::record(commands, gpu.caps(), &op, &params, ROWS as u32);
         Ok(())
@@ -271,8 +318,10 @@ fn around_swiglu(gpu: &Gpu) -> Result<Vec<Outcome>> {
         f64::from(gu[(2 * m + which) * f + i]) + if SETS[m] == 0 { 0.0 } else { added() }
     };
     let value = |m: usize, i: usize| silu(whole(m, 0, i)) * whole(m, 1, i);
-    let near =
-        |i: usize| Near { value: value(i / f, i % f), bound: 10.0 * TOLERANCE * (1.0 + value(i / f, i % f).abs()) };
+    let near = |i: usize| Near {
+        value: value(i / f, i % f),
+        bound: 10.0 * TOLERANCE * (1.0 + value(i / f, i % f).abs()),
+    };
     let part_len = f.div_ceil(parts).next_power_of_two();
     let share = |m: usize, part: usize| {
         let inside = |i: usize| i / part_len == part;
@@ -281,5 +330,8 @@ fn around_swiglu(gpu: &Gpu) -> Result<Vec<Outcome>> {
         down.u(&columns).into_iter().map(wider).collect::<Vec<_>>()
     };
     let made = rows_with(parts * RANKS, |m| (0..parts).flat_map(|part| share(m, part)).collect());
-    Ok(vec![Outcome::read(gpu, &h, (0..ROWS * f).map(near).collect())?, Outcome::read(gpu, &shares, made)?])
+    Ok(vec![
+        Outcome::read(gpu, &h, (0..ROWS * f).map(near).collect())?,
+        Outcome::read(gpu, &shares, made)?,
+    ])
 }

@@ -1,7 +1,9 @@
-//! The start-up self-test: every kernel variant that the engine would use on a device, against small CPU references.
+//! The start-up self-test: every kernel variant that the engine would use on a device, against
+//! small CPU references.
 //!
-//! In: an open [`Gpu`]. Out: a [`Report`]; abilities whose kernels fail are taken from the device's [`Caps`], so that
-//! everything after uses the next tier. The verdicts are kept by driver, so that the next start only reads them.
+//! In: an open [`Gpu`]. Out: a [`Report`]; abilities whose kernels fail are taken from the device's
+//! [`Caps`], so that everything after uses the next tier. The verdicts are kept by driver, so that
+//! the next start only reads them.
 
 mod attention;
 mod attention_train;
@@ -23,7 +25,8 @@ use crate::parallel;
 use crate::progress::{LoadPhase, LoadProgress};
 use cases::Case;
 
-/// What a kernel variant asks of the device beyond the reference tier, and what its failure takes away.
+/// What a kernel variant asks of the device beyond the reference tier, and what its failure takes
+/// away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ability {
@@ -61,7 +64,8 @@ pub struct Report {
     pub caps: Caps,
     /// The variants of the tier in use, and before them those that failed in tiers above.
     pub verdicts: Vec<KernelCheck>,
-    /// Every kernel of training gave what the CPU gives, or the device is a software GPU, where tests hold them to it.
+    /// Every kernel of training gave what the CPU gives, or the device is a software GPU, where
+    /// tests hold them to it.
     pub trains: bool,
     /// Read from the cache.
     pub cached: bool,
@@ -70,10 +74,11 @@ pub struct Report {
 /// Says of a kernel and what it uses whether to spoil what the CPU expects of it: to test the test.
 pub type Sabotage<'a> = &'a (dyn Fn(&str, &[Ability]) -> bool + Sync);
 
-/// Tests `gpu`, or reads what an earlier test of this driver found, and takes away what does not work.
+/// Tests `gpu`, or reads what an earlier test of this driver found, and takes away what does not
+/// work.
 ///
-/// Errors: [`Error::Gpu`] naming kernel and driver when the reference tier fails; [`Error::DeviceLost`];
-/// [`Error::OutOfMemory`].
+/// Errors: [`Error::Gpu`] naming kernel and driver when the reference tier fails;
+/// [`Error::DeviceLost`]; [`Error::OutOfMemory`].
 pub fn run(gpu: &mut Gpu) -> Result<Report> {
     run_reporting(gpu, &mut |_| {})
 }
@@ -102,7 +107,11 @@ pub fn run_with(gpu: &mut Gpu, sabotage: Sabotage<'_>) -> Result<Report> {
     run_tiers(gpu, sabotage, &mut |_| {})
 }
 
-fn run_tiers(gpu: &mut Gpu, sabotage: Sabotage<'_>, progress: &mut dyn FnMut(LoadProgress)) -> Result<Report> {
+fn run_tiers(
+    gpu: &mut Gpu,
+    sabotage: Sabotage<'_>,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<Report> {
     let mut verdicts = Vec::new();
     loop {
         let tier = test(gpu, sabotage, progress)?;
@@ -114,21 +123,31 @@ fn run_tiers(gpu: &mut Gpu, sabotage: Sabotage<'_>, progress: &mut dyn FnMut(Loa
             return Ok(Report { caps: gpu.caps().clone(), verdicts, trains, cached: false });
         };
         let judged: Vec<KernelCheck> = tier.iter().filter(|v| !hopeless(v)).cloned().collect();
-        let Some(caps) = fence(gpu.caps(), &judged) else { return Err(unusable(gpu, &tier, failed)) };
+        let Some(caps) = fence(gpu.caps(), &judged) else {
+            return Err(unusable(gpu, &tier, failed));
+        };
         for verdict in tier.into_iter().filter(|v| !v.ok) {
             let KernelCheck { kernel, variant, reason, .. } = &verdict;
-            log::warn!("{kernel} ({variant}) fails here: {}", reason.as_deref().unwrap_or_default());
+            log::warn!(
+                "{kernel} ({variant}) fails here: {}",
+                reason.as_deref().unwrap_or_default()
+            );
             verdicts.push(verdict);
         }
-        log::warn!("{}: going on without {}", gpu.description(), lost(gpu.caps(), &caps).join(", "));
+        log::warn!(
+            "{}: going on without {}",
+            gpu.description(),
+            lost(gpu.caps(), &caps).join(", ")
+        );
         gpu.restrict(&caps);
     }
 }
 
-/// `caps` without what the failed of `verdicts` blame; `None` when one failed that needs nothing special.
+/// `caps` without what the failed of `verdicts` blame; `None` when one failed that needs nothing
+/// special.
 ///
-/// Those that need the least are heard first: where attention fails with subgroups on f32 already, it is not f16's
-/// fault that it fails on f16 too.
+/// Those that need the least are heard first: where attention fails with subgroups on f32 already,
+/// it is not f16's fault that it fails on f16 too.
 pub fn fence(caps: &Caps, verdicts: &[KernelCheck]) -> Option<Caps> {
     let failed = || verdicts.iter().filter(|v| !v.ok);
     let least = failed().map(|v| v.uses.len()).min()?;
@@ -169,10 +188,16 @@ fn unusable(gpu: &Gpu, tier: &[KernelCheck], failed: &KernelCheck) -> Error {
 }
 
 /// Every variant of the present tier, on a few threads: compiling takes most of the time.
-fn test(gpu: &Gpu, sabotage: Sabotage<'_>, progress: &mut dyn FnMut(LoadProgress)) -> Result<Vec<KernelCheck>> {
+fn test(
+    gpu: &Gpu,
+    sabotage: Sabotage<'_>,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<Vec<KernelCheck>> {
     let cases = cases::all(gpu);
     let total = cases.len() as u64;
-    let mut report = |done: usize| progress(LoadProgress { phase: LoadPhase::SelfTest, done: done as u64, total });
+    let mut report = |done: usize| {
+        progress(LoadProgress { phase: LoadPhase::SelfTest, done: done as u64, total })
+    };
     let verdicts = parallel::map_reporting(&cases, |case| judge(gpu, case, sabotage), &mut report);
     gpu.check()?;
     verdicts.into_iter().collect()

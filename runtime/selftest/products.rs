@@ -1,4 +1,5 @@
-//! The products of training: gradients through weights in every first-class format, and those of LoRA's factors.
+//! The products of training: gradients through weights in every first-class format, and those of
+//! LoRA's factors.
 
 use super::Ability::CooperativeMatrix;
 use super::cases::{Case, Near, Outcome, Random, case, poisoned, submit};
@@ -31,7 +32,8 @@ pub(super) fn cases(caps: &Caps) -> Vec<Case> {
 fn backward(caps: &Caps, dtype: DType) -> Case {
     let source = matmul_backward::spec(caps, dtype).source;
     // Cooperative matrices round both factors to f16.
-    let (uses, tolerance) = if source.cooperative_matrix { (vec![CooperativeMatrix], 2e-3) } else { (vec![], 1e-4) };
+    let (uses, tolerance) =
+        if source.cooperative_matrix { (vec![CooperativeMatrix], 2e-3) } else { (vec![], 1e-4) };
     let variant = format!("{}, {ROWS} rows", dtype.name());
     case(source.name, variant, uses, move |gpu| multiply_backward(gpu, dtype, tolerance))
 }
@@ -67,7 +69,10 @@ fn multiply_backward(gpu: &Gpu, dtype: DType, tolerance: f64) -> Result<Vec<Outc
     }
     let sum = |m: usize, k: usize| {
         let column = weights.values[k..].iter().step_by(K);
-        Near::sum(dy[m * N..][..N].iter().zip(column).map(|(dy, w)| 2.0 * f64::from(*dy) * f64::from(*w)), tolerance)
+        Near::sum(
+            dy[m * N..][..N].iter().zip(column).map(|(dy, w)| 2.0 * f64::from(*dy) * f64::from(*w)),
+            tolerance,
+        )
     };
     let want = (0..ROWS * K).map(|i| sum(i / K, i % K)).collect();
     Ok(vec![Outcome::read(gpu, &dx, want)?])
@@ -91,7 +96,10 @@ fn dense(gpu: &Gpu, tiling: Tiling) -> Result<Vec<Outcome>> {
         Ok(())
     })?;
     let sum = |(i, before): (usize, &f32)| {
-        let terms = a[i / n * k..][..k].iter().zip(&b[i % n * k..]).map(|(a, b)| 3.0 * f64::from(*a) * f64::from(*b));
+        let terms = a[i / n * k..][..k]
+            .iter()
+            .zip(&b[i % n * k..])
+            .map(|(a, b)| 3.0 * f64::from(*a) * f64::from(*b));
         Near::sum(terms.chain([0.5 * f64::from(*before)]), 1e-4)
     };
     Ok(vec![Outcome::read(gpu, &c, before.iter().enumerate().map(sum).collect())?])

@@ -13,9 +13,15 @@ const UNUSED: u32 = 0xdead_beef;
 pub(super) fn cases() -> Vec<Case> {
     vec![
         case("sample_adjust", "penalty and bias".into(), vec![], adjust),
-        case("sample_threshold", "top-k".into(), vec![], |gpu| threshold(gpu, Sampler { top_k: 7, ..drawn() })),
-        case("sample_threshold", "top-p".into(), vec![], |gpu| threshold(gpu, Sampler { top_p: 0.5, ..drawn() })),
-        case("sample_final", "greedy".into(), vec![], |gpu| draw(gpu, Sampler { temperature: 0.0, ..drawn() })),
+        case("sample_threshold", "top-k".into(), vec![], |gpu| {
+            threshold(gpu, Sampler { top_k: 7, ..drawn() })
+        }),
+        case("sample_threshold", "top-p".into(), vec![], |gpu| {
+            threshold(gpu, Sampler { top_p: 0.5, ..drawn() })
+        }),
+        case("sample_final", "greedy".into(), vec![], |gpu| {
+            draw(gpu, Sampler { temperature: 0.0, ..drawn() })
+        }),
         case("sample_final", "drawn".into(), vec![], |gpu| draw(gpu, drawn())),
     ]
 }
@@ -34,11 +40,16 @@ fn logits() -> Vec<f32> {
 
 fn adjust(gpu: &Gpu) -> Result<Vec<Outcome>> {
     let logits = logits();
-    let seen: Vec<u32> = (0..sample::seen_words(VOCAB as u32)).map(|i| 0x8000_0101_u32.rotate_left(i)).collect();
+    let seen: Vec<u32> =
+        (0..sample::seen_words(VOCAB as u32)).map(|i| 0x8000_0101_u32.rotate_left(i)).collect();
     let sampler = Sampler { repetition_penalty: 1.5, bias_count: 2, ..drawn() };
     let biases = [[9, 2.5_f32.to_bits()], [1499, (-3_f32).to_bits()]];
     let out = poisoned(gpu, &logits, VOCAB)?;
-    let inputs = [gpu.upload("samplers", &[sampler])?, gpu.upload("seen", &seen)?, gpu.upload("biases", &biases)?];
+    let inputs = [
+        gpu.upload("samplers", &[sampler])?,
+        gpu.upload("seen", &seen)?,
+        gpu.upload("biases", &biases)?,
+    ];
     let op = gpu.op(&sample::adjust_spec(), &[&inputs[0], &inputs[1], &inputs[2], &out])?;
     submit(gpu, |commands| {
         sample::record_adjust(commands, &op, VOCAB as u32, 1);
@@ -48,7 +59,11 @@ fn adjust(gpu: &Gpu) -> Result<Vec<Outcome>> {
         let logit = f64::from(*logit);
         let penalised = if logit > 0.0 { logit / 1.5 } else { logit * 1.5 };
         let value = if seen[v / 32] >> (v % 32) & 1 == 1 { penalised } else { logit };
-        let bias: f64 = biases.iter().filter(|b| b[0] as usize == v).map(|b| f64::from(f32::from_bits(b[1]))).sum();
+        let bias: f64 = biases
+            .iter()
+            .filter(|b| b[0] as usize == v)
+            .map(|b| f64::from(f32::from_bits(b[1])))
+            .sum();
         Near { value: value + bias, bound: 1e-5 }
     };
     Ok(vec![Outcome::read(gpu, &out, logits.iter().enumerate().map(near).collect())?])
@@ -71,9 +86,14 @@ fn threshold(gpu: &Gpu, sampler: Sampler) -> Result<Vec<Outcome>> {
     let mut mass = 0.0;
     let is_last = |(count, logit): &(usize, &f32)| {
         mass += share(logit);
-        if sampler.top_k > 0 { count + 1 == sampler.top_k as usize } else { mass >= f64::from(sampler.top_p) * all }
+        if sampler.top_k > 0 {
+            count + 1 == sampler.top_k as usize
+        } else {
+            mass >= f64::from(sampler.top_p) * all
+        }
     };
-    let value = sorted.iter().enumerate().find(is_last).map_or(f64::NAN, |(_, logit)| f64::from(*logit));
+    let value =
+        sorted.iter().enumerate().find(is_last).map_or(f64::NAN, |(_, logit)| f64::from(*logit));
     Ok(vec![Outcome::read(gpu, &thresholds, vec![Near { value, bound: 1e-3 }])?])
 }
 
@@ -82,11 +102,19 @@ fn draw(gpu: &Gpu, sampler: Sampler) -> Result<Vec<Outcome>> {
     let seen_words = sample::seen_words(VOCAB as u32) as usize;
     let words = |label: &str, len: usize| gpu.upload(label, &vec![UNUSED; len + GUARD]);
     let runs = VOCAB.div_ceil(sample::RUN as usize);
-    let (partials, token_ids, ring) = (words("partials", 2 * runs)?, words("token_ids", 1)?, words("ring", 4)?);
-    let (rows, seen) =
-        (gpu.upload("rows", &[[0, POSITION], [UNUSED; 2]])?, gpu.upload("seen", &vec![0_u32; seen_words])?);
-    let inputs = [gpu.upload("samplers", &[sampler])?, gpu.upload("logits", &logits)?, poisoned(gpu, &[], 1)?];
-    let partial = gpu.op(&sample::partial_spec(), &[&inputs[0], &rows, &inputs[1], &inputs[2], &partials])?;
+    let (partials, token_ids, ring) =
+        (words("partials", 2 * runs)?, words("token_ids", 1)?, words("ring", 4)?);
+    let (rows, seen) = (
+        gpu.upload("rows", &[[0, POSITION], [UNUSED; 2]])?,
+        gpu.upload("seen", &vec![0_u32; seen_words])?,
+    );
+    let inputs = [
+        gpu.upload("samplers", &[sampler])?,
+        gpu.upload("logits", &logits)?,
+        poisoned(gpu, &[], 1)?,
+    ];
+    let partial =
+        gpu.op(&sample::partial_spec(), &[&inputs[0], &rows, &inputs[1], &inputs[2], &partials])?;
     let last = gpu.op(&sample::final_spec(), &[&partials, &token_ids, &rows, &seen, &ring])?;
     submit(gpu, |commands| {
         sample::record_partial(commands, &partial, VOCAB as u32, 1);
@@ -117,7 +145,8 @@ fn draw(gpu: &Gpu, sampler: Sampler) -> Result<Vec<Outcome>> {
 fn exact(gpu: &Gpu, tensor: &Tensor, want: &[u32]) -> Result<Outcome> {
     let mut want = want.to_vec();
     want.resize(tensor.bytes() as usize / 4, UNUSED);
-    let halves = |words: &[u32]| words.iter().flat_map(|w| [w & 0xffff, w >> 16]).collect::<Vec<_>>();
+    let halves =
+        |words: &[u32]| words.iter().flat_map(|w| [w & 0xffff, w >> 16]).collect::<Vec<_>>();
     let got = halves(&gpu.read(tensor, 0, want.len())?).iter().map(|half| *half as f32).collect();
     let near = |half: &u32| Near { value: f64::from(*half), bound: 0.0 };
     Ok(Outcome { got, want: halves(&want).iter().map(near).collect() })

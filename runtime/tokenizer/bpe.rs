@@ -1,5 +1,5 @@
-//! Byte-level BPE (Radford et al. 2019, GPT-2): text is cut by regular expressions, then the bytes of each piece are
-//! merged pair by pair.
+//! Byte-level BPE (Radford et al. 2019, GPT-2): text is cut by regular expressions, then the bytes
+//! of each piece are merged pair by pair.
 
 use tokenizers::Model;
 use tokenizers::models::bpe::{BPE, Vocab};
@@ -11,16 +11,15 @@ use super::table::{Kind, TokenTable};
 use super::{Encode, EncodeOptions};
 use crate::error::{Error, Result};
 
-/// The regular expressions of a pre-tokeniser, applied one after the other to the pieces of the one before: what
-/// matches is a piece, and so is what lies between matches.
+/// The regular expressions of a pre-tokeniser, applied one after the other to the pieces of the one
+/// before: what matches is a piece, and so is what lies between matches.
 fn patterns(pre: &str) -> Result<&'static [&'static str]> {
     Ok(match pre {
         "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone" | "minerva-7b" => {
             &[r"\p{N}", pattern::GPT2]
         }
-        "llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "smaug-bpe" | "dbrx" | "glm4" | "chatglm-bpe" => {
-            &[pattern::LLAMA3]
-        }
+        "llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "smaug-bpe" | "dbrx" | "glm4"
+        | "chatglm-bpe" => &[pattern::LLAMA3],
         "qwen2" | "deepseek-r1-qwen" | "megrez" | "stablelm2" => &[pattern::QWEN2],
         "gpt-2" | "phi-2" | "mpt" | "olmo" | "jais" | "gigachat" | "mellum" => &[pattern::GPT2],
         "tekken" => &[pattern::TEKKEN],
@@ -34,25 +33,30 @@ fn patterns(pre: &str) -> Result<&'static [&'static str]> {
             pattern::DEEPSEEK_CJK,
             r"\p{N}+",
         ],
-        "deepseek-coder" => &[r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", pattern::DEEPSEEK_CJK, r"\p{N}"],
-        "deepseek-v3" => {
-            &[r"\p{N}{1,3}", r"[\x{4E00}-\x{9FA5}\x{3040}-\x{309F}\x{30A0}-\x{30FF}]+", pattern::DEEPSEEK3]
+        "deepseek-coder" => {
+            &[r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", pattern::DEEPSEEK_CJK, r"\p{N}"]
         }
+        "deepseek-v3" => &[
+            r"\p{N}{1,3}",
+            r"[\x{4E00}-\x{9FA5}\x{3040}-\x{309F}\x{30A0}-\x{30FF}]+",
+            pattern::DEEPSEEK3,
+        ],
         // What llama.cpp does for a file that names none.
         "default" => &[r"[\p{P}\$\+<=>\^~\|]+", pattern::GPT2, r"\p{N}+", "[0-9][0-9][0-9]"],
         other => {
             let name: String = other.chars().take(64).collect();
             return Err(Error::Unsupported {
                 what: format!("pre-tokeniser `{name}`"),
-                hint: "those of llama, qwen2, smollm, gpt-2, falcon, mistral (tekken) and deepseek are, and default"
+                hint: "those of llama, qwen2, smollm, gpt-2, falcon, mistral (tekken) and \
+                    deepseek are, and default"
                     .into(),
             });
         }
     })
 }
 
-/// Whether texts of this pre-tokeniser start with BOS unless the file says otherwise; such vocabularies also take
-/// a whole piece as it is when it is a token, whatever the merges say.
+/// Whether texts of this pre-tokeniser start with BOS unless the file says otherwise; such
+/// vocabularies also take a whole piece as it is when it is a token, whatever the merges say.
 pub(super) fn starts_with_bos(pre: &str) -> bool {
     matches!(pre, "llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "tekken")
 }
@@ -68,15 +72,19 @@ impl ByteLevelBpe {
     pub(super) fn new(spec: TokenizerSpec) -> Result<Self> {
         let pre = spec.pre.as_deref().unwrap_or("default");
         let patterns = patterns(pre)?.iter().map(|pattern| {
-            SysRegex::new(pattern)
-                .map_err(|e| Error::Tokenizer(format!("the pattern of `{pre}` does not compile: {e}")))
+            SysRegex::new(pattern).map_err(|e| {
+                Error::Tokenizer(format!("the pattern of `{pre}` does not compile: {e}"))
+            })
         });
         let patterns = patterns.collect::<Result<_>>()?;
         let mut vocab = Vocab::with_capacity(spec.tokens.len());
         for (id, text) in (0..).zip(spec.tokens) {
             // Some converters leave gaps empty.
             if !text.is_empty() && vocab.insert(text, id).is_some() {
-                return Err(invalid("tokens", format!("token {id} repeats an earlier one; convert the model again")));
+                return Err(invalid(
+                    "tokens",
+                    format!("token {id} repeats an earlier one; convert the model again"),
+                ));
             }
         }
         let merges = spec.merges.iter().enumerate().map(|(rank, merge)| split_merge(rank, merge));
@@ -87,7 +95,8 @@ impl ByteLevelBpe {
             .map_err(|_| {
                 invalid(
                     "merges",
-                    "one joins or makes a token that the vocabulary lacks; convert the model again".into(),
+                    "one joins or makes a token that the vocabulary lacks; convert the model again"
+                        .into(),
                 )
             })?;
         Ok(Self { patterns, bpe })
@@ -109,7 +118,8 @@ impl Encode for ByteLevelBpe {
         for piece in self.pieces(text) {
             spelling.clear();
             spelling.extend(piece.bytes().map(char_of_byte));
-            let tokens = self.bpe.tokenize(&spelling).map_err(|e| Error::Tokenizer(e.to_string()))?;
+            let tokens =
+                self.bpe.tokenize(&spelling).map_err(|e| Error::Tokenizer(e.to_string()))?;
             ids.extend(tokens.iter().map(|token| token.id));
         }
         Ok(())
@@ -133,10 +143,13 @@ fn split<'t>(pattern: &SysRegex, text: &'t str) -> Vec<&'t str> {
 fn split_merge(rank: usize, merge: &str) -> Result<(String, String)> {
     let space = merge.char_indices().skip(1).find(|&(_, c)| c == ' ').map(|(at, _)| at);
     let pair = space.map(|at| (merge[..at].to_owned(), merge[at + 1..].to_owned()));
-    pair.ok_or_else(|| invalid("merges", format!("merge {rank} is not two tokens with a space between them")))
+    pair.ok_or_else(|| {
+        invalid("merges", format!("merge {rank} is not two tokens with a space between them"))
+    })
 }
 
-/// Bytes that GPT-2's vocabulary writes as the character of the same number; the other 68 follow from U+0100 on.
+/// Bytes that GPT-2's vocabulary writes as the character of the same number; the other 68 follow
+/// from U+0100 on.
 const fn is_visible(byte: u8) -> bool {
     matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF)
 }
@@ -169,7 +182,8 @@ fn char_of_byte(byte: u8) -> char {
     BYTE_TO_CHAR[usize::from(byte)]
 }
 
-/// Appends the bytes that the token `text` spells; a text with a character of no byte stands for itself.
+/// Appends the bytes that the token `text` spells; a text with a character of no byte stands for
+/// itself.
 pub(super) fn token_bytes(text: &str, kind: Kind, table: &mut TokenTable) {
     let byte = |c: char| CHAR_TO_BYTE.get(c as usize).copied().flatten();
     if text.chars().all(|c| byte(c).is_some()) {

@@ -51,14 +51,19 @@ pub(super) fn is_turn(text: &str) -> bool {
     ENDS.contains(&text) || BEGINS.contains(&text)
 }
 
-/// What `text`, which its file types as `kind`, is: a token that begins or ends a turn is a control token, and so is
-/// one that looks like it and is in the chat template. `has_role`: it is BOS or ends a text or turn.
+/// What `text`, which its file types as `kind`, is: a token that begins or ends a turn is a control
+/// token, and so is one that looks like it and is in the chat template. `has_role`: it is BOS or
+/// ends a text or turn.
 pub(super) fn kind(text: &str, kind: Kind, template: Option<&str>, has_role: bool) -> Kind {
     let typed_as_text = kind == Kind::Normal || kind == Kind::UserDefined;
-    let in_template = |template: &str| template.contains(text) || builds_roles(template) && ROLES.contains(&text);
+    let in_template =
+        |template: &str| template.contains(text) || builds_roles(template) && ROLES.contains(&text);
     let is_control = match kind {
         _ if typed_as_text && is_turn(text) => true,
-        Kind::Normal => has_role && is_bracketed(text) || looks_like_control(text) && template.is_some_and(in_template),
+        Kind::Normal => {
+            has_role && is_bracketed(text)
+                || looks_like_control(text) && template.is_some_and(in_template)
+        }
         _ => false,
     };
     if is_control { Kind::Control } else { kind }
@@ -76,14 +81,17 @@ fn is_bracketed(text: &str) -> bool {
     name.is_some_and(|name| !name.is_empty() && !name.contains(char::is_whitespace))
 }
 
-/// `<|...|>`, `<..._of_turn>`, `[INST]`, `[/INST]`: no tag that a text could hold, such as `<think>`.
+/// `<|...|>`, `<..._of_turn>`, `[INST]`, `[/INST]`: no tag that a text could hold, such as
+/// `<think>`.
 fn looks_like_control(text: &str) -> bool {
     if !is_bracketed(text) || text.len() < 5 {
         return false;
     }
     let name = text.trim_matches(['<', '>', '[', ']']);
-    let has_bar =
-        [name.chars().next(), name.chars().last()].into_iter().flatten().any(|c| matches!(c, '|' | '\u{ff5c}'));
+    let has_bar = [name.chars().next(), name.chars().last()]
+        .into_iter()
+        .flatten()
+        .any(|c| matches!(c, '|' | '\u{ff5c}'));
     let upper = || name.chars().all(|c| c.is_ascii_uppercase() || matches!(c, '_' | '/'));
     if text.starts_with('[') { upper() } else { has_bar || name.ends_with("_of_turn") }
 }

@@ -13,7 +13,8 @@ use crate::error::{Error, Result};
 /// Ids from here on come from a broken file: no vocabulary is near it.
 const MAX_VOCAB: u32 = 1 << 22;
 
-/// The crate's own pipeline, once for text whose control tokens count and once for text where they don't.
+/// The crate's own pipeline, once for text whose control tokens count and once for text where they
+/// don't.
 struct Pipeline {
     parsing: tokenizers::Tokenizer,
     plain: tokenizers::Tokenizer,
@@ -41,9 +42,14 @@ impl Encode for Pipeline {
             let added = pipeline.get_added_tokens_decoder();
             let all = pipeline.encode(text, false).map_err(failed)?;
             // What follows a special token is no continuation.
-            let special = all.get_ids().iter().position(|id| added.contains_key(id)).unwrap_or(all.len());
+            let special =
+                all.get_ids().iter().position(|id| added.contains_key(id)).unwrap_or(all.len());
             ids.extend(&all.get_ids()[..special]);
-            rest = all.get_offsets().get(special).and_then(|&(start, _)| text.get(start..)).unwrap_or_default();
+            rest = all
+                .get_offsets()
+                .get(special)
+                .and_then(|&(start, _)| text.get(start..))
+                .unwrap_or_default();
         }
         if !rest.is_empty() {
             ids.extend(self.of(options).encode_fast(rest, false).map_err(failed)?.get_ids());
@@ -71,8 +77,12 @@ fn load(file: &Value) -> Result<tokenizers::Tokenizer> {
 /// Makes special tokens of those that begin or end a turn, which some files hold as plain ones.
 fn mark_turns(file: &mut Value) {
     let mut plain: Vec<(String, u64)> = match &file["model"]["vocab"] {
-        Value::Object(ids) => ids.iter().filter_map(|(text, id)| Some((text.clone(), id.as_u64()?))).collect(),
-        Value::Array(scored) => (0..).zip(scored).filter_map(|(id, v)| Some((v[0].as_str()?.into(), id))).collect(),
+        Value::Object(ids) => {
+            ids.iter().filter_map(|(text, id)| Some((text.clone(), id.as_u64()?))).collect()
+        }
+        Value::Array(scored) => {
+            (0..).zip(scored).filter_map(|(id, v)| Some((v[0].as_str()?.into(), id))).collect()
+        }
         _ => Vec::new(),
     };
     plain.retain(|(text, _)| control::is_turn(text));
@@ -108,7 +118,8 @@ fn remove_prefix(part: &mut Value) -> bool {
         }
         Some("Metaspace") => {
             let says = |key: &str, value: Value| part.get(key) == Some(&value);
-            changed = !(says("prepend_scheme", "never".into()) || says("add_prefix_space", false.into()));
+            changed =
+                !(says("prepend_scheme", "never".into()) || says("add_prefix_space", false.into()));
             if let Some(fields) = part.as_object_mut().filter(|_| changed) {
                 fields.remove("add_prefix_space");
                 fields.insert("prepend_scheme".into(), "never".into());
@@ -141,9 +152,11 @@ pub(super) fn build(bytes: &[u8]) -> Result<Tokenizer> {
     let bos = around.get_ids().first().copied().filter(is_special);
     let add_eos = around.get_ids().last().is_some_and(is_special);
 
-    let named = |name: &str| added.iter().find(|(_, t)| t.special && t.content == name).map(|(id, _)| *id);
+    let named =
+        |name: &str| added.iter().find(|(_, t)| t.special && t.content == name).map(|(id, _)| *id);
     let mut end_of_generation = control::end_names().filter_map(named).collect::<Vec<_>>();
-    let eos = around.get_ids().last().copied().filter(is_special).or(end_of_generation.first().copied());
+    let eos =
+        around.get_ids().last().copied().filter(is_special).or(end_of_generation.first().copied());
     end_of_generation.extend(eos);
     end_of_generation.sort_unstable();
     end_of_generation.dedup();
@@ -185,7 +198,10 @@ fn check(bytes: &[u8]) -> Result<()> {
 }
 
 fn unsupported(what: &str) -> Error {
-    Error::Unsupported { what: what.into(), hint: "byte-level BPE and SentencePiece-style models are".into() }
+    Error::Unsupported {
+        what: what.into(),
+        hint: "byte-level BPE and SentencePiece-style models are".into(),
+    }
 }
 
 /// How the tokens spell bytes, told from the decoder.
@@ -208,14 +224,20 @@ impl Spelling {
 
     fn add(&mut self, decoder: &DecoderWrapper) {
         match decoder {
-            DecoderWrapper::Sequence(all) => all.get_decoders().iter().for_each(|one| self.add(one)),
+            DecoderWrapper::Sequence(all) => {
+                all.get_decoders().iter().for_each(|one| self.add(one))
+            }
             DecoderWrapper::ByteLevel(_) => self.byte_level = true,
-            DecoderWrapper::ByteFallback(_) | DecoderWrapper::Replace(_) => self.sentence_piece = true,
+            DecoderWrapper::ByteFallback(_) | DecoderWrapper::Replace(_) => {
+                self.sentence_piece = true
+            }
             DecoderWrapper::Metaspace(space) => {
                 self.sentence_piece = true;
                 self.space_prefix = space.prepend_scheme != PrependScheme::Never;
             }
-            DecoderWrapper::Strip(strip) => self.space_prefix = strip.content == ' ' && strip.start > 0,
+            DecoderWrapper::Strip(strip) => {
+                self.space_prefix = strip.content == ' ' && strip.start > 0
+            }
             _ => {}
         }
     }
@@ -229,7 +251,9 @@ fn table(
     let vocab = tokenizer.get_vocab(true);
     let len = vocab.values().max().map_or(0, |id| id.saturating_add(1));
     if len == 0 || len > MAX_VOCAB {
-        return Err(Error::Tokenizer(format!("tokenizer.json: ids up to {len} are not a vocabulary")));
+        return Err(Error::Tokenizer(format!(
+            "tokenizer.json: ids up to {len} are not a vocabulary"
+        )));
     }
     let mut texts = vec![""; len as usize];
     for (text, id) in &vocab {

@@ -1,7 +1,7 @@
 //! Text to token ids and back, as the model's file prescribes.
 //!
-//! In: a [`TokenizerSpec`] (GGUF metadata) or a `tokenizer.json`. Out: ids for the model, bytes for the user.
-//! Text is never logged and never part of an error.
+//! In: a [`TokenizerSpec`] (GGUF metadata) or a `tokenizer.json`. Out: ids for the model, bytes for
+//! the user. Text is never logged and never part of an error.
 
 mod bpe;
 mod control;
@@ -24,16 +24,17 @@ use table::TokenTable;
 /// How to encode; the default is what the file asks, with control tokens taken as plain text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EncodeOptions {
-    /// Put the beginning-of-sequence token first; `None`: as the file asks. A rendered chat template usually holds
-    /// it already.
+    /// Put the beginning-of-sequence token first; `None`: as the file asks. A rendered chat
+    /// template usually holds it already.
     pub add_bos: Option<bool>,
     /// Put the end-of-sequence token last; `None`: as the file asks.
     pub add_eos: Option<bool>,
-    /// Recognise control tokens (`<|im_start|>`) in the text. Only for text that the program wrote: a user could
-    /// otherwise forge a turn.
+    /// Recognise control tokens (`<|im_start|>`) in the text. Only for text that the program wrote:
+    /// a user could otherwise forge a turn.
     pub parse_special: bool,
-    /// The text goes on where another ended, in the middle of a line or word: nothing is put before it, neither the
-    /// space of a `SentencePiece` vocabulary nor, unless [`Self::add_bos`] asks for it, BOS.
+    /// The text goes on where another ended, in the middle of a line or word: nothing is put before
+    /// it, neither the space of a `SentencePiece` vocabulary nor, unless [`Self::add_bos`] asks for
+    /// it, BOS.
     pub continuation: bool,
 }
 
@@ -42,14 +43,16 @@ pub struct EncodeOptions {
 pub struct DecodeOptions {
     /// Write control tokens out by name.
     pub show_special: bool,
-    /// The ids continue a text, so a leading space stays. `SentencePiece` vocabularies write one before a text.
+    /// The ids continue a text, so a leading space stays. `SentencePiece` vocabularies write one
+    /// before a text.
     pub continuation: bool,
 }
 
 /// Turns a text without special tokens into ids.
 trait Encode: Send + Sync {
-    /// Appends the ids of `text`, which starts the input, follows a special token, or is a `continuation`. Special
-    /// tokens are already cut out, except for the one implementation that must do so itself.
+    /// Appends the ids of `text`, which starts the input, follows a special token, or is a
+    /// `continuation`. Special tokens are already cut out, except for the one implementation that
+    /// must do so itself.
     fn encode(&self, text: &str, options: EncodeOptions, ids: &mut Vec<u32>) -> Result<()>;
 }
 
@@ -92,31 +95,35 @@ impl std::fmt::Debug for Tokenizer {
 impl Tokenizer {
     /// Builds the tokenizer that a GGUF file describes.
     ///
-    /// Errors: [`Error::Unsupported`] for another tokenizer model or pre-tokeniser, [`Error::InvalidMetadata`] naming
-    /// the key that is inconsistent.
+    /// Errors: [`Error::Unsupported`] for another tokenizer model or pre-tokeniser,
+    /// [`Error::InvalidMetadata`] naming the key that is inconsistent.
     pub fn from_spec(spec: TokenizerSpec) -> Result<Self> {
         spec::build(spec)
     }
 
     /// Builds the tokenizer of a Hugging Face `tokenizer.json`, normaliser included.
     ///
-    /// That file does not say which token ends a text: [`Self::eos`] is the first of the well-known names it has.
-    /// Errors: [`Error::Tokenizer`] if it does not parse, [`Error::Unsupported`] for a model other than BPE or
-    /// Unigram or a decoder whose tokens have no bytes of their own.
+    /// That file does not say which token ends a text: [`Self::eos`] is the first of the well-known
+    /// names it has. Errors: [`Error::Tokenizer`] if it does not parse, [`Error::Unsupported`] for
+    /// a model other than BPE or Unigram or a decoder whose tokens have no bytes of their own.
     pub fn from_tokenizer_json(bytes: &[u8]) -> Result<Self> {
         json::build(bytes)
     }
 
     /// The ids of `text`.
     ///
-    /// What the vocabulary can't spell is lost: nothing in byte-level BPE, the unknown token in `SentencePiece`, as in
-    /// llama.cpp.
-    /// Errors: [`Error::InvalidArgument`] when BOS or EOS is asked for and the vocabulary has none.
+    /// What the vocabulary can't spell is lost: nothing in byte-level BPE, the unknown token in
+    /// `SentencePiece`, as in llama.cpp. Errors: [`Error::InvalidArgument`] when BOS or EOS is
+    /// asked for and the vocabulary has none.
     pub fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<u32>> {
         self.encode_parts(self.special.split(text, options.parse_special), options)
     }
 
-    fn encode_parts(&self, parts: Vec<special::Part<'_>>, options: EncodeOptions) -> Result<Vec<u32>> {
+    fn encode_parts(
+        &self,
+        parts: Vec<special::Part<'_>>,
+        options: EncodeOptions,
+    ) -> Result<Vec<u32>> {
         let mut ids = Vec::new();
         if options.add_bos.unwrap_or(self.add_bos && !options.continuation) {
             ids.push(self.bos.ok_or_else(|| no_token("add_bos", "beginning"))?);
@@ -135,8 +142,8 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// The text of a whole sequence: no control tokens, U+FFFD for bytes that are not UTF-8, nothing for ids outside
-    /// the vocabulary.
+    /// The text of a whole sequence: no control tokens, U+FFFD for bytes that are not UTF-8,
+    /// nothing for ids outside the vocabulary.
     pub fn decode(&self, ids: &[u32]) -> String {
         self.decode_with(ids, DecodeOptions::default())
     }
@@ -146,7 +153,8 @@ impl Tokenizer {
         let shown = ids.iter().filter_map(|&id| self.shown_bytes(id, options));
         let bytes = shown.flatten().copied().collect::<Vec<_>>();
         let prefix = if self.space_prefix && !options.continuation { " " } else { "" };
-        String::from_utf8_lossy(bytes.strip_prefix(prefix.as_bytes()).unwrap_or(&bytes)).into_owned()
+        String::from_utf8_lossy(bytes.strip_prefix(prefix.as_bytes()).unwrap_or(&bytes))
+            .into_owned()
     }
 
     /// A streaming [`Self::decode_with`]: one id in, whole characters out.
@@ -189,7 +197,8 @@ impl Tokenizer {
         self.table.is_control(id)
     }
 
-    /// Whether generation stops at `id`: EOS, end of turn, and control tokens known by name to end an answer.
+    /// Whether generation stops at `id`: EOS, end of turn, and control tokens known by name to end
+    /// an answer.
     pub fn is_end_of_generation(&self, id: u32) -> bool {
         self.end_of_generation.binary_search(&id).is_ok()
     }
@@ -201,5 +210,8 @@ impl Tokenizer {
 }
 
 fn no_token(name: &'static str, what: &str) -> Error {
-    Error::InvalidArgument { name, reason: format!("this vocabulary has no {what}-of-sequence token; pass false") }
+    Error::InvalidArgument {
+        name,
+        reason: format!("this vocabulary has no {what}-of-sequence token; pass false"),
+    }
 }

@@ -9,14 +9,22 @@ use crate::error::Result;
 impl Tokenizer {
     /// The spellings of all control tokens.
     pub fn control_tokens(&self) -> impl Iterator<Item = &str> {
-        (0..).take(self.vocab_size()).filter(|&id| self.is_special(id)).filter_map(|id| self.token_text(id))
+        (0..)
+            .take(self.vocab_size())
+            .filter(|&id| self.is_special(id))
+            .filter_map(|id| self.token_text(id))
     }
 
-    /// As [`Self::encode`], but with `parse_special` no control token is recognised where one of the bytes at `said`
-    /// (offsets in `text`, ascending) would be part of it.
+    /// As [`Self::encode`], but with `parse_special` no control token is recognised where one of
+    /// the bytes at `said` (offsets in `text`, ascending) would be part of it.
     ///
     /// Errors: as [`Self::encode`].
-    pub fn encode_said(&self, text: &str, said: &[usize], options: EncodeOptions) -> Result<Vec<u32>> {
+    pub fn encode_said(
+        &self,
+        text: &str,
+        said: &[usize],
+        options: EncodeOptions,
+    ) -> Result<Vec<u32>> {
         if said.is_empty() || !options.parse_special {
             return self.encode(text, options);
         }
@@ -27,9 +35,19 @@ impl Tokenizer {
         let mut ids = Vec::new();
         let mut start = 0;
         for forged in self.forged(text, said)? {
-            ids.extend(self.encode_piece(&text[start..forged.start], start, text.len(), options)?);
+            ids.extend(self.encode_piece(
+                &text[start..forged.start],
+                start,
+                text.len(),
+                options,
+            )?);
             let plain = EncodeOptions { parse_special: false, ..options };
-            ids.extend(self.encode_piece(&text[forged.clone()], forged.start, text.len(), plain)?);
+            ids.extend(self.encode_piece(
+                &text[forged.clone()],
+                forged.start,
+                text.len(),
+                plain,
+            )?);
             start = forged.end;
         }
         ids.extend(self.encode_piece(&text[start..], start, text.len(), options)?);
@@ -37,7 +55,13 @@ impl Tokenizer {
     }
 
     /// The ids of `piece`, which begins at byte `start` of a text of `len` bytes.
-    fn encode_piece(&self, piece: &str, start: usize, len: usize, options: EncodeOptions) -> Result<Vec<u32>> {
+    fn encode_piece(
+        &self,
+        piece: &str,
+        start: usize,
+        len: usize,
+        options: EncodeOptions,
+    ) -> Result<Vec<u32>> {
         let mut options = options;
         if start > 0 {
             (options.add_bos, options.continuation) = (Some(false), true);
@@ -50,7 +74,8 @@ impl Tokenizer {
 
     /// Where control tokens are spelt by bytes that were said.
     fn forged(&self, text: &str, said: &[usize]) -> Result<Vec<Range<usize>>> {
-        let control = (0..).zip(self.control_tokens()).map(|(index, text)| (text, index)).collect::<Vec<_>>();
+        let control =
+            (0..).zip(self.control_tokens()).map(|(index, text)| (text, index)).collect::<Vec<_>>();
         let control = control.into_iter().filter(|(text, _)| !text.is_empty()).collect::<Vec<_>>();
         Ok(SpecialTokens::new(&[], &control)?.forged(text, said))
     }

@@ -41,8 +41,8 @@ pub struct TokenizerSpec {
     pub add_eos: Option<bool>,
     /// `add_space_prefix`: `llama` only, where the default is true.
     pub add_space_prefix: Option<bool>,
-    /// `tokenizer.chat_template`, or the template that is used instead: control tokens in it count as such, however
-    /// they are typed.
+    /// `tokenizer.chat_template`, or the template that is used instead: control tokens in it count
+    /// as such, however they are typed.
     pub chat_template: Option<String>,
 }
 
@@ -56,20 +56,29 @@ const NEUTRAL: [(&str, bool); 5] = [
 ];
 
 impl TokenizerSpec {
-    /// Reads the keys `tokenizer.ggml.*`. What the vocabulary's kind has no use for may be anything.
+    /// Reads the keys `tokenizer.ggml.*`. What the vocabulary's kind has no use for may be
+    /// anything.
     ///
-    /// Errors: [`Error::InvalidMetadata`] when one is missing or of another type; [`Error::Unsupported`] for one that
-    /// asks for other ids than are made here.
+    /// Errors: [`Error::InvalidMetadata`] when one is missing or of another type;
+    /// [`Error::Unsupported`] for one that asks for other ids than are made here.
     pub fn from_gguf(file: &Gguf) -> Result<Self> {
         let key = |name| format!("tokenizer.ggml.{name}");
         let model: &str = file.get(&key("model"))?;
         let sentence_piece = model == "llama";
         refuse_others(file, sentence_piece)?;
         let id = |name| file.find::<u32>(&key(name));
-        let texts = |name| Ok::<_, Error>(file.find::<Vec<&str>>(&key(name))?.into_iter().flatten().map(String::from));
+        let texts = |name| {
+            Ok::<_, Error>(
+                file.find::<Vec<&str>>(&key(name))?.into_iter().flatten().map(String::from),
+            )
+        };
         Ok(Self {
             model: model.to_owned(),
-            pre: if sentence_piece { None } else { file.find::<&str>(&key("pre"))?.map(String::from) },
+            pre: if sentence_piece {
+                None
+            } else {
+                file.find::<&str>(&key("pre"))?.map(String::from)
+            },
             tokens: texts("tokens")?.collect(),
             merges: if sentence_piece { Vec::new() } else { texts("merges")?.collect() },
             scores: if sentence_piece { file.find(&key("scores"))? } else { None },
@@ -82,7 +91,11 @@ impl TokenizerSpec {
             unk: if sentence_piece { id("unknown_token_id")? } else { None },
             add_bos: file.find(&key("add_bos_token"))?,
             add_eos: file.find(&key("add_eos_token"))?,
-            add_space_prefix: if sentence_piece { file.find(&key("add_space_prefix"))? } else { None },
+            add_space_prefix: if sentence_piece {
+                file.find(&key("add_space_prefix"))?
+            } else {
+                None
+            },
             chat_template: file.find_note::<&str>("tokenizer.chat_template").map(String::from),
         })
     }
@@ -107,21 +120,34 @@ impl TokenizerSpec {
     fn check(&self) -> Result<()> {
         let vocab_size = self.tokens.len();
         if vocab_size == 0 || u32::try_from(vocab_size).is_err() {
-            return Err(invalid("tokens", format!("{vocab_size} tokens is not a vocabulary; convert the model again")));
+            return Err(invalid(
+                "tokens",
+                format!("{vocab_size} tokens is not a vocabulary; convert the model again"),
+            ));
         }
-        let lengths =
-            [("scores", self.scores.as_ref().map(Vec::len)), ("token_type", self.token_types.as_ref().map(Vec::len))];
+        let lengths = [
+            ("scores", self.scores.as_ref().map(Vec::len)),
+            ("token_type", self.token_types.as_ref().map(Vec::len)),
+        ];
         for (key, len) in lengths {
             if let Some(len) = len.filter(|&len| len != vocab_size) {
-                return Err(invalid(key, format!("{len} entries for {vocab_size} tokens; convert the model again")));
+                return Err(invalid(
+                    key,
+                    format!("{len} entries for {vocab_size} tokens; convert the model again"),
+                ));
             }
         }
         for (key, id) in self.roles() {
             if let Some(id) = id.filter(|&id| id as usize >= vocab_size) {
-                return Err(invalid(key, format!("{id} is outside the vocabulary of {vocab_size}")));
+                return Err(invalid(
+                    key,
+                    format!("{id} is outside the vocabulary of {vocab_size}"),
+                ));
             }
         }
-        for (key, asked, id) in [("add_bos_token", self.add_bos, self.bos), ("add_eos_token", self.add_eos, self.eos)] {
+        for (key, asked, id) in
+            [("add_bos_token", self.add_bos, self.bos), ("add_eos_token", self.add_eos, self.eos)]
+        {
             if asked == Some(true) && id.is_none() {
                 return Err(invalid(key, "true, but the file names no such token".into()));
             }
@@ -150,7 +176,8 @@ impl TokenizerSpec {
             return Ok(kinds);
         };
         let kind = |(id, &kind)| {
-            Kind::from_ggml(kind).ok_or_else(|| invalid("token_type", format!("token {id} has unknown type {kind}")))
+            Kind::from_ggml(kind)
+                .ok_or_else(|| invalid("token_type", format!("token {id} has unknown type {kind}")))
         };
         types.iter().enumerate().map(kind).collect()
     }
@@ -163,7 +190,10 @@ fn refuse_others(file: &Gguf, sentence_piece: bool) -> Result<()> {
         Err(Error::Unsupported { what, hint: "vocabularies of llama models are".into() })
     };
     for (key, neutral) in NEUTRAL.into_iter().filter(|_| sentence_piece) {
-        if file.find::<bool>(&format!("tokenizer.ggml.{key}"))?.is_some_and(|value| value != neutral) {
+        if file
+            .find::<bool>(&format!("tokenizer.ggml.{key}"))?
+            .is_some_and(|value| value != neutral)
+        {
             return unsupported(key, if neutral { "= false" } else { "= true" });
         }
     }
@@ -198,7 +228,9 @@ pub(super) fn build(spec: TokenizerSpec) -> Result<Tokenizer> {
     let mut table = TokenTable::with_capacity(spec.tokens.len());
     for (text, &kind) in spec.tokens.iter().zip(&kinds) {
         match kind {
-            Kind::Normal | Kind::Byte | Kind::Unused if sentence_piece => spm::token_bytes(text, kind, &mut table),
+            Kind::Normal | Kind::Byte | Kind::Unused if sentence_piece => {
+                spm::token_bytes(text, kind, &mut table)
+            }
             Kind::Normal | Kind::Byte | Kind::Unused => bpe::token_bytes(text, kind, &mut table),
             _ => table.push(text.bytes(), kind),
         }
@@ -214,7 +246,17 @@ pub(super) fn build(spec: TokenizerSpec) -> Result<Tokenizer> {
     } else {
         Box::new(ByteLevelBpe::new(spec)?)
     };
-    Ok(Tokenizer { encoder, special, table, bos, eos, add_bos, add_eos, space_prefix, end_of_generation })
+    Ok(Tokenizer {
+        encoder,
+        special,
+        table,
+        bos,
+        eos,
+        add_bos,
+        add_eos,
+        space_prefix,
+        end_of_generation,
+    })
 }
 
 fn special_tokens(tokens: &[String], kinds: &[Kind]) -> Result<SpecialTokens> {
@@ -230,9 +272,14 @@ fn special_tokens(tokens: &[String], kinds: &[Kind]) -> Result<SpecialTokens> {
 fn end_of_generation(spec: &TokenizerSpec, kinds: &[Kind]) -> Vec<u32> {
     let special = |kind: &Kind| matches!(kind, Kind::Control | Kind::UserDefined);
     let named = (0..).zip(&spec.tokens).zip(kinds);
-    let named = named.filter(|((_, text), kind)| special(kind) && control::end_names().any(|name| name == *text));
-    let mut ids =
-        [spec.eos, spec.eot, spec.eom].into_iter().flatten().chain(named.map(|((id, _), _)| id)).collect::<Vec<_>>();
+    let named = named.filter(|((_, text), kind)| {
+        special(kind) && control::end_names().any(|name| name == *text)
+    });
+    let mut ids = [spec.eos, spec.eot, spec.eom]
+        .into_iter()
+        .flatten()
+        .chain(named.map(|((id, _), _)| id))
+        .collect::<Vec<_>>();
     ids.sort_unstable();
     ids.dedup();
     ids

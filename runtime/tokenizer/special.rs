@@ -27,7 +27,9 @@ impl Matcher {
         let automaton = AhoCorasick::builder()
             .match_kind(MatchKind::LeftmostLongest)
             .build(tokens.iter().map(|(text, _)| text))
-            .map_err(|e| Error::Tokenizer(format!("the special tokens are too many or too long: {e}")))?;
+            .map_err(|e| {
+                Error::Tokenizer(format!("the special tokens are too many or too long: {e}"))
+            })?;
         Ok(Self { automaton: Some(automaton), ids: tokens.iter().map(|(_, id)| *id).collect() })
     }
 }
@@ -43,7 +45,10 @@ pub(super) struct SpecialTokens {
 impl SpecialTokens {
     /// `user_defined` and `control`: the spelling and id of each; none is empty.
     pub(super) fn new(user_defined: &[(&str, u32)], control: &[(&str, u32)]) -> Result<Self> {
-        Ok(Self { always: Matcher::new(user_defined)?, all: Matcher::new(&[user_defined, control].concat())? })
+        Ok(Self {
+            always: Matcher::new(user_defined)?,
+            all: Matcher::new(&[user_defined, control].concat())?,
+        })
     }
 
     /// Whether there are none.
@@ -52,10 +57,16 @@ impl SpecialTokens {
     }
 
     /// The tokens in `text`, with the control tokens among them that `allow` allows.
-    pub(super) fn matches(&self, text: &str, allow: impl Fn(&Range<usize>) -> bool) -> Vec<(Range<usize>, u32)> {
+    pub(super) fn matches(
+        &self,
+        text: &str,
+        allow: impl Fn(&Range<usize>) -> bool,
+    ) -> Vec<(Range<usize>, u32)> {
         let mut found = Vec::new();
         let mut at = 0;
-        while let Some(next) = self.all.automaton.as_ref().and_then(|all| all.find(Input::new(text).range(at..))) {
+        while let Some(next) =
+            self.all.automaton.as_ref().and_then(|all| all.find(Input::new(text).range(at..)))
+        {
             let pattern = next.pattern().as_usize();
             let is_control = pattern >= self.always.ids.len();
             if is_control && !allow(&next.range()) {

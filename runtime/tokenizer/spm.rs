@@ -1,5 +1,6 @@
-//! `SentencePiece` BPE (Kudo and Richardson 2018, arXiv:1808.06226): the pair of neighbours that makes the token with
-//! the highest score is joined first; characters outside the vocabulary become bytes.
+//! `SentencePiece` BPE (Kudo and Richardson 2018, arXiv:1808.06226): the pair of neighbours that
+//! makes the token with the highest score is joined first; characters outside the vocabulary become
+//! bytes.
 
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashMap};
@@ -24,20 +25,32 @@ pub(super) struct SentencePieceBpe {
 impl SentencePieceBpe {
     /// Takes the tokens of a checked `spec`, whose kinds are `kinds`.
     pub(super) fn new(spec: TokenizerSpec, kinds: &[Kind], space_prefix: bool) -> Result<Self> {
-        let scores = spec.scores.ok_or_else(|| invalid("scores", "missing; convert the model again".into()))?;
+        let scores = spec
+            .scores
+            .ok_or_else(|| invalid("scores", "missing; convert the model again".into()))?;
         if let Some(id) = scores.iter().position(|score| score.is_nan()) {
-            return Err(invalid("scores", format!("token {id} has no number; convert the model again")));
+            return Err(invalid(
+                "scores",
+                format!("token {id} has no number; convert the model again"),
+            ));
         }
         let mut ids = HashMap::with_capacity(spec.tokens.len());
         let mut bytes = [None; 256];
         for ((id, text), kind) in (0..).zip(spec.tokens).zip(kinds) {
             let repeated = match kind {
-                Kind::Byte => byte_of(&text).and_then(|byte| bytes[usize::from(byte)].replace(id)).is_some(),
-                Kind::Normal | Kind::UserDefined if !text.is_empty() => ids.insert(text, id).is_some(),
+                Kind::Byte => {
+                    byte_of(&text).and_then(|byte| bytes[usize::from(byte)].replace(id)).is_some()
+                }
+                Kind::Normal | Kind::UserDefined if !text.is_empty() => {
+                    ids.insert(text, id).is_some()
+                }
                 _ => false,
             };
             if repeated {
-                return Err(invalid("tokens", format!("token {id} repeats an earlier one; convert the model again")));
+                return Err(invalid(
+                    "tokens",
+                    format!("token {id} repeats an earlier one; convert the model again"),
+                ));
             }
         }
         Ok(Self { ids, scores, bytes, unk: spec.unk, space_prefix })
@@ -59,11 +72,13 @@ impl SentencePieceBpe {
     /// The symbols of `text` after all merges, as byte ranges.
     fn merge(&self, text: &str) -> Vec<Symbol> {
         let mut symbols = characters(text);
-        let mut queue: BinaryHeap<_> = (0..symbols.len()).filter_map(|i| self.pair(text, &symbols, i)).collect();
+        let mut queue: BinaryHeap<_> =
+            (0..symbols.len()).filter_map(|i| self.pair(text, &symbols, i)).collect();
         while let Some(Pair { left, end, .. }) = queue.pop() {
             let Symbol { start, next, previous, .. } = symbols[left];
             // Either side has been joined with something else since.
-            if start == symbols[left].end || symbols.get(next).is_none_or(|right| right.end != end) {
+            if start == symbols[left].end || symbols.get(next).is_none_or(|right| right.end != end)
+            {
                 continue;
             }
             let after = symbols[next].next;
@@ -99,7 +114,8 @@ impl Encode for SentencePieceBpe {
     }
 }
 
-/// A run of the text in a list linked by index; `usize::MAX` ends it. A joined right side is left empty.
+/// A run of the text in a list linked by index; `usize::MAX` ends it. A joined right side is left
+/// empty.
 #[derive(Clone, Copy)]
 struct Symbol {
     start: usize,
@@ -118,7 +134,8 @@ fn characters(text: &str) -> Vec<Symbol> {
     text.char_indices().enumerate().map(symbol).collect()
 }
 
-/// Two neighbours that may be joined, ordered by score, then from the left. `end` tells a pair that has changed.
+/// Two neighbours that may be joined, ordered by score, then from the left. `end` tells a pair that
+/// has changed.
 struct Pair {
     score: f32,
     left: usize,

@@ -4,8 +4,8 @@ use std::ops::Deref;
 
 use super::{DecodeOptions, Tokenizer};
 
-/// Turns ids into text one at a time; all it returned, put together, is what [`Tokenizer::decode_with`] gives.
-/// It holds the tokenizer by reference or by `Arc`.
+/// Turns ids into text one at a time; all it returned, put together, is what
+/// [`Tokenizer::decode_with`] gives. It holds the tokenizer by reference or by `Arc`.
 #[derive(Debug)]
 pub struct Detokenizer<T: Deref<Target = Tokenizer>> {
     tokenizer: T,

@@ -64,11 +64,15 @@ impl TokenTable {
     pub(super) fn bytes(&self, id: u32) -> Option<&[u8]> {
         let id = usize::try_from(id).ok()?;
         let end = *self.ends.get(id)?;
-        let start = id.checked_sub(1).and_then(|before| self.ends.get(before)).copied().unwrap_or(0);
+        let start =
+            id.checked_sub(1).and_then(|before| self.ends.get(before)).copied().unwrap_or(0);
         self.bytes.get(start..end)
     }
 
     pub(super) fn is_control(&self, id: u32) -> bool {
-        usize::try_from(id).ok().and_then(|id| self.kinds.get(id)).is_some_and(|kind| kind.is_control())
+        usize::try_from(id)
+            .ok()
+            .and_then(|id| self.kinds.get(id))
+            .is_some_and(|kind| kind.is_control())
     }
 }

@@ -1,10 +1,12 @@
-//! Every buffer of a training step by name and shape: what the plan adds up and the trainer allocates.
+//! Every buffer of a training step by name and shape: what the plan adds up and the trainer
+//! allocates.
 //!
-//! Letters: T tokens of a micro-batch, D hidden, F intermediate, H heads, G key and value heads, E width of a head,
-//! V vocabulary, L layers, r rank, C rows of logits at a time.
+//! Letters: T tokens of a micro-batch, D hidden, F intermediate, H heads, G key and value heads, E
+//! width of a head, V vocabulary, L layers, r rank, C rows of logits at a time.
 //!
-//! Layers go in segments of k (all L without checkpointing). Of each segment the input is kept (Chen et al. 2016,
-//! arXiv:1604.06174); what the backward pass needs beside it exists for one segment at a time, in `slots`.
+//! Layers go in segments of k (all L without checkpointing). Of each segment the input is kept
+//! (Chen et al. 2016, arXiv:1604.06174); what the backward pass needs beside it exists for one
+//! segment at a time, in `slots`.
 
 use serde::{Deserialize, Serialize};
 
@@ -75,7 +77,12 @@ pub struct Buffer {
 impl Buffer {
     /// f32 or u32 elements.
     fn words(name: impl Into<String>, class: Class, shape: &[usize]) -> Self {
-        Self { name: name.into(), class, shape: shape.iter().map(|&n| n as u64).collect(), element_bytes: 4 }
+        Self {
+            name: name.into(),
+            class,
+            shape: shape.iter().map(|&n| n as u64).collect(),
+            element_bytes: 4,
+        }
     }
 
     /// Its size; a size beyond `u64` is the largest there is.
@@ -99,7 +106,10 @@ impl Target {
     /// Every linear of a layer, in the order of use.
     pub fn all(config: &ModelConfig) -> Vec<Self> {
         let (d, f) = (config.hidden_size, config.intermediate_size);
-        let (q, kv) = (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
+        let (q, kv) = (
+            config.num_attention_heads * config.head_dim,
+            config.num_key_value_heads * config.head_dim,
+        );
         let all = [
             ("q_proj", q, d),
             ("k_proj", kv, d),
@@ -120,13 +130,21 @@ impl Target {
         if names.iter().any(|name| name.as_ref() == "all-linear") {
             return Ok(all);
         }
-        let unknown = names.iter().map(AsRef::as_ref).find(|name| all.iter().all(|target| target.name != *name));
+        let unknown = names
+            .iter()
+            .map(AsRef::as_ref)
+            .find(|name| all.iter().all(|target| target.name != *name));
         if names.is_empty() || unknown.is_some() {
-            let known = all.iter().map(|target| target.name.as_str()).collect::<Vec<_>>().join(", ");
-            let reason = format!("`{}` is none of {known}, all-linear", unknown.unwrap_or_default());
+            let known =
+                all.iter().map(|target| target.name.as_str()).collect::<Vec<_>>().join(", ");
+            let reason =
+                format!("`{}` is none of {known}, all-linear", unknown.unwrap_or_default());
             return Err(Error::InvalidArgument { name: "targets", reason });
         }
-        Ok(all.into_iter().filter(|target| names.iter().any(|name| name.as_ref() == target.name)).collect())
+        Ok(all
+            .into_iter()
+            .filter(|target| names.iter().any(|name| name.as_ref() == target.name))
+            .collect())
     }
 
     /// Targets with the same number share their input, so their factors A make one product.
@@ -194,14 +212,16 @@ impl TrainShape {
         self.checkpoint_every.unwrap_or(usize::MAX).clamp(1, config.num_hidden_layers)
     }
 
-    /// Parameters of the adapter: r (N + K) a target, in each layer (Hu et al. 2021, arXiv:2106.09685, section 4.2).
+    /// Parameters of the adapter: r (N + K) a target, in each layer (Hu et al. 2021,
+    /// arXiv:2106.09685, section 4.2).
     pub fn parameters(&self, config: &ModelConfig) -> usize {
-        let layer = self.targets.iter().map(|target| self.rank * (target.n + target.k)).sum::<usize>();
+        let layer =
+            self.targets.iter().map(|target| self.rank * (target.n + target.k)).sum::<usize>();
         config.num_hidden_layers * layer
     }
 
-    /// Errors: [`Error::InvalidArgument`] for a size of 0, a row longer than the context, a rank above that of a matrix
-    /// or of what can run, or no targets.
+    /// Errors: [`Error::InvalidArgument`] for a size of 0, a row longer than the context, a rank
+    /// above that of a matrix or of what can run, or no targets.
     pub fn check(&self, config: &ModelConfig) -> Result<()> {
         let most = config.max_position_embeddings;
         let widest = self.targets.iter().map(|target| target.n.min(target.k)).min().unwrap_or(0);
@@ -216,8 +236,15 @@ impl TrainShape {
         ];
         for (name, value, most) in checks {
             if !(1..=most).contains(&value) {
-                let end = if most == usize::MAX { "1 or more is".into() } else { format!("1 to {most} are") };
-                return Err(Error::InvalidArgument { name, reason: format!("{value}, but {end} possible") });
+                let end = if most == usize::MAX {
+                    "1 or more is".into()
+                } else {
+                    format!("1 to {most} are")
+                };
+                return Err(Error::InvalidArgument {
+                    name,
+                    reason: format!("{value}, but {end} possible"),
+                });
             }
         }
         Ok(())
@@ -243,9 +270,18 @@ pub fn train_buffers(config: &ModelConfig, shape: &TrainShape) -> Vec<Buffer> {
     for slot in 0..k {
         let saved = |name: &str, shape: &[usize]| activation(format!("slots.{slot}.{name}"), shape);
         all.extend(slot_shapes(config, t).map(|(name, shape)| saved(name, &shape)));
-        all.extend(shape.targets.iter().map(|target| saved(&format!("u.{}", target.name), &[t, shape.rank])));
+        all.extend(
+            shape
+                .targets
+                .iter()
+                .map(|target| saved(&format!("u.{}", target.name), &[t, shape.rank])),
+        );
     }
-    all.extend(scratch_shapes(config, shape).into_iter().map(|(name, shape)| activation(name.into(), &shape)));
+    all.extend(
+        scratch_shapes(config, shape)
+            .into_iter()
+            .map(|(name, shape)| activation(name.into(), &shape)),
+    );
     all
 }
 
@@ -255,7 +291,9 @@ fn adapter_buffers(parameters: usize, optimizer: Optimizer) -> Vec<Buffer> {
         Buffer::words("adapter.params", Class::Adapter, &[parameters]),
         Buffer::words("adapter.grads", Class::Gradients, &[parameters]),
     ];
-    let state = |name: &&str| Buffer::words(format!("adapter.{name}"), Class::OptimizerStates, &[parameters]);
+    let state = |name: &&str| {
+        Buffer::words(format!("adapter.{name}"), Class::OptimizerStates, &[parameters])
+    };
     all.extend(optimizer.states().iter().map(state));
     all
 }
@@ -277,9 +315,11 @@ fn slot_shapes(config: &ModelConfig, t: usize) -> [(&'static str, [usize; 2]); 5
 
 /// What every layer uses in turn, the head's buffers and what comes from the host.
 fn scratch_shapes(config: &ModelConfig, shape: &TrainShape) -> Vec<(&'static str, Vec<usize>)> {
-    let (t, d, f, v) = (shape.tokens(), config.hidden_size, config.intermediate_size, config.vocab_size);
+    let (t, d, f, v) =
+        (shape.tokens(), config.hidden_size, config.intermediate_size, config.vocab_size);
     let (heads, kv, e) = (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
-    let sharing = |input: usize| shape.targets.iter().filter(|target| target.input() == input).count();
+    let sharing =
+        |input: usize| shape.targets.iter().filter(|target| target.input() == input).count();
     let widest = (0..4).map(sharing).max().unwrap_or(0) * shape.rank;
     vec![
         // Output of the last layer.
@@ -316,17 +356,21 @@ fn scratch_shapes(config: &ModelConfig, shape: &TrainShape) -> Vec<(&'static str
     ]
 }
 
-/// Keys and values of `tokens` positions, in whole pages: 2 bytes an element where the device has f16.
+/// Keys and values of `tokens` positions, in whole pages: 2 bytes an element where the device has
+/// f16.
 pub fn kv_buffers(config: &ModelConfig, tokens: usize, element_bytes: usize) -> Vec<Buffer> {
     let pages = tokens.div_ceil(PAGE_LEN);
-    let shape = [pages, config.num_key_value_heads, PAGE_LEN, config.head_dim].map(|n| n as u64).to_vec();
+    let shape =
+        [pages, config.num_key_value_heads, PAGE_LEN, config.head_dim].map(|n| n as u64).to_vec();
     let buffer = |layer: usize, which: &str| Buffer {
         name: format!("kv_cache.{layer}.{which}"),
         class: Class::KvCache,
         shape: shape.clone(),
         element_bytes: element_bytes as u64,
     };
-    (0..config.num_hidden_layers).flat_map(|layer| ["keys", "values"].map(|which| buffer(layer, which))).collect()
+    (0..config.num_hidden_layers)
+        .flat_map(|layer| ["keys", "values"].map(|which| buffer(layer, which)))
+        .collect()
 }
 
 /// Activations of the engine that answers: passes of `rows` rows, contexts of `positions` tokens.
@@ -336,7 +380,8 @@ pub fn inference_buffers(config: &ModelConfig, rows: usize, positions: usize) ->
     let (d, f, v) = (config.hidden_size, config.intermediate_size, config.vocab_size);
     let (heads, e) = (config.num_attention_heads, config.head_dim);
     let qkv = (heads + 2 * config.num_key_value_heads) * e;
-    let part_rows = (attention::splits(u32::try_from(positions).unwrap_or(u32::MAX)) as usize).max(512);
+    let part_rows =
+        (attention::splits(u32::try_from(positions).unwrap_or(u32::MAX)) as usize).max(512);
     let vocab = u32::try_from(v).unwrap_or(u32::MAX);
     let all = [
         ("token_ids", [rows, 1]),

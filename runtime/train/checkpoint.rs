@@ -1,4 +1,5 @@
-//! A training run in a file: safetensors with the factors, the optimiser's states, the cursor and the settings.
+//! A training run in a file: safetensors with the factors, the optimiser's states, the cursor and
+//! the settings.
 
 mod settings;
 
@@ -58,8 +59,14 @@ pub(crate) fn state_names(optimizer: Optimizer) -> Vec<&'static str> {
 /// Writes `states`, whole or not at all; without any, all the same where the run stands.
 ///
 /// Errors: [`Error::Io`].
-pub(crate) fn write(path: &Path, states: &[(&str, Vec<f32>)], id: RunId<'_>, position: Position) -> Result<()> {
-    let invalid = |e: &dyn std::fmt::Display| Error::InvalidFile { path: path.into(), reason: e.to_string() };
+pub(crate) fn write(
+    path: &Path,
+    states: &[(&str, Vec<f32>)],
+    id: RunId<'_>,
+    position: Position,
+) -> Result<()> {
+    let invalid =
+        |e: &dyn std::fmt::Display| Error::InvalidFile { path: path.into(), reason: e.to_string() };
     let options = serde_json::to_string(id.options).map_err(|e| invalid(&e))?;
     let cursor = serde_json::to_string(&position.cursor).map_err(|e| invalid(&e))?;
     let values = [
@@ -70,13 +77,20 @@ pub(crate) fn write(path: &Path, states: &[(&str, Vec<f32>)], id: RunId<'_>, pos
         ("cursor", cursor),
         ("moments_from", position.moments_from.to_string()),
     ];
-    let mut metadata: HashMap<_, _> = values.into_iter().map(|(key, value)| (key.to_string(), value)).collect();
-    let bytes = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+    let mut metadata: HashMap<_, _> =
+        values.into_iter().map(|(key, value)| (key.to_string(), value)).collect();
+    let bytes =
+        |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
     let data: Vec<_> = states.iter().map(|(name, values)| (*name, bytes(values))).collect();
-    metadata.insert(HASH.into(), hash(&metadata, data.iter().map(|(name, bytes)| (*name, bytes.as_slice())).collect()));
+    metadata.insert(
+        HASH.into(),
+        hash(&metadata, data.iter().map(|(name, bytes)| (*name, bytes.as_slice())).collect()),
+    );
     let views = data
         .iter()
-        .map(|(name, bytes)| Ok((*name, TensorView::new(Dtype::F32, vec![bytes.len() / 4], bytes)?)))
+        .map(|(name, bytes)| {
+            Ok((*name, TensorView::new(Dtype::F32, vec![bytes.len() / 4], bytes)?))
+        })
         .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
         .map_err(|e| invalid(&e))?;
     let bytes = to_bytes(views, metadata).map_err(|e| invalid(&e))?;
@@ -116,16 +130,21 @@ impl Checkpoint {
         }
         let file = SafeTensors::deserialize(&bytes).map_err(|e| invalid(&e))?;
         let tensors = file.tensors();
-        let found = hash(&metadata, tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.data())).collect());
+        let found = hash(
+            &metadata,
+            tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.data())).collect(),
+        );
         let cursor = metadata.get("cursor").and_then(|cursor| serde_json::from_str(cursor).ok());
         let cursor = cursor.ok_or_else(|| invalid(&"its cursor can't be read"))?;
-        let moments_from = metadata.get("moments_from").and_then(|step| step.parse().ok()).unwrap_or(0);
+        let moments_from =
+            metadata.get("moments_from").and_then(|step| step.parse().ok()).unwrap_or(0);
         let mut states = HashMap::new();
         for (name, tensor) in tensors {
             if tensor.dtype() != Dtype::F32 {
                 return Err(invalid(&format!("tensor `{name}` is {:?}, not F32", tensor.dtype())));
             }
-            let values: Vec<f32> = tensor.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+            let values: Vec<f32> =
+                tensor.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
             if values.iter().any(|value| !value.is_finite()) {
                 return Err(invalid(&format!("tensor `{name}` holds NaN or infinity")));
             }
@@ -149,10 +168,14 @@ impl Checkpoint {
 
     /// Refuses a checkpoint of something else. The duration may be another.
     ///
-    /// Errors: [`Error::BaseMismatch`]; [`Error::InvalidFile`] naming each setting that differs, and both values.
+    /// Errors: [`Error::BaseMismatch`]; [`Error::InvalidFile`] naming each setting that differs,
+    /// and both values.
     pub(crate) fn check(&self, path: &Path, id: RunId<'_>) -> Result<()> {
         if self.field("base_fingerprint") != id.base {
-            return Err(Error::BaseMismatch { expected: self.field("base_fingerprint").into(), got: id.base.into() });
+            return Err(Error::BaseMismatch {
+                expected: self.field("base_fingerprint").into(),
+                got: id.base.into(),
+            });
         }
         let differs = |what: &str| {
             let reason = format!("it was made with {what}; resume with the same, or start anew");
@@ -173,12 +196,19 @@ impl Checkpoint {
     /// The states by the name of their buffer, each of `len` numbers.
     ///
     /// Errors: [`Error::InvalidFile`] for one that is missing or of another length.
-    pub(crate) fn states(&self, path: &Path, len: usize, optimizer: Optimizer) -> Result<Vec<(String, &[f32])>> {
+    pub(crate) fn states(
+        &self,
+        path: &Path,
+        len: usize,
+        optimizer: Optimizer,
+    ) -> Result<Vec<(String, &[f32])>> {
         let find = |name: &str| match self.states.get(name) {
             Some(values) if values.len() == len => Ok((name.to_string(), values.as_slice())),
             found => {
-                let found = found.map_or("is missing".into(), |values| format!("has {} numbers", values.len()));
-                let reason = format!("tensor `{name}` {found}, {len} are needed; the file is damaged");
+                let found = found
+                    .map_or("is missing".into(), |values| format!("has {} numbers", values.len()));
+                let reason =
+                    format!("tensor `{name}` {found}, {len} are needed; the file is damaged");
                 Err(Error::InvalidFile { path: path.into(), reason })
             }
         };

@@ -1,7 +1,8 @@
 //! Files of examples into token ids with a loss weight each; then into packed batches ([`batch`]).
 //!
-//! A JSONL file holds one record a line ([`Record`]), a text file is one document. Files are read as a stream; only the ids
-//! stay in memory. The user's text is in no error and no log: lines are named by number.
+//! A JSONL file holds one record a line ([`Record`]), a text file is one document. Files are read
+//! as a stream; only the ids stay in memory. The user's text is in no error and no log: lines are
+//! named by number.
 
 pub mod batch;
 mod encode;
@@ -25,22 +26,25 @@ const SPLIT_STREAM: u64 = u64::MAX;
 pub struct Example {
     /// Two tokens or more.
     pub ids: Vec<u32>,
-    /// Weight in the loss of predicting each of `ids` from those before it; the first is 0, nothing precedes it.
+    /// Weight in the loss of predicting each of `ids` from those before it; the first is 0, nothing
+    /// precedes it.
     pub weights: Vec<f32>,
 }
 
 /// How examples are made of records.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DataOptions {
-    /// Most tokens of an example; see [`crate::model::config::ModelConfig::max_position_embeddings`].
+    /// Most tokens of an example; see
+    /// [`crate::model::config::ModelConfig::max_position_embeddings`].
     pub seq_len: usize,
-    /// Weight of the tokens of a prompt, 0 to 1, where those of its completion weigh 1. Chats have loss on the
-    /// assistant's turns only, whatever this is.
+    /// Weight of the tokens of a prompt, 0 to 1, where those of its completion weigh 1. Chats have
+    /// loss on the assistant's turns only, whatever this is.
     pub prompt_loss_weight: f32,
-    /// Recognise control tokens spelt in prompts, completions and texts: for records that hold a rendered template.
-    /// Chats always do, as they do when a model is asked.
+    /// Recognise control tokens spelt in prompts, completions and texts: for records that hold a
+    /// rendered template. Chats always do, as they do when a model is asked.
     pub parse_special: bool,
-    /// Cut a longer example at its end, and drop it when no token of an answer is left; `false` refuses it.
+    /// Cut a longer example at its end, and drop it when no token of an answer is left; `false`
+    /// refuses it.
     pub truncate: bool,
     /// Count lines that can't be used and go on; `false` refuses the file at the first.
     pub skip_bad: bool,
@@ -48,12 +52,19 @@ pub struct DataOptions {
 
 impl Default for DataOptions {
     fn default() -> Self {
-        Self { seq_len: 512, prompt_loss_weight: 0.1, parse_special: false, truncate: true, skip_bad: false }
+        Self {
+            seq_len: 512,
+            prompt_loss_weight: 0.1,
+            parse_special: false,
+            truncate: true,
+            skip_bad: false,
+        }
     }
 }
 
 impl DataOptions {
-    /// Errors: [`Error::InvalidArgument`] for a weight outside 0 to 1, or a length under 2 or over `context`.
+    /// Errors: [`Error::InvalidArgument`] for a weight outside 0 to 1, or a length under 2 or over
+    /// `context`.
     pub fn check(&self, context: usize) -> Result<()> {
         if !(0.0..=1.0).contains(&self.prompt_loss_weight) {
             let reason = format!("{} is not between 0 and 1", self.prompt_loss_weight);
@@ -88,7 +99,8 @@ pub struct DataReport {
     pub first_skipped: Option<String>,
 }
 
-/// Part of the data that is kept for validation. Records count, so that the turns of a chat stay together.
+/// Part of the data that is kept for validation. Records count, so that the turns of a chat stay
+/// together.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Validation {
     /// 0 to 1, rounded to the nearest whole record.
@@ -147,19 +159,30 @@ impl Dataset {
         self.push_weighted(record, 1.0, encoder)
     }
 
-    /// Encodes one record, whose loss counts `weight`, 0 or more, and adds what it gives: a chat is one example, unless its template renders a turn otherwise
-    /// once another follows; then each turn of the assistant is one, as when the model was asked.
+    /// Encodes one record, whose loss counts `weight`, 0 or more, and adds what it gives: a chat is
+    /// one example, unless its template renders a turn otherwise once another follows; then each
+    /// turn of the assistant is one, as when the model was asked.
     ///
-    /// Errors: [`Error::InvalidArgument`] for a chat without an assistant's turn or with keys that would change what is
-    /// learnt and that its template does not use, and for an example that is too long,
-    /// unless it may be cut; [`Error::ChatTemplate`] when the template rejects a chat or does not continue its own
-    /// generation prompt; [`Error::Unsupported`] to fill in the middle with a vocabulary that has no tokens for it.
-    pub fn push_weighted(&mut self, record: &Record, weight: f32, encoder: &Encoder<'_>) -> Result<()> {
+    /// Errors: [`Error::InvalidArgument`] for a chat without an assistant's turn or with keys that
+    /// would change what is learnt and that its template does not use, and for an example that is
+    /// too long, unless it may be cut; [`Error::ChatTemplate`] when the template rejects a chat or
+    /// does not continue its own generation prompt; [`Error::Unsupported`] to fill in the middle
+    /// with a vocabulary that has no tokens for it.
+    pub fn push_weighted(
+        &mut self,
+        record: &Record,
+        weight: f32,
+        encoder: &Encoder<'_>,
+    ) -> Result<()> {
         let mut drafts = encoder.encode(record)?;
         drafts.iter_mut().for_each(|draft| draft.scale(weight));
         let seq_len = encoder.options().seq_len;
-        if !encoder.options().truncate && drafts.iter().any(|draft| draft.example.ids.len() > seq_len) {
-            let reason = format!("an example is longer than {seq_len} tokens; raise it, or let examples be cut");
+        if !encoder.options().truncate
+            && drafts.iter().any(|draft| draft.example.ids.len() > seq_len)
+        {
+            let reason = format!(
+                "an example is longer than {seq_len} tokens; raise it, or let examples be cut"
+            );
             return Err(Error::InvalidArgument { name: "seq_len", reason });
         }
         let group = self.report.records;
@@ -181,21 +204,28 @@ impl Dataset {
     fn add(&mut self, example: Example, group: usize) {
         self.report.examples += 1;
         self.report.tokens += example.ids.len();
-        self.report.trained_tokens += example.weights.iter().filter(|&&weight| weight > 0.0).count();
+        self.report.trained_tokens +=
+            example.weights.iter().filter(|&&weight| weight > 0.0).count();
         self.examples.push(example);
         self.groups.push(group);
     }
 
-    /// Training and validation data, each in the order of the file; the same seed gives the same split.
+    /// Training and validation data, each in the order of the file; the same seed gives the same
+    /// split.
     ///
-    /// Errors: [`Error::InvalidArgument`] when either would be empty, or for a fraction outside 0 to 1.
+    /// Errors: [`Error::InvalidArgument`] when either would be empty, or for a fraction outside 0
+    /// to 1.
     pub fn split(self, validation: Validation, seed: u64) -> Result<(Self, Self)> {
         let mut kept = self.groups.clone();
         kept.dedup();
         let count = match validation {
             Validation::Count(count) => count,
-            Validation::Fraction(part) if (0.0..=1.0).contains(&part) => (part * kept.len() as f64).round() as usize,
-            Validation::Fraction(part) => return Err(validation_error(format!("{part} is not between 0 and 1"))),
+            Validation::Fraction(part) if (0.0..=1.0).contains(&part) => {
+                (part * kept.len() as f64).round() as usize
+            }
+            Validation::Fraction(part) => {
+                return Err(validation_error(format!("{part} is not between 0 and 1")));
+            }
         };
         if count == 0 || count >= kept.len() {
             let reason = format!("{count} of {} records; both parts need one or more", kept.len());
@@ -206,15 +236,17 @@ impl Dataset {
         chosen.sort_unstable();
         let (mut train, mut held_out) = (Self::default(), Self::default());
         for (example, group) in self.examples.into_iter().zip(self.groups) {
-            let part = if chosen.binary_search(&group).is_ok() { &mut held_out } else { &mut train };
+            let part =
+                if chosen.binary_search(&group).is_ok() { &mut held_out } else { &mut train };
             part.report.records += usize::from(part.groups.last() != Some(&group));
             part.add(example, group);
         }
         Ok((train, held_out))
     }
 
-    /// The same without a loss on prompts, which weigh `prompt_loss_weight`: for validation. A prompt that is learnt by heart
-    /// makes those held out less likely, and would hide that the answers still get better.
+    /// The same without a loss on prompts, which weigh `prompt_loss_weight`: for validation. A
+    /// prompt that is learnt by heart makes those held out less likely, and would hide that the
+    /// answers still get better.
     pub fn answers_only(self, prompt_loss_weight: f32) -> Self {
         if prompt_loss_weight >= 1.0 {
             return self;
@@ -222,13 +254,18 @@ impl Dataset {
         let report = DataReport { examples: 0, tokens: 0, trained_tokens: 0, ..self.report };
         let mut data = Self { report, ..Self::default() };
         for (mut example, group) in self.examples.into_iter().zip(self.groups) {
-            example.weights.iter_mut().filter(|weight| **weight == prompt_loss_weight).for_each(|weight| *weight = 0.0);
+            example
+                .weights
+                .iter_mut()
+                .filter(|weight| **weight == prompt_loss_weight)
+                .for_each(|weight| *weight = 0.0);
             data.add(example, group);
         }
         data
     }
 
-    /// Names the examples: what a checkpoint compares before it goes on from a [`Cursor`]. 32 hex digits.
+    /// Names the examples: what a checkpoint compares before it goes on from a [`Cursor`]. 32 hex
+    /// digits.
     pub fn fingerprint(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         for Example { ids, weights } in &self.examples {

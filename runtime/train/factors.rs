@@ -1,6 +1,8 @@
-//! The factors A and B of an adapter in training, in one flat buffer: every A, then every B, layer by layer.
+//! The factors A and B of an adapter in training, in one flat buffer: every A, then every B, layer
+//! by layer.
 //!
-//! So each of the two is a range, which may have a learning rate of its own (LoRA+, Hayou et al. 2024, arXiv:2402.12354).
+//! So each of the two is a range, which may have a learning rate of its own (LoRA+, Hayou et al.
+//! 2024, arXiv:2402.12354).
 
 use std::ops::Range;
 
@@ -40,14 +42,24 @@ pub(crate) struct Layout {
 impl Layout {
     /// For `targets` of every layer.
     ///
-    /// Errors: [`Error::InvalidArgument`] for targets outside the layers, or more parameters than a buffer can number.
-    pub(crate) fn new(shape: &BaseShape, targets: &[Target], rank: usize, scaling: f32) -> Result<Self> {
+    /// Errors: [`Error::InvalidArgument`] for targets outside the layers, or more parameters than a
+    /// buffer can number.
+    pub(crate) fn new(
+        shape: &BaseShape,
+        targets: &[Target],
+        rank: usize,
+        scaling: f32,
+    ) -> Result<Self> {
         if targets.is_empty() || targets.iter().any(|target| !target.is_in_layer()) {
-            let reason = "only the linears of the layers can be trained: q_proj, …, down_proj, or all-linear".into();
+            let reason = "only the linears of the layers can be trained: q_proj, …, down_proj, or \
+                all-linear"
+                .into();
             return Err(Error::InvalidArgument { name: "targets", reason });
         }
         let shapes = || {
-            let per_layer = move |layer| targets.iter().map(move |&target| (layer, target, shape.shape(target)));
+            let per_layer = move |layer| {
+                targets.iter().map(move |&target| (layer, target, shape.shape(target)))
+            };
             (0..shape.num_hidden_layers).flat_map(per_layer)
         };
         let a_len: usize = shapes().map(|(.., [_, k])| rank * k).sum();
@@ -81,7 +93,8 @@ impl Layout {
         self.layers.iter().flatten()
     }
 
-    /// What training starts from: A uniform within `1 / sqrt(K)`, B zero, as PEFT has it (He et al. 2015 with a = sqrt 5).
+    /// What training starts from: A uniform within `1 / sqrt(K)`, B zero, as PEFT has it (He et al.
+    /// 2015 with a = sqrt 5).
     pub(crate) fn fresh(&self, seed: u64) -> Vec<f32> {
         let random = CounterRng::new(seed, INIT_STREAM);
         let mut params = vec![0.0; self.len()];
@@ -95,12 +108,14 @@ impl Layout {
         params
     }
 
-    /// The factors of `adapter`, which has to sit on the same modules with the same rank and scaling.
+    /// The factors of `adapter`, which has to sit on the same modules with the same rank and
+    /// scaling.
     ///
     /// Errors: [`Error::InvalidAdapter`] naming the first module that differs.
     pub(crate) fn of_adapter(&self, adapter: &Adapter) -> Result<Vec<f32>> {
         let mut params = vec![0.0; self.len()];
-        let differs = |what: String, reason: &str| Err(Error::InvalidAdapter { what, reason: reason.into() });
+        let differs =
+            |what: String, reason: &str| Err(Error::InvalidAdapter { what, reason: reason.into() });
         if adapter.modules.len() != self.all().count() {
             return differs(
                 "target_modules".into(),
@@ -109,10 +124,16 @@ impl Layout {
         }
         for factor in self.all() {
             let Some(module) = adapter.module(factor.path) else {
-                return differs(factor.path.to_string(), "the adapter to start from does not have it; leave it out");
+                return differs(
+                    factor.path.to_string(),
+                    "the adapter to start from does not have it; leave it out",
+                );
             };
             if module.rank != self.rank as usize || module.scaling != self.scaling {
-                return differs(factor.path.to_string(), "it has another rank or alpha; train with those it has");
+                return differs(
+                    factor.path.to_string(),
+                    "it has another rank or alpha; train with those it has",
+                );
             }
             params[factor.a as usize..][..module.a.len()].copy_from_slice(&module.a);
             params[factor.b as usize..][..module.b.len()].copy_from_slice(&module.b);
@@ -123,7 +144,12 @@ impl Layout {
     /// `params` as an adapter.
     ///
     /// Errors: as [`Adapter::new`].
-    pub(crate) fn adapter(&self, params: &[f32], options: &FactorOptions, shape: &BaseShape) -> Result<Adapter> {
+    pub(crate) fn adapter(
+        &self,
+        params: &[f32],
+        options: &FactorOptions,
+        shape: &BaseShape,
+    ) -> Result<Adapter> {
         let values = |at: u32, len: u32| params[at as usize..][..len as usize].to_vec();
         let module = |factor: &Factor| LoraModule {
             path: factor.path,
@@ -140,7 +166,12 @@ impl Layout {
             target_modules: Modules::Names(names),
             ..LoraConfig::default()
         };
-        Adapter::new(config, self.all().map(module).collect(), Some(options.base_fingerprint.clone()), shape)
+        Adapter::new(
+            config,
+            self.all().map(module).collect(),
+            Some(options.base_fingerprint.clone()),
+            shape,
+        )
     }
 }
 

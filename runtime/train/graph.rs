@@ -1,7 +1,9 @@
-//! A micro-batch through the model and back: what is recorded, in which order, on buffers bound once.
+//! A micro-batch through the model and back: what is recorded, in which order, on buffers bound
+//! once.
 //!
-//! In: tokens, targets and weights. Out: losses, and gradients added to the flat buffer of the factors. Layers go in
-//! segments; of each the input is kept, and what else its backward pass needs is computed again (see [`super::buffers`]).
+//! In: tokens, targets and weights. Out: losses, and gradients added to the flat buffer of the
+//! factors. Layers go in segments; of each the input is kept, and what else its backward pass needs
+//! is computed again (see [`super::buffers`]).
 
 use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
@@ -66,7 +68,8 @@ impl Graph {
         let mut layers = Vec::with_capacity(count);
         for (layer, factors) in layout.layers.iter().enumerate() {
             let (input, slot) = (layer_input(layer, k), layer % k);
-            let output = if layer + 1 == count { "x_out".to_string() } else { layer_input(layer + 1, k) };
+            let output =
+                if layer + 1 == count { "x_out".to_string() } else { layer_input(layer + 1, k) };
             let ends = Ends { input: &input, output: &output, slot };
             layers.push(LayerOps::new(gpu, base, &buffers, (layer, ends), factors, &layout)?);
         }
@@ -75,14 +78,20 @@ impl Graph {
         for chunk in &table.chunks {
             let (row0, rows) = (chunk.row0 as u32, chunk.rows as u32);
             let params = EmbeddingParams { k_blocks: (table.k / BLOCK) as u32, row0, rows, pad: 0 };
-            let tensors = [buffers.get("token_ids"), &chunk.words, &chunk.scales, buffers.get(&layer_input(0, k))];
+            let tensors = [
+                buffers.get("token_ids"),
+                &chunk.words,
+                &chunk.scales,
+                buffers.get(&layer_input(0, k)),
+            ];
             embed.push((gpu.op(&embedding::spec(chunk.dtype), &tensors)?, params));
         }
         let head = HeadOps::new(gpu, base, &buffers, shape.logit_rows.min(shape.tokens()))?;
         Ok(Self { buffers, layout, segment: k, embed, layers, head })
     }
 
-    /// Adds the gradients of a micro-batch, each token's loss divided by `total_weight`; gives their sum.
+    /// Adds the gradients of a micro-batch, each token's loss divided by `total_weight`; gives
+    /// their sum.
     ///
     /// Errors: [`crate::Error::Cancelled`]; as [`Gpu::check`]. The gradients are then of no use.
     pub(crate) fn backward(
@@ -98,11 +107,24 @@ impl Graph {
     /// The loss of a micro-batch alone.
     ///
     /// Errors: as [`Graph::backward`].
-    pub(crate) fn loss(&self, gpu: &Gpu, batch: &MicroBatch, total_weight: f64, cancel: &AtomicBool) -> Result<f64> {
+    pub(crate) fn loss(
+        &self,
+        gpu: &Gpu,
+        batch: &MicroBatch,
+        total_weight: f64,
+        cancel: &AtomicBool,
+    ) -> Result<f64> {
         self.run(gpu, batch, total_weight, cancel, false)
     }
 
-    fn run(&self, gpu: &Gpu, batch: &MicroBatch, total_weight: f64, cancel: &AtomicBool, train: bool) -> Result<f64> {
+    fn run(
+        &self,
+        gpu: &Gpu,
+        batch: &MicroBatch,
+        total_weight: f64,
+        cancel: &AtomicBool,
+        train: bool,
+    ) -> Result<f64> {
         let rows = batch.len() as u32;
         let scored = self.upload(gpu, batch, total_weight)?;
         if scored == 0 {
@@ -132,7 +154,8 @@ impl Graph {
             let start = segment * self.segment;
             let layers = &self.layers[start..self.layers.len().min(start + self.segment)];
             if segment != last {
-                // The slots hold a later segment's layers: make this one's again. The last output is not needed.
+                // The slots hold a later segment's layers: make this one's again. The last output
+                // is not needed.
                 for (i, layer) in layers.iter().enumerate() {
                     layer.forward(gpu, commands, &self.buffers, rows, i + 1 < layers.len())?;
                 }
@@ -146,11 +169,14 @@ impl Graph {
 
     /// Sends a micro-batch; gives the rows that have a loss.
     fn upload(&self, gpu: &Gpu, batch: &MicroBatch, total_weight: f64) -> Result<u32> {
-        let scored: Vec<u32> = (0..).zip(&batch.weights).filter(|(_, w)| **w > 0.0).map(|(row, _)| row).collect();
+        let scored: Vec<u32> =
+            (0..).zip(&batch.weights).filter(|(_, w)| **w > 0.0).map(|(row, _)| row).collect();
         let of = |row: &u32| *row as usize;
         let targets: Vec<u32> = scored.iter().map(|row| batch.targets[of(row)]).collect();
-        let weights: Vec<f32> =
-            scored.iter().map(|row| (f64::from(batch.weights[of(row)]) / total_weight) as f32).collect();
+        let weights: Vec<f32> = scored
+            .iter()
+            .map(|row| (f64::from(batch.weights[of(row)]) / total_weight) as f32)
+            .collect();
         let places = crate::kernels::gather_rows::inverse(&scored, batch.len())?;
         let b = |name| self.buffers.get(name);
         gpu.write(b("token_ids"), 0, &batch.ids);

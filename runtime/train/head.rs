@@ -1,4 +1,5 @@
-//! From the last layer's output to the loss and back: rows that have a weight, a chunk of logits at a time.
+//! From the last layer's output to the loss and back: rows that have a weight, a chunk of logits at
+//! a time.
 
 use crate::engine::Base;
 use crate::error::Result;
@@ -33,18 +34,34 @@ impl HeadOps {
     pub(crate) fn new(gpu: &Gpu, base: &Base, buffers: &Buffers, chunk: usize) -> Result<Self> {
         let (config, gain) = (&base.config, &base.weights.norm);
         let b = |name: &str| buffers.get(name);
-        let (x, normed, d_normed, logits) = (b("head.x"), b("normed"), b("d_normed"), b("head.logits"));
+        let (x, normed, d_normed, logits) =
+            (b("head.x"), b("normed"), b("d_normed"), b("head.logits"));
         let vocab = config.vocab_size;
-        let binding =
-            Binding { x: normed, norm: None, y: logits, y_stride: vocab, epilogue: Epilogue::Store, lora: None };
+        let binding = Binding {
+            x: normed,
+            norm: None,
+            y: logits,
+            y_stride: vocab,
+            epilogue: Epilogue::Store,
+            lora: None,
+        };
         Ok(Self {
             gather: gpu.op(&gather_rows::spec(), &[b("head.rows"), b("x_out"), x])?,
             norm: gpu.op(&rms_norm::spec(gpu.caps()), &[x, gain, normed])?,
             logits: LinearOp::new(gpu, base.weights.head(), binding)?,
-            cross_entropy: gpu
-                .op(&cross_entropy::spec(), &[b("head.targets"), b("head.weights"), logits, b("head.losses")])?,
-            logits_backward: LinearBackwardOp::new(gpu, base.weights.head(), logits, d_normed, b("exponents"))?,
-            norm_backward: gpu.op(&rms_norm_backward::spec(gpu.caps(), false), &[x, gain, d_normed, normed])?,
+            cross_entropy: gpu.op(
+                &cross_entropy::spec(),
+                &[b("head.targets"), b("head.weights"), logits, b("head.losses")],
+            )?,
+            logits_backward: LinearBackwardOp::new(
+                gpu,
+                base.weights.head(),
+                logits,
+                d_normed,
+                b("exponents"),
+            )?,
+            norm_backward: gpu
+                .op(&rms_norm_backward::spec(gpu.caps(), false), &[x, gain, d_normed, normed])?,
             scatter: gpu.op(&gather_rows::spec(), &[b("head.places"), normed, b("dx")])?,
             k4: config.hidden_size as u32 / 4,
             eps: config.rms_norm_eps,
@@ -53,7 +70,8 @@ impl HeadOps {
         })
     }
 
-    /// Records the losses of the `scored` rows, and with `train` the gradient of all `rows` rows of the layers' output.
+    /// Records the losses of the `scored` rows, and with `train` the gradient of all `rows` rows of
+    /// the layers' output.
     pub(crate) fn record(
         &self,
         gpu: &Gpu,
@@ -65,12 +83,18 @@ impl HeadOps {
         let (k4, eps) = (self.k4, self.eps);
         let gather = GatherRowsParams { k4, ..Default::default() };
         gather_rows::record(commands, &self.gather, gather, scored);
-        rms_norm::record(commands, &self.norm, gpu.caps(), RmsNormParams { rows: scored, k4, eps, pad: 0 });
+        rms_norm::record(
+            commands,
+            &self.norm,
+            gpu.caps(),
+            RmsNormParams { rows: scored, k4, eps, pad: 0 },
+        );
         for row0 in (0..scored).step_by(self.chunk as usize) {
             let count = self.chunk.min(scored - row0);
             let range = RowRange { count, x_row: row0, y_row: 0 };
             self.logits.record(gpu, commands, range, USize::default())?;
-            let params = CrossEntropyParams { vocab: self.vocab, stride: self.vocab, row0, loss0: row0 };
+            let params =
+                CrossEntropyParams { vocab: self.vocab, stride: self.vocab, row0, loss0: row0 };
             cross_entropy::record(commands, &self.cross_entropy, params, count);
             if train {
                 self.logits_backward.record(gpu, commands, count, row0)?;

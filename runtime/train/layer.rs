@@ -1,4 +1,5 @@
-//! One decoder layer in training: forward with what its backward pass needs kept in a slot, and backward.
+//! One decoder layer in training: forward with what its backward pass needs kept in a slot, and
+//! backward.
 
 use crate::adapter::Target;
 use crate::engine::Base;
@@ -114,9 +115,11 @@ impl LayerOps {
         let (d_qkv, d_attn, dh, delta) = (b("d_qkv"), b("d_attn"), b("dh"), b("delta"));
         let (rows, e) = (b("rows"), sizes.head_dim);
         let gains = [&weights.input_layernorm, &weights.post_attention_layernorm];
-        let norm = |x: &Tensor, gain: &Tensor| gpu.op(&rms_norm::spec(gpu.caps()), &[x, gain, normed]);
-        let norm_backward =
-            |x: &Tensor, gain: &Tensor| gpu.op(&rms_norm_backward::spec(gpu.caps(), true), &[x, gain, d_normed, dx]);
+        let norm =
+            |x: &Tensor, gain: &Tensor| gpu.op(&rms_norm::spec(gpu.caps()), &[x, gain, normed]);
+        let norm_backward = |x: &Tensor, gain: &Tensor| {
+            gpu.op(&rms_norm_backward::spec(gpu.caps(), true), &[x, gain, d_normed, dx])
+        };
         let add = |x, y| Binding { epilogue: Epilogue::Add, ..store(x, y, sizes.d) };
         let rope = gpu.op(&rope_train::spec(e), &[rows, b("rotations"), qkv])?;
         let attention_inputs = [rows, qkv, lse, d_attn, delta, d_qkv];
@@ -144,7 +147,8 @@ impl LayerOps {
         })
     }
 
-    /// Records the layer's output from its input; without `finish` only what the backward pass needs.
+    /// Records the layer's output from its input; without `finish` only what the backward pass
+    /// needs.
     ///
     /// Errors: as [`Commands::bound`].
     pub(crate) fn forward(
@@ -158,11 +162,17 @@ impl LayerOps {
         let (sizes, range) = (self.sizes, RowRange::first(rows));
         let none = USize::default();
         let bytes = u64::from(rows * sizes.d) * 4;
-        let (input, x_mid, output) = (buffers.get(&self.input), buffers.get(&self.x_mid), buffers.get(&self.output));
+        let (input, x_mid, output) =
+            (buffers.get(&self.input), buffers.get(&self.x_mid), buffers.get(&self.output));
         self.norm(gpu, commands, 0, rows);
         self.qkv.record(gpu, commands, range, none)?;
         self.adapt(gpu, commands, 0, rows)?;
-        let rope = |direction| RopeTrainParams { heads: sizes.heads, kv_heads: sizes.kv_heads, row0: 0, direction };
+        let rope = |direction| RopeTrainParams {
+            heads: sizes.heads,
+            kv_heads: sizes.kv_heads,
+            row0: 0,
+            direction,
+        };
         rope_train::record(commands, &self.rope, sizes.head_dim, rope(rope_train::FORWARD), rows);
         attention_train::record(commands, &self.attention, &sizes.attention(rows));
         commands.copy(input, 0, x_mid, 0, bytes);
@@ -183,10 +193,17 @@ impl LayerOps {
         Ok(())
     }
 
-    /// Records gradients: `dx` becomes that of the layer's input, except where nothing below is trained (not `through`).
+    /// Records gradients: `dx` becomes that of the layer's input, except where nothing below is
+    /// trained (not `through`).
     ///
     /// Errors: as [`Commands::bound`].
-    pub(crate) fn backward(&self, gpu: &Gpu, commands: &mut Commands<'_>, rows: u32, through: bool) -> Result<()> {
+    pub(crate) fn backward(
+        &self,
+        gpu: &Gpu,
+        commands: &mut Commands<'_>,
+        rows: u32,
+        through: bool,
+    ) -> Result<()> {
         let sizes = self.sizes;
         self.swiglu(gpu, commands, rows);
         self.linear_backward(gpu, commands, 3, rows, true)?;
@@ -235,7 +252,12 @@ impl LayerOps {
     }
 
     fn norm_backward(&self, gpu: &Gpu, commands: &mut Commands<'_>, which: usize, rows: u32) {
-        let params = RmsNormBackwardParams { rows, k4: self.sizes.d / 4, eps: self.sizes.eps, ..Default::default() };
+        let params = RmsNormBackwardParams {
+            rows,
+            k4: self.sizes.d / 4,
+            eps: self.sizes.eps,
+            ..Default::default()
+        };
         rms_norm_backward::record(commands, &self.norms_backward[which], gpu.caps(), params);
     }
 
@@ -300,7 +322,13 @@ fn loras(
             _ => (b("h"), b(ends.output), b("dx"), b("dh"), sizes.d),
         };
         let at = Around { x, y, dy, dx, u, y_stride, y_column };
-        all[which].push(LoraOps::new(gpu, &kernels, buffers, (*factor, layout.rank, layout.scaling), &at));
+        all[which].push(LoraOps::new(
+            gpu,
+            &kernels,
+            buffers,
+            (*factor, layout.rank, layout.scaling),
+            &at,
+        ));
     }
     Ok(all)
 }

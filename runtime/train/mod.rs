@@ -1,8 +1,9 @@
-//! Fine-tuning on the device: examples in, an adapter out, with the memory counted before any of it is taken.
+//! Fine-tuning on the device: examples in, an adapter out, with the memory counted before any of it
+//! is taken.
 //!
-//! [`data`] turns files into batches of tokens, [`schedule`] gives the learning rate of a step, [`buffers`] lists what a
-//! step needs on the device, [`plan`] adds that up and fits it to a budget, [`recipe`] has what nobody has to choose,
-//! [`signals`] reads the losses.
+//! [`data`] turns files into batches of tokens, [`schedule`] gives the learning rate of a step,
+//! [`buffers`] lists what a step needs on the device, [`plan`] adds that up and fits it to a
+//! budget, [`recipe`] has what nobody has to choose, [`signals`] reads the losses.
 
 pub mod buffers;
 pub mod data;

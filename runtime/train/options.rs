@@ -12,18 +12,22 @@ use super::data::{DataOptions, TrainLength};
 use super::recipe;
 use super::schedule::{Decay, Warmup};
 
-/// Settings of a run. The defaults are those of [`recipe`]; `docs/learning.md` shows what they reach.
+/// Settings of a run. The defaults are those of [`recipe`]; `docs/learning.md` shows what they
+/// reach.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainOptions {
     /// r of every module.
     pub rank: usize,
-    /// The scaling is `lora_alpha / rank`, or `lora_alpha / sqrt(rank)` with [`TrainOptions::use_rslora`].
+    /// The scaling is `lora_alpha / rank`, or `lora_alpha / sqrt(rank)` with
+    /// [`TrainOptions::use_rslora`].
     pub lora_alpha: f64,
     /// See [`TrainOptions::lora_alpha`].
     pub use_rslora: bool,
-    /// Linears of each layer that get factors: names such as `q_proj`, `attention` for its four, `all-linear` for all.
+    /// Linears of each layer that get factors: names such as `q_proj`, `attention` for its four,
+    /// `all-linear` for all.
     pub target_modules: Vec<String>,
-    /// Rate after the warm-up; `None`: by the sizes of model and adapter, [`recipe::learning_rate`].
+    /// Rate after the warm-up; `None`: by the sizes of model and adapter,
+    /// [`recipe::learning_rate`].
     pub learning_rate: Option<f64>,
     /// That of B in parts of that of A (LoRA+); 1 is the same.
     pub lora_plus_ratio: f64,
@@ -41,12 +45,13 @@ pub struct TrainOptions {
     pub warmup: Warmup,
     /// When to end.
     pub duration: TrainLength,
-    /// Examples of a step, times [`TrainOptions::gradient_accumulation_steps`]. They are packed into as few passes as hold
-    /// them, which changes no result.
+    /// Examples of a step, times [`TrainOptions::gradient_accumulation_steps`]. They are packed
+    /// into as few passes as hold them, which changes no result.
     pub batch_size: usize,
     /// Batches whose gradients make a step.
     pub gradient_accumulation_steps: usize,
-    /// A pass through the model takes as many tokens as this many of the longest examples: memory against speed.
+    /// A pass through the model takes as many tokens as this many of the longest examples: memory
+    /// against speed.
     pub micro_batch: usize,
     /// Most tokens of an example.
     pub seq_len: usize,
@@ -62,7 +67,10 @@ impl Default for TrainOptions {
             rank: 8,
             lora_alpha: 16.0,
             use_rslora: false,
-            target_modules: Target::ALL[..7].iter().map(|target| target.name().to_string()).collect(),
+            target_modules: Target::ALL[..7]
+                .iter()
+                .map(|target| target.name().to_string())
+                .collect(),
             learning_rate: None,
             lora_plus_ratio: 1.0,
             optimizer: Optimizer::AdamW,
@@ -113,12 +121,15 @@ impl TrainOptions {
 
     /// The targets, in the order of use.
     ///
-    /// Errors: [`Error::InvalidArgument`] for a name that is neither a linear of a layer nor a set of them.
+    /// Errors: [`Error::InvalidArgument`] for a name that is neither a linear of a layer nor a set
+    /// of them.
     pub fn targets(&self) -> Result<Vec<Target>> {
         let known = &Target::ALL[..7];
         let is_meant = |name: &str, target: &Target| match name {
             "all-linear" => true,
-            "attention" => matches!(target, Target::QProj | Target::KProj | Target::VProj | Target::OProj),
+            "attention" => {
+                matches!(target, Target::QProj | Target::KProj | Target::VProj | Target::OProj)
+            }
             name => name == target.name(),
         };
         let is_unknown = |name: &&String| !known.iter().any(|target| is_meant(name, target));
@@ -127,11 +138,13 @@ impl TrainOptions {
             let reason = format!("`{name}` is none of {names}, attention, all-linear");
             return Err(Error::InvalidArgument { name: "targets", reason });
         }
-        let wanted = |target: &Target| self.target_modules.iter().any(|name| is_meant(name, target));
+        let wanted =
+            |target: &Target| self.target_modules.iter().any(|name| is_meant(name, target));
         Ok(known.iter().copied().filter(wanted).collect())
     }
 
-    /// What a run takes on the device: what [`super::plan::MemoryPlan`] adds up; `coop` with cooperative matrices.
+    /// What a run takes on the device: what [`super::plan::MemoryPlan`] adds up; `coop` with
+    /// cooperative matrices.
     ///
     /// Errors: as [`TrainOptions::targets`].
     pub fn shape(&self, config: &ModelConfig, coop: bool) -> Result<TrainShape> {
@@ -160,13 +173,25 @@ impl TrainOptions {
             return invalid("learning_rate", rate, "a number above 0, such as 5e-4, is needed");
         }
         if !(self.lora_alpha.is_finite() && self.lora_alpha > 0.0) {
-            return invalid("lora_alpha", self.lora_alpha, "a number above 0, such as twice the rank, is needed");
+            return invalid(
+                "lora_alpha",
+                self.lora_alpha,
+                "a number above 0, such as twice the rank, is needed",
+            );
         }
         if !(self.lora_plus_ratio.is_finite() && self.lora_plus_ratio > 0.0) {
-            return invalid("lora_plus_ratio", self.lora_plus_ratio, "a number above 0 is needed; 1 is off");
+            return invalid(
+                "lora_plus_ratio",
+                self.lora_plus_ratio,
+                "a number above 0 is needed; 1 is off",
+            );
         }
         if !(self.weight_decay.is_finite() && self.weight_decay >= 0.0) {
-            return invalid("weight_decay", self.weight_decay, "0 or a small number above is needed");
+            return invalid(
+                "weight_decay",
+                self.weight_decay,
+                "0 or a small number above is needed",
+            );
         }
         if !(0.0..1.0).contains(&self.momentum) {
             return invalid("momentum", self.momentum, "0 to below 1 is needed");

@@ -1,7 +1,8 @@
-//! Memory, added up before any of it is taken: weights + adapter + gradients + optimiser states + activations + KV cache.
+//! Memory, added up before any of it is taken: weights + adapter + gradients + optimiser states +
+//! activations + KV cache.
 //!
-//! Pure arithmetic on the lists of [`super::buffers`]; [`fit`] looks for the setting that a budget allows. For a model of
-//! which only the size is known there is the [`Textbook`] sum.
+//! Pure arithmetic on the lists of [`super::buffers`]; [`fit`] looks for the setting that a budget
+//! allows. For a model of which only the size is known there is the [`Textbook`] sum.
 
 mod choose;
 mod fit;
@@ -26,7 +27,8 @@ pub struct Model<'a> {
     pub weight_bytes: u64,
     /// Bytes of an element of the KV cache: 2 where the device has f16, else 4.
     pub kv_element_bytes: usize,
-    /// What the engine that holds it takes beside its weights, whatever is trained: [`engine_bytes`]; 0 leaves it out.
+    /// What the engine that holds it takes beside its weights, whatever is trained:
+    /// [`engine_bytes`]; 0 leaves it out.
     pub engine_bytes: u64,
 }
 
@@ -46,7 +48,8 @@ impl MemoryPlan {
         Self { buffers }
     }
 
-    /// To train as `shape` says, beside `kv_tokens` positions of conversations that go on meanwhile.
+    /// To train as `shape` says, beside `kv_tokens` positions of conversations that go on
+    /// meanwhile.
     ///
     /// Errors: as [`TrainShape::check`].
     pub fn training(model: &Model<'_>, shape: &TrainShape, kv_tokens: usize) -> Result<Self> {
@@ -81,18 +84,20 @@ impl MemoryPlan {
 
     /// The sum on one line.
     pub fn sum(&self) -> String {
-        let parts =
-            self.classes().into_iter().map(|(class, bytes)| format!("{} {}", class.label(), human_bytes(bytes)));
+        let parts = self
+            .classes()
+            .into_iter()
+            .map(|(class, bytes)| format!("{} {}", class.label(), human_bytes(bytes)));
         parts.collect::<Vec<_>>().join(" + ")
     }
 }
 
 /// The sum by rule of thumb, for a model of which only the size is known.
 ///
-/// Inference: weights, and a fifth of them for activations and KV cache. Training: weights, then for each trained
-/// parameter a gradient and the optimiser's states, all of `bytes_per_param`; activations are left out, since they depend
-/// on what is not known. With Adam at 16 bit 13 billion parameters need 13e9 · (1 + 2) · 2 bytes = 78 GB for gradients and
-/// states: 6 bytes a parameter.
+/// Inference: weights, and a fifth of them for activations and KV cache. Training: weights, then
+/// for each trained parameter a gradient and the optimiser's states, all of `bytes_per_param`;
+/// activations are left out, since they depend on what is not known. With Adam at 16 bit 13 billion
+/// parameters need 13e9 · (1 + 2) · 2 bytes = 78 GB for gradients and states: 6 bytes a parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Textbook {
     /// Of the model.
@@ -117,10 +122,16 @@ impl Textbook {
         };
         let mut buffers = vec![buffer("weights", Class::Weights, self.parameters)];
         match self.training {
-            None => buffers.push(buffer("overhead", Class::Overhead, Self::OVERHEAD * self.parameters)),
+            None => {
+                buffers.push(buffer("overhead", Class::Overhead, Self::OVERHEAD * self.parameters))
+            }
             Some((trained, states)) => {
                 buffers.push(buffer("gradients", Class::Gradients, trained));
-                buffers.push(buffer("optimizer states", Class::OptimizerStates, trained * states as f64));
+                buffers.push(buffer(
+                    "optimizer states",
+                    Class::OptimizerStates,
+                    trained * states as f64,
+                ));
             }
         }
         MemoryPlan { buffers }
@@ -138,7 +149,8 @@ pub fn weight_bytes(gguf: &Gguf, config: &ModelConfig) -> Result<u64> {
             // Gains of norms are f32 there.
             1 => view.n_weights(),
             _ => {
-                let (words, scales) = quant::format(view.dtype).packed_len(view.n_weights() / quant::BLOCK);
+                let (words, scales) =
+                    quant::format(view.dtype).packed_len(view.n_weights() / quant::BLOCK);
                 words + scales
             }
         };
@@ -147,7 +159,8 @@ pub fn weight_bytes(gguf: &Gguf, config: &ModelConfig) -> Result<u64> {
     Ok(bytes)
 }
 
-/// Bytes of an engine's buffers beside the weights: passes of `rows` rows, contexts of `positions` tokens.
+/// Bytes of an engine's buffers beside the weights: passes of `rows` rows, contexts of `positions`
+/// tokens.
 pub fn engine_bytes(model: &Model<'_>, rows: usize, positions: usize) -> u64 {
     let plan = MemoryPlan::inference(model, rows, positions);
     plan.total_bytes() - plan.class_bytes(Class::Weights)

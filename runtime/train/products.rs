@@ -1,5 +1,6 @@
-//! The products of LoRA's factors around one linear: `u = A x`, `y += s B u` and their gradients (Hu et al. 2021,
-//! arXiv:2106.09685, eq. 3). Factors and gradients lie at offsets of two flat buffers.
+//! The products of LoRA's factors around one linear: `u = A x`, `y += s B u` and their gradients
+//! (Hu et al. 2021, arXiv:2106.09685, eq. 3). Factors and gradients lie at offsets of two flat
+//! buffers.
 
 use std::sync::Arc;
 
@@ -22,8 +23,14 @@ pub(crate) struct Kernels(Arc<Vec<(Tiling, Arc<Kernel>)>>);
 impl Kernels {
     /// Errors: as [`Gpu::kernel`].
     pub(crate) fn new(gpu: &Gpu) -> Result<Self> {
-        let wanted = Tiling::ALL.into_iter().filter(|tiling| gpu.caps().software == (*tiling == Tiling::Direct));
-        Ok(Self(Arc::new(wanted.map(|tiling| Ok((tiling, gpu.kernel(&tiling.spec())?))).collect::<Result<_>>()?)))
+        let wanted = Tiling::ALL
+            .into_iter()
+            .filter(|tiling| gpu.caps().software == (*tiling == Tiling::Direct));
+        Ok(Self(Arc::new(
+            wanted
+                .map(|tiling| Ok((tiling, gpu.kernel(&tiling.spec())?)))
+                .collect::<Result<_>>()?,
+        )))
     }
 }
 
@@ -68,8 +75,10 @@ impl LoraOps {
         (factor, rank, scaling): (Factor, u32, f32),
         at: &Around<'_>,
     ) -> Self {
-        let bind = |a: &Tensor, b: &Tensor, c: &Tensor| Product { group: gpu.bind(BINDINGS, &[a, b, c]) };
-        let (params, grads, du) = (buffers.get("adapter.params"), buffers.get("adapter.grads"), buffers.get("du"));
+        let bind =
+            |a: &Tensor, b: &Tensor, c: &Tensor| Product { group: gpu.bind(BINDINGS, &[a, b, c]) };
+        let (params, grads, du) =
+            (buffers.get("adapter.params"), buffers.get("adapter.grads"), buffers.get("du"));
         Self {
             kernels: kernels.clone(),
             factor,
@@ -94,20 +103,37 @@ impl LoraOps {
         let expand = MatmulDenseParams {
             alpha: self.scaling,
             beta: 1.0,
-            ..MatmulDenseParams::new((rows, n, r), u, self.b().transposed(), (self.y_column, self.y_stride))
+            ..MatmulDenseParams::new(
+                (rows, n, r),
+                u,
+                self.b().transposed(),
+                (self.y_column, self.y_stride),
+            )
         };
         self.record(gpu, commands, &self.expand, expand)
     }
 
     /// Records `u = x Aᵀ`.
-    pub(crate) fn shrink_only(&self, gpu: &Gpu, commands: &mut Commands<'_>, rows: u32) -> Result<()> {
+    pub(crate) fn shrink_only(
+        &self,
+        gpu: &Gpu,
+        commands: &mut Commands<'_>,
+        rows: u32,
+    ) -> Result<()> {
         let (k, r) = (self.factor.k, self.rank);
-        let params = MatmulDenseParams::new((rows, r, k), View::new(0, k), self.a().transposed(), (0, r));
+        let params =
+            MatmulDenseParams::new((rows, r, k), View::new(0, k), self.a().transposed(), (0, r));
         self.record(gpu, commands, &self.shrink, params)
     }
 
     /// Records `du = s dy B`, `dB += s dyᵀ u`, `dA += duᵀ x`, and with `through` `dx += du A`.
-    pub(crate) fn backward(&self, gpu: &Gpu, commands: &mut Commands<'_>, rows: u32, through: bool) -> Result<()> {
+    pub(crate) fn backward(
+        &self,
+        gpu: &Gpu,
+        commands: &mut Commands<'_>,
+        rows: u32,
+        through: bool,
+    ) -> Result<()> {
         let (Factor { n, k, a, b, .. }, r) = (self.factor, self.rank);
         let dy = View::new(self.y_column, self.y_stride);
         let (u, du, x) = (View::new(0, r), View::new(0, r), View::new(0, k));
@@ -115,7 +141,8 @@ impl LoraOps {
         let added = |params| MatmulDenseParams { beta: 1.0, ..params };
         let params = scaled(MatmulDenseParams::new((rows, r, n), dy, self.b(), (0, r)));
         self.record(gpu, commands, &self.du, params)?;
-        let params = added(scaled(MatmulDenseParams::new((n, r, rows), dy.transposed(), u, (b, r))));
+        let params =
+            added(scaled(MatmulDenseParams::new((n, r, rows), dy.transposed(), u, (b, r))));
         self.record(gpu, commands, &self.d_b, params)?;
         let params = added(MatmulDenseParams::new((r, k, rows), du.transposed(), x, (a, k)));
         self.record(gpu, commands, &self.d_a, params)?;

@@ -1,4 +1,5 @@
-//! Random numbers by counter: the i-th is a function of the key and i, so nothing has to be saved to resume.
+//! Random numbers by counter: the i-th is a function of the key and i, so nothing has to be saved
+//! to resume.
 
 /// `SplitMix64` (Steele et al. 2014, doi:10.1145/2660193.2660195), which is a hash of a counter.
 #[derive(Clone, Copy, Debug)]

@@ -1,5 +1,6 @@
-//! What a run does unless it is told otherwise: by the size of the data, of the model and of the adapter. The constants
-//! are those that did best on eight small tasks; `docs/learning.md` shows against what.
+//! What a run does unless it is told otherwise: by the size of the data, of the model and of the
+//! adapter. The constants are those that did best on eight small tasks; `docs/learning.md` shows
+//! against what.
 
 use super::data::Validation;
 
@@ -8,7 +9,8 @@ pub const BATCH_SIZE: usize = 8;
 /// Passes over one example; they fall with the square root of how many there are.
 const EPOCHS_OF_ONE: f64 = 200.0;
 const MOST_EPOCHS: f64 = 50.0;
-/// Records from which on some are held out: below, each is needed to learn from, and a tenth is too few to stop by.
+/// Records from which on some are held out: below, each is needed to learn from, and a tenth is too
+/// few to stop by.
 const ENOUGH_TO_VALIDATE: usize = 500;
 /// Of the records, what is held out.
 const HELD_OUT: f64 = 0.1;
@@ -23,15 +25,15 @@ const RATE_SCALING: f64 = 2.0;
 /// Wider models take smaller steps.
 const WIDTH_EXPONENT: f64 = 0.5;
 
-/// Passes over the data: 45 of 20 examples, 20 of 100, 10 of 400, 6 of 1,000, 4 of 2,000, 1 from 18,000 on. Few examples
-/// need many passes; the steps still grow with the data.
+/// Passes over the data: 45 of 20 examples, 20 of 100, 10 of 400, 6 of 1,000, 4 of 2,000, 1 from
+/// 18,000 on. Few examples need many passes; the steps still grow with the data.
 pub fn epochs(examples: usize) -> u64 {
     (EPOCHS_OF_ONE / (examples.max(1) as f64).sqrt()).clamp(1.0, MOST_EPOCHS).round() as u64
 }
 
-/// The learning rate for `AdamW`. After t steps of rate `lr` the elements of B are about `lr t` and those of A near their
-/// start, so that `scaling B A x`, a sum of r products, moves by `scaling lr t sqrt(r)`: the rate keeps that as it is at
-/// rank 8 and alpha 16.
+/// The learning rate for `AdamW`. After t steps of rate `lr` the elements of B are about `lr t` and
+/// those of A near their start, so that `scaling B A x`, a sum of r products, moves by `scaling lr
+/// t sqrt(r)`: the rate keeps that as it is at rank 8 and alpha 16.
 pub fn learning_rate(hidden_size: usize, rank: usize, scaling: f64) -> f64 {
     let move_at = |scaling: f64, rank: f64| scaling * rank.sqrt();
     let width = (RATE_HIDDEN_SIZE / hidden_size.max(1) as f64).powf(WIDTH_EXPONENT);

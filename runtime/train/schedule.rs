@@ -1,4 +1,5 @@
-//! The learning rate of each step, by the formulas of transformers' `get_{constant,linear,cosine}_schedule_with_warmup`.
+//! The learning rate of each step, by the formulas of transformers'
+//! `get_{constant,linear,cosine}_schedule_with_warmup`.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +13,8 @@ pub enum Decay {
     Constant,
     /// In a straight line to 0 at the last step.
     Linear,
-    /// Along half a cosine to 0 at the last step (Loshchilov and Hutter 2017, arXiv:1608.03983, eq. 5 without restarts).
+    /// Along half a cosine to 0 at the last step (Loshchilov and Hutter 2017, arXiv:1608.03983, eq.
+    /// 5 without restarts).
     #[default]
     Cosine,
 }
@@ -23,7 +25,8 @@ pub enum Decay {
 pub enum Warmup {
     /// This many.
     Steps(u64),
-    /// This part of all steps, 0 to 1, rounded up; none of a single step, which would learn nothing.
+    /// This part of all steps, 0 to 1, rounded up; none of a single step, which would learn
+    /// nothing.
     Fraction(f64),
 }
 
@@ -47,8 +50,9 @@ pub struct Schedule {
 impl Schedule {
     /// `peak` is the rate after the warm-up.
     ///
-    /// Errors: [`Error::InvalidArgument`] for a rate that is not a number of at least 0, a fraction outside 0 to 1, a
-    /// decay whose warm-up takes longer than all steps, or a warm-up of a single step, whose rate would be 0.
+    /// Errors: [`Error::InvalidArgument`] for a rate that is not a number of at least 0, a fraction
+    /// outside 0 to 1, a decay whose warm-up takes longer than all steps, or a warm-up of a single
+    /// step, whose rate would be 0.
     pub fn new(decay: Decay, peak: f64, warmup: Warmup, total_steps: u64) -> Result<Self> {
         let invalid = |name, reason: String| Err(Error::InvalidArgument { name, reason });
         if !(peak.is_finite() && peak >= 0.0) {
@@ -64,10 +68,16 @@ impl Schedule {
             Warmup::Fraction(part) => (total_steps as f64 * part).ceil() as u64,
         };
         if decay != Decay::Constant && warmup_steps > total_steps {
-            return invalid("warmup", format!("{warmup_steps} steps, but there are {total_steps} in all"));
+            return invalid(
+                "warmup",
+                format!("{warmup_steps} steps, but there are {total_steps} in all"),
+            );
         }
         if total_steps == 1 && warmup_steps > 0 {
-            return invalid("warmup", "the only step would have a rate of 0; set it to 0, or take more steps".into());
+            return invalid(
+                "warmup",
+                "the only step would have a rate of 0; set it to 0, or take more steps".into(),
+            );
         }
         Ok(Self { decay, peak, warmup_steps, total_steps })
     }

@@ -1,4 +1,5 @@
-//! What the losses say: their history, its log and its picture, the signs of trouble, and when to stop.
+//! What the losses say: their history, its log and its picture, the signs of trouble, and when to
+//! stop.
 
 mod log;
 #[cfg(feature = "cli")]
@@ -55,7 +56,8 @@ pub struct History {
 }
 
 impl History {
-    /// Adds a step. What is there of the same step or later is forgotten: the run was resumed from before it.
+    /// Adds a step. What is there of the same step or later is forgotten: the run was resumed from
+    /// before it.
     pub fn push(&mut self, record: &StepRecord) {
         for losses in [&mut self.training, &mut self.validation] {
             while losses.pop_if(|(step, _)| *step >= record.step).is_some() {}
@@ -77,7 +79,9 @@ impl History {
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let mut history = Self::default();
-        log::read(path, &File::open(path).map_err(|e| Error::io(path, e))?)?.iter().for_each(|(r, _)| history.push(r));
+        log::read(path, &File::open(path).map_err(|e| Error::io(path, e))?)?
+            .iter()
+            .for_each(|(r, _)| history.push(r));
         Ok(history)
     }
 }
@@ -124,6 +128,10 @@ impl EarlyStop {
             return StopDecision::Best;
         }
         self.waited = self.waited.saturating_add(1);
-        if self.patience > 0 && self.waited >= self.patience { StopDecision::Stop } else { StopDecision::Continue }
+        if self.patience > 0 && self.waited >= self.patience {
+            StopDecision::Stop
+        } else {
+            StopDecision::Continue
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! A training run, a step at a time: pause by not calling, cancel between submissions, resume from a file.
+//! A training run, a step at a time: pause by not calling, cancel between submissions, resume from
+//! a file.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -25,7 +26,8 @@ use super::signals::StepRecord;
 
 /// Fine-tunes an adapter on the resident base, which serves on meanwhile.
 ///
-/// A step is submitted in small units; what sessions of the same engine ask for gets its turn between two of them.
+/// A step is submitted in small units; what sessions of the same engine ask for gets its turn
+/// between two of them.
 pub struct Trainer {
     engine: Arc<Engine>,
     options: TrainOptions,
@@ -42,15 +44,25 @@ pub struct Trainer {
 
 /// Why a device that failed the self-test of training is not trained on.
 pub(crate) fn computes_wrong() -> Error {
-    let what = "training on this device, whose driver computes gradients wrong (see `epiphyte doctor`),".into();
+    let what =
+        "training on this device, whose driver computes gradients wrong (see `epiphyte doctor`),"
+            .into();
     Error::Unsupported { what, hint: "try another driver or adapter".into() }
 }
 
 /// The checkpoint at `path`, which is of this run.
-fn checkpoint_of(path: &Path, engine: &Engine, data: &Dataset, options: &TrainOptions) -> Result<Checkpoint> {
+fn checkpoint_of(
+    path: &Path,
+    engine: &Engine,
+    data: &Dataset,
+    options: &TrainOptions,
+) -> Result<Checkpoint> {
     let (checkpoint, base) = (Checkpoint::read(path)?, engine.base());
     let options = options.resolved(&base.config, data.examples.len());
-    checkpoint.check(path, RunId { base: &base.fingerprint, data: &data.fingerprint(), options: &options })?;
+    checkpoint.check(
+        path,
+        RunId { base: &base.fingerprint, data: &data.fingerprint(), options: &options },
+    )?;
     Ok(checkpoint)
 }
 
@@ -72,8 +84,12 @@ impl Update {
         let partials = gpu.storage("gradient norm", u64::from(count) * 4)?;
         let norm = gpu.storage("gradient norm", 4)?;
         let step = match options.optimizer {
-            Optimizer::AdamW => gpu.op(&adamw::spec(), &[&norm, grads, params, b("adapter.m"), b("adapter.v")])?,
-            Optimizer::Momentum => gpu.op(&sgd::spec(true), &[&norm, grads, params, b("adapter.m")])?,
+            Optimizer::AdamW => {
+                gpu.op(&adamw::spec(), &[&norm, grads, params, b("adapter.m"), b("adapter.v")])?
+            }
+            Optimizer::Momentum => {
+                gpu.op(&sgd::spec(true), &[&norm, grads, params, b("adapter.m")])?
+            }
             // The last binding is not used.
             Optimizer::Sgd => gpu.op(&sgd::spec(false), &[&norm, grads, params, &partials])?,
         };
@@ -83,10 +99,25 @@ impl Update {
     }
 
     /// Records norm and update, the moments' `step`-th; the gradients are zero afterwards.
-    fn record(&self, commands: &mut Commands<'_>, layout: &Layout, options: &TrainOptions, lr: f64, step: u64) {
+    fn record(
+        &self,
+        commands: &mut Commands<'_>,
+        layout: &Layout,
+        options: &TrainOptions,
+        lr: f64,
+        step: u64,
+    ) {
         let len = layout.len() as u32;
-        grad_norm::record_partial(commands, &self.partial, PartialParams { offset: 0, len, partial0: 0, pad: 0 });
-        grad_norm::record_final(commands, &self.last, FinalParams { count: self.count, ..Default::default() });
+        grad_norm::record_partial(
+            commands,
+            &self.partial,
+            PartialParams { offset: 0, len, partial0: 0, pad: 0 },
+        );
+        grad_norm::record_final(
+            commands,
+            &self.last,
+            FinalParams { count: self.count, ..Default::default() },
+        );
         let max_norm = options.max_grad_norm.map_or(NO_CLIP, |norm| norm as f32);
         for (range, lr) in layout.ranges().into_iter().zip([lr, lr * options.lora_plus_ratio]) {
             match options.optimizer {
@@ -95,7 +126,11 @@ impl Update {
                     adamw::record(commands, &self.step, &params);
                 }
                 Optimizer::Momentum | Optimizer::Sgd => {
-                    let momentum = if options.optimizer == Optimizer::Momentum { options.momentum } else { 0.0 };
+                    let momentum = if options.optimizer == Optimizer::Momentum {
+                        options.momentum
+                    } else {
+                        0.0
+                    };
                     let params = SgdParams {
                         offset: range.start,
                         len: range.end - range.start,
@@ -116,8 +151,9 @@ impl Update {
 impl Trainer {
     /// A run over `data`, from fresh factors or those of `init`.
     ///
-    /// Errors: [`Error::InvalidArgument`] naming a setting; as [`Loader::new`]; [`Error::InvalidAdapter`] for an `init`
-    /// of other modules; [`Error::OutOfMemory`]; as [`Gpu::kernel`].
+    /// Errors: [`Error::InvalidArgument`] naming a setting; as [`Loader::new`];
+    /// [`Error::InvalidAdapter`] for an `init` of other modules; [`Error::OutOfMemory`]; as
+    /// [`Gpu::kernel`].
     pub fn new(
         engine: &Arc<Engine>,
         data: Arc<Dataset>,
@@ -126,28 +162,37 @@ impl Trainer {
     ) -> Result<Self> {
         let trainer = Self::at(engine, data, options, Cursor::default())?;
         let layout = &trainer.graph.layout;
-        let params =
-            init.map_or_else(|| Ok(layout.fresh(trainer.options.seed)), |adapter| layout.of_adapter(adapter))?;
+        let params = init.map_or_else(
+            || Ok(layout.fresh(trainer.options.seed)),
+            |adapter| layout.of_adapter(adapter),
+        )?;
         engine.gpu().write(trainer.graph.buffers.get("adapter.params"), 0, &params);
         engine.gpu().flush_writes();
         engine.gpu().check()?;
         Ok(trainer)
     }
 
-    /// Goes on from a checkpoint, bit for bit as the run that wrote it would have on the same device. `options` may have
-    /// another duration: the learning rate is then, from here on, that of a run of so many steps.
+    /// Goes on from a checkpoint, bit for bit as the run that wrote it would have on the same
+    /// device. `options` may have another duration: the learning rate is then, from here on, that
+    /// of a run of so many steps.
     ///
-    /// Errors: as [`Trainer::new`]; [`Error::BaseMismatch`], [`Error::InvalidFile`] for a checkpoint of another base,
-    /// other settings or other data, or a damaged one; [`Error::InvalidArgument`] for fewer steps than are done.
-    pub fn resume(engine: &Arc<Engine>, data: Arc<Dataset>, options: TrainOptions, path: &Path) -> Result<Self> {
+    /// Errors: as [`Trainer::new`]; [`Error::BaseMismatch`], [`Error::InvalidFile`] for a
+    /// checkpoint of another base, other settings or other data, or a damaged one;
+    /// [`Error::InvalidArgument`] for fewer steps than are done.
+    pub fn resume(
+        engine: &Arc<Engine>,
+        data: Arc<Dataset>,
+        options: TrainOptions,
+        path: &Path,
+    ) -> Result<Self> {
         let checkpoint = checkpoint_of(path, engine, &data, &options)?;
         let mut trainer = Self::at(engine, data, options, Cursor::default())?;
         trainer.load(path, &checkpoint)?;
         Ok(trainer)
     }
 
-    /// Goes on from `adapter`, which a run left that ended where the file of [`Trainer::save_position`] says. The
-    /// optimiser's moments begin anew.
+    /// Goes on from `adapter`, which a run left that ended where the file of
+    /// [`Trainer::save_position`] says. The optimiser's moments begin anew.
     ///
     /// Errors: as [`Trainer::resume`]; [`Error::InvalidAdapter`] for an adapter of other modules.
     pub fn extend(
@@ -187,8 +232,11 @@ impl Trainer {
     fn go_to(&mut self, checkpoint: &Checkpoint) -> Result<()> {
         let Position { cursor, moments_from } = checkpoint.position;
         if cursor.step > self.total_steps() {
-            let reason =
-                format!("{} in all, but {} are done; give more, or start anew", self.total_steps(), cursor.step);
+            let reason = format!(
+                "{} in all, but {} are done; give more, or start anew",
+                self.total_steps(),
+                cursor.step
+            );
             return Err(Error::InvalidArgument { name: "steps", reason });
         }
         self.loader = self.loader.at(cursor)?;
@@ -197,10 +245,19 @@ impl Trainer {
     }
 
     fn id(&self) -> RunId<'_> {
-        RunId { base: &self.engine.base().fingerprint, data: &self.data_fingerprint, options: &self.options }
+        RunId {
+            base: &self.engine.base().fingerprint,
+            data: &self.data_fingerprint,
+            options: &self.options,
+        }
     }
 
-    fn at(engine: &Arc<Engine>, data: Arc<Dataset>, options: TrainOptions, cursor: Cursor) -> Result<Self> {
+    fn at(
+        engine: &Arc<Engine>,
+        data: Arc<Dataset>,
+        options: TrainOptions,
+        cursor: Cursor,
+    ) -> Result<Self> {
         options.check()?;
         if !engine.trains() {
             return Err(computes_wrong());
@@ -221,17 +278,29 @@ impl Trainer {
         let rate = options.learning_rate.unwrap_or_default();
         let schedule = Schedule::new(options.decay, rate, options.warmup, loader.total_steps())?;
         let scaling = options.scaling() as f32;
-        let layout = Layout::new(&base.adapter_shape(), &options.targets()?, options.rank, scaling)?;
+        let layout =
+            Layout::new(&base.adapter_shape(), &options.targets()?, options.rank, scaling)?;
         let graph = Graph::new(gpu, base, &shape, layout)?;
         let update = Update::new(gpu, &graph, &options)?;
         let (engine, cancel) = (Arc::clone(engine), CancelToken::default());
-        Ok(Self { engine, options, graph, update, loader, schedule, data_fingerprint, moments_from: 0, cancel })
+        Ok(Self {
+            engine,
+            options,
+            graph,
+            update,
+            loader,
+            schedule,
+            data_fingerprint,
+            moments_from: 0,
+            cancel,
+        })
     }
 
     /// Takes one step of the optimiser; `None` when the run is over.
     ///
-    /// Errors: [`Error::Cancelled`], and the step can be taken again; [`Error::Training`] when loss or gradients are no
-    /// numbers: the factors are as they were after the step before; as [`Gpu::check`].
+    /// Errors: [`Error::Cancelled`], and the step can be taken again; [`Error::Training`] when loss
+    /// or gradients are no numbers: the factors are as they were after the step before; as
+    /// [`Gpu::check`].
     pub fn step(&mut self) -> Result<Option<StepRecord>> {
         let start = Instant::now();
         let before = self.loader.clone();
@@ -246,8 +315,10 @@ impl Trainer {
         }
         let (loss, norm) = taken?;
         if !(loss.is_finite() && norm.is_finite()) {
-            let reason =
-                format!("step {number}: the loss or its gradient is not a number; a smaller learning rate may help");
+            let reason = format!(
+                "step {number}: the loss or its gradient is not a number; a smaller learning rate \
+                may help"
+            );
             return Err(Error::Training(reason));
         }
         Ok(Some(StepRecord {
@@ -279,7 +350,13 @@ impl Trainer {
             return Ok((loss, f64::NAN));
         }
         let mut commands = Commands::new(gpu)?;
-        self.update.record(&mut commands, &self.graph.layout, &self.options, lr, number - self.moments_from);
+        self.update.record(
+            &mut commands,
+            &self.graph.layout,
+            &self.options,
+            lr,
+            number - self.moments_from,
+        );
         commands.submit();
         let norm: Vec<f32> = gpu.read(&self.update.norm, 0, 1)?;
         gpu.check()?;
@@ -293,13 +370,17 @@ impl Trainer {
 
     fn clear_gradients(&self) {
         let gpu = self.engine.gpu();
-        gpu.write(self.graph.buffers.get("adapter.grads"), 0, &vec![0.0_f32; self.graph.layout.len()]);
+        gpu.write(
+            self.graph.buffers.get("adapter.grads"),
+            0,
+            &vec![0.0_f32; self.graph.layout.len()],
+        );
     }
 
     /// Mean loss of `batches` by their weights, in nats a token.
     ///
-    /// Errors: [`Error::Cancelled`]; [`Error::InvalidArgument`] when nothing has a weight, or a batch is longer than
-    /// those of the run; as [`Gpu::check`].
+    /// Errors: [`Error::Cancelled`]; [`Error::InvalidArgument`] when nothing has a weight, or a
+    /// batch is longer than those of the run; as [`Gpu::check`].
     pub fn evaluate(&self, batches: &[MicroBatch]) -> Result<f64> {
         let weight: f64 = batches.iter().map(MicroBatch::weight).sum();
         let most = self.options.micro_batch * self.options.seq_len;
@@ -334,11 +415,13 @@ impl Trainer {
     /// Errors: [`Error::Io`]; as [`Gpu::read`].
     pub fn save(&self, path: &Path) -> Result<()> {
         let names = checkpoint::state_names(self.options.optimizer);
-        let states = names.iter().map(|name| Ok((*name, self.read(name)?))).collect::<Result<Vec<_>>>()?;
+        let states =
+            names.iter().map(|name| Ok((*name, self.read(name)?))).collect::<Result<Vec<_>>>()?;
         checkpoint::write(path, &states, self.id(), self.position())
     }
 
-    /// Writes to `path` where the run stands, without its numbers: what [`Trainer::extend`] needs beside the adapter.
+    /// Writes to `path` where the run stands, without its numbers: what [`Trainer::extend`] needs
+    /// beside the adapter.
     ///
     /// Errors: [`Error::Io`].
     pub fn save_position(&self, path: &Path) -> Result<()> {
@@ -353,13 +436,16 @@ impl Trainer {
         self.engine.gpu().read(self.graph.buffers.get(name), 0, self.graph.layout.len())
     }
 
-    /// Gradients of the factors after a pass over `batches` and no update: `A` and `B` of each module, as an adapter.
+    /// Gradients of the factors after a pass over `batches` and no update: `A` and `B` of each
+    /// module, as an adapter.
     ///
     /// Errors: as [`Trainer::step`].
     pub fn gradients(&self, batches: &[MicroBatch]) -> Result<(f64, Adapter)> {
         let weight: f64 = batches.iter().map(MicroBatch::weight).sum();
         let gpu = self.engine.gpu();
-        let losses = batches.iter().map(|batch| self.graph.backward(gpu, batch, weight, &AtomicBool::new(false)));
+        let losses = batches
+            .iter()
+            .map(|batch| self.graph.backward(gpu, batch, weight, &AtomicBool::new(false)));
         let loss = losses.sum::<Result<f64>>();
         let gradients = self.read("adapter.grads");
         self.clear_gradients();

@@ -1,6 +1,6 @@
-// The B factors of all adapters, eight f16 an element; in front of them the directory, as in lora/a.wgsl, of
-// (at, rank | MORE, weight, before). B is [N, rank]; the rows of the site's module number `which` meet elements
-// before + which * rank.. of u.
+// The B factors of all adapters, eight f16 an element; in front of them the directory, as in
+// lora/a.wgsl, of (at, rank | MORE, weight, before). B is [N, rank]; the rows of the site's module
+// number `which` meet elements before + which * rank.. of u.
 @group(0) @binding(LORA_B) var<storage, read> lora_b: array<vec4<u32>>;
 
 struct FactorB {
@@ -14,7 +14,8 @@ fn factor_b(entry: vec4<u32>, next: u32) -> FactorB {
     return FactorB(entry.x, entry.y & 0x7fffffffu, entry.w, select(0u, next, entry.y >= 0x80000000u));
 }
 
-// The first of row m's set; `alone` is it when all rows have the same and no other: nothing is looked up then.
+// The first of row m's set; `alone` is it when all rows have the same and no other: nothing is
+// looked up then.
 fn first_b(m: u32, site: u32, alone: vec4<u32>) -> FactorB {
     if alone.y > 0u { return factor_b(alone, 0u); }
     let i = LORA_ROWS / 4u + (lora_b[m / 4u][m % 4u] * SITES + site) * ENTRIES;

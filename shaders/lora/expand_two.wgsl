@@ -1,5 +1,6 @@
-// Joined with an elementwise kernel that reads y = W x: what B u adds to elements n.x and n.y of row m, which belong to
-// the site's modules which.x and which.y. Two, so that their loads are under way together.
+// Joined with an elementwise kernel that reads y = W x: what B u adds to elements n.x and n.y of
+// row m, which belong to the site's modules which.x and which.y. Two, so that their loads are under
+// way together.
 @group(0) @binding(LORA_U) var<storage, read> lora_u: array<vec4<f32>>; // [M, u_rows]
 
 fn expand_two(m: u32, site: u32, alone: vec4<u32>, u_rows: u32, which: vec2<u32>, n: vec2<u32>) -> vec2<f32> {

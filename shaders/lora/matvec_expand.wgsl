@@ -1,8 +1,10 @@
-// matvec with B u in its sums, to begin with: what it loads has been used before the weights need the registers. u comes
-// in parts from the kernel before. A lane takes eight elements of u, and every step-th part of them.
+// matvec with B u in its sums, to begin with: what it loads has been used before the weights need
+// the registers. u comes in parts from the kernel before. A lane takes eight elements of u, and
+// every step-th part of them.
 @group(0) @binding(LORA_PARTS) var<storage, read> lora_parts: array<vec4<f32>>; // [M, parts, u_rows]
 
-// Eight columns of B's four rows, and of what they meet the lane's first two parts: all under way together.
+// Eight columns of B's four rows, and of what they meet the lane's first two parts: all under way
+// together.
 struct Loaded {
     f: FactorB,
     first: u32,
@@ -22,7 +24,8 @@ struct Loaded {
 fn shrinks(group: u32) -> bool { return false; }
 fn shrink(group: vec3<u32>, index: u32) {}
 
-// For the L eights from `first` on. Lanes with nothing to do load what others do: branches would wait for the loads.
+// For the L eights from `first` on. Lanes with nothing to do load what others do: branches would
+// wait for the loads.
 fn load(m: u32, rows: vec4<u32>, f: FactorB, first: u32, lane: u32) -> Loaded {
     let eights = f.rank / 8u;
     let abreast = clamp(eights, 1u, L);

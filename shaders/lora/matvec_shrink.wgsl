@@ -1,9 +1,11 @@
-// matvec with A's rows riding along: the first workgroups make u = A x from the same x, norm and all.
+// matvec with A's rows riding along: the first workgroups make u = A x from the same x, norm and
+// all.
 fn shrinks(group: u32) -> bool {
     return group < p.lora_groups;
 }
 
-// A lane group makes one element of u for one row of x; with several columns, those of one row of A are neighbours.
+// A lane group makes one element of u for one row of x; with several columns, those of one row of A
+// are neighbours.
 fn shrink(group: vec3<u32>, index: u32) {
     let lane = index % L;
     let unit = group.x * (WG / L) + index / L;
@@ -29,8 +31,8 @@ fn shrink(group: vec3<u32>, index: u32) {
     }
 }
 
-// What eight columns add to the product and to the squares. Past the end: nothing, but without a branch, which would
-// wait for the loads.
+// What eight columns add to the product and to the squares. Past the end: nothing, but without a
+// branch, which would wait for the loads.
 fn columns(a: u32, m: u32, k: u32, k8s: u32) -> vec2<f32> {
     let inside = min(k, k8s - 1u);
     let at = (m * k8s + inside) * 2u;

@@ -1,5 +1,6 @@
-// Joined with a kernel whose workgroup holds columns column..column+count of a linear's input: their share of u = A x.
-// The shares are added by the linear that follows, in order.       Needs WG, L, TILE, reduce_add_of
+// Joined with a kernel whose workgroup holds columns column..column+count of a linear's input:
+// their share of u = A x. The shares are added by the linear that follows, in order.       Needs
+// WG, L, TILE, reduce_add_of
 @group(0) @binding(LORA_PARTS) var<storage, read_write> lora_parts: array<f32>; // [M, parts, u_rows]
 var<workgroup> lora_tile: array<f32, TILE>;
 
@@ -37,7 +38,8 @@ fn shrink_ahead(m: u32, s: Share, index: u32) -> Eights {
     return eights(first_a(m, s.site, s.alone), s, index / SHARING, index % SHARING);
 }
 
-// Of row i, columns 8 k.. and further. Past the end the last ones: branches would wait for the loads.
+// Of row i, columns 8 k.. and further. Past the end the last ones: branches would wait for the
+// loads.
 fn eights(f: FactorA, s: Share, i: u32, k: u32) -> Eights {
     let row = f.at + min(i, max(f.rows, 1u) - 1u) * s.k8s + s.column / 8u;
     let last = s.count / 8u - 1u;

@@ -1,5 +1,5 @@
-// matvec by whole blocks, for GPUs that are software: a load costs them more than its arithmetic, so that weights serve all
-// columns, and lanes share x (see x_shared.wgsl).
+// matvec by whole blocks, for GPUs that are software: a load costs them more than its arithmetic,
+// so that weights serve all columns, and lanes share x (see x_shared.wgsl).
 const QUARTERS: u32 = 4u;
 
 // Adds a block of the rows: 32 products for each.

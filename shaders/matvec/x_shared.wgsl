@@ -1,4 +1,5 @@
-// A block of each column of x, that a subgroup's lanes hold together: each loads its part. Same interface as x_own.
+// A block of each column of x, that a subgroup's lanes hold together: each loads its part. Same
+// interface as x_own.
 const SHARE: u32 = min(SUBGROUP, 8u);
 var<private> held_x: array<vec4<f32>, COLS * 8u / SHARE>;
 
@@ -14,7 +15,8 @@ fn hold(c: u32, kb: u32, col: u32, index: u32) {
     }
 }
 
-// Elements 4i to 4i + 3 of the block. A lane is named by a constant, and must exist even in cases that are never taken.
+// Elements 4i to 4i + 3 of the block. A lane is named by a constant, and must exist even in cases
+// that are never taken.
 fn held(c: u32, i: u32, kb: u32, col: u32) -> vec4<f32> {
     let v = held_x[(c * 8u + i) / SHARE];
     switch i % SHARE {

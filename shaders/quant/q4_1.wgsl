@@ -13,7 +13,8 @@ fn dequant(b: u32, p: u32) -> mat2x4<f32> {
     );
 }
 
-// Dot product of those weights with x: lo holds x[4p..4p+4], hi x[16+4p..], sum their sum. The minimum is added once.
+// Dot product of those weights with x: lo holds x[4p..4p+4], hi x[16+4p..], sum their sum. The
+// minimum is added once.
 fn dot_part(b: u32, p: u32, lo: vec4<f32>, hi: vec4<f32>, sum: f32) -> f32 {
     let dm = unpack2x16float(scales[b]);
     let s = dot_nibbles(words[b][p], lo, hi);

@@ -1,6 +1,7 @@
-// What attention's training kernels share: tiles of 32 x 32 scores, made by 128 lanes from pieces of their vectors, and
-// products of such tiles with 32 rows of 64. Lane (r, c) = (index / 16, index % 16) has rows 4 r..4 r + 3.
-// At most 15 KiB of workgroup memory, with what the kernels add. E is a multiple of 16.
+// What attention's training kernels share: tiles of 32 x 32 scores, made by 128 lanes from pieces
+// of their vectors, and products of such tiles with 32 rows of 64. Lane (r, c) = (index / 16, index
+// % 16) has rows 4 r..4 r + 3. At most 15 KiB of workgroup memory, with what the kernels add. E is
+// a multiple of 16.
 const E4: u32 = E / 4u;
 const LANES: u32 = 128u;
 const PIECE: u32 = 160u;                        // [32 rows][4 + 1 of E]

@@ -1,4 +1,5 @@
-// What the variants of matmul_dense share: C[m, n] = beta C[m, n] + alpha sum_k A(m, k) B(k, n), see their headers.
+// What the variants of matmul_dense share: C[m, n] = beta C[m, n] + alpha sum_k A(m, k) B(k, n),
+// see their headers.
 struct Params {
     m: u32,
     n: u32,

@@ -1,4 +1,5 @@
-//! What the keys of a config mean: the rules of PEFT, each by an example small enough to check by eye.
+//! What the keys of a config mean: the rules of PEFT, each by an example small enough to check by
+//! eye.
 
 use epiphyte::adapter::{BaseShape, LoraConfig, Modules, Verdict};
 use serde_json::{Value, json};
@@ -26,7 +27,10 @@ fn modules(config: &Value) -> Vec<(String, usize, f32)> {
         None => path,
     };
     let modules = parse(config).modules(&TALL).unwrap();
-    modules.iter().map(|module| (short(module.path.to_string()), module.rank, module.scaling)).collect()
+    modules
+        .iter()
+        .map(|module| (short(module.path.to_string()), module.rank, module.scaling))
+        .collect()
 }
 
 fn paths(config: &Value) -> Vec<String> {
@@ -36,28 +40,47 @@ fn paths(config: &Value) -> Vec<String> {
 #[test]
 fn names_are_whole_parts_at_the_end_of_a_path() {
     assert_eq!(paths(&json!({})).len(), 24, "q_proj and v_proj by default");
-    assert_eq!(paths(&json!({"target_modules": ["proj", "_proj", "self_attn", "layers.1"]})).len(), 0);
+    assert_eq!(
+        paths(&json!({"target_modules": ["proj", "_proj", "self_attn", "layers.1"]})).len(),
+        0
+    );
     assert_eq!(paths(&json!({"target_modules": ["1.mlp.up_proj"]})), ["1.up_proj"]);
-    assert_eq!(paths(&json!({"target_modules": ["lm_head", "embed_tokens"]})), ["lm_head", "model.embed_tokens"]);
+    assert_eq!(
+        paths(&json!({"target_modules": ["lm_head", "embed_tokens"]})),
+        ["lm_head", "model.embed_tokens"]
+    );
 }
 
 #[test]
 fn a_pattern_is_for_the_whole_path() {
     assert_eq!(paths(&json!({"target_modules": "q_proj"})).len(), 0);
-    assert_eq!(paths(&json!({"target_modules": r"model\.layers\.1\.\w+\.(q|up)_proj"})), ["1.q_proj", "1.up_proj"]);
-    assert_eq!(paths(&json!({"target_modules": "lm_head|.*1.mlp.up_proj"})), ["lm_head", "1.up_proj", "11.up_proj"]);
-    assert_eq!(paths(&json!({"target_modules": "All-Linear"})).len(), 84, "not the head, not the embedding");
+    assert_eq!(
+        paths(&json!({"target_modules": r"model\.layers\.1\.\w+\.(q|up)_proj"})),
+        ["1.q_proj", "1.up_proj"]
+    );
+    assert_eq!(
+        paths(&json!({"target_modules": "lm_head|.*1.mlp.up_proj"})),
+        ["lm_head", "1.up_proj", "11.up_proj"]
+    );
+    assert_eq!(
+        paths(&json!({"target_modules": "All-Linear"})).len(),
+        84,
+        "not the head, not the embedding"
+    );
 }
 
 #[test]
 fn exclusions_come_first() {
-    let seven = json!(["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]);
-    let with = |exclude: Value| paths(&json!({"target_modules": seven, "exclude_modules": exclude})).len();
+    let seven =
+        json!(["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]);
+    let with =
+        |exclude: Value| paths(&json!({"target_modules": seven, "exclude_modules": exclude})).len();
     assert_eq!((with(json!(null)), with(json!([])), with(json!(""))), (84, 84, 84));
     assert_eq!(with(json!(["q_proj", "1.mlp.up_proj"])), 84 - 12 - 1);
     assert_eq!(with(json!("self_attn")), 84, "a pattern is for the whole path");
     assert_eq!(with(json!(".*self_attn.*")), 36);
-    let full = json!({"target_modules": ["model.layers.1.mlp.up_proj"], "exclude_modules": ["up_proj"]});
+    let full =
+        json!({"target_modules": ["model.layers.1.mlp.up_proj"], "exclude_modules": ["up_proj"]});
     assert_eq!(paths(&full).len(), 0);
 }
 
@@ -86,10 +109,16 @@ fn layers_are_chosen_by_number() {
     assert_eq!(sorted(json!([1, 11]), json!(null)), plus(&["1", "11"]));
     assert_eq!(sorted(json!(0), json!(null)), plus(&["0"]));
     assert_eq!(with(json!([]), json!(null)).len(), 14, "an empty list chooses nothing");
-    for pattern in [json!("layers"), json!(["h", "layers"]), json!(r"model\.layers"), json!([]), json!("")] {
+    for pattern in
+        [json!("layers"), json!(["h", "layers"]), json!(r"model\.layers"), json!([]), json!("")]
+    {
         assert_eq!(sorted(json!([1]), pattern), plus(&["1"]));
     }
-    assert_eq!(sorted(json!([1]), json!("ayers")), plus(&[]), "the name before the number is whole");
+    assert_eq!(
+        sorted(json!([1]), json!("ayers")),
+        plus(&[]),
+        "the name before the number is whole"
+    );
     assert_eq!(sorted(json!([99, -1]), json!(null)), plus(&[]));
 }
 
@@ -110,7 +139,10 @@ fn patterns_may_look_around_and_back() {
         (r".*(?=q)", 0),
         (r".*q_proj\Z", 2),
     ] {
-        let config = LoraConfig { target_modules: Modules::Pattern(pattern.into()), ..LoraConfig::default() };
+        let config = LoraConfig {
+            target_modules: Modules::Pattern(pattern.into()),
+            ..LoraConfig::default()
+        };
         let found = config.modules(&SHAPE).map(|modules| modules.len());
         assert_eq!(found.unwrap_or_else(|e| panic!("{pattern}: {e}")), count, "{pattern}");
     }
@@ -131,18 +163,37 @@ fn the_first_pattern_decides_rank_and_alpha() {
             &json!({"target_modules": targets, "r": 4, "lora_alpha": 8, "rank_pattern": ranks, "alpha_pattern": alphas}),
         )
     };
-    let both =
-        |q: (usize, f32), up: (usize, f32)| vec![("1.q_proj".into(), q.0, q.1), ("1.up_proj".into(), up.0, up.1)];
+    let both = |q: (usize, f32), up: (usize, f32)| {
+        vec![("1.q_proj".into(), q.0, q.1), ("1.up_proj".into(), up.0, up.1)]
+    };
     let usual = (4, 2.0);
     assert_eq!(with(json!({}), json!({})), both(usual, usual));
     assert_eq!(with(json!({"q_proj": 2}), json!({"up_proj": 3})), both((2, 4.0), (4, 0.75)));
-    assert_eq!(with(json!({"self_attn.q_proj": 2, "q_proj": 16}), json!({})), both((2, 4.0), usual));
-    assert_eq!(with(json!({"q_proj": 16, "self_attn.q_proj": 2}), json!({})), both((16, 0.5), usual));
-    assert_eq!(with(json!({"_proj": 2, "attn.q_proj": 2, "layers.1": 2}), json!({})), both(usual, usual));
-    assert_eq!(with(json!({"layers.1.mlp.up.proj": 2, "....mlp.up_proj": 2}), json!({})), both(usual, (2, 4.0)));
-    assert_eq!(with(json!({"^model.layers.1.mlp.up_proj": 2, "^q_proj": 1}), json!({})), both(usual, (2, 4.0)));
+    assert_eq!(
+        with(json!({"self_attn.q_proj": 2, "q_proj": 16}), json!({})),
+        both((2, 4.0), usual)
+    );
+    assert_eq!(
+        with(json!({"q_proj": 16, "self_attn.q_proj": 2}), json!({})),
+        both((16, 0.5), usual)
+    );
+    assert_eq!(
+        with(json!({"_proj": 2, "attn.q_proj": 2, "layers.1": 2}), json!({})),
+        both(usual, usual)
+    );
+    assert_eq!(
+        with(json!({"layers.1.mlp.up.proj": 2, "....mlp.up_proj": 2}), json!({})),
+        both(usual, (2, 4.0))
+    );
+    assert_eq!(
+        with(json!({"^model.layers.1.mlp.up_proj": 2, "^q_proj": 1}), json!({})),
+        both(usual, (2, 4.0))
+    );
     assert_eq!(with(json!({"q_proj|up_proj": 2}), json!({})), both((2, 4.0), (2, 4.0)));
-    assert_eq!(with(json!({r".*\.layers\.\d\.mlp\..*": 2}), json!({r"(q|k)_proj": 1})), both((4, 0.25), (2, 4.0)));
+    assert_eq!(
+        with(json!({r".*\.layers\.\d\.mlp\..*": 2}), json!({r"(q|k)_proj": 1})),
+        both((4, 0.25), (2, 4.0))
+    );
 }
 
 #[test]
@@ -175,6 +226,9 @@ fn harmless_keys_are_listed_and_others_refused() {
     }
     let (_, items) = LoraConfig::parse(br#"{"peft_type": "LORA", "from_the_future": 0}"#).unwrap();
     assert_eq!(verdict(&items, "from_the_future"), Verdict::Refused);
-    let pattern = LoraConfig { target_modules: Modules::Pattern("all-linear".into()), ..LoraConfig::default() };
+    let pattern = LoraConfig {
+        target_modules: Modules::Pattern("all-linear".into()),
+        ..LoraConfig::default()
+    };
     assert!(pattern.to_json().contains("\"all-linear\""));
 }

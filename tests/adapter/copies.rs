@@ -1,4 +1,5 @@
-//! Copies of the base's embedding and head, as PEFT's `save_embedding_layers` leaves them in an adapter.
+//! Copies of the base's embedding and head, as PEFT's `save_embedding_layers` leaves them in an
+//! adapter.
 
 use epiphyte::adapter::{AdaptedBase, Adapter, BaseShape, BaseWeights, LoadReport, Verdict};
 use epiphyte::format::gguf::Gguf;
@@ -38,7 +39,8 @@ fn unrounded(values: &[f32]) -> Vec<f32> {
 fn inspect(files: &Files, gguf: &Gguf) -> LoadReport {
     let dir = tempfile::tempdir().unwrap();
     files.write(dir.path());
-    Adapter::inspect(dir.path(), AdaptedBase { shape: SHAPE, weights: BaseWeights::Open(gguf) }).unwrap()
+    Adapter::inspect(dir.path(), AdaptedBase { shape: SHAPE, weights: BaseWeights::Open(gguf) })
+        .unwrap()
 }
 
 fn verdict(report: &LoadReport, name: &str) -> (Verdict, String) {
@@ -49,30 +51,42 @@ fn verdict(report: &LoadReport, name: &str) -> (Verdict, String) {
 #[test]
 fn equal_ones_are_dropped_and_others_refused() {
     let gguf = Gguf::open(golden("tiny_llama.gguf")).unwrap();
-    let (embed, head) = (weights(&gguf, "model.embed_tokens.weight"), weights(&gguf, "lm_head.weight"));
+    let (embed, head) =
+        (weights(&gguf, "model.embed_tokens.weight"), weights(&gguf, "lm_head.weight"));
     let before = unrounded(&embed);
     let halves = before.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect();
-    let equal = Files::new().tensor(EMBED, Dtype::BF16, &[288, 64], halves).floats(HEAD, &[288, 64], &head);
+    let equal =
+        Files::new().tensor(EMBED, Dtype::BF16, &[288, 64], halves).floats(HEAD, &[288, 64], &head);
     let report = inspect(&equal, &gguf);
     assert_eq!(report.refused().count(), 0, "{:?}", report.refused().next());
     assert_eq!((report.modules.len(), verdict(&report, HEAD).0), (2, Verdict::Ignored));
     assert!(verdict(&report, EMBED).1.contains("within the rounding of Q4_0"));
 
     // A step of Q4_0 is about an eighth of the largest of 32.
-    let changed = |change: &dyn Fn(usize, f32) -> f32| before.iter().enumerate().map(|(i, &v)| change(i, v)).collect();
+    let changed = |change: &dyn Fn(usize, f32) -> f32| {
+        before.iter().enumerate().map(|(i, &v)| change(i, v)).collect()
+    };
     let cases: [(&str, Vec<f32>); 6] = [
         ("one row is another's", changed(&|i, v| if i / 64 == 7 { before[i + 64] } else { v })),
         ("the last row is zero", changed(&|i, v| if i / 64 == 287 { 0.0 } else { v })),
         ("one weight", changed(&|i, v| if i == 5000 { v + 1.5 } else { v })),
         ("not a number", changed(&|i, v| if i == 5000 { f32::NAN } else { v })),
         ("all larger", changed(&|_, v| v * 1.3)),
-        ("all noisier", changed(&|i, v| v + if i % 2 == 0 { 0.12 } else { -0.12 } * embed[i - i % 64].abs().max(2.0))),
+        (
+            "all noisier",
+            changed(&|i, v| {
+                v + if i % 2 == 0 { 0.12 } else { -0.12 } * embed[i - i % 64].abs().max(2.0)
+            }),
+        ),
     ];
     for (what, values) in cases {
         for name in [EMBED, BASE_LAYER] {
             let report = inspect(&Files::new().floats(name, &[288, 64], &values), &gguf);
             let (verdict, reason) = verdict(&report, name);
-            assert!(verdict == Verdict::Refused && reason.contains("differs from the base's"), "{what}: {reason}");
+            assert!(
+                verdict == Verdict::Refused && reason.contains("differs from the base's"),
+                "{what}: {reason}"
+            );
             assert!(report.modules.is_empty());
         }
     }
@@ -80,7 +94,8 @@ fn equal_ones_are_dropped_and_others_refused() {
         let report = inspect(&Files::new().counting(EMBED, &shape), &gguf);
         assert!(verdict(&report, EMBED).1.contains("resized"));
     }
-    let report = inspect(&Files::new().tensor(EMBED, Dtype::I8, &[288, 64], vec![0; 288 * 64]), &gguf);
+    let report =
+        inspect(&Files::new().tensor(EMBED, Dtype::I8, &[288, 64], vec![0; 288 * 64]), &gguf);
     assert!(verdict(&report, EMBED).1.contains("I8"));
 }
 
@@ -92,9 +107,11 @@ fn exact_formats_are_held_to_bf16() {
         (0..288 * 64).map(|_| random.signed(1.0)).collect()
     };
     let data = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-    let writer: Writer = llama().edit("token_embd.weight", |t| (t.dims, t.data) = (vec![64, 288], data));
+    let writer: Writer =
+        llama().edit("token_embd.weight", |t| (t.dims, t.data) = (vec![64, 288], data));
     let gguf = Gguf::from_bytes(writer.key("llama.block_count", Meta::U32(1)).bytes()).unwrap();
-    let as_bf16 = |values: &[f32]| values.iter().map(|&v| bf16::from_f32(v).to_f32()).collect::<Vec<_>>();
+    let as_bf16 =
+        |values: &[f32]| values.iter().map(|&v| bf16::from_f32(v).to_f32()).collect::<Vec<_>>();
     for name in [EMBED, HEAD] {
         let report = inspect(&Files::new().floats(name, &[288, 64], &as_bf16(&values)), &gguf);
         assert_eq!(verdict(&report, name).0, Verdict::Ignored, "{name}");

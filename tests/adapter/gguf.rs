@@ -9,7 +9,10 @@ use crate::gguf::writer::{Meta, Writer};
 
 fn raw(gguf: &Gguf, name: &str) -> (Vec<usize>, Vec<f32>) {
     let view = gguf.tensor(name).unwrap();
-    (view.shape.to_vec(), view.bytes().as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect())
+    (
+        view.shape.to_vec(),
+        view.bytes().as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
+    )
 }
 
 #[test]
@@ -70,19 +73,26 @@ fn alpha_is_divided_by_each_rank_and_none_means_one() {
         target_modules: names(&["model.layers.1.self_attn.v_proj"]),
         ..LoraConfig::default()
     };
-    assert_eq!((loaded.config, loaded.modules[0].scaling, loaded.base_fingerprint), (expected, 1.5, None));
+    assert_eq!(
+        (loaded.config, loaded.modules[0].scaling, loaded.base_fingerprint),
+        (expected, 1.5, None)
+    );
     assert_eq!(verdict(&loaded.report.keys, "general.name"), Verdict::Ignored);
     assert_eq!(verdict(&loaded.report.keys, "adapter.lora.alpha"), Verdict::Matched);
 
-    let two = lora().counting("blk.0.ffn_up.weight.lora_a", &[64, 5]).counting("blk.0.ffn_up.weight.lora_b", &[5, 96]);
-    let scalings =
-        |writer: &Writer| load(writer).unwrap().modules.iter().map(|m| (m.rank, m.scaling)).collect::<Vec<_>>();
+    let two = lora()
+        .counting("blk.0.ffn_up.weight.lora_a", &[64, 5])
+        .counting("blk.0.ffn_up.weight.lora_b", &[5, 96]);
+    let scalings = |writer: &Writer| {
+        load(writer).unwrap().modules.iter().map(|m| (m.rank, m.scaling)).collect::<Vec<_>>()
+    };
     assert_eq!(scalings(&two), [(5, 3.0 / 5.0), (2, 1.5)]);
     assert_eq!(scalings(&two.clone().without("adapter.lora.alpha")), [(5, 1.0), (2, 1.0)]);
     assert_eq!(scalings(&two.key("adapter.lora.alpha", Meta::F32(0.0))), [(5, 1.0), (2, 1.0)]);
 
-    let every =
-        lora().counting("blk.0.attn_v.weight.lora_a", &[64, 2]).counting("blk.0.attn_v.weight.lora_b", &[2, 64]);
+    let every = lora()
+        .counting("blk.0.attn_v.weight.lora_a", &[64, 2])
+        .counting("blk.0.attn_v.weight.lora_b", &[2, 64]);
     assert_eq!(load(&every).unwrap().config.target_modules, Modules::Names(vec!["v_proj".into()]));
 }
 
@@ -93,7 +103,8 @@ fn what_is_no_lora_for_a_llama_is_refused() {
         other => panic!("{key}: {other:?}"),
     };
     assert!(
-        metadata(lora().key("general.architecture", Meta::Text("qwen2")), "general.architecture").contains("`qwen2`")
+        metadata(lora().key("general.architecture", Meta::Text("qwen2")), "general.architecture")
+            .contains("`qwen2`")
     );
     metadata(lora().without("general.architecture"), "general.architecture");
     metadata(lora().without("general.type"), "general.type");
@@ -119,7 +130,11 @@ fn what_is_no_lora_for_a_llama_is_refused() {
     adapter(lora().without(a).without(b), "lora_A", "no LoRA tensors");
     adapter(lora().edit(b, |t| t.dims = vec![64, 2]), b, "[64, 2] is needed");
     adapter(lora().edit(a, |t| t.dims = vec![128]), a, "a matrix is needed");
-    adapter(lora().counting("blk.1.attn_norm.weight", &[64]), "model.layers.1.input_layernorm.weight", "frozen");
+    adapter(
+        lora().counting("blk.1.attn_norm.weight", &[64]),
+        "model.layers.1.input_layernorm.weight",
+        "frozen",
+    );
     adapter(
         lora().counting("blk.1.attn_norm.weight.lora_a", &[64, 2]),
         "blk.1.attn_norm.weight.lora_a",
@@ -172,7 +187,8 @@ fn floats(bytes: &[u8]) -> Vec<f32> {
 /// By the definition: the largest weight of 32 becomes 127.
 fn q8_0(values: &[f32]) -> Vec<u8> {
     let block = |block: &[f32]| {
-        let scale = half::f16::from_f32(block.iter().fold(0.0_f32, |most, v| most.max(v.abs())) / 127.0);
+        let scale =
+            half::f16::from_f32(block.iter().fold(0.0_f32, |most, v| most.max(v.abs())) / 127.0);
         let round = |v: &f32| (v / scale.to_f32()).round().clamp(-127.0, 127.0) as i8 as u8;
         [&scale.to_le_bytes()[..], &block.iter().map(round).collect::<Vec<_>>()].concat()
     };
@@ -184,10 +200,14 @@ fn llama_cpp_can_not_load_lora_on_tied_embeddings() {
     let dir = tempfile::tempdir().unwrap();
     let tied = BaseShape { tie_word_embeddings: true, ..SHAPE };
     for target in ["lm_head", "embed_tokens"] {
-        let config = LoraConfig { target_modules: names(&["q_proj", target]), ..LoraConfig::default() };
+        let config =
+            LoraConfig { target_modules: names(&["q_proj", target]), ..LoraConfig::default() };
         let saved = adapter(config, &tied, 12);
         let result = saved.save_gguf(dir.path().join("lora.gguf"), DType::F32, &tied);
-        assert!(matches!(&result, Err(Error::Unsupported { what, .. }) if what.contains(target)), "{result:?}");
+        assert!(
+            matches!(&result, Err(Error::Unsupported { what, .. }) if what.contains(target)),
+            "{result:?}"
+        );
         saved.save_peft(dir.path().join(target), DType::F32, &tied).unwrap();
         assert_eq!(Adapter::load(dir.path().join(target), &tied).unwrap().modules, saved.modules);
     }

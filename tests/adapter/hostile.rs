@@ -29,7 +29,11 @@ fn every_cut_is_refused() {
         // A GGUF file may end in padding.
         let padding = if bytes.starts_with(b"GGUF") { 32 } else { 1 };
         for len in 0..=bytes.len() - padding {
-            assert!(Adapter::from_bytes(bytes[..len].to_vec(), &SHAPE).is_err(), "{len} of {} bytes", bytes.len());
+            assert!(
+                Adapter::from_bytes(bytes[..len].to_vec(), &SHAPE).is_err(),
+                "{len} of {} bytes",
+                bytes.len()
+            );
         }
     }
 }
@@ -67,7 +71,9 @@ fn headers_that_lie() {
     invalid(&header("[]"));
     invalid(&header(&"[".repeat(100_000)));
     let tensor = |shape: &str, end: u64| {
-        format!(r#"{{"x.lora_A.weight":{{"dtype":"F32","shape":{shape},"data_offsets":[0,{end}]}}}}"#)
+        format!(
+            r#"{{"x.lora_A.weight":{{"dtype":"F32","shape":{shape},"data_offsets":[0,{end}]}}}}"#
+        )
     };
     invalid(&header(&tensor("[2,64]", 512)));
     invalid(&header(&tensor("[2,64]", u64::MAX)));
@@ -75,8 +81,12 @@ fn headers_that_lie() {
     invalid(&header(&tensor("[-1]", 0)));
     invalid(&[header(&tensor("[1]", 4)), vec![0; 5]].concat());
     let twice = r#"{"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"x":{"dtype":"I32","shape":[1],"data_offsets":[0,4]}}"#;
-    let refused = Adapter::from_peft(config.as_bytes(), &[header(twice), vec![0; 4]].concat(), &SHAPE);
-    assert!(matches!(&refused, Err(Error::InvalidTensor { name, .. }) if name == "x"), "{refused:?}");
+    let refused =
+        Adapter::from_peft(config.as_bytes(), &[header(twice), vec![0; 4]].concat(), &SHAPE);
+    assert!(
+        matches!(&refused, Err(Error::InvalidTensor { name, .. }) if name == "x"),
+        "{refused:?}"
+    );
     // An honest header of nothing.
     let (what, _) = refusal(Adapter::from_peft(config.as_bytes(), &header("{}"), &SHAPE));
     assert_eq!(what, "lora_A");
@@ -84,23 +94,32 @@ fn headers_that_lie() {
 
 #[test]
 fn configs_that_are_no_config() {
-    let nested = format!(r#"{{"peft_type": "LORA", "x": {}1{}}}"#, "[".repeat(5000), "]".repeat(5000));
+    let nested =
+        format!(r#"{{"peft_type": "LORA", "x": {}1{}}}"#, "[".repeat(5000), "]".repeat(5000));
     let long = format!(r#"{{"peft_type": "LORA", "revision": "{}"}}"#, "x".repeat(5 << 20));
     for text in ["", "[]", "{", "null", "{\"r\": NaN}", "\u{0}", nested.as_str(), long.as_str()] {
-        let (what, reason) = refusal(Adapter::from_peft(text.as_bytes(), &Files::new().bytes(), &SHAPE));
+        let (what, reason) =
+            refusal(Adapter::from_peft(text.as_bytes(), &Files::new().bytes(), &SHAPE));
         assert_eq!(what, "adapter_config.json");
         assert!(reason.len() < 100, "{reason}");
     }
     let secret = br#"{"peft_type": "LORA", "r": hunter2}"#;
-    assert!(!refusal(Adapter::from_peft(secret, &Files::new().bytes(), &SHAPE)).1.contains("hunter2"));
+    assert!(
+        !refusal(Adapter::from_peft(secret, &Files::new().bytes(), &SHAPE)).1.contains("hunter2")
+    );
 }
 
 #[test]
 fn pattern_bombs_come_to_an_end() {
     let long = "a?".repeat(1900) + &"a".repeat(290);
-    for pattern in
-        ["((a{1,1000}){1,1000}){1,1000}", "(.*.*.*.*.*.*.*.*)*x", "(a*)*b", "(a|a)*b", "(((((((x*)*)*)*)*)*)*)*", &long]
-    {
+    for pattern in [
+        "((a{1,1000}){1,1000}){1,1000}",
+        "(.*.*.*.*.*.*.*.*)*x",
+        "(a*)*b",
+        "(a|a)*b",
+        "(((((((x*)*)*)*)*)*)*)*",
+        &long,
+    ] {
         let result = ends(pattern, || Files::new().key("target_modules", json!(pattern)).load());
         assert!(matches!(result, Err(Error::InvalidAdapter { .. })), "{result:?}");
     }
@@ -129,5 +148,8 @@ fn a_rank_that_the_file_does_not_have_costs_nothing() {
     assert!(loaded.report.warnings.is_empty(), "{:?}", loaded.report.warnings);
     // For a merge only.
     let warnings = of_rank(10_000).load().unwrap().report.warnings;
-    assert!(warnings[0].contains("rank 10000") && warnings[0].contains("at most 256"), "{warnings:?}");
+    assert!(
+        warnings[0].contains("rank 10000") && warnings[0].contains("at most 256"),
+        "{warnings:?}"
+    );
 }

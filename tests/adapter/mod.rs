@@ -1,4 +1,5 @@
-//! LoRA adapters in files: what is read and written, what each key means, what is refused, what damage does.
+//! LoRA adapters in files: what is read and written, what each key means, what is refused, what
+//! damage does.
 
 mod config;
 mod copies;
@@ -11,7 +12,9 @@ mod round_trip;
 use std::path::Path;
 
 use epiphyte::Error;
-use epiphyte::adapter::{Adapter, BaseShape, Item, LoraConfig, LoraModule, Modules, Target, Verdict};
+use epiphyte::adapter::{
+    Adapter, BaseShape, Item, LoraConfig, LoraModule, Modules, Target, Verdict,
+};
 use safetensors::Dtype;
 use safetensors::tensor::{TensorView, serialize};
 use serde_json::{Value, json};
@@ -64,8 +67,7 @@ struct Files {
 impl Files {
     /// Rank 2 on `q_proj` of both layers, as PEFT would save it.
     fn new() -> Self {
-        let config =
-            json!({"peft_type": "LORA", "r": 2, "lora_alpha": 4, "bias": "none", "target_modules": ["q_proj"]});
+        let config = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 4, "bias": "none", "target_modules": ["q_proj"]});
         let mut files = Self { config, tensors: Vec::new() };
         for layer in 0..2 {
             let module = format!("base_model.model.model.layers.{layer}.self_attn.q_proj");
@@ -107,7 +109,8 @@ impl Files {
     }
 
     fn bytes(&self) -> Vec<u8> {
-        let views = self.tensors.iter().map(|(n, d, s, b)| (n, TensorView::new(*d, s.clone(), b).unwrap()));
+        let views =
+            self.tensors.iter().map(|(n, d, s, b)| (n, TensorView::new(*d, s.clone(), b).unwrap()));
         serialize(views, None).unwrap()
     }
 
@@ -123,7 +126,11 @@ impl Files {
 }
 
 fn verdict(items: &[Item], name: &str) -> Verdict {
-    items.iter().find(|item| item.name == name).unwrap_or_else(|| panic!("{name} is not in the report")).verdict
+    items
+        .iter()
+        .find(|item| item.name == name)
+        .unwrap_or_else(|| panic!("{name} is not in the report"))
+        .verdict
 }
 
 /// The name and reason of a refusal.

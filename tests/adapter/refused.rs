@@ -70,21 +70,42 @@ fn keys() {
     }
     let pattern = || Files::new().key("target_modules", json!(".*q_proj"));
     pattern().load().unwrap();
-    expect(&pattern().key("layers_to_transform", json!([0])), "layers_to_transform", "put the layers into the pattern");
-    expect(&pattern().key("layers_pattern", json!("layers")), "layers_pattern", "put the layers into the pattern");
-    let (what, reason) = refusal(Files::new().key("use_dora", json!(true)).key("r", json!(0)).load());
+    expect(
+        &pattern().key("layers_to_transform", json!([0])),
+        "layers_to_transform",
+        "put the layers into the pattern",
+    );
+    expect(
+        &pattern().key("layers_pattern", json!("layers")),
+        "layers_pattern",
+        "put the layers into the pattern",
+    );
+    let (what, reason) =
+        refusal(Files::new().key("use_dora", json!(true)).key("r", json!(0)).load());
     assert!(what == "r" && reason.ends_with("(and 1 more)"), "{what}: {reason}");
 }
 
 #[test]
 fn patterns_that_are_no_regular_expressions() {
     for pattern in ["(q_proj", "q_proj)|(v_proj", "*", "(?P<idx", "(?=q", r"(?<=q*)x", r"(?!x)\2"] {
-        expect(&Files::new().key("target_modules", json!(pattern)), "target_modules", "not understood");
-        expect(&Files::new().key("exclude_modules", json!(pattern)), "exclude_modules", "not understood");
+        expect(
+            &Files::new().key("target_modules", json!(pattern)),
+            "target_modules",
+            "not understood",
+        );
+        expect(
+            &Files::new().key("exclude_modules", json!(pattern)),
+            "exclude_modules",
+            "not understood",
+        );
     }
     expect(&Files::new().key("alpha_pattern", json!({"(": 2})), "alpha_pattern", "not understood");
     let layers = Files::new().key("layers_to_transform", json!([0]));
-    expect(&layers.key("layers_pattern", json!(["layers", "(?<=x"])), "layers_pattern", "not understood");
+    expect(
+        &layers.key("layers_pattern", json!(["layers", "(?<=x"])),
+        "layers_pattern",
+        "not understood",
+    );
 }
 
 #[test]
@@ -102,7 +123,11 @@ fn patterns_that_would_take_long() {
 fn keys_given_twice() {
     let twice = |text: &str| {
         let config = Files::new().config.to_string();
-        refusal(Adapter::from_peft(config.replacen('{', text, 1).as_bytes(), &Files::new().bytes(), &SHAPE))
+        refusal(Adapter::from_peft(
+            config.replacen('{', text, 1).as_bytes(),
+            &Files::new().bytes(),
+            &SHAPE,
+        ))
     };
     for (text, key) in [
         (r#"{"r": 8, "#, "r"),
@@ -138,7 +163,11 @@ fn tensors() {
     let f64s = [1e300_f64; 128].iter().flat_map(|v| v.to_le_bytes()).collect();
     expect(&Files::new().tensor(A, Dtype::F64, &[2, 64], f64s), A, "beyond f32");
     let v = format!("{m}self_attn.v_proj.lora_A.weight");
-    expect(&Files::new().counting(&v, &[2, 64]), &v, "does not target model.layers.0.self_attn.v_proj");
+    expect(
+        &Files::new().counting(&v, &[2, 64]),
+        &v,
+        "does not target model.layers.0.self_attn.v_proj",
+    );
     let past = A.replace("layers.0", "layers.2");
     expect(&Files::new().counting(&past, &[2, 64]), &past, "the base has 2 layers");
     for (name, reason) in [
@@ -195,10 +224,18 @@ fn warnings_stop_nothing() {
     let quiet = Files::new().load().unwrap().report;
     assert!(quiet.warnings.is_empty() && quiet.missing.is_empty());
     let zero = Files::new().floats(B, &[128, 2], &[0.0; 256]).load().unwrap().report;
-    assert!(zero.warnings[0].contains("all zero") && zero.warnings[0].contains("layers.0"), "{:?}", zero.warnings);
+    assert!(
+        zero.warnings[0].contains("all zero") && zero.warnings[0].contains("layers.0"),
+        "{:?}",
+        zero.warnings
+    );
     let missing = Files::new().without(A).without(B).load().unwrap();
     assert_eq!(missing.report.missing[0].to_string(), "model.layers.0.self_attn.q_proj");
-    assert!(missing.report.warnings[0].contains("without tensors"), "{:?}", missing.report.warnings);
+    assert!(
+        missing.report.warnings[0].contains("without tensors"),
+        "{:?}",
+        missing.report.warnings
+    );
     assert_eq!(missing.modules.len(), 1);
     let none = Files::new().key("lora_alpha", json!(0)).load().unwrap().report;
     assert!(none.warnings[0].contains("lora_alpha is 0"), "{:?}", none.warnings);
@@ -216,7 +253,9 @@ fn folders_that_lack_something() {
     Files::new().write(dir.path());
     let tensors = dir.path().join("adapter_model.safetensors");
     // Without the config in it, the file alone says nothing of alpha.
-    assert!(matches!(error(&tensors), Error::InvalidFile { reason, .. } if reason.contains("carries no config")));
+    assert!(
+        matches!(error(&tensors), Error::InvalidFile { reason, .. } if reason.contains("carries no config"))
+    );
     fs::remove_file(&tensors).unwrap();
     says("no adapter_model.safetensors");
     fs::write(dir.path().join("adapter_model.bin"), "").unwrap();

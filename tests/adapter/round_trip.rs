@@ -10,7 +10,8 @@ use half::f16;
 use super::{Files, SHAPE, adapter, all, names, verdict};
 
 fn files_in(dir: &Path) -> Vec<String> {
-    let mut files: Vec<_> = fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    let mut files: Vec<_> =
+        fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     files.sort();
     files
 }
@@ -40,7 +41,10 @@ fn the_report_names_every_key_and_tensor_and_what_takes_effect() {
     saved.save_peft(dir.path(), DType::F32, &SHAPE).unwrap();
     let report = Adapter::load(dir.path(), &SHAPE).unwrap().report;
     assert_eq!(report.format, AdapterFormat::Peft);
-    assert_eq!(report.n_bytes, fs::metadata(dir.path().join("adapter_model.safetensors")).unwrap().len());
+    assert_eq!(
+        report.n_bytes,
+        fs::metadata(dir.path().join("adapter_model.safetensors")).unwrap().len()
+    );
     assert_eq!(report.tensors.len(), 2 * (7 * 2 + 2));
     assert!(report.tensors.iter().all(|item| item.verdict == Verdict::Matched));
     assert_eq!(verdict(&report.keys, "r"), Verdict::Matched);
@@ -66,7 +70,10 @@ fn peft_to_gguf_and_back_gives_back_every_bit() {
     first.save_gguf(&file, DType::F32, &SHAPE).unwrap();
     let through = Adapter::load(&file, &SHAPE).unwrap();
     assert_eq!(through.report.format, AdapterFormat::Gguf);
-    assert_eq!((&through.modules, &through.base_fingerprint), (&first.modules, &first.base_fingerprint));
+    assert_eq!(
+        (&through.modules, &through.base_fingerprint),
+        (&first.modules, &first.base_fingerprint)
+    );
     assert_eq!(Adapter::from_bytes(fs::read(&file).unwrap(), &SHAPE).unwrap(), through);
     through.save_peft(&folder, DType::F32, &SHAPE).unwrap();
     let back = Adapter::load(&folder, &SHAPE).unwrap();
@@ -81,16 +88,22 @@ fn gguf_folds_what_one_alpha_can_not_say_into_b() {
     let mut config = all();
     config.use_rslora = true;
     config.rank_pattern = vec![("q_proj".into(), 5)];
-    config.alpha_pattern = vec![("down_proj".into(), 0.3), ("up_proj".into(), 0.0), ("lm_head".into(), -2.0)];
+    config.alpha_pattern =
+        vec![("down_proj".into(), 0.3), ("up_proj".into(), 0.0), ("lm_head".into(), -2.0)];
     let first = adapter(config, &SHAPE, 3);
     first.save_gguf(&file, DType::F32, &SHAPE).unwrap();
     let loaded = Adapter::load(&file, &SHAPE).unwrap();
     for (m, l) in first.modules.iter().zip(&loaded.modules) {
         assert_eq!((m.path, m.rank, &m.a), (l.path, l.rank, &l.a));
         for (&b, &folded) in m.b.iter().zip(&l.b) {
-            let (exact, found) = (f64::from(b) * f64::from(m.scaling), f64::from(folded) * f64::from(l.scaling));
+            let (exact, found) =
+                (f64::from(b) * f64::from(m.scaling), f64::from(folded) * f64::from(l.scaling));
             // One rounding of B and one of the file's scaling, each of 2^-24.
-            assert!((exact - found).abs() <= 2.1 * exact.abs() * 2_f64.powi(-24), "{}: {exact} {found}", m.path);
+            assert!(
+                (exact - found).abs() <= 2.1 * exact.abs() * 2_f64.powi(-24),
+                "{}: {exact} {found}",
+                m.path
+            );
         }
     }
 }
@@ -108,15 +121,24 @@ fn half_precision_rounds_once_and_never_overflows() {
             assert!(m.b.iter().zip(&l.b).all(|(&v, &found)| f16::from_f32(v).to_f32() == found));
         }
     }
-    let before = (fs::read(folder.join("adapter_model.safetensors")).unwrap(), fs::read(&file).unwrap());
+    let before =
+        (fs::read(folder.join("adapter_model.safetensors")).unwrap(), fs::read(&file).unwrap());
     saved.modules[3].b[7] = 70_000.0;
-    for result in [saved.save_peft(&folder, DType::F16, &SHAPE), saved.save_gguf(&file, DType::F16, &SHAPE)] {
+    for result in
+        [saved.save_peft(&folder, DType::F16, &SHAPE), saved.save_gguf(&file, DType::F16, &SHAPE)]
+    {
         let error = result.unwrap_err().to_string();
-        assert!(error.contains("model.layers.0.self_attn.k_proj") && error.contains("save it as F32"), "{error}");
+        assert!(
+            error.contains("model.layers.0.self_attn.k_proj") && error.contains("save it as F32"),
+            "{error}"
+        );
     }
     let result = saved.save_peft(&folder, DType::BF16, &SHAPE);
     assert!(matches!(result, Err(Error::InvalidAdapter { .. })), "{result:?}");
-    assert_eq!(before, (fs::read(folder.join("adapter_model.safetensors")).unwrap(), fs::read(&file).unwrap()));
+    assert_eq!(
+        before,
+        (fs::read(folder.join("adapter_model.safetensors")).unwrap(), fs::read(&file).unwrap())
+    );
     assert_eq!(files_in(dir.path()), ["lora.gguf", "peft"]);
 }
 
@@ -131,21 +153,30 @@ fn a_folder_is_replaced_only_if_it_is_an_adapter() {
     let two = adapter(config, &SHAPE, 6);
     two.save_peft(dir.path(), DType::F32, &SHAPE).unwrap();
     assert_eq!(Adapter::load(dir.path(), &SHAPE).unwrap().modules, two.modules);
-    assert_eq!(files_in(dir.path()), ["README.md", "adapter_config.json", "adapter_model.safetensors"]);
+    assert_eq!(
+        files_in(dir.path()),
+        ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    );
 
     let other = dir.path().join("other");
     fs::create_dir(&other).unwrap();
     two.save_peft(&other, DType::F32, &SHAPE).unwrap();
-    for (name, text) in [("notes.txt", "x"), ("adapter_config.json", "{}"), ("adapter_config.json", "no json")] {
+    for (name, text) in
+        [("notes.txt", "x"), ("adapter_config.json", "{}"), ("adapter_config.json", "no json")]
+    {
         let mine = dir.path().join("mine");
         fs::create_dir(&mine).unwrap();
         fs::write(mine.join(name), text).unwrap();
         let error = two.save_peft(&mine, DType::F32, &SHAPE).unwrap_err().to_string();
         assert!(error.contains("no adapter"), "{error}");
-        assert_eq!((files_in(&mine), fs::read_to_string(mine.join(name)).unwrap()), (vec![name.into()], text.into()));
+        assert_eq!(
+            (files_in(&mine), fs::read_to_string(mine.join(name)).unwrap()),
+            (vec![name.into()], text.into())
+        );
         fs::remove_dir_all(&mine).unwrap();
     }
-    let error = two.save_peft(dir.path().join("README.md"), DType::F32, &SHAPE).unwrap_err().to_string();
+    let error =
+        two.save_peft(dir.path().join("README.md"), DType::F32, &SHAPE).unwrap_err().to_string();
     assert!(error.contains("a file has that name"), "{error}");
 }
 
@@ -163,9 +194,10 @@ fn only_what_the_config_says_is_written() {
     for edit in edits {
         let mut bad = good.clone();
         edit(&mut bad);
-        for result in
-            [bad.save_peft(dir.path(), DType::F32, &SHAPE), bad.save_gguf(dir.path().join("x"), DType::F32, &SHAPE)]
-        {
+        for result in [
+            bad.save_peft(dir.path(), DType::F32, &SHAPE),
+            bad.save_gguf(dir.path().join("x"), DType::F32, &SHAPE),
+        ] {
             assert!(matches!(result, Err(Error::InvalidAdapter { .. })), "{result:?}");
         }
     }
@@ -176,27 +208,37 @@ fn only_what_the_config_says_is_written() {
 
 #[test]
 fn every_float_type_and_spelling_is_read() {
-    let (a, b) = ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", "q_proj.lora_B.weight");
+    let (a, b) =
+        ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", "q_proj.lora_B.weight");
     let values: Vec<f32> = (0..128).map(|i| i as f32 - 64.0).collect();
     let f64s = values.iter().flat_map(|&v| f64::from(v).to_le_bytes()).collect();
     let bf16 = values.iter().flat_map(|&v| half::bf16::from_f32(v).to_le_bytes()).collect();
     let f16s = values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect();
-    for (dtype, bytes) in
-        [(safetensors::Dtype::F64, f64s), (safetensors::Dtype::BF16, bf16), (safetensors::Dtype::F16, f16s)]
-    {
+    for (dtype, bytes) in [
+        (safetensors::Dtype::F64, f64s),
+        (safetensors::Dtype::BF16, bf16),
+        (safetensors::Dtype::F16, f16s),
+    ] {
         let loaded = Files::new().tensor(a, dtype, &[2, 64], bytes).load().unwrap();
         assert_eq!(loaded.modules[0].a, values);
     }
     let plain = Files::new().load().unwrap();
-    assert_eq!((plain.modules.len(), plain.modules[1].scaling, plain.base_fingerprint), (2, 2.0, None));
+    assert_eq!(
+        (plain.modules.len(), plain.modules[1].scaling, plain.base_fingerprint),
+        (2, 2.0, None)
+    );
     for files in [
         Files::new().renamed("base_model.model.", ""),
-        Files::new().renamed("lora_A.weight", "lora_A.default.weight").renamed(b, "q_proj.lora_B.default.weight"),
+        Files::new()
+            .renamed("lora_A.weight", "lora_A.default.weight")
+            .renamed(b, "q_proj.lora_B.default.weight"),
     ] {
         assert_eq!(files.load().unwrap().modules, plain.modules);
     }
     let embed = "base_model.model.model.embed_tokens.lora_embedding_";
     let files = Files::new().key("target_modules", serde_json::json!(["q_proj", "embed_tokens"]));
-    let files = files.counting(&format!("{embed}A"), &[2, 291]).counting(&format!("{embed}B.default"), &[64, 2]);
+    let files = files
+        .counting(&format!("{embed}A"), &[2, 291])
+        .counting(&format!("{embed}B.default"), &[64, 2]);
     assert_eq!(files.load().unwrap().modules[0].path.to_string(), "model.embed_tokens");
 }

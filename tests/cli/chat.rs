@@ -32,11 +32,18 @@ fn lines_are_answered_and_a_full_context_is_reported() {
 fn ctrl_c_stops_the_answer_and_not_the_program() {
     let Some(model) = model_path() else { return };
     let mut command = epiphyte(&["chat", "-m", model.to_str().unwrap()]);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let (mut lines, mut answers) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
     lines.write_all(b"Write a very long story about a whale.\n").unwrap();
     answers.read_exact(&mut [0]).unwrap();
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert!(
+        Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success()
+    );
     lines.write_all(b"/help\n").unwrap();
     drop(lines);
     let mut answer = Vec::new();
@@ -51,7 +58,10 @@ fn ctrl_c_stops_the_answer_and_not_the_program() {
 fn a_line_that_is_not_utf8_is_refused_alone() {
     let tiny = golden("tiny_llama.gguf");
     let said = stderr(&chat(tiny.to_str().unwrap(), b"caf\xe9\n/help\n", &[]));
-    assert!(said.contains("not UTF-8") && said.contains("/reset") && !said.contains("caf"), "{said}");
+    assert!(
+        said.contains("not UTF-8") && said.contains("/reset") && !said.contains("caf"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -59,7 +69,11 @@ fn a_message_that_the_template_rejects_ends_no_conversation() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("strict.gguf");
     let template = Meta::Text("{{ raise_exception('only short messages') }}");
-    std::fs::write(&path, odd_llama(&mut Random::new(1)).key("tokenizer.chat_template", template).bytes()).unwrap();
+    std::fs::write(
+        &path,
+        odd_llama(&mut Random::new(1)).key("tokenizer.chat_template", template).bytes(),
+    )
+    .unwrap();
     let said = stderr(&chat(path.to_str().unwrap(), b"Hi\n/help\n", &[]));
     assert!(said.contains("only short messages") && said.contains("/reset"), "{said}");
 }
@@ -67,14 +81,29 @@ fn a_message_that_the_template_rejects_ends_no_conversation() {
 #[test]
 fn a_template_from_a_file_renders_chats() {
     let dir = tempfile::tempdir().unwrap();
-    let [broken, good, bad] = ["m.gguf", "good.jinja", "bad.jinja"].map(|name| dir.path().join(name));
+    let [broken, good, bad] =
+        ["m.gguf", "good.jinja", "bad.jinja"].map(|name| dir.path().join(name));
     let template = Meta::Text("{% if");
-    std::fs::write(&broken, odd_llama(&mut Random::new(1)).key("tokenizer.chat_template", template).bytes()).unwrap();
+    std::fs::write(
+        &broken,
+        odd_llama(&mut Random::new(1)).key("tokenizer.chat_template", template).bytes(),
+    )
+    .unwrap();
     std::fs::write(&good, "{% for m in messages %}the {{ m.content }}\r\n{% endfor %}").unwrap();
     std::fs::write(&bad, "{% if").unwrap();
     let [good, bad] = [&good, &bad].map(|path| path.to_str().unwrap());
     let generate = |model: &std::path::Path, more: &[&str]| {
-        let args = ["generate", "-m", model.to_str().unwrap(), "-p", "and", "-n", "1", "--json", "--show-prompt"];
+        let args = [
+            "generate",
+            "-m",
+            model.to_str().unwrap(),
+            "-p",
+            "and",
+            "-n",
+            "1",
+            "--json",
+            "--show-prompt",
+        ];
         epiphyte(&[&args[..], more].concat()).output().unwrap()
     };
     assert_fails(&generate(&broken, &["--chat"]), 1, "--chat-template");

@@ -1,4 +1,5 @@
-//! `epiphyte eval`: adapters with weights, wrong answers beside those that are wanted, lines that can't be used.
+//! `epiphyte eval`: adapters with weights, wrong answers beside those that are wanted, lines that
+//! can't be used.
 
 use serde_json::{Value, json};
 
@@ -36,7 +37,10 @@ fn adapters_answer_with_their_weights() {
     };
     let with = eval(&flags);
     assert_eq!((&with["exact"], &with["exact_match"]), (&json!(1), &json!(1.0)));
-    assert_eq!((&with["adapters"][1]["path"], &with["adapters"][1]["weight"]), (&json!(text(&b)), &json!(-0.5)));
+    assert_eq!(
+        (&with["adapters"][1]["path"], &with["adapters"][1]["weight"]),
+        (&json!(text(&b)), &json!(-0.5))
+    );
     let (alone, without) = (eval(&flags[..2]), eval(&[]));
     assert_eq!((&alone["exact"], &without["exact"]), (&json!(0), &json!(0)));
     assert_ne!(with["loss"], alone["loss"]);
@@ -60,17 +64,26 @@ fn wrong_answers_are_shown_beside_the_wanted_ones() {
     let folder = Folder::new();
     let one = data(&folder, &[pair("one")]);
     let args = ["eval", "-d", &one, "-n", "4", "--show"];
-    let got = json(&on_tiny(&[&args[..], &["1", "--json"]].concat()))["wrong"][0]["got"].as_str().unwrap().to_string();
+    let got = json(&on_tiny(&[&args[..], &["1", "--json"]].concat()))["wrong"][0]["got"]
+        .as_str()
+        .unwrap()
+        .to_string();
     let lines = [pair(&got), pair("one\ntwo\u{1b}"), String::new(), pair(&got), pair("three")];
     assert_eq!(data(&folder, &lines), one);
     let shown = String::from_utf8(on_tiny(&[&args[..], &["1"]].concat()).stdout).unwrap();
     let first: Vec<&str> = shown.lines().take(4).collect();
     assert_eq!(first[..3], ["line 2", "  wanted  one", "          two\\u{1b}"]);
     assert!(first[3].starts_with("  got     ") && !shown.contains("three"));
-    assert!(shown.contains("and 1 more wrong answers") && shown.contains("50.0 % (2 of 4 answers)"), "{shown}");
+    assert!(
+        shown.contains("and 1 more wrong answers") && shown.contains("50.0 % (2 of 4 answers)"),
+        "{shown}"
+    );
     let report = json(&on_tiny(&[&args[..], &["9", "--json"]].concat()));
     let wrong = |i: usize| (&report["wrong"][i]["line"], &report["wrong"][i]["wanted"]);
-    assert_eq!((wrong(0), wrong(1)), ((&json!(2), &json!("one\ntwo\u{1b}")), (&json!(5), &json!("three"))));
+    assert_eq!(
+        (wrong(0), wrong(1)),
+        ((&json!(2), &json!("one\ntwo\u{1b}")), (&json!(5), &json!("three")))
+    );
     assert_eq!(report["wrong"].as_array().unwrap().len(), 2);
     assert_eq!(report["wrong"][1]["got"], got);
 }
@@ -85,5 +98,7 @@ fn lines_that_cannot_be_used_are_refused_or_counted() {
     let skipped = on_tiny(&[&args[..], &["--skip-bad"]].concat());
     let report = json(&skipped);
     assert_eq!((&report["skipped"], &report["answers"]), (&json!(2), &json!(2)));
-    assert!(stderr(&skipped).contains("2 lines were skipped") && stderr(&skipped).contains("line 2"));
+    assert!(
+        stderr(&skipped).contains("2 lines were skipped") && stderr(&skipped).contains("line 2")
+    );
 }

@@ -1,4 +1,5 @@
-//! What a command writes: never over what it reads, over another output, or over something of another kind.
+//! What a command writes: never over what it reads, over another output, or over something of
+//! another kind.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -31,13 +32,15 @@ fn an_output_is_never_an_input() {
         let convert = ["adapter", "convert", text(&adapter), text(out), "-m", text(&base)];
         assert_keeps(&base, &convert, 2, "`OUT`: ");
         // Even when told to replace what is there.
-        let export = ["adapter", "export", text(&adapter), text(out), "-m", text(&base), "--overwrite"];
+        let export =
+            ["adapter", "export", text(&adapter), text(out), "-m", text(&base), "--overwrite"];
         assert_keeps(&base, &export, 2, "the base model that `--model` names");
     }
     // An adapter's folder, and a file in it.
     let tensors = adapter.join("adapter_model.safetensors");
     for out in [&adapter, &tensors] {
-        let convert = ["adapter", "convert", text(&adapter), text(out), "--to", "peft", "-m", text(&base)];
+        let convert =
+            ["adapter", "convert", text(&adapter), text(out), "--to", "peft", "-m", text(&base)];
         assert_keeps(&tensors, &convert, 2, "the adapter that `PATH` names");
         let export = ["adapter", "export", text(&adapter), text(out), "-m", text(&base)];
         assert_keeps(&tensors, &export, 2, "the adapter that `PATH` names");
@@ -54,7 +57,8 @@ fn every_shard_of_the_base_is_an_input() {
     for shard in [&first, &second] {
         std::fs::copy(model(), shard).unwrap();
     }
-    let convert = ["adapter", "convert", text(&adapter), text(&second), "-m", text(&first), "--overwrite"];
+    let convert =
+        ["adapter", "convert", text(&adapter), text(&second), "-m", text(&first), "--overwrite"];
     assert_keeps(&second, &convert, 2, "`--model`");
 }
 
@@ -66,13 +70,19 @@ fn a_file_of_another_kind_is_not_replaced() {
     let base = model();
     let base = ["-m", text(&base)];
     for (from, to) in [(&a, &first), (&b, &second), (&b, &second)] {
-        assert!(on_tiny(&["adapter", "convert", text(from), text(to)]).status.success(), "an adapter is replaced");
+        assert!(
+            on_tiny(&["adapter", "convert", text(from), text(to)]).status.success(),
+            "an adapter is replaced"
+        );
     }
     // The name of the new file was forgotten, so it is the last adapter's.
     let forgotten = [&["adapter", "export", text(&first), text(&second)], &base[..]].concat();
     assert_keeps(&second, &forgotten, 1, "not a merged model");
     assert!(on_tiny(&["adapter", "export", text(&first), text(&merged)]).status.success());
-    assert!(on_tiny(&["adapter", "export", text(&second), text(&merged)]).status.success(), "a merged one is replaced");
+    assert!(
+        on_tiny(&["adapter", "export", text(&second), text(&merged)]).status.success(),
+        "a merged one is replaced"
+    );
     let onto_merged = [&["adapter", "convert", text(&a), text(&merged)], &base[..]].concat();
     assert_keeps(&merged, &onto_merged, 1, "not an adapter in GGUF");
     let notes = folder.path("notes.gguf");
@@ -94,10 +104,20 @@ fn a_file_of_another_kind_is_not_replaced() {
 fn devices_and_pipes_are_written_to_and_stay() {
     use std::os::unix::fs::FileTypeExt;
     let folder = Folder::new();
-    let (adapter, wanted, pipe) = (folder.adapter("a", 1, 0.5, None), folder.path("a.gguf"), folder.path("pipe"));
+    let (adapter, wanted, pipe) =
+        (folder.adapter("a", 1, 0.5, None), folder.path("a.gguf"), folder.path("pipe"));
     let convert = |out: &str| {
         let model = model();
-        let mut command = epiphyte(&["adapter", "convert", text(&adapter), out, "--to", "gguf", "-m", text(&model)]);
+        let mut command = epiphyte(&[
+            "adapter",
+            "convert",
+            text(&adapter),
+            out,
+            "--to",
+            "gguf",
+            "-m",
+            text(&model),
+        ]);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     };
@@ -126,8 +146,13 @@ fn steps_are_logged_to_a_pipe() {
     let folder = Folder::new();
     let (data, out, model) = (folder.path("data.jsonl"), folder.path("out"), model());
     std::fs::write(&data, "{\"text\": \"the sea was calm and the wind was cold\"}\n").unwrap();
-    let args = ["train", "-m", text(&model), "--data", text(&data), "--out", text(&out), "--steps", "1"];
+    let args =
+        ["train", "-m", text(&model), "--data", text(&data), "--out", text(&out), "--steps", "1"];
     let output = run(&[&args[..], &["--seq-len", "32", "--log", "/dev/stdout"]].concat());
     let stdout = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && stdout.starts_with("{\"step\":1,"), "{stdout} {}", stderr(&output));
+    assert!(
+        output.status.success() && stdout.starts_with("{\"step\":1,"),
+        "{stdout} {}",
+        stderr(&output)
+    );
 }

@@ -1,4 +1,5 @@
-//! What a terminal, a pager and a package see: streams that go away, signals, colours, prompts, completions.
+//! What a terminal, a pager and a package see: streams that go away, signals, colours, prompts,
+//! completions.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
@@ -21,7 +22,8 @@ fn nobody_reads() -> Stdio {
 fn a_reader_of_stderr_that_goes_away_ends_nothing() {
     let model = model();
     let generate = ["generate", "-m", text(&model), "-p", "the", "-n", "2", "--stats"];
-    let cases: [(&[&str], i32); 3] = [(&generate, 0), (&["inspect", "nowhere"], 1), (&["generate"], 2)];
+    let cases: [(&[&str], i32); 3] =
+        [(&generate, 0), (&["inspect", "nowhere"], 1), (&["generate"], 2)];
     for (args, code) in cases {
         let status = epiphyte(args).stdout(Stdio::null()).stderr(nobody_reads()).status().unwrap();
         assert_eq!(status.code(), Some(code), "{args:?}");
@@ -45,9 +47,19 @@ fn an_interrupted_answer_is_reported_as_far_as_it_came() {
     let mut first_token = Duration::ZERO;
     for signal in ["-INT", "-TERM", "-HUP"] {
         let start = Instant::now();
-        let args = ["generate", "-m", text(&model), "-p", "Once upon a time", "-n", "4000", "--ignore-eos"];
+        let args = [
+            "generate",
+            "-m",
+            text(&model),
+            "-p",
+            "Once upon a time",
+            "-n",
+            "4000",
+            "--ignore-eos",
+        ];
         // The plain text tells when it has begun.
-        let mut child = epiphyte(&args).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child =
+            epiphyte(&args).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         first_token = start.elapsed();
         kill(signal, child.id());
@@ -56,7 +68,17 @@ fn an_interrupted_answer_is_reported_as_far_as_it_came() {
         assert_eq!(child.wait().unwrap().code(), Some(130), "{signal}");
         assert!(rest.ends_with('\n') && rest.len() < 4000, "{signal}: {} bytes", rest.len());
     }
-    let args = ["generate", "-m", text(&model), "-p", "Once upon a time", "-n", "4000", "--ignore-eos", "--json"];
+    let args = [
+        "generate",
+        "-m",
+        text(&model),
+        "-p",
+        "Once upon a time",
+        "-n",
+        "4000",
+        "--ignore-eos",
+        "--json",
+    ];
     let child = epiphyte(&args).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     // JSON comes at the end only.
     std::thread::sleep(2 * first_token + Duration::from_secs(1));
@@ -72,7 +94,17 @@ fn an_interrupted_answer_is_reported_as_far_as_it_came() {
 fn nohup_is_respected() {
     let Some(model) = model_path() else { return };
     let mut child = Command::new("nohup")
-        .args([env!("CARGO_BIN_EXE_epiphyte"), "generate", "-m", text(&model), "-p", "One", "-n", "12", "--ignore-eos"])
+        .args([
+            env!("CARGO_BIN_EXE_epiphyte"),
+            "generate",
+            "-m",
+            text(&model),
+            "-p",
+            "One",
+            "-n",
+            "12",
+            "--ignore-eos",
+        ])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -96,7 +128,8 @@ fn prompts_come_from_files_and_may_begin_with_a_hyphen() {
     let (file, model) = (folder.path("prompt"), model());
     std::fs::write(&file, "the sea\r\n").unwrap();
     let shown = |args: &[&str]| {
-        let args = [&["generate", "-m", text(&model), "-n", "1", "--json", "--show-prompt"], args].concat();
+        let args = [&["generate", "-m", text(&model), "-n", "1", "--json", "--show-prompt"], args]
+            .concat();
         json(&epiphyte(&args).stdin(std::fs::File::open(&file).unwrap()).output().unwrap())["prompt"].clone()
     };
     assert_eq!(shown(&["--prompt-file", text(&file)]), "the sea");
@@ -106,8 +139,16 @@ fn prompts_come_from_files_and_may_begin_with_a_hyphen() {
     assert_eq!(shown(&["-p", "--json"]), "--json");
     std::fs::write(&file, b"caf\xe9").unwrap();
     assert_fails(&on_tiny(&["generate", "--prompt-file", text(&file)]), 2, "UTF-8");
-    assert_fails(&on_tiny(&["generate", "--prompt-file", text(&folder.path("absent"))]), 1, "absent");
-    assert_fails(&on_tiny(&["generate", "--prompt-file", "x", "-p", "y"]), 2, "cannot be used with");
+    assert_fails(
+        &on_tiny(&["generate", "--prompt-file", text(&folder.path("absent"))]),
+        1,
+        "absent",
+    );
+    assert_fails(
+        &on_tiny(&["generate", "--prompt-file", "x", "-p", "y"]),
+        2,
+        "cannot be used with",
+    );
 }
 
 #[test]
@@ -121,7 +162,10 @@ fn completions_and_man_pages_name_every_command() {
     let dir = folder.path("man/man1");
     assert!(run(&["man", text(&dir)]).status.success());
     for page in ["epiphyte", "epiphyte-generate", "epiphyte-adapter-export"] {
-        assert!(std::fs::read_to_string(dir.join(format!("{page}.1"))).unwrap().starts_with(".ie"), "{page}");
+        assert!(
+            std::fs::read_to_string(dir.join(format!("{page}.1"))).unwrap().starts_with(".ie"),
+            "{page}"
+        );
     }
     assert_fails(&run(&["completions", "tcsh"]), 2, "tcsh");
 }
@@ -130,7 +174,8 @@ fn completions_and_man_pages_name_every_command() {
 #[cfg(target_os = "linux")]
 const PROMPT: &[u8] = b"\x1b[?2004h";
 
-/// Runs a shell command in a terminal of its own; what it shows. At each of its prompts these keys are typed.
+/// Runs a shell command in a terminal of its own; what it shows. At each of its prompts these keys
+/// are typed.
 #[cfg(target_os = "linux")]
 fn in_terminal(command: &str, keys: &[&[u8]]) -> String {
     use std::io::Write;
@@ -170,13 +215,17 @@ fn a_terminal_gets_colours_lines_to_edit_and_help_that_fits() {
     assert!(plain.contains("error: nowhere") && !plain.contains('\x1b'), "{plain:?}");
     // Usage is one line, whatever the width.
     let fits = |line: &str| line.trim_end().len() <= 60 || line.starts_with("Usage");
-    let help = in_terminal(&format!("stty rows 24 cols 60; NO_COLOR=1 {binary} generate --help"), &[]);
+    let help =
+        in_terminal(&format!("stty rows 24 cols 60; NO_COLOR=1 {binary} generate --help"), &[]);
     assert!(help.contains("Read the prompt") && help.lines().all(fits), "{help}");
     // The line before comes back, and is changed: `/hepl` becomes `/help`.
     let chat = format!("{binary} chat -m {}; echo left with $?", text(&model()));
     let keys: [&[u8]; 3] = [b"/hepl\n", b"\x1b[A\x1b[D\x1b[D\x1b[3~\x1b[Cp\n", b"\x03"];
     let shown = in_terminal(&chat, &keys);
-    assert!(shown.contains("no such command") && shown.contains("forget the conversation"), "{shown:?}");
+    assert!(
+        shown.contains("no such command") && shown.contains("forget the conversation"),
+        "{shown:?}"
+    );
     assert!(shown.contains("left with 130"), "{shown:?}");
 }
 

@@ -1,4 +1,5 @@
-//! `epiphyte train` and `epiphyte eval` on a tiny model: what they leave behind, and what stops them.
+//! `epiphyte train` and `epiphyte eval` on a tiny model: what they leave behind, and what stops
+//! them.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -20,7 +21,10 @@ impl Fixture {
     /// Prompts with a few answers.
     pub(super) fn new() -> Self {
         let fixture = Self { dir: tempfile::tempdir().unwrap() };
-        fixture.write("data.jsonl", (0..24).map(|i| pair(&format!("the {} in", i % 7), " the and er")));
+        fixture.write(
+            "data.jsonl",
+            (0..24).map(|i| pair(&format!("the {} in", i % 7), " the and er")),
+        );
         fixture
     }
 
@@ -39,7 +43,8 @@ impl Fixture {
         command.arg("--json").args(more);
         for default in [["--rank", "4"], ["--seq-len", "48"], ["--lr", "5e-3"]] {
             // An adapter to start from has a rank of its own.
-            let given = more.contains(&default[0]) || default[0] == "--rank" && more.contains(&"--init");
+            let given =
+                more.contains(&default[0]) || default[0] == "--rank" && more.contains(&"--init");
             if !given {
                 command.args(default);
             }
@@ -57,7 +62,14 @@ impl Fixture {
 
     fn eval_with(&self, data: &str, adapter: Option<&str>, more: &[&str]) -> Value {
         let [model, data] = [golden("tiny_llama.gguf"), self.path(data)];
-        let mut command = epiphyte(&["eval", "-m", model.to_str().unwrap(), "--json", "-d", data.to_str().unwrap()]);
+        let mut command = epiphyte(&[
+            "eval",
+            "-m",
+            model.to_str().unwrap(),
+            "--json",
+            "-d",
+            data.to_str().unwrap(),
+        ]);
         if let Some(name) = adapter {
             command.arg("--adapter").arg(self.path(name));
         }
@@ -72,7 +84,8 @@ impl Fixture {
     /// Names in a folder, sorted; none without the folder.
     fn names(&self, folder: &str) -> Vec<String> {
         let entries = std::fs::read_dir(self.path(folder)).into_iter().flatten();
-        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort_unstable();
         names
     }
@@ -83,7 +96,9 @@ impl Fixture {
 
     /// Whether there is something to go on from.
     fn has_run(&self, out: &str) -> bool {
-        self.checkpoints(out).iter().any(|name| name.ends_with(".safetensors") && !name.starts_with('.'))
+        self.checkpoints(out)
+            .iter()
+            .any(|name| name.ends_with(".safetensors") && !name.starts_with('.'))
     }
 
     /// Files that do not have their name yet.
@@ -123,7 +138,10 @@ fn it_learns_and_leaves_an_adapter_that_answers() {
     let report = fixture.trained("out", &[&recipe[..], &files].concat());
     assert_eq!(report["end"], "finished");
     assert_eq!((report["steps"].as_u64(), lines(&log)), (Some(30), 30));
-    assert_eq!((&report["data"]["records"], &report["validation_data"]["records"]), (&json!(24), &json!(3)));
+    assert_eq!(
+        (&report["data"]["records"], &report["validation_data"]["records"]),
+        (&json!(24), &json!(3))
+    );
     let number = |path: &str| report.pointer(path).and_then(Value::as_f64).unwrap();
     assert!(number("/loss/last") < 0.3 * number("/loss/first"));
     assert!(number("/validation_loss/best") <= number("/validation_loss/last"));
@@ -132,18 +150,27 @@ fn it_learns_and_leaves_an_adapter_that_answers() {
     let (peak, planned) = (number("/peak_device_bytes"), number("/plan/total_bytes"));
     assert!(peak >= planned && peak - planned < 65536.0, "{peak} {planned}");
     assert!(std::fs::read_to_string(&plot).unwrap().starts_with("<svg"));
-    assert_eq!(fixture.checkpoints("out"), ["run.json", "step-28.safetensors", "step-30.safetensors"]);
+    assert_eq!(
+        fixture.checkpoints("out"),
+        ["run.json", "step-28.safetensors", "step-30.safetensors"]
+    );
     let config: Value =
-        serde_json::from_slice(&std::fs::read(fixture.path("out/adapter_config.json")).unwrap()).unwrap();
-    assert_eq!((&config["peft_type"], &config["r"], &config["lora_alpha"]), (&json!("LORA"), &json!(4), &json!(16)));
+        serde_json::from_slice(&std::fs::read(fixture.path("out/adapter_config.json")).unwrap())
+            .unwrap();
+    assert_eq!(
+        (&config["peft_type"], &config["r"], &config["lora_alpha"]),
+        (&json!("LORA"), &json!(4), &json!(16))
+    );
     let tensors = fixture.adapter("out");
     let (_, header) = safetensors::SafeTensors::read_metadata(&tensors).unwrap();
     assert_eq!(header.metadata().as_ref().unwrap()["epiphyte.base_fingerprint"].len(), 32);
-    let (before, after) = (fixture.eval("data.jsonl", None), fixture.eval("data.jsonl", Some("out")));
+    let (before, after) =
+        (fixture.eval("data.jsonl", None), fixture.eval("data.jsonl", Some("out")));
     assert_eq!((&before["exact_match"], &after["exact_match"]), (&json!(0.0), &json!(1.0)));
     assert!(after["loss"].as_f64().unwrap() < 0.3 * before["loss"].as_f64().unwrap());
     // It can be trained further, with what it is made of.
-    let further = fixture.trained("further", &["--init", fixture.path("out").to_str().unwrap(), "--steps", "2"]);
+    let further = fixture
+        .trained("further", &["--init", fixture.path("out").to_str().unwrap(), "--steps", "2"]);
     assert_eq!(further["options"]["rank"], 4);
     assert!(further["loss"]["first"].as_f64().unwrap() < 2.0 * number("/loss/last"));
 }
@@ -157,7 +184,18 @@ fn texts_and_chats_are_learnt_too() {
     let message = |role: &str, content: &str| json!({"role": role, "content": content});
     let chat = json!({"messages": [message("user", "in"), message("assistant", "the")]});
     fixture.write("data.jsonl", std::iter::repeat_n(chat, 6));
-    let recipe = ["--epochs", "40", "--lr", "1e-2", "--schedule", "cosine", "--warmup", "2", "--recompute", "none"];
+    let recipe = [
+        "--epochs",
+        "40",
+        "--lr",
+        "1e-2",
+        "--schedule",
+        "cosine",
+        "--warmup",
+        "2",
+        "--recompute",
+        "none",
+    ];
     fixture.trained("chat", &recipe);
     let eval = fixture.eval("data.jsonl", Some("chat"));
     assert_eq!((&eval["answers"], &eval["exact_match"]), (&json!(6), &json!(1.0)));
@@ -167,22 +205,38 @@ fn texts_and_chats_are_learnt_too() {
 fn a_budget_is_kept_and_what_it_costs_is_said() {
     let fixture = Fixture::new();
     let wanted = ["--steps", "2", "--batch", "4"];
-    let whole = fixture.trained("whole", &[&wanted[..], &["--recompute", "none", "--rows", "4"]].concat());
+    let whole =
+        fixture.trained("whole", &[&wanted[..], &["--recompute", "none", "--rows", "4"]].concat());
     let budget = format!("{}B", whole["plan"]["total_bytes"].as_u64().unwrap() * 7 / 10);
-    let output = fixture.train("less", &[&wanted[..], &["--memory-budget", &budget]].concat()).output().unwrap();
+    let output = fixture
+        .train("less", &[&wanted[..], &["--memory-budget", &budget]].concat())
+        .output()
+        .unwrap();
     let report = json(&output);
     assert!(report["plan"]["total_bytes"].as_u64() <= report["plan"]["budget_bytes"].as_u64());
     assert!(!report["plan"]["decided"].as_array().unwrap().is_empty());
     let option = |report: &Value, name: &str| report["options"][name].as_u64().unwrap();
     assert!(option(&report, "micro_batch") < option(&whole, "micro_batch"));
     for name in ["batch_size", "gradient_accumulation_steps"] {
-        assert_eq!(option(&report, name), option(&whole, name), "what a step is depends on no memory");
+        assert_eq!(
+            option(&report, name),
+            option(&whole, name),
+            "what a step is depends on no memory"
+        );
     }
-    assert!(stderr(&output).contains("activations") && stderr(&output).contains("within"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("activations") && stderr(&output).contains("within"),
+        "{}",
+        stderr(&output)
+    );
     // A step is over the same examples, so it starts from the same loss.
     let first = |report: &Value| report["loss"]["first"].as_f64().unwrap();
     assert!((first(&whole) - first(&report)).abs() < 1e-5 * first(&whole));
-    assert_fails(&fixture.train("none", &["--memory-budget", "300kB"]).output().unwrap(), 1, "are allowed");
+    assert_fails(
+        &fixture.train("none", &["--memory-budget", "300kB"]).output().unwrap(),
+        1,
+        "are allowed",
+    );
     assert!(!fixture.path("none").exists());
 }
 
@@ -194,7 +248,8 @@ fn plan_says_what_train_takes() {
     let model = model.to_str().unwrap();
     for budget in [&[][..], &["--memory-budget", "1600kB"], &["--memory-budget", "2MB"]] {
         let asked = [&shape[..], budget].concat();
-        let planned = json(&run(&[&["plan", "--train", "--json", "-m", model], &asked[..]].concat()));
+        let planned =
+            json(&run(&[&["plan", "--train", "--json", "-m", model], &asked[..]].concat()));
         let name = format!("out{}", budget.concat());
         let taken = fixture.trained(&name, &[&asked[..], &["--steps", "1"]].concat());
         assert_eq!(planned["total_bytes"], taken["plan"]["total_bytes"], "{budget:?}");
@@ -213,10 +268,15 @@ fn a_step_is_a_number_of_examples_and_the_run_is_as_long_as_the_data_needs() {
     let model = golden("tiny_llama.gguf");
     let model = model.to_str().unwrap();
     let (data, out) = (fixture.path("data.jsonl"), fixture.path("auto"));
-    let arguments = ["train", "--json", "-m", model, "-d", data.to_str().unwrap(), "-o", out.to_str().unwrap()];
-    let output = run(&[&arguments[..], &["--seq-len", "48", "--targets", "v_proj", "--rank", "2"]].concat());
+    let arguments =
+        ["train", "--json", "-m", model, "-d", data.to_str().unwrap(), "-o", out.to_str().unwrap()];
+    let output =
+        run(&[&arguments[..], &["--seq-len", "48", "--targets", "v_proj", "--rank", "2"]].concat());
     let report = json(&output);
-    assert_eq!((&report["total_steps"], &report["options"]["batch_size"]), (&json!(45 * 3), &json!(8)));
+    assert_eq!(
+        (&report["total_steps"], &report["options"]["batch_size"]),
+        (&json!(45 * 3), &json!(8))
+    );
     assert!(report["options"]["learning_rate"].as_f64().unwrap() > 0.0);
     assert!(stderr(&output).contains("45 passes"), "{}", stderr(&output));
     let first = report["loss"]["first"].as_f64().unwrap();
@@ -230,18 +290,25 @@ fn the_best_adapter_is_kept_when_validation_turns() {
     fixture.write("other.jsonl", (0..4).map(|i| pair(&format!("the {i} in"), "zzzz")));
     let other = fixture.path("other.jsonl");
     let recipe = ["--steps", "60", "--evaluate-every", "2", "--patience", "3", "--lr", "2e-2"];
-    let report = fixture.trained("out", &[&recipe[..], &["--validation", other.to_str().unwrap()]].concat());
+    let report =
+        fixture.trained("out", &[&recipe[..], &["--validation", other.to_str().unwrap()]].concat());
     assert_eq!((&report["end"], &report["best_is_kept"]), (&json!("early_stop"), &json!(true)));
     let (best, last) = (&report["validation_loss"]["best"], &report["validation_loss"]["last"]);
     let (best, last) = (best.as_f64().unwrap(), last.as_f64().unwrap());
     assert!(best < last - 0.1, "{best} {last}");
     // A validation counts answers alone.
-    let kept = fixture.eval_with("other.jsonl", Some("out"), &["--prompt-loss-weight", "0"])["loss"].as_f64().unwrap();
+    let kept =
+        fixture.eval_with("other.jsonl", Some("out"), &["--prompt-loss-weight", "0"])["loss"]
+            .as_f64()
+            .unwrap();
     // Its keys and values may be f16 there.
     assert!((kept - best).abs() < 1e-2, "{kept} {best}");
     // It is over, however often one goes on.
     let adapter = fixture.adapter("out");
-    let again = fixture.trained("out", &[&recipe[..], &["--validation", other.to_str().unwrap(), "--resume"]].concat());
+    let again = fixture.trained(
+        "out",
+        &[&recipe[..], &["--validation", other.to_str().unwrap(), "--resume"]].concat(),
+    );
     assert_eq!((&again["end"], &again["steps"]), (&report["end"], &report["steps"]));
     assert!(adapter == fixture.adapter("out"));
 }
@@ -297,8 +364,10 @@ fn bad_use_and_bad_data_are_refused_and_touch_nothing() {
 
 /// `epiphyte train` to `out`.
 fn bare(fixture: &Fixture, out: &str) -> Command {
-    let [model, data, out] = [golden("tiny_llama.gguf"), fixture.path("data.jsonl"), fixture.path(out)];
-    let mut command = epiphyte(&["train", "-m", model.to_str().unwrap(), "-d", data.to_str().unwrap()]);
+    let [model, data, out] =
+        [golden("tiny_llama.gguf"), fixture.path("data.jsonl"), fixture.path(out)];
+    let mut command =
+        epiphyte(&["train", "-m", model.to_str().unwrap(), "-d", data.to_str().unwrap()]);
     command.args(["-o", out.to_str().unwrap()]);
     command
 }
@@ -306,7 +375,9 @@ fn bare(fixture: &Fixture, out: &str) -> Command {
 #[test]
 fn a_device_that_computes_gradients_wrong_is_not_trained_on() {
     let (fixture, cache) = (Fixture::new(), tempfile::tempdir().unwrap());
-    let train = |out: &str| fixture.train(out, &["--steps", "1"]).env("EPIPHYTE_CACHE", cache.path()).output().unwrap();
+    let train = |out: &str| {
+        fixture.train(out, &["--steps", "1"]).env("EPIPHYTE_CACHE", cache.path()).output().unwrap()
+    };
     json(&train("good"));
     let mut files = std::fs::read_dir(cache.path()).unwrap().map(|entry| entry.unwrap().path());
     let path = files.find(|path| path.to_string_lossy().ends_with(".selftest.json")).unwrap();
@@ -322,15 +393,29 @@ fn plan_tells_of_a_run_by_the_defaults_of_train() {
     let fixture = Fixture::new();
     let report = fixture.trained("out", &["--steps", "1"]);
     let model = golden("tiny_llama.gguf");
-    let args = ["plan", "--train", "-m", model.to_str().unwrap(), "--rank", "4", "--seq-len", "48", "--json"];
+    let args = [
+        "plan",
+        "--train",
+        "-m",
+        model.to_str().unwrap(),
+        "--rank",
+        "4",
+        "--seq-len",
+        "48",
+        "--json",
+    ];
     let plan = json(&run(&args));
     for class in ["weights", "adapter", "gradients", "optimizer_states"] {
-        let of = |classes: &Value| classes.as_array().unwrap().iter().find(|entry| entry["class"] == class).cloned();
+        let of = |classes: &Value| {
+            classes.as_array().unwrap().iter().find(|entry| entry["class"] == class).cloned()
+        };
         assert_eq!(of(&plan["classes"]).unwrap(), of(&report["plan"]["classes"]).unwrap());
     }
     assert_eq!(plan["training"]["checkpoint_every"], report["options"]["checkpoint_every"]);
     assert_eq!(plan["trainable_parameters"], report["trainable_parameters"]);
-    let targets = |of: &[&str]| json(&run(&[&args[..], of].concat()))["training"]["targets"].as_array().unwrap().len();
+    let targets = |of: &[&str]| {
+        json(&run(&[&args[..], of].concat()))["training"]["targets"].as_array().unwrap().len()
+    };
     assert_eq!([targets(&[]), targets(&["--targets", "attention"])], [7, 4]);
     let kept = json(&run(&[&args[..], &["--recompute", "none"]].concat()));
     assert!(kept["training"]["checkpoint_every"].is_null());
@@ -340,16 +425,31 @@ fn plan_tells_of_a_run_by_the_defaults_of_train() {
 fn a_loss_that_is_no_number_leaves_the_last_good_adapter() {
     let fixture = Fixture::new();
     // Each step makes the factors a million times as large.
-    let recipe = ["--steps", "50", "--lr", "1e-3", "--weight-decay", "1e9", "--warmup", "0", "--checkpoint-every", "1"];
+    let recipe = [
+        "--steps",
+        "50",
+        "--lr",
+        "1e-3",
+        "--weight-decay",
+        "1e9",
+        "--warmup",
+        "0",
+        "--checkpoint-every",
+        "1",
+    ];
     let output = fixture.train("out", &recipe).output().unwrap();
     assert_fails(&output, 1, "not a number");
     assert!(stderr(&output).contains("the last good one"), "{}", stderr(&output));
     let tensors = fixture.adapter("out");
     let tensors = safetensors::SafeTensors::deserialize(&tensors).unwrap().tensors();
     let values = tensors.iter().flat_map(|(_, tensor)| tensor.data().as_chunks::<4>().0);
-    assert!(values.clone().count() > 0 && values.map(|bytes| f32::from_le_bytes(*bytes)).all(f32::is_finite));
+    assert!(
+        values.clone().count() > 0
+            && values.map(|bytes| f32::from_le_bytes(*bytes)).all(f32::is_finite)
+    );
     // Of no good step there is no adapter: that of before the first adds nothing.
-    let output = fixture.train("none", &["--steps", "5", "--lr", "1e30", "--warmup", "0"]).output().unwrap();
+    let output =
+        fixture.train("none", &["--steps", "5", "--lr", "1e30", "--warmup", "0"]).output().unwrap();
     assert_fails(&output, 1, "no step was good, so no adapter was written");
     assert!(!fixture.path("none/adapter_config.json").exists());
 }
@@ -371,15 +471,23 @@ pub(super) fn interrupted(output: &Output) -> Value {
     report
 }
 
-pub(super) const RECIPE: [&str; 8] = ["--steps", "24", "--batch", "2", "--checkpoint-every", "3", "--validation", "4"];
+pub(super) const RECIPE: [&str; 8] =
+    ["--steps", "24", "--batch", "2", "--checkpoint-every", "3", "--validation", "4"];
 
 #[test]
 fn ctrl_c_ends_a_run_that_goes_on_to_the_same_adapter() {
     let fixture = Fixture::new();
     fixture.trained("whole", &RECIPE);
-    let mut child = fixture.train("out", &RECIPE).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = fixture
+        .train("out", &RECIPE)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     wait_for(&mut child, &fixture.path("out/checkpoints/steps.jsonl"), 4);
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert!(
+        Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success()
+    );
     let report = interrupted(&child.wait_with_output().unwrap());
     let steps = report["steps"].as_u64().unwrap();
     assert!((4..24).contains(&steps), "{steps}");
@@ -394,7 +502,10 @@ fn ctrl_c_ends_a_run_that_goes_on_to_the_same_adapter() {
     assert_eq!(fixture.half_written("out"), [""; 0]);
     assert_eq!(lines(&fixture.path("out/checkpoints/steps.jsonl")), 24);
     // With other settings it is another run.
-    let other = fixture.train("out", &[&RECIPE[..], &["--resume", "--lr", "1e-3"]].concat()).output().unwrap();
+    let other = fixture
+        .train("out", &[&RECIPE[..], &["--resume", "--lr", "1e-3"]].concat())
+        .output()
+        .unwrap();
     assert_fails(&other, 1, "other settings");
     assert!(fixture.adapter("whole") == fixture.adapter("out"));
 }
@@ -403,9 +514,12 @@ fn ctrl_c_ends_a_run_that_goes_on_to_the_same_adapter() {
 #[test]
 fn a_killed_run_goes_on_to_the_same_adapter() {
     let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u32>().ok());
-    let (kills, seed) = (number("EPIPHYTE_KILLS").unwrap_or(3), number("EPIPHYTE_KILL_SEED").unwrap_or(5));
+    let (kills, seed) =
+        (number("EPIPHYTE_KILLS").unwrap_or(3), number("EPIPHYTE_KILL_SEED").unwrap_or(5));
     let fixture = Fixture::new();
-    let recipe = [&RECIPE[..4], &["--checkpoint-every", "1", "--validation", "4", "--patience", "9"]].concat();
+    let recipe =
+        [&RECIPE[..4], &["--checkpoint-every", "1", "--validation", "4", "--patience", "9"]]
+            .concat();
     fixture.trained("whole", &recipe);
     let (mut random, mut killed, mut runs, mut resumed) = (Random::new(u64::from(seed)), 0, 0, 0);
     let (mut writing, mut steps) = (0, BTreeSet::new());
@@ -433,7 +547,8 @@ fn a_killed_run_goes_on_to_the_same_adapter() {
         assert_eq!(fixture.half_written(&out), [""; 0]);
     }
     println!(
-        "{killed} kills in {runs} runs, {writing} of them while a file was written, after {steps:?} steps in the log"
+        "{killed} kills in {runs} runs, {writing} of them while a file was written, after \
+        {steps:?} steps in the log"
     );
     assert!(resumed > 0);
 }
@@ -452,7 +567,12 @@ fn a_full_disk_leaves_the_checkpoints_that_are_there() {
     let limited = |limit: &str| -> Output {
         let mut shell = Command::new("sh");
         shell.args(["-c", &format!("trap '' XFSZ; ulimit -f {limit}; exec \"$@\""), "sh"]);
-        shell.arg(resume.get_program()).args(resume.get_args()).env_remove("RUST_LOG").output().unwrap()
+        shell
+            .arg(resume.get_program())
+            .args(resume.get_args())
+            .env_remove("RUST_LOG")
+            .output()
+            .unwrap()
     };
     assert!(before[0].len() > 64 * 1024);
     assert_fails(&limited("64"), 1, "step-6.safetensors");

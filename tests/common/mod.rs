@@ -8,7 +8,8 @@ use std::time::Duration;
 /// No work takes as long, on however slow a machine.
 const FAR_TOO_LONG: Duration = Duration::from_secs(60);
 
-/// The default model: `EPIPHYTE_TEST_MODEL`, else the cache. `None` only when `EPIPHYTE_SKIP_MODEL=1` allows it.
+/// The default model: `EPIPHYTE_TEST_MODEL`, else the cache. `None` only when
+/// `EPIPHYTE_SKIP_MODEL=1` allows it.
 pub(crate) fn model_path() -> Option<PathBuf> {
     let var = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let path = var("EPIPHYTE_TEST_MODEL").or_else(epiphyte::default_model);
@@ -52,8 +53,8 @@ impl Random {
     }
 }
 
-/// What `work` gives. Work that a file can make endless ends the tests after a minute, and they say which it was. This is
-/// no measure of speed, which a busy machine would spoil.
+/// What `work` gives. Work that a file can make endless ends the tests after a minute, and they say
+/// which it was. This is no measure of speed, which a busy machine would spoil.
 pub(crate) fn ends<T>(what: &str, work: impl FnOnce() -> T) -> T {
     let (done, waiting) = mpsc::channel::<()>();
     thread::scope(|scope| {

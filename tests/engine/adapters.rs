@@ -6,7 +6,9 @@ use std::sync::{Arc, LazyLock};
 
 use epiphyte::adapter::{Adapter, BaseShape};
 use epiphyte::engine::{Change, KvPolicy};
-use epiphyte::{Engine, EngineOptions, Error, GenerateOptions, GpuOptions, Session, generate_batch};
+use epiphyte::{
+    Engine, EngineOptions, Error, GenerateOptions, GpuOptions, Session, generate_batch,
+};
 use safetensors::SafeTensors;
 
 use super::{PAGE, dispatches, generate, greedy, open, prefill, prompt, session};
@@ -23,7 +25,9 @@ pub(super) fn shape() -> BaseShape {
 
 /// Adapter number `i`: on all modules, or on some.
 pub(super) fn numbered(i: usize) -> Adapter {
-    random_adapter(&shape(), 70 + i as u64, |path| i.is_multiple_of(2) || !(path.target as usize + i).is_multiple_of(3))
+    random_adapter(&shape(), 70 + i as u64, |path| {
+        i.is_multiple_of(2) || !(path.target as usize + i).is_multiple_of(3)
+    })
 }
 
 /// What a session says alone; for tests that do not mind what others have left in the cache.
@@ -66,7 +70,8 @@ fn cache(session: &Session) -> Vec<(String, Vec<u8>)> {
     session.save(&path).unwrap();
     let bytes = std::fs::read(&path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
-    let mut tensors: Vec<_> = file.iter().map(|(name, view)| (name.to_string(), view.data().to_vec())).collect();
+    let mut tensors: Vec<_> =
+        file.iter().map(|(name, view)| (name.to_string(), view.data().to_vec())).collect();
     tensors.sort();
     tensors
 }
@@ -79,27 +84,34 @@ fn logits(session: &mut Session) -> Vec<Vec<f32>> {
 
 /// A batch of `k` against `k` runs alone on another engine.
 fn batch_is_as_alone(batched: &Arc<Engine>, single: &Arc<Engine>, k: usize, bit_for_bit: bool) {
-    let mut sessions: Vec<Session> = (0..k).map(mixed).map(|(set, ids)| under(batched, &set, &ids)).collect();
+    let mut sessions: Vec<Session> =
+        (0..k).map(mixed).map(|(set, ids)| under(batched, &set, &ids)).collect();
     let mut ids = vec![Vec::new(); k];
-    generate_batch(sessions.iter_mut().map(|session| (session, greedy(9))).collect(), |i, token| {
-        ids[i].push(token.id);
-        ControlFlow::Continue(())
-    })
+    generate_batch(
+        sessions.iter_mut().map(|session| (session, greedy(9))).collect(),
+        |i, token| {
+            ids[i].push(token.id);
+            ControlFlow::Continue(())
+        },
+    )
     .unwrap();
     for (i, session) in sessions.iter().enumerate() {
         let (set, prompt) = mixed(i);
         let mut alone = under(single, &set, &prompt);
         assert_eq!(ids[i], generate(&mut alone, greedy(9)).ids, "sequence {i} of {k}");
-        // They follow from all hidden states before the last layer. The base alone folds its kernels otherwise, so that
-        // a row without adapters is rounded otherwise beside rows that have some.
+        // They follow from all hidden states before the last layer. The base alone folds its
+        // kernels otherwise, so that a row without adapters is rounded otherwise beside rows that
+        // have some.
         let same = !bit_for_bit || set.is_empty() || cache(session) == cache(&alone);
         assert!(same, "keys and values of sequence {i} of {k}");
     }
     // Prompts that take turns, logits too.
     let each = |engine, order: &mut dyn Iterator<Item = usize>| {
         let of = |i| (i, mixed(i)).clone();
-        let mut all: Vec<_> =
-            order.map(of).map(|(i, (set, ids))| (i, logits(&mut under(engine, &set, &ids)))).collect();
+        let mut all: Vec<_> = order
+            .map(of)
+            .map(|(i, (set, ids))| (i, logits(&mut under(engine, &set, &ids))))
+            .collect();
         all.sort_by_key(|(i, _)| *i);
         all
     };
@@ -109,7 +121,8 @@ fn batch_is_as_alone(batched: &Arc<Engine>, single: &Arc<Engine>, k: usize, bit_
 #[test]
 fn a_mixed_batch_is_bit_for_bit_what_each_adapter_gives_alone() {
     let gpu = GpuOptions { subgroups: false, immediates: false, ..GpuOptions::default() };
-    let open = || adapted(EngineOptions { gpu: gpu.clone(), kv_f32: true, ..EngineOptions::default() });
+    let open =
+        || adapted(EngineOptions { gpu: gpu.clone(), kv_f32: true, ..EngineOptions::default() });
     batch_is_as_alone(&open(), &open(), 8, true);
 }
 
@@ -130,7 +143,8 @@ fn a_swap_between_tokens_costs_a_write() {
         let mut session = session(&engine, &prompt(310, 20));
         let cost = || {
             let counters = &engine.gpu().counters;
-            let made = [&counters.pipelines, &counters.bind_groups].map(|counter| counter.load(Ordering::Relaxed));
+            let made = [&counters.pipelines, &counters.bind_groups]
+                .map(|counter| counter.load(Ordering::Relaxed));
             (made, engine.gpu().allocated_bytes())
         };
         let mut generation = session.generate(greedy(100)).unwrap();
@@ -147,7 +161,10 @@ fn a_swap_between_tokens_costs_a_write() {
             assert_eq!(cost(), before, "after {i} swaps");
         }
         let nowhere = generation.set_adapters(1, &Change::default());
-        assert!(matches!(nowhere, Err(Error::InvalidArgument { name: "index", .. })), "{nowhere:?}");
+        assert!(
+            matches!(nowhere, Err(Error::InvalidArgument { name: "index", .. })),
+            "{nowhere:?}"
+        );
         drop(generation);
         let before = cost();
         for i in 0..8 {
@@ -175,7 +192,9 @@ fn history_is_recomputed_or_kept() {
         }
         session
     };
-    let fresh = |ids: &[u32], adapters: Set<'_>| generate(&mut under(&ALONE, adapters, ids), greedy(10)).ids;
+    let fresh = |ids: &[u32], adapters: Set<'_>| {
+        generate(&mut under(&ALONE, adapters, ids), greedy(10)).ids
+    };
     for in_flight in [false, true] {
         let recomputed = run(KvPolicy::Recompute, in_flight);
         assert_eq!(recomputed.tokens()[56..], fresh(&recomputed.tokens()[..56], b));
@@ -195,7 +214,8 @@ fn history_is_recomputed_or_kept() {
 fn pages_are_shared_under_the_same_adapters_only() {
     let engine = adapted(EngineOptions::default());
     let ids = prompt(312, PAGE + 1);
-    let sets: [Set<'_>; 5] = [&[], &[("a", 1.0)], &[("a", 0.5)], &[("b", 1.0)], &[("a", 1.0), ("b", 1.0)]];
+    let sets: [Set<'_>; 5] =
+        [&[], &[("a", 1.0)], &[("a", 0.5)], &[("b", 1.0)], &[("a", 1.0), ("b", 1.0)]];
     let cost = |adapters: Set<'_>| {
         let before = dispatches(&engine);
         prefill(&mut under(&engine, adapters, &ids));
@@ -238,10 +258,19 @@ fn forks_and_saved_sessions_keep_their_adapters() {
     let path = dir.path().join("session");
     fork.save(&path).unwrap();
     drop(parent);
-    let pinned =
-        || engine.adapters().into_iter().filter(|state| state.pinned).map(|state| state.id).collect::<Vec<_>>();
+    let pinned = || {
+        engine
+            .adapters()
+            .into_iter()
+            .filter(|state| state.pinned)
+            .map(|state| state.id)
+            .collect::<Vec<_>>()
+    };
     assert_eq!(pinned(), ["a", "g"], "the fork holds them");
-    assert!(matches!(engine.unload_adapter("g"), Err(Error::InvalidArgument { name: "adapters", .. })));
+    assert!(matches!(
+        engine.unload_adapter("g"),
+        Err(Error::InvalidArgument { name: "adapters", .. })
+    ));
     assert_eq!(generate(&mut fork, greedy(8)), expected);
     drop(fork);
     assert_eq!(pinned(), [""; 0]);
@@ -254,9 +283,13 @@ fn forks_and_saved_sessions_keep_their_adapters() {
     drop(restored);
     // Under other factors of the same id the keys and values are not those.
     engine.add_adapter("g", &numbered(3)).unwrap();
-    assert!(matches!(engine.restore(&path).err(), Some(Error::AdapterMismatch { id, .. }) if id == "g"));
+    assert!(
+        matches!(engine.restore(&path).err(), Some(Error::AdapterMismatch { id, .. }) if id == "g")
+    );
     engine.unload_adapter("g").unwrap();
-    assert!(matches!(engine.restore(&path).err(), Some(Error::AdapterNotLoaded { id }) if id == "g"));
+    assert!(
+        matches!(engine.restore(&path).err(), Some(Error::AdapterNotLoaded { id }) if id == "g")
+    );
     assert_eq!(pinned(), [""; 0]);
 }
 

@@ -2,7 +2,9 @@
 
 use std::ops::ControlFlow;
 
-use epiphyte::{CancelToken, EngineOptions, Error, FinishReason, GenerateOptions, Session, generate_batch};
+use epiphyte::{
+    CancelToken, EngineOptions, Error, FinishReason, GenerateOptions, Session, generate_batch,
+};
 
 use super::{Answer, CONTEXT, SHARED, alone, greedy, open, prompt, sampled, session};
 
@@ -10,14 +12,17 @@ use super::{Answer, CONTEXT, SHARED, alone, greedy, open, prompt, sampled, sessi
 fn together(prompts: &[Vec<u32>], options: &[GenerateOptions]) -> Vec<Answer> {
     let mut sessions: Vec<Session> = prompts.iter().map(|ids| session(&SHARED, ids)).collect();
     let sequences = sessions.iter_mut().zip(options.iter().cloned()).collect();
-    let mut answers: Vec<Answer> =
-        prompts.iter().map(|_| Answer { ids: Vec::new(), text: String::new(), reason: None }).collect();
+    let mut answers: Vec<Answer> = prompts
+        .iter()
+        .map(|_| Answer { ids: Vec::new(), text: String::new(), reason: None })
+        .collect();
     let reasons = generate_batch(sequences, |i, token| {
         answers[i].ids.push(token.id);
         answers[i].text += &token.text;
         ControlFlow::Continue(())
     });
-    for ((answer, reason), (session, ids)) in answers.iter_mut().zip(reasons.unwrap()).zip(sessions.iter().zip(prompts))
+    for ((answer, reason), (session, ids)) in
+        answers.iter_mut().zip(reasons.unwrap()).zip(sessions.iter().zip(prompts))
     {
         answer.reason = reason;
         assert_eq!(session.tokens(), [&ids[..], &answer.ids].concat());
@@ -27,7 +32,12 @@ fn together(prompts: &[Vec<u32>], options: &[GenerateOptions]) -> Vec<Answer> {
 
 fn check(prompts: &[Vec<u32>], options: &[GenerateOptions]) {
     for (i, answer) in together(prompts, options).into_iter().enumerate() {
-        assert_eq!(answer, alone(&prompts[i], options[i].clone()), "sequence {i} of {}", prompts.len());
+        assert_eq!(
+            answer,
+            alone(&prompts[i], options[i].clone()),
+            "sequence {i} of {}",
+            prompts.len()
+        );
     }
 }
 
@@ -43,7 +53,8 @@ fn a_batch_gives_what_each_session_gives_alone() {
 #[test]
 fn a_sampled_batch_gives_what_each_seed_gives_alone() {
     let prompts: Vec<_> = (0..6).map(|i| prompt(120 + i, 40 - 5 * i as usize)).collect();
-    let options: Vec<_> = (0..6).map(|seed| if seed == 3 { greedy(15) } else { sampled(15, seed) }).collect();
+    let options: Vec<_> =
+        (0..6).map(|seed| if seed == 3 { greedy(15) } else { sampled(15, seed) }).collect();
     check(&prompts, &options);
 }
 

@@ -6,8 +6,8 @@ use epiphyte::{EngineOptions, GenerateOptions, GpuOptions, Sampling};
 
 use super::{PAGE, VOCAB, dispatches, greedy, open, prompt, session};
 
-/// Per layer: q k v in three formats, rope and cache, attention, o, norm, gate and up in two, SwiGLU, down; per token:
-/// embedding, head, the two sampling kernels that greedy needs.
+/// Per layer: q k v in three formats, rope and cache, attention, o, norm, gate and up in two,
+/// SwiGLU, down; per token: embedding, head, the two sampling kernels that greedy needs.
 const DISPATCHES: u64 = 2 * (3 + 1 + 1 + 1 + 1 + 2 + 1 + 1) + 4;
 
 #[test]
@@ -15,7 +15,16 @@ fn a_token_is_one_submission_and_allocates_nothing() {
     for (immediates, sampling, more) in [
         (true, Sampling::default(), 0),
         (false, Sampling::default(), 0),
-        (true, Sampling { temperature: 1.0, top_p: 0.9, repetition_penalty: 1.1, ..Sampling::default() }, 2),
+        (
+            true,
+            Sampling {
+                temperature: 1.0,
+                top_p: 0.9,
+                repetition_penalty: 1.1,
+                ..Sampling::default()
+            },
+            2,
+        ),
     ] {
         let gpu = GpuOptions { immediates, ..GpuOptions::default() };
         let engine = open(EngineOptions { gpu, ..EngineOptions::default() });
@@ -24,8 +33,11 @@ fn a_token_is_one_submission_and_allocates_nothing() {
         // The first one allocates its readbacks and compiles.
         let mut generation = session.generate(GenerateOptions { sampling, ..greedy(50) }).unwrap();
         generation.next().unwrap().unwrap();
-        let (allocated, submits, dispatched) =
-            (engine.gpu().allocated_bytes(), counters.submits.load(Ordering::Relaxed), dispatches(&engine));
+        let (allocated, submits, dispatched) = (
+            engine.gpu().allocated_bytes(),
+            counters.submits.load(Ordering::Relaxed),
+            dispatches(&engine),
+        );
         let ahead = 2; // submitted already
         let mut tokens = 0;
         for token in generation.by_ref() {
@@ -34,8 +46,16 @@ fn a_token_is_one_submission_and_allocates_nothing() {
             assert_eq!(engine.gpu().allocated_bytes(), allocated, "after {tokens} tokens");
         }
         assert_eq!(tokens, 49);
-        assert_eq!(counters.submits.load(Ordering::Relaxed) - submits, tokens - ahead, "submissions");
-        assert_eq!(dispatches(&engine) - dispatched, (tokens - ahead) * (DISPATCHES + more), "dispatches");
+        assert_eq!(
+            counters.submits.load(Ordering::Relaxed) - submits,
+            tokens - ahead,
+            "submissions"
+        );
+        assert_eq!(
+            dispatches(&engine) - dispatched,
+            (tokens - ahead) * (DISPATCHES + more),
+            "dispatches"
+        );
     }
 }
 

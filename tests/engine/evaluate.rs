@@ -12,8 +12,10 @@ fn pair(prompt: &str, completion: &str) -> Record {
 
 fn examples(records: Vec<Record>) -> Examples {
     let base = SHARED.base();
-    let options = DataOptions { seq_len: SHARED.context(), truncate: false, ..DataOptions::default() };
-    let encoder = Encoder::new(&base.tokenizer, &base.chat_template, SHARED.context(), options).unwrap();
+    let options =
+        DataOptions { seq_len: SHARED.context(), truncate: false, ..DataOptions::default() };
+    let encoder =
+        Encoder::new(&base.tokenizer, &base.chat_template, SHARED.context(), options).unwrap();
     Examples::of(records, &encoder).unwrap()
 }
 
@@ -21,27 +23,37 @@ fn examples(records: Vec<Record>) -> Examples {
 fn said(text: &str, max_tokens: usize) -> String {
     let mut session = SHARED.session();
     session.push_text(text).unwrap();
-    super::generate(&mut session, super::GenerateOptions { ignore_eos: false, ..greedy(max_tokens) }).text
+    super::generate(
+        &mut session,
+        super::GenerateOptions { ignore_eos: false, ..greedy(max_tokens) },
+    )
+    .text
 }
 
 fn measured(examples: &Examples, options: &EvaluateOptions) -> (Evaluation, Vec<EvaluateProgress>) {
     let mut heard = Vec::new();
-    let evaluation = evaluate(&SHARED.session(), examples, options, &mut |progress| heard.push(progress)).unwrap();
+    let evaluation =
+        evaluate(&SHARED.session(), examples, options, &mut |progress| heard.push(progress))
+            .unwrap();
     (evaluation, heard)
 }
 
 #[test]
 fn answers_are_compared_and_the_loss_is_the_mean_by_weight() {
     let prompts: Vec<String> = (0..10).map(|i| format!("the sea {i}")).collect();
-    let wanted = |i: usize| if i == 4 { "no".to_string() } else { format!(" {}\n", said(&prompts[i], 6).trim()) };
+    let wanted = |i: usize| {
+        if i == 4 { "no".to_string() } else { format!(" {}\n", said(&prompts[i], 6).trim()) }
+    };
     let mut records: Vec<Record> = (0..10).map(|i| pair(&prompts[i], &wanted(i))).collect();
     // Asks nothing, and has a loss all the same.
     records.push(Record::Text { text: "the sea and the land".into() });
     let examples = examples(records);
-    let (evaluation, heard) = measured(&examples, &EvaluateOptions { max_tokens: Some(6), ..Default::default() });
+    let (evaluation, heard) =
+        measured(&examples, &EvaluateOptions { max_tokens: Some(6), ..Default::default() });
     assert_eq!((evaluation.answers.len(), evaluation.exact()), (10, 9));
     assert_eq!(evaluation.exact_match(), Some(0.9));
-    let wrong: Vec<_> = evaluation.wrong().map(|answer| (answer.line, answer.wanted.as_str())).collect();
+    let wrong: Vec<_> =
+        evaluation.wrong().map(|answer| (answer.line, answer.wanted.as_str())).collect();
     assert_eq!(wrong, [(5, "no")]);
     assert_eq!(evaluation.answers[4].got, said(&prompts[4], 6));
     assert_eq!((heard[0].done, heard[heard.len() - 1].done, heard[0].total), (0, 21, 21));
@@ -51,7 +63,10 @@ fn answers_are_compared_and_the_loss_is_the_mean_by_weight() {
         let mut session = session(&SHARED, &example.ids);
         session
             .logits(0, |i, logits| {
-                let Some(weight) = example.weights.get(i + 1).map(|&weight| f64::from(weight)) else { return };
+                let Some(weight) = example.weights.get(i + 1).map(|&weight| f64::from(weight))
+                else {
+                    return;
+                };
                 let all: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
                 sum += weight * (all.ln() - f64::from(logits[example.ids[i + 1] as usize]));
                 weights += weight;
@@ -66,14 +81,19 @@ fn answers_are_compared_and_the_loss_is_the_mean_by_weight() {
 fn one_that_is_stopped_says_so() {
     let cancel = CancelToken::default();
     cancel.cancel();
-    let (evaluation, _) = measured(&examples(vec![pair("a", "b")]), &EvaluateOptions { cancel, max_tokens: None });
+    let (evaluation, _) =
+        measured(&examples(vec![pair("a", "b")]), &EvaluateOptions { cancel, max_tokens: None });
     assert_eq!(evaluation, Evaluation { cancelled: true, ..Evaluation::default() });
     assert_eq!(evaluation.exact_match(), None);
 }
 
 #[test]
 fn a_session_that_holds_something_is_no_template() {
-    let refused =
-        evaluate(&session(&SHARED, &prompt(1, 3)), &Examples::default(), &EvaluateOptions::default(), &mut |_| {});
+    let refused = evaluate(
+        &session(&SHARED, &prompt(1, 3)),
+        &Examples::default(),
+        &EvaluateOptions::default(),
+        &mut |_| {},
+    );
     assert!(matches!(refused, Err(Error::InvalidArgument { name: "template", .. })));
 }

@@ -12,7 +12,9 @@ use crate::common::golden;
 
 fn heard(options: EngineOptions) -> (std::sync::Arc<Engine>, Vec<LoadProgress>) {
     let mut heard = Vec::new();
-    let engine = Engine::open_with(golden("tiny_llama.gguf"), options, &mut |progress| heard.push(progress)).unwrap();
+    let engine =
+        Engine::open_with(golden("tiny_llama.gguf"), options, &mut |progress| heard.push(progress))
+            .unwrap();
     (engine, heard)
 }
 
@@ -47,7 +49,11 @@ fn what_decoding_needs_is_compiled_when_the_engine_is_open() {
     let (engine, heard) = heard(EngineOptions { skip_self_test: true, ..EngineOptions::default() });
     let compiled = || engine.gpu().counters.pipelines.load(Ordering::Relaxed);
     let before = compiled();
-    assert_eq!(before, heard.last().unwrap().total, "binding compiles nothing that was not told of");
+    assert_eq!(
+        before,
+        heard.last().unwrap().total,
+        "binding compiles nothing that was not told of"
+    );
     super::generate(&mut session(&engine, &prompt(500, 1)), greedy(3));
     assert_eq!(compiled(), before);
 }
@@ -63,7 +69,9 @@ fn small_bindings_split_the_weights_and_change_no_answer() {
     };
     let logits = |engine: &std::sync::Arc<Engine>| {
         let mut all = Vec::new();
-        session(engine, &prompt(501, 20)).logits(0, |_, logits| all.extend_from_slice(logits)).unwrap();
+        session(engine, &prompt(501, 20))
+            .logits(0, |_, logits| all.extend_from_slice(logits))
+            .unwrap();
         all
     };
     let (small, large) = (limited(8 << 10), limited(u64::MAX));

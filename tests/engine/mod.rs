@@ -1,4 +1,5 @@
-//! Sessions and generation on a tiny model: what is shared, continued, batched, stopped and refused.
+//! Sessions and generation on a tiny model: what is shared, continued, batched, stopped and
+//! refused.
 
 mod adapters;
 mod batch;
@@ -19,7 +20,9 @@ mod text;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock};
 
-use epiphyte::{CancelToken, Engine, EngineOptions, FinishReason, GenerateOptions, Sampling, Session};
+use epiphyte::{
+    CancelToken, Engine, EngineOptions, FinishReason, GenerateOptions, Sampling, Session,
+};
 
 use crate::common::{Random, golden};
 
@@ -54,7 +57,8 @@ fn greedy(max_tokens: usize) -> GenerateOptions {
 }
 
 fn sampled(max_tokens: usize, seed: u64) -> GenerateOptions {
-    let sampling = Sampling { temperature: 1.5, top_k: 100, top_p: 0.95, seed, ..Sampling::default() };
+    let sampling =
+        Sampling { temperature: 1.5, top_k: 100, top_p: 0.95, seed, ..Sampling::default() };
     GenerateOptions { sampling, ..greedy(max_tokens) }
 }
 
@@ -78,7 +82,11 @@ fn generate(session: &mut Session, options: GenerateOptions) -> Answer {
     }
     answer.reason = generation.finish_reason(0);
     drop(generation);
-    assert_eq!(session.tokens(), [before, answer.ids.clone()].concat(), "the session holds what was handed out");
+    assert_eq!(
+        session.tokens(),
+        [before, answer.ids.clone()].concat(),
+        "the session holds what was handed out"
+    );
     answer
 }
 

@@ -78,7 +78,10 @@ fn open_sessions_are_unharmed_by_refusals() {
     let first = generation.next().unwrap().unwrap().id;
     assert!(refusal_of(&llama().without("output_norm.weight").bytes()).is_some());
     let rest = generation.map(|token| token.unwrap().id);
-    assert_eq!([first].into_iter().chain(rest).collect::<Vec<_>>(), alone(&prompt(1, 20), greedy(10)).ids);
+    assert_eq!(
+        [first].into_iter().chain(rest).collect::<Vec<_>>(),
+        alone(&prompt(1, 20), greedy(10)).ids
+    );
 }
 
 #[test]
@@ -86,17 +89,25 @@ fn options_out_of_range_are_refused() {
     for context in [0, 257, usize::MAX] {
         let options = EngineOptions { context: Some(context), ..EngineOptions::default() };
         let refusal = Engine::open(golden("tiny_llama.gguf"), options).err();
-        assert!(matches!(&refusal, Some(Error::InvalidArgument { name: "context", .. })), "{refusal:?}");
+        assert!(
+            matches!(&refusal, Some(Error::InvalidArgument { name: "context", .. })),
+            "{refusal:?}"
+        );
     }
     for context in [1, 33, 256] {
-        assert_eq!(open(EngineOptions { context: Some(context), ..EngineOptions::default() }).context(), context);
+        assert_eq!(
+            open(EngineOptions { context: Some(context), ..EngineOptions::default() }).context(),
+            context
+        );
     }
 }
 
 #[test]
 fn a_gpu_that_is_not_there_is_refused_with_a_list() {
     let gpu = GpuOptions { name: Some("Voodoo 2".into()), ..GpuOptions::default() };
-    let refusal = Engine::open(golden("tiny_llama.gguf"), EngineOptions { gpu, ..EngineOptions::default() }).err();
+    let refusal =
+        Engine::open(golden("tiny_llama.gguf"), EngineOptions { gpu, ..EngineOptions::default() })
+            .err();
     let Some(Error::NoGpu(message)) = refusal else { panic!("{refusal:?}") };
     assert!(message.contains("voodoo 2") || message.contains("Voodoo 2"), "{message}");
     assert!(message.contains("EPIPHYTE_GPU"), "{message}");

@@ -1,4 +1,5 @@
-//! Adapters on the device: the budget, who makes room, who stays, what is refused and leaves everything as it was.
+//! Adapters on the device: the budget, who makes room, who stays, what is refused and leaves
+//! everything as it was.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -15,7 +16,8 @@ use crate::common::Random;
 /// An adapter of one rank on q and down of every layer.
 pub(super) fn sized(seed: u64, rank: usize) -> Adapter {
     let (shape, mut random) = (shape(), Random::new(seed));
-    let wanted = shape.modules().filter(|path| matches!(path.target, Target::QProj | Target::DownProj));
+    let wanted =
+        shape.modules().filter(|path| matches!(path.target, Target::QProj | Target::DownProj));
     let module = |path: ModulePath| {
         let [n, k] = shape.shape(path.target);
         let a = (0..rank * k).map(|_| random.signed(0.3)).collect();
@@ -23,7 +25,8 @@ pub(super) fn sized(seed: u64, rank: usize) -> Adapter {
         LoraModule { path, rank, a, b, scaling: 1.0 }
     };
     let target_modules = Modules::Names(vec!["q_proj".into(), "down_proj".into()]);
-    let config = LoraConfig { r: rank, lora_alpha: rank as f64, target_modules, ..LoraConfig::default() };
+    let config =
+        LoraConfig { r: rank, lora_alpha: rank as f64, target_modules, ..LoraConfig::default() };
     Adapter::new(config, wanted.map(module).collect(), None, &shape).unwrap()
 }
 
@@ -88,7 +91,10 @@ fn an_adapter_beyond_the_budget_is_refused_and_no_one_makes_room() {
     said.extend(generation.map(|token| token.unwrap().id));
     assert_eq!(said, alone(&sized(1, 8), 1.0, &ids));
     // The one that was to be replaced is still itself.
-    assert_eq!(generate(&mut under(&engine, &[("b", 1.0)], &ids), greedy(8)).ids, alone(&sized(2, 8), 1.0, &ids));
+    assert_eq!(
+        generate(&mut under(&engine, &[("b", 1.0)], &ids), greedy(8)).ids,
+        alone(&sized(2, 8), 1.0, &ids)
+    );
     drop(session);
     engine.add_adapter("c", &sized(9, 12)).unwrap();
     assert_eq!(resident(&engine), ["c"]);
@@ -135,7 +141,9 @@ fn files_that_change_or_vanish_while_off_the_device_are_refused() {
     let ids = prompt(402, 15);
     let mut session = under(&engine, &[("b", 1.0)], &ids);
     let fits = |id: &str, error: &Error| match id {
-        "changed" => matches!(error, Error::InvalidAdapter { reason, .. } if reason.contains("changed")),
+        "changed" => {
+            matches!(error, Error::InvalidAdapter { reason, .. } if reason.contains("changed"))
+        }
         "gone" => matches!(error, Error::Io { .. }),
         _ => matches!(error, Error::InvalidFile { .. }),
     };
@@ -217,7 +225,10 @@ fn a_session_saved_under_a_replaced_adapter_names_the_one_it_had() {
     user.save(&file).unwrap();
     assert!(matches!(engine.restore(&file), Err(Error::AdapterMismatch { id, .. }) if id == "a"));
     engine.add_adapter("a", &old).unwrap();
-    assert_eq!(generate(&mut engine.restore(&file).unwrap(), greedy(8)), generate(&mut user, greedy(8)));
+    assert_eq!(
+        generate(&mut engine.restore(&file).unwrap(), greedy(8)),
+        generate(&mut user, greedy(8))
+    );
 }
 
 #[test]
@@ -227,11 +238,16 @@ fn what_is_in_use_is_not_unloaded() {
     let ids = prompt(404, 15);
     let mut user = under(&engine, &[("a", 1.0)], &ids);
     let refused = engine.unload_adapter("a");
-    assert!(matches!(&refused, Err(Error::InvalidArgument { name: "adapters", reason }) if reason.contains("`a`")));
+    assert!(
+        matches!(&refused, Err(Error::InvalidArgument { name: "adapters", reason }) if reason.contains("`a`"))
+    );
     assert_eq!(generate(&mut user, greedy(8)).ids, alone(&sized(1, 8), 1.0, &ids));
     set(&mut user, &[], KvPolicy::Recompute);
     engine.add_adapter("a", &sized(2, 4)).unwrap();
-    assert_eq!(generate(&mut under(&engine, &[("a", 1.0)], &ids), greedy(8)).ids, alone(&sized(2, 4), 1.0, &ids));
+    assert_eq!(
+        generate(&mut under(&engine, &[("a", 1.0)], &ids), greedy(8)).ids,
+        alone(&sized(2, 4), 1.0, &ids)
+    );
     engine.unload_adapter("a").unwrap();
     assert!(engine.adapters().is_empty());
 }
@@ -243,7 +259,9 @@ fn sets_that_cannot_run_are_refused() {
     for (i, name) in names.iter().enumerate() {
         engine.add_adapter(name, &sized(i as u64, 1 + i)).unwrap();
     }
-    (0..3).for_each(|i| drop(engine.add_adapter(["x", "y", "z"][i], &sized(9, [126, 127, 4][i])).unwrap()));
+    (0..3).for_each(|i| {
+        drop(engine.add_adapter(["x", "y", "z"][i], &sized(9, [126, 127, 4][i])).unwrap())
+    });
     let wide = engine.add_adapter("wide", &sized(9, 257)).unwrap_err();
     assert!(
         matches!(&wide, Error::InvalidAdapter { what, reason } if what == "wide" && reason.contains("rank 257; at most 256")),
@@ -262,7 +280,9 @@ fn sets_that_cannot_run_are_refused() {
     ];
     for (adapters, part) in cases {
         match change(&mut session, adapters) {
-            Err(Error::InvalidArgument { name: "adapters", reason }) => assert!(reason.contains(part), "{reason}"),
+            Err(Error::InvalidArgument { name: "adapters", reason }) => {
+                assert!(reason.contains(part), "{reason}")
+            }
             other => panic!("{part}: {other:?}"),
         }
         assert_eq!(session.adapters(), [("n0".to_string(), 1.0)]);
@@ -280,13 +300,20 @@ fn as_many_sets_as_there_is_room_for() {
     engine.add_adapter("a", &sized(1, 8)).unwrap();
     let ids = prompt(406, 9);
     let weight = |i: usize| 0.25 + i as f32 / 32.0;
-    let mut sessions: Vec<Session> = (0..63).map(|i| under(&engine, &[("a", weight(i))], &ids)).collect();
+    let mut sessions: Vec<Session> =
+        (0..63).map(|i| under(&engine, &[("a", weight(i))], &ids)).collect();
     let mut more = session(&engine, &ids);
     let refused = change(&mut more, &[("a", 9.0)]);
-    assert!(matches!(&refused, Err(Error::InvalidArgument { name: "adapters", reason }) if reason.contains("63")));
+    assert!(
+        matches!(&refused, Err(Error::InvalidArgument { name: "adapters", reason }) if reason.contains("63"))
+    );
     set(&mut more, &[("a", weight(5))], KvPolicy::Recompute);
     for i in [0, 31, 62] {
-        assert_eq!(generate(&mut sessions[i], greedy(8)).ids, alone(&sized(1, 8), weight(i), &ids), "set {i}");
+        assert_eq!(
+            generate(&mut sessions[i], greedy(8)).ids,
+            alone(&sized(1, 8), weight(i), &ids),
+            "set {i}"
+        );
     }
     sessions.swap_remove(7);
     set(&mut more, &[("a", 9.0)], KvPolicy::Recompute);
@@ -310,7 +337,9 @@ fn adapters_come_and_go_in_any_order_without_a_leak() {
                 engine.unload_adapter(&id).unwrap();
             }
             there.push(format!("n{i}"));
-            engine.add_adapter(&there[there.len() - 1], &sized(i, 1 + random.below(16) as usize)).unwrap();
+            engine
+                .add_adapter(&there[there.len() - 1], &sized(i, 1 + random.below(16) as usize))
+                .unwrap();
             let states = engine.adapters();
             assert!(states.iter().all(|state| state.resident), "there is room for all");
             assert!(engine.gpu().allocated_bytes() - before <= 10 * unit, "within the budget");
@@ -322,5 +351,8 @@ fn adapters_come_and_go_in_any_order_without_a_leak() {
     // All of the budget is one range again.
     engine.add_adapter("all", &sized(1, 80)).unwrap();
     let (ids, all) = (prompt(407, 9), sized(1, 80));
-    assert_eq!(generate(&mut under(&engine, &[("all", 0.5)], &ids), greedy(8)).ids, alone(&all, 0.5, &ids));
+    assert_eq!(
+        generate(&mut under(&engine, &[("all", 0.5)], &ids), greedy(8)).ids,
+        alone(&all, 0.5, &ids)
+    );
 }

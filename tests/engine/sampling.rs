@@ -28,26 +28,35 @@ fn settings_that_leave_one_token_are_greedy() {
     assert_eq!(alone(&ids, with(Sampling { top_p: 1e-6, ..hot() })), best);
     assert_eq!(alone(&ids, with(Sampling { min_p: 1.0, ..hot() })), best);
     // Without a temperature the others do not matter.
-    assert_eq!(alone(&ids, with(Sampling { top_k: 50, top_p: 0.5, seed: 9, ..Sampling::default() })), best);
+    assert_eq!(
+        alone(&ids, with(Sampling { top_k: 50, top_p: 0.5, seed: 9, ..Sampling::default() })),
+        best
+    );
 }
 
 #[test]
 fn a_bias_forces_or_forbids_a_token() {
     let ids = prompt(82, 10);
-    let biased = |token, bias| alone(&ids, with(Sampling { logit_bias: vec![(token, bias)], ..Sampling::default() }));
+    let biased = |token, bias| {
+        alone(&ids, with(Sampling { logit_bias: vec![(token, bias)], ..Sampling::default() }))
+    };
     assert_eq!(biased(VOCAB - 1, 1e6).ids, [VOCAB - 1; 30]);
     let best = alone(&ids, greedy(30)).ids;
     assert!(!biased(best[0], -1e6).ids.contains(&best[0]));
     // Biases of one token add up.
     let twice = vec![(7, -1e6), (7, 2e6)];
-    assert_eq!(alone(&ids, with(Sampling { logit_bias: twice, ..Sampling::default() })).ids, [7; 30]);
+    assert_eq!(
+        alone(&ids, with(Sampling { logit_bias: twice, ..Sampling::default() })).ids,
+        [7; 30]
+    );
 }
 
 #[test]
 fn a_strong_repetition_penalty_leaves_no_token_twice() {
     let ids = prompt(83, 10);
     let free = alone(&ids, greedy(30)).ids;
-    let penalised = alone(&ids, with(Sampling { repetition_penalty: 1e9, ..Sampling::default() })).ids;
+    let penalised =
+        alone(&ids, with(Sampling { repetition_penalty: 1e9, ..Sampling::default() })).ids;
     assert_ne!(free, penalised);
     for (i, id) in penalised.iter().enumerate() {
         assert!(!ids.contains(id) && !penalised[..i].contains(id), "token {i} was there before");

@@ -2,7 +2,10 @@
 
 use epiphyte::{CancelToken, EngineOptions, Error, FinishReason};
 
-use super::{CONTEXT, PAGE, SHARED, VOCAB, alone, dispatches, generate, greedy, open, prefill, prompt, session};
+use super::{
+    CONTEXT, PAGE, SHARED, VOCAB, alone, dispatches, generate, greedy, open, prefill, prompt,
+    session,
+};
 
 #[test]
 fn a_fork_shares_and_then_goes_its_own_way() {
@@ -21,10 +24,19 @@ fn a_fork_shares_and_then_goes_its_own_way() {
         parent.push_tokens(&left).unwrap();
         fork.push_tokens(&right).unwrap();
         let mut grandchild = fork.fork();
-        assert_eq!(generate(&mut parent, greedy(12)), alone(&[ids.clone(), left].concat(), greedy(12)));
-        assert_eq!(generate(&mut fork, greedy(12)), alone(&[ids.clone(), right.clone()].concat(), greedy(12)));
+        assert_eq!(
+            generate(&mut parent, greedy(12)),
+            alone(&[ids.clone(), left].concat(), greedy(12))
+        );
+        assert_eq!(
+            generate(&mut fork, greedy(12)),
+            alone(&[ids.clone(), right.clone()].concat(), greedy(12))
+        );
         drop((parent, fork));
-        assert_eq!(generate(&mut grandchild, greedy(12)), alone(&[ids, right].concat(), greedy(12)));
+        assert_eq!(
+            generate(&mut grandchild, greedy(12)),
+            alone(&[ids, right].concat(), greedy(12))
+        );
     }
 }
 
@@ -37,7 +49,11 @@ fn a_truncated_session_goes_on_as_a_fresh_one() {
         session.truncate(keep);
         let kept = session.tokens().to_vec();
         assert_eq!(kept.len(), keep);
-        assert_eq!(generate(&mut session, greedy(8)), alone(&kept, greedy(8)), "after {keep} tokens");
+        assert_eq!(
+            generate(&mut session, greedy(8)),
+            alone(&kept, greedy(8)),
+            "after {keep} tokens"
+        );
     }
     session.truncate(0);
     session.push_tokens(&ids).unwrap();
@@ -53,7 +69,9 @@ fn after_its_logits_a_session_generates_as_a_fresh_one() {
         let mut session = session(&SHARED, &ids);
         let mut best = 0;
         let last = |_: usize, logits: &[f32]| {
-            best = (0..VOCAB).max_by(|&a, &b| logits[a as usize].total_cmp(&logits[b as usize])).unwrap();
+            best = (0..VOCAB)
+                .max_by(|&a, &b| logits[a as usize].total_cmp(&logits[b as usize]))
+                .unwrap();
         };
         session.logits(len - 1, last).unwrap();
         let answer = generate(&mut session, greedy(6));
@@ -77,7 +95,11 @@ fn a_prompt_that_begins_alike_is_not_computed_again() {
     assert!(0 < rest && rest < whole, "{rest} dispatches for 3 tokens, {whole} for all");
     let mut other = ids.clone();
     other[0] ^= 1;
-    assert_eq!(cost(&other), whole, "the later pages hold other keys and values after another beginning");
+    assert_eq!(
+        cost(&other),
+        whole,
+        "the later pages hold other keys and values after another beginning"
+    );
 }
 
 #[test]
@@ -120,9 +142,15 @@ fn messages_and_tokens_replace_only_what_differs() {
     session.set_tokens(&changed).unwrap();
     assert_eq!(generate(&mut session, greedy(6)), alone(&changed, greedy(6)));
     session.set_tokens(&ids).unwrap();
-    assert!(matches!(session.set_tokens(&[1, VOCAB + 3]), Err(Error::InvalidArgument { name: "ids", .. })));
+    assert!(matches!(
+        session.set_tokens(&[1, VOCAB + 3]),
+        Err(Error::InvalidArgument { name: "ids", .. })
+    ));
     let long = vec![5; CONTEXT + 1];
-    assert!(matches!(session.set_tokens(&long), Err(Error::ContextFull { needed: 257, capacity: 256 })));
+    assert!(matches!(
+        session.set_tokens(&long),
+        Err(Error::ContextFull { needed: 257, capacity: 256 })
+    ));
     assert_eq!(session.tokens(), ids, "as it was");
     assert_eq!(generate(&mut session, greedy(6)), alone(&ids, greedy(6)));
 }
@@ -157,7 +185,10 @@ fn a_full_cache_is_refused_and_harms_no_one() {
         }
         assert!(sessions.len() < 10_000);
     };
-    assert!(matches!(refusal, Error::ContextFull { needed, capacity } if needed > capacity), "{refusal}");
+    assert!(
+        matches!(refusal, Error::ContextFull { needed, capacity } if needed > capacity),
+        "{refusal}"
+    );
     let last = sessions.len() - 1;
     for i in [0, last] {
         let ids = prompt(i as u64, PAGE - 4);
@@ -165,7 +196,11 @@ fn a_full_cache_is_refused_and_harms_no_one() {
     }
     sessions.pop();
     let mut next = session(&engine, &prompt(99, PAGE - 4));
-    assert_eq!(generate(&mut next, greedy(3)), alone(&prompt(99, PAGE - 4), greedy(3)), "a page was given back");
+    assert_eq!(
+        generate(&mut next, greedy(3)),
+        alone(&prompt(99, PAGE - 4), greedy(3)),
+        "a page was given back"
+    );
 }
 
 #[test]
@@ -174,7 +209,8 @@ fn generations_interleave_token_by_token() {
     let (mut left, mut right) = (session(&SHARED, &a), session(&SHARED, &b));
     let (mut to_left, mut to_right) = (Vec::new(), Vec::new());
     {
-        let (mut left, mut right) = (left.generate(greedy(25)).unwrap(), right.generate(greedy(25)).unwrap());
+        let (mut left, mut right) =
+            (left.generate(greedy(25)).unwrap(), right.generate(greedy(25)).unwrap());
         for turn in 0..25 {
             to_left.push(left.next().unwrap().unwrap().id);
             // Now and then someone reads logits in between.
@@ -194,7 +230,12 @@ fn sessions_run_on_several_threads() {
     let work = |i: u64| (prompt(50 + i, 10 + 9 * i as usize), greedy(30));
     let answers = std::thread::scope(|scope| {
         let spawn = |i| scope.spawn(move || generate(&mut session(&SHARED, &work(i).0), work(i).1));
-        (0..4).map(spawn).collect::<Vec<_>>().into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+        (0..4)
+            .map(spawn)
+            .collect::<Vec<_>>()
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect::<Vec<_>>()
     });
     for (i, answer) in (0..).zip(answers) {
         assert_eq!(answer, alone(&work(i).0, work(i).1), "thread {i}");
@@ -208,7 +249,12 @@ fn a_generation_dropped_midway_leaves_a_session_that_goes_on() {
     let mut session = session(&SHARED, &ids);
     for taken in [0, 1, 3, 10] {
         let before = session.tokens().len() - ids.len();
-        let some: Vec<u32> = session.generate(greedy(40)).unwrap().take(taken).map(|token| token.unwrap().id).collect();
+        let some: Vec<u32> = session
+            .generate(greedy(40))
+            .unwrap()
+            .take(taken)
+            .map(|token| token.unwrap().id)
+            .collect();
         assert_eq!(some, whole[before..before + taken]);
         assert_eq!(session.tokens(), [&ids, &whole[..before + taken]].concat());
     }
@@ -225,7 +271,10 @@ fn a_full_context_ends_the_answer_and_loses_nothing() {
     // Nothing more fits, and that too changes nothing.
     let again = generate(&mut full, greedy(5));
     assert_eq!((again.ids.len(), again.reason), (0, Some(FinishReason::ContextFull)));
-    assert!(matches!(full.push_tokens(&[7]), Err(Error::ContextFull { needed: 257, capacity: 256 })));
+    assert!(matches!(
+        full.push_tokens(&[7]),
+        Err(Error::ContextFull { needed: 257, capacity: 256 })
+    ));
     full.push_tokens(&[]).unwrap();
     assert_eq!(full.tokens().len(), CONTEXT);
     let mut fork = full.fork();
@@ -240,6 +289,9 @@ fn a_prompt_longer_than_the_context_is_refused() {
     assert!(matches!(refusal, Error::ContextFull { needed: 257, capacity: 256 }), "{refusal}");
     assert!(matches!(session.push_text(&"word ".repeat(500)), Err(Error::ContextFull { .. })));
     assert!(session.tokens().is_empty());
-    assert!(matches!(session.push_tokens(&[3, u32::MAX]), Err(Error::InvalidArgument { name: "ids", .. })));
+    assert!(matches!(
+        session.push_tokens(&[3, u32::MAX]),
+        Err(Error::InvalidArgument { name: "ids", .. })
+    ));
     assert!(session.tokens().is_empty());
 }

@@ -7,7 +7,8 @@ use epiphyte::{Engine, EngineOptions, Error, Session};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
 
 use super::{
-    CONTEXT, PAGE, SHARED, VOCAB, alone, dispatches, generate, greedy, open, prefill, prompt, sampled, session,
+    CONTEXT, PAGE, SHARED, VOCAB, alone, dispatches, generate, greedy, open, prefill, prompt,
+    sampled, session,
 };
 use crate::common::{ends, golden};
 
@@ -37,7 +38,10 @@ fn a_restored_session_goes_on_identically() {
         prefill(&mut restored);
         assert_eq!(dispatches(&engine), before, "nothing is computed again");
         assert_eq!(restored.tokens(), [ids, first.ids].concat());
-        assert_eq!(generate(&mut restored, sampled(20, 4)), generate(&mut original, sampled(20, 4)));
+        assert_eq!(
+            generate(&mut restored, sampled(20, 4)),
+            generate(&mut original, sampled(20, 4))
+        );
     }
 }
 
@@ -46,7 +50,8 @@ fn sessions_are_saved_at_any_stage() {
     let empty = SHARED.restore(save(&SHARED.session()).path).err();
     assert!(empty.is_none(), "{empty:?}");
     let ids = prompt(91, 50);
-    let pending = SHARED.restore(save(&session(&SHARED, &ids)).path).map(|mut s| generate(&mut s, greedy(5)));
+    let pending =
+        SHARED.restore(save(&session(&SHARED, &ids)).path).map(|mut s| generate(&mut s, greedy(5)));
     assert_eq!(pending.unwrap(), alone(&ids, greedy(5)));
     let mut whole = session(&SHARED, &ids);
     whole.logits(0, |_, _| {}).unwrap();
@@ -80,7 +85,10 @@ fn another_base_is_refused() {
     let saved = save(&session(&SHARED, &prompt(94, 5)));
     match other.restore(&saved.path).err() {
         Some(Error::BaseMismatch { expected, got }) => {
-            assert_eq!((expected, got), (SHARED.base().fingerprint.clone(), other.base().fingerprint.clone()));
+            assert_eq!(
+                (expected, got),
+                (SHARED.base().fingerprint.clone(), other.base().fingerprint.clone())
+            );
         }
         found => panic!("{found:?}"),
     }
@@ -98,20 +106,27 @@ impl Parts {
         let bytes = std::fs::read(path).unwrap();
         let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
-        let part =
-            |(name, view): (String, TensorView<'_>)| (name, view.dtype(), view.shape().to_vec(), view.data().to_vec());
-        Self { tensors: file.tensors().into_iter().map(part).collect(), metadata: header.metadata().clone().unwrap() }
+        let part = |(name, view): (String, TensorView<'_>)| {
+            (name, view.dtype(), view.shape().to_vec(), view.data().to_vec())
+        };
+        Self {
+            tensors: file.tensors().into_iter().map(part).collect(),
+            metadata: header.metadata().clone().unwrap(),
+        }
     }
 
     fn bytes(&self) -> Vec<u8> {
         let view = |(name, dtype, shape, data): &(String, Dtype, Vec<usize>, Vec<u8>)| {
-            (name.clone(), TensorView::new(*dtype, shape.clone(), data).map(|v| (v.dtype(), v.shape().to_vec())))
+            (
+                name.clone(),
+                TensorView::new(*dtype, shape.clone(), data)
+                    .map(|v| (v.dtype(), v.shape().to_vec())),
+            )
         };
         assert!(self.tensors.iter().map(view).all(|(_, view)| view.is_ok()));
-        let views = self
-            .tensors
-            .iter()
-            .map(|(name, dtype, shape, data)| (name.as_str(), TensorView::new(*dtype, shape.clone(), data).unwrap()));
+        let views = self.tensors.iter().map(|(name, dtype, shape, data)| {
+            (name.as_str(), TensorView::new(*dtype, shape.clone(), data).unwrap())
+        });
         serialize(views, Some(self.metadata.clone())).unwrap()
     }
 
@@ -121,7 +136,11 @@ impl Parts {
         parts.bytes()
     }
 
-    fn edit(&self, name: &str, change: impl FnOnce(&mut Dtype, &mut Vec<usize>, &mut Vec<u8>)) -> Vec<u8> {
+    fn edit(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut Dtype, &mut Vec<usize>, &mut Vec<u8>),
+    ) -> Vec<u8> {
         let mut parts = self.clone();
         let (_, dtype, shape, data) = parts.tensors.iter_mut().find(|t| t.0 == name).unwrap();
         change(dtype, shape, data);
@@ -218,7 +237,10 @@ fn a_file_cut_anywhere_is_refused() {
 fn files_that_cannot_be_read_or_written_name_their_path() {
     let dir = tempfile::tempdir().unwrap();
     let missing = SHARED.restore(dir.path().join("absent")).err();
-    assert!(matches!(&missing, Some(Error::Io { path, .. }) if path.ends_with("absent")), "{missing:?}");
+    assert!(
+        matches!(&missing, Some(Error::Io { path, .. }) if path.ends_with("absent")),
+        "{missing:?}"
+    );
     assert!(matches!(SHARED.restore(dir.path()).err(), Some(Error::Io { .. })));
     let nowhere = session(&SHARED, &[5]).save(dir.path().join("no/such/folder/session"));
     assert!(matches!(&nowhere, Err(Error::Io { .. })), "{nowhere:?}");
@@ -233,7 +255,8 @@ fn a_saved_cache_serves_its_own_session_only() {
     let saved = save(&part);
     drop(part);
     let parts = Parts::of(&saved.path);
-    std::fs::write(&saved.path, parts.edit("layers.0.values", |_, _, data| data.fill(0x11))).unwrap();
+    std::fs::write(&saved.path, parts.edit("layers.0.values", |_, _, data| data.fill(0x11)))
+        .unwrap();
     let mut restored = engine.restore(&saved.path).unwrap();
     restored.push_tokens(&ids[50..]).unwrap();
     let wrong = generate(&mut restored, greedy(10));

@@ -15,7 +15,9 @@ use crate::model::adapted::random_adapter;
 fn with_adapters(adapters: &[(&str, u64)]) -> Arc<Engine> {
     let engine = open(EngineOptions::default());
     for (id, seed) in adapters {
-        engine.add_adapter(id, &random_adapter(&engine.base().adapter_shape(), *seed, |_| true)).unwrap();
+        engine
+            .add_adapter(id, &random_adapter(&engine.base().adapter_shape(), *seed, |_| true))
+            .unwrap();
     }
     engine
 }
@@ -81,7 +83,10 @@ fn a_history_of_several_sets_stays_mixed() {
     let mut restored = engine.restore(&path).unwrap();
     let again = dir.path().join("again");
     restored.save(&again).unwrap();
-    assert_eq!((metadata(&path, "mixed"), metadata(&again, "mixed")), ("true".into(), "true".into()));
+    assert_eq!(
+        (metadata(&path, "mixed"), metadata(&again, "mixed")),
+        ("true".into(), "true".into())
+    );
     let mut fresh = session(&engine, original.tokens());
     set(&mut fresh, &[("b", 1.0)], KvPolicy::Recompute);
     // Logits, since tokens might agree by chance.
@@ -111,7 +116,8 @@ fn another_set_of_adapters_is_refused_by_name() {
     assert!(matches!(&error, Error::AdapterNotLoaded { id } if id == "b"), "{error:?}");
     let other = with_adapters(&[("a", 1), ("b", 3)]);
     let error = refusal(&other);
-    let digests = |expected: &str, got: &str| expected.len() == 64 && got.len() == 64 && expected != got;
+    let digests =
+        |expected: &str, got: &str| expected.len() == 64 && got.len() == 64 && expected != got;
     assert!(
         matches!(&error, Error::AdapterMismatch { id, expected, got } if id == "b" && digests(expected, got)),
         "{error:?}"
@@ -121,7 +127,10 @@ fn another_set_of_adapters_is_refused_by_name() {
     other.unload_adapter("b").unwrap();
     // The same factors under the same ids, loaded by another engine.
     let same = with_adapters(&[("b", 2), ("a", 1)]);
-    assert_eq!(generate(&mut same.restore(&path).unwrap(), greedy(5)), generate(&mut original, greedy(5)));
+    assert_eq!(
+        generate(&mut same.restore(&path).unwrap(), greedy(5)),
+        generate(&mut original, greedy(5))
+    );
 }
 
 #[test]

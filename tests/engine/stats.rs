@@ -14,7 +14,10 @@ fn an_answer_tells_what_it_took() {
         assert_eq!(generation.stats(0), Some(AnswerStats::default()), "nothing has begun");
         generation.next().unwrap().unwrap();
         let first = generation.stats(0).unwrap();
-        assert_eq!((first.prompt_tokens, first.cached_tokens, first.generated_tokens), (ids.len(), cached, 1));
+        assert_eq!(
+            (first.prompt_tokens, first.cached_tokens, first.generated_tokens),
+            (ids.len(), cached, 1)
+        );
         assert_eq!((first.finish_reason, first.decode_tps()), (None, None));
         assert!(first.first_token_seconds.unwrap() > 0.0 && first.prompt_tps().unwrap() > 0.0);
         assert_eq!(generation.by_ref().count(), 5);

@@ -6,7 +6,10 @@ use epiphyte::{CancelToken, Error, FinishReason, GenerateOptions, Sampling};
 use super::{Answer, EOS, SHARED, VOCAB, alone, generate, greedy, prompt, sampled, session};
 
 fn decode(ids: &[u32]) -> String {
-    SHARED.base().tokenizer.decode_with(ids, DecodeOptions { continuation: true, ..DecodeOptions::default() })
+    SHARED
+        .base()
+        .tokenizer
+        .decode_with(ids, DecodeOptions { continuation: true, ..DecodeOptions::default() })
 }
 
 /// Only these tokens are ever chosen, by chance.
@@ -40,7 +43,8 @@ fn a_stop_text_ends_the_answer_wherever_tokens_cut_it() {
     for (from, to) in [(20, 21), (20, 24), (33, 41), (0, 3), (55, 60)] {
         let stop = free.text[from..to].to_string();
         let at = free.text.find(&stop).unwrap();
-        let options = GenerateOptions { stop: vec!["absent".into(), stop.clone()], ..only(&letters, 60) };
+        let options =
+            GenerateOptions { stop: vec!["absent".into(), stop.clone()], ..only(&letters, 60) };
         let answer = alone(&ids, options);
         assert_eq!(answer.reason, Some(FinishReason::Stop), "{stop}");
         assert_eq!(answer.text, free.text[..at], "the text before `{stop}`");
@@ -48,7 +52,10 @@ fn a_stop_text_ends_the_answer_wherever_tokens_cut_it() {
     }
     // What could have begun a stop text comes out in the end.
     let stop = format!("{}!", &free.text[58..]);
-    assert_eq!(alone(&ids, GenerateOptions { stop: vec![stop, String::new()], ..only(&letters, 60) }), free);
+    assert_eq!(
+        alone(&ids, GenerateOptions { stop: vec![stop, String::new()], ..only(&letters, 60) }),
+        free
+    );
 }
 
 #[test]
@@ -80,9 +87,15 @@ fn stop_tokens_end_the_answer_and_are_not_shown() {
 fn the_end_of_generation_token_ends_it_unless_ignored() {
     let ids = prompt(74, 12);
     let ended = alone(&ids, GenerateOptions { ignore_eos: false, ..only(&[EOS], 5) });
-    assert_eq!(ended, Answer { ids: vec![EOS], text: String::new(), reason: Some(FinishReason::EndOfGeneration) });
+    assert_eq!(
+        ended,
+        Answer { ids: vec![EOS], text: String::new(), reason: Some(FinishReason::EndOfGeneration) }
+    );
     let ignored = alone(&ids, only(&[EOS], 5));
-    assert_eq!(ignored, Answer { ids: vec![EOS; 5], text: String::new(), reason: Some(FinishReason::MaxTokens) });
+    assert_eq!(
+        ignored,
+        Answer { ids: vec![EOS; 5], text: String::new(), reason: Some(FinishReason::MaxTokens) }
+    );
 }
 
 #[test]
@@ -113,7 +126,10 @@ fn a_generation_is_cancelled_before_and_during() {
     }
     let kept = session.tokens().to_vec();
     let answer = generate(&mut session, options());
-    assert_eq!(answer, Answer { ids: vec![], text: String::new(), reason: Some(FinishReason::Cancelled) });
+    assert_eq!(
+        answer,
+        Answer { ids: vec![], text: String::new(), reason: Some(FinishReason::Cancelled) }
+    );
     session.push_tokens(&prompt(77, 80)).unwrap();
     let cancelled = CancelToken::default();
     cancelled.cancel();
@@ -127,7 +143,8 @@ fn a_generation_is_cancelled_before_and_during() {
 fn a_generation_is_cancelled_from_another_thread() {
     let cancel = CancelToken::default();
     let mut session = session(&SHARED, &prompt(78, 5));
-    let mut generation = session.generate(GenerateOptions { cancel: cancel.clone(), ..greedy(100_000) }).unwrap();
+    let mut generation =
+        session.generate(GenerateOptions { cancel: cancel.clone(), ..greedy(100_000) }).unwrap();
     let first = generation.next().unwrap().unwrap();
     assert!(first.id < VOCAB);
     std::thread::spawn(move || cancel.cancel()).join().unwrap();

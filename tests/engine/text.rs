@@ -11,7 +11,8 @@ use proptest::prelude::*;
 use super::{generate, greedy, prefill};
 use crate::gguf::writer::{Meta, array, llama};
 
-const PIECES: [&str; 13] = ["▁H", "el", "lo", "▁Hel", "▁Hello", "▁w", "or", "ld", "▁world", "H", "l", "▁", "o▁"];
+const PIECES: [&str; 13] =
+    ["▁H", "el", "lo", "▁Hel", "▁Hello", "▁w", "or", "ld", "▁world", "H", "l", "▁", "o▁"];
 
 /// A model of zeros with a `SentencePiece` vocabulary whose tokens join across any cut.
 static ENGINE: LazyLock<Arc<Engine>> = LazyLock::new(|| {

@@ -50,7 +50,10 @@ fn a_head_of_its_own() {
 fn head_width_by_key() {
     let writer = llama().key("llama.attention.key_length", Meta::U32(64));
     let error = config(&writer).check_tensors(&open(&writer)).unwrap_err().to_string();
-    assert!(error.contains("q_proj.weight`: its shape is [64, 64], the metadata imply [128, 64]"), "{error}");
+    assert!(
+        error.contains("q_proj.weight`: its shape is [64, 64], the metadata imply [128, 64]"),
+        "{error}"
+    );
 }
 
 /// A test a line: a file, the variant it must be refused with, and words of the message.
@@ -98,30 +101,40 @@ refused! {
     logits_capped: real("attn_logit_softcapping", 50.0) => Unsupported, "`llama.attn_logit_softcapping` = 50";
     clamped: real("attention.clamp_kqv", 8.0) => Unsupported, "clamp_kqv` = 8";
     magnitude: real("rope.scaling.attn_factor", 1.2) => Unsupported, "attn_factor` = 1.2";
-    low_frequencies: real("rope.scaling.low_freq_factor", 1.0) => Unsupported, "low_freq_factor` = 1";
+    low_frequencies: real("rope.scaling.low_freq_factor", 1.0) => Unsupported, "low_freq_factor` \
+        = 1";
     sections: llama().key("llama.rope.dimension_sections", Meta::I32s(vec![8, 0, 8])) => Unsupported, "dimension_sections` = [3 x i32]";
     unknown_number: number("new_trick", 3) => Unsupported, "`llama.new_trick` = 3";
     unknown_switch: llama().key("llama.use_parallel_residual", Meta::Bool(true)) => Unsupported, "parallel_residual` = true";
     scale_of_another_type: llama().key("llama.attention.scale", Meta::Text("x")) => InvalidMetadata, "attention.scale`: a number";
     scaling_of_another_type: llama().key("llama.rope.scaling.factor", Meta::Bool(true)) => InvalidMetadata, "factor`: a number";
-    scaling_nan: real("rope.scaling.factor", f32::NAN) => InvalidMetadata, "NaN is not a number above 0";
+    scaling_nan: real("rope.scaling.factor", f32::NAN) => InvalidMetadata, "NaN is not a number \
+        above 0";
     not_causal: llama().key("llama.attention.causal", Meta::Bool(false)) => Unsupported, "attention.causal";
-    window: number("attention.sliding_window", 64) => Unsupported, "sliding-window attention over 64";
+    window: number("attention.sliding_window", 64) => Unsupported, "sliding-window attention over \
+        64";
     hidden_missing: llama().without("llama.embedding_length") => InvalidMetadata, "embedding_length`: missing";
     hidden_zero: number("embedding_length", 0) => InvalidMetadata, "0 is not between 1";
-    hidden_huge: number("embedding_length", u32::MAX) => InvalidMetadata, "4294967295 is not between 1";
-    hidden_odd: number("embedding_length", 66) => InvalidMetadata, "embedding_length`: 66 is not a multiple of 32";
-    inner_odd: number("feed_forward_length", 97) => InvalidMetadata, "feed_forward_length`: 97 is not a multiple of 32";
+    hidden_huge: number("embedding_length", u32::MAX) => InvalidMetadata, "4294967295 is not \
+        between 1";
+    hidden_odd: number("embedding_length", 66) => InvalidMetadata, "embedding_length`: 66 is not \
+        a multiple of 32";
+    inner_odd: number("feed_forward_length", 97) => InvalidMetadata, "feed_forward_length`: 97 is \
+        not a multiple of 32";
     inner_per_layer: llama().key("llama.feed_forward_length", Meta::I32s(vec![96])) => InvalidMetadata, "found [1 x i32]";
     layers_zero: number("block_count", 0) => InvalidMetadata, "block_count`: 0 is not";
     layers_huge: number("block_count", 1 << 20) => InvalidMetadata, "block_count`: 1048576 is not";
     layers_more_than_there: number("block_count", 2) => MissingTensor, "model.layers.1.input_layernorm.weight";
-    groups_uneven: number("attention.head_count_kv", 4) => InvalidMetadata, "head_count_kv`: 4 does not divide 2";
+    groups_uneven: number("attention.head_count_kv", 4) => InvalidMetadata, "head_count_kv`: 4 \
+        does not divide 2";
     head_too_narrow: number("attention.key_length", 16) => InvalidMetadata, "head width 16";
-    head_too_wide: number("attention.key_length", 288) => InvalidMetadata, "288 is not between 1 and 256";
+    head_too_wide: number("attention.key_length", 288) => InvalidMetadata, "288 is not between 1 \
+        and 256";
     head_uneven: number("attention.key_length", 48) => InvalidMetadata, "head width 48";
-    value_width: number("attention.value_length", 64) => InvalidMetadata, "value_length`: 64, but heads are 32 wide";
-    partial_rotation: number("rope.dimension_count", 16) => InvalidMetadata, "dimension_count`: 16, but heads are 32";
+    value_width: number("attention.value_length", 64) => InvalidMetadata, "value_length`: 64, but \
+        heads are 32 wide";
+    partial_rotation: number("rope.dimension_count", 16) => InvalidMetadata, "dimension_count`: \
+        16, but heads are 32";
     eps_zero: real("attention.layer_norm_rms_epsilon", 0.0) => InvalidMetadata, "0 is not a number above 0";
     theta_nan: real("rope.freq_base", f32::NAN) => InvalidMetadata, "NaN is not a number above 0";
     context_zero: number("context_length", 0) => InvalidMetadata, "context_length`: 0 is not";
@@ -136,38 +149,46 @@ refused! {
     vocab_other: number("vocab_size", 39) => InvalidTensor, "40 rows, but `llama.vocab_size` is 39";
     tensor_missing: llama().without("blk.0.ffn_up.weight") => MissingTensor, "model.layers.0.mlp.up_proj.weight";
     tensor_misshapen: llama().edit("blk.0.ffn_up.weight", |t| t.dims = vec![96, 64]) => InvalidTensor, "up_proj.weight`: its shape is [64, 96], the metadata imply [96, 64]";
-    bias: llama().counting("blk.0.attn_v.bias", &[32]) => Unsupported, "self_attn.v_proj.bias` in a llama model";
+    bias: llama().counting("blk.0.attn_v.bias", &[32]) => Unsupported, "self_attn.v_proj.bias` in \
+        a llama model";
     tensor_unknown: llama().counting("blk.0.attn_sinks.weight", &[2]) => Unsupported, "blk.0.attn_sinks.weight";
 }
 
 #[test]
 fn fewer_tokens_than_rows_and_harmless_extras_are_fine() {
-    let writer = tokens(39).counting("blk.0.attn_rot_embd.weight", &[16]).key("llama.expert_count", Meta::U32(0));
+    let writer = tokens(39)
+        .counting("blk.0.attn_rot_embd.weight", &[16])
+        .key("llama.expert_count", Meta::U32(0));
     let writer = writer.key("llama.attention.sliding_window", Meta::U32(128));
     config(&writer).check_tensors(&open(&writer)).unwrap();
 }
 
 #[test]
 fn keys_that_are_off_or_cannot_matter_are_fine() {
-    let writer =
-        ["embedding_scale", "residual_scale", "logit_scale", "attention.output_scale", "rope.scaling.attn_factor"]
-            .iter()
-            .fold(llama(), |writer, key| writer.key(&format!("llama.{key}"), Meta::F32(1.0)))
-            .key("llama.final_logit_softcapping", Meta::F32(0.0))
-            .key("llama.attention.scale", Meta::F32(32_f32.sqrt().recip()))
-            .key("llama.expert_used_count", Meta::U32(0))
-            .key("llama.leading_dense_block_count", Meta::U32(0))
-            .key("llama.rope.scaling.original_context_length", Meta::U32(8192))
-            .key("llama.rope.scaling.finetuned", Meta::Bool(true))
-            .key("llama.rope.scaling.yarn_beta_fast", Meta::F32(32.0))
-            .key("llama.tensor_data_layout", Meta::Text("Meta AI original pth"))
-            .key("llama.note", Meta::Text("mine"))
-            .key("llama.rope.dimension_sections", Meta::I32s(vec![0; 4]))
-            .key("general.type", Meta::U32(7))
-            .key("general.name", Meta::I32s(vec![1]))
-            .key("general.something", Meta::F32(7.0))
-            .key("quantize.imatrix.entries_count", Meta::Text("many"))
-            .key("mistral.logit_scale", Meta::F32(8.0));
+    let writer = [
+        "embedding_scale",
+        "residual_scale",
+        "logit_scale",
+        "attention.output_scale",
+        "rope.scaling.attn_factor",
+    ]
+    .iter()
+    .fold(llama(), |writer, key| writer.key(&format!("llama.{key}"), Meta::F32(1.0)))
+    .key("llama.final_logit_softcapping", Meta::F32(0.0))
+    .key("llama.attention.scale", Meta::F32(32_f32.sqrt().recip()))
+    .key("llama.expert_used_count", Meta::U32(0))
+    .key("llama.leading_dense_block_count", Meta::U32(0))
+    .key("llama.rope.scaling.original_context_length", Meta::U32(8192))
+    .key("llama.rope.scaling.finetuned", Meta::Bool(true))
+    .key("llama.rope.scaling.yarn_beta_fast", Meta::F32(32.0))
+    .key("llama.tensor_data_layout", Meta::Text("Meta AI original pth"))
+    .key("llama.note", Meta::Text("mine"))
+    .key("llama.rope.dimension_sections", Meta::I32s(vec![0; 4]))
+    .key("general.type", Meta::U32(7))
+    .key("general.name", Meta::I32s(vec![1]))
+    .key("general.something", Meta::F32(7.0))
+    .key("quantize.imatrix.entries_count", Meta::Text("many"))
+    .key("mistral.logit_scale", Meta::F32(8.0));
     assert_eq!(config(&writer), config(&llama()));
 }
 
@@ -209,7 +230,10 @@ fn rotary_frequencies() {
     close(&linear.rope_frequencies(), plain(16, 1e5).map(|f| f / 4.0));
     let divisors: Vec<f32> = (1..=16_u8).map(f32::from).collect();
     let explicit = config(&factors(&divisors));
-    close(&explicit.rope_frequencies(), plain(16, 1e5).zip(&divisors).map(|(f, &d)| f / f64::from(d)));
+    close(
+        &explicit.rope_frequencies(),
+        plain(16, 1e5).zip(&divisors).map(|(f, &d)| f / f64::from(d)),
+    );
 }
 
 /// Llama 3.2's published values, against the paper's cases by wavelength.

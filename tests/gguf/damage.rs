@@ -9,13 +9,15 @@ use proptest::prelude::*;
 use super::writer::{Meta, array, llama};
 use crate::common::ends;
 
-/// A valid file and the length of its header: damage is aimed there, since damaged weights are still weights.
+/// A valid file and the length of its header: damage is aimed there, since damaged weights are
+/// still weights.
 static VALID: LazyLock<(Vec<u8>, usize)> = LazyLock::new(|| {
     let writer = llama()
         .key("x", Meta::Raw(9, array(9, 1, array(8, 0, []))))
         .key("llama.rope.scaling.type", Meta::Text("none"))
         .counting("rope_freqs.weight", &[16]);
-    let (bytes, data) = (writer.bytes(), writer.tensors.iter().map(|t| t.data.len()).sum::<usize>());
+    let (bytes, data) =
+        (writer.bytes(), writer.tensors.iter().map(|t| t.data.len()).sum::<usize>());
     let header = bytes.len() - data;
     (bytes, header)
 });

@@ -38,7 +38,8 @@ fn nested(depth: usize) -> Vec<u8> {
 
 refused! {
     nothing: Vec::new() => InvalidFile, "cut short";
-    wrong_magic: Writer { magic: *b"GGML", ..llama() }.bytes() => InvalidFile, "does not begin with `GGUF`";
+    wrong_magic: Writer { magic: *b"GGML", ..llama() }.bytes() => InvalidFile, "does not begin \
+        with `GGUF`";
     version_1: Writer { version: 1, ..llama() }.bytes() => Unsupported, "GGUF version 1";
     version_4: Writer { version: 4, ..llama() }.bytes() => Unsupported, "GGUF version 4";
     version_0: Writer { version: 0, ..llama() }.bytes() => Unsupported, "GGUF version 0";
@@ -67,7 +68,8 @@ refused! {
     tensor_name_empty: llama().counting("", &[1]).bytes() => InvalidFile, "has 0 bytes";
     tensor_name_too_long: llama().counting(&"n".repeat(65), &[1]).bytes() => InvalidFile, "has 65 bytes";
     tensor_name_not_utf8: llama().edit(NORM, |t| t.name = vec![0xff]).bytes() => InvalidFile, "not UTF-8";
-    tensor_twice: llama().counting(NORM, &[1]).bytes() => InvalidTensor, "`output_norm.weight`: given twice";
+    tensor_twice: llama().counting(NORM, &[1]).bytes() => InvalidTensor, "`output_norm.weight`: \
+        given twice";
     tensor_twice_by_module_path: llama().counting("model.norm.weight", &[1]).bytes() => InvalidTensor, "given twice";
     tensor_type_unknown: llama().edit(NORM, |t| t.ggml_type = 99).bytes() => Unsupported, "tensor `output_norm.weight`: ggml tensor type 99";
     no_axes: norm(&[]) => InvalidFile, "has 0 axes";
@@ -107,9 +109,15 @@ fn a_file_cut_anywhere_is_refused() {
 fn files_that_cannot_be_mapped_name_their_path() {
     let dir = tempfile::tempdir().unwrap();
     let missing = Gguf::open(dir.path().join("absent.gguf")).unwrap_err();
-    assert!(matches!(&missing, Error::Io { path, .. } if path.ends_with("absent.gguf")), "{missing}");
+    assert!(
+        matches!(&missing, Error::Io { path, .. } if path.ends_with("absent.gguf")),
+        "{missing}"
+    );
     let folder = Gguf::open(dir.path()).unwrap_err();
-    assert!(matches!(&folder, Error::InvalidFile { reason, .. } if reason.contains("regular file")), "{folder}");
+    assert!(
+        matches!(&folder, Error::InvalidFile { reason, .. } if reason.contains("regular file")),
+        "{folder}"
+    );
     let empty = dir.path().join("empty.gguf");
     std::fs::write(&empty, []).unwrap();
     assert!(matches!(Gguf::open(&empty).unwrap_err(), Error::InvalidFile { .. }));

@@ -50,7 +50,10 @@ fn values_are_read_as_their_type_or_refused() {
 
     let message = |e: Error| e.to_string();
     let wide = gguf.get::<u32>("a.wide").map_err(message).unwrap_err();
-    assert_eq!(wide, "metadata key `a.wide`: an unsigned 32-bit integer is needed, found 18446744073709551615");
+    assert_eq!(
+        wide,
+        "metadata key `a.wide`: an unsigned 32-bit integer is needed, found 18446744073709551615"
+    );
     let minus = gguf.get::<u32>("a.minus").map_err(message).unwrap_err();
     assert!(minus.contains("found -3"), "{minus}");
     let missing = gguf.get::<&str>("a.missing").map_err(message).unwrap_err();
@@ -65,7 +68,10 @@ fn damaged_notes_are_passed_over() {
     let deep = (0..3).fold(writer::array(8, 1, not_utf8()), |inner, _| writer::array(9, 1, inner));
     let noted = llama()
         .key("general.name", Meta::Raw(8, not_utf8()))
-        .key("general.tags", Meta::Raw(9, writer::array(8, 2, [writer::text(b"ok"), not_utf8()].concat())))
+        .key(
+            "general.tags",
+            Meta::Raw(9, writer::array(8, 2, [writer::text(b"ok"), not_utf8()].concat())),
+        )
         .key("general.flag", Meta::Raw(7, vec![9]))
         .key("general.nested", Meta::Raw(9, deep))
         .key("quantize.imatrix.file", Meta::Raw(8, not_utf8()))
@@ -77,13 +83,22 @@ fn damaged_notes_are_passed_over() {
     assert_eq!(gguf.tensors().count(), open(&llama()).tensors().count());
     assert_eq!(gguf.find::<&str>("general.name").unwrap(), None);
     // What the file can't do without, and lengths, are held to.
-    let refused =
-        |key: &str, kind, bytes| Gguf::from_bytes(llama().key(key, Meta::Raw(kind, bytes)).bytes()).unwrap_err();
+    let refused = |key: &str, kind, bytes| {
+        Gguf::from_bytes(llama().key(key, Meta::Raw(kind, bytes)).bytes()).unwrap_err()
+    };
     assert!(refused("general.architecture", 8, not_utf8()).to_string().contains("not UTF-8"));
     assert!(refused("general.alignment", 8, not_utf8()).to_string().contains("not UTF-8"));
     assert!(refused("general.name", 13, Vec::new()).to_string().contains("value type 13"));
-    assert!(refused("general.name", 9, writer::array(7, usize::MAX / 2, [3])).to_string().contains("general.name"));
-    assert!(refused("general.name", 8, u64::MAX.to_le_bytes().into()).to_string().contains("bytes are needed"));
+    assert!(
+        refused("general.name", 9, writer::array(7, usize::MAX / 2, [3]))
+            .to_string()
+            .contains("general.name")
+    );
+    assert!(
+        refused("general.name", 8, u64::MAX.to_le_bytes().into())
+            .to_string()
+            .contains("bytes are needed")
+    );
 }
 
 #[test]
@@ -93,20 +108,31 @@ fn version_2_is_read() {
 
 #[test]
 fn names_become_module_paths() {
-    let gguf = open(&llama().counting("blk.0.attn_sinks.weight", &[2]).counting("rope_freqs.weight", &[16]));
+    let gguf = open(
+        &llama().counting("blk.0.attn_sinks.weight", &[2]).counting("rope_freqs.weight", &[16]),
+    );
     let names: Vec<_> = gguf.tensors().map(|t| t.name.to_owned()).collect();
     assert_eq!(names[0], "model.embed_tokens.weight");
     assert!(names.contains(&"model.layers.0.post_attention_layernorm.weight".into()), "{names:?}");
     assert_eq!(gguf.ignored().collect::<Vec<_>>(), ["blk.0.attn_sinks.weight"]);
     assert!(gguf.tensor("token_embd.weight").is_none());
     let missing = gguf.require("lm_head.weight").unwrap_err();
-    assert!(matches!(&missing, Error::MissingTensor { name } if name == "lm_head.weight"), "{missing}");
+    assert!(
+        matches!(&missing, Error::MissingTensor { name } if name == "lm_head.weight"),
+        "{missing}"
+    );
 
     let layer = |module: &str, part| hf_name(&format!("blk.17.{module}.{part}"));
     assert_eq!(layer("attn_q", "bias").unwrap(), "model.layers.17.self_attn.q_proj.bias");
     assert_eq!(layer("attn_k_norm", "weight").unwrap(), "model.layers.17.self_attn.k_norm.weight");
     assert_eq!(hf_name("output.weight").unwrap(), "lm_head.weight");
-    for unknown in ["blk.017.attn_q.weight", "blk.x.attn_q.weight", "blk.1.attn_q.scale", "blk.1.nope.weight", "v.x"] {
+    for unknown in [
+        "blk.017.attn_q.weight",
+        "blk.x.attn_q.weight",
+        "blk.1.attn_q.scale",
+        "blk.1.nope.weight",
+        "v.x",
+    ] {
         assert_eq!(hf_name(unknown), None, "{unknown}");
     }
 }
@@ -115,7 +141,10 @@ fn names_become_module_paths() {
 fn shapes_are_row_major_and_rows_are_slices() {
     let gguf = open(&llama().tensor("x", &[64, 3], 2, (0..108).collect()));
     let x = gguf.require("x").unwrap();
-    assert_eq!((x.dtype, x.shape, x.n_rows(), x.row_bytes()), (DType::Q4_0, &[3_usize, 64][..], 3, 36));
+    assert_eq!(
+        (x.dtype, x.shape, x.n_rows(), x.row_bytes()),
+        (DType::Q4_0, &[3_usize, 64][..], 3, 36)
+    );
     assert_eq!(*x.rows(1, 2), (36..108).collect::<Vec<u8>>());
     assert!(x.rows(3, 0).is_empty());
     let norm = gguf.require("model.norm.weight").unwrap();
@@ -125,7 +154,8 @@ fn shapes_are_row_major_and_rows_are_slices() {
 
 /// What llama converters do to the rows of q and k: `[head, half, i]` becomes `[head, i, half]`.
 fn interleave(n_heads: usize, head_dim: usize) -> Vec<usize> {
-    let pair = |head: usize, i: usize| [0, 1].map(|half| head * head_dim + half * (head_dim / 2) + i);
+    let pair =
+        |head: usize, i: usize| [0, 1].map(|half| head * head_dim + half * (head_dim / 2) + i);
     (0..n_heads).flat_map(|head| (0..head_dim / 2).flat_map(move |i| pair(head, i))).collect()
 }
 
@@ -133,7 +163,10 @@ fn interleave(n_heads: usize, head_dim: usize) -> Vec<usize> {
 fn rows_of_q_and_k_return_to_hugging_face_order() {
     // Each row, or weight of a bias, holds its Hugging Face index.
     let data = |order: &[usize], width| {
-        order.iter().flat_map(|&r| [(r as f32).to_le_bytes(); 64][..width].concat()).collect::<Vec<u8>>()
+        order
+            .iter()
+            .flat_map(|&r| [(r as f32).to_le_bytes(); 64][..width].concat())
+            .collect::<Vec<u8>>()
     };
     let (q, k) = (interleave(2, 32), interleave(1, 32));
     let writer = llama()

@@ -1,4 +1,5 @@
-//! The default model, against what the PyPI package `gguf` reads in it (`tests/golden/model_file.py`).
+//! The default model, against what the PyPI package `gguf` reads in it
+//! (`tests/golden/model_file.py`).
 
 use std::time::Instant;
 
@@ -31,7 +32,11 @@ fn the_default_model_reads_as_python_reads_it() {
     }
     for (key, expected) in group("texts") {
         let texts: Vec<&str> = gguf.get(key).unwrap();
-        assert_eq!(&serde_json::json!([texts.len(), short(texts.join("\0").as_bytes())]), expected, "{key}");
+        assert_eq!(
+            &serde_json::json!([texts.len(), short(texts.join("\0").as_bytes())]),
+            expected,
+            "{key}"
+        );
     }
     for (key, expected) in group("numbers") {
         let numbers: Vec<i32> = gguf.get(key).unwrap();
@@ -44,7 +49,8 @@ fn the_default_model_reads_as_python_reads_it() {
     let tensors = golden["tensors"].as_array().unwrap();
     assert_eq!(gguf.tensors().len(), tensors.len());
     for (found, expected) in gguf.tensors().zip(tensors) {
-        let found = serde_json::json!([found.name, found.dtype.name(), found.shape, short(&found.bytes())]);
+        let found =
+            serde_json::json!([found.name, found.dtype.name(), found.shape, short(&found.bytes())]);
         assert_eq!(&found, expected);
     }
     assert_eq!(gguf.ignored().count(), 0);

@@ -40,7 +40,10 @@ fn the_first_opens_all() {
     for (a, b) in gguf.tensors().zip(whole.tensors()) {
         assert_eq!((a.name, a.shape, a.bytes()), (b.name, b.shape, b.bytes()));
     }
-    assert_eq!(gguf.n_bytes(), (0..3).map(|no| std::fs::metadata(path(dir.path(), no)).unwrap().len()).sum::<u64>());
+    assert_eq!(
+        gguf.n_bytes(),
+        (0..3).map(|no| std::fs::metadata(path(dir.path(), no)).unwrap().len()).sum::<u64>()
+    );
 }
 
 #[test]
@@ -57,7 +60,10 @@ fn a_missing_one_is_named() {
     let first = split(dir.path(), |_, shard| shard);
     std::fs::remove_file(path(dir.path(), 2)).unwrap();
     let error = Gguf::open(first).unwrap_err();
-    assert!(matches!(&error, Error::InvalidFile { path, .. } if path.ends_with("tiny-00003-of-00003.gguf")), "{error}");
+    assert!(
+        matches!(&error, Error::InvalidFile { path, .. } if path.ends_with("tiny-00003-of-00003.gguf")),
+        "{error}"
+    );
     assert!(error.to_string().contains("shard 3 of 3 is missing"), "{error}");
 }
 
@@ -74,9 +80,15 @@ fn a_first_one_under_another_name_is_refused() {
 fn one_that_belongs_elsewhere_is_refused() {
     let no = refused(|no, shard| if no == 1 { shard.key("split.no", Meta::U32(2)) } else { shard });
     assert!(no.contains("it says it is shard 3 of 3, but is named 2 of 3"), "{no}");
-    let count = refused(|no, shard| if no == 1 { shard.key("split.count", Meta::U32(4)) } else { shard });
+    let count =
+        refused(|no, shard| if no == 1 { shard.key("split.count", Meta::U32(4)) } else { shard });
     assert!(count.contains("shard 2 of 4, but is named 2 of 3"), "{count}");
-    let total = refused(|no, shard| if no == 0 { shard.key("split.tensors.count", Meta::U32(99)) } else { shard });
+    let total =
+        refused(
+            |no, shard| {
+                if no == 0 { shard.key("split.tensors.count", Meta::U32(99)) } else { shard }
+            },
+        );
     assert!(total.contains("99, but the shards hold 11"), "{total}");
 }
 

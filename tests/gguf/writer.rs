@@ -64,7 +64,15 @@ pub(crate) struct Writer {
 impl Writer {
     pub(crate) fn new() -> Self {
         let (keys, tensors) = (Vec::new(), Vec::new());
-        Self { magic: *b"GGUF", version: 3, keys, tensors, n_keys: None, n_tensors: None, alignment: 32 }
+        Self {
+            magic: *b"GGUF",
+            version: 3,
+            keys,
+            tensors,
+            n_keys: None,
+            n_tensors: None,
+            alignment: 32,
+        }
     }
 
     /// Adds a key, or replaces it.
@@ -76,7 +84,13 @@ impl Writer {
         self
     }
 
-    pub(crate) fn tensor(mut self, name: &str, dims: &[u64], ggml_type: u32, data: Vec<u8>) -> Self {
+    pub(crate) fn tensor(
+        mut self,
+        name: &str,
+        dims: &[u64],
+        ggml_type: u32,
+        data: Vec<u8>,
+    ) -> Self {
         let (name, dims) = (name.into(), dims.into());
         self.tensors.push(Tensor { name, dims, ggml_type, data, offset: None });
         self
@@ -84,7 +98,8 @@ impl Writer {
 
     /// Adds an F32 tensor of 0, 1, 2 and so on.
     pub(crate) fn counting(self, name: &str, dims: &[u64]) -> Self {
-        let data = (0..dims.iter().product::<u64>()).flat_map(|i| (i as f32).to_le_bytes()).collect();
+        let data =
+            (0..dims.iter().product::<u64>()).flat_map(|i| (i as f32).to_le_bytes()).collect();
         self.tensor(name, dims, 0, data)
     }
 
@@ -127,7 +142,8 @@ impl Writer {
     }
 }
 
-/// The smallest llama: one layer, 2 heads of 32 over 1 key-value head, 40 tokens; every tensor counts from 0.
+/// The smallest llama: one layer, 2 heads of 32 over 1 key-value head, 40 tokens; every tensor
+/// counts from 0.
 pub(crate) fn llama() -> Writer {
     let (hidden, inner, kv, vocab) = (64, 96, 32, 40);
     let tokens = (0..vocab).map(|i| format!("t{i}")).collect();

@@ -30,7 +30,8 @@ LINEARS = [
     ("mlp.up_proj", FFN, HIDDEN),
     ("mlp.down_proj", HIDDEN, FFN),
 ]
-# The type, the second f16 of a block in parts of the first, and about how much a block's scales multiply by, as a power of two.
+# The type, the second f16 of a block in parts of the first, and about how much a block's scales
+# multiply by, as a power of two.
 TYPES = {"q4_0": (Type.Q4_0, None, 0), "q4_1": (Type.Q4_1, -7, 0), "q4_k": (Type.Q4_K, 7, 6)}
 LENGTHS = [10, 14]
 STEPS = 10

@@ -44,15 +44,18 @@ impl State {
             + (1.0 - beta1) * g.bound
             + EPS * mean.abs();
         let square = beta2 * v + (1.0 - beta2) * g.value * g.value;
-        let square_bound = 4.0 * EPS * square + (1.0 - beta2) * 2.0 * g.value.abs() * g.bound + 1e-37;
+        let square_bound =
+            4.0 * EPS * square + (1.0 - beta2) * 2.0 * g.value.abs() * g.bound + 1e-37;
         let step = step as i32;
         let root = (square / (1.0 - beta2.powi(step))).sqrt();
         // The root, the correction and its rounding; eps and its rounding; the sum.
         let below = root + eps;
-        let below_bound = root * (0.5 * square_bound / square + SQRT + 2.0 * EPS) + EPS * eps + EPS * below;
+        let below_bound =
+            root * (0.5 * square_bound / square + SQRT + 2.0 * EPS) + EPS * eps + EPS * below;
         let step_size = lr / (1.0 - beta1.powi(step));
         let moved = step_size * mean / below;
-        let moved_bound = step_size * mean_bound / below + moved.abs() * (below_bound / below + DIV + 2.0 * EPS);
+        let moved_bound =
+            step_size * mean_bound / below + moved.abs() * (below_bound / below + DIV + 2.0 * EPS);
         let kept = (1.0 - lr * weight_decay) * w;
         let weight = kept - moved;
         let weight_bound = 2.0 * EPS * kept.abs() + moved_bound + EPS * weight.abs();
@@ -60,8 +63,14 @@ impl State {
             .map(|(value, bound)| Near { value, bound: 1.001 * bound })
     }
 
-    /// All gradients of the range are 0, and w, m, v what `expected` says; everything else as it was.
-    fn check(&self, gpu: &Gpu, len: usize, expected: impl Fn(usize) -> [Option<Near>; 3]) -> Checked {
+    /// All gradients of the range are 0, and w, m, v what `expected` says; everything else as it
+    /// was.
+    fn check(
+        &self,
+        gpu: &Gpu,
+        len: usize,
+        expected: impl Fn(usize) -> [Option<Near>; 3],
+    ) -> Checked {
         let mut all = [(); 4].map(|()| vec![None; len + 2 * AROUND]);
         for i in AROUND..AROUND + len {
             let [w, m, v] = expected(i);
@@ -78,10 +87,13 @@ impl State {
 fn adamw_is_the_formula() {
     let len = prop_oneof![1usize..700, proptest::sample::select(vec![1023usize, 1024, 1025])];
     let step = prop_oneof![Just(1u64), Just(2), 3u64..5000];
-    let norms = (prop_oneof![Just(0f32), Just(0.3), Just(7.0)], prop_oneof![Just(NO_CLIP), Just(1.0f32)]);
+    let norms =
+        (prop_oneof![Just(0f32), Just(0.3), Just(7.0)], prop_oneof![Just(NO_CLIP), Just(1.0f32)]);
     let lr = prop_oneof![Just(0.0), Just(3e-4), Just(0.1)];
-    let adamw =
-        prop_oneof![Just(AdamW::default()), Just(AdamW { beta1: 0.5, beta2: 0.95, eps: 1e-3, weight_decay: 0.0 }),];
+    let adamw = prop_oneof![
+        Just(AdamW::default()),
+        Just(AdamW { beta1: 0.5, beta2: 0.95, eps: 1e-3, weight_decay: 0.0 }),
+    ];
     let cases = (len, step, norms, lr, adamw, prop_oneof![Just(1e-3f32), Just(1.0)], seed());
     for_all(12, cases, |gpu, &(len, step, (norm, max_norm), lr, adamw, size, seed)| {
         let state = State::random(gpu, len, norm, size, &mut Random(seed))?;
@@ -96,7 +108,10 @@ fn a_norm_that_is_no_number_changes_nothing() {
     for_all(3, (1usize..700, seed()), |gpu, &(len, seed)| {
         for norm in [f32::NAN, f32::INFINITY] {
             let state = State::random(gpu, len, norm, 1.0, &mut Random(seed))?;
-            state.step(gpu, &AdamW::default().params(AROUND as u32..(AROUND + len) as u32, 0.1, 3, 1.0))?;
+            state.step(
+                gpu,
+                &AdamW::default().params(AROUND as u32..(AROUND + len) as u32, 0.1, 3, 1.0),
+            )?;
             state.check(gpu, len, |_| [None; 3])?;
         }
         Ok(())

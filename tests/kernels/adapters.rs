@@ -1,6 +1,7 @@
-//! Random adapters as the LoRA kernels find them, laid out here anew from `shaders/lora/a.wgsl` and `b.wgsl`, and in f64
-//! what they make of an input. Whatever a kernel has no business with (another site's factors, what comes after the end
-//! of a set, rows before the first, elements of u that a row's set does not make) leads to NaN.
+//! Random adapters as the LoRA kernels find them, laid out here anew from `shaders/lora/a.wgsl` and
+//! `b.wgsl`, and in f64 what they make of an input. Whatever a kernel has no business with (another
+//! site's factors, what comes after the end of a set, rows before the first, elements of u that a
+//! row's set does not make) leads to NaN.
 
 use std::ops::Range;
 
@@ -48,10 +49,17 @@ pub(super) struct Adapters {
 
 impl Adapters {
     /// Sets for `rows` rows after `skipped` ones that nobody may look at.
-    pub(super) fn random(sites: Vec<Site>, skipped: usize, rows: usize, random: &mut Random) -> Self {
+    pub(super) fn random(
+        sites: Vec<Site>,
+        skipped: usize,
+        rows: usize,
+        random: &mut Random,
+    ) -> Self {
         let sets = 2 + random.below(4);
-        let mut at = |set: usize, site: &Site| if set == 0 { Vec::new() } else { entries(site, random) };
-        let entries = (0..sets).map(|set| sites.iter().map(|site| at(set, site)).collect()).collect();
+        let mut at =
+            |set: usize, site: &Site| if set == 0 { Vec::new() } else { entries(site, random) };
+        let entries =
+            (0..sets).map(|set| sites.iter().map(|site| at(set, site)).collect()).collect();
         // The last one leads nowhere.
         let nowhere = std::iter::repeat_n(sets as u32, skipped);
         let rows: Vec<u32> = nowhere.chain((0..rows).map(|_| random.below(sets) as u32)).collect();
@@ -70,13 +78,18 @@ impl Adapters {
         [a, self.words(|entry, _| (&entry.b, entry.rank))]
     }
 
-    /// The only adapter of rows from `skipped` on at a site, for A and for B; zeros where there is none such.
+    /// The only adapter of rows from `skipped` on at a site, for A and for B; zeros where there is
+    /// none such.
     pub(super) fn alone(&self, site: usize, skipped: usize) -> [lora::Entry; 2] {
         let set = self.rows[skipped];
-        if self.rows[skipped..].iter().any(|other| *other != set) || self.of(site, skipped).len() != 1 {
+        if self.rows[skipped..].iter().any(|other| *other != set)
+            || self.of(site, skipped).len() != 1
+        {
             return [[0; 4]; 2];
         }
-        self.both().map(|words| std::array::from_fn(|i| words[self.at(set, self.sites[site].number, 0) + i]))
+        self.both().map(|words| {
+            std::array::from_fn(|i| words[self.at(set, self.sites[site].number, 0) + i])
+        })
     }
 
     /// The first word of an entry.
@@ -96,15 +109,19 @@ impl Adapters {
         for (set, site) in (1..sets).flat_map(|set| (0..sites).map(move |site| (set, site))) {
             let at = |entry| self.at(set, site, entry);
             let known = self.sites.iter().position(|known| known.number == site);
-            let Some((i, entries)) = known.and_then(|i| Some((i, &self.entries.get(set as usize)?[i]))) else {
-                (0..ENTRIES as usize).for_each(|entry| words[at(entry)..][..4].copy_from_slice(&nowhere));
+            let Some((i, entries)) =
+                known.and_then(|i| Some((i, &self.entries.get(set as usize)?[i])))
+            else {
+                (0..ENTRIES as usize)
+                    .for_each(|entry| words[at(entry)..][..4].copy_from_slice(&nowhere));
                 continue;
             };
             for (number, entry) in entries.iter().enumerate() {
                 let (values, second) = factor(entry, self.sites[i].modules.len());
                 let eight = first + factors.len() as u32 / 8;
                 let more = if number + 1 < entries.len() { MORE } else { 0 };
-                let entry = [eight, second as u32 | more, entry.weight.to_bits(), entry.before as u32];
+                let entry =
+                    [eight, second as u32 | more, entry.weight.to_bits(), entry.before as u32];
                 words[at(number)..][..4].copy_from_slice(&entry);
                 factors.extend(values);
             }
@@ -132,14 +149,25 @@ impl Adapters {
     }
 
     /// u of all rows, each in `parts`, `[rows, parts, u_rows]`.
-    pub(super) fn random_u(&self, site: usize, (parts, u_rows): (usize, usize), random: &mut Random) -> Vec<f32> {
-        let row = |m: usize| if self.rows[m] as usize == self.entries.len() { 0 } else { self.used(site, m) };
+    pub(super) fn random_u(
+        &self,
+        site: usize,
+        (parts, u_rows): (usize, usize),
+        random: &mut Random,
+    ) -> Vec<f32> {
+        let row = |m: usize| {
+            if self.rows[m] as usize == self.entries.len() { 0 } else { self.used(site, m) }
+        };
         let used: Vec<usize> = (0..self.rows.len()).map(row).collect();
-        let mut value = |m: usize, i: usize| if i < used[m] { random.signed(1.0) } else { f32::NAN };
-        (0..self.rows.len() * parts * u_rows).map(|i| value(i / u_rows / parts, i % u_rows)).collect()
+        let mut value =
+            |m: usize, i: usize| if i < used[m] { random.signed(1.0) } else { f32::NAN };
+        (0..self.rows.len() * parts * u_rows)
+            .map(|i| value(i / u_rows / parts, i % u_rows))
+            .collect()
     }
 
-    /// `weight * A x` of row `m` over `columns` of x, in sums of `depth` roundings, one for the weight among them.
+    /// `weight * A x` of row `m` over `columns` of x, in sums of `depth` roundings, one for the
+    /// weight among them.
     pub(super) fn shrink(
         &self,
         (site, m): (usize, usize),
@@ -157,14 +185,25 @@ impl Adapters {
                 size += a.abs() * (x.value.abs() + x.bound);
                 moved += a.abs() * x.bound;
             }
-            Near { value: weight * sum, bound: 1.001 * weight.abs() * (moved + gamma(depth) * size) }
+            Near {
+                value: weight * sum,
+                bound: 1.001 * weight.abs() * (moved + gamma(depth) * size),
+            }
         };
-        let rows = |entry: &Entry| entry.a.chunks(k).map(|a| row((a, entry.weight.into()))).collect::<Vec<_>>();
+        let rows = |entry: &Entry| {
+            entry.a.chunks(k).map(|a| row((a, entry.weight.into()))).collect::<Vec<_>>()
+        };
         self.of(site, m).iter().flat_map(rows).collect()
     }
 
-    /// `Σ B u` for row `n` of all linears and row `m`, and the sum of the magnitudes; `u` gives value and magnitude.
-    pub(super) fn expand(&self, (site, m): (usize, usize), n: usize, u: impl Fn(usize) -> (f64, f64)) -> (f64, f64) {
+    /// `Σ B u` for row `n` of all linears and row `m`, and the sum of the magnitudes; `u` gives
+    /// value and magnitude.
+    pub(super) fn expand(
+        &self,
+        (site, m): (usize, usize),
+        n: usize,
+        u: impl Fn(usize) -> (f64, f64),
+    ) -> (f64, f64) {
         let mut end = 0;
         let ends = self.sites[site].modules.iter().map(|rows| {
             end += rows;
@@ -183,9 +222,15 @@ impl Adapters {
     }
 
     /// What `expand_two` makes of element `n`: `u` is exact.
-    pub(super) fn expand_row(&self, (site, m): (usize, usize), n: usize, u: impl Fn(usize) -> f32) -> Near {
+    pub(super) fn expand_row(
+        &self,
+        (site, m): (usize, usize),
+        n: usize,
+        u: impl Fn(usize) -> f32,
+    ) -> Near {
         let (value, size) = self.expand((site, m), n, |i| (u(i).into(), u(i).abs().into()));
-        // 5 roundings of eight products, one more where two eights are added, and one for each of these.
+        // 5 roundings of eight products, one more where two eights are added, and one for each of
+        // these.
         Near { value, bound: gamma(6 + self.additions((site, m), 8)) * size }
     }
 
@@ -205,7 +250,10 @@ impl Adapters {
             }
         }
         // As above; the weight, and one addition for each adapter.
-        Near { value, bound: gamma(6 + self.additions((site, m), 8) + self.of(site, m).len()) * size }
+        Near {
+            value,
+            bound: gamma(6 + self.additions((site, m), 8) + self.of(site, m).len()) * size,
+        }
     }
 }
 
@@ -219,7 +267,13 @@ fn entries(site: &Site, random: &mut Random) -> Vec<Entry> {
         let made = rank * site.modules.len();
         before += made;
         let weight = random.signed(2.0);
-        Entry { rank, weight, before: before - made, a: random.halves(made * site.k), b: random.halves(n * rank) }
+        Entry {
+            rank,
+            weight,
+            before: before - made,
+            a: random.halves(made * site.k),
+            b: random.halves(n * rank),
+        }
     };
     (0..count).map(|_| entry()).collect()
 }

@@ -1,7 +1,9 @@
 //! `softmax(q kᵀ scale) v` over the positions up to each row's own.
 
 use epiphyte::gpu::{Gpu, Tensor};
-use epiphyte::kernels::attention::{self, AttentionParams, Heads, Leaves, PrefillParams, ReduceParams};
+use epiphyte::kernels::attention::{
+    self, AttentionParams, Heads, Leaves, PrefillParams, ReduceParams,
+};
 use proptest::prelude::*;
 
 use super::adapters::{Adapters, Site};
@@ -23,15 +25,15 @@ struct Case {
 fn cases(lens: impl Strategy<Value = Vec<usize>>) -> impl Strategy<Value = Case> {
     let group = proptest::sample::select(vec![1u32, 3, 4, 8]);
     let head_dim = proptest::sample::select(vec![64u32, 96, 128, 256]);
-    let heads = (1u32..3, group, head_dim, proptest::sample::select(vec![16u32, 32, 64]), any::<bool>()).prop_map(
-        |(kv_heads, group, head_dim, page_len, kv_f16)| Heads {
-            heads: kv_heads * group,
-            kv_heads,
-            head_dim,
-            page_len,
-            kv_f16,
-        },
-    );
+    let heads =
+        (1u32..3, group, head_dim, proptest::sample::select(vec![16u32, 32, 64]), any::<bool>())
+            .prop_map(|(kv_heads, group, head_dim, page_len, kv_f16)| Heads {
+                heads: kv_heads * group,
+                kv_heads,
+                head_dim,
+                page_len,
+                kv_f16,
+            });
     let sharp = prop_oneof![Just(0.1f32), Just(3.0), Just(30.0)];
     (heads, lens, 0usize..3, sharp, seed()).prop_map(|(heads, lens, row0, sharp, seed)| Case {
         heads,
@@ -60,7 +62,9 @@ impl Cache {
         let (keys, values) = (vec![POISON; slots], vec![POISON; slots]);
         let mut cache = Self { heads, max_pages, tables, keys, values };
         for (table, &len) in lens.iter().enumerate() {
-            for (position, kv_head) in (0..len).flat_map(|p| (0..heads.kv_heads as usize).map(move |g| (p, g))) {
+            for (position, kv_head) in
+                (0..len).flat_map(|p| (0..heads.kv_heads as usize).map(move |g| (p, g)))
+            {
                 let at = cache.slot(table, kv_head, position);
                 cache.keys[at.clone()].copy_from_slice(&random.halves(at.len()));
                 cache.values[at.clone()].copy_from_slice(&random.halves(at.len()));
@@ -71,8 +75,11 @@ impl Cache {
 
     /// Where a position's head lies: `[pages, G, page_len, E]`.
     fn slot(&self, table: usize, kv_head: usize, position: usize) -> std::ops::Range<usize> {
-        let (g, page_len, e) =
-            (self.heads.kv_heads as usize, self.heads.page_len as usize, self.heads.head_dim as usize);
+        let (g, page_len, e) = (
+            self.heads.kv_heads as usize,
+            self.heads.page_len as usize,
+            self.heads.head_dim as usize,
+        );
         let page = self.tables[table * self.max_pages + position / page_len] as usize;
         let at = ((page * g + kv_head) * page_len + position % page_len) * e;
         at..at + e
@@ -80,7 +87,8 @@ impl Cache {
 
     fn upload(&mut self, gpu: &Gpu) -> Checked<[Tensor; 3]> {
         let f16 = self.heads.kv_f16;
-        let (keys, values) = (upload_kv(gpu, &mut self.keys, f16)?, upload_kv(gpu, &mut self.values, f16)?);
+        let (keys, values) =
+            (upload_kv(gpu, &mut self.keys, f16)?, upload_kv(gpu, &mut self.values, f16)?);
         Ok([gpu.upload("pages", &self.tables)?, keys, values])
     }
 
@@ -96,7 +104,8 @@ impl Cache {
     ) -> Vec<Option<Near>> {
         let dot = |position| {
             let k = &self.keys[self.slot(table, kv_head, position)];
-            let terms = q.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(*k) * f64::from(scale));
+            let terms =
+                q.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(*k) * f64::from(scale));
             terms.fold((0.0, 0.0), |(sum, size), t| (sum + t, size + t.abs()))
         };
         let scores: Vec<(f64, f64)> = (0..len).map(dot).collect();
@@ -105,13 +114,19 @@ impl Cache {
         let sum: f64 = weights.iter().sum();
         // A score: the scale, 4 roundings in a vec4's dot, E / 4 additions.
         let score_error = gamma(5 + q.len() / 4) * scores.iter().map(|s| s.1).fold(0.0, f64::max);
-        let fall = top - scores.iter().map(|s| s.0).fold(f64::INFINITY, f64::min) + 2.0 * score_error;
-        // A weight: e^(score - top), then for each join a factor e^(top - larger top); the steps of top sum to <= fall.
-        let weight_error = score_error + exp_error(fall) + EPS * fall + (4.0 * joins as f64 + 3.0 * fall) * EPS;
-        // Weights and their roundings come in above and below the line; the sums are chains of at most len additions.
+        let fall =
+            top - scores.iter().map(|s| s.0).fold(f64::INFINITY, f64::min) + 2.0 * score_error;
+        // A weight: e^(score - top), then for each join a factor e^(top - larger top); the steps of
+        // top sum to <= fall.
+        let weight_error =
+            score_error + exp_error(fall) + EPS * fall + (4.0 * joins as f64 + 3.0 * fall) * EPS;
+        // Weights and their roundings come in above and below the line; the sums are chains of at
+        // most len additions.
         let error = 2.0 * weight_error + 2.0 * gamma(len + 2 * joins + 4) + DIV;
         let column = |e: usize| {
-            let terms = (0..len).map(|t| weights[t] * f64::from(self.values[self.slot(table, kv_head, t).start + e]));
+            let terms = (0..len).map(|t| {
+                weights[t] * f64::from(self.values[self.slot(table, kv_head, t).start + e])
+            });
             let (value, size) = terms.fold((0.0, 0.0), |(sum, size), t| (sum + t, size + t.abs()));
             Some(Near { value: value / sum, bound: 1.01 * error * size / sum + 1e-35 })
         };
@@ -137,19 +152,39 @@ impl Setup {
         let all = (heads.heads + 2 * heads.kv_heads) as usize * heads.head_dim as usize;
         let qkv = random.vec((case.row0 + rows) * all, case.sharp);
         let (cache_tensors, qkv_tensor) = (cache.upload(gpu)?, gpu.upload("qkv", &qkv)?);
-        let out = Output::poisoned(gpu, (case.row0 + rows) * (heads.heads * heads.head_dim) as usize)?;
-        Ok(Self { cache, cache_tensors, qkv, qkv_tensor, out, scale: 1.0 / (heads.head_dim as f32).sqrt() })
+        let out =
+            Output::poisoned(gpu, (case.row0 + rows) * (heads.heads * heads.head_dim) as usize)?;
+        Ok(Self {
+            cache,
+            cache_tensors,
+            qkv,
+            qkv_tensor,
+            out,
+            scale: 1.0 / (heads.head_dim as f32).sqrt(),
+        })
     }
 
     /// What rows from `row0` on make, each a table and the positions it sees.
-    fn expected(&self, row0: usize, rows: impl Iterator<Item = (usize, usize)>, joins: usize) -> Vec<Option<Near>> {
+    fn expected(
+        &self,
+        row0: usize,
+        rows: impl Iterator<Item = (usize, usize)>,
+        joins: usize,
+    ) -> Vec<Option<Near>> {
         let heads = self.cache.heads;
         let (e, h, g) = (heads.head_dim as usize, heads.heads as usize, heads.kv_heads as usize);
         let mut expected = vec![None; row0 * h * e];
         for (m, (table, len)) in (row0..).zip(rows) {
             for head in 0..h {
                 let q = &self.qkv[(m * (h + 2 * g) + head) * e..][..e];
-                expected.extend(self.cache.oracle(q, head / (h / g), table, len, self.scale, joins));
+                expected.extend(self.cache.oracle(
+                    q,
+                    head / (h / g),
+                    table,
+                    len,
+                    self.scale,
+                    joins,
+                ));
             }
         }
         expected
@@ -166,7 +201,11 @@ fn rows_tensor(gpu: &Gpu, row0: usize, rows: impl Iterator<Item = [u32; 2]>) -> 
 fn check(gpu: &Gpu, case: &Case, split: bool, adapted: bool) -> Checked {
     let setup = Setup::new(gpu, case, &case.lens, case.lens.len())?;
     let heads = setup.cache.heads;
-    let rows = rows_tensor(gpu, case.row0, (0..).zip(&case.lens).map(|(table, len)| [table, *len as u32 - 1]))?;
+    let rows = rows_tensor(
+        gpu,
+        case.row0,
+        (0..).zip(&case.lens).map(|(table, len)| [table, *len as u32 - 1]),
+    )?;
     let most = case.lens.iter().max().map_or(1, |len| *len as u32);
     let splits = if split { attention::splits(most) } else { 1 };
     let [pages, keys, values] = &setup.cache_tensors;
@@ -189,22 +228,37 @@ fn check(gpu: &Gpu, case: &Case, split: bool, adapted: bool) -> Checked {
         Leaves::Split => tensors.push(&stats.tensor),
     }
     let op = gpu.op(&attention::spec(gpu.caps(), heads, leaves), &tensors)?;
-    let reduce = attention::reduce_spec(gpu.caps(), heads.head_dim, adapted.then_some(next.adapters.directory));
+    let reduce = attention::reduce_spec(
+        gpu.caps(),
+        heads.head_dim,
+        adapted.then_some(next.adapters.directory),
+    );
     let join = [&rows, &parts.tensor, &stats.tensor, &setup.out.tensor, &next.a, &next.u.tensor];
     let join = gpu.op(&reduce, if adapted { &join } else { &join[..4] })?;
     let (row0, count) = (case.row0 as u32, case.lens.len() as u32);
     submit(gpu, |commands| {
         let (kv_heads, max_pages) = (heads.kv_heads, setup.cache.max_pages as u32);
         let scale = setup.scale;
-        let params =
-            AttentionParams { heads: heads.heads, kv_heads, max_pages, splits, scale, row0, site, u_rows, lora };
+        let params = AttentionParams {
+            heads: heads.heads,
+            kv_heads,
+            max_pages,
+            splits,
+            scale,
+            row0,
+            site,
+            u_rows,
+            lora,
+        };
         attention::record(commands, &op, &params, count, 0);
         if split {
-            let params = ReduceParams { heads: heads.heads, splits, row0, site, u_rows, pad: [0; 3], lora };
+            let params =
+                ReduceParams { heads: heads.heads, splits, row0, site, u_rows, pad: [0; 3], lora };
             attention::record_reduce(commands, &join, heads.head_dim, &params, count);
         }
     })?;
-    let expected = setup.expected(case.row0, case.lens.iter().copied().enumerate(), splits as usize);
+    let expected =
+        setup.expected(case.row0, case.lens.iter().copied().enumerate(), splits as usize);
     setup.out.check(gpu, &expected)?;
     if adapted { next.check(gpu, case, &expected) } else { Ok(()) }
 }
@@ -228,9 +282,13 @@ impl Next {
         // A key and value head's queries, or 64 lanes' vec4s.
         let columns = if split { 256 } else { width / heads.kv_heads as usize };
         let site = Site { number: 3, k: width, modules: vec![1] };
-        let adapters = Adapters::random(vec![site], case.row0, case.lens.len(), &mut Random(!case.seed));
+        let adapters =
+            Adapters::random(vec![site], case.row0, case.lens.len(), &mut Random(!case.seed));
         let u_rows = adapters.u_rows(0, case.row0);
-        let u = Output::poisoned(gpu, (case.row0 + case.lens.len()) * width.div_ceil(columns) * u_rows)?;
+        let u = Output::poisoned(
+            gpu,
+            (case.row0 + case.lens.len()) * width.div_ceil(columns) * u_rows,
+        )?;
         let [a, _] = adapters.upload(gpu)?;
         let wg = match (split, gpu.caps().software) {
             (false, _) => 128,
@@ -249,10 +307,14 @@ impl Next {
     fn check(&self, gpu: &Gpu, case: &Case, out: &[Option<Near>]) -> Checked {
         let parts = self.width.div_ceil(self.columns);
         let mut expected = vec![None; (case.row0 + case.lens.len()) * parts * self.u_rows];
-        for (m, part) in (case.row0..case.row0 + case.lens.len()).flat_map(|m| (0..parts).map(move |part| (m, part))) {
+        for (m, part) in (case.row0..case.row0 + case.lens.len())
+            .flat_map(|m| (0..parts).map(move |part| (m, part)))
+        {
             let columns = part * self.columns..self.width.min((part + 1) * self.columns);
             let depth = share_depth(gpu, columns.len(), self.wg);
-            let of = |column: usize| out[m * self.width + column].unwrap_or(Near { value: f64::NAN, bound: 0.0 });
+            let of = |column: usize| {
+                out[m * self.width + column].unwrap_or(Near { value: f64::NAN, bound: 0.0 })
+            };
             let made = self.adapters.shrink((0, m), columns, of, depth);
             let at = (m * parts + part) * self.u_rows;
             made.into_iter().enumerate().for_each(|(i, near)| expected[at + i] = Some(near));

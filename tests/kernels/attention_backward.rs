@@ -1,7 +1,9 @@
 //! The gradient of attention by q, k and v, in its three kernels.
 
 use epiphyte::gpu::Gpu;
-use epiphyte::kernels::attention_backward::{delta_spec, dkv_spec, dq_spec, record_delta, record_dkv, record_dq};
+use epiphyte::kernels::attention_backward::{
+    delta_spec, dkv_spec, dq_spec, record_delta, record_dkv, record_dq,
+};
 
 use super::attention_train::{Case, cases, dot};
 use super::oracle::{EPS, check_gradient, exp_error, gamma, to_f64};
@@ -12,7 +14,8 @@ fn delta(case: &Case, out: &[f64], d_out: &[f64]) -> Vec<(f64, f64)> {
     out.chunks(case.head_dim).zip(d_out.chunks(case.head_dim)).map(|(o, d)| dot(o, d)).collect()
 }
 
-/// `d_qkv [T, (H + 2 G), E]` by the formulas of Dao 2023, section 2.2, and how far off the kernels may be.
+/// `d_qkv [T, (H + 2 G), E]` by the formulas of Dao 2023, section 2.2, and how far off the kernels
+/// may be.
 fn oracle(case: &Case, qkv: &[f64], lse: &[f64], d_out: &[f64], delta: &[f64]) -> Vec<Near> {
     let (e, scale) = (case.head_dim, f64::from(case.params().scale));
     let mut d_qkv = vec![Near { value: 0.0, bound: 0.0 }; case.rows.len() * case.all() * e];
@@ -26,13 +29,17 @@ fn oracle(case: &Case, qkv: &[f64], lse: &[f64], d_out: &[f64], delta: &[f64]) -
             let (score, score_size) = dot(&qkv[q_at..][..e], &qkv[k_at..][..e]);
             let (dp, dp_size) = dot(d, &qkv[v_at..][..e]);
             let p = (score * scale - lse[at]).exp();
-            // A dot: 4 roundings in a vec4's, E / 4 additions. A score is scaled, lse taken off; then exp.
-            let exponent_error = scale * gamma(5 + e / 4) * score_size + EPS * (score * scale - lse[at]).abs();
+            // A dot: 4 roundings in a vec4's, E / 4 additions. A score is scaled, lse taken off;
+            // then exp.
+            let exponent_error =
+                scale * gamma(5 + e / 4) * score_size + EPS * (score * scale - lse[at]).abs();
             let p_error = exponent_error + exp_error(score * scale - lse[at]);
             let ds = p * (dp - delta[at]) * scale;
-            let ds_bound = ds.abs() * (p_error + 3.0 * EPS) + p * scale * gamma(4 + e / 4) * dp_size;
+            let ds_bound =
+                ds.abs() * (p_error + 3.0 * EPS) + p * scale * gamma(4 + e / 4) * dp_size;
             let mut add = |at: usize, value: f64, bound: f64| {
-                (d_qkv[at].value, d_qkv[at].bound) = (d_qkv[at].value + value, d_qkv[at].bound + bound);
+                (d_qkv[at].value, d_qkv[at].bound) =
+                    (d_qkv[at].value + value, d_qkv[at].bound + bound);
                 sizes[at] += value.abs();
             };
             for i in 0..e {
@@ -42,7 +49,8 @@ fn oracle(case: &Case, qkv: &[f64], lse: &[f64], d_out: &[f64], delta: &[f64]) -
             }
         }
     }
-    // A product and the additions before and after: at most every row of every head in the group, in whole tiles.
+    // A product and the additions before and after: at most every row of every head in the group,
+    // in whole tiles.
     let additions = gamma(1 + (case.rows.len() + 62) * case.heads / case.kv_heads);
     for (near, size) in d_qkv.iter_mut().zip(sizes) {
         near.bound = 1.01 * (near.bound + additions * size) + 1e-35;
@@ -62,7 +70,8 @@ fn check(gpu: &Gpu, case: &Case) -> Checked {
     let delta_out = Output::poisoned(gpu, rows * heads)?;
     let d_qkv = Output::poisoned(gpu, rows * case.all() * e)?;
     let [rows_in, qkv_in] = [gpu.upload("rows", &case.rows)?, gpu.upload("qkv", &qkv)?];
-    let [out_in, lse_in, d_in] = [gpu.upload("out", &out)?, gpu.upload("lse", &lse)?, gpu.upload("d_out", &d_out)?];
+    let [out_in, lse_in, d_in] =
+        [gpu.upload("out", &out)?, gpu.upload("lse", &lse)?, gpu.upload("d_out", &d_out)?];
     let delta_op = gpu.op(&delta_spec(e as u32), &[&out_in, &d_in, &delta_out.tensor])?;
     let tensors = [&rows_in, &qkv_in, &lse_in, &d_in, &delta_out.tensor, &d_qkv.tensor];
     let (dq, dkv) = (gpu.op(&dq_spec(e as u32), &tensors)?, gpu.op(&dkv_spec(e as u32), &tensors)?);
@@ -74,8 +83,10 @@ fn check(gpu: &Gpu, case: &Case) -> Checked {
     let saved = |values: &[f32]| to_f64(&values[case.row0 * values.len() / (case.row0 + rows)..]);
     let d_out = to_f64(&d_out);
     // A dot of E: 4 roundings in a vec4's, E / 4 additions.
-    let near = |(value, size): (f64, f64)| Some(Near { value, bound: gamma(4 + e / 4) * size + 1e-35 });
-    delta_out.check(gpu, &delta(case, &saved(&out), &d_out).into_iter().map(near).collect::<Vec<_>>())?;
+    let near =
+        |(value, size): (f64, f64)| Some(Near { value, bound: gamma(4 + e / 4) * size + 1e-35 });
+    delta_out
+        .check(gpu, &delta(case, &saved(&out), &d_out).into_iter().map(near).collect::<Vec<_>>())?;
     // What the other two were given is what they are judged by.
     let given = to_f64(&gpu.read::<f32>(&delta_out.tensor, 0, rows * heads)?);
     let expected = oracle(case, &saved(&qkv), &saved(&lse), &d_out, &given);
@@ -96,6 +107,7 @@ fn the_oracle_is_the_gradient() {
     let d_out = to_f64(&random.vec(case.rows.len() * case.heads * case.head_dim, 1.0));
     let [out, lse] = case.oracle(&qkv);
     let deltas: Vec<f64> = delta(&case, &out, &d_out).into_iter().map(|(sum, _)| sum).collect();
-    let gradient: Vec<f64> = oracle(&case, &qkv, &lse, &d_out, &deltas).into_iter().map(|near| near.value).collect();
+    let gradient: Vec<f64> =
+        oracle(&case, &qkv, &lse, &d_out, &deltas).into_iter().map(|near| near.value).collect();
     check_gradient(|qkv| dot(&case.oracle(qkv)[0], &d_out).0, &qkv, &gradient);
 }

@@ -23,7 +23,10 @@ pub(super) struct Case {
 
 /// Lengths around the edges of tiles, packed in any order.
 pub(super) fn cases() -> impl Strategy<Value = Case> {
-    let len = prop_oneof![proptest::sample::select(vec![1usize, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65]), 1usize..40];
+    let len = prop_oneof![
+        proptest::sample::select(vec![1usize, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65]),
+        1usize..40
+    ];
     let lens = prop_oneof![
         proptest::collection::vec(len.clone(), 1..3),
         proptest::collection::vec(1usize..9, 2..8),
@@ -87,15 +90,20 @@ impl Case {
     pub(super) fn oracle(&self, qkv: &[f64]) -> [Vec<f64>; 2] {
         let (e, scale) = (self.head_dim, f64::from(self.params().scale));
         let (mut out, mut lse) = (Vec::new(), Vec::new());
-        for (t, head) in (0..self.rows.len()).flat_map(|t| (0..self.heads).map(move |head| (t, head))) {
+        for (t, head) in
+            (0..self.rows.len()).flat_map(|t| (0..self.heads).map(move |head| (t, head)))
+        {
             let q = &qkv[self.q_k_v(t, head)[0]..][..e];
-            let scores = self.seen(t).map(|j| scale * dot(q, &qkv[self.q_k_v(j, head)[1]..][..e]).0);
+            let scores =
+                self.seen(t).map(|j| scale * dot(q, &qkv[self.q_k_v(j, head)[1]..][..e]).0);
             let scores: Vec<f64> = scores.collect();
             let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let log_sum = top + scores.iter().map(|s| (s - top).exp()).sum::<f64>().ln();
             let column = |i: usize| {
-                let terms =
-                    self.seen(t).zip(&scores).map(|(j, s)| (s - log_sum).exp() * qkv[self.q_k_v(j, head)[2] + i]);
+                let terms = self
+                    .seen(t)
+                    .zip(&scores)
+                    .map(|(j, s)| (s - log_sum).exp() * qkv[self.q_k_v(j, head)[2] + i]);
                 terms.sum::<f64>()
             };
             out.extend((0..e).map(column));
@@ -108,30 +116,45 @@ impl Case {
     fn bounds(&self, qkv: &[f64], lse: &[f64]) -> [Vec<f64>; 2] {
         let (e, scale) = (self.head_dim, f64::from(self.params().scale));
         let (mut out_bounds, mut lse_bounds) = (Vec::new(), Vec::new());
-        for (t, head) in (0..self.rows.len()).flat_map(|t| (0..self.heads).map(move |head| (t, head))) {
+        for (t, head) in
+            (0..self.rows.len()).flat_map(|t| (0..self.heads).map(move |head| (t, head)))
+        {
             let (q, lse) = (&qkv[self.q_k_v(t, head)[0]..][..e], lse[t * self.heads + head]);
-            let dots: Vec<_> = self.seen(t).map(|j| dot(q, &qkv[self.q_k_v(j, head)[1]..][..e])).collect();
-            let (least, top) = dots.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(least, top), d| {
-                (least.min(d.0 * scale), top.max(d.0 * scale))
-            });
+            let dots: Vec<_> =
+                self.seen(t).map(|j| dot(q, &qkv[self.q_k_v(j, head)[1]..][..e])).collect();
+            let (least, top) =
+                dots.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(least, top), d| {
+                    (least.min(d.0 * scale), top.max(d.0 * scale))
+                });
             // A score: 4 roundings in a vec4's dot, E / 4 additions, the scale.
-            let score_error = scale * gamma(5 + e / 4) * dots.iter().map(|d| d.1).fold(0.0, f64::max);
+            let score_error =
+                scale * gamma(5 + e / 4) * dots.iter().map(|d| d.1).fold(0.0, f64::max);
             let fall = top - least + 2.0 * score_error;
             // Tiles that the row's tile walks over: from the first row of its first row's sequence.
             let tiles = (t + 32 - self.rows[t / 32 * 32][0] as usize).div_ceil(32) + 1;
-            // A weight: e^(score - top), then for each tile a factor e^(top - larger top); its steps sum to <= fall.
-            let weight_error = score_error + exp_error(fall) + EPS * fall + (4.0 * tiles as f64 + 3.0 * fall) * EPS;
-            // Each lane adds two weights a tile, then come 16 lanes; `out` adds up to 32 products a tile.
+            // A weight: e^(score - top), then for each tile a factor e^(top - larger top); its
+            // steps sum to <= fall.
+            let weight_error = score_error
+                + exp_error(fall)
+                + EPS * fall
+                + (4.0 * tiles as f64 + 3.0 * fall) * EPS;
+            // Each lane adds two weights a tile, then come 16 lanes; `out` adds up to 32 products a
+            // tile.
             let sum_error = weight_error + gamma(2 * tiles + 16);
             let error = sum_error + weight_error + gamma(32 * tiles + 1) + DIV;
             let column = |i: usize| {
                 let v = |j: usize| qkv[self.q_k_v(j, head)[2] + i].abs();
-                let sum: f64 = dots.iter().zip(self.seen(t)).map(|(d, j)| (d.0 * scale - lse).exp() * v(j)).sum();
+                let sum: f64 = dots
+                    .iter()
+                    .zip(self.seen(t))
+                    .map(|(d, j)| (d.0 * scale - lse).exp() * v(j))
+                    .sum();
                 1.01 * error * sum + 1e-35
             };
             out_bounds.extend((0..e).map(column));
             let log = lse - top;
-            lse_bounds.push(1.01 * (score_error + sum_error + log_error(log.exp()) + EPS * lse.abs()));
+            lse_bounds
+                .push(1.01 * (score_error + sum_error + log_error(log.exp()) + EPS * lse.abs()));
         }
         [out_bounds, lse_bounds]
     }
@@ -148,13 +171,16 @@ fn check(gpu: &Gpu, case: &Case) -> Checked {
     let out = Output::poisoned(gpu, saved * case.heads * case.head_dim)?;
     let lse = Output::poisoned(gpu, saved * case.heads)?;
     let inputs = [gpu.upload("rows", &case.rows)?, gpu.upload("qkv", &qkv)?];
-    let op = gpu.op(&spec(case.head_dim as u32), &[&inputs[0], &inputs[1], &out.tensor, &lse.tensor])?;
+    let op =
+        gpu.op(&spec(case.head_dim as u32), &[&inputs[0], &inputs[1], &out.tensor, &lse.tensor])?;
     submit(gpu, |commands| record(commands, &op, &case.params()))?;
     let qkv = to_f64(&qkv[case.row0 * case.all() * case.head_dim..]);
     let values = case.oracle(&qkv);
     let bounds = case.bounds(&qkv, &values[1]);
     for ((output, before), (values, bounds)) in
-        [(&out, case.heads * case.head_dim), (&lse, case.heads)].into_iter().zip(values.iter().zip(&bounds))
+        [(&out, case.heads * case.head_dim), (&lse, case.heads)]
+            .into_iter()
+            .zip(values.iter().zip(&bounds))
     {
         let near = values.iter().zip(bounds).map(|(&value, &bound)| Some(Near { value, bound }));
         let expected: Vec<_> = std::iter::repeat_n(None, case.row0 * before).chain(near).collect();

@@ -41,7 +41,8 @@ fn near(logits: &[f32], target: usize, weight: f32) -> (Near, Vec<Near>) {
 
 #[test]
 fn cross_entropy_is_the_formula_and_its_gradient() {
-    let vocab = prop_oneof![proptest::sample::select(vec![1usize, 2, 255, 256, 257, 511]), 1usize..1500];
+    let vocab =
+        prop_oneof![proptest::sample::select(vec![1usize, 2, 255, 256, 257, 511]), 1usize..1500];
     let size = prop_oneof![Just(0.01f32), Just(8.0), Just(60.0)];
     let cases = (1usize..6, vocab, [0usize..4, 0..4, 0..4], size, seed());
     for_all(12, cases, |gpu, &(rows, vocab, [rest, row0, loss0], size, seed)| {
@@ -54,15 +55,22 @@ fn cross_entropy_is_the_formula_and_its_gradient() {
         let losses = Output::poisoned(gpu, loss0 + rows)?;
         let inputs = [gpu.upload("targets", &targets)?, gpu.upload("weights", &weights)?];
         let op = gpu.op(&spec(), &[&inputs[0], &inputs[1], &logits.tensor, &losses.tensor])?;
-        let params =
-            CrossEntropyParams { vocab: vocab as u32, stride: stride as u32, row0: row0 as u32, loss0: loss0 as u32 };
+        let params = CrossEntropyParams {
+            vocab: vocab as u32,
+            stride: stride as u32,
+            row0: row0 as u32,
+            loss0: loss0 as u32,
+        };
         submit(gpu, |commands| record(commands, &op, params, rows as u32))?;
         let mut expected = (vec![None; loss0], vec![None; rows * stride]);
         for c in 0..rows {
             let row = &logits.before[c * stride..][..vocab];
             let (loss, gradient) = near(row, targets[row0 + c] as usize, weights[row0 + c]);
             expected.0.push(Some(loss));
-            expected.1[c * stride..][..vocab].iter_mut().zip(gradient).for_each(|(e, near)| *e = Some(near));
+            expected.1[c * stride..][..vocab]
+                .iter_mut()
+                .zip(gradient)
+                .for_each(|(e, near)| *e = Some(near));
         }
         losses.check(gpu, &expected.0)?;
         logits.check(gpu, &expected.1)

@@ -12,7 +12,8 @@ fn looks_up(dtype: DType) {
     let cases = (1usize..40, 1usize..40, 0usize..5, 1usize..9, seed());
     for_all(3, cases, |gpu, &(first, second, odd, tokens, seed)| {
         let mut random = Random(seed);
-        let w = Weights::random(dtype, first + second, row_unit(dtype) * (2 * odd + 1), &mut random);
+        let w =
+            Weights::random(dtype, first + second, row_unit(dtype) * (2 * odd + 1), &mut random);
         let token_ids: Vec<u32> = (0..tokens).map(|_| random.below(w.n) as u32).collect();
         let ids = gpu.upload("token_ids", &token_ids)?;
         let x = Output::poisoned(gpu, tokens * w.k)?;
@@ -23,12 +24,18 @@ fn looks_up(dtype: DType) {
             let params = EmbeddingParams { k_blocks: (w.k / 32) as u32, row0, rows, pad: 0 };
             submit(gpu, |commands| record(commands, &op, params, tokens as u32))?;
         }
-        // d q is exact: 11 bits of d, at most 13 of scale and quant. With a minimum the sum is rounded, once on either side.
+        // d q is exact: 11 bits of d, at most 13 of scale and quant. With a minimum the sum is
+        // rounded, once on either side.
         let has_minimum = matches!(dtype, DType::Q4_1 | DType::Q5_1 | DType::Q4_K | DType::Q5_K);
         let expected: Vec<_> = token_ids
             .iter()
             .flat_map(|&id| &w.values[id as usize * w.k..][..w.k])
-            .map(|&v| Some(Near { value: v.into(), bound: if has_minimum { EPS * f64::from(v.abs()) } else { 0.0 } }))
+            .map(|&v| {
+                Some(Near {
+                    value: v.into(),
+                    bound: if has_minimum { EPS * f64::from(v.abs()) } else { 0.0 },
+                })
+            })
             .collect();
         x.check(gpu, &expected)
     });
@@ -43,7 +50,8 @@ fn embedding_looks_up_rows_of_every_format() {
 fn embedding_leaves_rows_of_other_chunks_alone() {
     for_all(4, (1usize..9, seed()), |gpu, &(tokens, seed)| {
         let w = Weights::random(DType::Q4_0, 4, 32, &mut Random(seed));
-        let ids = gpu.upload("token_ids", &(0..tokens as u32).map(|i| i % 4).collect::<Vec<_>>())?;
+        let ids =
+            gpu.upload("token_ids", &(0..tokens as u32).map(|i| i % 4).collect::<Vec<_>>())?;
         let (words, scales) = w.upload(gpu, 1..3)?;
         let x = Output::poisoned(gpu, tokens * 32)?;
         let op = gpu.op(&spec(w.dtype), &[&ids, &words, &scales, &x.tensor])?;
@@ -51,7 +59,10 @@ fn embedding_leaves_rows_of_other_chunks_alone() {
         submit(gpu, |commands| record(commands, &op, params, tokens as u32))?;
         let expected: Vec<_> = (0..tokens * 32)
             .map(|i| (i / 32 % 4, i % 32))
-            .map(|(id, k)| (id == 1 || id == 2).then(|| Near { value: w.values[id * 32 + k].into(), bound: 0.0 }))
+            .map(|(id, k)| {
+                (id == 1 || id == 2)
+                    .then(|| Near { value: w.values[id * 32 + k].into(), bound: 0.0 })
+            })
             .collect();
         x.check(gpu, &expected)
     });

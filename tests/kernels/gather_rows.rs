@@ -6,13 +6,21 @@ use epiphyte::kernels::gather_rows::{GatherRowsParams, NONE, inverse, record, sp
 use super::{Checked, Near, Output, Random, for_all, seed, submit};
 
 /// Gathers by `index`, which has one unused entry before, and expects each row's bits or zeros.
-fn check(gpu: &Gpu, x: &[f32], k: usize, index: &[u32], [x_row, y_row]: [usize; 2]) -> Checked<Vec<f32>> {
+fn check(
+    gpu: &Gpu,
+    x: &[f32],
+    k: usize,
+    index: &[u32],
+    [x_row, y_row]: [usize; 2],
+) -> Checked<Vec<f32>> {
     let y = Output::poisoned(gpu, (y_row + index.len()) * k)?;
     let all: Vec<u32> = std::iter::once(7_000_000).chain(index.iter().copied()).collect();
     let op = gpu.op(&spec(), &[&gpu.upload("index", &all)?, &gpu.upload("x", x)?, &y.tensor])?;
-    let params = GatherRowsParams { k4: k as u32 / 4, index0: 1, x_row: x_row as u32, y_row: y_row as u32 };
+    let params =
+        GatherRowsParams { k4: k as u32 / 4, index0: 1, x_row: x_row as u32, y_row: y_row as u32 };
     submit(gpu, |commands| record(commands, &op, params, index.len() as u32))?;
-    let value = |row: u32, i: usize| if row == NONE { 0.0 } else { x[(x_row + row as usize) * k + i] };
+    let value =
+        |row: u32, i: usize| if row == NONE { 0.0 } else { x[(x_row + row as usize) * k + i] };
     let exact = |value: f32| Some(Near { value: value.into(), bound: 0.0 });
     let rows = index.iter().flat_map(|&row| (0..k).map(move |i| exact(value(row, i))));
     let expected: Vec<_> = std::iter::repeat_n(None, y_row * k).chain(rows).collect();
@@ -30,9 +38,14 @@ fn gather_rows_takes_rows_and_brings_them_back() {
         let x = random.vec((firsts[0] + rows) * k, 1.0);
         let gathered = check(gpu, &x, k, &index, firsts)?;
         let scattered = check(gpu, &gathered, k, &inverse(&index, rows)?, [0, firsts[1]])?;
-        for (row, (after, before)) in scattered.chunks(k).zip(x[firsts[0] * k..].chunks(k)).enumerate() {
+        for (row, (after, before)) in
+            scattered.chunks(k).zip(x[firsts[0] * k..].chunks(k)).enumerate()
+        {
             let named = index.contains(&(row as u32));
-            assert!(if named { after == before } else { after.iter().all(|v| *v == 0.0) }, "row {row}");
+            assert!(
+                if named { after == before } else { after.iter().all(|v| *v == 0.0) },
+                "row {row}"
+            );
         }
         Ok(())
     });

@@ -13,14 +13,16 @@ fn norm(gpu: &Gpu, grads: &[f32], offset: usize, others: &[f32]) -> Checked<Outp
     let [len, more] = [grads.len() - offset, others.len()].map(|len| len as u32);
     let count = grad_norm::partials(len) + grad_norm::partials(more);
     let partials = Output::poisoned(gpu, count as usize)?;
-    let sum_op =
-        |grads: &[f32]| Checked::Ok(gpu.op(&grad_norm::partial_spec(), &[&upload(gpu, grads)?, &partials.tensor])?);
+    let sum_op = |grads: &[f32]| {
+        Checked::Ok(gpu.op(&grad_norm::partial_spec(), &[&upload(gpu, grads)?, &partials.tensor])?)
+    };
     let (one, two) = (sum_op(grads)?, sum_op(others)?);
     let last = gpu.op(&grad_norm::final_spec(), &[&partials.tensor, &out.tensor])?;
     submit(gpu, |commands| {
         let first = PartialParams { offset: offset as u32, len, partial0: 0, pad: 0 };
         grad_norm::record_partial(commands, &one, first);
-        let second = PartialParams { offset: 0, len: more, partial0: grad_norm::partials(len), pad: 0 };
+        let second =
+            PartialParams { offset: 0, len: more, partial0: grad_norm::partials(len), pad: 0 };
         grad_norm::record_partial(commands, &two, second);
         grad_norm::record_final(commands, &last, FinalParams { count, slot: 1, pad: [0; 2] });
     })?;
@@ -39,14 +41,24 @@ fn upload(gpu: &Gpu, grads: &[f32]) -> Checked<Tensor> {
 #[test]
 fn grad_norm_is_the_formula() {
     let run = RUN as usize;
-    let len = prop_oneof![1usize..600, proptest::sample::select(vec![run - 1, run, run + 1, 3 * run + 77])];
-    let cases = (len, 0usize..600, 0usize..5, prop_oneof![Just(1e-6f32), Just(1.0), Just(1e6)], seed());
+    let len = prop_oneof![
+        1usize..600,
+        proptest::sample::select(vec![run - 1, run, run + 1, 3 * run + 77])
+    ];
+    let cases =
+        (len, 0usize..600, 0usize..5, prop_oneof![Just(1e-6f32), Just(1.0), Just(1e6)], seed());
     for_all(10, cases, |gpu, &(len, more, offset, size, seed)| {
         let mut random = Random(seed);
         let (grads, others) = (random.vec(offset + len, size), random.vec(more, size));
         let out = norm(gpu, &grads, offset, &others)?;
-        let value = grads[offset..].iter().chain(&others).map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
-        // A product, a run's additions, then the partials'; the root halves it. Squares below 1e-38 may be flushed.
+        let value = grads[offset..]
+            .iter()
+            .chain(&others)
+            .map(|g| f64::from(*g).powi(2))
+            .sum::<f64>()
+            .sqrt();
+        // A product, a run's additions, then the partials'; the root halves it. Squares below 1e-38
+        // may be flushed.
         let depth = 1 + 2 * strided_depth(run, LANES);
         let bound = (0.5 * gamma(depth) + SQRT) * value + (2e-38 * (len + more) as f64).sqrt();
         out.check(gpu, &[None, Some(Near { value, bound })])

@@ -1,5 +1,5 @@
-//! `y += B (weight * A x)` in kernels of its own, for rows with sets of their own. Those that are part of other kernels
-//! are tested there.
+//! `y += B (weight * A x)` in kernels of its own, for rows with sets of their own. Those that are
+//! part of other kernels are tested there.
 
 use epiphyte::gpu::Gpu;
 use epiphyte::kernels::lora::{self, EmbeddingParams, ExpandParams, ShrinkParams};
@@ -14,8 +14,8 @@ pub(super) fn lanes(gpu: &Gpu) -> u32 {
     gpu.caps().subgroup_size.map_or(32, |size| size.min(32))
 }
 
-/// Roundings of a share of u: eight products, four of these together, the weight, and the additions over the lanes that
-/// share a row when `wg` make 16 at a time.
+/// Roundings of a share of u: eight products, four of these together, the weight, and the additions
+/// over the lanes that share a row when `wg` make 16 at a time.
 pub(super) fn share_depth(gpu: &Gpu, columns: usize, wg: u32) -> usize {
     9 + strided_depth(columns / 8, lanes(gpu).min(wg / 16))
 }
@@ -31,15 +31,23 @@ fn lora_shrink_makes_u_of_every_row_from_its_own_adapters() {
         let u_rows = adapters.u_rows(0, x_row) + 8 * rest;
         let u = Output::poisoned(gpu, (x_row + rows) * u_rows)?;
         let [a, _] = adapters.upload(gpu)?;
-        let op = gpu.op(&lora::shrink_spec(gpu.caps(), adapters.directory), &[&gpu.upload("x", &x)?, &a, &u.tensor])?;
-        let params = ShrinkParams { k8s: k8 as u32, x_row: x_row as u32, site: 1, u_rows: u_rows as u32 };
-        submit(gpu, |commands| lora::record_shrink(commands, gpu.caps(), &op, &params, rows as u32))?;
+        let op = gpu.op(
+            &lora::shrink_spec(gpu.caps(), adapters.directory),
+            &[&gpu.upload("x", &x)?, &a, &u.tensor],
+        )?;
+        let params =
+            ShrinkParams { k8s: k8 as u32, x_row: x_row as u32, site: 1, u_rows: u_rows as u32 };
+        submit(gpu, |commands| {
+            lora::record_shrink(commands, gpu.caps(), &op, &params, rows as u32)
+        })?;
         let mut expected = vec![None; (x_row + rows) * u_rows];
         for m in x_row..x_row + rows {
             let exact = |column: usize| Near { value: x[m * k + column].into(), bound: 0.0 };
             // Eight products and the weight beside the additions.
             let made = adapters.shrink((0, m), 0..k, exact, 6 + strided_depth(k8, lanes(gpu)));
-            made.into_iter().enumerate().for_each(|(i, near)| expected[m * u_rows + i] = Some(near));
+            made.into_iter()
+                .enumerate()
+                .for_each(|(i, near)| expected[m * u_rows + i] = Some(near));
         }
         u.check(gpu, &expected)
     });
@@ -64,8 +72,10 @@ fn expand(gpu: &Gpu, case: &Expand) -> Checked {
     let u = adapters.random_u(0, (1, u_rows), &mut random);
     let y = Output::holding(gpu, random.vec((y_row + rows) * n, 2.0), false)?;
     let [_, b] = adapters.upload(gpu)?;
-    let op = gpu.op(&lora::expand_spec(adapters.directory), &[&y.tensor, &b, &gpu.upload("u", &u)?])?;
-    let end = |i: usize| case.modules[..=i.min(case.modules.len() - 1)].iter().sum::<usize>() as u32;
+    let op =
+        gpu.op(&lora::expand_spec(adapters.directory), &[&y.tensor, &b, &gpu.upload("u", &u)?])?;
+    let end =
+        |i: usize| case.modules[..=i.min(case.modules.len() - 1)].iter().sum::<usize>() as u32;
     let params = ExpandParams {
         n: n as u32,
         x_row: x_row as u32,
@@ -91,8 +101,16 @@ fn expand(gpu: &Gpu, case: &Expand) -> Checked {
 #[test]
 fn lora_expand_adds_to_every_row_what_its_own_adapters_say() {
     let modules = proptest::collection::vec(1usize..60, 1..4);
-    let cases = (1usize..8, 0usize..3, 0usize..3, modules, 0usize..3, seed())
-        .prop_map(|(rows, x_row, y_row, modules, rest, seed)| Expand { rows, x_row, y_row, modules, rest, seed });
+    let cases = (1usize..8, 0usize..3, 0usize..3, modules, 0usize..3, seed()).prop_map(
+        |(rows, x_row, y_row, modules, rest, seed)| Expand {
+            rows,
+            x_row,
+            y_row,
+            modules,
+            rest,
+            seed,
+        },
+    );
     for_all(12, cases, expand);
 }
 

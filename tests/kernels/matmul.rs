@@ -11,7 +11,8 @@ use super::oracle::{EPS, gamma};
 use super::weights::{Weights, row_unit};
 use super::{Checked, Near, Output, Random, for_all, seed, submit};
 
-/// m, n, odd: K is 2 odd + 1 units; `x_row`, `y_offset`, rest: columns of y after those written; add, seed.
+/// m, n, odd: K is 2 odd + 1 units; `x_row`, `y_offset`, rest: columns of y after those written;
+/// add, seed.
 type Case = (usize, usize, usize, usize, usize, usize, bool, u64);
 
 fn cases() -> impl Strategy<Value = Case> {
@@ -25,7 +26,10 @@ fn half(v: f64) -> f64 {
 /// `Σ x w` and how far off its sum may be.
 fn product(caps: &Caps, x: &[f32], w: &Weights, n: usize) -> Near {
     if caps.cooperative_matrix.is_some() {
-        let terms = x.iter().zip(&w.values[n * w.k..]).map(|(x, w)| half(f64::from(*x)) * half(f64::from(*w)));
+        let terms = x
+            .iter()
+            .zip(&w.values[n * w.k..])
+            .map(|(x, w)| half(f64::from(*x)) * half(f64::from(*w)));
         let (value, size) = terms.fold((0.0, 0.0), |(sum, size), t| (sum + t, size + t.abs()));
         // Products of halves are exact in f32; K additions, in any order.
         return Near { value, bound: gamma(w.k) * size };
@@ -39,7 +43,12 @@ fn check(gpu: &Gpu, dtype: DType, case: &Case) -> Checked {
     Tile::all(gpu.caps()).iter().try_for_each(|tile| check_tile(gpu, dtype, *tile, case))
 }
 
-fn check_tile(gpu: &Gpu, dtype: DType, tile: Tile, &(m, n, odd, x_row, y_offset, rest, add, seed): &Case) -> Checked {
+fn check_tile(
+    gpu: &Gpu,
+    dtype: DType,
+    tile: Tile,
+    &(m, n, odd, x_row, y_offset, rest, add, seed): &Case,
+) -> Checked {
     let mut random = Random(seed);
     // K-quants have rows of 256: few of them are long already.
     let k = row_unit(dtype) * if row_unit(dtype) > 32 { 1 } else { 2 * odd + 1 };
@@ -62,9 +71,12 @@ fn check_tile(gpu: &Gpu, dtype: DType, tile: Tile, &(m, n, odd, x_row, y_offset,
     };
     let (words, scales) = w.upload(gpu, 0..n)?;
     let (x_tensor, gain) = (gpu.upload("x", &x)?, gpu.storage("gain", 16)?);
-    let spec = matmul::spec(gpu.caps(), dtype, if add { Epilogue::Add } else { Epilogue::Store }, tile);
+    let spec =
+        matmul::spec(gpu.caps(), dtype, if add { Epilogue::Add } else { Epilogue::Store }, tile);
     let op = gpu.op(&spec, &[&x_tensor, &gain, &words, &scales, &y.tensor])?;
-    submit(gpu, |commands| matmul::record(commands, (gpu.caps(), tile), (&op.kernel, &op.group), &p, 0))?;
+    submit(gpu, |commands| {
+        matmul::record(commands, (gpu.caps(), tile), (&op.kernel, &op.group), &p, 0)
+    })?;
     let mut expected = vec![None; m * stride];
     for i in 0..m * n {
         let at = i / n * stride + y_offset + i % n;

@@ -33,10 +33,12 @@ struct Case {
 fn cases() -> impl Strategy<Value = Case> {
     let sizes = (1usize..140, 1usize..140, 0usize..4);
     let places = (0usize..3, 0usize..3, 0usize..7, 0usize..7);
-    (sizes, places, 1usize..200, any::<bool>(), 0i32..40, seed()).prop_map(|(sizes, places, split, add, tiny, seed)| {
-        let ((m, n, odd), (dy_row, dx_row, dy_offset, dy_rest)) = (sizes, places);
-        Case { m, n, odd, dy_row, dx_row, dy_offset, dy_rest, split, add, tiny, seed }
-    })
+    (sizes, places, 1usize..200, any::<bool>(), 0i32..40, seed()).prop_map(
+        |(sizes, places, split, add, tiny, seed)| {
+            let ((m, n, odd), (dy_row, dx_row, dy_offset, dy_rest)) = (sizes, places);
+            Case { m, n, odd, dy_row, dx_row, dy_offset, dy_rest, split, add, tiny, seed }
+        },
+    )
 }
 
 /// `dx[m, k] = Σ_n dy[m, n] w[n, k]`, `[M, K]`, from all of dy.
@@ -54,7 +56,8 @@ fn oracle(dy: &[f64], w: &[f64], p: &MatmulBackwardParams) -> Vec<f64> {
     dx
 }
 
-/// What rounding to f16 may be off by, relative: correctly rounded, but in whichever direction the device prefers.
+/// What rounding to f16 may be off by, relative: correctly rounded, but in whichever direction the
+/// device prefers.
 const HALF: f64 = 1.0 / 1024.0;
 /// The smallest normal f16; what is below may be flushed.
 const SUBNORMAL: f64 = 1.0 / 16384.0;
@@ -66,16 +69,20 @@ fn expect(dy: &[f32], w: &Weights, p: &MatmulBackwardParams, cooperative: bool) 
     let abs = |v: &[f64]| v.iter().map(|v| v.abs()).collect::<Vec<_>>();
     // N multiply-adds in groups of 4, a group in any order, 2 of dequantisation.
     let error = gamma(w.n + 6);
-    let mut bounds: Vec<f64> = oracle(&abs(&dy), &w.sizes, p).iter().map(|size| error * size).collect();
+    let mut bounds: Vec<f64> =
+        oracle(&abs(&dy), &w.sizes, p).iter().map(|size| error * size).collect();
     if cooperative {
         // Of each row, all of which is more than what counts.
-        let most: Vec<f64> =
-            abs(&dy).chunks(p.dy_stride as usize).map(|row| row.iter().copied().fold(0.0, f64::max)).collect();
+        let most: Vec<f64> = abs(&dy)
+            .chunks(p.dy_stride as usize)
+            .map(|row| row.iter().copied().fold(0.0, f64::max))
+            .collect();
         let flushed = |w: f64| if w.abs() < SUBNORMAL { SUBNORMAL } else { 0.0 };
         let of_w: Vec<f64> = values.iter().map(|w| HALF * w.abs() + flushed(*w)).collect();
         let of_w = oracle(&abs(&dy), &of_w, p);
         let of_row = |i: usize| 2f64.powi(-28) * most[i / p.dy_stride as usize];
-        let of_dy: Vec<f64> = dy.iter().enumerate().map(|(i, dy)| HALF * dy.abs() + of_row(i)).collect();
+        let of_dy: Vec<f64> =
+            dy.iter().enumerate().map(|(i, dy)| HALF * dy.abs() + of_row(i)).collect();
         let of_dy = oracle(&of_dy, &abs(&values), p);
         // Once more for the products of both errors.
         let both = bounds.iter_mut().zip(of_w.iter().zip(&of_dy));
@@ -104,10 +111,12 @@ fn check_variant(gpu: &Gpu, caps: &Caps, dtype: DType, case: &Case) -> Checked {
     let w = Weights::random(dtype, case.n, k, &mut random);
     let stride = case.dy_offset + case.n + case.dy_rest;
     let size = |row: usize| 2f32.powi(-case.tiny - if row.is_multiple_of(2) { 0 } else { 10 });
-    let dy: Vec<f32> = (0..case.dy_row + case.m).flat_map(|row| random.vec(stride, size(row))).collect();
+    let dy: Vec<f32> =
+        (0..case.dy_row + case.m).flat_map(|row| random.vec(stride, size(row))).collect();
     let len = (case.dx_row + case.m) * k;
     let held = random.vec(len, size(0));
-    let dx = if case.add { Output::holding(gpu, held, false)? } else { Output::poisoned(gpu, len)? };
+    let dx =
+        if case.add { Output::holding(gpu, held, false)? } else { Output::poisoned(gpu, len)? };
     let whole = MatmulBackwardParams {
         m: case.m as u32,
         n: case.n as u32,
@@ -129,8 +138,12 @@ fn check_variant(gpu: &Gpu, caps: &Caps, dtype: DType, case: &Case) -> Checked {
         tensors.extend(matmul_backward::reads_exponents(caps).then_some(&exponents));
         let op = gpu.op(&spec, &tensors)?;
         let add = u32::from(case.add || rows.start > 0);
-        let p =
-            MatmulBackwardParams { n: rows.len() as u32, dy_offset: whole.dy_offset + rows.start as u32, add, ..whole };
+        let p = MatmulBackwardParams {
+            n: rows.len() as u32,
+            dy_offset: whole.dy_offset + rows.start as u32,
+            add,
+            ..whole
+        };
         submit(gpu, |commands| {
             if matmul_backward::reads_exponents(caps) {
                 row_exponents::record(commands, &row_exponents, (&p).into(), p.m);
@@ -140,8 +153,10 @@ fn check_variant(gpu: &Gpu, caps: &Caps, dtype: DType, case: &Case) -> Checked {
     }
     let mut expected = vec![None; len];
     let products = expect(&dy, &w, &whole, spec.source.cooperative_matrix);
-    for ((near, expected), before) in
-        products.into_iter().zip(&mut expected[case.dx_row * k..]).zip(&dx.before[case.dx_row * k..])
+    for ((near, expected), before) in products
+        .into_iter()
+        .zip(&mut expected[case.dx_row * k..])
+        .zip(&dx.before[case.dx_row * k..])
     {
         let before = if case.add { f64::from(*before) } else { 0.0 };
         // Adding to what was there, and one chunk to the other.

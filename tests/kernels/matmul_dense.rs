@@ -1,4 +1,5 @@
-//! `C = beta C + alpha A B` in every tiling, and that the products made of it are LoRA's forward and backward pass.
+//! `C = beta C + alpha A B` in every tiling, and that the products made of it are LoRA's forward
+//! and backward pass.
 
 use epiphyte::gpu::Gpu;
 use epiphyte::kernels::matmul_dense::{self, MatmulDenseParams, Tiling, View};
@@ -7,7 +8,8 @@ use proptest::prelude::*;
 use super::oracle::{check_gradient, gamma};
 use super::{Checked, Near, Output, Random, for_all, seed, submit};
 
-/// A matrix in a buffer: elements before it, elements after each row (or column), the columns follow one another.
+/// A matrix in a buffer: elements before it, elements after each row (or column), the columns
+/// follow one another.
 type Place = (usize, usize, bool);
 
 #[derive(Clone, Debug)]
@@ -27,14 +29,25 @@ struct Case {
 }
 
 fn cases() -> impl Strategy<Value = Case> {
-    // A rank, or something larger than a tile; more of K than a step, or than all teams take at once.
+    // A rank, or something larger than a tile; more of K than a step, or than all teams take at
+    // once.
     let side = || prop_oneof![1usize..34, 60usize..140];
     let place = || (0usize..9, 0usize..5, any::<bool>());
     let factor = || prop_oneof![Just(0f32), Just(1.0), Just(-0.375), Just(3.0)];
     let sizes = (side(), side(), prop_oneof![1usize..40, 90usize..600]);
-    (sizes, place(), place(), (0usize..9, 0usize..5), any::<bool>(), (factor(), factor()), seed()).prop_map(
-        |((m, n, k), a, b, c, shared, (alpha, beta), seed)| Case { m, n, k, a, b, shared, c, alpha, beta, seed },
-    )
+    (sizes, place(), place(), (0usize..9, 0usize..5), any::<bool>(), (factor(), factor()), seed())
+        .prop_map(|((m, n, k), a, b, c, shared, (alpha, beta), seed)| Case {
+            m,
+            n,
+            k,
+            a,
+            b,
+            shared,
+            c,
+            alpha,
+            beta,
+            seed,
+        })
 }
 
 /// Where a `[rows, columns]` matrix lies, and where it ends.
@@ -49,8 +62,10 @@ fn view((offset, rest, by_columns): Place, rows: usize, columns: usize) -> (View
 fn oracle(a: &[f64], b: &[f64], c: &[f64], p: &MatmulDenseParams) -> Vec<f64> {
     let mut after = c.to_vec();
     for (m, n) in (0..p.m).flat_map(|m| (0..p.n).map(move |n| (m, n))) {
-        let term =
-            |k| a[(p.a_offset + m * p.a_m + k * p.a_k) as usize] * b[(p.b_offset + k * p.b_k + n * p.b_n) as usize];
+        let term = |k| {
+            a[(p.a_offset + m * p.a_m + k * p.a_k) as usize]
+                * b[(p.b_offset + k * p.b_k + n * p.b_n) as usize]
+        };
         let held = &mut after[(p.c_offset + m * p.c_m + n) as usize];
         let before = if p.beta == 0.0 { 0.0 } else { f64::from(p.beta) * *held };
         *held = before + f64::from(p.alpha) * (0..p.k).map(term).sum::<f64>();
@@ -76,8 +91,11 @@ fn check(gpu: &Gpu, tiling: Tiling, case: &Case) -> Checked {
     let stride = case.n + case.c.1;
     let len = case.c.0 + case.m * stride;
     // With a beta of 0, what was there is poison.
-    let c =
-        if case.beta == 0.0 { Output::poisoned(gpu, len)? } else { Output::holding(gpu, random.vec(len, 1.0), false)? };
+    let c = if case.beta == 0.0 {
+        Output::poisoned(gpu, len)?
+    } else {
+        Output::holding(gpu, random.vec(len, 1.0), false)?
+    };
     let (m, n, k) = (case.m as u32, case.n as u32, case.k as u32);
     let p = MatmulDenseParams {
         alpha: case.alpha,
@@ -86,7 +104,8 @@ fn check(gpu: &Gpu, tiling: Tiling, case: &Case) -> Checked {
     };
     let a_tensor = gpu.upload("a", &a)?;
     let b_tensor = if case.shared { None } else { Some(gpu.upload("b", &b)?) };
-    let op = gpu.op(&tiling.spec(), &[&a_tensor, b_tensor.as_ref().unwrap_or(&a_tensor), &c.tensor])?;
+    let op =
+        gpu.op(&tiling.spec(), &[&a_tensor, b_tensor.as_ref().unwrap_or(&a_tensor), &c.tensor])?;
     submit(gpu, |commands| matmul_dense::record(commands, &op, tiling, &p))?;
     let abs = |values: Vec<f64>| values.into_iter().map(f64::abs).collect::<Vec<_>>();
     let (a, b, before) = (exact(&a), exact(&b), exact(&c.before[..len]));
@@ -127,7 +146,8 @@ fn tiles_are_large_where_there_are_many() {
     assert_eq!(Tiling::choose(&gpu(true), 512, 2048), Tiling::Direct);
 }
 
-/// `y = x Wᵀ + s (x Aᵀ) Bᵀ` and the loss `Σ sin y`: sizes, `W [N, K]`, `x [M, K]`, and `A [r, K]`, `B [N, r]` in one buffer.
+/// `y = x Wᵀ + s (x Aᵀ) Bᵀ` and the loss `Σ sin y`: sizes, `W [N, K]`, `x [M, K]`, and `A [r, K]`,
+/// `B [N, r]` in one buffer.
 struct Lora {
     x: Vec<f64>,
     w: Vec<f64>,
@@ -168,17 +188,37 @@ fn the_oracle_of_matmul_dense_makes_lora_forward_and_backward() {
     let lora = Lora { x: vec(M * K), w: vec(N * K), factors: vec(R * K + N * R) };
     let (x, y, u) = (View::new(0, K), View::new(0, N), View::new(0, R));
     let (a, b) = (View::new(0, K), View::new(B_OFFSET, R));
-    let product = |sizes, left: (&[f64], View), right: (&[f64], View), c: &[f64], (offset, stride), alpha, beta| {
-        let p = MatmulDenseParams { alpha, beta, ..MatmulDenseParams::new(sizes, left.1, right.1, (offset, stride)) };
+    let product = |sizes,
+                   left: (&[f64], View),
+                   right: (&[f64], View),
+                   c: &[f64],
+                   (offset, stride),
+                   alpha,
+                   beta| {
+        let p = MatmulDenseParams {
+            alpha,
+            beta,
+            ..MatmulDenseParams::new(sizes, left.1, right.1, (offset, stride))
+        };
         oracle(left.0, right.0, c, &p)
     };
     let (xs, ws, factors) = (&lora.x[..], &lora.w[..], &lora.factors[..]);
     let zeros = |len: u32| vec![0.0; len as usize];
 
-    let base = product((M, N, K), (xs, x), (ws, View::new(0, K).transposed()), &zeros(M * N), (0, N), 1.0, 0.0);
-    let us = product((M, R, K), (xs, x), (factors, a.transposed()), &zeros(M * R), (0, R), 1.0, 0.0);
+    let base = product(
+        (M, N, K),
+        (xs, x),
+        (ws, View::new(0, K).transposed()),
+        &zeros(M * N),
+        (0, N),
+        1.0,
+        0.0,
+    );
+    let us =
+        product((M, R, K), (xs, x), (factors, a.transposed()), &zeros(M * R), (0, R), 1.0, 0.0);
     let ys = product((M, N, R), (&us, u), (factors, b.transposed()), &base, (0, N), S, 1.0);
-    let off = ys.iter().zip(lora.y(xs, factors)).map(|(y, want)| (y - want).abs()).fold(0.0, f64::max);
+    let off =
+        ys.iter().zip(lora.y(xs, factors)).map(|(y, want)| (y - want).abs()).fold(0.0, f64::max);
     assert!(off < 1e-14, "y is off by {off}");
 
     let dys: Vec<f64> = ys.into_iter().map(f64::cos).collect();

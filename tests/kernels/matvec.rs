@@ -1,8 +1,11 @@
-//! `y = x Wᵀ` for few rows of x, row by row; with [`super::matvec_coop`] also on cooperative matrices.
+//! `y = x Wᵀ` for few rows of x, row by row; with [`super::matvec_coop`] also on cooperative
+//! matrices.
 
 use epiphyte::DType;
 use epiphyte::gpu::{Caps, Commands, Gpu, KernelSpec, Op};
-use epiphyte::kernels::matvec::{self, COLS, Epilogue, LinearParams, Lora, MAX_SPLIT, SOFTWARE, Tiling, Variant};
+use epiphyte::kernels::matvec::{
+    self, COLS, Epilogue, LinearParams, Lora, MAX_SPLIT, SOFTWARE, Tiling, Variant,
+};
 use epiphyte::kernels::matvec_coop::{self, Shape};
 use half::f16;
 use proptest::prelude::*;
@@ -38,7 +41,8 @@ pub(super) enum Style {
     Gpu(u32),
     /// A lane by itself, four rows of W.
     Software,
-    /// On cooperative matrices, loaded from scalars where it says so or the device knows no other way.
+    /// On cooperative matrices, loaded from scalars where it says so or the device knows no other
+    /// way.
     Coop(matvec_coop::Tiling, bool),
 }
 
@@ -60,7 +64,9 @@ impl Kernel {
     fn record(&self, commands: &mut Commands<'_>, op: &Op, p: &LinearParams) {
         match *self {
             Self::Rows(variant) => matvec::record(commands, (&op.kernel, &op.group), variant, p, 0),
-            Self::Coop(variant) => matvec_coop::record(commands, (&op.kernel, &op.group), variant, p, 0),
+            Self::Coop(variant) => {
+                matvec_coop::record(commands, (&op.kernel, &op.group), variant, p, 0)
+            }
         }
     }
 
@@ -73,7 +79,14 @@ impl Kernel {
     }
 
     /// `Σ x w` for row `n` of W, of the normalised x where there is a gain; without B u.
-    fn product(&self, row: &[f32], gain: Option<&[f32]>, w: &Weights, n: usize, p: &LinearParams) -> Near {
+    fn product(
+        &self,
+        row: &[f32],
+        gain: Option<&[f32]>,
+        w: &Weights,
+        n: usize,
+        p: &LinearParams,
+    ) -> Near {
         match self {
             Self::Rows(_) => product(row, gain, w, n, (p, self.lanes())),
             Self::Coop(..) => product_of_halves(row, gain, w, n, (p, self.lanes())),
@@ -89,7 +102,14 @@ impl Case {
                 let lanes = (4 << i).min(most);
                 // One team, two, four, where there are as many lanes.
                 let split = (1 << (i % 3)).min(64 / lanes);
-                Tiling { wg: 64, lanes, split, unroll: 1 << ((i + 1) % 3), guard: true, blocks: false }
+                Tiling {
+                    wg: 64,
+                    lanes,
+                    split,
+                    unroll: 1 << ((i + 1) % 3),
+                    guard: true,
+                    blocks: false,
+                }
             }
             Style::Software => SOFTWARE,
             Style::Chosen | Style::Coop(..) => matvec::tiling(caps, self.n as u32, k_blocks),
@@ -128,28 +148,48 @@ impl Case {
 }
 
 pub(super) fn cases() -> impl Strategy<Value = Case> {
-    let style = prop_oneof![Just(Style::Chosen), Just(Style::Software), (0u32..4).prop_map(Style::Gpu)];
+    let style =
+        prop_oneof![Just(Style::Chosen), Just(Style::Software), (0u32..4).prop_map(Style::Gpu)];
     let epilogue = prop_oneof![Just(Epilogue::Store), Just(Epilogue::Add), Just(Epilogue::SwiGlu)];
     let sizes = (1usize..11, 1usize..150, 0usize..5, 0usize..3, 0usize..7, 0usize..7);
     let variant = (prop_oneof![Just(1u32), Just(2), Just(COLS)], any::<bool>(), epilogue, style);
-    (sizes, variant, seed()).prop_map(|((m, n, odd, x_row, y_offset, y_rest), (cols, norm, epilogue, style), seed)| {
-        Case { m, n, odd, x_row, y_offset, y_rest, cols, norm, epilogue, style, seed }
-    })
+    (sizes, variant, seed()).prop_map(
+        |((m, n, odd, x_row, y_offset, y_rest), (cols, norm, epilogue, style), seed)| Case {
+            m,
+            n,
+            odd,
+            x_row,
+            y_offset,
+            y_rest,
+            cols,
+            norm,
+            epilogue,
+            style,
+            seed,
+        },
+    )
 }
 
-fn product(row: &[f32], gain: Option<&[f32]>, w: &Weights, n: usize, (p, lanes): (&LinearParams, u32)) -> Near {
+fn product(
+    row: &[f32],
+    gain: Option<&[f32]>,
+    w: &Weights,
+    n: usize,
+    (p, lanes): (&LinearParams, u32),
+) -> Near {
     // A lane adds quarters of blocks; then the teams' sums.
     let depth = strided_depth(4 * p.k_blocks as usize, lanes) + MAX_SPLIT as usize;
     // Squares: 4 roundings in a vec4, 8 additions of them.
     let (scale, scale_error) = gain.map_or((1.0, 0.0), |_| rms_scale(row, p.eps, 12 + depth));
     let (sum, size) = w.dot(n, |k| f64::from(row[k]) * gain.map_or(1.0, |gain| f64::from(gain[k])));
-    // In a block: the gain, 2 of dequantisation, 4 of a vec4's dot, 8 additions, 3 for scale and offset.
+    // In a block: the gain, 2 of dequantisation, 4 of a vec4's dot, 8 additions, 3 for scale and
+    // offset.
     let error = gamma(18 + depth) * size + (scale_error + EPS) * sum.abs();
     Near { value: sum * scale, bound: 1.001 * error * scale }
 }
 
-/// Products of halves are exact in f32, and there are K additions in any order. Where x is normalised, it may be rounded
-/// to one half or the next.
+/// Products of halves are exact in f32, and there are K additions in any order. Where x is
+/// normalised, it may be rounded to one half or the next.
 fn product_of_halves(
     row: &[f32],
     gain: Option<&[f32]>,
@@ -209,10 +249,17 @@ pub(super) fn check(gpu: &Gpu, dtype: DType, case: &Case) -> Checked {
     let rows = case.m * p.y_stride as usize;
     // Without Add, what was there is poison.
     let add = case.epilogue == Epilogue::Add;
-    let y = if add { Output::holding(gpu, random.vec(rows, 1.0), false)? } else { Output::poisoned(gpu, rows)? };
+    let y = if add {
+        Output::holding(gpu, random.vec(rows, 1.0), false)?
+    } else {
+        Output::poisoned(gpu, rows)?
+    };
     let (words, scales) = w.upload(gpu, 0..w.n)?;
     let spec = kernel.spec(gpu.caps(), dtype);
-    let op = gpu.op(&spec, &[&gpu.upload("x", &x)?, &gpu.upload("gain", &gain)?, &words, &scales, &y.tensor])?;
+    let op = gpu.op(
+        &spec,
+        &[&gpu.upload("x", &x)?, &gpu.upload("gain", &gain)?, &words, &scales, &y.tensor],
+    )?;
     submit(gpu, |commands| kernel.record(commands, &op, &p))?;
     let gain = case.norm.then_some(&*gain);
     let expected = oracle(&x, gain, &w, &y.before[..rows], &p, (kernel, case.epilogue));
@@ -230,7 +277,9 @@ fn matvec_is_the_product_in_every_format() {
 fn matvec_makes_every_epilogue_with_and_without_the_norm() {
     for epilogue in [Epilogue::Store, Epilogue::Add, Epilogue::SwiGlu] {
         for norm in [false, true] {
-            for_all(2, cases(), |gpu, case| check(gpu, DType::Q4_0, &Case { epilogue, norm, ..case.clone() }));
+            for_all(2, cases(), |gpu, case| {
+                check(gpu, DType::Q4_0, &Case { epilogue, norm, ..case.clone() })
+            });
         }
     }
 }
@@ -239,7 +288,9 @@ fn matvec_makes_every_epilogue_with_and_without_the_norm() {
 fn matvec_serves_every_number_of_columns_in_every_style() {
     for cols in [1, 2, COLS] {
         for style in [Style::Chosen, Style::Software, Style::Gpu(0), Style::Gpu(1)] {
-            for_all(1, cases(), |gpu, case| check(gpu, DType::Q4_1, &Case { cols, style, ..case.clone() }));
+            for_all(1, cases(), |gpu, case| {
+                check(gpu, DType::Q4_1, &Case { cols, style, ..case.clone() })
+            });
         }
     }
 }
@@ -250,11 +301,14 @@ fn matvec_in_blocks_needs_no_subgroups() {
     let tier = TIERS.iter().find(|tier| tier.gpu.caps().subgroup_size.is_none()).unwrap();
     for (cols, norm) in [(1, true), (COLS, false), (COLS, true)] {
         let style = Style::Software;
-        on(&[tier], &cases(), &|gpu, case| check(gpu, DType::Q4_1, &Case { cols, style, norm, ..case.clone() }));
+        on(&[tier], &cases(), &|gpu, case| {
+            check(gpu, DType::Q4_1, &Case { cols, style, norm, ..case.clone() })
+        });
     }
 }
 
-/// Adapters of their own for the rows of a case, whose linears have `before` rows of W before these and some after.
+/// Adapters of their own for the rows of a case, whose linears have `before` rows of W before these
+/// and some after.
 fn adapters(case: &Case, k: usize, before: usize, random: &mut Random) -> Adapters {
     let site = Site { number: 1, k, modules: vec![before + case.n, 3] };
     Adapters::random(vec![site], case.x_row, case.m, random)
@@ -309,13 +363,24 @@ pub(super) fn check_expand(gpu: &Gpu, case: &Case, (parts, row0): (usize, usize)
     let u_rows = adapters.u_rows(0, case.x_row);
     let [row0_u32, u_rows_u32, parts_u32] = [row0, u_rows, parts].map(|n| n as u32);
     let [_, lora] = adapters.alone(0, case.x_row);
-    let p = LinearParams { row0: row0_u32, site: 1, u_rows: u_rows_u32, parts: parts_u32, lora, ..case.params(k) };
+    let p = LinearParams {
+        row0: row0_u32,
+        site: 1,
+        u_rows: u_rows_u32,
+        parts: parts_u32,
+        lora,
+        ..case.params(k)
+    };
     let w = Weights::random(DType::Q4_1, case.n, k, &mut random);
     let x = random.vec((case.x_row + case.m) * k, 1.0);
     let u = adapters.random_u(0, (parts, u_rows), &mut random);
     let add = case.epilogue == Epilogue::Add;
     let rows = case.m * p.y_stride as usize;
-    let y = if add { Output::holding(gpu, random.vec(rows, 1.0), false)? } else { Output::poisoned(gpu, rows)? };
+    let y = if add {
+        Output::holding(gpu, random.vec(rows, 1.0), false)?
+    } else {
+        Output::poisoned(gpu, rows)?
+    };
     let ((words, scales), [_, b]) = (w.upload(gpu, 0..w.n)?, adapters.upload(gpu)?);
     let lora = Some(Lora::Expand(adapters.directory));
     let Some(kernel) = case.kernel(gpu.caps(), k, false, lora) else { return Ok(()) };
@@ -326,13 +391,21 @@ pub(super) fn check_expand(gpu: &Gpu, case: &Case, (parts, row0): (usize, usize)
     let mut expected = vec![None; rows];
     for (m, n) in (0..case.m).flat_map(|m| (0..case.n).map(move |n| (m, n))) {
         let row = case.x_row + m;
-        let of = |i: usize| (0..parts).map(move |part| (row * parts + part) * u_rows + i).map(|at| f64::from(u[at]));
-        let added = adapters.expand((0, row), row0 + n, |i| (of(i).sum(), of(i).map(f64::abs).sum()));
+        let of = |i: usize| {
+            (0..parts).map(move |part| (row * parts + part) * u_rows + i).map(|at| f64::from(u[at]))
+        };
+        let added =
+            adapters.expand((0, row), row0 + n, |i| (of(i).sum(), of(i).map(f64::abs).sum()));
         let product = kernel.product(&x[row * k..][..k], None, &w, n, &p);
-        // The sums begin with it: its own roundings (u's parts, B, the adapters), then all of the product's additions.
+        // The sums begin with it: its own roundings (u's parts, B, the adapters), then all of the
+        // product's additions.
         let more = parts + 5 + adapters.additions((0, row), 8 * kernel.lanes() as usize);
-        let depth = 18 + strided_depth(4 * p.k_blocks as usize, kernel.lanes()) + MAX_SPLIT as usize + more;
-        let sum = Near { value: product.value + added.0, bound: product.bound + 1.001 * gamma(depth) * added.1 };
+        let depth =
+            18 + strided_depth(4 * p.k_blocks as usize, kernel.lanes()) + MAX_SPLIT as usize + more;
+        let sum = Near {
+            value: product.value + added.0,
+            bound: product.bound + 1.001 * gamma(depth) * added.1,
+        };
         let at = m * p.y_stride as usize + p.y_offset as usize + n;
         expected[at] = Some(if add { sum.plus(y.before[at].into()) } else { sum });
     }
@@ -341,10 +414,15 @@ pub(super) fn check_expand(gpu: &Gpu, case: &Case, (parts, row0): (usize, usize)
 
 #[test]
 fn matvec_makes_u_beside_the_product() {
-    for (cols, style) in [(1, Style::Chosen), (2, Style::Gpu(0)), (COLS, Style::Gpu(1)), (COLS, Style::Software)] {
+    for (cols, style) in
+        [(1, Style::Chosen), (2, Style::Gpu(0)), (COLS, Style::Gpu(1)), (COLS, Style::Software)]
+    {
         for norm in [false, true] {
             for_all(1, cases(), |gpu, case| {
-                check_shrink(gpu, &Case { cols, style, norm, epilogue: Epilogue::Store, ..case.clone() })
+                check_shrink(
+                    gpu,
+                    &Case { cols, style, norm, epilogue: Epilogue::Store, ..case.clone() },
+                )
             });
         }
     }
@@ -352,10 +430,16 @@ fn matvec_makes_u_beside_the_product() {
 
 #[test]
 fn matvec_adds_what_u_expands_to() {
-    for (cols, style) in [(1, Style::Gpu(1)), (2, Style::Chosen), (COLS, Style::Chosen), (COLS, Style::Gpu(0))] {
+    for (cols, style) in
+        [(1, Style::Gpu(1)), (2, Style::Chosen), (COLS, Style::Chosen), (COLS, Style::Gpu(0))]
+    {
         for epilogue in [Epilogue::Store, Epilogue::Add] {
             for_all(1, (cases(), (1usize..4, 0usize..40)), |gpu, (case, lora)| {
-                check_expand(gpu, &Case { cols, style, epilogue, norm: false, ..case.clone() }, *lora)
+                check_expand(
+                    gpu,
+                    &Case { cols, style, epilogue, norm: false, ..case.clone() },
+                    *lora,
+                )
             });
         }
     }

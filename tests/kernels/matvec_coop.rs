@@ -10,7 +10,13 @@ use super::matvec::{Case, Style, cases, check, check_expand, check_shrink};
 
 /// Every way to share the work, rows enough for one pass.
 fn coop_cases() -> impl Strategy<Value = Case> {
-    let tiling = prop_oneof![Just((4, 1, 4)), Just((4, 2, 8)), Just((2, 2, 4)), Just((8, 8, 16)), Just((4, 4, 8))];
+    let tiling = prop_oneof![
+        Just((4, 1, 4)),
+        Just((4, 2, 8)),
+        Just((2, 2, 4)),
+        Just((8, 8, 16)),
+        Just((4, 4, 8))
+    ];
     (cases(), tiling, any::<bool>()).prop_map(|(case, (subgroups, split, step), scalar)| Case {
         m: case.m.min(MAX_COLS as usize),
         style: Style::Coop(Tiling { subgroups, split, step }, scalar),
@@ -29,7 +35,9 @@ fn matvec_coop_is_the_product_in_every_format() {
 fn matvec_coop_makes_every_epilogue_with_and_without_the_norm() {
     for epilogue in [Epilogue::Store, Epilogue::Add, Epilogue::SwiGlu] {
         for norm in [false, true] {
-            for_all(4, coop_cases(), |gpu, case| check(gpu, DType::Q4_0, &Case { epilogue, norm, ..case.clone() }));
+            for_all(4, coop_cases(), |gpu, case| {
+                check(gpu, DType::Q4_0, &Case { epilogue, norm, ..case.clone() })
+            });
         }
     }
 }

@@ -1,8 +1,10 @@
-//! Every kernel against its oracle: f64 loops that look like the formula and take the kernel's own `Params`.
+//! Every kernel against its oracle: f64 loops that look like the formula and take the kernel's own
+//! `Params`.
 //!
-//! Each case runs on every tier of the adapter; where a GPU is software, and slow to compile for, on the first and on one
-//! of the others in turn. Outputs are poisoned first, and what a kernel has no business with must keep its bits. A
-//! tolerance is a bound derived from the roundings on the way (see [`oracle`]), not a guess.
+//! Each case runs on every tier of the adapter; where a GPU is software, and slow to compile for,
+//! on the first and on one of the others in turn. Outputs are poisoned first, and what a kernel has
+//! no business with must keep its bits. A tolerance is a bound derived from the roundings on the
+//! way (see [`oracle`]), not a guess.
 
 mod adamw;
 mod adapters;
@@ -53,7 +55,8 @@ struct Tier {
     gpu: Gpu,
 }
 
-/// The adapter with everything it has, then with one ability left unused, then with checked shaders.
+/// The adapter with everything it has, then with one ability left unused, then with checked
+/// shaders.
 static TIERS: LazyLock<Vec<Tier>> = LazyLock::new(|| {
     let all = || GpuOptions { name: None, cache_dir: None, ..GpuOptions::default() };
     let tiers = [
@@ -87,8 +90,8 @@ fn tiers() -> Vec<&'static Tier> {
     std::iter::once(all).chain(others).collect()
 }
 
-/// Runs `test` on the tiers, for `cases` values of `strategy`, or half as many where a GPU is software; a failing value
-/// is shrunk and shown.
+/// Runs `test` on the tiers, for `cases` values of `strategy`, or half as many where a GPU is
+/// software; a failing value is shrunk and shown.
 fn for_all<S: Strategy>(cases: u32, strategy: S, test: impl Fn(&Gpu, &S::Value) -> Checked) {
     let cases = if TIERS[0].gpu.caps().software { cases.div_ceil(2) } else { cases };
     (0..cases).for_each(|_| on(&tiers(), &strategy, &test));
@@ -96,10 +99,12 @@ fn for_all<S: Strategy>(cases: u32, strategy: S, test: impl Fn(&Gpu, &S::Value) 
 
 /// Runs `test` on `tiers`, for one value of `strategy`.
 fn on<S: Strategy>(tiers: &[&Tier], strategy: &S, test: &impl Fn(&Gpu, &S::Value) -> Checked) {
-    let config = Config { cases: 1, max_shrink_iters: 60, failure_persistence: None, ..Config::default() };
+    let config =
+        Config { cases: 1, max_shrink_iters: 60, failure_persistence: None, ..Config::default() };
     let on_tiers = |case| {
         tiers.iter().try_for_each(|tier| {
-            test(&tier.gpu, &case).map_err(|e| TestCaseError::fail(format!("tier `{}`: {e}", tier.name)))
+            test(&tier.gpu, &case)
+                .map_err(|e| TestCaseError::fail(format!("tier `{}`: {e}", tier.name)))
         })
     };
     if let Err(e) = TestRunner::new(config).run(strategy, on_tiers) {
@@ -158,22 +163,35 @@ impl Output {
 
     fn read(&self, gpu: &Gpu) -> Checked<Vec<f32>> {
         let len = self.before.len();
-        Ok(if self.f16 { to_f32(&gpu.read::<f16>(&self.tensor, 0, len)?) } else { gpu.read(&self.tensor, 0, len)? })
+        Ok(if self.f16 {
+            to_f32(&gpu.read::<f16>(&self.tensor, 0, len)?)
+        } else {
+            gpu.read(&self.tensor, 0, len)?
+        })
     }
 
     /// Elements that are `Some` must be near; all others, and the guard, must have kept their bits.
     fn check(&self, gpu: &Gpu, expected: &[Option<Near>]) -> Checked {
         let after = self.read(gpu)?;
-        assert!(expected.len() <= self.before.len() - GUARD, "more is expected than the output holds");
+        assert!(
+            expected.len() <= self.before.len() - GUARD,
+            "more is expected than the output holds"
+        );
         for (i, (got, before)) in after.iter().zip(&self.before).enumerate() {
             match expected.get(i).copied().flatten() {
                 Some(near) if !near.holds(*got) => {
                     let Near { value, bound } = near;
                     let ratio = (f64::from(*got) - value).abs() / bound;
-                    return Err(format!("[{i}] is {got:e}, not {value:e}; {ratio:.3} times the bound {bound:e}").into());
+                    return Err(format!(
+                        "[{i}] is {got:e}, not {value:e}; {ratio:.3} times the bound {bound:e}"
+                    )
+                    .into());
                 }
                 None if got.to_bits() != before.to_bits() => {
-                    return Err(format!("[{i}] is {got:e}, but was {before:e} and not to be written").into());
+                    return Err(format!(
+                        "[{i}] is {got:e}, but was {before:e} and not to be written"
+                    )
+                    .into());
                 }
                 _ => {}
             }

@@ -1,7 +1,8 @@
 //! What the oracles share: functions in f64, and bounds on what f32 may make of them.
 //!
-//! Precisions are those the Vulkan specification asks of a device ("Precision of Individual Operations"): + - × are
-//! correctly rounded in an unspecified mode, so an operation may be off by [`EPS`] of its result.
+//! Precisions are those the Vulkan specification asks of a device ("Precision of Individual
+//! Operations"): + - × are correctly rounded in an unspecified mode, so an operation may be off by
+//! [`EPS`] of its result.
 
 use super::Near;
 
@@ -9,7 +10,8 @@ use super::Near;
 pub(super) const EPS: f64 = f32::EPSILON as f64;
 /// A division, relative: 2.5 ULP.
 pub(super) const DIV: f64 = 2.5 * EPS;
-/// `1 / sqrt(x)`, relative: a square root is 1 / inversesqrt (2 ULP and a division), then comes the division.
+/// `1 / sqrt(x)`, relative: a square root is 1 / inversesqrt (2 ULP and a division), then comes the
+/// division.
 pub(super) const INV_SQRT: f64 = 2.0 * EPS + 2.0 * DIV;
 
 /// `sqrt(x)`, relative: 1 / inversesqrt (2 ULP and a division).
@@ -25,13 +27,15 @@ pub(super) fn log_error(x: f64) -> f64 {
     if (0.5..=2.0).contains(&x) { 2f64.powi(-21) } else { 3.0 * EPS * x.ln().abs() }
 }
 
-/// `n` roundings one after the other, relative to the sum of the magnitudes (Higham 2002, lemma 3.1).
+/// `n` roundings one after the other, relative to the sum of the magnitudes (Higham 2002, lemma
+/// 3.1).
 pub(super) fn gamma(n: usize) -> f64 {
     let n = n as f64 * EPS;
     n / (1.0 - n)
 }
 
-/// Additions one after the other when `lanes` lanes stride over `len` terms and then add up in a tree.
+/// Additions one after the other when `lanes` lanes stride over `len` terms and then add up in a
+/// tree.
 pub(super) fn strided_depth(len: usize, lanes: u32) -> usize {
     len.div_ceil(lanes as usize) + lanes.ilog2() as usize
 }
@@ -59,7 +63,8 @@ pub(super) fn clipped(gradient: f64, norm: f32, max_norm: f32) -> Near {
     Near { value, bound: (2.0 * EPS + DIV + EPS) * value.abs() }
 }
 
-/// `scale = 1 / sqrt(mean(x²) + eps)` and its relative error, the squares summed with `depth` roundings.
+/// `scale = 1 / sqrt(mean(x²) + eps)` and its relative error, the squares summed with `depth`
+/// roundings.
 pub(super) fn rms_scale(x: &[f32], eps: f32, depth: usize) -> (f64, f64) {
     let squares: f64 = x.iter().map(|&v| f64::from(v).powi(2)).sum();
     let scale = 1.0 / (squares / x.len() as f64 + f64::from(eps)).sqrt();
@@ -88,6 +93,9 @@ pub(super) fn check_gradient(f: impl Fn(&[f64]) -> f64, x: &[f64], gradient: &[f
         };
         let slope = (beside(STEP) - beside(-STEP)) / (2.0 * STEP);
         x[i] = at;
-        assert!((slope - gradient).abs() <= 1e-8 * size, "[{i}] is {gradient}, but the slope is {slope}");
+        assert!(
+            (slope - gradient).abs() <= 1e-8 * size,
+            "[{i}] is {gradient}, but the slope is {slope}"
+        );
     }
 }

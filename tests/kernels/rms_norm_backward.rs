@@ -22,12 +22,16 @@ fn near(x: &[f32], gain: &[f32], dy: &[f32], eps: f32, lanes: u32) -> Vec<Near> 
     let k = x.len() as f64;
     let terms = || xs.iter().zip(&gains).zip(&dys).map(|((x, g), d)| x * g * d);
     let (sum, size) = terms().fold((0.0, 0.0), |(sum, size), t| (sum + t, size + t.abs()));
-    // mean(g x): g, 4 roundings in the dot of a vec4, the additions, the division. Then s twice and two products.
+    // mean(g x): g, 4 roundings in the dot of a vec4, the additions, the division. Then s twice and
+    // two products.
     let pull = s * s * sum / k;
-    let pull_error = s * s * size / k * (gamma(5 + additions) + DIV) + pull.abs() * (2.0 * s_error + 2.0 * EPS);
+    let pull_error =
+        s * s * size / k * (gamma(5 + additions) + DIV) + pull.abs() * (2.0 * s_error + 2.0 * EPS);
     let element = |(((x, g), d), value): (((&f64, &f64), &f64), f64)| {
-        // Of the first term s, g, the difference and the last product; of the second one rounding more.
-        let bound = s * ((d * g).abs() * (s_error + 3.0 * EPS) + (x * pull).abs() * (s_error + 3.0 * EPS));
+        // Of the first term s, g, the difference and the last product; of the second one rounding
+        // more.
+        let bound =
+            s * ((d * g).abs() * (s_error + 3.0 * EPS) + (x * pull).abs() * (s_error + 3.0 * EPS));
         Near { value, bound: 1.001 * (bound + s * x.abs() * pull_error) }
     };
     let values = oracle(&xs, &gains, &dys, eps.into());
@@ -45,10 +49,14 @@ fn rms_norm_backward_is_the_gradient() {
         let (x, gain) = (random.vec((x_row + rows) * k, size), random.vec(k, 2.0));
         let dy = random.vec((dy_row + rows) * k, 1.0);
         let len = (dx_row + rows) * k;
-        let dx =
-            if add { Output::holding(gpu, random.vec(len, 1.0 / size), false)? } else { Output::poisoned(gpu, len)? };
+        let dx = if add {
+            Output::holding(gpu, random.vec(len, 1.0 / size), false)?
+        } else {
+            Output::poisoned(gpu, len)?
+        };
         let inputs = [gpu.upload("x", &x)?, gpu.upload("gain", &gain)?, gpu.upload("dy", &dy)?];
-        let op = gpu.op(&spec(gpu.caps(), add), &[&inputs[0], &inputs[1], &inputs[2], &dx.tensor])?;
+        let op =
+            gpu.op(&spec(gpu.caps(), add), &[&inputs[0], &inputs[1], &inputs[2], &dx.tensor])?;
         let params = RmsNormBackwardParams {
             rows: rows as u32,
             k4: k4 as u32,

@@ -26,7 +26,8 @@ struct Case {
 }
 
 fn cases() -> impl Strategy<Value = Case> {
-    let edges = [0u32, 1, 15, 16, 31, 32, 63, 64, 255, 256, 257, 511, 4095, 4096, 65_535, 131_070, 131_071];
+    let edges =
+        [0u32, 1, 15, 16, 31, 32, 63, 64, 255, 256, 257, 511, 4095, 4096, 65_535, 131_070, 131_071];
     let position = prop_oneof![proptest::sample::select(edges.to_vec()), 0..POSITIONS as u32];
     let rows = proptest::collection::btree_set((0u32..3, position), 1..7)
         .prop_map(|rows| rows.into_iter().map(|(t, p)| [t, p]).collect());
@@ -35,8 +36,8 @@ fn cases() -> impl Strategy<Value = Case> {
         proptest::sample::select(vec![1usize, 3, 4, 8]),
         proptest::sample::select(vec![64usize, 96, 128, 256]),
     );
-    (shape, proptest::sample::select(vec![16usize, 32, 64]), any::<[bool; 2]>(), rows, seed()).prop_map(
-        |((kv_heads, group, head_dim), page_len, [neox, kv_f16], rows, seed)| Case {
+    (shape, proptest::sample::select(vec![16usize, 32, 64]), any::<[bool; 2]>(), rows, seed())
+        .prop_map(|((kv_heads, group, head_dim), page_len, [neox, kv_f16], rows, seed)| Case {
             kv_heads,
             group,
             head_dim,
@@ -45,18 +46,20 @@ fn cases() -> impl Strategy<Value = Case> {
             kv_f16,
             rows,
             seed,
-        },
-    )
+        })
 }
 
 impl Case {
-    /// Tables for every position there may be; only those of the rows' pages name a page, the others lead nowhere.
+    /// Tables for every position there may be; only those of the rows' pages name a page, the
+    /// others lead nowhere.
     fn tables(&self, random: &mut Random) -> (Vec<u32>, usize) {
         let max_pages = POSITIONS / self.page_len;
         let used: BTreeMap<usize, ()> = self
             .rows
             .iter()
-            .map(|&[table, position]| (table as usize * max_pages + position as usize / self.page_len, ()))
+            .map(|&[table, position]| {
+                (table as usize * max_pages + position as usize / self.page_len, ())
+            })
             .collect();
         let mut tables = vec![u32::MAX; 3 * max_pages];
         for (&at, page) in used.keys().zip(random.shuffled(used.len())) {
@@ -73,31 +76,47 @@ fn rotate(a: Near, b: Near, angle: f64) -> [Near; 2] {
     // The tables are within EPS / 2; cos and sin of the sum of two angles are then within 3 EPS, as
     // |cos cos| + |sin sin| <= 1; a product and a sum more.
     let bound = moved + 5.01 * EPS * (a.abs() + b.abs() + moved);
-    [a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()].map(|value| Near { value, bound })
+    [a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()]
+        .map(|value| Near { value, bound })
 }
 
 /// What an f16 makes of it: rounded either way, or flushed when subnormal.
 fn stored(near: Near, f16: bool) -> Near {
-    let rounding = if f16 { (near.value.abs() + near.bound) / 1024.0 + 2f64.powi(-14) } else { 0.0 };
+    let rounding =
+        if f16 { (near.value.abs() + near.bound) / 1024.0 + 2f64.powi(-14) } else { 0.0 };
     Near { bound: near.bound + rounding, ..near }
 }
 
 type Expected = Vec<Option<Near>>;
 
 /// What `qkv`, `keys` and `values` must hold after.
-fn oracle(case: &Case, kv_f16: bool, qkv: &[Near], tables: &[u32], frequencies: &[f32], slots: usize) -> [Expected; 3] {
+fn oracle(
+    case: &Case,
+    kv_f16: bool,
+    qkv: &[Near],
+    tables: &[u32],
+    frequencies: &[f32],
+    slots: usize,
+) -> [Expected; 3] {
     let (e, g, heads) = (case.head_dim, case.kv_heads, case.kv_heads * case.group);
-    let (mut q, mut keys, mut values) = (vec![None; qkv.len()], vec![None; slots], vec![None; slots]);
+    let (mut q, mut keys, mut values) =
+        (vec![None; qkv.len()], vec![None; slots], vec![None; slots]);
     for (m, &[table, position]) in case.rows.iter().enumerate() {
         let position = position as usize;
-        let page = tables[table as usize * POSITIONS / case.page_len + position / case.page_len] as usize;
-        let slot = |kv_head: usize| ((page * g + kv_head) * case.page_len + position % case.page_len) * e;
+        let page =
+            tables[table as usize * POSITIONS / case.page_len + position / case.page_len] as usize;
+        let slot =
+            |kv_head: usize| ((page * g + kv_head) * case.page_len + position % case.page_len) * e;
         let all = heads + 2 * g;
         for head in 0..heads + g {
             let at = (m * all + head) * e;
             for (i, &frequency) in frequencies.iter().enumerate() {
                 let pair = if case.neox { [i, i + e / 2] } else { [2 * i, 2 * i + 1] };
-                let rotated = rotate(qkv[at + pair[0]], qkv[at + pair[1]], position as f64 * f64::from(frequency));
+                let rotated = rotate(
+                    qkv[at + pair[0]],
+                    qkv[at + pair[1]],
+                    position as f64 * f64::from(frequency),
+                );
                 for (i, near) in pair.into_iter().zip(rotated) {
                     if head < heads {
                         q[at + i] = Some(near);
@@ -122,10 +141,14 @@ fn check(gpu: &Gpu, case: &Case, adapted: bool) -> Checked {
     let (tables, pages) = case.tables(&mut random);
     let slots = pages * case.kv_heads * case.page_len * case.head_dim;
     let heads = case.kv_heads * case.group;
-    let frequencies: Vec<f32> =
-        (0..case.head_dim / 2).map(|i| 10_000f64.powf(-2.0 * i as f64 / case.head_dim as f64) as f32).collect();
-    let qkv =
-        Output::holding(gpu, random.halves(case.rows.len() * (heads + 2 * case.kv_heads) * case.head_dim), false)?;
+    let frequencies: Vec<f32> = (0..case.head_dim / 2)
+        .map(|i| 10_000f64.powf(-2.0 * i as f64 / case.head_dim as f64) as f32)
+        .collect();
+    let qkv = Output::holding(
+        gpu,
+        random.halves(case.rows.len() * (heads + 2 * case.kv_heads) * case.head_dim),
+        false,
+    )?;
     let [keys, values] = [(); 2].map(|()| Output::holding(gpu, vec![POISON; slots], kv_f16));
     let (keys, values) = (keys?, values?);
     let inputs = [gpu.upload("rows", &case.rows)?, gpu.upload("pages", &tables)?];
@@ -138,14 +161,33 @@ fn check(gpu: &Gpu, case: &Case, adapted: bool) -> Checked {
     let ([_, b], u_tensor) = (adapters.upload(gpu)?, gpu.upload("u", &u)?);
     let directory = adapted.then_some(adapters.directory);
     let spec = spec(case.head_dim as u32, case.page_len as u32, case.neox, kv_f16, directory);
-    let tensors = [&inputs[0], &inputs[1], &rotations, &qkv.tensor, &keys.tensor, &values.tensor, &b, &u_tensor];
+    let tensors = [
+        &inputs[0],
+        &inputs[1],
+        &rotations,
+        &qkv.tensor,
+        &keys.tensor,
+        &values.tensor,
+        &b,
+        &u_tensor,
+    ];
     let op = gpu.op(&spec, if adapted { &tensors } else { &tensors[..6] })?;
     let max_pages = (POSITIONS / case.page_len) as u32;
     let (heads_u32, kv_heads) = (heads as u32, case.kv_heads as u32);
     let (site, u_rows_u32) = if adapted { (2, u_rows as u32) } else { (0, 0) };
     let lora = if adapted { adapters.alone(0, 0)[1] } else { [0; 4] };
-    let params = RopeParams { heads: heads_u32, kv_heads, max_pages, site, u_rows: u_rows_u32, pad: [0; 3], lora };
-    submit(gpu, |commands| record(commands, &op, case.head_dim as u32, params, case.rows.len() as u32))?;
+    let params = RopeParams {
+        heads: heads_u32,
+        kv_heads,
+        max_pages,
+        site,
+        u_rows: u_rows_u32,
+        pad: [0; 3],
+        lora,
+    };
+    submit(gpu, |commands| {
+        record(commands, &op, case.head_dim as u32, params, case.rows.len() as u32)
+    })?;
     let whole = |(i, before): (usize, &f32)| {
         let (m, before) = (i / width, f64::from(*before));
         if !adapted || adapters.used(0, m) == 0 {
@@ -155,11 +197,14 @@ fn check(gpu: &Gpu, case: &Case, adapted: bool) -> Checked {
         let value = before + added.value;
         Near { value, bound: added.bound + EPS * (value.abs() + added.bound) }
     };
-    let whole: Vec<Near> = qkv.before[..case.rows.len() * width].iter().enumerate().map(whole).collect();
+    let whole: Vec<Near> =
+        qkv.before[..case.rows.len() * width].iter().enumerate().map(whole).collect();
     let expected = oracle(case, kv_f16, &whole, &tables, &frequencies, slots);
-    for (name, output, expected) in
-        [("qkv", &qkv, &expected[0]), ("keys", &keys, &expected[1]), ("values", &values, &expected[2])]
-    {
+    for (name, output, expected) in [
+        ("qkv", &qkv, &expected[0]),
+        ("keys", &keys, &expected[1]),
+        ("values", &values, &expected[2]),
+    ] {
         output.check(gpu, expected).map_err(|e| format!("{name}{e}"))?;
     }
     Ok(())

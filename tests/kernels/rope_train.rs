@@ -22,7 +22,8 @@ struct Case {
 
 fn cases() -> impl Strategy<Value = Case> {
     let head_dim = proptest::sample::select(vec![64usize, 80, 96, 256]);
-    let len = prop_oneof![4 => 1usize..20, 1 => proptest::sample::select(vec![255usize, 256, 257, 520])];
+    let len =
+        prop_oneof![4 => 1usize..20, 1 => proptest::sample::select(vec![255usize, 256, 257, 520])];
     let direction = prop_oneof![Just(FORWARD), Just(BACKWARD)];
     let lens = proptest::collection::vec(len, 1..4);
     ((1usize..5, 1usize..3), head_dim, lens, 0usize..3, direction, seed()).prop_map(
@@ -41,17 +42,21 @@ fn cases() -> impl Strategy<Value = Case> {
 /// `pair` turned by `angle`.
 fn rotate(a: f32, b: f32, angle: f64) -> [Near; 2] {
     let (a, b) = (f64::from(a), f64::from(b));
-    // As in `rope`: tables within EPS / 2, cos and sin of the sum of two angles within 3 EPS, a product and a sum.
+    // As in `rope`: tables within EPS / 2, cos and sin of the sum of two angles within 3 EPS, a
+    // product and a sum.
     let bound = 5.01 * EPS * (a.abs() + b.abs());
-    [a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()].map(|value| Near { value, bound })
+    [a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()]
+        .map(|value| Near { value, bound })
 }
 
 fn check(gpu: &Gpu, case: &Case) -> Checked {
     let (e, all) = (case.head_dim, case.heads + 2 * case.kv_heads);
     let (rows, mut random) = (packed(&case.lens), Random(case.seed));
-    let frequencies: Vec<f32> = (0..e / 2).map(|i| 1e4_f64.powf(-2.0 * i as f64 / e as f64) as f32).collect();
+    let frequencies: Vec<f32> =
+        (0..e / 2).map(|i| 1e4_f64.powf(-2.0 * i as f64 / e as f64) as f32).collect();
     let qkv = Output::holding(gpu, random.vec((case.row0 + rows.len()) * all * e, 3.0), false)?;
-    let inputs = [gpu.upload("rows", &rows)?, gpu.upload("rotations", &rotations(&frequencies, 521))?];
+    let inputs =
+        [gpu.upload("rows", &rows)?, gpu.upload("rotations", &rotations(&frequencies, 521))?];
     let op = gpu.op(&spec(e as u32), &[&inputs[0], &inputs[1], &qkv.tensor])?;
     let params = RopeTrainParams {
         heads: case.heads as u32,
@@ -61,10 +66,13 @@ fn check(gpu: &Gpu, case: &Case) -> Checked {
     };
     submit(gpu, |commands| record(commands, &op, e as u32, params, rows.len() as u32))?;
     let mut expected = vec![None; (case.row0 + rows.len()) * all * e];
-    for (t, head) in (0..rows.len()).flat_map(|t| (0..case.heads + case.kv_heads).map(move |head| (t, head))) {
+    for (t, head) in
+        (0..rows.len()).flat_map(|t| (0..case.heads + case.kv_heads).map(move |head| (t, head)))
+    {
         for (i, &frequency) in frequencies.iter().enumerate() {
             let at = ((case.row0 + t) * all + head) * e + i;
-            let angle = f64::from(case.direction) * f64::from(frequency) * (t - rows[t][0] as usize) as f64;
+            let angle =
+                f64::from(case.direction) * f64::from(frequency) * (t - rows[t][0] as usize) as f64;
             let [first, second] = rotate(qkv.before[at], qkv.before[at + e / 2], angle);
             (expected[at], expected[at + e / 2]) = (Some(first), Some(second));
         }

@@ -6,7 +6,8 @@ use super::{Near, Output, Random, for_all, seed, submit};
 
 #[test]
 fn row_exponents_are_those_of_the_largest() {
-    let cases = ((1usize..9, 1usize..3000), (0usize..3, 0usize..7, 0usize..7), -130i32..120, seed());
+    let cases =
+        ((1usize..9, 1usize..3000), (0usize..3, 0usize..7, 0usize..7), -130i32..120, seed());
     for_all(12, cases, |gpu, &((rows, n), (dy_row, dy_offset, rest), exponent, seed)| {
         let mut random = Random(seed);
         let stride = dy_offset + n + rest;
@@ -16,7 +17,10 @@ fn row_exponents_are_those_of_the_largest() {
             let at = (dy_row + row) * stride + dy_offset;
             let values = random.vec(n, 1.0);
             let size = 2f64.powi(exponent + row as i32);
-            dy[at..at + n].iter_mut().zip(values).for_each(|(dy, v)| *dy = (f64::from(v) * size) as f32);
+            dy[at..at + n]
+                .iter_mut()
+                .zip(values)
+                .for_each(|(dy, v)| *dy = (f64::from(v) * size) as f32);
         }
         let exponents = Output::poisoned(gpu, rows)?;
         let op = gpu.op(&spec(), &[&gpu.upload("dy", &dy)?, &exponents.tensor])?;

@@ -11,13 +11,22 @@ use super::{Checked, Near, Output, Random, for_all, seed, submit};
 /// Elements before and after the range.
 const AROUND: usize = 3;
 
-/// A step at `norm`; then gradients are 0, weights and buffer what the formula says or, at no number, as they were.
-fn check(gpu: &Gpu, len: usize, momentum: bool, norm: f32, params: SgdParams, seed: u64) -> Checked {
+/// A step at `norm`; then gradients are 0, weights and buffer what the formula says or, at no
+/// number, as they were.
+fn check(
+    gpu: &Gpu,
+    len: usize,
+    momentum: bool,
+    norm: f32,
+    params: SgdParams,
+    seed: u64,
+) -> Checked {
     let mut random = Random(seed);
     let mut output = |size| Output::holding(gpu, random.vec(len + 2 * AROUND, size), false);
     let [grads, weights, buffer] = [output(1.0)?, output(1.0)?, output(2.0)?];
     let norm_tensor = gpu.upload("norm", &[f32::NAN, norm])?;
-    let op = gpu.op(&spec(momentum), &[&norm_tensor, &grads.tensor, &weights.tensor, &buffer.tensor])?;
+    let op =
+        gpu.op(&spec(momentum), &[&norm_tensor, &grads.tensor, &weights.tensor, &buffer.tensor])?;
     let params = SgdParams { offset: AROUND as u32, len: len as u32, slot: 1, ..params };
     submit(gpu, |commands| record(commands, &op, &params))?;
     let [mut zeroed, mut stepped, mut kept_sum] = [(); 3].map(|()| vec![None; len + 2 * AROUND]);
@@ -32,7 +41,8 @@ fn check(gpu: &Gpu, len: usize, momentum: bool, norm: f32, params: SgdParams, se
         let b = if momentum { kept * b } else { 0.0 };
         // Two products and two sums.
         let step = g.value + decay * w + b;
-        let step_bound = g.bound + 3.0 * EPS * (g.value.abs() + g.bound + (decay * w).abs() + b.abs());
+        let step_bound =
+            g.bound + 3.0 * EPS * (g.value.abs() + g.bound + (decay * w).abs() + b.abs());
         let weight = w - lr * step;
         let weight_bound = lr * step_bound + EPS * (lr * step).abs() + EPS * weight.abs();
         stepped[i] = Some(Near { value: weight, bound: 1.001 * weight_bound });
@@ -57,7 +67,9 @@ fn sgd_is_the_formula() {
             ..SgdParams::default()
         },
     );
-    for_all(16, (len, any::<bool>(), norm, params, seed()), |gpu, &(len, momentum, norm, params, seed)| {
-        check(gpu, len, momentum, norm, params, seed)
-    });
+    for_all(
+        16,
+        (len, any::<bool>(), norm, params, seed()),
+        |gpu, &(len, momentum, norm, params, seed)| check(gpu, len, momentum, norm, params, seed),
+    );
 }

@@ -40,11 +40,14 @@ fn swiglu_expands_before_and_shrinks_after() {
         let u = adapters.random_u(0, (1, gate_up_rows), &mut random);
         let gu = random.vec(rows * 2 * f, 4.0);
         let parts = parts(gpu.caps(), f as u32) as usize;
-        let (h, next) = (Output::poisoned(gpu, rows * f)?, Output::poisoned(gpu, rows * parts * down_rows)?);
-        let ([a, b], gu_tensor, u_tensor) = (adapters.upload(gpu)?, gpu.upload("gu", &gu)?, gpu.upload("u", &u)?);
+        let (h, next) =
+            (Output::poisoned(gpu, rows * f)?, Output::poisoned(gpu, rows * parts * down_rows)?);
+        let ([a, b], gu_tensor, u_tensor) =
+            (adapters.upload(gpu)?, gpu.upload("gu", &gu)?, gpu.upload("u", &u)?);
         let tensors = [&gu_tensor, &h.tensor, &a, &b, &u_tensor, &next.tensor];
         let op = gpu.op(&spec(gpu.caps(), Some(adapters.directory)), &tensors)?;
-        let [f_u32, gate_up_rows_u32, down_rows_u32] = [f, gate_up_rows, down_rows].map(|n| n as u32);
+        let [f_u32, gate_up_rows_u32, down_rows_u32] =
+            [f, gate_up_rows, down_rows].map(|n| n as u32);
         let params = SwiGluParams {
             f: f_u32,
             gate_up_site: 2,
@@ -61,9 +64,11 @@ fn swiglu_expands_before_and_shrinks_after() {
             let value = f64::from(gu[t * 2 * f + n]) + added.value;
             Near { value, bound: added.bound + EPS * (value.abs() + added.bound) }
         };
-        let expected: Vec<Near> =
-            (0..rows * f).map(|i| oracle::swiglu(whole(i / f, i % f), whole(i / f, f + i % f))).collect();
-        h.check(gpu, &expected.iter().copied().map(Some).collect::<Vec<_>>()).map_err(|e| format!("h{e}"))?;
+        let expected: Vec<Near> = (0..rows * f)
+            .map(|i| oracle::swiglu(whole(i / f, i % f), whole(i / f, f + i % f)))
+            .collect();
+        h.check(gpu, &expected.iter().copied().map(Some).collect::<Vec<_>>())
+            .map_err(|e| format!("h{e}"))?;
         let width = if gpu.caps().software { 64 } else { 256 };
         let mut shares = vec![None; rows * parts * down_rows];
         for (t, part) in (0..rows).flat_map(|t| (0..parts).map(move |part| (t, part))) {

@@ -18,14 +18,19 @@ fn near(gate: f32, up: f32, dh: f32) -> [Near; 2] {
     let sigmoid = 1.0 / (1.0 + (-g).exp());
     // Relative: exp, the sum, the division.
     let error = exp_error(g) + EPS + DIV;
-    // 1 - sigmoid is off by what sigmoid is and a rounding; then the product with gate, the sum with 1.
+    // 1 - sigmoid is off by what sigmoid is and a rounding; then the product with gate, the sum
+    // with 1.
     let rest = g.abs() * (sigmoid * error + EPS + EPS * (1.0 - sigmoid));
     let slope = 1.0 + g * (1.0 - sigmoid);
-    let slope_bound = sigmoid * (rest + EPS * slope.abs()) + (error + EPS) * (sigmoid * slope).abs();
+    let slope_bound =
+        sigmoid * (rest + EPS * slope.abs()) + (error + EPS) * (sigmoid * slope).abs();
     // Beyond e^87 the division's precision is not specified; sigmoid is below e^-87 there.
     let tiny = 1e-35 * (d * u).abs().max(d.abs()).max(1.0);
     [
-        Near { value: by_gate, bound: 1.001 * ((d * u).abs() * slope_bound + 2.0 * EPS * by_gate.abs()) + tiny },
+        Near {
+            value: by_gate,
+            bound: 1.001 * ((d * u).abs() * slope_bound + 2.0 * EPS * by_gate.abs()) + tiny,
+        },
         Near { value: by_up, bound: 1.001 * (error + 2.0 * EPS) * by_up.abs() + tiny },
     ]
 }
@@ -40,7 +45,12 @@ fn swiglu_backward_is_the_gradient() {
         let dh = random.vec((dh_row + rows) * f, 1.0);
         let gu = Output::holding(gpu, random.vec((gu_row + rows) * 2 * f, size), false)?;
         let op = gpu.op(&spec(), &[&gpu.upload("dh", &dh)?, &gu.tensor])?;
-        let params = SwiGluBackwardParams { f4: f4 as u32, dh_row: dh_row as u32, gu_row: gu_row as u32, pad: 0 };
+        let params = SwiGluBackwardParams {
+            f4: f4 as u32,
+            dh_row: dh_row as u32,
+            gu_row: gu_row as u32,
+            pad: 0,
+        };
         submit(gpu, |commands| record(commands, &op, params, rows as u32))?;
         let mut expected = vec![None; gu.before.len() - super::GUARD];
         for (i, dh) in dh[dh_row * f..].iter().enumerate() {

@@ -38,16 +38,23 @@ fn layout(dtype: DType) -> (&'static [usize], std::ops::Range<usize>) {
 fn random_blocks(dtype: DType, len: usize, random: &mut Random) -> Vec<u8> {
     match dtype {
         DType::F32 => random.vec(len, 1.0).iter().flat_map(|v| v.to_le_bytes()).collect(),
-        DType::F16 => random.vec(len, 1.0).iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
-        DType::BF16 => random.vec(len, 1.0).iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
+        DType::F16 => {
+            random.vec(len, 1.0).iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect()
+        }
+        DType::BF16 => {
+            random.vec(len, 1.0).iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect()
+        }
         _ => {
-            let mut blocks: Vec<u8> =
-                (0..len / dtype.block_len() * dtype.block_bytes()).map(|_| random.bits() as u8).collect();
+            let mut blocks: Vec<u8> = (0..len / dtype.block_len() * dtype.block_bytes())
+                .map(|_| random.bits() as u8)
+                .collect();
             for block in blocks.chunks_mut(dtype.block_bytes()) {
                 for &at in layout(dtype).0 {
                     // A normal number of either sign: subnormal halves may be flushed.
-                    let d = f16::from_f32(random.signed(0.05) + 0.001f32.copysign(random.signed(1.0)));
-                    block[at..at + 2].copy_from_slice(&if d.is_normal() { d } else { f16::ONE }.to_le_bytes());
+                    let d =
+                        f16::from_f32(random.signed(0.05) + 0.001f32.copysign(random.signed(1.0)));
+                    block[at..at + 2]
+                        .copy_from_slice(&if d.is_normal() { d } else { f16::ONE }.to_le_bytes());
                 }
             }
             blocks
@@ -72,11 +79,19 @@ impl Weights {
     }
 
     /// Repacked rows: `words` and `scales`.
-    pub(super) fn upload(&self, gpu: &Gpu, rows: std::ops::Range<usize>) -> Checked<(Tensor, Tensor)> {
+    pub(super) fn upload(
+        &self,
+        gpu: &Gpu,
+        rows: std::ops::Range<usize>,
+    ) -> Checked<(Tensor, Tensor)> {
         let row_bytes = self.blocks.len() / self.n;
         let (words, scales) = format(self.dtype).packed_len(rows.len() * self.k / BLOCK);
         let (mut words, mut scales) = (vec![0; words], vec![0; scales]);
-        format(self.dtype).repack(&self.blocks[rows.start * row_bytes..rows.end * row_bytes], &mut words, &mut scales);
+        format(self.dtype).repack(
+            &self.blocks[rows.start * row_bytes..rows.end * row_bytes],
+            &mut words,
+            &mut scales,
+        );
         Ok((gpu.upload("words", &words)?, gpu.upload("scales", &scales)?))
     }
 
@@ -84,6 +99,8 @@ impl Weights {
     pub(super) fn dot(&self, n: usize, x: impl Fn(usize) -> f64) -> (f64, f64) {
         let row = n * self.k..(n + 1) * self.k;
         let terms = self.values[row.clone()].iter().zip(&self.sizes[row]).enumerate();
-        terms.fold((0.0, 0.0), |(sum, size), (k, (w, s))| (sum + x(k) * f64::from(*w), size + x(k).abs() * s))
+        terms.fold((0.0, 0.0), |(sum, size), (k, (w, s))| {
+            (sum + x(k) * f64::from(*w), size + x(k).abs() * s)
+        })
     }
 }

@@ -108,7 +108,8 @@ def main():
     wanted = [run for run in runs([int(seed) for seed in args.seeds.split(",")], args.five) if key(run) not in done and args.only in (None, run["task"])]
     runner = Runner(args)
     with tempfile.TemporaryDirectory() as folder:
-        # The first alone: it tests the device and fills the caches of compiled shaders for the others.
+        # The first alone: it tests the device and fills the caches of compiled shaders for the
+        # others.
         for run in wanted[:1]:
             runner.make(run, Path(folder))
         with ThreadPoolExecutor(args.at_once) as pool:

@@ -1,4 +1,5 @@
-//! Logits under adapters, against an exact pass with the same factors; what a set changes and what it leaves alone.
+//! Logits under adapters, against an exact pass with the same factors; what a set changes and what
+//! it leaves alone.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,7 +14,11 @@ use super::{Expected, collect, distance, expect, halves, tiers, tiny};
 use crate::common::Random;
 
 /// A random adapter on the modules that `wanted` keeps, of ranks 1 to 13.
-pub(crate) fn random_adapter(shape: &BaseShape, seed: u64, wanted: impl Fn(ModulePath) -> bool) -> Adapter {
+pub(crate) fn random_adapter(
+    shape: &BaseShape,
+    seed: u64,
+    wanted: impl Fn(ModulePath) -> bool,
+) -> Adapter {
     ranked(shape, seed, 13, wanted)
 }
 
@@ -42,7 +47,8 @@ fn in_attention(path: ModulePath) -> bool {
 
 /// Only some modules of some layers: what is left out must not move.
 fn here_and_there(path: ModulePath) -> bool {
-    path.layer.is_some_and(|layer| layer % 2 == 1) && matches!(path.target, Target::VProj | Target::DownProj)
+    path.layer.is_some_and(|layer| layer % 2 == 1)
+        && matches!(path.target, Target::VProj | Target::DownProj)
 }
 
 fn linears(path: ModulePath) -> bool {
@@ -55,7 +61,12 @@ fn ids(len: usize) -> Vec<u32> {
 }
 
 /// Logits of `ids` under a set, in pieces.
-pub(super) fn logits(engine: &Arc<Engine>, adapters: &[(&str, f32)], ids: &[u32], pieces: &[usize]) -> Vec<Vec<f32>> {
+pub(super) fn logits(
+    engine: &Arc<Engine>,
+    adapters: &[(&str, f32)],
+    ids: &[u32],
+    pieces: &[usize],
+) -> Vec<Vec<f32>> {
     let mut session = engine.session();
     session.set_adapters(&Change { adapters, ..Change::default() }).unwrap();
     let (mut all, mut pieces) = (Vec::new(), pieces.iter().cycle());
@@ -74,10 +85,17 @@ fn logits_under_adapters_are_those_of_an_exact_pass() {
     let ids = ids(40);
     let shape = Engine::open(&path, EngineOptions::default()).unwrap().base().adapter_shape();
     type Wanted = fn(ModulePath) -> bool;
-    let wanted: [(&str, Wanted); 4] =
-        [("all", everywhere), ("attention", in_attention), ("some", here_and_there), ("linears", linears)];
-    let adapters: Vec<(&str, Adapter)> =
-        wanted.into_iter().zip(1..).map(|((id, wanted), seed)| (id, random_adapter(&shape, seed, wanted))).collect();
+    let wanted: [(&str, Wanted); 4] = [
+        ("all", everywhere),
+        ("attention", in_attention),
+        ("some", here_and_there),
+        ("linears", linears),
+    ];
+    let adapters: Vec<(&str, Adapter)> = wanted
+        .into_iter()
+        .zip(1..)
+        .map(|((id, wanted), seed)| (id, random_adapter(&shape, seed, wanted)))
+        .collect();
     let find = |id: &str| &adapters.iter().find(|(other, _)| *other == id).unwrap().1;
     let sets: [&[(&str, f32)]; 5] = [
         &[("all", 1.0)],
@@ -87,7 +105,8 @@ fn logits_under_adapters_are_those_of_an_exact_pass() {
         &[("some", 1.0), ("attention", 0.3), ("linears", 1.0), ("all", -0.5)],
     ];
     let reference = |set: &[(&str, f32)]| {
-        let set: Vec<(&Adapter, f32)> = set.iter().map(|(id, weight)| (find(id), *weight)).collect();
+        let set: Vec<(&Adapter, f32)> =
+            set.iter().map(|(id, weight)| (find(id), *weight)).collect();
         Reference::adapted(&gguf, &set)
     };
     let mut exact: Vec<(Reference, HashMap<Halves, Expected>)> =
@@ -96,12 +115,18 @@ fn logits_under_adapters_are_those_of_an_exact_pass() {
         let engine = Engine::open(&path, options.clone()).unwrap();
         adapters.iter().for_each(|(id, adapter)| drop(engine.add_adapter(id, adapter).unwrap()));
         for (set, (reference, expected)) in sets.iter().zip(&mut exact) {
-            for (way, pieces) in [("wide", &[40][..]), ("narrow", &[1, 8, 3]), ("mixed", &[9, 1, 17, 5])] {
+            for (way, pieces) in
+                [("wide", &[40][..]), ("narrow", &[1, 8, 3]), ("mixed", &[9, 1, 17, 5])]
+            {
                 let found = logits(&engine, set, &ids, pieces);
                 let halves = halves(&engine, &options, pieces);
-                let expected = expected.entry(halves).or_insert_with(|| expect(reference, &ids, None, halves));
+                let expected =
+                    expected.entry(halves).or_insert_with(|| expect(reference, &ids, None, halves));
                 let (in_bounds, relative) = distance(expected, &found);
-                println!("{set:?}, {tier}, {way}: {in_bounds:.2} of the bound, {relative:.1e} of the largest logit");
+                println!(
+                    "{set:?}, {tier}, {way}: {in_bounds:.2} of the bound, {relative:.1e} of the \
+                    largest logit"
+                );
                 assert!(in_bounds <= 1.0, "{set:?}, {tier}, {way}: {in_bounds} of the bound");
             }
         }
@@ -112,7 +137,8 @@ fn logits_under_adapters_are_those_of_an_exact_pass() {
 fn any_adapter_is_what_an_exact_pass_makes_of_it() {
     let path = tiny("tiny_llama");
     let (gguf, ids) = (Gguf::open(&path).unwrap(), ids(24));
-    let tiers = tiers().map(|(tier, options)| (tier, Engine::open(&path, options.clone()).unwrap(), options));
+    let tiers = tiers()
+        .map(|(tier, options)| (tier, Engine::open(&path, options.clone()).unwrap(), options));
     let shape = tiers[0].1.base().adapter_shape();
     for seed in 0..4 {
         let mut random = Random::new(seed);
@@ -126,10 +152,15 @@ fn any_adapter_is_what_an_exact_pass_makes_of_it() {
             let pieces = [9, 1, 5];
             let found = logits(engine, &[("any", weight)], &ids, &pieces);
             let halves = halves(engine, options, &pieces);
-            let expected = expected.entry(halves).or_insert_with(|| expect(&reference, &ids, None, halves));
+            let expected =
+                expected.entry(halves).or_insert_with(|| expect(&reference, &ids, None, halves));
             let (in_bounds, _) = distance(expected, &found);
             println!("seed {seed}, {tier}: {in_bounds:.2} of the bound");
-            assert!(in_bounds <= 1.0, "seed {seed}, {tier}: {in_bounds} of the bound; {:?}", adapter.modules);
+            assert!(
+                in_bounds <= 1.0,
+                "seed {seed}, {tier}: {in_bounds} of the bound; {:?}",
+                adapter.modules
+            );
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Values and weights in f64, and how far f32 arithmetic may end up from them.
 //!
-//! Every number carries the variance of its error: what came in goes through the operation's derivative, and each
-//! rounding adds a share of its own, taken as independent (Higham & Mary 2019, "A New Approach to Probabilistic Rounding
-//! Error Analysis"). Within [`SIGMAS`] standard deviations is what a correct kernel gives.
+//! Every number carries the variance of its error: what came in goes through the operation's
+//! derivative, and each rounding adds a share of its own, taken as independent (Higham & Mary 2019,
+//! "A New Approach to Probabilistic Rounding Error Analysis"). Within [`SIGMAS`] standard
+//! deviations is what a correct kernel gives.
 
 use epiphyte::adapter::{LoraModule, Target};
 use epiphyte::format::gguf::Gguf;
@@ -14,7 +15,8 @@ pub(super) const EPS: f64 = f32::EPSILON as f64;
 /// Rounding to f16, relative.
 pub(super) const HALF_EPS: f64 = 1.0 / 2048.0;
 
-/// How far off f16 may have a factor of a product: it may be cut off, not rounded, and flushed where it is subnormal.
+/// How far off f16 may have a factor of a product: it may be cut off, not rounded, and flushed
+/// where it is subnormal.
 fn half_error(v: f64) -> f64 {
     v.abs() * if v.abs() < 1.0 / 16384.0 { 1.0 } else { 2.0 * HALF_EPS }
 }
@@ -37,7 +39,8 @@ impl Near {
     }
 
     pub(super) fn plus(self, other: Self) -> Self {
-        Self { value: self.value + other.value, variance: self.variance + other.variance }.rounded(EPS)
+        Self { value: self.value + other.value, variance: self.variance + other.variance }
+            .rounded(EPS)
     }
 }
 
@@ -72,8 +75,11 @@ impl Matrix {
             let (scale, rank) = (weight * f64::from(lora.scaling), lora.rank);
             let (rows, columns) = (self.weights.len() / k, lora.a.len() / rank);
             for (n, m) in (0..rows).flat_map(|n| (0..k).map(move |m| (n, m))) {
-                let (out, column) = if lora.path.target == Target::EmbedTokens { (m, n) } else { (n, m) };
-                let term = |r: usize| f64::from(lora.b[out * rank + r]) * f64::from(lora.a[r * columns + column]);
+                let (out, column) =
+                    if lora.path.target == Target::EmbedTokens { (m, n) } else { (n, m) };
+                let term = |r: usize| {
+                    f64::from(lora.b[out * rank + r]) * f64::from(lora.a[r * columns + column])
+                };
                 self.weights[n * k + m] += scale * (0..rank).map(term).sum::<f64>();
             }
         }
@@ -103,11 +109,14 @@ impl Matrix {
         for (k, (w, x)) in self.row(n).iter().zip(x).enumerate() {
             out.value += w * x.value;
             out.variance += w * w * x.variance;
-            out.variance += self.deviations.get(n * self.k + k).map_or(0.0, |dev| (dev * x.value).powi(2));
+            out.variance +=
+                self.deviations.get(n * self.k + k).map_or(0.0, |dev| (dev * x.value).powi(2));
             if halves {
-                out.variance += (half_error(*w) * x.value).powi(2) + (w * half_error(x.value)).powi(2);
+                out.variance +=
+                    (half_error(*w) * x.value).powi(2) + (w * half_error(x.value)).powi(2);
             }
-            // Kernels sum codes and offsets apart; each sum is at most three times the block's largest weight.
+            // Kernels sum codes and offsets apart; each sum is at most three times the block's
+            // largest weight.
             squares += (3.0 * self.peaks[(n * self.k + k) / 32] * x.value).powi(2);
         }
         // K additions, each rounding a sum of such terms.
@@ -129,7 +138,8 @@ fn factor_dot(factors: &[f32], x: &[Near], scale: f64) -> Near {
     for (f, x) in factors.iter().zip(x) {
         let f = f64::from(*f) * scale;
         out.value += f * x.value;
-        // A power of two is taken out of the factors: what f16 can't hold below is 2^-24 of the largest.
+        // A power of two is taken out of the factors: what f16 can't hold below is 2^-24 of the
+        // largest.
         let own = (f * x.value).powi(2) * (HALF_EPS * HALF_EPS + factors.len() as f64 * EPS * EPS);
         out.variance += f * f * x.variance + own;
     }

@@ -1,4 +1,5 @@
-//! A Llama in f64 loops over the dequantised weights, and how far f32 arithmetic may end up from it: see [`matrix`].
+//! A Llama in f64 loops over the dequantised weights, and how far f32 arithmetic may end up from
+//! it: see [`matrix`].
 
 use epiphyte::adapter::{Adapter, ModulePath, Target};
 use epiphyte::format::gguf::Gguf;
@@ -42,7 +43,8 @@ impl Reference {
     pub(super) fn new(gguf: &Gguf) -> Self {
         let config = ModelConfig::from_gguf(gguf).unwrap();
         let layer = |i: usize| {
-            let read = |module: &str| Matrix::read(gguf, &format!("model.layers.{i}.{module}.weight"));
+            let read =
+                |module: &str| Matrix::read(gguf, &format!("model.layers.{i}.{module}.weight"));
             Layer {
                 input_layernorm: read("input_layernorm"),
                 q_proj: read("self_attn.q_proj"),
@@ -68,8 +70,9 @@ impl Reference {
     /// With `adapters`, each with its weight.
     pub(super) fn adapted(gguf: &Gguf, adapters: &[(&Adapter, f32)]) -> Self {
         let mut reference = Self::new(gguf);
-        let modules =
-            adapters.iter().flat_map(|(adapter, weight)| adapter.modules.iter().map(|m| (m.clone(), *weight)));
+        let modules = adapters
+            .iter()
+            .flat_map(|(adapter, weight)| adapter.modules.iter().map(|m| (m.clone(), *weight)));
         for (module, weight) in modules {
             reference.module(module.path).loras.push((module, weight.into()));
         }
@@ -117,18 +120,24 @@ impl Reference {
         }
     }
 
-    /// The embedding of a token; LoRA on it adds B times a column of A, and leaves a tied head alone.
+    /// The embedding of a token; LoRA on it adds B times a column of A, and leaves a tied head
+    /// alone.
     fn embed(&self, id: u32) -> Row {
         let row = self.embed_tokens.row(id as usize).iter();
-        let mut x: Row = row.map(|&value| Near { value, variance: 0.0 }.rounded(2.0 * EPS)).collect();
+        let mut x: Row =
+            row.map(|&value| Near { value, variance: 0.0 }.rounded(2.0 * EPS)).collect();
         for (i, x) in x.iter_mut().enumerate() {
             let own = self.embed_tokens.deviations.get(id as usize * self.embed_tokens.k + i);
             x.variance += own.map_or(0.0, |dev| dev * dev);
         }
         for (lora, weight) in &self.embed_tokens.loras {
             let scale = weight * f64::from(lora.scaling);
-            let column = lora.a.chunks(lora.a.len() / lora.rank).map(|row| f64::from(row[id as usize]) * scale);
-            let u: Row = column.map(|value| Near { value, variance: 0.0 }.rounded(HALF_EPS)).collect();
+            let column = lora
+                .a
+                .chunks(lora.a.len() / lora.rank)
+                .map(|row| f64::from(row[id as usize]) * scale);
+            let u: Row =
+                column.map(|value| Near { value, variance: 0.0 }.rounded(HALF_EPS)).collect();
             add_expanded(&mut x, &lora.b, &u);
         }
         x
@@ -142,7 +151,10 @@ impl Reference {
             self.attend(layer, &mut x, halves);
             for x in &mut x {
                 let normed = self.rms_norm(x, &layer.post_attention_layernorm);
-                let (gate, up) = (layer.gate_proj.times(&normed, products), layer.up_proj.times(&normed, products));
+                let (gate, up) = (
+                    layer.gate_proj.times(&normed, products),
+                    layer.up_proj.times(&normed, products),
+                );
                 let h: Row = gate.into_iter().zip(up).map(|(gate, up)| swiglu(gate, up)).collect();
                 add(x, &layer.down_proj.times(&h, products));
             }
@@ -150,7 +162,9 @@ impl Reference {
         let head = |x: &Row| match &self.lm_head {
             Some(head) => head.times(x, false),
             // LoRA on the embedding is not on the head.
-            None => (0..self.config.vocab_size).map(|n| self.embed_tokens.dot(n, x, false)).collect(),
+            None => {
+                (0..self.config.vocab_size).map(|n| self.embed_tokens.dot(n, x, false)).collect()
+            }
         };
         x.iter().map(|x| head(&self.rms_norm(x, &self.norm))).collect()
     }
@@ -158,8 +172,10 @@ impl Reference {
     fn rms_norm(&self, x: &[Near], gain: &Matrix) -> Row {
         let squares: f64 = x.iter().map(|x| x.value * x.value).sum();
         let scale = 1.0 / (squares / x.len() as f64 + f64::from(self.config.rms_norm_eps)).sqrt();
-        // d scale / scale = -sum x dx / sum x²; ten roundings for the sum's last steps, the root and the division.
-        let moved: f64 = x.iter().map(|x| x.value * x.value * x.variance).sum::<f64>() / (squares * squares);
+        // d scale / scale = -sum x dx / sum x²; ten roundings for the sum's last steps, the root
+        // and the division.
+        let moved: f64 =
+            x.iter().map(|x| x.value * x.value * x.variance).sum::<f64>() / (squares * squares);
         let relative = moved + (10.0 * EPS).powi(2);
         let normed = x.iter().zip(gain.row(0)).map(|(x, g)| Near {
             value: g * scale * x.value,
@@ -174,8 +190,11 @@ impl Reference {
         let (mut keys, mut values): (Vec<Row>, Vec<Row>) = (Vec::new(), Vec::new());
         for (position, x) in x.iter_mut().enumerate() {
             let normed = self.rms_norm(x, &layer.input_layernorm);
-            let stored =
-                |row: Row| row.into_iter().map(|v| v.rounded(if halves.cache { HALF_EPS } else { 0.0 })).collect();
+            let stored = |row: Row| {
+                row.into_iter()
+                    .map(|v| v.rounded(if halves.cache { HALF_EPS } else { 0.0 }))
+                    .collect()
+            };
             let projected = |matrix: &Matrix| matrix.times(&normed, halves.products);
             let q = self.rotated(projected(&layer.q_proj), position);
             keys.push(stored(self.rotated(projected(&layer.k_proj), position)));
@@ -183,7 +202,9 @@ impl Reference {
             let mut out = Row::new();
             for h in 0..heads {
                 let kv = h / (heads / kv_heads) * width;
-                let of = |rows: &[Row]| rows.iter().map(|row| row[kv..kv + width].to_vec()).collect::<Vec<_>>();
+                let of = |rows: &[Row]| {
+                    rows.iter().map(|row| row[kv..kv + width].to_vec()).collect::<Vec<_>>()
+                };
                 out.extend(attention(&q[h * width..(h + 1) * width], &of(&keys), &of(&values)));
             }
             add(x, &layer.o_proj.times(&out, halves.products));
@@ -198,7 +219,8 @@ impl Reference {
                 let angle = position as f64 * frequency;
                 let (sin, cos) = angle.sin_cos();
                 let (a, b) = (head[i], head[i + half]);
-                // The frequency is kept in f32; cosine and sine are rounded, maybe twice, and so are the products.
+                // The frequency is kept in f32; cosine and sine are rounded, maybe twice, and so
+                // are the products.
                 let turn = (angle * EPS).powi(2) + (4.0 * EPS).powi(2);
                 let own = (a.value * a.value + b.value * b.value) * turn;
                 let mix = |c: f64, s: f64| Near {
@@ -221,7 +243,8 @@ fn attention(q: &[Near], keys: &[Row], values: &[Row]) -> Row {
         for (q, k) in q.iter().zip(k) {
             s.value += scale * q.value * k.value;
             let own = len * (EPS * q.value * k.value).powi(2);
-            s.variance += scale * scale * (q.value.powi(2) * k.variance + k.value.powi(2) * q.variance + own);
+            s.variance +=
+                scale * scale * (q.value.powi(2) * k.variance + k.value.powi(2) * q.variance + own);
         }
         s
     };
@@ -237,7 +260,11 @@ fn attention(q: &[Near], keys: &[Row], values: &[Row]) -> Row {
     let column = |e: usize| {
         let value: f64 = weights.iter().zip(values).map(|((p, _), v)| p * v[e].value).sum();
         // All scores share q, so their errors are added up as if they agreed.
-        let moved: f64 = weights.iter().zip(values).map(|((p, dev), v)| p * (v[e].value - value).abs() * dev).sum();
+        let moved: f64 = weights
+            .iter()
+            .zip(values)
+            .map(|((p, dev), v)| p * (v[e].value - value).abs() * dev)
+            .sum();
         let summed = |(&(p, _), v): (&(f64, f64), &Row)| {
             p * p * v[e].variance + keys.len() as f64 * (EPS * p * v[e].value).powi(2)
         };
@@ -269,5 +296,7 @@ fn frequencies(config: &ModelConfig) -> Vec<f64> {
         other => panic!("no test has {other:?}"),
     };
     let exponent = |i: usize| -2.0 * i as f64 / config.head_dim as f64;
-    (0..config.head_dim / 2).map(|i| f64::from(config.rope_theta).powf(exponent(i)) / divisor(i)).collect()
+    (0..config.head_dim / 2)
+        .map(|i| f64::from(config.rope_theta).powf(exponent(i)) / divisor(i))
+        .collect()
 }

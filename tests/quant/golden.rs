@@ -9,8 +9,10 @@ const FILE: &[u8] = include_bytes!("../golden/quant.safetensors");
 /// Blocks and values.
 pub(super) fn load(dtype: DType) -> (Vec<u8>, Vec<f32>) {
     let file = SafeTensors::deserialize(FILE).unwrap();
-    let tensor = |key: &str| file.tensor(&format!("{}.{key}", dtype.name())).unwrap().data().to_vec();
-    let values = tensor("values").as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    let tensor =
+        |key: &str| file.tensor(&format!("{}.{key}", dtype.name())).unwrap().data().to_vec();
+    let values =
+        tensor("values").as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
     (tensor("blocks"), values)
 }
 
@@ -22,7 +24,11 @@ fn every_format_dequantizes_bit_for_bit() {
         let mut values = vec![f32::NAN; expected.len()];
         format(dtype).dequantize(&blocks, &mut values);
         for (i, (value, expected)) in values.iter().zip(&expected).enumerate() {
-            assert_eq!(value.to_bits(), expected.to_bits(), "{dtype:?} weight {i}: {value} is not {expected}");
+            assert_eq!(
+                value.to_bits(),
+                expected.to_bits(),
+                "{dtype:?} weight {i}: {value} is not {expected}"
+            );
         }
     }
 }
@@ -32,6 +38,9 @@ fn every_type_finds_its_own_format() {
     for dtype in DType::ALL {
         assert_eq!(format(dtype).dtype(), dtype);
         let header = format!("// {}: ", dtype.name().to_lowercase());
-        assert!(format(dtype).wgsl().starts_with(&header), "{dtype:?}'s shader does not start with {header:?}");
+        assert!(
+            format(dtype).wgsl().starts_with(&header),
+            "{dtype:?}'s shader does not start with {header:?}"
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Repacking is lossless: it is a permutation of bits, read off from one-hot inputs and then confirmed on random ones.
+//! Repacking is lossless: it is a permutation of bits, read off from one-hot inputs and then
+//! confirmed on random ones.
 
 use std::collections::HashSet;
 
@@ -57,8 +58,10 @@ fn every_bit_of_random_blocks_keeps_its_place() {
         let distinct: HashSet<Place> = permutation.iter().copied().collect();
         assert_eq!(distinct.len(), permutation.len(), "{dtype:?}: two bits share a place");
         let unit = dtype.block_len().div_ceil(BLOCK);
-        let input = (1..=PIECE / unit).prop_flat_map(|n| prop::collection::vec(any::<u8>(), bytes(dtype, n * unit)));
-        let config = ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() };
+        let input = (1..=PIECE / unit)
+            .prop_flat_map(|n| prop::collection::vec(any::<u8>(), bytes(dtype, n * unit)));
+        let config =
+            ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() };
         proptest!(config, |(blocks in input)| {
             let (words, scales) = repack(dtype, &blocks, u32::MAX);
             let expected = bits(&blocks).zip(&permutation).filter(|(set, _)| *set).map(|(_, place)| *place).collect();
@@ -71,7 +74,8 @@ fn every_bit_of_random_blocks_keeps_its_place() {
 fn pieces_join_to_the_whole() {
     for dtype in DType::ALL {
         let unit = dtype.block_len().div_ceil(BLOCK);
-        let blocks: Vec<u8> = (0..bytes(dtype, 2 * PIECE + 3 * unit)).map(|i| (i * 167 % 251) as u8).collect();
+        let blocks: Vec<u8> =
+            (0..bytes(dtype, 2 * PIECE + 3 * unit)).map(|i| (i * 167 % 251) as u8).collect();
         let (mut words, mut scales) = (Vec::new(), Vec::new());
         for piece in blocks.chunks(bytes(dtype, PIECE)) {
             let (w, s) = repack(dtype, piece, u32::MAX);

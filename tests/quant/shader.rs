@@ -47,7 +47,8 @@ fn source(dtype: DType) -> String {
 fn every_shader_is_valid_on_any_device() {
     for dtype in DType::ALL {
         let source = source(dtype);
-        let module = naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{}", e.emit_to_string(&source)));
+        let module = naga::front::wgsl::parse_str(&source)
+            .unwrap_or_else(|e| panic!("{}", e.emit_to_string(&source)));
         let result = Validator::new(ValidationFlags::all(), CORE).validate(&module);
         result.unwrap_or_else(|e| panic!("{dtype:?}: {}", e.emit_to_string(&source)));
     }
@@ -58,7 +59,8 @@ fn the_shaders_give_the_cpus_values() {
     let (device, queue) = device();
     for dtype in DType::ALL {
         let (blocks, weights) = golden::load(dtype);
-        let x: Vec<f32> = (0..weights.len()).map(|i| (i * 7919 % 2003) as f32 / 1000.0 - 1.0).collect();
+        let x: Vec<f32> =
+            (0..weights.len()).map(|i| (i * 7919 % 2003) as f32 / 1000.0 - 1.0).collect();
         let (words, mut scales) = repack(dtype, &blocks, 0);
         scales.resize(scales.len().max(1), 0);
         let inputs: [&[u8]; 3] =
@@ -71,12 +73,14 @@ fn the_shaders_give_the_cpus_values() {
     }
 }
 
-/// Every product of scales and code has at most 23 significant bits, so it is exact in f32; at most one rounding follows,
-/// and WGSL rounds sums correctly. Hence the weights must be equal, fused or not.
+/// Every product of scales and code has at most 23 significant bits, so it is exact in f32; at most
+/// one rounding follows, and WGSL rounds sums correctly. Hence the weights must be equal, fused or
+/// not.
 ///
-/// The dot product sums 64 terms (codes times x, and minimum or zero point times x) and scales them: fewer than 80
-/// roundings, in any order. 32 random codes span more than half their range, so `|d q| <= 2 span`; the minimum or zero
-/// point is one weight minus such a term. Together they are at most `4 span + max |w|`.
+/// The dot product sums 64 terms (codes times x, and minimum or zero point times x) and scales
+/// them: fewer than 80 roundings, in any order. 32 random codes span more than half their range, so
+/// `|d q| <= 2 span`; the minimum or zero point is one weight minus such a term. Together they are
+/// at most `4 span + max |w|`.
 fn check_block(name: &str, out: &[f32; 36], weights: &[f32; BLOCK], x: &[f32; BLOCK]) {
     assert_eq!(out[..BLOCK], *weights, "{name}");
     let max = weights.iter().fold(f32::MIN, |a, b| a.max(*b));
@@ -84,21 +88,31 @@ fn check_block(name: &str, out: &[f32; 36], weights: &[f32; BLOCK], x: &[f32; BL
     let span = f64::from(max) - f64::from(min);
     let terms = 4.0 * span + f64::from(max.abs().max(min.abs()));
     let exact: f64 = weights.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
-    let bound = 80.0 * f64::from(f32::EPSILON) / 2.0 * terms * x.iter().map(|x| f64::from(x.abs())).sum::<f64>();
+    let bound = 80.0 * f64::from(f32::EPSILON) / 2.0
+        * terms
+        * x.iter().map(|x| f64::from(x.abs())).sum::<f64>();
     let error = (f64::from(out[BLOCK]) - exact).abs();
     assert!(error <= bound, "{name}: dot {} is not {exact}, bound {bound}", out[BLOCK]);
 }
 
 fn device() -> (wgpu::Device, wgpu::Queue) {
-    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+    let instance =
+        wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
     pollster::block_on(async {
-        let adapter = instance.request_adapter(&wgpu::RequestAdapterOptions::default()).await.unwrap();
+        let adapter =
+            instance.request_adapter(&wgpu::RequestAdapterOptions::default()).await.unwrap();
         adapter.request_device(&wgpu::DeviceDescriptor::default()).await.unwrap()
     })
 }
 
 /// Runs `source` with `blocks` workgroups; gives 9 vec4 a block.
-fn run(device: &wgpu::Device, queue: &wgpu::Queue, source: &str, inputs: [&[u8]; 3], blocks: usize) -> Vec<f32> {
+fn run(
+    device: &wgpu::Device,
+    queue: &wgpu::Queue,
+    source: &str,
+    inputs: [&[u8]; 3],
+    blocks: usize,
+) -> Vec<f32> {
     let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
         label: None,
         source: wgpu::ShaderSource::Wgsl(source.into()),
@@ -120,10 +134,12 @@ fn run(device: &wgpu::Device, queue: &wgpu::Queue, source: &str, inputs: [&[u8];
     };
     let zeros = vec![0; blocks * 9 * 16];
     let out = buffer(&zeros, wgpu::BufferUsages::COPY_SRC);
-    let mut buffers: Vec<wgpu::Buffer> = inputs.map(|bytes| buffer(bytes, wgpu::BufferUsages::empty())).into();
+    let mut buffers: Vec<wgpu::Buffer> =
+        inputs.map(|bytes| buffer(bytes, wgpu::BufferUsages::empty())).into();
     buffers.push(out.clone());
     let entries = buffers.iter().zip(0..);
-    let entries = entries.map(|(b, binding)| wgpu::BindGroupEntry { binding, resource: b.as_entire_binding() });
+    let entries = entries
+        .map(|(b, binding)| wgpu::BindGroupEntry { binding, resource: b.as_entire_binding() });
     let group = device.create_bind_group(&wgpu::BindGroupDescriptor {
         label: None,
         layout: &pipeline.get_bind_group_layout(0),
@@ -152,5 +168,11 @@ fn read(device: &wgpu::Device, queue: &wgpu::Queue, buffer: &wgpu::Buffer) -> Ve
     queue.submit([encoder.finish()]);
     host.map_async(wgpu::MapMode::Read, .., |result| result.unwrap());
     device.poll(wgpu::PollType::wait_indefinitely()).unwrap();
-    host.get_mapped_range(..).unwrap().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+    host.get_mapped_range(..)
+        .unwrap()
+        .as_chunks()
+        .0
+        .iter()
+        .map(|bytes| f32::from_le_bytes(*bytes))
+        .collect()
 }

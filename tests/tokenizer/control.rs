@@ -24,7 +24,10 @@ fn is_control(tokenizer: &Tokenizer, name: &str, id: u32) -> bool {
     assert_eq!(tokenizer.decode(&[id]).is_empty(), hidden, "{name}");
     assert_eq!(tokenizer.encode(name, SPECIAL).unwrap() == [id], hidden, "{name}");
     if hidden {
-        assert!(!tokenizer.encode(name, plain).unwrap().contains(&id), "{name}: a text can't forge it");
+        assert!(
+            !tokenizer.encode(name, plain).unwrap().contains(&id),
+            "{name}: a text can't forge it"
+        );
     }
     hidden
 }
@@ -43,7 +46,8 @@ fn turns_are_known_by_name_however_they_are_typed() {
         "<turn|>",
         "<｜end▁of▁sentence｜>",
     ];
-    let begins = ["<|im_start|>", "<|start_header_id|>", "<|end_header_id|>", "<start_of_turn>", "<|turn>"];
+    let begins =
+        ["<|im_start|>", "<|start_header_id|>", "<|end_header_id|>", "<start_of_turn>", "<|turn>"];
     for (sentence, kind) in [(false, 1), (true, 1), (false, 4), (true, 4), (false, 3)] {
         for (names, ends) in [(&ends[..], true), (&begins, false)] {
             let (tokenizer, first) = typed(sentence, names, kind, None);
@@ -57,8 +61,17 @@ fn turns_are_known_by_name_however_they_are_typed() {
 
 #[test]
 fn what_the_template_spells_counts_when_it_looks_like_a_control_token() {
-    let names =
-        ["<|user|>", "<|custom|>", "[INST]", "[/INST]", "<user_of_turn>", "<think>", "[x]", "<|free|>", "hello"];
+    let names = [
+        "<|user|>",
+        "<|custom|>",
+        "[INST]",
+        "[/INST]",
+        "<user_of_turn>",
+        "<think>",
+        "[x]",
+        "<|free|>",
+        "hello",
+    ];
     let template = "{{ '<|user|>' }}<|custom|>[INST] [/INST]<user_of_turn><think>[x] hello";
     for sentence in [false, true] {
         let (with, first) = typed(sentence, &names, 1, Some(template));
@@ -72,7 +85,8 @@ fn what_the_template_spells_counts_when_it_looks_like_a_control_token() {
         assert!((first..).zip(names).all(|(id, _)| !user.is_special(id)));
     }
     // A template that puts roles between the bars itself.
-    let (built, first) = typed(false, &["<|user|>", "<|tool|>", "<|other|>"], 1, Some("{{ '<|' + m.role + '|>' }}"));
+    let (built, first) =
+        typed(false, &["<|user|>", "<|tool|>", "<|other|>"], 1, Some("{{ '<|' + m.role + '|>' }}"));
     assert_eq!([0, 1, 2].map(|i| built.is_special(first + i)), [true, true, false]);
 }
 
@@ -91,7 +105,10 @@ fn bos_and_eos_that_are_typed_as_text_are_control_tokens() {
     assert!(!tokenizer.is_special(257) && tokenizer.is_end_of_generation(257));
     let mut spec = byte_level("gpt-2", &[], &["<|eom|>x"]);
     spec.eom = Some(256);
-    assert!(Tokenizer::from_spec(spec).unwrap().is_end_of_generation(256), "the end of a message ends an answer");
+    assert!(
+        Tokenizer::from_spec(spec).unwrap().is_end_of_generation(256),
+        "the end of a message ends an answer"
+    );
 }
 
 #[test]
@@ -108,7 +125,9 @@ fn a_tokenizer_json_may_type_them_wrongly_too() {
             "model": {"type": "BPE", "vocab": vocab, "merges": [], "byte_fallback": false, "fuse_unk": false},
         });
         let tokenizer = Tokenizer::from_tokenizer_json(file.to_string().as_bytes()).unwrap();
-        assert!(is_control(&tokenizer, "<|im_end|>", 1) && is_control(&tokenizer, "<|im_start|>", 2));
+        assert!(
+            is_control(&tokenizer, "<|im_end|>", 1) && is_control(&tokenizer, "<|im_start|>", 2)
+        );
         assert!(!tokenizer.is_special(3) && tokenizer.is_end_of_generation(1));
         assert_eq!(tokenizer.eos(), Some(1));
     }

@@ -28,15 +28,19 @@ fn encode(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
     tokenizer.encode(text, EncodeOptions { add_bos: Some(false), ..Default::default() }).unwrap()
 }
 
-/// GPT-2's byte-level BPE of one piece: merge the pair of lowest rank, everywhere from the left, until there is none.
+/// GPT-2's byte-level BPE of one piece: merge the pair of lowest rank, everywhere from the left,
+/// until there is none.
 fn merge_piece(spec: &TokenizerSpec, piece: &str) -> Vec<u32> {
     let rank = |a: &str, b: &str| spec.merges.iter().position(|merge| *merge == format!("{a} {b}"));
     let mut symbols = piece.bytes().map(|b| char_of_byte(b).to_string()).collect::<Vec<_>>();
-    while let Some((_, at)) = (1..symbols.len()).filter_map(|i| Some((rank(&symbols[i - 1], &symbols[i])?, i))).min() {
+    while let Some((_, at)) =
+        (1..symbols.len()).filter_map(|i| Some((rank(&symbols[i - 1], &symbols[i])?, i))).min()
+    {
         let right = symbols.remove(at);
         symbols[at - 1] += &right;
     }
-    let ids = symbols.iter().map(|symbol| spec.tokens.iter().position(|token| token == symbol).unwrap());
+    let ids =
+        symbols.iter().map(|symbol| spec.tokens.iter().position(|token| token == symbol).unwrap());
     ids.map(|id| u32::try_from(id).unwrap()).collect()
 }
 
@@ -97,8 +101,13 @@ fn pieces_are_merged_apart() {
         let merges_inside = byte_level(pre, &MERGES, &[]);
         let merges_across = with_merges_across(byte_level(pre, &[], &[]), &pieces);
         for spec in [merges_inside, merges_across] {
-            let expected = pieces.iter().flat_map(|piece| merge_piece(&spec, piece)).collect::<Vec<_>>();
-            assert_eq!(encode(&Tokenizer::from_spec(spec).unwrap(), &text), expected, "{pre} {cut:?}");
+            let expected =
+                pieces.iter().flat_map(|piece| merge_piece(&spec, piece)).collect::<Vec<_>>();
+            assert_eq!(
+                encode(&Tokenizer::from_spec(spec).unwrap(), &text),
+                expected,
+                "{pre} {cut:?}"
+            );
         }
     }
 }
@@ -110,24 +119,30 @@ fn llama_3_takes_a_whole_piece_that_is_a_token() {
     spec.tokens.push(format!("{}xyz", char_of_byte(b' ')));
     spec.token_types = None;
     let whole = u32::try_from(spec.tokens.len()).unwrap() - 1;
-    assert_eq!(encode(&Tokenizer::from_spec(spec.clone()).unwrap(), "a xyz"), [u32::from(b'a'), whole]);
+    assert_eq!(
+        encode(&Tokenizer::from_spec(spec.clone()).unwrap(), "a xyz"),
+        [u32::from(b'a'), whole]
+    );
     spec.pre = Some("qwen2".into());
     let expected = [u32::from(b'a'), u32::from(b' '), 256, u32::from(b'z')];
     assert_eq!(encode(&Tokenizer::from_spec(spec).unwrap(), "a xyz"), expected);
 }
 
-/// `SentencePiece`: join the neighbours that make the best-scored piece, leftmost first, until there are none;
-/// what is no piece becomes bytes.
+/// `SentencePiece`: join the neighbours that make the best-scored piece, leftmost first, until
+/// there are none; what is no piece becomes bytes.
 fn sentence_piece_by_definition(spec: &TokenizerSpec, text: &str) -> Vec<u32> {
     let scores = spec.scores.as_deref().unwrap();
     let pieces = spec.tokens.iter().enumerate().skip(259).map(|(id, piece)| (piece.as_str(), id));
     let pieces = pieces.collect::<HashMap<_, _>>();
-    let mut symbols = format!("▁{}", text.replace(' ', "▁")).chars().map(String::from).collect::<Vec<_>>();
+    let mut symbols =
+        format!("▁{}", text.replace(' ', "▁")).chars().map(String::from).collect::<Vec<_>>();
     loop {
         let joined = |i: usize| pieces.get(format!("{}{}", symbols[i], symbols[i + 1]).as_str());
         let mut best: Option<(f32, usize)> = None;
         for i in 0..symbols.len().saturating_sub(1) {
-            if let Some(score) = joined(i).map(|&id| scores[id]).filter(|&score| best.is_none_or(|(b, _)| score > b)) {
+            if let Some(score) =
+                joined(i).map(|&id| scores[id]).filter(|&score| best.is_none_or(|(b, _)| score > b))
+            {
                 best = Some((score, i));
             }
         }

@@ -40,8 +40,13 @@ fn compare(golden: &Golden, name: &str, tokenizer: &Tokenizer) {
     for (parse_special, expected) in [(false, plain), (true, special)] {
         let options = EncodeOptions { add_bos: Some(false), parse_special, ..Default::default() };
         for (text, expected) in golden.strings.iter().zip(expected) {
-            let expected = expected.split_whitespace().map(|id| id.parse().unwrap()).collect::<Vec<u32>>();
-            assert_eq!(tokenizer.encode(text, options).unwrap(), expected, "{name} {text:?} special {parse_special}");
+            let expected =
+                expected.split_whitespace().map(|id| id.parse().unwrap()).collect::<Vec<u32>>();
+            assert_eq!(
+                tokenizer.encode(text, options).unwrap(),
+                expected,
+                "{name} {text:?} special {parse_special}"
+            );
         }
     }
 }
@@ -55,7 +60,9 @@ fn model_spec() -> Option<TokenizerSpec> {
 fn every_pre_tokeniser_gives_the_ids_of_llama_cpp() {
     let Some(spec) = model_spec() else { return };
     let golden = golden();
-    assert!(golden.strings.len() > 250 && golden.ids["smollm"].special.len() == golden.strings.len());
+    assert!(
+        golden.strings.len() > 250 && golden.ids["smollm"].special.len() == golden.strings.len()
+    );
     for pre in ["smollm", "llama-bpe", "qwen2", "gpt-2", "default"] {
         let spec = TokenizerSpec { pre: Some(pre.into()), ..spec.clone() };
         compare(&golden, pre, &Tokenizer::from_spec(spec).unwrap());
@@ -121,6 +128,11 @@ fn tokenizer_speed() {
         let text = golden().strings.join(" ").repeat(50);
         let start = Instant::now();
         let ids = tokenizer.encode(&text, EncodeOptions::default()).unwrap();
-        println!("built in {built:?}; {} bytes to {} ids in {:?}", text.len(), ids.len(), start.elapsed());
+        println!(
+            "built in {built:?}; {} bytes to {} ids in {:?}",
+            text.len(),
+            ids.len(),
+            start.elapsed()
+        );
     }
 }

@@ -9,10 +9,16 @@ use crate::gguf::writer::{Meta, llama};
 
 /// The key that `change` makes unusable in a byte-level or `SentencePiece` vocabulary.
 fn refused(sentence: bool, change: impl FnOnce(&mut TokenizerSpec)) -> String {
-    let mut spec = if sentence { sentence_piece(&["a", "b"]) } else { byte_level("smollm", &[("a", "b")], &["<|x|>"]) };
+    let mut spec = if sentence {
+        sentence_piece(&["a", "b"])
+    } else {
+        byte_level("smollm", &[("a", "b")], &["<|x|>"])
+    };
     change(&mut spec);
     match Tokenizer::from_spec(spec) {
-        Err(Error::InvalidMetadata { key, .. }) => key.strip_prefix("tokenizer.ggml.").unwrap().to_owned(),
+        Err(Error::InvalidMetadata { key, .. }) => {
+            key.strip_prefix("tokenizer.ggml.").unwrap().to_owned()
+        }
         Err(Error::Unsupported { what, .. }) => what,
         other => panic!("{other:?}"),
     }
@@ -63,18 +69,24 @@ fn gaps_in_a_vocabulary_are_harmless() {
 
 #[test]
 fn long_runs_end_in_time() {
-    let tokenizer = Tokenizer::from_spec(byte_level("llama-bpe", &[(" ", " "), ("a", "a")], &[])).unwrap();
+    let tokenizer =
+        Tokenizer::from_spec(byte_level("llama-bpe", &[(" ", " "), ("a", "a")], &[])).unwrap();
     let sentence = Tokenizer::from_spec(sentence_piece(&["a", "aa", "▁", "▁▁"])).unwrap();
     for text in [" ".repeat(1 << 17), "a".repeat(1 << 17), "\n ".repeat(1 << 16)] {
         for tokenizer in [&tokenizer, &sentence] {
-            assert_eq!(tokenizer.decode(&tokenizer.encode(&text, Default::default()).unwrap()), text);
+            assert_eq!(
+                tokenizer.decode(&tokenizer.encode(&text, Default::default()).unwrap()),
+                text
+            );
         }
     }
 }
 
 /// The spec in a file of the small llama with one more key, or why there is none.
 fn in_file(model: &'static str, key: &str, value: Meta) -> Result<TokenizerSpec, String> {
-    let writer = llama().key("tokenizer.ggml.model", Meta::Text(model)).key(&format!("tokenizer.{key}"), value);
+    let writer = llama()
+        .key("tokenizer.ggml.model", Meta::Text(model))
+        .key(&format!("tokenizer.{key}"), value);
     TokenizerSpec::from_gguf(&Gguf::from_bytes(writer.bytes()).unwrap()).map_err(|e| e.to_string())
 }
 

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use super::{byte_level, sentence_piece};
 
-const MERGES: [(&str, &str); 6] = [("a", "b"), ("ab", "c"), (" ", "a"), ("1", "2"), (" ", " "), ("\n", "\n")];
+const MERGES: [(&str, &str); 6] =
+    [("a", "b"), ("ab", "c"), (" ", "a"), ("1", "2"), (" ", " "), ("\n", "\n")];
 
 /// The file that Hugging Face's converters would write for `spec`.
 fn file(spec: &TokenizerSpec, pre_tokenizer: &Value, decoder: &Value, normalizer: &Value) -> Value {
@@ -19,7 +20,10 @@ fn file(spec: &TokenizerSpec, pre_tokenizer: &Value, decoder: &Value, normalizer
         })
     };
     let types = spec.token_types.as_deref().unwrap();
-    let added = (0..types.len()).filter(|&id| types[id] == 3 || types[id] == 2).map(special).collect::<Vec<_>>();
+    let added = (0..types.len())
+        .filter(|&id| types[id] == 3 || types[id] == 2)
+        .map(special)
+        .collect::<Vec<_>>();
     json!({
         "version": "1.0", "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
         "padding": null, "added_tokens": added, "normalizer": normalizer, "pre_tokenizer": pre_tokenizer,
@@ -62,7 +66,11 @@ fn both_files_name_the_same_tokens() {
     let (spec, file) = smollm();
     let (gguf, json) = (Tokenizer::from_spec(spec).unwrap(), load(&file).unwrap());
     assert_eq!(json.vocab_size(), gguf.vocab_size());
-    assert_eq!((json.bos(), json.eos()), (None, Some(263)), "the end of a turn is known by its name");
+    assert_eq!(
+        (json.bos(), json.eos()),
+        (None, Some(263)),
+        "the end of a turn is known by its name"
+    );
     for id in 0..300 {
         assert_eq!(json.token_bytes(id), gguf.token_bytes(id), "{id}");
         assert_eq!(json.is_special(id), gguf.is_special(id), "{id}");
@@ -100,7 +108,11 @@ fn sentence_piece_style_files_spell_spaces_and_bytes() {
     for text in ["ab a", " ab", "a</s>ab a", "</s>a", "", "aé</s></s> a"] {
         for parse_special in [false, true] {
             let options = EncodeOptions { continuation: true, parse_special, ..Default::default() };
-            assert_eq!(tokenizer.encode(text, options).unwrap(), gguf.encode(text, options).unwrap(), "{text}");
+            assert_eq!(
+                tokenizer.encode(text, options).unwrap(),
+                gguf.encode(text, options).unwrap(),
+                "{text}"
+            );
         }
     }
 }
@@ -111,14 +123,20 @@ fn a_continuation_has_no_prefix_whatever_part_of_the_file_puts_it() {
     let mut spec = sentence_piece(&["▁", "a", "b", "▁a"]);
     spec.merges = vec!["▁ a".into()];
     let decoder = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": false});
-    for scheme in
-        [json!({"prepend_scheme": "first"}), json!({"prepend_scheme": "always"}), json!({"add_prefix_space": true})]
-    {
+    for scheme in [
+        json!({"prepend_scheme": "first"}),
+        json!({"prepend_scheme": "always"}),
+        json!({"add_prefix_space": true}),
+    ] {
         let mut space = json!({"type": "Metaspace", "replacement": "▁", "split": false});
         space.as_object_mut().unwrap().extend(scheme.as_object().unwrap().clone());
         let pre = json!({"type": "Sequence", "pretokenizers": [space]});
         let tokenizer = load(&file(&spec, &pre, &decoder, &Value::Null)).unwrap();
-        assert_eq!(tokenizer.encode("ab", EncodeOptions::default()).unwrap(), [262, 261], "{scheme}");
+        assert_eq!(
+            tokenizer.encode("ab", EncodeOptions::default()).unwrap(),
+            [262, 261],
+            "{scheme}"
+        );
         assert_eq!(tokenizer.encode("ab", continued).unwrap(), [260, 261], "{scheme}");
     }
     let (_, mut file) = smollm();
@@ -142,10 +160,14 @@ fn files_that_lie_are_refused() {
     assert!(Tokenizer::from_tokenizer_json(&[b'['; 1 << 16]).is_err());
     refused(|file| file["model"]["vocab"] = json!({}));
     refused(|file| file["model"]["vocab"]["x"] = json!(-1));
-    assert!(refused(|file| file["model"]["vocab"]["x"] = json!(u32::MAX)).contains("not a vocabulary"));
+    assert!(
+        refused(|file| file["model"]["vocab"]["x"] = json!(u32::MAX)).contains("not a vocabulary")
+    );
     refused(|file| file["model"]["merges"] = json!(["nowhere b"]));
     refused(|file| file["model"]["merges"] = json!([1]));
     assert!(refused(|file| file["decoder"] = Value::Null).contains("decoder"));
-    assert!(refused(|file| file["model"]["continuing_subword_prefix"] = json!("##")).contains("prefix"));
+    assert!(
+        refused(|file| file["model"]["continuing_subword_prefix"] = json!("##")).contains("prefix")
+    );
     refused(|file| file["pre_tokenizer"] = json!({"type": "Nothing"}));
 }

@@ -10,8 +10,8 @@ mod stream;
 
 use epiphyte::tokenizer::TokenizerSpec;
 
-/// The character that stands for a byte in byte-level vocabularies, from the definition in GPT-2's encoder: visible
-/// Latin-1 characters for themselves, the rest from U+0100 on.
+/// The character that stands for a byte in byte-level vocabularies, from the definition in GPT-2's
+/// encoder: visible Latin-1 characters for themselves, the rest from U+0100 on.
 fn char_of_byte(byte: u8) -> char {
     let visible = |b: u8| (33..=126).contains(&b) || (161..=172).contains(&b) || b >= 174;
     if visible(byte) {
@@ -21,7 +21,8 @@ fn char_of_byte(byte: u8) -> char {
     char::from_u32(256 + u32::try_from(before).unwrap()).unwrap()
 }
 
-/// A byte-level vocabulary: the 256 bytes, then what `merges` make, then `special` as control tokens.
+/// A byte-level vocabulary: the 256 bytes, then what `merges` make, then `special` as control
+/// tokens.
 fn byte_level(pre: &str, merges: &[(&str, &str)], special: &[&str]) -> TokenizerSpec {
     let spell = |text: &str| text.bytes().map(char_of_byte).collect::<String>();
     let mut tokens = (0..=255).map(|b| char_of_byte(b).to_string()).collect::<Vec<_>>();
@@ -39,7 +40,8 @@ fn byte_level(pre: &str, merges: &[(&str, &str)], special: &[&str]) -> Tokenizer
     }
 }
 
-/// A `SentencePiece` vocabulary: unknown, BOS, EOS, the 256 bytes, then `pieces` with falling scores.
+/// A `SentencePiece` vocabulary: unknown, BOS, EOS, the 256 bytes, then `pieces` with falling
+/// scores.
 fn sentence_piece(pieces: &[&str]) -> TokenizerSpec {
     let mut tokens = ["<unk>", "<s>", "</s>"].map(String::from).to_vec();
     tokens.extend((0..=255).map(|b| format!("<0x{b:02X}>")));

@@ -67,22 +67,33 @@ fn special_tokens_count_only_when_asked() {
     let plain = tokenizer.encode(text, EncodeOptions::default()).unwrap();
     let bytes = "a<|x|>b<|x|>>".bytes().map(u32::from).chain([258]).collect::<Vec<_>>();
     assert_eq!(plain, bytes, "a user-defined token always counts");
-    let special = tokenizer.encode(text, EncodeOptions { parse_special: true, ..Default::default() }).unwrap();
+    let special = tokenizer
+        .encode(text, EncodeOptions { parse_special: true, ..Default::default() })
+        .unwrap();
     assert_eq!(special, [97, 256, 98, 257, 258], "the longest at the leftmost place");
     assert_eq!(tokenizer.decode(&special), "ab[user]");
-    assert_eq!(tokenizer.decode_with(&special, DecodeOptions { show_special: true, ..Default::default() }), text);
+    assert_eq!(
+        tokenizer.decode_with(&special, DecodeOptions { show_special: true, ..Default::default() }),
+        text
+    );
 }
 
 #[test]
 fn a_continuation_has_nothing_put_before_it() {
     let tokenizer = Tokenizer::from_spec(sentence_piece(&["▁a", "a", "▁"])).unwrap();
     let encode = |text, continuation, parse_special| {
-        tokenizer.encode(text, EncodeOptions { continuation, parse_special, ..Default::default() }).unwrap()
+        tokenizer
+            .encode(text, EncodeOptions { continuation, parse_special, ..Default::default() })
+            .unwrap()
     };
     assert_eq!(encode("a a", false, false), [1, 259, 259]);
     assert_eq!(encode("a a", true, false), [260, 259], "neither BOS nor a space");
     assert_eq!(encode(" a", true, false), [259], "the text's own space stays");
-    assert_eq!(encode("a</s>a", true, true), [260, 2, 259], "what follows a special token continues nothing");
+    assert_eq!(
+        encode("a</s>a", true, true),
+        [260, 2, 259],
+        "what follows a special token continues nothing"
+    );
     assert_eq!(encode("</s>a", true, true), [2, 259]);
     assert!(encode("", true, true).is_empty());
     let options = EncodeOptions { continuation: true, add_bos: Some(true), ..Default::default() };
@@ -100,14 +111,25 @@ fn bos_and_eos_come_as_the_file_or_the_caller_asks() {
         let tokenizer = Tokenizer::from_spec(spec.clone()).unwrap();
         tokenizer.encode("a", EncodeOptions { add_bos, add_eos, ..Default::default() })
     };
-    assert_eq!(encode(&spec, None, None).unwrap(), [1, 259], "SentencePiece starts with BOS by default");
+    assert_eq!(
+        encode(&spec, None, None).unwrap(),
+        [1, 259],
+        "SentencePiece starts with BOS by default"
+    );
     assert_eq!(encode(&spec, Some(false), Some(true)).unwrap(), [259, 2]);
     (spec.add_bos, spec.add_eos) = (Some(false), Some(true));
     assert_eq!(encode(&spec, None, None).unwrap(), [259, 2]);
     assert_eq!(encode(&spec, Some(true), Some(false)).unwrap(), [1, 259]);
     (spec.bos, spec.add_space_prefix) = (None, Some(false));
-    assert!(matches!(encode(&spec, Some(true), None), Err(Error::InvalidArgument { name: "add_bos", .. })));
-    assert_eq!(encode(&spec, None, Some(false)).unwrap(), [3 + u32::from(b'a')], "no prefix, so the byte");
+    assert!(matches!(
+        encode(&spec, Some(true), None),
+        Err(Error::InvalidArgument { name: "add_bos", .. })
+    ));
+    assert_eq!(
+        encode(&spec, None, Some(false)).unwrap(),
+        [3 + u32::from(b'a')],
+        "no prefix, so the byte"
+    );
 
     let mut spec = byte_level("llama-bpe", &[], &["<|begin_of_text|>", "<|eot_id|>"]);
     spec.bos = Some(256);

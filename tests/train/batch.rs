@@ -12,8 +12,13 @@ use proptest::prelude::*;
 
 use super::{chatml, options, tokenizer};
 
-const OPTIONS: BatchOptions =
-    BatchOptions { batch_size: 6, seq_len: 16, micro_batch: 2, seed: 7, duration: TrainLength::Epochs(3) };
+const OPTIONS: BatchOptions = BatchOptions {
+    batch_size: 6,
+    seq_len: 16,
+    micro_batch: 2,
+    seed: 7,
+    duration: TrainLength::Epochs(3),
+};
 
 /// Examples of the given lengths, each of another letter.
 fn data(lens: &[usize]) -> Arc<Dataset> {
@@ -43,7 +48,9 @@ fn examples_of(batch: &MicroBatch) -> usize {
 fn contents(step: &Step) -> Vec<Vec<u32>> {
     let of = |batch: &MicroBatch| {
         let ends = batch.rows.iter().copied().collect::<BTreeSet<_>>();
-        ends.into_iter().map(|[first, end]| batch.ids[first as usize..end as usize].to_vec()).collect::<Vec<_>>()
+        ends.into_iter()
+            .map(|[first, end]| batch.ids[first as usize..end as usize].to_vec())
+            .collect::<Vec<_>>()
     };
     let mut all = step.micro_batches.iter().flat_map(of).collect::<Vec<_>>();
     all.sort();
@@ -78,18 +85,30 @@ fn a_micro_batch_says_what_follows_each_token_of_an_example() {
     let batches = in_order(&data, 32);
     assert_eq!(batches.len(), 1);
     let batch = &batches[0];
-    assert_eq!((batch.len(), batch.targets.len(), batch.weights.len(), batch.rows.len()), (25, 25, 25, 25));
+    assert_eq!(
+        (batch.len(), batch.targets.len(), batch.weights.len(), batch.rows.len()),
+        (25, 25, 25, 25)
+    );
     let mut t = 0;
     for example in &data.examples {
         let (first, end) = (t as u32, (t + example.ids.len()) as u32);
         for i in 0..example.ids.len() {
             assert_eq!((batch.ids[t], batch.rows[t]), (example.ids[i], [first, end]));
-            let next = example.ids.get(i + 1).zip(example.weights.get(i + 1)).map_or((0, 0.0), |(id, w)| (*id, *w));
+            let next = example
+                .ids
+                .get(i + 1)
+                .zip(example.weights.get(i + 1))
+                .map_or((0, 0.0), |(id, w)| (*id, *w));
             assert_eq!((batch.targets[t], batch.weights[t]), next);
             t += 1;
         }
     }
-    let weights = data.examples.iter().flat_map(|example| &example.weights).map(|&w| f64::from(w)).sum::<f64>();
+    let weights = data
+        .examples
+        .iter()
+        .flat_map(|example| &example.weights)
+        .map(|&w| f64::from(w))
+        .sum::<f64>();
     assert_eq!(batch.weight(), weights);
 }
 
@@ -111,7 +130,8 @@ fn an_epoch_holds_every_example_once_in_an_order_of_its_own() {
         let mut ids = micro.iter().flat_map(|batch| batch.ids.clone()).collect::<Vec<_>>();
         assert!(orders.insert(ids.clone()), "epochs differ");
         ids.sort_unstable();
-        let mut expected = data.examples.iter().flat_map(|example| example.ids.clone()).collect::<Vec<_>>();
+        let mut expected =
+            data.examples.iter().flat_map(|example| example.ids.clone()).collect::<Vec<_>>();
         expected.sort_unstable();
         assert_eq!(ids, expected);
     }
@@ -127,7 +147,9 @@ fn training_resumes_exactly_where_it_stood() {
             let mut first = Loader::new(Arc::clone(&data), options, Cursor::default()).unwrap();
             let mut got = (0..stop).map(|_| first.next_step().unwrap()).collect::<Vec<_>>();
             let saved = serde_json::to_string(&first.cursor()).unwrap();
-            let mut second = Loader::new(Arc::clone(&data), options, serde_json::from_str(&saved).unwrap()).unwrap();
+            let mut second =
+                Loader::new(Arc::clone(&data), options, serde_json::from_str(&saved).unwrap())
+                    .unwrap();
             got.extend(steps(&mut second));
             assert_eq!(got, whole, "{duration:?} stopped after {stop}");
         }
@@ -159,7 +181,10 @@ fn a_step_is_packed_into_as_few_passes_as_hold_it() {
             let tokens = step.micro_batches.iter().map(MicroBatch::len).sum::<usize>();
             let least = tokens.div_ceil(16 * micro_batch);
             // First-fit of the longest first takes at most 11/9 of the fewest, and 6/9 (Dosa 2007).
-            assert!(9 * step.micro_batches.len() <= 11 * least.max(1) + 6 || micro_batch == 1, "{step:?}");
+            assert!(
+                9 * step.micro_batches.len() <= 11 * least.max(1) + 6 || micro_batch == 1,
+                "{step:?}"
+            );
             assert!(step.micro_batches.iter().all(|batch| batch.len() <= 16 * micro_batch));
         }
     }
@@ -171,9 +196,14 @@ fn the_length_of_a_run_follows_from_the_size_of_the_data() {
     assert_eq!(steps(400, TrainLength::Epochs(3)), 150);
     assert_eq!(steps(401, TrainLength::Epochs(3)), 153);
     assert_eq!(steps(401, TrainLength::Steps(7)), 7);
-    for (examples, epochs) in [(1, 50), (20, 45), (100, 20), (400, 10), (1000, 6), (2000, 4), (1_000_000, 1)] {
+    for (examples, epochs) in
+        [(1, 50), (20, 45), (100, 20), (400, 10), (1000, 6), (2000, 4), (1_000_000, 1)]
+    {
         assert_eq!(TrainLength::Auto.resolved(examples), TrainLength::Epochs(epochs));
-        assert_eq!(steps(examples, TrainLength::Auto), steps(examples, TrainLength::Epochs(epochs)));
+        assert_eq!(
+            steps(examples, TrainLength::Auto),
+            steps(examples, TrainLength::Epochs(epochs))
+        );
     }
 }
 
@@ -191,15 +221,18 @@ fn a_validation_counts_answers_alone() {
 
 #[test]
 fn permutations_are_uniform() {
-    // Where the first of three examples comes in 3,000 epochs: 1,000 times each, give or take 5 deviations of
-    // sqrt(3000 · 1/3 · 2/3) = 25.8.
+    // Where the first of three examples comes in 3,000 epochs: 1,000 times each, give or take 5
+    // deviations of sqrt(3000 · 1/3 · 2/3) = 25.8.
     let data = data(&[16, 16, 16]);
     let options = BatchOptions { batch_size: 1, duration: TrainLength::Epochs(3000), ..OPTIONS };
     let mut loader = Loader::new(Arc::clone(&data), options, Cursor::default()).unwrap();
     let mut places = [0; 3];
     let all = steps(&mut loader);
     for epoch in all.chunks(3) {
-        places[epoch.iter().position(|step| step.micro_batches[0].ids == data.examples[0].ids).unwrap()] += 1;
+        places[epoch
+            .iter()
+            .position(|step| step.micro_batches[0].ids == data.examples[0].ids)
+            .unwrap()] += 1;
     }
     assert!(places.iter().all(|&n| f64::abs(f64::from(n) - 1000.0) < 129.0), "{places:?}");
 }

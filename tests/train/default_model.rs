@@ -1,4 +1,5 @@
-//! The trainer on the default model against PEFT and torch in f64: gradients and two steps. See `tests/golden/model_step.py`.
+//! The trainer on the default model against PEFT and torch in f64: gradients and two steps. See
+//! `tests/golden/model_step.py`.
 
 use std::sync::Arc;
 
@@ -36,14 +37,16 @@ fn options() -> TrainOptions {
 /// The factors that the golden run starts from.
 fn first_factors(shape: &BaseShape) -> Adapter {
     let mut random = Random::new(FACTORS_SEED);
-    let mut draw = |len: usize, size: f32| (0..len).map(|_| random.signed(size)).collect::<Vec<_>>();
+    let mut draw =
+        |len: usize, size: f32| (0..len).map(|_| random.signed(size)).collect::<Vec<_>>();
     let mut modules = Vec::new();
     for path in shape.modules().filter(|path| path.layer.is_some()) {
         let [n, k] = shape.shape(path.target);
         let (a, b) = (draw(RANK * k, 1.0 / 32.0), draw(n * RANK, 1.0 / 64.0));
         modules.push(LoraModule { path, rank: RANK, a, b, scaling: 2.0 });
     }
-    let target_modules = Modules::Names(Target::ALL[..7].iter().map(|target| target.name().into()).collect());
+    let target_modules =
+        Modules::Names(Target::ALL[..7].iter().map(|target| target.name().into()).collect());
     let config = LoraConfig { r: RANK, lora_alpha: 8.0, target_modules, ..LoraConfig::default() };
     Adapter::new(config, modules, None, shape).unwrap()
 }
@@ -60,8 +63,9 @@ fn example(file: &SafeTensors<'_>) -> Example {
     }
 }
 
-/// The square of a gradient's norm; how far that norm is from the golden one, in parts; and an estimate of the squared
-/// difference from the golden gradient: on average over random signs, the square of the difference of two signed sums.
+/// The square of a gradient's norm; how far that norm is from the golden one, in parts; and an
+/// estimate of the squared difference from the golden gradient: on average over random signs, the
+/// square of the difference of two signed sums.
 fn compare(gradient: &[f32], golden: &[f64], random: &mut Random) -> (f64, f64, f64) {
     let (norm, sums) = golden.split_first().unwrap();
     let mut found = vec![0.0; sums.len()];
@@ -72,12 +76,14 @@ fn compare(gradient: &[f32], golden: &[f64], random: &mut Random) -> (f64, f64, 
         }
     }
     let square = gradient.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>();
-    let apart = found.iter().zip(sums).map(|(a, b)| (a - b) * (a - b)).sum::<f64>() / sums.len() as f64;
+    let apart =
+        found.iter().zip(sums).map(|(a, b)| (a - b) * (a - b)).sum::<f64>() / sums.len() as f64;
     (square, (square.sqrt() / norm - 1.0).abs(), apart)
 }
 
 #[test]
-#[ignore = "three passes of the default model, about 3 minutes on a software GPU: cargo test --release train::default_model -- --ignored"]
+#[ignore = "three passes of the default model, about 3 minutes on a software GPU: cargo test \
+    --release train::default_model -- --ignored"]
 fn gradients_and_steps_are_those_of_peft() {
     let Some(path) = model_path() else { return };
     let bytes = std::fs::read(golden("model_step.safetensors")).unwrap();
@@ -103,13 +109,20 @@ fn gradients_and_steps_are_those_of_peft() {
         }
     }
     let whole = f64::sqrt(apart / all);
-    println!("gradients: {whole:.1e} of their norm apart; of one factor {:.1e}, {}", worst.0, worst.1);
+    println!(
+        "gradients: {whole:.1e} of their norm apart; of one factor {:.1e}, {}",
+        worst.0, worst.1
+    );
     assert!(whole <= BAR && worst.0 <= BAR, "{whole} {worst:?}");
 
     for (expected, norm) in f64s(&file, "losses").into_iter().zip(f64s(&file, "norms")) {
         let record = trainer.step().unwrap().unwrap();
-        let off = [record.loss / expected - 1.0, record.grad_norm.unwrap() / norm - 1.0].map(f64::abs);
-        println!("step {}: loss off by {:.1e}, norm by {:.1e}; {:.1} s", record.step, off[0], off[1], record.seconds);
+        let off =
+            [record.loss / expected - 1.0, record.grad_norm.unwrap() / norm - 1.0].map(f64::abs);
+        println!(
+            "step {}: loss off by {:.1e}, norm by {:.1e}; {:.1} s",
+            record.step, off[0], off[1], record.seconds
+        );
         assert!(off.iter().all(|off| *off <= BAR), "{record:?}, not {expected} and {norm}");
     }
     assert!(trainer.step().unwrap().is_none());

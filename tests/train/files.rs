@@ -32,11 +32,15 @@ const PAIR: &str = r#"{"prompt":"Q:","completion":" no"}"#;
 fn every_kind_of_record_is_read_beside_the_others() {
     let file = format!(
         "\u{feff}{PAIR}\n\n  {}\r\n{}",
-        r#"{"messages":[{"role":"user","content":"x"},{"role":"assistant","content":"y"}]}"#, r#"{"text":"abc"}"#
+        r#"{"messages":[{"role":"user","content":"x"},{"role":"assistant","content":"y"}]}"#,
+        r#"{"text":"abc"}"#
     );
     let data = jsonl(file.as_bytes(), options(64)).unwrap();
     assert_eq!((data.report.records, data.report.examples, data.report.skipped), (3, 3, 0));
-    assert_eq!(data.report.tokens, data.examples.iter().map(|example| example.ids.len()).sum::<usize>());
+    assert_eq!(
+        data.report.tokens,
+        data.examples.iter().map(|example| example.ids.len()).sum::<usize>()
+    );
 }
 
 #[test]
@@ -54,7 +58,10 @@ fn bad_lines_are_named_by_number_and_never_quoted() {
     for (line, says) in cases {
         let file = [PAIR.as_bytes(), b"\n", line, b"\n", PAIR.as_bytes()].concat();
         let error = jsonl(&file, options(64)).unwrap_err().to_string();
-        assert!(error.contains("line 2: ") && error.contains(says) && !error.contains("secret"), "{error}");
+        assert!(
+            error.contains("line 2: ") && error.contains(says) && !error.contains("secret"),
+            "{error}"
+        );
         let data = jsonl(&file, DataOptions { skip_bad: true, ..options(64) }).unwrap();
         assert_eq!((data.report.examples, data.report.skipped), (2, 1));
         assert!(data.report.first_skipped.unwrap().contains(says));
@@ -73,7 +80,10 @@ fn a_file_with_nothing_to_learn_is_refused() {
     ];
     for (file, options, says) in cases {
         let error = jsonl(file, options).unwrap_err();
-        assert!(matches!(&error, Error::InvalidFile { reason, .. } if reason.contains(says)), "{error}");
+        assert!(
+            matches!(&error, Error::InvalidFile { reason, .. } if reason.contains(says)),
+            "{error}"
+        );
     }
     assert!(text(b"", 64).unwrap_err().to_string().contains("no examples"));
 }
@@ -81,7 +91,9 @@ fn a_file_with_nothing_to_learn_is_refused() {
 #[test]
 fn a_long_example_is_refused_by_its_line_when_it_may_not_be_cut() {
     let file = format!("{PAIR}\n{}", r#"{"prompt":"secret","completion":"secret"}"#);
-    let error = jsonl(file.as_bytes(), DataOptions { truncate: false, ..options(8) }).unwrap_err().to_string();
+    let error = jsonl(file.as_bytes(), DataOptions { truncate: false, ..options(8) })
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("line 2: `seq_len`") && !error.contains("secret"), "{error}");
     assert_eq!(jsonl(file.as_bytes(), options(8)).unwrap().report.cut, 1);
 }
@@ -116,7 +128,8 @@ fn a_text_file_that_is_not_utf8_is_refused_where_it_stops_being_so() {
     assert!(text(b"caf\xe9 au lait", 64).unwrap_err().to_string().contains("byte 3"));
     let long = [vec![b'x'; (1 << 20) + 5], vec![0xff], vec![b'x'; 10]].concat();
     assert!(text(&long, 64).unwrap_err().to_string().contains("byte 1048581"));
-    // A character across the edge of a piece is whole (and not in this vocabulary, so it is no token).
+    // A character across the edge of a piece is whole (and not in this vocabulary, so it is no
+    // token).
     let across = [vec![b'x'; (1 << 20) - 1], "é".as_bytes().to_vec(), vec![b'x'; 10]].concat();
     assert_eq!(text(&across, 64).unwrap().report.trained_tokens, (1 << 20) - 1 + 10);
     assert!(text(&across[..1 << 20], 64).unwrap_err().to_string().contains("byte 1048575"));
@@ -134,7 +147,9 @@ fn files_that_are_not_there_or_folders_are_refused() {
 
 #[test]
 fn a_split_is_seeded_and_loses_nothing() {
-    let file = (0..50).map(|i| format!("{{\"prompt\":\"{i}:\",\"completion\":\"x\"}}\n")).collect::<String>();
+    let file = (0..50)
+        .map(|i| format!("{{\"prompt\":\"{i}:\",\"completion\":\"x\"}}\n"))
+        .collect::<String>();
     let data = jsonl(file.as_bytes(), options(64)).unwrap();
     let split = |validation, seed| data.clone().split(validation, seed).unwrap();
     let (train, held_out) = split(Validation::Fraction(0.1), 1);
@@ -156,7 +171,10 @@ fn a_split_is_seeded_and_loses_nothing() {
         Validation::Count(0),
     ] {
         assert!(
-            matches!(data.clone().split(bad, 0), Err(Error::InvalidArgument { name: "validation", .. })),
+            matches!(
+                data.clone().split(bad, 0),
+                Err(Error::InvalidArgument { name: "validation", .. })
+            ),
             "{bad:?}"
         );
     }
@@ -169,11 +187,15 @@ fn what_would_change_the_lesson_is_refused_by_name() {
     let user = r#"{"role":"user","content":"secret"}"#;
     let with = |key: &str| format!(r#"{{"role":"user","content":"secret",{key}}}"#);
     // Columns that are empty in this row change nothing.
-    let empty = r#","tools":[],"documents":null,"images":[],"text":null,"prompt":null,"category":"any""#;
+    let empty =
+        r#","tools":[],"documents":null,"images":[],"text":null,"prompt":null,"category":"any""#;
     let whole = chat(&with(r#""tool_calls":null,"annotations":[],"refusal":null"#), empty);
     assert_eq!(jsonl(whole.as_bytes(), options(512)).unwrap().report.examples, 1);
     let cases = [
-        (chat(&with(r#""tool_calls":[{"function":{"name":"secret"}}]"#), ""), "message 1: `tool_calls`"),
+        (
+            chat(&with(r#""tool_calls":[{"function":{"name":"secret"}}]"#), ""),
+            "message 1: `tool_calls`",
+        ),
         (chat(&with(r#""reasoning_content":"secret""#), ""), "message 1: `reasoning_content`"),
         (chat(&with(r#""mask":true"#), ""), "message 1: `mask`"),
         (chat(&with(r#""loss":false"#), ""), "message 1: `loss`"),
@@ -194,7 +216,10 @@ fn what_would_change_the_lesson_is_refused_by_name() {
         (r#"{"prompt":"secret","completion":"secret","label":false}"#.into(), "`label`"),
         (r#"{"prompt":"secret","completion":"secret","system":"secret"}"#.into(), "`system`"),
         (r#"{"prompt":"secret","completion":null}"#.into(), "`completion` is null"),
-        (r#"{"question":"secret","answer":"secret"}"#.into(), "`question`, `answer`; give `messages`"),
+        (
+            r#"{"question":"secret","answer":"secret"}"#.into(),
+            "`question`, `answer`; give `messages`",
+        ),
         (r#"{"instruction":"secret","response":"secret"}"#.into(), "`output`"),
         (r#"{"prefix":"secret","middle":"a","suffix":"b"}"#.into(), "vocabulary has no tokens"),
         (r#"{"text":["secret"]}"#.into(), "`text` is not a text"),
@@ -202,7 +227,10 @@ fn what_would_change_the_lesson_is_refused_by_name() {
     for (line, says) in cases {
         let file = format!("{PAIR}\n{line}\n");
         let error = jsonl(file.as_bytes(), options(64)).unwrap_err().to_string();
-        assert!(error.contains("line 2: ") && error.contains(says) && !error.contains("secret"), "{line}: {error}");
+        assert!(
+            error.contains("line 2: ") && error.contains(says) && !error.contains("secret"),
+            "{line}: {error}"
+        );
         let data = jsonl(file.as_bytes(), DataOptions { skip_bad: true, ..options(64) }).unwrap();
         assert_eq!((data.report.examples, data.report.skipped), (1, 1), "{line}");
         assert!(data.report.first_skipped.unwrap().contains(says), "{line}");
@@ -212,13 +240,17 @@ fn what_would_change_the_lesson_is_refused_by_name() {
 #[test]
 fn weights_of_records_count() {
     let weighed = |weight: &str| {
-        let file = format!("{PAIR}\n{}", PAIR.replace('}', &format!(r#","weight":{weight},"id":1}}"#)));
+        let file =
+            format!("{PAIR}\n{}", PAIR.replace('}', &format!(r#","weight":{weight},"id":1}}"#)));
         jsonl(file.as_bytes(), options(64)).unwrap()
     };
     let (plain, half) = (weighed("1"), weighed("0.5"));
     assert_eq!(plain.examples[0], plain.examples[1]);
     let halved = plain.examples[1].weights.iter().map(|weight| weight * 0.5).collect::<Vec<_>>();
-    assert_eq!((&half.examples[1].ids, &half.examples[1].weights), (&plain.examples[1].ids, &halved));
+    assert_eq!(
+        (&half.examples[1].ids, &half.examples[1].weights),
+        (&plain.examples[1].ids, &halved)
+    );
     let none = weighed("0");
     assert_eq!((none.examples.len(), none.report.dropped, none.report.skipped), (1, 1, 0));
 }
@@ -228,9 +260,15 @@ fn data_comes_from_any_reader() {
     let (tokenizer, template) = (tokenizer(), chatml());
     let encoder = Encoder::new(&tokenizer, &template, 4096, options(64)).unwrap();
     let mut records = 0;
-    let data = Dataset::read_jsonl_from(PAIR.as_bytes(), Path::new("pipe"), &encoder, |_, _| records += 1).unwrap();
+    let data =
+        Dataset::read_jsonl_from(PAIR.as_bytes(), Path::new("pipe"), &encoder, |_, _| records += 1)
+            .unwrap();
     assert_eq!((data.report.examples, records), (1, 1));
-    let error = Dataset::read_jsonl_from(&b"{"[..], Path::new("pipe"), &encoder, |_, _| {}).unwrap_err();
+    let error =
+        Dataset::read_jsonl_from(&b"{"[..], Path::new("pipe"), &encoder, |_, _| {}).unwrap_err();
     assert!(error.to_string().starts_with("pipe: line 1: not JSON"), "{error}");
-    assert_eq!(Dataset::read_text_from(&b"abc"[..], Path::new("pipe"), &encoder).unwrap().report.records, 1);
+    assert_eq!(
+        Dataset::read_text_from(&b"abc"[..], Path::new("pipe"), &encoder).unwrap().report.records,
+        1
+    );
 }

@@ -20,8 +20,8 @@ const HEAD_DIM: u64 = 64;
 const HEADS: u64 = 4;
 const KV_HEADS: u64 = 2;
 const VOCAB: u64 = 288;
-/// How far off gradients (of a tensor's norm) and losses (relative) may be, in f32 and where cooperative matrices round
-/// activations and weights to f16.
+/// How far off gradients (of a tensor's norm) and losses (relative) may be, in f32 and where
+/// cooperative matrices round activations and weights to f16.
 const F32: (f64, f64) = (1e-3, 1e-4);
 const F16: (f64, f64) = (1e-2, 1e-2);
 
@@ -49,7 +49,9 @@ impl Type {
     /// As `matrix` in the script.
     fn matrix(&self, seed: u64, n: u64, exponent: i32) -> Vec<u8> {
         let mut random = Random::new(seed);
-        let mut raw: Vec<u8> = (0..(n / self.weights) as usize * self.bytes).map(|_| random.below(256) as u8).collect();
+        let mut raw: Vec<u8> = (0..(n / self.weights) as usize * self.bytes)
+            .map(|_| random.below(256) as u8)
+            .collect();
         for block in raw.chunks_exact_mut(self.bytes) {
             let d = f32::from(64 + (block[0] >> 2)) * 2_f32.powi(-(exponent + self.scales));
             block[..2].copy_from_slice(&f16::from_f32(d).to_le_bytes());
@@ -81,7 +83,9 @@ impl Type {
             ] {
                 writer = matrix(writer, &format!("blk.{layer}.{name}"), dims, 13);
             }
-            writer = ["attn_norm", "ffn_norm"].iter().fold(writer, |w, name| norm(w, &format!("blk.{layer}.{name}")));
+            writer = ["attn_norm", "ffn_norm"]
+                .iter()
+                .fold(writer, |w, name| norm(w, &format!("blk.{layer}.{name}")));
         }
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("model.gguf");
@@ -107,7 +111,9 @@ fn header() -> Writer {
         ("rope.dimension_count", HEAD_DIM),
         ("context_length", 64),
     ];
-    let with_size = |writer: Writer, (key, n): (&str, u64)| writer.key(&format!("llama.{key}"), Meta::U32(n as u32));
+    let with_size = |writer: Writer, (key, n): (&str, u64)| {
+        writer.key(&format!("llama.{key}"), Meta::U32(n as u32))
+    };
     sizes
         .into_iter()
         .fold(Writer::new(), with_size)
@@ -201,7 +207,10 @@ fn gradients_are_those_of_torch() {
                 }
             }
             let off = relative(loss, expected_loss);
-            println!("{}, {way}: gradients off by at most {worst:.1e}, the loss by {off:.1e}", kind.name);
+            println!(
+                "{}, {way}: gradients off by at most {worst:.1e}, the loss by {off:.1e}",
+                kind.name
+            );
             assert!(off <= loss_bound, "{}, {way}: {loss}, {expected_loss}", kind.name);
         }
     }
@@ -214,8 +223,8 @@ fn ten_steps_are_those_of_torch() {
     for kind in TYPES {
         let engine = kind.engine();
         let (gradient, loss_bound) = bounds(&engine);
-        let [losses, norms] =
-            ["losses", "norms"].map(|what| golden.values(&format!("{}.{what}", kind.name), f64::from_le_bytes));
+        let [losses, norms] = ["losses", "norms"]
+            .map(|what| golden.values(&format!("{}.{what}", kind.name), f64::from_le_bytes));
         for (way, options) in ways() {
             let mut trainer = trainer(&engine, &data, options);
             let (mut worst_loss, mut worst_norm) = (0.0_f64, 0.0_f64);
@@ -225,7 +234,10 @@ fn ten_steps_are_those_of_torch() {
                 worst_norm = worst_norm.max(relative(record.grad_norm.unwrap(), *norm));
             }
             assert!(trainer.step().unwrap().is_none());
-            println!("{}, {way}: losses off by at most {worst_loss:.1e}, norms by {worst_norm:.1e}", kind.name);
+            println!(
+                "{}, {way}: losses off by at most {worst_loss:.1e}, norms by {worst_norm:.1e}",
+                kind.name
+            );
             assert!(worst_loss <= loss_bound, "{}, {way}: {worst_loss}", kind.name);
             assert!(worst_norm <= gradient, "{}, {way}: {worst_norm}", kind.name);
         }

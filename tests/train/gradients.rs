@@ -23,12 +23,25 @@ fn start() -> Adapter {
     trainer.adapter().unwrap()
 }
 
-fn gradients(options: TrainOptions, from: &Adapter, data: &Arc<Dataset>, batches: &[MicroBatch]) -> (f64, Adapter) {
-    Trainer::new(&ENGINE, Arc::clone(data), options, Some(from)).unwrap().gradients(batches).unwrap()
+fn gradients(
+    options: TrainOptions,
+    from: &Adapter,
+    data: &Arc<Dataset>,
+    batches: &[MicroBatch],
+) -> (f64, Adapter) {
+    Trainer::new(&ENGINE, Arc::clone(data), options, Some(from))
+        .unwrap()
+        .gradients(batches)
+        .unwrap()
 }
 
 fn bits(adapter: &Adapter) -> Vec<u32> {
-    adapter.modules.iter().flat_map(|module| module.a.iter().chain(&module.b)).map(|value| value.to_bits()).collect()
+    adapter
+        .modules
+        .iter()
+        .flat_map(|module| module.a.iter().chain(&module.b))
+        .map(|value| value.to_bits())
+        .collect()
 }
 
 /// Largest difference of a module's factor, in parts of the factor's norm.
@@ -47,25 +60,29 @@ fn difference(one: &Adapter, other: &Adapter) -> f64 {
     largest
 }
 
-/// Rounding on the way to a gradient, in parts of it: a chain of 2 layers of 7 products, forward and backward, each of
-/// at most 128 terms in f32, and a sum over at most 96 tokens. Errors of random sign grow as the root of their number.
+/// Rounding on the way to a gradient, in parts of it: a chain of 2 layers of 7 products, forward
+/// and backward, each of at most 128 terms in f32, and a sum over at most 96 tokens. Errors of
+/// random sign grow as the root of their number.
 fn rounding() -> f64 {
     let terms = 2.0 * 2.0 * 7.0 * 128.0 + 96.0;
     f64::sqrt(terms) * f64::from(f32::EPSILON) * 2.0
 }
 
-/// As [`rounding`], where products may have other factors to round: cooperative matrices take both in f16, each off by
-/// 2^-11 of itself in the mean, whether it is rounded or cut off, and so is the product, however many its terms.
+/// As [`rounding`], where products may have other factors to round: cooperative matrices take both
+/// in f16, each off by 2^-11 of itself in the mean, whether it is rounded or cut off, and so is the
+/// product, however many its terms.
 fn rounding_of_factors() -> f64 {
-    let factors = if ENGINE.gpu().caps().cooperative_matrix.is_some() { 2.0 * 2.0 * 7.0 * 2.0 } else { 0.0 };
+    let factors =
+        if ENGINE.gpu().caps().cooperative_matrix.is_some() { 2.0 * 2.0 * 7.0 * 2.0 } else { 0.0 };
     rounding() + f64::sqrt(factors) / 2048.0 * 2.0
 }
 
 #[test]
 fn checkpointing_changes_no_bit() {
     let (from, data) = (start(), examples(3, 10));
-    let of =
-        |checkpoint_every| gradients(TrainOptions { checkpoint_every, ..options() }, &from, &data, &batches(&data));
+    let of = |checkpoint_every| {
+        gradients(TrainOptions { checkpoint_every, ..options() }, &from, &data, &batches(&data))
+    };
     let (loss, none) = of(None);
     for every in [1, 2] {
         let (other_loss, other) = of(Some(every));
@@ -84,10 +101,17 @@ fn two_small_batches_are_one_of_twice_the_size() {
     let apart = difference(&gradient, &other);
     println!("loss {loss} {other_loss}, gradients {apart:e} of {:e} apart", rounding());
     assert!((loss - other_loss).abs() < rounding() * loss && apart < rounding());
-    // And in a step, which is the same examples however many passes hold them, and however they are accumulated.
+    // And in a step, which is the same examples however many passes hold them, and however they are
+    // accumulated.
     let step = |micro_batch, batch_size, gradient_accumulation_steps| {
         let optimizer = Optimizer::Sgd;
-        let options = TrainOptions { micro_batch, batch_size, gradient_accumulation_steps, optimizer, ..options() };
+        let options = TrainOptions {
+            micro_batch,
+            batch_size,
+            gradient_accumulation_steps,
+            optimizer,
+            ..options()
+        };
         let mut trainer = Trainer::new(&ENGINE, Arc::clone(&data), options, Some(&from)).unwrap();
         let record = trainer.step().unwrap().unwrap();
         (record.loss, record.grad_norm.unwrap())
@@ -112,7 +136,11 @@ fn packing_changes_no_gradient() {
         })
         .collect();
     let packed = in_order(&data, 48);
-    assert!(alone.len() == 6 && packed.len() < 4 && packed.iter().any(|batch| batch.rows[batch.len() - 1][0] > 0));
+    assert!(
+        alone.len() == 6
+            && packed.len() < 4
+            && packed.iter().any(|batch| batch.rows[batch.len() - 1][0] > 0)
+    );
     let options = TrainOptions { seq_len: 48, micro_batch: 1, ..options() };
     let (loss, gradient) = gradients(options.clone(), &from, &data, &packed);
     let (other_loss, other) = gradients(options, &from, &data, &alone);

@@ -23,7 +23,8 @@ const EOS: u32 = 0;
 const BOS: u32 = 1;
 const END: u32 = 3;
 
-/// Byte-level BPE over printable ASCII, space and newline, with one merge ("ab") and `extra` control tokens at the end.
+/// Byte-level BPE over printable ASCII, space and newline, with one merge ("ab") and `extra`
+/// control tokens at the end.
 pub(crate) fn tokenizer_with(extra: &[&str], add_bos: bool) -> Tokenizer {
     let mut tokens = ["</s>", "<s>", "<|im_start|>", "<|im_end|>"].map(String::from).to_vec();
     let mut token_types = vec![3; tokens.len()];
@@ -58,7 +59,12 @@ fn options(seq_len: usize) -> DataOptions {
 }
 
 /// What one record becomes with `tokenizer`, `template` and a context of 4096.
-fn examples(tokenizer: &Tokenizer, template: &ChatTemplate, options: DataOptions, record: &Record) -> Dataset {
+fn examples(
+    tokenizer: &Tokenizer,
+    template: &ChatTemplate,
+    options: DataOptions,
+    record: &Record,
+) -> Dataset {
     let encoder = Encoder::new(tokenizer, template, 4096, options).unwrap();
     let mut data = Dataset::default();
     data.push(record, &encoder).unwrap();
@@ -72,6 +78,7 @@ fn record(json: &str) -> Record {
 /// The text of the tokens whose weight is `weight`, control tokens written out.
 fn weighing(tokenizer: &Tokenizer, example: &Example, weight: f32) -> String {
     let chosen = example.ids.iter().zip(&example.weights).filter(|(_, w)| **w == weight);
-    let bytes = chosen.flat_map(|(&id, _)| tokenizer.token_bytes(id).unwrap().to_vec()).collect::<Vec<_>>();
+    let bytes =
+        chosen.flat_map(|(&id, _)| tokenizer.token_bytes(id).unwrap().to_vec()).collect::<Vec<_>>();
     String::from_utf8(bytes).unwrap()
 }

@@ -1,4 +1,5 @@
-//! Steps of the trainer against the optimisers' definitions in f64, on the gradients that the device finds.
+//! Steps of the trainer against the optimisers' definitions in f64, on the gradients that the
+//! device finds.
 
 use std::sync::Arc;
 
@@ -18,8 +19,13 @@ const MAX_NORM: f64 = 0.5;
 
 /// Values of A, then of B, each with its learning rate.
 fn flat(adapter: &Adapter) -> Vec<(f64, f64)> {
-    let a = adapter.modules.iter().flat_map(|module| &module.a).map(|value| (f64::from(*value), LR));
-    let b = adapter.modules.iter().flat_map(|module| &module.b).map(|value| (f64::from(*value), LR * RATIO));
+    let a =
+        adapter.modules.iter().flat_map(|module| &module.a).map(|value| (f64::from(*value), LR));
+    let b = adapter
+        .modules
+        .iter()
+        .flat_map(|module| &module.b)
+        .map(|value| (f64::from(*value), LR * RATIO));
     a.chain(b).collect()
 }
 
@@ -33,7 +39,13 @@ struct State {
 }
 
 /// What is taken from `w`, and its size.
-fn update(optimizer: Optimizer, state: &mut State, (w, lr): (f64, f64), g: f64, step: u64) -> (f64, f64) {
+fn update(
+    optimizer: Optimizer,
+    state: &mut State,
+    (w, lr): (f64, f64),
+    g: f64,
+    step: u64,
+) -> (f64, f64) {
     let decay = WEIGHT_DECAY * w;
     let (beta1, beta2, t) = (0.9_f64, 0.999_f64, step as i32);
     let (keep, gain, coupled) = match optimizer {
@@ -47,7 +59,8 @@ fn update(optimizer: Optimizer, state: &mut State, (w, lr): (f64, f64), g: f64, 
         return (lr * state.m, lr * state.size);
     }
     state.v = beta2 * state.v + (1.0 - beta2) * g * g;
-    let by = |m: f64| lr * m / (1.0 - beta1.powi(t)) / ((state.v / (1.0 - beta2.powi(t))).sqrt() + 1e-8);
+    let by =
+        |m: f64| lr * m / (1.0 - beta1.powi(t)) / ((state.v / (1.0 - beta2.powi(t))).sqrt() + 1e-8);
     (lr * decay + by(state.m), lr * decay.abs() + by(state.size))
 }
 
@@ -73,13 +86,18 @@ fn check(optimizer: Optimizer) -> f64 {
         let gradient = flat(&trainer.gradients(&batches).unwrap().1);
         let norm = gradient.iter().map(|(g, _)| g * g).sum::<f64>().sqrt();
         let record = trainer.step().unwrap().unwrap();
-        assert!((record.grad_norm.unwrap() / norm - 1.0).abs() < 1e-5, "{:?} {norm}", record.grad_norm);
+        assert!(
+            (record.grad_norm.unwrap() / norm - 1.0).abs() < 1e-5,
+            "{:?} {norm}",
+            record.grad_norm
+        );
         assert!(norm > MAX_NORM, "{norm}: nothing is clipped");
         let after = flat(&trainer.adapter().unwrap());
         for (i, state) in states.iter_mut().enumerate() {
             let g = gradient[i].0 * MAX_NORM / norm;
             let (by, size) = update(optimizer, state, before[i], g, step);
-            // An f32 weight; and about 20 operations on the way to what is taken from it, the norm among them.
+            // An f32 weight; and about 20 operations on the way to what is taken from it, the norm
+            // among them.
             let allowed = f64::from(f32::EPSILON) * (before[i].0.abs() + 32.0 * size) + 1e-37;
             worst = worst.max((before[i].0 - by - after[i].0).abs() / allowed);
         }

@@ -1,4 +1,5 @@
-//! The memory plan: the textbook's examples, the sums by hand, the search, and what the engine really takes.
+//! The memory plan: the textbook's examples, the sums by hand, the search, and what the engine
+//! really takes.
 
 use std::collections::HashSet;
 
@@ -7,7 +8,9 @@ use epiphyte::format::gguf::Gguf;
 use epiphyte::model::config::{Architecture, ModelConfig};
 use epiphyte::model::rope::RopeScaling;
 use epiphyte::train::buffers::{Class, Optimizer, Target, TrainShape, layer_input, train_buffers};
-use epiphyte::train::plan::{Free, MemoryPlan, Model, Textbook, engine_bytes, fit, human_bytes, weight_bytes};
+use epiphyte::train::plan::{
+    Free, MemoryPlan, Model, Textbook, engine_bytes, fit, human_bytes, weight_bytes,
+};
 use epiphyte::train::{TrainOptions, Trainer};
 use epiphyte::{Engine, EngineOptions, Error};
 use proptest::prelude::*;
@@ -56,7 +59,8 @@ fn the_textbooks_examples_come_out() {
     // 13 billion parameters at 16 bit answer in 13e9 · 2 · 1.2 bytes.
     let inference = Textbook { parameters: 13e9, bytes_per_param: 2.0, training: None }.plan();
     assert_eq!(inference.total_bytes(), 31_200_000_000);
-    // 7 billion, all trained by Adam at 16 bit: 14 GB weights, 14 GB gradients, two states of 14 GB.
+    // 7 billion, all trained by Adam at 16 bit: 14 GB weights, 14 GB gradients, two states of 14
+    // GB.
     let full = Textbook { parameters: 7e9, bytes_per_param: 2.0, training: Some((7e9, 2)) }.plan();
     assert_eq!(
         full.classes(),
@@ -64,8 +68,12 @@ fn the_textbooks_examples_come_out() {
     );
     assert_eq!(full.total_bytes(), 56 * GB);
     // 13 billion: a gradient and two states of 2 bytes each are 6 bytes a parameter.
-    let adam = Textbook { parameters: 13e9, bytes_per_param: 2.0, training: Some((13e9, 2)) }.plan();
-    assert_eq!(adam.class_bytes(Class::Gradients) + adam.class_bytes(Class::OptimizerStates), 78 * GB);
+    let adam =
+        Textbook { parameters: 13e9, bytes_per_param: 2.0, training: Some((13e9, 2)) }.plan();
+    assert_eq!(
+        adam.class_bytes(Class::Gradients) + adam.class_bytes(Class::OptimizerStates),
+        78 * GB
+    );
     // With 1 billion of them trained, 6 GB.
     let few = Textbook { parameters: 13e9, bytes_per_param: 2.0, training: Some((1e9, 2)) }.plan();
     assert_eq!(few.total_bytes() - few.class_bytes(Class::Weights), 6 * GB);
@@ -74,7 +82,8 @@ fn the_textbooks_examples_come_out() {
 
 #[test]
 fn lora_parameters_are_those_of_the_paper() {
-    // Hu et al. 2021, table 15: GPT-3 175B, 4 attention matrices of 96 layers at rank 2: 18.9 million (37.7 at 4).
+    // Hu et al. 2021, table 15: GPT-3 175B, 4 attention matrices of 96 layers at rank 2: 18.9
+    // million (37.7 at 4).
     let square = |name: &str| Target { name: name.into(), n: 12_288, k: 12_288 };
     let targets = ["q_proj", "k_proj", "v_proj", "o_proj"].map(square).to_vec();
     let gpt3 = ModelConfig { hidden_size: 12_288, ..config(96) };
@@ -92,9 +101,13 @@ fn the_sum_is_the_one_done_by_hand() {
     let saved = qkv + attn + heads + d + 2 * f + 3 * r;
     let scratch = d + d + f + d + qkv + attn + d + f + heads + 2 * r + 1 + d;
     let fixed = 4 * (t * (scratch + 5 + 3) + 64 * v + 257 * 64);
-    for (every, inputs, slots) in
-        [(None, 30, 30), (Some(1), 30, 1), (Some(4), 8 + 3, 4), (Some(30), 30, 30), (Some(99), 30, 30)]
-    {
+    for (every, inputs, slots) in [
+        (None, 30, 30),
+        (Some(1), 30, 1),
+        (Some(4), 8 + 3, 4),
+        (Some(30), 30, 30),
+        (Some(99), 30, 30),
+    ] {
         let shape = TrainShape { checkpoint_every: every, ..shape(&config) };
         let plan = MemoryPlan::training(&model(&config), &shape, 0).unwrap();
         let activations = 4 * t * (inputs * d + slots * saved) + fixed;
@@ -110,7 +123,9 @@ fn the_sum_is_the_one_done_by_hand() {
     }
     let states = |optimizer| {
         let shape = TrainShape { optimizer, ..shape(&config) };
-        MemoryPlan::training(&model(&config), &shape, 0).unwrap().class_bytes(Class::OptimizerStates)
+        MemoryPlan::training(&model(&config), &shape, 0)
+            .unwrap()
+            .class_bytes(Class::OptimizerStates)
     };
     assert_eq!([states(Optimizer::Sgd), states(Optimizer::Momentum)], [0, 4 * parameters]);
     // 33 positions are 2 pages of 32: keys and values of 3 heads of 64, f16.
@@ -120,11 +135,15 @@ fn the_sum_is_the_one_done_by_hand() {
 
 #[test]
 fn every_layer_finds_its_buffers_and_no_two_share_one_that_both_need() {
-    for (layers, every) in [(1, None), (5, None), (5, Some(1)), (5, Some(2)), (6, Some(2)), (7, Some(3)), (3, Some(9))]
+    for (layers, every) in
+        [(1, None), (5, None), (5, Some(1)), (5, Some(2)), (6, Some(2)), (7, Some(3)), (3, Some(9))]
     {
         let config = config(layers);
         let shape = TrainShape { checkpoint_every: every, ..shape(&config) };
-        let names = train_buffers(&config, &shape).into_iter().map(|buffer| buffer.name).collect::<Vec<_>>();
+        let names = train_buffers(&config, &shape)
+            .into_iter()
+            .map(|buffer| buffer.name)
+            .collect::<Vec<_>>();
         let unique = names.iter().map(String::as_str).collect::<HashSet<_>>();
         assert_eq!(unique.len(), names.len());
         let k = shape.segment(&config);
@@ -134,18 +153,25 @@ fn every_layer_finds_its_buffers_and_no_two_share_one_that_both_need() {
             assert_eq!(inputs.len(), segment.len());
             assert!(inputs.iter().all(|name| unique.contains(name.as_str())), "{inputs:?}");
         }
-        let kept = (0..layers).step_by(k).map(|layer| layer_input(layer, k)).collect::<HashSet<_>>();
+        let kept =
+            (0..layers).step_by(k).map(|layer| layer_input(layer, k)).collect::<HashSet<_>>();
         assert_eq!(kept.len(), layers.div_ceil(k));
     }
 }
 
 /// By trying everything: what `fit` promises.
-fn best_by_trying(model: &Model<'_>, wanted: &TrainShape, budget: u64) -> Option<(usize, bool, usize)> {
+fn best_by_trying(
+    model: &Model<'_>,
+    wanted: &TrainShape,
+    budget: u64,
+) -> Option<(usize, bool, usize)> {
     let bytes = |shape: &TrainShape| MemoryPlan::training(model, shape, 0).unwrap().total_bytes();
     let mut all = Vec::new();
     let lengths = (1..=wanted.seq_len).filter(|&n| n % 32 == 0 || n == wanted.seq_len);
     for seq_len in lengths {
-        for checkpoint_every in std::iter::once(None).chain((1..=model.config.num_hidden_layers).map(Some)) {
+        for checkpoint_every in
+            std::iter::once(None).chain((1..=model.config.num_hidden_layers).map(Some))
+        {
             for micro_batch in 1..=wanted.micro_batch {
                 let shape = TrainShape { seq_len, checkpoint_every, micro_batch, ..wanted.clone() };
                 if bytes(&shape) <= budget {
@@ -192,7 +218,10 @@ fn a_refusal_shows_the_sum_and_the_nearest_setting() {
     let Error::OverBudget { needed, sum, remedy, .. } = &error else { panic!("{error}") };
     assert_eq!(*needed, human_bytes(plan.total_bytes()));
     assert!(sum.starts_with(&plan.sum()), "{sum}");
-    assert!(remedy.contains("a micro-batch of 7 x 512 tokens with no checkpointing fits in"), "{remedy}");
+    assert!(
+        remedy.contains("a micro-batch of 7 x 512 tokens with no checkpointing fits in"),
+        "{remedy}"
+    );
     let error = fit(&model, &wanted, Free::ALL, 0, 50_000_000).unwrap_err().to_string();
     assert!(error.contains("1 x 32 tokens") && error.contains("smaller model"), "{error}");
     // Each thing that is given up: rows, then time, then length.
@@ -218,18 +247,28 @@ fn bad_shapes_and_targets_are_refused() {
     assert_eq!(name(TrainShape { rank: 193, ..good.clone() }), "rank");
     assert_eq!(name(TrainShape { targets: vec![], ..good.clone() }), "rank");
     // More than an engine can run, though the matrix has more.
-    let wide = |rank| TrainShape { rank, targets: Target::named(&config, &["gate_proj"]).unwrap(), ..good.clone() };
+    let wide = |rank| TrainShape {
+        rank,
+        targets: Target::named(&config, &["gate_proj"]).unwrap(),
+        ..good.clone()
+    };
     assert!(MemoryPlan::training(&model(&config), &wide(256), 0).is_ok());
     assert_eq!(name(wide(257)), "rank");
     // Sizes beyond any memory saturate.
     let huge = TrainShape { micro_batch: usize::MAX, ..good };
     assert_eq!(MemoryPlan::training(&model(&config), &huge, 0).unwrap().total_bytes(), u64::MAX);
     for names in [&["lm_head"][..], &["q_proj", ""], &[]] {
-        assert!(matches!(Target::named(&config, names), Err(Error::InvalidArgument { name: "targets", .. })));
+        assert!(matches!(
+            Target::named(&config, names),
+            Err(Error::InvalidArgument { name: "targets", .. })
+        ));
     }
     assert_eq!(Target::named(&config, &["all-linear"]).unwrap().len(), 7);
     let named = Target::named(&config, &["up_proj", "k_proj"]).unwrap();
-    assert_eq!(named.iter().map(|target| (target.n, target.k)).collect::<Vec<_>>(), [(192, 576), (1536, 576)]);
+    assert_eq!(
+        named.iter().map(|target| (target.n, target.k)).collect::<Vec<_>>(),
+        [(192, 576), (1536, 576)]
+    );
 }
 
 #[test]
@@ -238,7 +277,12 @@ fn the_engine_takes_what_the_plan_says() {
     let gguf = Gguf::open(&path).unwrap();
     let config = ModelConfig::from_gguf(&gguf).unwrap();
     let context = 256;
-    let options = EngineOptions { context: Some(context), kv_f32: true, skip_self_test: true, ..Default::default() };
+    let options = EngineOptions {
+        context: Some(context),
+        kv_f32: true,
+        skip_self_test: true,
+        ..Default::default()
+    };
     let engine = Engine::open(path, options).unwrap();
     let weight_bytes = weight_bytes(&gguf, &config).unwrap();
     let model = Model { config: &config, weight_bytes, kv_element_bytes: 4, engine_bytes: 0 };
@@ -248,7 +292,12 @@ fn the_engine_takes_what_the_plan_says() {
     // Left out: 4,096 logit biases and a few buffers of a row or less.
     let slack = taken.checked_sub(plan.total_bytes()).unwrap();
     println!("{taken} bytes taken, {} planned: {}", plan.total_bytes(), plan.sum());
-    assert!(slack < 64 << 10, "{taken} bytes taken, {} planned: {}", plan.total_bytes(), plan.sum());
+    assert!(
+        slack < 64 << 10,
+        "{taken} bytes taken, {} planned: {}",
+        plan.total_bytes(),
+        plan.sum()
+    );
 }
 
 #[test]
@@ -257,7 +306,8 @@ fn the_driver_is_asked_for_what_the_plan_says() {
     let gguf = Gguf::open(&path).unwrap();
     let config = ModelConfig::from_gguf(&gguf).unwrap();
     let context = 256;
-    let options = EngineOptions { context: Some(context), skip_self_test: true, ..Default::default() };
+    let options =
+        EngineOptions { context: Some(context), skip_self_test: true, ..Default::default() };
     let engine = Engine::open(path, options).unwrap();
     let (gpu, caps) = (engine.gpu(), engine.gpu().caps());
     let kv_element_bytes = if caps.f16 { 2 } else { 4 };

@@ -16,7 +16,10 @@ fn few_examples_get_many_passes_and_many_examples_more_steps() {
 #[test]
 fn the_rate_falls_with_what_moves_the_product_of_the_factors() {
     let usual = learning_rate(576, 8, 2.0);
-    assert!((usual / learning_rate(576, 8, 4.0) - 2.0).abs() < 1e-12, "twice the scaling, half the rate");
+    assert!(
+        (usual / learning_rate(576, 8, 4.0) - 2.0).abs() < 1e-12,
+        "twice the scaling, half the rate"
+    );
     assert!((usual / learning_rate(576, 32, 2.0) - 2.0).abs() < 1e-12, "four times the rank");
     assert!(learning_rate(4096, 8, 2.0) < learning_rate(2048, 8, 2.0));
 }

@@ -1,4 +1,5 @@
-//! Runs: repeated, resumed, cancelled, gone wrong, refused, and beside a conversation. "The same" is bit by bit.
+//! Runs: repeated, resumed, cancelled, gone wrong, refused, and beside a conversation. "The same"
+//! is bit by bit.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -31,7 +32,12 @@ fn undisturbed(data: &Arc<Dataset>) -> Adapter {
 /// Equal numbers, and no -0.0 for 0.0.
 fn assert_same(one: &Adapter, other: &Adapter, what: &str) {
     let bits = |adapter: &Adapter| -> Vec<u32> {
-        adapter.modules.iter().flat_map(|module| module.a.iter().chain(&module.b)).map(|v| v.to_bits()).collect()
+        adapter
+            .modules
+            .iter()
+            .flat_map(|module| module.a.iter().chain(&module.b))
+            .map(|v| v.to_bits())
+            .collect()
     };
     assert!(bits(one) == bits(other), "{what}");
 }
@@ -59,7 +65,8 @@ fn a_run_goes_on_from_every_step_as_if_it_had_not_stopped() {
     assert!(trainer.step().unwrap().is_none());
     let whole = trainer.adapter().unwrap();
     for step in 0..=STEPS {
-        let mut resumed = Trainer::resume(&ENGINE, Arc::clone(&data), six_steps(), &path(step)).unwrap();
+        let mut resumed =
+            Trainer::resume(&ENGINE, Arc::clone(&data), six_steps(), &path(step)).unwrap();
         assert_eq!(resumed.cursor().step, step);
         assert_same(&whole, &finish(&mut resumed), &format!("resumed after step {step}"));
     }
@@ -109,7 +116,13 @@ fn a_loss_that_is_no_number_stops_the_run_before_it_spoils_the_factors() {
     let mut trainer = Trainer::new(&ENGINE, data, options, None).unwrap();
     trainer.step().unwrap().unwrap();
     let before = trainer.adapter().unwrap();
-    assert!(before.modules.iter().all(|module| module.a.iter().chain(&module.b).all(|value| value.is_finite())));
+    assert!(
+        before.modules.iter().all(|module| module
+            .a
+            .iter()
+            .chain(&module.b)
+            .all(|value| value.is_finite()))
+    );
     for _ in 0..2 {
         let error = trainer.step().unwrap_err();
         assert!(matches!(&error, Error::Training(reason) if reason.contains("step 2")), "{error}");
@@ -135,10 +148,15 @@ fn a_checkpoint_of_something_else_is_refused() {
         Err(Error::InvalidFile { reason, .. }) => reason,
         other => panic!("{other:?}"),
     };
-    assert!(reason(resume(&ENGINE, &examples(26, 6), six_steps(), &path)).contains("other examples"));
+    assert!(
+        reason(resume(&ENGINE, &examples(26, 6), six_steps(), &path)).contains("other examples")
+    );
     let rank = TrainOptions { rank: 8, max_grad_norm: None, ..six_steps() };
     let says = reason(resume(&ENGINE, &data, rank, &path));
-    assert!(says.contains("other settings: `rank` 4, not 8; `max_grad_norm` 1.0, not none;"), "{says}");
+    assert!(
+        says.contains("other settings: `rank` 4, not 8; `max_grad_norm` 1.0, not none;"),
+        "{says}"
+    );
     let rate = TrainOptions { learning_rate: Some(1e-3), ..six_steps() };
     assert!(reason(resume(&ENGINE, &data, rate, &path)).contains("other settings"));
     let whole = std::fs::read(&path).unwrap();
@@ -162,16 +180,24 @@ fn a_checkpoint_of_something_else_is_refused() {
 fn a_run_is_made_longer_from_a_checkpoint_or_from_its_adapter() {
     let (data, dir) = (examples(28, 9), tempfile::tempdir().unwrap());
     let [path, end] = ["step-6.safetensors", "end.safetensors"].map(|name| dir.path().join(name));
-    let of = |optimizer, steps| TrainOptions { duration: TrainLength::Steps(steps), optimizer, ..six_steps() };
+    let of = |optimizer, steps| TrainOptions {
+        duration: TrainLength::Steps(steps),
+        optimizer,
+        ..six_steps()
+    };
     for optimizer in [Optimizer::AdamW, Optimizer::Sgd] {
         let mut trainer = Trainer::new(&ENGINE, Arc::clone(&data), of(optimizer, 6), None).unwrap();
         let adapter = finish(&mut trainer);
         trainer.save(&path).unwrap();
         trainer.save_position(&end).unwrap();
-        let whole = finish(&mut Trainer::new(&ENGINE, Arc::clone(&data), of(optimizer, 9), None).unwrap());
-        let mut longer = Trainer::resume(&ENGINE, Arc::clone(&data), of(optimizer, 9), &path).unwrap();
+        let whole =
+            finish(&mut Trainer::new(&ENGINE, Arc::clone(&data), of(optimizer, 9), None).unwrap());
+        let mut longer =
+            Trainer::resume(&ENGINE, Arc::clone(&data), of(optimizer, 9), &path).unwrap();
         assert_same(&whole, &finish(&mut longer), "the rate is constant");
-        let extend = |steps| Trainer::extend(&ENGINE, Arc::clone(&data), of(optimizer, steps), &end, &adapter);
+        let extend = |steps| {
+            Trainer::extend(&ENGINE, Arc::clone(&data), of(optimizer, steps), &end, &adapter)
+        };
         let mut longer = extend(9).unwrap();
         assert_eq!(longer.cursor().step, 6);
         let from_adapter = if optimizer == Optimizer::Sgd {
@@ -181,7 +207,8 @@ fn a_run_is_made_longer_from_a_checkpoint_or_from_its_adapter() {
             longer.step().unwrap();
             longer.save(&path).unwrap();
             let from_adapter = finish(&mut longer);
-            let mut resumed = Trainer::resume(&ENGINE, Arc::clone(&data), of(optimizer, 9), &path).unwrap();
+            let mut resumed =
+                Trainer::resume(&ENGINE, Arc::clone(&data), of(optimizer, 9), &path).unwrap();
             assert_same(&from_adapter, &finish(&mut resumed), "resumed after it was made longer");
             from_adapter
         };
@@ -219,7 +246,8 @@ fn a_conversation_and_a_run_do_not_disturb_each_other() {
     let answer = || -> Vec<u32> {
         let mut session = ENGINE.session();
         session.push_tokens(&[5, 80, 7, 120, 33]).unwrap();
-        let options = GenerateOptions { max_tokens: 24, ignore_eos: true, ..GenerateOptions::default() };
+        let options =
+            GenerateOptions { max_tokens: 24, ignore_eos: true, ..GenerateOptions::default() };
         session.generate(options).unwrap().map(|token| token.unwrap().id).collect()
     };
     let alone = answer();

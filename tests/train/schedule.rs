@@ -7,8 +7,9 @@ fn schedule(decay: Decay, warmup: Warmup) -> Schedule {
     Schedule::new(decay, 3e-4, warmup, 100).unwrap()
 }
 
-/// `step, linear, cosine` for a peak of 3e-4, 10 steps of warm-up, 100 in all; computed in Python from the bodies of
-/// `_get_linear_schedule_with_warmup_lr_lambda` and `_get_cosine_schedule_with_warmup_lr_lambda`.
+/// `step, linear, cosine` for a peak of 3e-4, 10 steps of warm-up, 100 in all; computed in Python
+/// from the bodies of `_get_linear_schedule_with_warmup_lr_lambda` and
+/// `_get_cosine_schedule_with_warmup_lr_lambda`.
 const RATES: [(u64, f64, f64); 8] = [
     (0, 0.0, 0.0),
     (1, 2.999_999_999_999_999_7e-5, 2.999_999_999_999_999_7e-5),
@@ -22,12 +23,23 @@ const RATES: [(u64, f64, f64); 8] = [
 
 #[test]
 fn rates_are_those_of_transformers() {
-    let (linear, cosine) = (schedule(Decay::Linear, Warmup::Steps(10)), schedule(Decay::Cosine, Warmup::Fraction(0.1)));
+    let (linear, cosine) = (
+        schedule(Decay::Linear, Warmup::Steps(10)),
+        schedule(Decay::Cosine, Warmup::Fraction(0.1)),
+    );
     let constant = schedule(Decay::Constant, Warmup::Steps(10));
     for (step, line, curve) in RATES {
         // The cosine is the C library's in either; the last bit is its own.
-        assert!((linear.lr(step) - line).abs() <= line * f64::EPSILON, "{step}: {}", linear.lr(step));
-        assert!((cosine.lr(step) - curve).abs() <= 3e-4 * f64::EPSILON, "{step}: {}", cosine.lr(step));
+        assert!(
+            (linear.lr(step) - line).abs() <= line * f64::EPSILON,
+            "{step}: {}",
+            linear.lr(step)
+        );
+        assert!(
+            (cosine.lr(step) - curve).abs() <= 3e-4 * f64::EPSILON,
+            "{step}: {}",
+            cosine.lr(step)
+        );
         assert_eq!(constant.lr(step), if step < 10 { 3e-4 * (step as f64 / 10.0) } else { 3e-4 });
     }
 }
@@ -37,7 +49,9 @@ fn beyond_the_end_the_rate_is_zero() {
     for decay in [Decay::Linear, Decay::Cosine] {
         assert_eq!(schedule(decay, Warmup::Steps(0)).lr(0), 3e-4);
         assert_eq!(schedule(decay, Warmup::Steps(0)).lr(150), 0.0);
-        assert!((0..100).all(|step| schedule(decay, Warmup::Steps(100)).lr(step) == 3e-4 * (step as f64 / 100.0)));
+        assert!((0..100).all(
+            |step| schedule(decay, Warmup::Steps(100)).lr(step) == 3e-4 * (step as f64 / 100.0)
+        ));
     }
 }
 

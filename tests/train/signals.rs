@@ -24,7 +24,8 @@ fn falling(step: f64) -> f64 {
 fn a_healthy_run_gives_no_warning() {
     for steps in 1..400 {
         let mut history = history(steps, 0.15, falling);
-        history.validation = (1..=steps / 20).map(|n| (20 * n, falling(20.0 * n as f64) + 0.1)).collect();
+        history.validation =
+            (1..=steps / 20).map(|n| (20 * n, falling(20.0 * n as f64) + 0.1)).collect();
         assert_eq!(warnings(&history), [], "after {steps} steps");
     }
     // Nothing left to learn is no trouble either.
@@ -37,7 +38,10 @@ fn a_loss_that_jumps_without_falling_means_a_high_rate() {
     assert_eq!(warnings(&history(31, 0.0, jumping)), []);
     assert_eq!(warnings(&history(32, 0.0, jumping)), [Warning::Oscillating]);
     assert_eq!(warnings(&history(100, 0.1, jumping)), [Warning::Oscillating]);
-    assert_eq!(warnings(&history(64, 0.05, |step| 2.0 * (step / 40.0).exp())), [Warning::Oscillating]);
+    assert_eq!(
+        warnings(&history(64, 0.05, |step| 2.0 * (step / 40.0).exp())),
+        [Warning::Oscillating]
+    );
     // Large jumps on the way down are forgiven.
     let on_the_way = |step: f64| 3.0 * (-step / 60.0).exp() * (1.0 + 0.2 * (PI * step).cos());
     assert_eq!(warnings(&history(64, 0.0, on_the_way)), []);
@@ -87,7 +91,14 @@ fn a_loss_that_is_no_number_is_said_first() {
 fn training_stops_when_validation_has_not_improved_for_long() {
     let mut stop = EarlyStop::new(3, 0.01);
     use StopDecision::{Best, Continue, Stop};
-    let verdicts = [(2.0, Best), (1.9, Best), (1.895, Continue), (f64::NAN, Continue), (1.85, Best), (1.9, Continue)];
+    let verdicts = [
+        (2.0, Best),
+        (1.9, Best),
+        (1.895, Continue),
+        (f64::NAN, Continue),
+        (1.85, Best),
+        (1.9, Continue),
+    ];
     for (loss, verdict) in verdicts {
         assert_eq!(stop.observe(loss), verdict, "{loss}");
     }
@@ -102,7 +113,15 @@ fn training_stops_when_validation_has_not_improved_for_long() {
 }
 
 fn step(step: u64, loss: f64, validation_loss: Option<f64>) -> StepRecord {
-    StepRecord { step, loss, validation_loss, lr: 1e-4, tokens: 100, seconds: 0.5, ..StepRecord::default() }
+    StepRecord {
+        step,
+        loss,
+        validation_loss,
+        lr: 1e-4,
+        tokens: 100,
+        seconds: 0.5,
+        ..StepRecord::default()
+    }
 }
 
 #[test]
@@ -125,7 +144,11 @@ fn the_log_survives_a_crash_and_a_resumption() {
     let mut log = StepLog::open(&path, 1).unwrap();
     log.write(&step(2, 2.0, None)).unwrap();
     let resumed = std::fs::read_to_string(&path).unwrap();
-    assert_eq!((resumed.lines().count(), resumed.lines().next()), (2, text.lines().next()), "each step has one line");
+    assert_eq!(
+        (resumed.lines().count(), resumed.lines().next()),
+        (2, text.lines().next()),
+        "each step has one line"
+    );
     drop(log);
     let history = History::read(&path).unwrap();
     assert_eq!((history.training, history.validation), (vec![(1, 3.0), (2, 2.0)], vec![]));
@@ -154,8 +177,11 @@ fn curves_are_drawn_for_any_history() {
         assert!(svg.contains(word), "{word}");
     }
     assert_eq!(svg.matches("<circle").count(), 2);
-    let line = svg.split("<polyline").map(|line| line.split("points=\"").nth(1).unwrap_or_default());
-    let longest = line.map(|points| points.split('"').next().unwrap_or_default().split_whitespace().count()).max();
+    let line =
+        svg.split("<polyline").map(|line| line.split("points=\"").nth(1).unwrap_or_default());
+    let longest = line
+        .map(|points| points.split('"').next().unwrap_or_default().split_whitespace().count())
+        .max();
     assert_eq!(longest, Some(199), "every finite loss has its point");
     let one = History { training: vec![(1, 2.0)], validation: vec![] };
     assert_eq!(loss_curves(&one).unwrap().matches("<circle").count(), 1, "a line needs two points");

@@ -24,7 +24,8 @@ pub(super) fn examples(seed: u64, count: usize) -> Arc<Dataset> {
         let len = 5 + random.below(12) as usize;
         let first = 3 + random.below(20);
         let ids: Vec<u32> = (0..len as u32).map(|i| 3 + (first + 7 * i) % (VOCAB - 3)).collect();
-        let weights = (0..len).map(|i| if i == 0 { 0.0 } else { 0.25 + (i % 4) as f32 * 0.25 }).collect();
+        let weights =
+            (0..len).map(|i| if i == 0 { 0.0 } else { 0.25 + (i % 4) as f32 * 0.25 }).collect();
         Example { ids, weights }
     })));
     Arc::new(data)
@@ -75,7 +76,10 @@ fn the_loss_falls_as_the_gradient_says() {
         .sum();
     let loss = |step: f32| {
         let adapter = moved(&here, &gradient, step);
-        Trainer::new(&ENGINE, Arc::clone(&data), options(), Some(&adapter)).unwrap().evaluate(&batches).unwrap()
+        Trainer::new(&ENGINE, Arc::clone(&data), options(), Some(&adapter))
+            .unwrap()
+            .evaluate(&batches)
+            .unwrap()
     };
     let step = 0.02 / square.sqrt() as f32;
     let slope = (loss(step) - loss(-step)) / (2.0 * f64::from(step));
@@ -86,9 +90,13 @@ fn the_loss_falls_as_the_gradient_says() {
 #[test]
 fn training_learns() {
     let data = examples(2, 16);
-    let mut trainer =
-        Trainer::new(&ENGINE, Arc::clone(&data), TrainOptions { duration: TrainLength::Steps(40), ..options() }, None)
-            .unwrap();
+    let mut trainer = Trainer::new(
+        &ENGINE,
+        Arc::clone(&data),
+        TrainOptions { duration: TrainLength::Steps(40), ..options() },
+        None,
+    )
+    .unwrap();
     let before = trainer.evaluate(&batches(&data)).unwrap();
     while let Some(record) = trainer.step().unwrap() {
         println!("{record:?}");

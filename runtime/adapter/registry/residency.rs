@@ -1,4 +1,5 @@
-//! Who is on the device: adapters are sent there, make room for others, and move when the buffers grow.
+//! Who is on the device: adapters are sent there, make room for others, and move when the buffers
+//! grow.
 
 use std::sync::Arc;
 
@@ -16,14 +17,17 @@ const PIECE: usize = 1 << 20;
 
 impl Registry {
     pub(super) fn make_resident(&mut self, gpu: &Gpu, number: EntryId) -> Result<()> {
-        let Some(entry) = self.entries.get(&number).filter(|entry| entry.resident.is_none()) else { return Ok(()) };
+        let Some(entry) = self.entries.get(&number).filter(|entry| entry.resident.is_none()) else {
+            return Ok(());
+        };
         let packed = match &entry.source {
             Source::Memory(packed) => Arc::clone(packed),
             Source::Path(path) => {
                 let compared = AdaptedBase { shape: self.shape, weights: BaseWeights::Compared };
                 let packed = Packed::new(&Adapter::load(path, compared)?, &self.shape);
                 if packed.digest != entry.digest {
-                    let reason = "the file has changed since it was loaded; load it again".to_string();
+                    let reason =
+                        "the file has changed since it was loaded; load it again".to_string();
                     return Err(Error::InvalidAdapter { what: entry.id.clone(), reason });
                 }
                 Arc::new(packed)
@@ -34,12 +38,15 @@ impl Registry {
 
     /// Sends factors to the device, making room if need be.
     pub(super) fn send(&mut self, gpu: &Gpu, number: EntryId, packed: &Packed) -> Result<()> {
-        let (a, b) = [&packed.a, &packed.b].map(|factors| (factors.len() / Eight::default().len()) as u32).into();
+        let (a, b) = [&packed.a, &packed.b]
+            .map(|factors| (factors.len() / Eight::default().len()) as u32)
+            .into();
         let (needed_bytes, budget_bytes) = (packed.bytes(), self.arena.budget());
         let id = self.entries.get(&number).map(|entry| entry.id.clone()).unwrap_or_default();
         let full = || Error::AdapterBudget { id: id.clone(), needed_bytes, budget_bytes };
         // Nobody makes room in vain.
-        let staying = self.entries.values().filter(|entry| entry.pins > 0 && entry.resident.is_some());
+        let staying =
+            self.entries.values().filter(|entry| entry.pins > 0 && entry.resident.is_some());
         if staying.map(|entry| entry.bytes).sum::<u64>() + needed_bytes > budget_bytes {
             return Err(full());
         }
@@ -55,7 +62,8 @@ impl Registry {
         };
         if let Some((a, b, _)) = self.arena.tensors() {
             let (a_first, b_first) = self.arena.first();
-            let (a_at, b_at) = (u64::from(a_first + block.a) * 16, u64::from(b_first + block.b) * 16);
+            let (a_at, b_at) =
+                (u64::from(a_first + block.a) * 16, u64::from(b_first + block.b) * 16);
             let pieces = |at: u64| (at..).step_by(2 * PIECE);
             let a = pieces(a_at).zip(packed.a.chunks(PIECE)).map(|(at, piece)| (a, at, piece));
             let b = pieces(b_at).zip(packed.b.chunks(PIECE)).map(|(at, piece)| (b, at, piece));
@@ -69,10 +77,15 @@ impl Registry {
         Ok(())
     }
 
-    /// Takes the least recently used adapter off the device, but not this one; false when all are in use.
+    /// Takes the least recently used adapter off the device, but not this one; false when all are
+    /// in use.
     fn evict(&mut self, number: EntryId) -> bool {
-        let idle = self.entries.iter().filter(|(other, e)| **other != number && e.pins == 0 && e.resident.is_some());
-        let Some(oldest) = idle.min_by_key(|(_, entry)| entry.last_used).map(|(other, _)| *other) else {
+        let idle = self
+            .entries
+            .iter()
+            .filter(|(other, e)| **other != number && e.pins == 0 && e.resident.is_some());
+        let Some(oldest) = idle.min_by_key(|(_, entry)| entry.last_used).map(|(other, _)| *other)
+        else {
             return false;
         };
         self.forget_sets(oldest);
@@ -86,7 +99,9 @@ impl Registry {
     /// Forgets the unused sets that contain an adapter.
     pub(super) fn forget_sets(&mut self, number: EntryId) {
         for set in &mut self.sets {
-            if set.as_ref().is_some_and(|set| set.users == 0 && set.entries.iter().any(|(entry, _)| *entry == number)) {
+            if set.as_ref().is_some_and(|set| {
+                set.users == 0 && set.entries.iter().any(|(entry, _)| *entry == number)
+            }) {
                 *set = None;
             }
         }
@@ -94,8 +109,10 @@ impl Registry {
 
     /// Larger or tidier buffers: every adapter and the directory move.
     fn move_arena(&mut self, gpu: &Gpu, a: u32, b: u32) -> Result<()> {
-        let mut residents: Vec<_> = self.entries.values_mut().filter_map(|entry| entry.resident.as_mut()).collect();
-        let mut blocks: Vec<&mut Block> = residents.iter_mut().map(|resident| &mut resident.block).collect();
+        let mut residents: Vec<_> =
+            self.entries.values_mut().filter_map(|entry| entry.resident.as_mut()).collect();
+        let mut blocks: Vec<&mut Block> =
+            residents.iter_mut().map(|resident| &mut resident.block).collect();
         self.arena.rebuild(gpu, a, b, &mut blocks)?;
         (1..MAX_SETS).for_each(|index| self.write_set(gpu, index));
         Ok(())

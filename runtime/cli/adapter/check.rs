@@ -19,7 +19,13 @@ pub(super) struct CheckArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// The text to predict the next token of
-    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, default_value = "The most important thing is")]
+    #[arg(
+        short,
+        long,
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        default_value = "The most important thing is"
+    )]
     prompt: String,
     /// Check an adapter that was made for another base model, too
     #[arg(long)]
@@ -47,7 +53,12 @@ pub(super) fn run(args: &CheckArgs, gpu: GpuOptions) -> Result<()> {
     }
     let Probe { tokens, max_abs_difference, rms_difference, changes_next_token } = report.probe;
     output::line(&format!(
-        "logits after {tokens} tokens move by {max_abs_difference:.3e} at most, {rms_difference:.3e} rms"
+        "logits after {tokens} tokens move by {max_abs_difference:.3e} at most, \
+        {rms_difference:.3e} rms"
     ))?;
-    output::line(if changes_next_token { "the best next token is another" } else { "the best next token stays" })
+    output::line(if changes_next_token {
+        "the best next token is another"
+    } else {
+        "the best next token stays"
+    })
 }

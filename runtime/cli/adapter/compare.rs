@@ -1,4 +1,5 @@
-//! `epiphyte adapter compare`: one base, one prompt, answered plainly and under each adapter, swapped in between.
+//! `epiphyte adapter compare`: one base, one prompt, answered plainly and under each adapter,
+//! swapped in between.
 
 use std::time::Instant;
 
@@ -55,10 +56,19 @@ struct Answer {
 pub(super) fn run(args: &CompareArgs, gpu: GpuOptions) -> Result<()> {
     let prompt = args.prompt.read()?;
     let engine = args.model.open(gpu)?;
-    let loaded = args.adapters.iter().map(|adapter| adapter.load(&engine, args.force)).collect::<Result<Vec<_>>>()?;
+    let loaded = args
+        .adapters
+        .iter()
+        .map(|adapter| adapter.load(&engine, args.force))
+        .collect::<Result<Vec<_>>>()?;
     let mut session = engine.session();
     let stop = interrupt::listen("");
-    let question = Question { prompt, max_tokens: args.max_tokens, json: args.json, cancel: stop.token.clone() };
+    let question = Question {
+        prompt,
+        max_tokens: args.max_tokens,
+        json: args.json,
+        cancel: stop.token.clone(),
+    };
     let mut answers = Vec::new();
     for adapter in std::iter::once(None).chain(loaded.into_iter().map(Some)) {
         answers.push(question.answer_under(&mut session, adapter)?);
@@ -82,7 +92,11 @@ struct Question {
 }
 
 impl Question {
-    fn answer_under(&self, session: &mut Session, adapter: Option<LoadedAdapter>) -> Result<Answer> {
+    fn answer_under(
+        &self,
+        session: &mut Session,
+        adapter: Option<LoadedAdapter>,
+    ) -> Result<Answer> {
         let adapters = Adapters(adapter.clone().into_iter().collect());
         let start = Instant::now();
         adapters.apply(session)?;
@@ -90,7 +104,11 @@ impl Question {
         if !self.json {
             match adapter {
                 None => output::line("without adapters:")?,
-                Some(_) => output::line(&format!("\n{} (swapped in {:.3} ms):", adapters.line(), swap_seconds * 1e3))?,
+                Some(_) => output::line(&format!(
+                    "\n{} (swapped in {:.3} ms):",
+                    adapters.line(),
+                    swap_seconds * 1e3
+                ))?,
             }
         }
         session.set_messages(&[Message::new("user", self.prompt.as_str())])?;

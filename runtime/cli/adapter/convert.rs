@@ -44,7 +44,11 @@ enum Number {
 }
 
 pub(super) fn run(args: &ConvertArgs) -> Result<()> {
-    let by_name = if args.out.extension().is_some_and(|end| end == "gguf") { Format::Gguf } else { Format::Peft };
+    let by_name = if args.out.extension().is_some_and(|end| end == "gguf") {
+        Format::Gguf
+    } else {
+        Format::Peft
+    };
     let format = args.to.unwrap_or(by_name);
     let kind = match format {
         Format::Peft => Kind::AdapterFolder,

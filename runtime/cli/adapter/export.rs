@@ -1,4 +1,5 @@
-//! `epiphyte adapter export`: base and adapters merged into one GGUF, for tools that know no adapters. Needs no GPU.
+//! `epiphyte adapter export`: base and adapters merged into one GGUF, for tools that know no
+//! adapters. Needs no GPU.
 
 use std::path::{Path, PathBuf};
 
@@ -64,12 +65,15 @@ pub(super) fn run(args: &ExportArgs) -> Result<()> {
     for Weighted { path, weight } in &args.adapters {
         let adapter = Adapter::load(path, base.adapted())?;
         match base.check(&adapter) {
-            Err(mismatch) if args.force => output::note(&format!("warning: {}: {mismatch}", path.display())),
+            Err(mismatch) if args.force => {
+                output::note(&format!("warning: {}: {mismatch}", path.display()))
+            }
             checked => checked?,
         }
         adapters.push((adapter, *weight));
     }
-    let adapters: Vec<(&Adapter, f32)> = adapters.iter().map(|(adapter, weight)| (adapter, *weight)).collect();
+    let adapters: Vec<(&Adapter, f32)> =
+        adapters.iter().map(|(adapter, weight)| (adapter, *weight)).collect();
     let dtype = match args.dtype {
         Type::F16 => DType::F16,
         Type::Q8_0 => DType::Q8_0,
@@ -87,7 +91,11 @@ pub(super) fn run(args: &ExportArgs) -> Result<()> {
 
 fn print(Report { out, report }: &Report<'_>) -> Result<()> {
     let (n, bytes) = (report.merged.len(), output::human_bytes(report.n_bytes));
-    output::line(&format!("{}: {bytes}, {n} tensors merged and rounded to {}", out.display(), report.dtype))?;
+    output::line(&format!(
+        "{}: {bytes}, {n} tensors merged and rounded to {}",
+        out.display(),
+        report.dtype
+    ))?;
     let (max, rms) = (report.max_error_over_delta, report.rms_error_over_delta);
     output::line(&format!(
         "rounding   {:.3} % of what the adapters add (rms over rms), {max:.3} times it at most",
@@ -95,11 +103,14 @@ fn print(Report { out, report }: &Report<'_>) -> Result<()> {
     ))?;
     if rms > 0.5 {
         output::note(
-            "warning: rounding hides much of what the adapters add; give --type f16, or run them beside the base",
+            "warning: rounding hides much of what the adapters add; give --type f16, or run them \
+            beside the base",
         );
     }
     if report.untied {
-        output::line("head       written apart: one matrix no longer serves as embedding and head")?;
+        output::line(
+            "head       written apart: one matrix no longer serves as embedding and head",
+        )?;
     }
     Ok(())
 }

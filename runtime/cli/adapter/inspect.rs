@@ -1,4 +1,5 @@
-//! `epiphyte adapter inspect`: what an adapter holds, and what of it would be refused. Needs no GPU.
+//! `epiphyte adapter inspect`: what an adapter holds, and what of it would be refused. Needs no
+//! GPU.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -62,7 +63,8 @@ pub(in crate::cli) fn run(args: &InspectArgs) -> Result<()> {
     match report.report.refused().count() {
         0 => Ok(()),
         n => {
-            let reason = format!("it does not load on this model: {n} of its keys and tensors are refused");
+            let reason =
+                format!("it does not load on this model: {n} of its keys and tensors are refused");
             Err(Error::InvalidFile { path: report.path, reason })
         }
     }
@@ -97,15 +99,28 @@ fn print(inspected: &Report) -> Result<()> {
 /// Modules by rank and scaling, a line each.
 fn modules(report: &LoadReport) -> Result<()> {
     let n_bytes = report.modules.iter().map(|module| module.n_bytes).sum();
-    output::line(&format!("modules   {}, {} as f32", report.modules.len(), output::human_bytes(n_bytes)))?;
+    output::line(&format!(
+        "modules   {}, {} as f32",
+        report.modules.len(),
+        output::human_bytes(n_bytes)
+    ))?;
     // Scalings as bits, which sort and compare.
     let mut kinds: BTreeMap<(usize, u32), BTreeMap<_, usize>> = BTreeMap::new();
     for module in &report.modules {
-        *kinds.entry((module.rank, module.scaling.to_bits())).or_default().entry(module.path.target).or_default() += 1;
+        *kinds
+            .entry((module.rank, module.scaling.to_bits()))
+            .or_default()
+            .entry(module.path.target)
+            .or_default() += 1;
     }
     for ((rank, scaling), targets) in kinds {
-        let names: Vec<_> = targets.iter().map(|(target, n)| format!("{n} {}", target.name())).collect();
-        output::line(&format!("          rank {rank}, scaling {}: {}", f32::from_bits(scaling), names.join(", ")))?;
+        let names: Vec<_> =
+            targets.iter().map(|(target, n)| format!("{n} {}", target.name())).collect();
+        output::line(&format!(
+            "          rank {rank}, scaling {}: {}",
+            f32::from_bits(scaling),
+            names.join(", ")
+        ))?;
     }
     Ok(())
 }

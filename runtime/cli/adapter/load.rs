@@ -15,7 +15,8 @@ use crate::error::Result;
 /// Which adapters to run with.
 #[derive(Args)]
 pub(in crate::cli) struct AdapterArgs {
-    /// LoRA adapter (PEFT folder, safetensors or GGUF), and how much of it [default: 1]; may be given several times
+    /// LoRA adapter (PEFT folder, safetensors or GGUF), and how much of it [default: 1]; may be
+    /// given several times
     #[arg(long = "adapter", value_name = "PATH[=WEIGHT]", value_parser = Weighted::parser())]
     adapters: Vec<Weighted>,
     /// Load adapters that were made for another base model, too
@@ -31,20 +32,26 @@ pub(in crate::cli) struct Weighted {
 }
 
 impl Weighted {
-    /// What follows the last `=` is a weight if it is a finite number, unless the whole is the path of something. Where
-    /// both readings are there, that is said.
+    /// What follows the last `=` is a weight if it is a finite number, unless the whole is the path
+    /// of something. Where both readings are there, that is said.
     pub(in crate::cli) fn parse(text: OsString) -> Self {
-        let split = text.to_str().and_then(|text| text.rsplit_once('=')).filter(|(path, _)| !path.is_empty());
+        let split = text
+            .to_str()
+            .and_then(|text| text.rsplit_once('='))
+            .filter(|(path, _)| !path.is_empty());
         let weight = |text: &str| text.parse::<f32>().ok().filter(|weight| weight.is_finite());
-        let with_weight = split.and_then(|(path, end)| Some(Self { path: path.into(), weight: weight(end)? }));
+        let with_weight =
+            split.and_then(|(path, end)| Some(Self { path: path.into(), weight: weight(end)? }));
         let whole = Self { path: text.into(), weight: 1.0 };
         match with_weight {
             Some(with_weight) if !whole.path.exists() => with_weight,
             Some(other) => {
                 if other.path.exists() {
-                    let (path, weight, other) = (whole.path.display(), other.weight, other.path.display());
+                    let (path, weight, other) =
+                        (whole.path.display(), other.weight, other.path.display());
                     output::note(&format!(
-                        "warning: both {path} and {other} are there, and the first is meant; for the second write its \
+                        "warning: both {path} and {other} are there, and the first is meant; for \
+                        the second write its \
                          weight in another way, such as {other}={weight}e0"
                     ));
                 }
@@ -58,7 +65,8 @@ impl Weighted {
         OsStringValueParser::new().map(Self::parse)
     }
 
-    /// Loads it under its path, as the file is now. What one would want to know of it goes to stderr.
+    /// Loads it under its path, as the file is now. What one would want to know of it goes to
+    /// stderr.
     pub(in crate::cli) fn load(&self, engine: &Engine, force: bool) -> Result<LoadedAdapter> {
         let (id, own) = (self.path.display().to_string(), &engine.base().fingerprint);
         let report = if force {
@@ -67,9 +75,15 @@ impl Weighted {
         } else {
             engine.load_adapter(&id, &self.path)?
         };
-        report.warnings.iter().for_each(|warning| output::note(&format!("warning: {id}: {warning}")));
-        if let Some(made_for) = report.base_fingerprint.as_ref().filter(|made_for| *made_for != own) {
-            output::note(&format!("warning: {id} was made for base model {made_for}, but {own} is loaded"));
+        report
+            .warnings
+            .iter()
+            .for_each(|warning| output::note(&format!("warning: {id}: {warning}")));
+        if let Some(made_for) = report.base_fingerprint.as_ref().filter(|made_for| *made_for != own)
+        {
+            output::note(&format!(
+                "warning: {id} was made for base model {made_for}, but {own} is loaded"
+            ));
         }
         Ok(LoadedAdapter {
             path: id,
@@ -103,18 +117,24 @@ pub(in crate::cli) struct Adapters(pub(in crate::cli) Vec<LoadedAdapter>);
 
 impl Adapters {
     pub(in crate::cli) fn load(args: &AdapterArgs, engine: &Engine) -> Result<Self> {
-        args.adapters.iter().map(|adapter| adapter.load(engine, args.force)).collect::<Result<_>>().map(Self)
+        args.adapters
+            .iter()
+            .map(|adapter| adapter.load(engine, args.force))
+            .collect::<Result<_>>()
+            .map(Self)
     }
 
     /// Ids and weights; `None` without adapters.
     pub(in crate::cli) fn set(&self) -> Option<Vec<(String, f32)>> {
-        let set: Vec<_> = self.0.iter().map(|loaded| (loaded.path.clone(), loaded.weight)).collect();
+        let set: Vec<_> =
+            self.0.iter().map(|loaded| (loaded.path.clone(), loaded.weight)).collect();
         (!set.is_empty()).then_some(set)
     }
 
     /// Makes them the session's; its history is computed again under them when needed.
     pub(in crate::cli) fn apply(&self, session: &mut Session) -> Result<()> {
-        let adapters: Vec<(&str, f32)> = self.0.iter().map(|loaded| (loaded.path.as_str(), loaded.weight)).collect();
+        let adapters: Vec<(&str, f32)> =
+            self.0.iter().map(|loaded| (loaded.path.as_str(), loaded.weight)).collect();
         session.set_adapters(&Change { adapters: &adapters, ..Change::default() })
     }
 

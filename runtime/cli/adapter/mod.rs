@@ -72,9 +72,10 @@ impl BaseFile {
     /// Errors: [`Error::BaseMismatch`] when the adapter was made for another base.
     fn check(&self, adapter: &Adapter) -> Result<()> {
         match &adapter.base_fingerprint {
-            Some(expected) if *expected != self.fingerprint => {
-                Err(Error::BaseMismatch { expected: expected.clone(), got: self.fingerprint.clone() })
-            }
+            Some(expected) if *expected != self.fingerprint => Err(Error::BaseMismatch {
+                expected: expected.clone(),
+                got: self.fingerprint.clone(),
+            }),
             _ => Ok(()),
         }
     }

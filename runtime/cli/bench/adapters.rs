@@ -31,14 +31,16 @@ pub(super) struct Report {
     /// What the adapters add to the time of a token.
     cost_percent: f64,
     swaps: usize,
-    /// Host time of `set_adapters` with [`KvPolicy::Keep`], waiting for the tokens under way included.
+    /// Host time of `set_adapters` with [`KvPolicy::Keep`], waiting for the tokens under way
+    /// included.
     swap_seconds_p50: f64,
     swap_seconds_p99: f64,
     /// From one token to the next before a change, and from the change's end to the token after it.
     token_seconds_before_swap: f64,
     token_seconds_after_swap: f64,
     loads: usize,
-    /// A file that was just written (f16, GGUF) to the first token of a session under it: median and most of `loads`.
+    /// A file that was just written (f16, GGUF) to the first token of a session under it: median
+    /// and most of `loads`.
     file_to_first_token_seconds: f64,
     file_to_first_token_seconds_max: f64,
 }
@@ -79,7 +81,10 @@ impl Bench {
             let [n, k] = shape.shape(target.path.target);
             let mut values = |len: usize, size: f32| -> Vec<f32> {
                 (0..len)
-                    .map(|_| size * (((split_mix(&mut self.random) >> 40) as f32) / (1 << 23) as f32 - 1.0))
+                    .map(|_| {
+                        size * (((split_mix(&mut self.random) >> 40) as f32) / (1 << 23) as f32
+                            - 1.0)
+                    })
                     .collect()
             };
             let (a, b) = (values(rank * k, (k as f32).sqrt().recip()), values(n * rank, 0.02));
@@ -89,7 +94,12 @@ impl Bench {
     }
 
     /// Everything but the speed of decoding under the adapters, which is `decode_tps`.
-    pub(super) fn adapters(&mut self, sequences: usize, tokens: usize, decode_tps: f64) -> Result<Report> {
+    pub(super) fn adapters(
+        &mut self,
+        sequences: usize,
+        tokens: usize,
+        decode_tps: f64,
+    ) -> Result<Report> {
         let sets = std::mem::take(&mut self.sets);
         let (seconds, _) = self.median("base", |bench| bench.decode(sequences, tokens))?;
         self.sets = sets;
@@ -119,16 +129,19 @@ impl Bench {
         let most = if self.engine.gpu().caps().software { SWAPS_IN_SOFTWARE } else { SWAPS };
         let swaps = most.min(self.engine.context().saturating_sub(1) / TOKENS_BETWEEN);
         if swaps == 0 {
-            let reason = format!("{} tokens leave no room to change adapters in", self.engine.context());
+            let reason =
+                format!("{} tokens leave no room to change adapters in", self.engine.context());
             return Err(Error::InvalidArgument { name: "context", reason });
         }
         let mut session = self.session(0, 1)?;
         let mut generation = session.generate(self.options(swaps * TOKENS_BETWEEN))?;
         let mut timed = [(); 3].map(|()| Vec::with_capacity(swaps));
-        let ended = || Error::InvalidArgument { name: "context", reason: "the session ended early".into() };
+        let ended =
+            || Error::InvalidArgument { name: "context", reason: "the session ended early".into() };
         for i in 0..swaps {
             // One adapter takes turns with the base.
-            let set = (i % 2 == 0 || self.sets.len() > 1).then(|| &self.sets[(i + 1) % self.sets.len()]);
+            let set =
+                (i % 2 == 0 || self.sets.len() > 1).then(|| &self.sets[(i + 1) % self.sets.len()]);
             let adapters: Vec<(&str, f32)> =
                 set.into_iter().flatten().map(|(id, weight)| (id.as_str(), *weight)).collect();
             let mut seconds = 0.0;
@@ -151,7 +164,9 @@ impl Bench {
     /// Seconds from an adapter's file to the first token under it, several times.
     fn loads(&mut self) -> Result<Vec<f64>> {
         let adapter = self.random_adapter(self.rank)?;
-        let file = Temporary(std::env::temp_dir().join(format!("epiphyte-bench-{}.gguf", std::process::id())));
+        let file = Temporary(
+            std::env::temp_dir().join(format!("epiphyte-bench-{}.gguf", std::process::id())),
+        );
         adapter.save_gguf(&file.0, DType::F16, &self.engine.base().adapter_shape())?;
         let loads = if self.engine.gpu().caps().software { 1 } else { REPEATS };
         (0..loads).map(|_| self.load_from_file(&file.0)).collect()
@@ -181,12 +196,14 @@ impl Report {
     pub(super) fn print(&self) -> Result<()> {
         let bytes = output::human_bytes(self.adapter_bytes);
         output::line(&format!(
-            "adapters   {} of rank {}, {bytes} each: {:+.1} % time a token ({:.1} tokens/s without)",
+            "adapters   {} of rank {}, {bytes} each: {:+.1} % time a token ({:.1} tokens/s \
+            without)",
             self.adapters, self.rank, self.cost_percent, self.base_decode_tps
         ))?;
         let ms = |seconds: f64| 1e3 * seconds;
         output::line(&format!(
-            "change     {:.3} ms, {:.3} ms in 99 of 100 ({} times); the next token {:.2} ms, before it {:.2} ms",
+            "change     {:.3} ms, {:.3} ms in 99 of 100 ({} times); the next token {:.2} ms, \
+            before it {:.2} ms",
             ms(self.swap_seconds_p50),
             ms(self.swap_seconds_p99),
             self.swaps,

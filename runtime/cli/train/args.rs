@@ -38,8 +38,8 @@ pub(in crate::cli) struct TrainArgs {
 /// What to learn from.
 #[derive(Args)]
 pub(super) struct DataArgs {
-    /// Examples: JSONL with `messages`, `prompt` and `completion`, `prefix`, `middle` and `suffix`, or `text`, or chats
-    /// of `ShareGPT` or `Alpaca`; `-` reads standard input
+    /// Examples: JSONL with `messages`, `prompt` and `completion`, `prefix`, `middle` and `suffix`,
+    /// or `text`, or chats of `ShareGPT` or `Alpaca`; `-` reads standard input
     #[arg(short = 'd', long = "data", value_name = "FILE")]
     pub(super) path: PathBuf,
     #[command(flatten)]
@@ -53,8 +53,9 @@ pub(super) struct DataArgs {
     /// Pass over lines that can't be used, and count them
     #[arg(long)]
     pub(super) skip_bad: bool,
-    /// Keep this part of the data (0.1), this many records (50), another file, or none for validation [default: a tenth,
-    /// where there are 500 records and the length of the run is left open]
+    /// Keep this part of the data (0.1), this many records (50), another file, or none for
+    /// validation [default: a tenth, where there are 500 records and the length of the run is left
+    /// open]
     #[arg(long, value_name = "PART|N|FILE", value_parser = parse_validation)]
     pub(super) validation: Option<ValidationArg>,
 }
@@ -114,7 +115,8 @@ pub(super) struct RunArgs {
     /// Folder for the adapter (PEFT) and its checkpoints
     #[arg(short, long, value_name = "DIR")]
     pub(super) out: PathBuf,
-    /// Go on with the run in the folder, given the same arguments; more --steps or --epochs make it longer
+    /// Go on with the run in the folder, given the same arguments; more --steps or --epochs make it
+    /// longer
     #[arg(long)]
     pub(super) resume: bool,
     /// Steps between two checkpoints
@@ -126,8 +128,8 @@ pub(super) struct RunArgs {
     /// Steps between two validations [default: a tenth of the run]
     #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) evaluate_every: Option<u64>,
-    /// Stop after this many validations without improvement, and give the best adapter instead of the last [default: 3
-    /// where validation is not asked for but the default]
+    /// Stop after this many validations without improvement, and give the best adapter instead of
+    /// the last [default: 3 where validation is not asked for but the default]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) patience: Option<u32>,
     /// Device memory that may be used (800MB, 6GiB): what is not given is chosen so that it fits
@@ -163,9 +165,13 @@ impl TrainArgs {
     pub(super) fn options(&self, init: Option<&Adapter>, context: usize) -> Result<TrainOptions> {
         let (lora, steps) = (&self.lora, &self.steps);
         let config = init.map(|adapter| &adapter.config);
-        let defaults = if self.data.text { TrainOptions::for_text() } else { TrainOptions::default() };
+        let defaults =
+            if self.data.text { TrainOptions::for_text() } else { TrainOptions::default() };
         let options = TrainOptions {
-            lora_alpha: lora.alpha.or(config.map(|config| config.lora_alpha)).unwrap_or(defaults.lora_alpha),
+            lora_alpha: lora
+                .alpha
+                .or(config.map(|config| config.lora_alpha))
+                .unwrap_or(defaults.lora_alpha),
             use_rslora: lora.rslora || config.is_some_and(|config| config.use_rslora),
             learning_rate: steps.lr,
             lora_plus_ratio: steps.lora_plus,
@@ -201,10 +207,15 @@ impl TrainArgs {
 fn parse_warmup(text: &str) -> Result<Warmup, String> {
     match text.strip_suffix('%') {
         Some(percent) => match percent.trim().parse::<f64>() {
-            Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(Warmup::Fraction(percent / 100.0)),
+            Ok(percent) if (0.0..=100.0).contains(&percent) => {
+                Ok(Warmup::Fraction(percent / 100.0))
+            }
             _ => Err("a part is 0% to 100%".into()),
         },
-        None => text.parse().map(Warmup::Steps).map_err(|_| "give a number of steps, or a part such as 5%".into()),
+        None => text
+            .parse()
+            .map(Warmup::Steps)
+            .map_err(|_| "give a number of steps, or a part such as 5%".into()),
     }
 }
 
@@ -223,7 +234,10 @@ pub(super) fn parse_validation(text: &str) -> Result<ValidationArg, String> {
     match text.parse::<f64>() {
         Ok(part) if part > 0.0 && part < 1.0 => Ok(ValidationArg::Part(Validation::Fraction(part))),
         Ok(_) => Err("a part is between 0 and 1".into()),
-        Err(_) => Err("there is no such file; give one, a part such as 0.1, or a number of records".into()),
+        Err(_) => {
+            Err("there is no such file; give one, a part such as 0.1, or a number of records"
+                .into())
+        }
     }
 }
 
@@ -233,7 +247,8 @@ impl TrainArgs {
     /// Errors: as [`Files::check`]; [`Error::InvalidArgument`] for a picture that is no SVG.
     pub(super) fn check_files(&self) -> Result<()> {
         let RunArgs { out, plot, log, .. } = &self.run;
-        let mut files = Files::default().model(&self.model)?.reads("the data", "--data", &self.data.path);
+        let mut files =
+            Files::default().model(&self.model)?.reads("the data", "--data", &self.data.path);
         if let Some(ValidationArg::File(path)) = &self.data.validation {
             files = files.reads("the validation data", "--validation", path);
         }
@@ -249,9 +264,13 @@ impl TrainArgs {
         }
         if let Some(path) = plot {
             files = files.writes("--plot", path, Kind::Picture);
-            let other = path.extension().filter(|end| !end.eq_ignore_ascii_case("svg") && !is_in_place(path));
+            let other = path
+                .extension()
+                .filter(|end| !end.eq_ignore_ascii_case("svg") && !is_in_place(path));
             if let Some(other) = other.map(|end| end.to_string_lossy()) {
-                let reason = format!("pictures are drawn as SVG, not {other}; name a file that ends in .svg");
+                let reason = format!(
+                    "pictures are drawn as SVG, not {other}; name a file that ends in .svg"
+                );
                 return Err(Error::InvalidArgument { name: "plot", reason });
             }
         }

@@ -1,4 +1,5 @@
-//! The output folder: the adapter as PEFT lays it out, and `checkpoints/` with the states to go on from.
+//! The output folder: the adapter as PEFT lays it out, and `checkpoints/` with the states to go on
+//! from.
 
 use std::path::{Path, PathBuf};
 
@@ -52,8 +53,8 @@ impl State {
 impl Folder {
     /// Checks `out`, and locks it if it is there; nothing else is made yet.
     ///
-    /// Errors: [`Error::InvalidArgument`] for a folder that holds anything, unless it is a run to go on with, that holds
-    /// no such run, or that another process trains to.
+    /// Errors: [`Error::InvalidArgument`] for a folder that holds anything, unless it is a run to
+    /// go on with, that holds no such run, or that another process trains to.
     pub(super) fn check(out: &Path, resume: bool) -> Result<Self> {
         let mut folder = Self { out: out.into(), resume, lock: None };
         if out.exists() && !out.is_dir() {
@@ -71,20 +72,31 @@ impl Folder {
     fn check_holds(&self, holds: Holds) -> Result<()> {
         match (holds, self.resume) {
             (Holds::Nothing, false) | (Holds::Run, true) => Ok(()),
-            (Holds::Nothing, true) if !self.out.exists() => {
-                self.invalid("is not there, so there is no run to resume; without `--resume` one is started")
-            }
-            (Holds::Nothing, true) => self.invalid("holds no run to resume; without `--resume` one is started"),
+            (Holds::Nothing, true) if !self.out.exists() => self.invalid(
+                "is not there, so there is no run to resume; without `--resume` one \
+                    is started",
+            ),
+            (Holds::Nothing, true) => self.invalid(
+                "holds no run to resume; without `--resume` \
+                one is started",
+            ),
             (Holds::Other, true) => self.invalid(
-                "holds no run to resume; name the folder that was trained to, or start from its adapter with `--init` \
+                "holds no run to resume; name the folder that was trained to, or start from its \
+                adapter with `--init` \
                  in another",
             ),
-            (_, false) => self.invalid("is not empty; `--resume` goes on with a run, another name starts one"),
+            (_, false) => self.invalid(
+                "is not empty; `--resume` goes on with a run, another name \
+                starts one",
+            ),
         }
     }
 
     fn invalid<T>(&self, reason: &str) -> Result<T> {
-        Err(Error::InvalidArgument { name: "out", reason: format!("{} {reason}", self.out.display()) })
+        Err(Error::InvalidArgument {
+            name: "out",
+            reason: format!("{} {reason}", self.out.display()),
+        })
     }
 
     fn holds(&self) -> Result<Holds> {
@@ -99,8 +111,11 @@ impl Folder {
         let outside = if out.exists() { names(out)? } else { Vec::new() };
         let inside = if checkpoints.is_dir() { names(&checkpoints)? } else { Vec::new() };
         let no_steps = self.log().metadata().map_or(true, |log| log.len() == 0);
-        let only = outside.iter().all(|name| name == LOCK || name == CHECKPOINTS || is_staged(name))
-            && inside.iter().all(|name| name == LOG && no_steps || name == GIVEN || is_temporary(name));
+        let only =
+            outside.iter().all(|name| name == LOCK || name == CHECKPOINTS || is_staged(name))
+                && inside
+                    .iter()
+                    .all(|name| name == LOG && no_steps || name == GIVEN || is_temporary(name));
         Ok(if only { Holds::Nothing } else { Holds::Other })
     }
 
@@ -142,7 +157,8 @@ impl Folder {
         }
         let entries = std::fs::read_dir(&folder).map_err(|e| Error::io(&folder, e))?;
         let step = |path: PathBuf| {
-            let name = path.file_name()?.to_str()?.strip_prefix("step-")?.strip_suffix(".safetensors")?;
+            let name =
+                path.file_name()?.to_str()?.strip_prefix("step-")?.strip_suffix(".safetensors")?;
             Some((name.parse().ok()?, path))
         };
         let mut all: Vec<_> = entries.flatten().filter_map(|entry| step(entry.path())).collect();
@@ -190,7 +206,8 @@ impl Folder {
         past.iter().rev().skip(keep as usize).try_for_each(|(_, path)| remove(path))
     }
 
-    /// Removes the checkpoints of a run that is over, and keeps where it ended. Its adapter is written.
+    /// Removes the checkpoints of a run that is over, and keeps where it ended. Its adapter is
+    /// written.
     ///
     /// Errors: as [`Trainer::save_position`]; [`Error::Io`].
     pub(super) fn end_run(&self, trainer: &Trainer) -> Result<()> {

@@ -1,4 +1,5 @@
-//! `checkpoints/run.json`: what a run was given that no checkpoint says. What is not given when it goes on is as it was.
+//! `checkpoints/run.json`: what a run was given that no checkpoint says. What is not given when it
+//! goes on is as it was.
 
 use std::path::{Path, PathBuf};
 
@@ -77,7 +78,8 @@ impl Given {
                 name: "validation",
                 reason: format!("{}: {reason}", self.validation),
             };
-            args.data.validation = Some(super::args::parse_validation(&self.validation).map_err(invalid)?);
+            args.data.validation =
+                Some(super::args::parse_validation(&self.validation).map_err(invalid)?);
         }
         args.run.patience = args.run.patience.or(self.patience);
         if args.steps.steps.is_none() && args.steps.epochs.is_none() {
@@ -89,12 +91,17 @@ impl Given {
     /// What decides the examples and is not as in `now`: each option with both values.
     pub(super) fn differences(&self, now: &Self) -> Vec<String> {
         let path = |given: &Self| given.data.display().to_string();
-        let template =
-            |given: &Self| given.chat_template.as_ref().map_or("none".into(), |path| path.display().to_string());
+        let template = |given: &Self| {
+            given.chat_template.as_ref().map_or("none".into(), |path| path.display().to_string())
+        };
         [
             ("--data", path(self), path(now)),
             ("--text", self.text.to_string(), now.text.to_string()),
-            ("--prompt-loss-weight", self.prompt_loss_weight.to_string(), now.prompt_loss_weight.to_string()),
+            (
+                "--prompt-loss-weight",
+                self.prompt_loss_weight.to_string(),
+                now.prompt_loss_weight.to_string(),
+            ),
             ("--skip-bad", self.skip_bad.to_string(), now.skip_bad.to_string()),
             ("--chat-template", template(self), template(now)),
             ("--validation", self.validation.clone(), now.validation.clone()),

@@ -1,4 +1,5 @@
-//! One run at a time in a folder: a lock of the system, which ends with the process that holds it, however that ends.
+//! One run at a time in a folder: a lock of the system, which ends with the process that holds it,
+//! however that ends.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
@@ -29,13 +30,15 @@ struct Holder {
 }
 
 impl Lock {
-    /// Takes the lock of `folder`, which exists. Where the file system knows none, says so and goes on.
+    /// Takes the lock of `folder`, which exists. Where the file system knows none, says so and goes
+    /// on.
     ///
     /// Errors: [`Error::InvalidArgument`] naming who holds it; [`Error::Io`].
     pub(super) fn take(folder: &Path) -> Result<Self> {
         let path = folder.join(LOCK);
         loop {
-            let open = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
+            let open =
+                OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
             let file = open.map_err(|e| Error::io(&path, e))?;
             match file.try_lock() {
                 Ok(()) => {}
@@ -49,7 +52,8 @@ impl Lock {
             }
             // Whoever held it may have removed it since it was opened here.
             if is_at(&file, &path) {
-                let holder = Holder { pid: std::process::id(), host: host(), since: now().as_secs() };
+                let holder =
+                    Holder { pid: std::process::id(), host: host(), since: now().as_secs() };
                 holder.write(&file).map_err(|e| Error::io(&path, e))?;
                 return Ok(Self { path, _file: file });
             }
@@ -59,7 +63,8 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Where `is_at` can't tell, a file that is removed could be locked by one and made anew by another.
+        // Where `is_at` can't tell, a file that is removed could be locked by one and made anew by
+        // another.
         if cfg!(unix) {
             let _ = std::fs::remove_file(&self.path);
         }
@@ -74,13 +79,17 @@ impl Holder {
 }
 
 fn taken(folder: &Path, path: &Path) -> Error {
-    let holder = std::fs::read(path).ok().and_then(|json| serde_json::from_slice::<Holder>(&json).ok());
+    let holder =
+        std::fs::read(path).ok().and_then(|json| serde_json::from_slice::<Holder>(&json).ok());
     let by = holder.map_or("another process".into(), |Holder { pid, host, since }| {
         let host = host.map_or(String::new(), |host| format!(" on {host}"));
         let time = now().saturating_sub(Duration::from_secs(since));
         format!("process {pid}{host}, begun {} ago,", HumanDuration(time))
     });
-    let reason = format!("{by} is training to {}; wait for it to end, or name another folder", folder.display());
+    let reason = format!(
+        "{by} is training to {}; wait for it to end, or name another folder",
+        folder.display()
+    );
     Error::InvalidArgument { name: "out", reason }
 }
 
@@ -88,7 +97,9 @@ fn taken(folder: &Path, path: &Path) -> Error {
 #[cfg(unix)]
 fn is_at(file: &File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
-    let id = |found: std::io::Result<std::fs::Metadata>| found.map(|found| [found.dev(), found.ino()]).ok();
+    let id = |found: std::io::Result<std::fs::Metadata>| {
+        found.map(|found| [found.dev(), found.ino()]).ok()
+    };
     let open = id(file.metadata());
     open.is_some() && open == id(path.metadata())
 }
@@ -105,6 +116,8 @@ fn now() -> Duration {
 /// This machine's name, where it is easily known.
 fn host() -> Option<String> {
     let kernel = || std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
-    let name = kernel().or_else(|| std::env::var("HOSTNAME").ok()).or_else(|| std::env::var("COMPUTERNAME").ok())?;
+    let name = kernel()
+        .or_else(|| std::env::var("HOSTNAME").ok())
+        .or_else(|| std::env::var("COMPUTERNAME").ok())?;
     Some(name.trim().to_string()).filter(|name| !name.is_empty())
 }

@@ -120,13 +120,24 @@ pub(super) fn run(mut args: TrainArgs, gpu: GpuOptions) -> Result<()> {
 }
 
 fn note_data(report: &DataReport) {
-    let DataReport { records, examples, tokens, trained_tokens, cut, dropped, skipped, first_skipped } = report;
+    let DataReport {
+        records,
+        examples,
+        tokens,
+        trained_tokens,
+        cut,
+        dropped,
+        skipped,
+        first_skipped,
+    } = report;
     output::note(&format!(
-        "{records} records, {examples} examples, {tokens} tokens, {trained_tokens} of them with a loss"
+        "{records} records, {examples} examples, {tokens} tokens, {trained_tokens} of them with a \
+        loss"
     ));
     if cut + dropped + skipped > 0 {
         output::note(&format!(
-            "{cut} examples cut, {dropped} left out since no answer was left, {skipped} lines skipped"
+            "{cut} examples cut, {dropped} left out since no answer was left, {skipped} lines \
+            skipped"
         ));
     }
     if let Some(first) = first_skipped {
@@ -150,23 +161,36 @@ fn print(report: &Report) -> Result<()> {
     let Report { steps, total_steps, seconds, .. } = report;
     let out = report.out.display();
     let losses = |name: &str, Losses { first, last, best, .. }: &Losses| match (first, last, best) {
-        (Some(first), Some(last), Some(best)) => format!(", {name} {first:.4} to {last:.4} (best {best:.4})"),
+        (Some(first), Some(last), Some(best)) => {
+            format!(", {name} {first:.4} to {last:.4} (best {best:.4})")
+        }
         _ => String::new(),
     };
     let losses = losses("loss", &report.loss) + &losses("validation", &report.validation_loss);
-    let speed = report.tokens_per_second.map_or(String::new(), |tps| format!(", {tps:.0} tokens/s"));
+    let speed =
+        report.tokens_per_second.map_or(String::new(), |tps| format!(", {tps:.0} tokens/s"));
     let memory = human_bytes(report.peak_device_bytes);
-    output::line(&format!("{steps} of {total_steps} steps in {seconds:.1} s{losses}{speed}, {memory} on the device"))?;
-    let which = if report.best_is_kept { "the adapter of the best validation" } else { "the adapter" };
+    output::line(&format!(
+        "{steps} of {total_steps} steps in {seconds:.1} s{losses}{speed}, {memory} on the device"
+    ))?;
+    let which =
+        if report.best_is_kept { "the adapter of the best validation" } else { "the adapter" };
     output::line(&match report.end {
         End::Finished => format!("{which} is in {out}"),
-        End::EarlyStop => format!("stopped since the validation loss improves no more; {which} is in {out}"),
+        End::EarlyStop => format!(
+            "stopped since the validation loss improves no more; {which} is \
+            in {out}"
+        ),
         End::Interrupted if *steps == 0 => {
-            "interrupted before the first step: there is no adapter yet, and the same command with `--resume` goes on"
+            "interrupted before the first step: there is no adapter yet, and the same command \
+            with `--resume` goes on"
                 .into()
         }
         End::Interrupted => {
-            format!("interrupted; {which} so far is in {out}, and the same command with `--resume` goes on")
+            format!(
+                "interrupted; {which} so far is in {out}, and the same command with \
+                `--resume` goes on"
+            )
         }
     })
 }

@@ -16,7 +16,9 @@ use crate::train::Trainer;
 use crate::train::data::batch::in_order;
 use crate::train::data::{Dataset, MicroBatch};
 use crate::train::schedule::Decay;
-use crate::train::signals::{EarlyStop, History, StepLog, StepRecord, StopDecision, too_few_steps, warnings};
+use crate::train::signals::{
+    EarlyStop, History, StepLog, StepRecord, StopDecision, too_few_steps, warnings,
+};
 
 /// Validations of a run, unless the user says how often.
 const VALIDATIONS: u64 = 10;
@@ -60,14 +62,24 @@ pub(super) struct Run<'a> {
 impl<'a> Run<'a> {
     /// Begins, or goes on where the last checkpoint stands.
     ///
-    /// Errors: as [`Trainer::new`], [`Trainer::resume`], [`Folder::create`], [`History::read`] and [`StepLog::open`].
-    pub(super) fn start(args: &'a TrainArgs, mut folder: Folder, setup: Setup, data: Data) -> Result<Self> {
+    /// Errors: as [`Trainer::new`], [`Trainer::resume`], [`Folder::create`], [`History::read`] and
+    /// [`StepLog::open`].
+    pub(super) fn start(
+        args: &'a TrainArgs,
+        mut folder: Folder,
+        setup: Setup,
+        data: Data,
+    ) -> Result<Self> {
         let view = View::prepare();
         let options = &setup.options;
         let tokens = options.micro_batch * options.seq_len;
         let batches = |data| in_order(data, tokens);
         let validation = data.validation.as_ref().map(batches).unwrap_or_default();
-        let probe = batches(&data.train).into_iter().find(|batch| batch.weight() > 0.0).into_iter().collect();
+        let probe = batches(&data.train)
+            .into_iter()
+            .find(|batch| batch.weight() > 0.0)
+            .into_iter()
+            .collect();
         let (given, patience) = (Given::of(args, &data), data.patience);
         let state = folder.newest()?;
         let trainer = trainer(&folder, setup, Arc::new(data.train), state.as_ref(), &given)?;
@@ -75,7 +87,8 @@ impl<'a> Run<'a> {
         given.write(&folder.given())?;
         let (step, total) = (trainer.cursor().step, trainer.total_steps());
         let log = args.run.log.clone().unwrap_or_else(|| folder.log());
-        let mut history = if step > 0 && log.is_file() { History::read(&log)? } else { History::default() };
+        let mut history =
+            if step > 0 && log.is_file() { History::read(&log)? } else { History::default() };
         history.truncate(step);
         let is_end = state.as_ref().is_some_and(|state| state.is_end);
         let mut run = Self {
@@ -112,35 +125,41 @@ impl<'a> Run<'a> {
     }
 
     fn say_how_it_goes_on(&self, state: &State) {
-        let (step, total, options) = (state.step(), self.trainer.total_steps(), self.trainer.options());
+        let (step, total, options) =
+            (state.step(), self.trainer.total_steps(), self.trainer.options());
         if step > 0 && self.history.training.is_empty() {
-            self.view.say("warning: the log of the steps so far is gone, and with it what the best validation was");
+            self.view.say(
+                "warning: the log of the steps so far is gone, and with it what the \
+                best validation was",
+            );
         }
         if step == total {
-            return self
-                .view
-                .say(&format!("all {total} steps are done; more `--steps` or `--epochs` make the run longer"));
+            return self.view.say(&format!(
+                "all {total} steps are done; more `--steps` or `--epochs` make the run longer"
+            ));
         }
         let rate = match (options.decay, state.checkpoint.duration() == Some(options.duration)) {
             (_, true) => String::new(),
             (Decay::Constant, false) => "; the learning rate stays as it is".into(),
             (Decay::Linear | Decay::Cosine, false) => format!(
-                ": its length is another, and the learning rate is from now on that of a run of {total} steps, {:.2e} next",
+                ": its length is another, and the learning rate is from now on that of a run of \
+                {total} steps, {:.2e} next",
                 self.trainer.learning_rate()
             ),
         };
         self.view.say(&format!("goes on after step {step} of {total}{rate}"));
         if state.is_end {
             self.view.say(
-                "no checkpoint was kept (`--keep`), so it goes on from the adapter, and the optimiser's moments begin anew",
+                "no checkpoint was kept (`--keep`), so it goes on from the adapter, and the \
+                optimiser's moments begin anew",
             );
         }
     }
 
     /// Trains to the end, and leaves the adapter in the folder.
     ///
-    /// Errors: [`Error::Training`] when the loss is no number, and the last good adapter is in the folder; as
-    /// [`Trainer::step`] and [`Trainer::save`], and the checkpoints so far are.
+    /// Errors: [`Error::Training`] when the loss is no number, and the last good adapter is in the
+    /// folder; as [`Trainer::step`] and [`Trainer::save`], and the checkpoints so far are.
     pub(super) fn train(&mut self, cancel: &CancelToken) -> Result<End> {
         self.trainer.cancel = cancel.clone();
         self.view.begin(self.trainer.total_steps(), self.trainer.cursor().step);
@@ -159,7 +178,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Writes what a run leaves: the adapter, once there was a step, and checkpoints while they are of use.
+    /// Writes what a run leaves: the adapter, once there was a step, and checkpoints while they are
+    /// of use.
     fn leave(&mut self, end: End) -> Result<()> {
         let step = self.trainer.cursor().step;
         if self.saved != Some(step) {
@@ -175,7 +195,8 @@ impl<'a> Run<'a> {
     }
 
     fn steps(&mut self) -> Result<End> {
-        // A run may have been cut off after a step and before its validation, or after the last one it needed.
+        // A run may have been cut off after a step and before its validation, or after the last one
+        // it needed.
         let step = self.trainer.cursor().step;
         let last = self.history.training.last().copied().filter(|(last, _)| *last == step);
         if let Some((_, loss)) = last.filter(|_| self.is_due(step) && !self.is_validated(step)) {
@@ -253,10 +274,12 @@ impl<'a> Run<'a> {
     }
 
     fn write_adapter(&self) -> Result<()> {
-        self.folder.write_adapter(&self.trainer.adapter()?, &self.trainer.engine().base().adapter_shape())
+        self.folder
+            .write_adapter(&self.trainer.adapter()?, &self.trainer.engine().base().adapter_shape())
     }
 
-    /// Puts the last good adapter into the folder: the present one, else that of a checkpoint. Says which.
+    /// Puts the last good adapter into the folder: the present one, else that of a checkpoint. Says
+    /// which.
     fn rescue(&mut self) -> Result<String> {
         let out = self.folder.path().display();
         if self.keeps_best() {
@@ -275,13 +298,16 @@ impl<'a> Run<'a> {
         }
         self.write_adapter()?;
         let step = self.trainer.cursor().step;
-        Ok(format!("{out} holds the adapter of step {step}, the last good one; `--init` goes on from it"))
+        Ok(format!(
+            "{out} holds the adapter of step {step}, the last good one; `--init` goes on from it"
+        ))
     }
 }
 
 /// A trainer at `state`, or at the beginning.
 ///
-/// Errors: as [`Trainer::new`], [`Trainer::resume`] and [`Trainer::extend`]; for other examples, what makes them others.
+/// Errors: as [`Trainer::new`], [`Trainer::resume`] and [`Trainer::extend`]; for other examples,
+/// what makes them others.
 fn trainer(
     folder: &Folder,
     setup: Setup,
@@ -291,10 +317,13 @@ fn trainer(
 ) -> Result<Trainer> {
     let Setup { engine, options, init, .. } = setup;
     let Some(state) = state else { return Trainer::new(&engine, train, options, init.as_ref()) };
-    let differences = Given::read(&folder.given()).map(|then| then.differences(given)).unwrap_or_default();
+    let differences =
+        Given::read(&folder.given()).map(|then| then.differences(given)).unwrap_or_default();
     if !differences.is_empty() && !state.checkpoint.is_of_data(&train.fingerprint()) {
         let differences = differences.join("; ");
-        let reason = format!("it was made with other examples: {differences}; resume with the same, or start anew");
+        let reason = format!(
+            "it was made with other examples: {differences}; resume with the same, or start anew"
+        );
         return Err(Error::InvalidFile { path: state.path.clone(), reason });
     }
     if state.is_end {

@@ -1,4 +1,5 @@
-//! From arguments to a loaded model and settings that fit: the memory is added up and said before any is taken.
+//! From arguments to a loaded model and settings that fit: the memory is added up and said before
+//! any is taken.
 
 use std::fs::File;
 use std::path::Path;
@@ -40,7 +41,8 @@ pub(super) struct PlanReport {
 
 /// Opens device and model for a run that fits.
 ///
-/// Errors: as [`Gguf::open`], [`Adapter::load`], [`TrainOptions::check`], [`Gpu::open`], [`fit`], [`Engine::from_gguf`].
+/// Errors: as [`Gguf::open`], [`Adapter::load`], [`TrainOptions::check`], [`Gpu::open`], [`fit`],
+/// [`Engine::from_gguf`].
 pub(super) fn prepare(args: &TrainArgs, gpu: GpuOptions) -> Result<(Setup, PlanReport)> {
     let gguf = Gguf::open(args.model.path()?)?;
     let config = ModelConfig::from_gguf(&gguf)?;
@@ -53,7 +55,8 @@ pub(super) fn prepare(args: &TrainArgs, gpu: GpuOptions) -> Result<(Setup, PlanR
     options.shape(&config, false)?.check(&config)?;
     args.data_options(&options).check(config.max_position_embeddings)?;
     // A pipe can be opened once.
-    let piped = |path: &Path| path == Path::new("-") || path.metadata().is_ok_and(|of| !of.is_file());
+    let piped =
+        |path: &Path| path == Path::new("-") || path.metadata().is_ok_and(|of| !of.is_file());
     if !piped(&args.data.path) {
         File::open(&args.data.path).map_err(|e| Error::io(&args.data.path, e))?;
     }
@@ -66,16 +69,20 @@ pub(super) fn prepare(args: &TrainArgs, gpu: GpuOptions) -> Result<(Setup, PlanR
         return Err(computes_wrong());
     }
     let (options, plan) = plan(args, &gguf, &config, &gpu, options)?;
-    let engine_options = EngineOptions { context: Some(TRAIN_CONTEXT), chat_template, ..EngineOptions::default() };
+    let engine_options =
+        EngineOptions { context: Some(TRAIN_CONTEXT), chat_template, ..EngineOptions::default() };
     let mut bar = output::LoadingBar::default();
-    let engine = Engine::from_gguf(gpu, &gguf, &engine_options, &mut |progress| bar.update(progress))?;
+    let engine =
+        Engine::from_gguf(gpu, &gguf, &engine_options, &mut |progress| bar.update(progress))?;
     if let Some(made_for) = init.as_ref().and_then(|init| init.base_fingerprint.clone()) {
         let got = engine.base().fingerprint.clone();
         if made_for != got && !args.lora.force {
             return Err(Error::BaseMismatch { expected: made_for, got });
         }
         if made_for != got {
-            output::note(&format!("warning: --init was made for base model {made_for}, but {got} is loaded"));
+            output::note(&format!(
+                "warning: --init was made for base model {made_for}, but {got} is loaded"
+            ));
         }
     }
     Ok((Setup { engine, options, init }, plan))
@@ -91,8 +98,14 @@ fn plan(
 ) -> Result<(TrainOptions, PlanReport)> {
     let budget_bytes = args.run.memory_budget;
     let wish = Wish { options, free: args.shape.free(), budget_bytes, kv_tokens: 0 };
-    let Choice { options, plan, decided, .. } = choose(gguf, config, &Device::of(gpu.caps()), wish)?;
-    let report = PlanReport { total_bytes: plan.total_bytes(), budget_bytes, classes: classes(&plan), decided };
+    let Choice { options, plan, decided, .. } =
+        choose(gguf, config, &Device::of(gpu.caps()), wish)?;
+    let report = PlanReport {
+        total_bytes: plan.total_bytes(),
+        budget_bytes,
+        classes: classes(&plan),
+        decided,
+    };
     table(&report.classes, budget_bytes).iter().for_each(|line| output::note(line));
     if let Some(budget) = budget_bytes {
         output::note(&format!("within {}: {}", human_bytes(budget), report.decided.join("; ")));
@@ -121,7 +134,9 @@ pub(super) fn data(args: &TrainArgs, setup: &Setup) -> Result<Data> {
     let data_options = args.data_options(options);
     let encoder = Encoder::new(&base.tokenizer, &base.chat_template, context, data_options)?;
     let DataArgs { path, text, validation, .. } = &args.data;
-    let read = |path| if *text { Dataset::read_text(path, &encoder) } else { Dataset::read_jsonl(path, &encoder) };
+    let read = |path| {
+        if *text { Dataset::read_text(path, &encoder) } else { Dataset::read_jsonl(path, &encoder) }
+    };
     let data = read(path)?;
     let report = data.report.clone();
     let held_out = match validation {

@@ -31,9 +31,18 @@ pub(super) struct View {
 impl View {
     /// Of a run whose kernels are being made.
     pub(super) fn prepare() -> Self {
-        let bar = output::bar(0, "{spinner} {msg}  {elapsed}").with_message("preparing: kernels are compiled");
+        let bar = output::bar(0, "{spinner} {msg}  {elapsed}")
+            .with_message("preparing: kernels are compiled");
         bar.enable_steady_tick(TICK);
-        Self { bar, total: 0, shown: 0, first_seconds: 0.0, tokens: 0, seconds: 0.0, warned: Vec::new() }
+        Self {
+            bar,
+            total: 0,
+            shown: 0,
+            first_seconds: 0.0,
+            tokens: 0,
+            seconds: 0.0,
+            warned: Vec::new(),
+        }
     }
 
     /// The run has `total` steps, and stands at `step`.
@@ -59,21 +68,28 @@ impl View {
         if self.shown == 1 {
             self.first_seconds = record.seconds;
         }
-        let validation = history.validation.last().map_or(String::new(), |(_, loss)| format!("  validation {loss:.4}"));
-        let speed = self.tokens_per_second().map_or(String::new(), |tps| format!("  {tps:.0} tokens/s"));
+        let validation = history
+            .validation
+            .last()
+            .map_or(String::new(), |(_, loss)| format!("  validation {loss:.4}"));
+        let speed =
+            self.tokens_per_second().map_or(String::new(), |tps| format!("  {tps:.0} tokens/s"));
         let (loss, lr) = (record.loss, record.lr);
         if !self.bar.is_hidden() {
             if self.shown == 1 {
                 output::restyle(&self.bar, "{pos}/{len} {bar:20} {wide_msg}");
                 self.bar.disable_steady_tick();
             }
-            let [curve, validated] = [&history.training, &history.validation].map(|losses| sparkline(losses));
+            let [curve, validated] =
+                [&history.training, &history.validation].map(|losses| sparkline(losses));
             self.bar.set_message(format!(
                 "{}loss {loss:.4} {curve}{validation} {validated}  lr {lr:.2e}{speed}",
                 self.left(record.step)
             ));
             self.bar.set_position(record.step);
-        } else if record.step.is_multiple_of((self.total / LINES).max(1)) || record.step == self.total {
+        } else if record.step.is_multiple_of((self.total / LINES).max(1))
+            || record.step == self.total
+        {
             output::note(&format!(
                 "step {}/{}  loss {loss:.4}{validation}  lr {lr:.2e}{speed}",
                 record.step, self.total
@@ -87,7 +103,8 @@ impl View {
         if others == 0 || step >= self.total {
             return String::new();
         }
-        let seconds = (self.seconds - self.first_seconds) / others as f64 * (self.total - step) as f64;
+        let seconds =
+            (self.seconds - self.first_seconds) / others as f64 * (self.total - step) as f64;
         format!("{:#} left  ", HumanDuration(Duration::from_secs_f64(seconds.clamp(0.0, 1e9))))
     }
 

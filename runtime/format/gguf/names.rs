@@ -33,7 +33,8 @@ pub fn hf_name(gguf: &str) -> Option<String> {
     let (_, hf) = LAYER.iter().find(|(name, _)| *name == module)?;
     // `blk.00` would be a second name for layer 0.
     let canonical = layer.parse::<u32>().is_ok_and(|n| n.to_string() == layer);
-    (canonical && matches!(part, "weight" | "bias")).then(|| format!("model.layers.{layer}.{hf}.{part}"))
+    (canonical && matches!(part, "weight" | "bias"))
+        .then(|| format!("model.layers.{layer}.{hf}.{part}"))
 }
 
 /// The GGUF tensor of a Hugging Face path, [`hf_name`]'s inverse.

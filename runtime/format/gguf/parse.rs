@@ -13,7 +13,8 @@ use crate::error::{Error, Result};
 const MAX_KEY: usize = 65_535;
 const MAX_TENSOR_NAME: usize = 64;
 const MAX_DIMS: u32 = 4;
-/// The least bytes of an entry: key length, type, value; name length, number of axes, one axis, type, offset.
+/// The least bytes of an entry: key length, type, value; name length, number of axes, one axis,
+/// type, offset.
 const MIN_KEY_BYTES: u64 = 8 + 4 + 1;
 const MIN_TENSOR_BYTES: u64 = 8 + 4 + 8 + 4 + 8;
 const DEFAULT_ALIGNMENT: u32 = 32;
@@ -48,7 +49,10 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Header> {
     for i in 0..n_keys {
         let key = cursor.string().map_err(|e| invalid(format!("key {i}: {e}")))?;
         if key.is_empty() || key.len() > MAX_KEY {
-            return Err(invalid(format!("key {i} has {} bytes; 1 to {MAX_KEY} are allowed", key.len())));
+            return Err(invalid(format!(
+                "key {i} has {} bytes; 1 to {MAX_KEY} are allowed",
+                key.len()
+            )));
         }
         let Some(found) = value(cursor, key, &mut alignment)? else { continue };
         if metadata.insert(key.into(), found).is_some() {
@@ -79,7 +83,8 @@ fn version(cursor: &mut Cursor<'_>) -> Parsed<Result<u32>> {
         return Err("it does not begin with `GGUF`; give a GGUF model file".into());
     }
     let version = cursor.u32()?;
-    let unsupported = |what: String, hint: &str| Ok(Err(Error::Unsupported { what, hint: hint.into() }));
+    let unsupported =
+        |what: String, hint: &str| Ok(Err(Error::Unsupported { what, hint: hint.into() }));
     match version {
         2 | 3 => Ok(Ok(version)),
         // A small number in the wrong byte order.
@@ -95,17 +100,19 @@ fn count(cursor: &mut Cursor<'_>, min_bytes: u64, what: &str) -> Parsed<u64> {
     let n = cursor.u64()?;
     // Both counts come before the entries, so a little more than the truth is let through.
     let fits = n.checked_mul(min_bytes).is_some_and(|bytes| bytes <= cursor.remaining());
-    fits.then_some(n).ok_or_else(|| format!("{n} {what} don't fit in the file; it is cut short or damaged"))
+    fits.then_some(n)
+        .ok_or_else(|| format!("{n} {what} don't fit in the file; it is cut short or damaged"))
 }
 
 /// Whether a key only informs, so that the file can do without it.
 fn is_note(key: &str) -> bool {
     let groups = ["general.", "quantize.", "split.", "tokenizer.chat_template"];
-    groups.iter().any(|group| key.starts_with(group)) && !["general.architecture", "general.alignment"].contains(&key)
+    groups.iter().any(|group| key.starts_with(group))
+        && !["general.architecture", "general.alignment"].contains(&key)
 }
 
-/// Steps over a value, checking it; notes the alignment on the way. Returns its type and position; `None` for a damaged
-/// one that nothing depends on.
+/// Steps over a value, checking it; notes the alignment on the way. Returns its type and position;
+/// `None` for a damaged one that nothing depends on.
 fn value(cursor: &mut Cursor<'_>, key: &str, alignment: &mut u32) -> Result<Option<(u32, usize)>> {
     let invalid = |reason| invalid_key(key, reason);
     let kind = cursor.u32().map_err(invalid)?;
@@ -123,7 +130,8 @@ fn value(cursor: &mut Cursor<'_>, key: &str, alignment: &mut u32) -> Result<Opti
     };
     if key == "general.alignment" {
         let power = u32::from_value(value).filter(|v| v.is_power_of_two());
-        *alignment = power.ok_or_else(|| invalid(format!("a power of two is needed, found {}", brief(value))))?;
+        *alignment = power
+            .ok_or_else(|| invalid(format!("a power of two is needed, found {}", brief(value))))?;
     }
     Ok(Some((kind, position)))
 }
@@ -131,7 +139,10 @@ fn value(cursor: &mut Cursor<'_>, key: &str, alignment: &mut u32) -> Result<Opti
 fn info<'a>(cursor: &mut Cursor<'a>) -> Parsed<Info<'a>> {
     let name = cursor.string()?;
     if name.is_empty() || name.len() > MAX_TENSOR_NAME {
-        return Err(format!("its name has {} bytes; 1 to {MAX_TENSOR_NAME} are allowed", name.len()));
+        return Err(format!(
+            "its name has {} bytes; 1 to {MAX_TENSOR_NAME} are allowed",
+            name.len()
+        ));
     }
     let n_dims = cursor.u32()?;
     if !(1..=MAX_DIMS).contains(&n_dims) {
@@ -146,26 +157,37 @@ fn place(info: &Info<'_>, start: u64, alignment: u32, len: usize) -> Result<Entr
     let Info { name, dims, ggml_type, offset } = info;
     let invalid = |reason: String| invalid_tensor(name, reason);
     let dtype = DType::from_ggml(*ggml_type).map_err(|e| match e {
-        Error::Unsupported { what, hint } => Error::Unsupported { what: format!("tensor `{name}`: {what}"), hint },
+        Error::Unsupported { what, hint } => {
+            Error::Unsupported { what: format!("tensor `{name}`: {what}"), hint }
+        }
         other => other,
     })?;
     let shape = dims.iter().rev().map(|&dim| usize::try_from(dim).ok().filter(|&dim| dim > 0));
     let shape: Option<Vec<usize>> = shape.collect();
-    let weights = shape.as_ref().and_then(|shape| shape.iter().try_fold(1_usize, |n, &dim| n.checked_mul(dim)));
+    let weights = shape
+        .as_ref()
+        .and_then(|shape| shape.iter().try_fold(1_usize, |n, &dim| n.checked_mul(dim)));
     let (Some(shape), Some(weights)) = (shape, weights) else {
         return Err(invalid(format!("the shape {dims:?} is empty or too large")));
     };
     let row_len = shape[shape.len() - 1];
     if !row_len.is_multiple_of(dtype.block_len()) {
         let (ty, block) = (dtype.name(), dtype.block_len());
-        return Err(invalid(format!("rows of {row_len} weights are not whole {ty} blocks of {block}")));
+        return Err(invalid(format!(
+            "rows of {row_len} weights are not whole {ty} blocks of {block}"
+        )));
     }
-    let n_bytes = dtype.bytes(weights).ok_or_else(|| invalid(format!("the shape {dims:?} is too large")))?;
+    let n_bytes =
+        dtype.bytes(weights).ok_or_else(|| invalid(format!("the shape {dims:?} is too large")))?;
     if !offset.is_multiple_of(alignment.into()) {
-        return Err(invalid(format!("its offset {offset} is not a multiple of the alignment {alignment}")));
+        return Err(invalid(format!(
+            "its offset {offset} is not a multiple of the alignment {alignment}"
+        )));
     }
     let range = start.checked_add(*offset).and_then(|at| within(at, n_bytes, len));
-    let reason = || format!("{n_bytes} bytes at offset {offset} go past the end of the file; download it again");
+    let reason = || {
+        format!("{n_bytes} bytes at offset {offset} go past the end of the file; download it again")
+    };
     let range = range.ok_or_else(|| invalid(reason()))?;
     let (file_name, name) = ((*name).into(), String::new());
     Ok(Entry { file_name, name, known: false, dtype, shape, shard: 0, range, interleaved: None })
@@ -184,7 +206,10 @@ fn check_overlaps(tensors: &[Entry]) -> Result<()> {
         if let [a, b] = pair
             && b.range.start < a.range.end
         {
-            return Err(invalid_tensor(&b.file_name, format!("overlaps tensor `{}`; convert again", a.file_name)));
+            return Err(invalid_tensor(
+                &b.file_name,
+                format!("overlaps tensor `{}`; convert again", a.file_name),
+            ));
         }
     }
     Ok(())

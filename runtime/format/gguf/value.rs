@@ -1,4 +1,5 @@
-//! Metadata values and the cursor that reads them. No length is trusted before it is compared with what is left.
+//! Metadata values and the cursor that reads them. No length is trusted before it is compared with
+//! what is left.
 
 use std::fmt;
 
@@ -10,7 +11,8 @@ const MAX_DEPTH: usize = 4;
 const STRING: u32 = 8;
 const ARRAY: u32 = 9;
 
-/// A metadata value, borrowed from the file. Integers and floats are widened: writers disagree on their width.
+/// A metadata value, borrowed from the file. Integers and floats are widened: writers disagree on
+/// their width.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum Value<'a> {
@@ -77,7 +79,8 @@ impl fmt::Display for Value<'_> {
     }
 }
 
-/// What a metadata value can be read as: `u32`, `f32`, `bool`, `i32`, `u64`, `&str`, [`Value`], and `Vec`s of them.
+/// What a metadata value can be read as: `u32`, `f32`, `bool`, `i32`, `u64`, `&str`, [`Value`], and
+/// `Vec`s of them.
 pub trait FromValue<'a>: Sized {
     /// For the error: "expected ...".
     fn expected() -> String;
@@ -148,7 +151,10 @@ impl<'a> Cursor<'a> {
 
     fn truncated(&self, wanted: u64) -> String {
         let (at, left) = (self.position(), self.rest.len());
-        format!("{wanted} bytes are needed at byte {at} and {left} are left; the file is cut short or damaged")
+        format!(
+            "{wanted} bytes are needed at byte {at} and {left} are left; the file is cut short or \
+            damaged"
+        )
     }
 
     fn take(&mut self, n: u64) -> Parsed<&'a [u8]> {
@@ -159,7 +165,8 @@ impl<'a> Cursor<'a> {
     }
 
     fn array<const N: usize>(&mut self) -> Parsed<[u8; N]> {
-        let (taken, rest) = self.rest.split_first_chunk().ok_or_else(|| self.truncated(N as u64))?;
+        let (taken, rest) =
+            self.rest.split_first_chunk().ok_or_else(|| self.truncated(N as u64))?;
         self.rest = rest;
         Ok(*taken)
     }
@@ -217,7 +224,8 @@ impl<'a> Cursor<'a> {
             (ARRAY, None) => Err(format!("arrays are nested more than {MAX_DEPTH} deep")),
             (ARRAY, Some(depth)) => {
                 let (kind, n) = (self.u32()?, self.u64()?);
-                // Each element takes bytes, so a lie about their number ends at the end of the file.
+                // Each element takes bytes, so a lie about their number ends at the end of the
+                // file.
                 (0..n).try_for_each(|_| self.skip_nested(kind, depth))
             }
             _ => self.take(size).map(drop),
@@ -226,11 +234,15 @@ impl<'a> Cursor<'a> {
 
     /// Steps over an array, checking every length and text in it.
     fn elements(&mut self, depth: usize) -> Parsed<Array<'a>> {
-        let depth = depth.checked_sub(1).ok_or_else(|| format!("arrays are nested more than {MAX_DEPTH} deep"))?;
+        let depth = depth
+            .checked_sub(1)
+            .ok_or_else(|| format!("arrays are nested more than {MAX_DEPTH} deep"))?;
         let (kind, n) = (self.u32()?, self.u64()?);
         let size = min_bytes(kind).ok_or_else(|| format!("value type {kind} is unknown"))?;
         let bytes = n.checked_mul(size).filter(|&bytes| bytes <= self.remaining());
-        let bytes = bytes.ok_or_else(|| format!("an array of {n} elements is longer than the rest of the file"))?;
+        let bytes = bytes.ok_or_else(|| {
+            format!("an array of {n} elements is longer than the rest of the file")
+        })?;
         let start = self.rest;
         match kind {
             STRING => (0..n).try_for_each(|_| self.string().map(drop))?,
@@ -254,7 +266,9 @@ fn min_bytes(kind: u32) -> Option<u64> {
 }
 
 fn kind_name(kind: u32) -> &'static str {
-    const NAMES: [&str; 13] =
-        ["u8", "i8", "u16", "i16", "u32", "i32", "f32", "bool", "string", "array", "u64", "i64", "f64"];
+    const NAMES: [&str; 13] = [
+        "u8", "i8", "u16", "i16", "u32", "i32", "f32", "bool", "string", "array", "u64", "i64",
+        "f64",
+    ];
     NAMES.get(kind as usize).copied().unwrap_or("?")
 }

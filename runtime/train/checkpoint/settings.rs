@@ -20,14 +20,16 @@ const OPTIONS: [(&str, &str); 10] = [
     ("checkpoint_every", "--recompute"),
 ];
 
-/// Each setting that is not as it was in `made_with`, a JSON object, with both values. Empty where all are.
+/// Each setting that is not as it was in `made_with`, a JSON object, with both values. Empty where
+/// all are.
 pub(super) fn differences(made_with: &str, options: &TrainOptions) -> Vec<String> {
     let parse = |json: &str| serde_json::from_str::<Map<String, Value>>(json).unwrap_or_default();
     // Both as text first, so that numbers are rounded alike.
     let (was, is) = (parse(made_with), parse(&serde_json::to_string(options).unwrap_or_default()));
     let gone = was.keys().filter(|key| !is.contains_key(*key));
     let differs = |key: &&String| *key != FREE && was.get(*key) != is.get(*key);
-    let line = |key: &String| format!("{} {}, not {}", name(key), show(was.get(key)), show(is.get(key)));
+    let line =
+        |key: &String| format!("{} {}, not {}", name(key), show(was.get(key)), show(is.get(key)));
     is.keys().chain(gone).filter(differs).map(line).collect()
 }
 
@@ -43,10 +45,14 @@ fn show(value: Option<&Value>) -> String {
         None => "unknown".into(),
         Some(Value::Null) => "none".into(),
         Some(Value::String(text)) => text.clone(),
-        Some(Value::Array(values)) => values.iter().map(|value| show(Some(value))).collect::<Vec<_>>().join(","),
-        Some(Value::Object(fields)) => {
-            fields.iter().map(|(key, value)| format!("{key} {}", show(Some(value)))).collect::<Vec<_>>().join(", ")
+        Some(Value::Array(values)) => {
+            values.iter().map(|value| show(Some(value))).collect::<Vec<_>>().join(",")
         }
+        Some(Value::Object(fields)) => fields
+            .iter()
+            .map(|(key, value)| format!("{key} {}", show(Some(value))))
+            .collect::<Vec<_>>()
+            .join(", "),
         Some(other) => other.to_string(),
     }
 }

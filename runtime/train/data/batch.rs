@@ -1,8 +1,9 @@
-//! Examples into steps and packed batches, in an order that depends on nothing but the seed and the epoch.
+//! Examples into steps and packed batches, in an order that depends on nothing but the seed and the
+//! epoch.
 //!
-//! A step is a number of examples, as in PEFT, TRL and `mlx_lm`. Whole examples are packed, without padding, into as few
-//! passes through the model as hold them; each starts again at position 0 and attends to itself only, so packing changes
-//! no loss and no gradient.
+//! A step is a number of examples, as in PEFT, TRL and `mlx_lm`. Whole examples are packed, without
+//! padding, into as few passes through the model as hold them; each starts again at position 0 and
+//! attends to itself only, so packing changes no loss and no gradient.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -41,7 +42,9 @@ impl TrainLength {
     pub fn steps(self, examples: usize, batch_size: usize) -> u64 {
         match self {
             Self::Auto => self.resolved(examples).steps(examples, batch_size),
-            Self::Epochs(epochs) => epochs.saturating_mul(examples.div_ceil(batch_size.max(1)) as u64),
+            Self::Epochs(epochs) => {
+                epochs.saturating_mul(examples.div_ceil(batch_size.max(1)) as u64)
+            }
             Self::Steps(steps) => steps,
         }
     }
@@ -82,7 +85,8 @@ pub struct MicroBatch {
     pub targets: Vec<u32>,
     /// Weight in the loss of predicting each target, `[T]`.
     pub weights: Vec<f32>,
-    /// First token and end of the example each belongs to, `[T]`: its position is its index less the first.
+    /// First token and end of the example each belongs to, `[T]`: its position is its index less
+    /// the first.
     pub rows: Vec<[u32; 2]>,
 }
 
@@ -121,8 +125,8 @@ pub struct Step {
     pub micro_batches: Vec<MicroBatch>,
 }
 
-/// Packs examples of the given lengths into passes of at most `tokens`; gives the examples of each pass. First-fit in
-/// order, among the 64 passes opened last.
+/// Packs examples of the given lengths into passes of at most `tokens`; gives the examples of each
+/// pass. First-fit in order, among the 64 passes opened last.
 pub fn pack(examples: impl IntoIterator<Item = (usize, usize)>, tokens: usize) -> Vec<Vec<usize>> {
     let mut passes: Vec<Vec<usize>> = Vec::new();
     // Pass and room of each.
@@ -155,8 +159,8 @@ pub struct Loader {
 impl Loader {
     /// Starts at `cursor`, the default being the beginning.
     ///
-    /// Errors: [`Error::InvalidArgument`] for sizes of 0, data without examples or with one longer than a row, and a
-    /// cursor that is not of this data.
+    /// Errors: [`Error::InvalidArgument`] for sizes of 0, data without examples or with one longer
+    /// than a row, and a cursor that is not of this data.
     pub fn new(data: Arc<Dataset>, options: BatchOptions, cursor: Cursor) -> Result<Self> {
         let invalid = |name, reason: String| Err(Error::InvalidArgument { name, reason });
         if options.batch_size == 0 || options.micro_batch == 0 {
@@ -166,13 +170,19 @@ impl Loader {
         match longest {
             None => return invalid("data", "there are no examples".into()),
             Some(len) if len > options.seq_len => {
-                return invalid("seq_len", format!("{} tokens, but an example has {len}", options.seq_len));
+                return invalid(
+                    "seq_len",
+                    format!("{} tokens, but an example has {len}", options.seq_len),
+                );
             }
             Some(_) => {}
         }
         if cursor.index > data.examples.len() {
             let count = data.examples.len();
-            let reason = format!("example {} of an epoch of {count}; resume with the same data", cursor.index);
+            let reason = format!(
+                "example {} of an epoch of {count}; resume with the same data",
+                cursor.index
+            );
             return invalid("cursor", reason);
         }
         let mut loader = Self { data, options, cursor, order: Vec::new() };

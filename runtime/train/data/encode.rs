@@ -1,8 +1,8 @@
 //! One record into examples.
 //!
-//! Text that follows other text is encoded together with it when that leaves the ids of the first as they were, and
-//! apart otherwise, as its continuation: what a model is asked and what it answers never share a token, as when it
-//! generates.
+//! Text that follows other text is encoded together with it when that leaves the ids of the first
+//! as they were, and apart otherwise, as its continuation: what a model is asked and what it
+//! answers never share a token, as when it generates.
 
 use serde_json::{Map, Value};
 
@@ -110,10 +110,18 @@ impl<'a> Encoder<'a> {
         options.check(context)?;
         let token = |name: &&str| -> Option<u32> {
             let ids = tokenizer.encode(name, following(true)).ok()?;
-            ids.first().copied().filter(|&id| ids.len() == 1 && tokenizer.token_text(id) == Some(*name))
+            ids.first()
+                .copied()
+                .filter(|&id| ids.len() == 1 && tokenizer.token_text(id) == Some(*name))
         };
         let tokens = |[a, b, c]: &[&str; 3]| Some([token(a)?, token(b)?, token(c)?]);
-        Ok(Self { tokenizer, template, options, eos: tokenizer.eos(), fim: FIM_TOKENS.iter().find_map(tokens) })
+        Ok(Self {
+            tokenizer,
+            template,
+            options,
+            eos: tokenizer.eos(),
+            fim: FIM_TOKENS.iter().find_map(tokens),
+        })
     }
 
     /// How examples are made.
@@ -126,7 +134,9 @@ impl<'a> Encoder<'a> {
         match record {
             Record::Chat { messages, context } => self.chat(messages, context),
             Record::Pair { prompt, completion } => Ok(vec![self.pair(prompt, completion)?]),
-            Record::FillInTheMiddle { prefix, middle, suffix } => Ok(vec![self.fim(prefix, middle, suffix)?]),
+            Record::FillInTheMiddle { prefix, middle, suffix } => {
+                Ok(vec![self.fim(prefix, middle, suffix)?])
+            }
             Record::Text { text } => {
                 let mut windows = Windows::new(self.options.seq_len);
                 let mut examples = windows.push(&self.start(text)?);
@@ -151,10 +161,13 @@ impl<'a> Encoder<'a> {
 
     /// Prefix, suffix, middle: the order "PSM" of the paper.
     fn fim(&self, prefix: &str, middle: &str, suffix: &str) -> Result<Draft> {
-        let [before_prefix, before_suffix, before_middle] = self.fim.ok_or_else(|| Error::Unsupported {
-            what: "to fill in the middle with this model".into(),
-            hint: "its vocabulary has no tokens for it; give pairs of `prompt` and `completion`".into(),
-        })?;
+        let [before_prefix, before_suffix, before_middle] =
+            self.fim.ok_or_else(|| Error::Unsupported {
+                what: "to fill in the middle with this model".into(),
+                hint:
+                    "its vocabulary has no tokens for it; give pairs of `prompt` and `completion`"
+                        .into(),
+            })?;
         let weight = self.options.prompt_loss_weight;
         let mut draft = Draft::new();
         draft.push(&self.start("")?, weight);
@@ -174,12 +187,16 @@ impl<'a> Encoder<'a> {
         let mut open: Option<Turns> = None;
         for turn in (0..messages.len()).filter(|&i| messages[i].role == "assistant") {
             let render = |messages, add_generation_prompt| {
-                self.template.render_said(&Prompt { messages, context, add_generation_prompt }, self.tokenizer)
+                self.template.render_said(
+                    &Prompt { messages, context, add_generation_prompt },
+                    self.tokenizer,
+                )
             };
             let prompt = render(&messages[..turn], true)?;
             let whole = render(&messages[..=turn], false)?;
             if !whole.text.starts_with(&prompt.text) {
-                let reason = "it does not begin an answer as it asks for one, so the answers can't be told from the rest; \
+                let reason = "it does not begin an answer as it asks for one, so the answers \
+                    can't be told from the rest; \
                               give pairs of `prompt` and `completion`";
                 return Err(Error::ChatTemplate(reason.into()));
             }
@@ -210,7 +227,8 @@ impl<'a> Encoder<'a> {
     fn weights(&self, messages: &[Message], context: &Map<String, Value>) -> Result<Vec<f32>> {
         let refused = |reason| Error::InvalidArgument { name: "messages", reason };
         let unused = |map: &Map<String, Value>| {
-            let is_unused = |(key, value): &(&String, &Value)| !is_empty(value) && !self.is_used(key);
+            let is_unused =
+                |(key, value): &(&String, &Value)| !is_empty(value) && !self.is_used(key);
             let key = map.iter().find(is_unused).map(|(key, _)| named(key));
             key.map(|key| format!("{key} is nothing that the chat template uses; leave it out"))
         };
@@ -226,7 +244,9 @@ impl<'a> Encoder<'a> {
                 (weight, "assistant") => Ok(weight.unwrap_or(1.0)),
                 (None | Some(0.0), _) => Ok(0.0),
                 _ => Err(refused(
-                    "only messages of role `assistant` are learnt; take its `weight` or `train` away".into(),
+                    "only messages of role `assistant` are learnt; take its `weight` or `train` \
+                    away"
+                        .into(),
                 )),
             }
         };
@@ -240,7 +260,11 @@ impl<'a> Encoder<'a> {
 
     /// The ids of a text that starts an example, with BOS where the file asks for one.
     pub(super) fn start(&self, text: &str) -> Result<Vec<u32>> {
-        let options = EncodeOptions { add_bos: None, continuation: false, ..following(self.options.parse_special) };
+        let options = EncodeOptions {
+            add_bos: None,
+            continuation: false,
+            ..following(self.options.parse_special)
+        };
         self.tokenizer.encode(text, options)
     }
 
@@ -282,7 +306,13 @@ impl Default for Turns {
 
 impl Turns {
     /// Goes on to `prompt` and from there to `whole`, each of which begins with the one before.
-    fn add(&mut self, encoder: &Encoder<'_>, prompt: Rendered, whole: Rendered, weight: f32) -> Result<()> {
+    fn add(
+        &mut self,
+        encoder: &Encoder<'_>,
+        prompt: Rendered,
+        whole: Rendered,
+        weight: f32,
+    ) -> Result<()> {
         let asked = self.following(encoder, &prompt)?;
         self.draft.push(&asked, 0.0);
         self.said = prompt.text;
@@ -314,8 +344,8 @@ impl Turns {
     }
 }
 
-/// Cuts a document into examples: each begins with the last token of the one before, so that every token but the first is
-/// predicted once.
+/// Cuts a document into examples: each begins with the last token of the one before, so that every
+/// token but the first is predicted once.
 pub(super) struct Windows {
     seq_len: usize,
     ids: Vec<u32>,

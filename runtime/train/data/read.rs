@@ -16,16 +16,17 @@ const BYTE_ORDER_MARK: char = '\u{feff}';
 const PIECE_BYTES: usize = 1 << 20;
 
 impl Dataset {
-    /// Reads a JSONL file, or for the path `-` standard input: one [`Record`] a line, blank lines ignored. A `weight`
-    /// of 0 or more in a record is what its loss counts.
+    /// Reads a JSONL file, or for the path `-` standard input: one [`Record`] a line, blank lines
+    /// ignored. A `weight` of 0 or more in a record is what its loss counts.
     ///
-    /// Errors: [`Error::Io`]; [`Error::InvalidFile`] naming the line, or when nothing is left to train on.
+    /// Errors: [`Error::Io`]; [`Error::InvalidFile`] naming the line, or when nothing is left to
+    /// train on.
     pub fn read_jsonl(path: impl AsRef<Path>, encoder: &Encoder<'_>) -> Result<Self> {
         Self::read_jsonl_with(path, encoder, |_, _| {})
     }
 
-    /// As [`Dataset::read_jsonl`]; `each` gets every record that gave an example or more, after the number of its line,
-    /// from 1.
+    /// As [`Dataset::read_jsonl`]; `each` gets every record that gave an example or more, after the
+    /// number of its line, from 1.
     ///
     /// Errors: as [`Dataset::read_jsonl`].
     pub fn read_jsonl_with(
@@ -77,9 +78,10 @@ impl Dataset {
         data.not_empty(name)
     }
 
-    /// Reads a UTF-8 text file, or for the path `-` standard input, as one document, for continued pre-training: loss
-    /// on every token, cut into examples of `seq_len` tokens of which each begins with the last of the one before. It
-    /// is encoded in pieces of at most 1 MiB that end where a line does.
+    /// Reads a UTF-8 text file, or for the path `-` standard input, as one document, for continued
+    /// pre-training: loss on every token, cut into examples of `seq_len` tokens of which each
+    /// begins with the last of the one before. It is encoded in pieces of at most 1 MiB that end
+    /// where a line does.
     ///
     /// Errors: [`Error::Io`]; [`Error::InvalidFile`] when it is not UTF-8 or has no two tokens.
     pub fn read_text(path: impl AsRef<Path>, encoder: &Encoder<'_>) -> Result<Self> {
@@ -90,13 +92,20 @@ impl Dataset {
     /// As [`Dataset::read_text`] from any reader, called `name` in errors.
     ///
     /// Errors: as [`Dataset::read_text`].
-    pub fn read_text_from(mut reader: impl BufRead, name: &Path, encoder: &Encoder<'_>) -> Result<Self> {
+    pub fn read_text_from(
+        mut reader: impl BufRead,
+        name: &Path,
+        encoder: &Encoder<'_>,
+    ) -> Result<Self> {
         let mut windows = Windows::new(encoder.options().seq_len);
         let mut data = Self::default();
         let (mut buffer, mut done) = (Vec::new(), 0);
         loop {
             let wanted = (PIECE_BYTES - buffer.len()) as u64;
-            let read = (&mut reader).take(wanted).read_to_end(&mut buffer).map_err(|e| Error::io(name, e))?;
+            let read = (&mut reader)
+                .take(wanted)
+                .read_to_end(&mut buffer)
+                .map_err(|e| Error::io(name, e))?;
             let last = read as u64 != wanted;
             if last && done == 0 && buffer.is_empty() {
                 break;
@@ -130,10 +139,16 @@ impl Dataset {
         let report = &self.report;
         let reason = match (&report.first_skipped, report.dropped) {
             _ if !self.is_empty() => return Ok(self),
-            (Some(first), _) => format!("all of its {} lines were skipped; {first}", report.skipped),
-            (None, 0) => "it holds no examples; give one JSON object a line, or a text with its own option".into(),
+            (Some(first), _) => {
+                format!("all of its {} lines were skipped; {first}", report.skipped)
+            }
+            (None, 0) => {
+                "it holds no examples; give one JSON object a line, or a text with its own option"
+                    .into()
+            }
             (None, dropped) => format!(
-                "of its {dropped} examples none has an answer left after cutting; raise `seq_len` or shorten the prompts"
+                "of its {dropped} examples none has an answer left after cutting; raise `seq_len` \
+                or shorten the prompts"
             ),
         };
         Err(invalid(path, reason))
@@ -149,7 +164,10 @@ struct Source<'a> {
 impl<'a> Source<'a> {
     fn open(path: &'a Path) -> Result<Self> {
         if path == Path::new("-") {
-            return Ok(Self { reader: Box::new(io::stdin().lock()), name: Path::new("standard input") });
+            return Ok(Self {
+                reader: Box::new(io::stdin().lock()),
+                name: Path::new("standard input"),
+            });
         }
         let file = File::open(path).map_err(|e| Error::io(path, e))?;
         if file.metadata().map_err(|e| Error::io(path, e))?.is_dir() {
@@ -167,8 +185,8 @@ fn not_utf8(at: usize) -> String {
     format!("not UTF-8 from byte {at} on; convert it")
 }
 
-/// The part of `buffer` to encode now: all of the last one, else up to the end of a line or, failing that, of a
-/// character. The error is where it stops being UTF-8.
+/// The part of `buffer` to encode now: all of the last one, else up to the end of a line or,
+/// failing that, of a character. The error is where it stops being UTF-8.
 fn piece(buffer: &[u8], last: bool) -> Result<&str, usize> {
     let line = buffer.iter().rposition(|&byte| byte == b'\n').map(|at| at + 1);
     let end = if last { buffer.len() } else { line.unwrap_or(buffer.len()) };
@@ -195,7 +213,8 @@ impl<R: BufRead> Lines<R> {
     fn next(&mut self) -> io::Result<Option<Result<&str, String>>> {
         self.buffer.clear();
         self.number += 1;
-        if (&mut self.reader).take(MAX_LINE_BYTES as u64).read_until(b'\n', &mut self.buffer)? == 0 {
+        if (&mut self.reader).take(MAX_LINE_BYTES as u64).read_until(b'\n', &mut self.buffer)? == 0
+        {
             return Ok(None);
         }
         if self.buffer.len() == MAX_LINE_BYTES && !self.buffer.ends_with(b"\n") {
@@ -203,10 +222,14 @@ impl<R: BufRead> Lines<R> {
             return Ok(Some(Err(format!("longer than {MAX_LINE_BYTES} bytes"))));
         }
         let first = self.number == 1;
-        let text = std::str::from_utf8(&self.buffer).map(|text| match text.strip_prefix(BYTE_ORDER_MARK) {
-            Some(rest) if first => rest.trim(),
-            _ => text.trim(),
+        let text = std::str::from_utf8(&self.buffer).map(|text| {
+            match text.strip_prefix(BYTE_ORDER_MARK) {
+                Some(rest) if first => rest.trim(),
+                _ => text.trim(),
+            }
         });
-        Ok(Some(text.map_err(|e| format!("not UTF-8 from byte {} of the line on", e.valid_up_to()))))
+        Ok(Some(
+            text.map_err(|e| format!("not UTF-8 from byte {} of the line on", e.valid_up_to())),
+        ))
     }
 }

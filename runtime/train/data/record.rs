@@ -8,9 +8,10 @@ use crate::chat::Message;
 
 /// An example as people write it.
 ///
-/// Conversations are read from `messages` (`OpenAI`'s, content parts too), `conversations` (`ShareGPT`: `from`, `value`),
-/// `instruction`, `input` and `output` (Alpaca), and `prompt` and `completion` that are lists of messages (TRL). Keys
-/// of a line that are none of an example's are ignored, unless they would change what is learnt: those are refused.
+/// Conversations are read from `messages` (`OpenAI`'s, content parts too), `conversations`
+/// (`ShareGPT`: `from`, `value`), `instruction`, `input` and `output` (Alpaca), and `prompt` and
+/// `completion` that are lists of messages (TRL). Keys of a line that are none of an example's are
+/// ignored, unless they would change what is learnt: those are refused.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(try_from = "Value")]
 pub enum Record {
@@ -18,7 +19,8 @@ pub enum Record {
     Chat {
         /// From the first on.
         messages: Vec<Message>,
-        /// Other variables for the template: `tools`, `documents`, and all of `chat_template_kwargs`.
+        /// Other variables for the template: `tools`, `documents`, and all of
+        /// `chat_template_kwargs`.
         context: Map<String, Value>,
     },
     /// Loss on the completion, and a little on the prompt.
@@ -28,7 +30,8 @@ pub enum Record {
         /// What should follow, exactly: with its leading space, if there is one.
         completion: String,
     },
-    /// Fill in the middle (Bavarian et al. 2022, arXiv:2207.14255): loss on the middle, and a little on the rest.
+    /// Fill in the middle (Bavarian et al. 2022, arXiv:2207.14255): loss on the middle, and a
+    /// little on the rest.
     FillInTheMiddle {
         /// Before the hole.
         prefix: String,
@@ -53,7 +56,8 @@ pub(super) struct Row {
 impl Row {
     /// Reads a line. The error says what is wrong without quoting it.
     pub(super) fn parse(line: &str) -> Result<Self, String> {
-        let value: Value = serde_json::from_str(line).map_err(|e| format!("not JSON from column {} on", e.column()))?;
+        let value: Value = serde_json::from_str(line)
+            .map_err(|e| format!("not JSON from column {} on", e.column()))?;
         shapes::row(value)
     }
 }

@@ -5,7 +5,8 @@ use serde_json::{Map, Value};
 use super::record::{Record, Row};
 use crate::chat::{Message, loss_weight};
 
-const SHAPES: &str = "`messages`, `prompt` and `completion`, `prefix`, `middle` and `suffix`, `text`, `conversations` \
+const SHAPES: &str = "`messages`, `prompt` and `completion`, `prefix`, `middle` and `suffix`, \
+    `text`, `conversations` \
                       (ShareGPT), or `instruction` and `output` (Alpaca)";
 /// Who speaks in `ShareGPT`'s files, and the role that templates know.
 const SPEAKERS: [(&str, &str); 11] = [
@@ -45,13 +46,17 @@ const PREFERENCE: &str =
 const TEXT_ONLY: &str = "is not supported: only text is learnt";
 const MASK: &str = "is not supported; give `weight` or `train`, in a message or beside it";
 /// What only a chat can make use of.
-const OF_CHATS: [&str; 6] = ["tools", "documents", "chat_template_kwargs", "system", "system_prompt", "history"];
+const OF_CHATS: [&str; 6] =
+    ["tools", "documents", "chat_template_kwargs", "system", "system_prompt", "history"];
 
 /// Reads a record. The error names the key and quotes no text.
 pub(super) fn row(value: Value) -> Result<Row, String> {
     let Value::Object(mut map) = value else { return Err(format!("not an object; give {SHAPES}")) };
-    let has = |keys: &[&str]| keys.iter().any(|key| map.get(*key).is_some_and(|value| !value.is_null()));
-    if let Some((key, reason)) = REFUSED.iter().find(|(key, _)| map.get(*key).is_some_and(says_something)) {
+    let has =
+        |keys: &[&str]| keys.iter().any(|key| map.get(*key).is_some_and(|value| !value.is_null()));
+    if let Some((key, reason)) =
+        REFUSED.iter().find(|(key, _)| map.get(*key).is_some_and(says_something))
+    {
         return Err(format!("`{key}` {reason}"));
     }
     if map.get("label").is_some_and(Value::is_boolean) && has(&["completion"]) {
@@ -66,7 +71,8 @@ pub(super) fn row(value: Value) -> Result<Row, String> {
     } else if is_list("prompt") && is_list("completion") {
         prompted(&mut map)?
     } else if has(&["prompt", "completion"]) {
-        let (prompt, completion) = (text(&mut map, "prompt", "completion")?, text(&mut map, "completion", "prompt")?);
+        let (prompt, completion) =
+            (text(&mut map, "prompt", "completion")?, text(&mut map, "completion", "prompt")?);
         Record::Pair { prompt, completion }
     } else if has(&["prefix", "middle", "suffix"]) {
         let mut part = |key, beside| text(&mut map, key, beside);
@@ -84,7 +90,9 @@ pub(super) fn row(value: Value) -> Result<Row, String> {
     };
     let of_chats = OF_CHATS.iter().find(|key| map.get(**key).is_some_and(says_something));
     if let (Some(key), false) = (of_chats, matches!(record, Record::Chat { .. })) {
-        return Err(format!("`{key}` is for chats, and this is none; give `messages`, or leave it out"));
+        return Err(format!(
+            "`{key}` is for chats, and this is none; give `messages`, or leave it out"
+        ));
     }
     Ok(Row { record, weight })
 }
@@ -107,13 +115,19 @@ pub(super) fn is_empty(value: &Value) -> bool {
 
 /// The first keys, where they look like names.
 fn keys_of(map: &Map<String, Value>) -> String {
-    let keys = map.keys().filter(|key| is_name(key)).take(4).map(|key| format!("`{key}`")).collect::<Vec<_>>();
+    let keys = map
+        .keys()
+        .filter(|key| is_name(key))
+        .take(4)
+        .map(|key| format!("`{key}`"))
+        .collect::<Vec<_>>();
     if keys.is_empty() { String::new() } else { format!(" in {}", keys.join(", ")) }
 }
 
 /// Whether a key is a name and no text of the user.
 pub(super) fn is_name(key: &str) -> bool {
-    (1..=40).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b))
+    (1..=40).contains(&key.len())
+        && key.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b))
 }
 
 fn text(map: &mut Map<String, Value>, key: &str, beside: &str) -> Result<String, String> {
@@ -142,7 +156,8 @@ fn list(map: &mut Map<String, Value>, key: &str) -> Result<Vec<Value>, String> {
 
 fn chat(key: &str, map: &mut Map<String, Value>) -> Result<Record, String> {
     let messages = list(map, key)?.into_iter().enumerate();
-    let messages = messages.map(|(i, value)| message(value).map_err(|reason| format!("message {}: {reason}", i + 1)));
+    let messages = messages
+        .map(|(i, value)| message(value).map_err(|reason| format!("message {}: {reason}", i + 1)));
     with_context(messages.collect::<Result<_, _>>()?, map)
 }
 
@@ -170,7 +185,10 @@ fn alpaca(map: &mut Map<String, Value>) -> Result<Record, String> {
     }
     let instruction = text(map, "instruction", "output")?;
     let input = optional_text(map, "input")?;
-    messages.push(Message::new("user", [instruction].into_iter().chain(input).collect::<Vec<_>>().join("\n")));
+    messages.push(Message::new(
+        "user",
+        [instruction].into_iter().chain(input).collect::<Vec<_>>().join("\n"),
+    ));
     messages.push(Message::new("assistant", text(map, "output", "instruction")?));
     with_context(messages, map)
 }
@@ -182,8 +200,10 @@ fn message(value: Value) -> Result<Message, String> {
     if map.contains_key("from") && !map.contains_key("role") {
         let from = text(&mut map, "from", "value")?;
         let role = SPEAKERS.iter().find(|(name, _)| *name == from).map(|(_, role)| *role);
-        let role =
-            role.ok_or("`from` is none of `human`, `gpt`, `system` and `tool`; give these, or OpenAI's messages")?;
+        let role = role.ok_or(
+            "`from` is none of `human`, `gpt`, `system` and `tool`; give these, or \
+                OpenAI's messages",
+        )?;
         let said = map.shift_remove("value").ok_or("`value` is missing beside `from`")?;
         map.insert("role".into(), role.into());
         map.insert("content".into(), said);
@@ -194,7 +214,10 @@ fn message(value: Value) -> Result<Message, String> {
 }
 
 /// A chat with what else its record says to the template.
-fn with_context(mut messages: Vec<Message>, map: &mut Map<String, Value>) -> Result<Record, String> {
+fn with_context(
+    mut messages: Vec<Message>,
+    map: &mut Map<String, Value>,
+) -> Result<Record, String> {
     for key in ["system", "system_prompt"] {
         let Some(system) = optional_text(map, key)? else { continue };
         if messages.first().is_some_and(|first| first.role == "system") {
@@ -223,8 +246,12 @@ fn with_context(mut messages: Vec<Message>, map: &mut Map<String, Value>) -> Res
     match map.shift_remove("chat_template_kwargs") {
         None | Some(Value::Null) => {}
         Some(Value::Object(more)) => {
-            if let Some(key) = ["messages", "add_generation_prompt"].iter().find(|key| more.contains_key(**key)) {
-                return Err(format!("`{key}` in `chat_template_kwargs` is set by the trainer; leave it out"));
+            if let Some(key) =
+                ["messages", "add_generation_prompt"].iter().find(|key| more.contains_key(**key))
+            {
+                return Err(format!(
+                    "`{key}` in `chat_template_kwargs` is set by the trainer; leave it out"
+                ));
             }
             context.extend(more);
         }

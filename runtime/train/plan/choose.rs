@@ -1,4 +1,5 @@
-//! The settings of a run by the memory there is: what `plan` prints and `train` takes, from one function.
+//! The settings of a run by the memory there is: what `plan` prints and `train` takes, from one
+//! function.
 
 use super::{Free, MemoryPlan, Model, engine_bytes, fit, weight_bytes};
 use crate::engine::pass_rows;
@@ -29,15 +30,30 @@ impl Device {
 
     /// That of an open device.
     pub fn of(caps: &Caps) -> Self {
-        Self { f16: caps.f16, cooperative_matrix: caps.cooperative_matrix.is_some(), pass_rows: pass_rows(caps) }
+        Self {
+            f16: caps.f16,
+            cooperative_matrix: caps.cooperative_matrix.is_some(),
+            pass_rows: pass_rows(caps),
+        }
     }
 
-    /// `config` on this device, with its weights and what an engine of `context` positions takes beside them.
+    /// `config` on this device, with its weights and what an engine of `context` positions takes
+    /// beside them.
     ///
     /// Errors: as [`weight_bytes`].
-    pub fn model<'a>(&self, gguf: &Gguf, config: &'a ModelConfig, context: usize) -> Result<Model<'a>> {
+    pub fn model<'a>(
+        &self,
+        gguf: &Gguf,
+        config: &'a ModelConfig,
+        context: usize,
+    ) -> Result<Model<'a>> {
         let kv_element_bytes = if self.f16 { 2 } else { 4 };
-        let mut model = Model { config, weight_bytes: weight_bytes(gguf, config)?, kv_element_bytes, engine_bytes: 0 };
+        let mut model = Model {
+            config,
+            weight_bytes: weight_bytes(gguf, config)?,
+            kv_element_bytes,
+            engine_bytes: 0,
+        };
         if context > 0 {
             model.engine_bytes = engine_bytes(&model, self.pass_rows, context);
         }
@@ -71,8 +87,8 @@ pub struct Choice {
     pub decided: Vec<String>,
 }
 
-/// Adds the memory of a run up and, where there is a budget, takes what is free as large as fits: passes of up to a whole
-/// step, activations kept, examples of the length asked for.
+/// Adds the memory of a run up and, where there is a budget, takes what is free as large as fits:
+/// passes of up to a whole step, activations kept, examples of the length asked for.
 ///
 /// Errors: as [`fit`], [`TrainShape::check`] and [`TrainOptions::shape`].
 pub fn choose(gguf: &Gguf, config: &ModelConfig, device: &Device, wish: Wish) -> Result<Choice> {
@@ -105,7 +121,9 @@ fn decided(asked: &TrainShape, shape: &TrainShape) -> Vec<String> {
     });
     if shape.seq_len < asked.seq_len {
         let (now, before) = (shape.seq_len, asked.seq_len);
-        said.push(format!("examples of at most {now} tokens instead of {before}: longer ones are cut"));
+        said.push(format!(
+            "examples of at most {now} tokens instead of {before}: longer ones are cut"
+        ));
     }
     said
 }

@@ -1,9 +1,9 @@
 //! The setting that a budget allows.
 //!
-//! What is given up, in this order: the micro-batch (accumulation makes up for it), then time (checkpointing), then the
-//! sequence length (which cuts examples). So: the longest sequence for which anything fits; for it, no checkpointing if
-//! one row fits without, else the interval that takes the least (each computes as much again); then the largest
-//! micro-batch.
+//! What is given up, in this order: the micro-batch (accumulation makes up for it), then time
+//! (checkpointing), then the sequence length (which cuts examples). So: the longest sequence for
+//! which anything fits; for it, no checkpointing if one row fits without, else the interval that
+//! takes the least (each computes as much again); then the largest micro-batch.
 
 use super::{MemoryPlan, Model, human_bytes};
 use crate::error::{Error, Result};
@@ -28,9 +28,11 @@ impl Free {
     pub const ALL: Self = Self { micro_batch: true, checkpoint: true, seq_len: true };
 }
 
-/// The best setting up to `wanted` that takes at most `budget_bytes` beside `kv_tokens` positions of conversations.
+/// The best setting up to `wanted` that takes at most `budget_bytes` beside `kv_tokens` positions
+/// of conversations.
 ///
-/// Errors: [`Error::OverBudget`] with the sum and the nearest setting that fits; as [`TrainShape::check`].
+/// Errors: [`Error::OverBudget`] with the sum and the nearest setting that fits; as
+/// [`TrainShape::check`].
 pub fn fit(
     model: &Model<'_>,
     wanted: &TrainShape,
@@ -39,7 +41,8 @@ pub fn fit(
     budget_bytes: u64,
 ) -> Result<(TrainShape, MemoryPlan)> {
     wanted.check(model.config)?;
-    let mut search = Search { model, wanted, thriftiest: wanted.checkpoint_every, kv_tokens, budget_bytes };
+    let mut search =
+        Search { model, wanted, thriftiest: wanted.checkpoint_every, kv_tokens, budget_bytes };
     search.thriftiest = search.find_thriftiest()?;
     if let Some(shape) = search.best(free)? {
         let plan = MemoryPlan::training(model, &shape, kv_tokens)?;
@@ -49,11 +52,16 @@ pub fn fit(
     let least = search.least(free);
     let plan = MemoryPlan::training(model, &least, kv_tokens)?;
     let remedy = match search.best(Free::ALL)? {
-        Some(shape) => format!("{} fits in {}", describe(&shape), human_bytes(search.bytes(&shape)?)),
+        Some(shape) => {
+            format!("{} fits in {}", describe(&shape), human_bytes(search.bytes(&shape)?))
+        }
         None => {
             let least = search.least(Free::ALL);
             let bytes = human_bytes(search.bytes(&least)?);
-            format!("the least, {}, takes {bytes}; use a smaller model, rank or cache", describe(&least))
+            format!(
+                "the least, {}, takes {bytes}; use a smaller model, rank or cache",
+                describe(&least)
+            )
         }
     };
     Err(Error::OverBudget {
@@ -71,7 +79,10 @@ fn describe(shape: &TrainShape) -> String {
         Some(1) => "a checkpoint every layer".into(),
         Some(k) => format!("a checkpoint every {k} layers"),
     };
-    format!("a micro-batch of {} x {} tokens with {checkpointing}", shape.micro_batch, shape.seq_len)
+    format!(
+        "a micro-batch of {} x {} tokens with {checkpointing}",
+        shape.micro_batch, shape.seq_len
+    )
 }
 
 struct Search<'a> {
@@ -92,9 +103,11 @@ impl Search<'_> {
         Ok(self.bytes(shape)? <= self.budget_bytes)
     }
 
-    /// All that depends on the interval grows with the tokens alone, so it is the same for any number of them.
+    /// All that depends on the interval grows with the tokens alone, so it is the same for any
+    /// number of them.
     fn find_thriftiest(&self) -> Result<Option<usize>> {
-        let with = |checkpoint_every| self.bytes(&TrainShape { checkpoint_every, ..self.wanted.clone() });
+        let with =
+            |checkpoint_every| self.bytes(&TrainShape { checkpoint_every, ..self.wanted.clone() });
         let mut least = (with(self.wanted.checkpoint_every)?, self.wanted.checkpoint_every);
         for k in 1..self.model.config.num_hidden_layers {
             let bytes = with(Some(k))?;
@@ -111,7 +124,8 @@ impl Search<'_> {
         let at = |seq_len: usize| TrainShape { seq_len, ..row.clone() };
         let mut best = row.clone();
         if !self.fits(&best)? {
-            let steps = if free.seq_len { self.wanted.seq_len.saturating_sub(1) / SEQ_LEN_STEP } else { 0 };
+            let steps =
+                if free.seq_len { self.wanted.seq_len.saturating_sub(1) / SEQ_LEN_STEP } else { 0 };
             match largest(steps, |n| self.fits(&at(n * SEQ_LEN_STEP)))? {
                 Some(n) => best = at(n * SEQ_LEN_STEP),
                 None => return Ok(None),
@@ -133,7 +147,11 @@ impl Search<'_> {
     fn row(&self, free: Free) -> TrainShape {
         TrainShape {
             micro_batch: if free.micro_batch { 1 } else { self.wanted.micro_batch },
-            checkpoint_every: if free.checkpoint { self.thriftiest } else { self.wanted.checkpoint_every },
+            checkpoint_every: if free.checkpoint {
+                self.thriftiest
+            } else {
+                self.wanted.checkpoint_every
+            },
             ..self.wanted.clone()
         }
     }
@@ -141,11 +159,15 @@ impl Search<'_> {
     /// The least of all.
     fn least(&self, free: Free) -> TrainShape {
         let row = self.row(free);
-        TrainShape { seq_len: if free.seq_len { row.seq_len.min(SEQ_LEN_STEP) } else { row.seq_len }, ..row }
+        TrainShape {
+            seq_len: if free.seq_len { row.seq_len.min(SEQ_LEN_STEP) } else { row.seq_len },
+            ..row
+        }
     }
 }
 
-/// The largest n from 1 to `most` of which `fits` holds, given that it then holds of every smaller one.
+/// The largest n from 1 to `most` of which `fits` holds, given that it then holds of every smaller
+/// one.
 fn largest(most: usize, fits: impl Fn(usize) -> Result<bool>) -> Result<Option<usize>> {
     let (mut low, mut high) = (0, most);
     while low < high {

@@ -18,10 +18,12 @@ pub struct StepLog {
 }
 
 impl StepLog {
-    /// Opens `path` for a run that has done `step` steps, 0 for a new one. Lines of later steps go, as does one that was
-    /// cut short, so that each step has one line. What is no plain file (a device, a pipe) is only written to.
+    /// Opens `path` for a run that has done `step` steps, 0 for a new one. Lines of later steps go,
+    /// as does one that was cut short, so that each step has one line. What is no plain file (a
+    /// device, a pipe) is only written to.
     ///
-    /// Errors: [`Error::Io`]; [`Error::InvalidFile`] naming a line that is no step, or while another run writes to it.
+    /// Errors: [`Error::Io`]; [`Error::InvalidFile`] naming a line that is no step, or while
+    /// another run writes to it.
     pub fn open(path: impl AsRef<Path>, step: u64) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
         let io = |e| Error::io(&path, e);
@@ -29,7 +31,8 @@ impl StepLog {
             let file = OpenOptions::new().append(true).open(&path).map_err(io)?;
             return Ok(Self { path, file });
         }
-        let file = OpenOptions::new().create(true).read(true).append(true).open(&path).map_err(io)?;
+        let file =
+            OpenOptions::new().create(true).read(true).append(true).open(&path).map_err(io)?;
         // Elsewhere a lock keeps readers away, too.
         if cfg!(unix) && matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
             let reason = "another run is writing to it; name another file".into();
@@ -45,13 +48,14 @@ impl StepLog {
     ///
     /// Errors: [`Error::Io`].
     pub fn write(&mut self, record: &StepRecord) -> Result<()> {
-        let line = serde_json::to_string(record).map_err(|e| Error::io(&self.path, e.into()))? + "\n";
+        let line =
+            serde_json::to_string(record).map_err(|e| Error::io(&self.path, e.into()))? + "\n";
         self.file.write_all(line.as_bytes()).map_err(|e| Error::io(&self.path, e))
     }
 }
 
-/// The steps of a log in their order, each with its line; of several lines of a step the last. One that was cut short at
-/// the end is left out.
+/// The steps of a log in their order, each with its line; of several lines of a step the last. One
+/// that was cut short at the end is left out.
 ///
 /// Errors: [`Error::Io`]; [`Error::InvalidFile`] naming the line.
 pub(super) fn read(path: &Path, file: &File) -> Result<Vec<(StepRecord, Vec<u8>)>> {
@@ -71,7 +75,9 @@ pub(super) fn read(path: &Path, file: &File) -> Result<Vec<(StepRecord, Vec<u8>)
             }
             _ if !whole && (line.starts_with(START) || START.starts_with(&line)) => break,
             _ => {
-                let reason = format!("line {number} is no step of a training run; give the file that training wrote");
+                let reason = format!(
+                    "line {number} is no step of a training run; give the file that training wrote"
+                );
                 return Err(Error::InvalidFile { path: path.into(), reason });
             }
         }
@@ -79,7 +85,8 @@ pub(super) fn read(path: &Path, file: &File) -> Result<Vec<(StepRecord, Vec<u8>)
     Ok(records)
 }
 
-/// Makes `bytes` all that is in `file`, which is open for appending; what is the same stays untouched.
+/// Makes `bytes` all that is in `file`, which is open for appending; what is the same stays
+/// untouched.
 fn replace(file: &File, bytes: &[u8]) -> std::io::Result<()> {
     let (mut file, mut old) = (file, Vec::new());
     file.seek(SeekFrom::Start(0))?;

@@ -14,7 +14,8 @@ const JUMP: f64 = 0.2;
 const FALL: f64 = 0.1;
 /// Part of the loss that has to be gone after two windows.
 const PROGRESS: f64 = 0.02;
-/// Steps in all under which a run can't learn: of fewer, the rate's rise and fall leave hardly any at its height.
+/// Steps in all under which a run can't learn: of fewer, the rate's rise and fall leave hardly any
+/// at its height.
 const LEAST_STEPS: u64 = 16;
 /// A loss under this has nothing left to show, in nats a token.
 const LEARNT: f64 = 0.05;
@@ -27,13 +28,15 @@ pub enum Warning {
     TooFewSteps,
     /// The last loss is infinite or no number.
     NotFinite,
-    /// In the last 32 steps the loss jumps by more than 20 % of itself from step to step, on average, without its second
-    /// half being 10 % lower than the first; or the second half is 20 % higher.
+    /// In the last 32 steps the loss jumps by more than 20 % of itself from step to step, on
+    /// average, without its second half being 10 % lower than the first; or the second half is 20 %
+    /// higher.
     Oscillating,
-    /// The last two validation losses each rose, and between the last two the mean training loss was lower than
-    /// between the two before.
+    /// The last two validation losses each rose, and between the last two the mean training loss
+    /// was lower than between the two before.
     OverFitting,
-    /// After 64 steps or more, the mean of the last 32 losses is within 2 % of that of the first 32.
+    /// After 64 steps or more, the mean of the last 32 losses is within 2 % of that of the first
+    /// 32.
     Flat,
 }
 
@@ -41,17 +44,21 @@ impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::TooFewSteps => {
-                "the run is too short to learn from: give it more passes over the data (`--epochs`) or more steps (`--steps`)"
+                "the run is too short to learn from: give it more passes over the data \
+                (`--epochs`) or more steps (`--steps`)"
             }
             Self::NotFinite => {
-                "the loss is not a finite number: the learning rate is too high; lower it and start from the last good adapter"
+                "the loss is not a finite number: the learning rate is too high; lower it and \
+                start from the last good adapter"
             }
             Self::Oscillating => {
-                "the loss jumps without falling: the learning rate is too high or the batch too small; lower the one, raise \
+                "the loss jumps without falling: the learning rate is too high or the batch too \
+                small; lower the one, raise \
                  the accumulation"
             }
             Self::OverFitting => {
-                "the validation loss rises while the training loss falls: over-fitting; stop here, or use more data or a \
+                "the validation loss rises while the training loss falls: over-fitting; stop \
+                here, or use more data or a \
                  lower rank"
             }
             Self::Flat => "the loss has hardly moved: the learning rate is too low; raise it",
@@ -99,7 +106,9 @@ fn is_flat(losses: &[f64]) -> bool {
 }
 
 fn is_over_fitting(history: &History) -> bool {
-    let Some(&[(s0, v0), (s1, v1), (s2, v2)]) = history.validation.last_chunk() else { return false };
+    let Some(&[(s0, v0), (s1, v1), (s2, v2)]) = history.validation.last_chunk() else {
+        return false;
+    };
     let between = |after: u64, until: u64| {
         let steps = history.training.iter().filter(|(step, _)| (after + 1..=until).contains(step));
         mean(&steps.map(|&(_, loss)| loss).collect::<Vec<_>>())

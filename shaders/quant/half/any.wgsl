@@ -1,4 +1,5 @@
-// Weights in f16 for cooperative matrices, for formats without a faster way: dequantised when they are fetched.
+// Weights in f16 for cooperative matrices, for formats without a faster way: dequantised when they
+// are fetched.
 
 // A block.
 struct Fetched {

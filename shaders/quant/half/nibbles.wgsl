@@ -1,5 +1,6 @@
-// Nibbles with a scale and an offset in f16 for cooperative matrices: 1024 + q has q in its lowest bits. Rounded once, at
-// the end. Joined with scale_offset. Few registers are taken while a block is on its way.
+// Nibbles with a scale and an offset in f16 for cooperative matrices: 1024 + q has q in its lowest
+// bits. Rounded once, at the end. Joined with scale_offset. Few registers are taken while a block
+// is on its way.
 
 // A block.
 struct Fetched {

@@ -1,5 +1,5 @@
-// q4_0 in f16 for cooperative matrices, without a conversion: 1024 + q has q in its lowest bits. Few registers are taken
-// while a block is on its way.
+// q4_0 in f16 for cooperative matrices, without a conversion: 1024 + q has q in its lowest bits.
+// Few registers are taken while a block is on its way.
 
 // A block.
 struct Fetched {

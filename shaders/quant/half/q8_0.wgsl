@@ -1,4 +1,5 @@
-// q8_0 in f16 for cooperative matrices, without a conversion: 1024 + q + 128 has q + 128 in its lowest bits.
+// q8_0 in f16 for cooperative matrices, without a conversion: 1024 + q + 128 has q + 128 in its
+// lowest bits.
 
 // A block.
 struct Fetched {
