@@ -114,7 +114,8 @@ impl TrainOptions {
 
     /// The same with what was left to the recipe decided, for `examples` on a model of `config`.
     pub fn resolved(&self, config: &ModelConfig, examples: usize) -> Self {
-        let by_size = || recipe::learning_rate(config.hidden_size, self.rank, self.scaling());
+        let by_size =
+            || recipe::learning_rate(config.hidden_size, self.rank, self.scaling(), examples);
         let learning_rate = Some(self.learning_rate.unwrap_or_else(by_size));
         Self { learning_rate, duration: self.duration.resolved(examples), ..self.clone() }
     }
