@@ -36,7 +36,7 @@ pub struct Example {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DataOptions {
     /// Most tokens of an example; see
-    /// [`crate::model::config::ModelConfig::max_position_embeddings`].
+    /// [`crate::base::ModelConfig::max_position_embeddings`].
     pub seq_len: usize,
     /// Weight of the tokens of a prompt, 0 to 1, where those of its completion weigh 1; `None` for
     /// [`recipe::prompt_loss_weight`] by the number of records. Chats have loss on the assistant's

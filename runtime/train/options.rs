@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::adapter::Target;
+use crate::base::ModelConfig;
 use crate::error::{Error, Result};
 use crate::kernels::adamw::AdamW;
-use crate::model::config::ModelConfig;
 
 use super::buffers::{self, Optimizer, TrainShape};
 use super::data::{DataOptions, TrainLength};

@@ -9,13 +9,13 @@ use serde::Serialize;
 
 use super::args::{DataArgs, TrainArgs, ValidationArg};
 use crate::adapter::{AdaptedBase, Adapter, BaseWeights};
+use crate::base::ModelConfig;
 use crate::cli::output;
 use crate::cli::plan::{ClassReport, classes, table};
 use crate::engine::{Engine, EngineOptions};
 use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;
 use crate::gpu::{Gpu, GpuOptions};
-use crate::model::config::ModelConfig;
 use crate::selftest;
 use crate::train::data::{DataReport, Dataset, Encoder, TrainLength, Validation};
 use crate::train::plan::{Choice, Device, TRAIN_CONTEXT, Wish, choose, human_bytes};
