@@ -3,8 +3,7 @@
 
 pub mod adapter;
 pub mod chat;
-#[cfg(feature = "cli")]
-pub mod cli;
+pub mod diagnosis;
 pub mod dtype;
 pub mod engine;
 pub mod error;

@@ -5,8 +5,6 @@
 
 mod adapter;
 mod chat;
-#[cfg(feature = "cli")]
-mod cli;
 mod common;
 mod default_model;
 mod engine;

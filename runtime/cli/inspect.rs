@@ -9,14 +9,14 @@ use serde::Serialize;
 
 use super::adapter::inspect as adapter;
 use super::{ModelFile, output};
-use crate::chat::ChatTemplate;
-use crate::engine::base;
-use crate::error::{Error, Result};
-use crate::format::gguf::Gguf;
-use crate::format::gguf_lora;
-use crate::format::safetensors::is_safetensors;
-use crate::model::config::ModelConfig;
-use crate::tokenizer::{Tokenizer, TokenizerSpec};
+use epiphyte::chat::ChatTemplate;
+use epiphyte::engine::base;
+use epiphyte::error::{Error, Result};
+use epiphyte::format::gguf::Gguf;
+use epiphyte::format::gguf_lora;
+use epiphyte::format::safetensors::is_safetensors;
+use epiphyte::model::config::ModelConfig;
+use epiphyte::tokenizer::{Tokenizer, TokenizerSpec};
 
 /// Show what a model file or an adapter holds
 #[derive(Args)]

@@ -8,9 +8,9 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::output;
-use crate::engine::CancelToken;
-use crate::error::{Error, Result};
-use crate::format::staged;
+use epiphyte::engine::CancelToken;
+use epiphyte::error::{Error, Result};
+use epiphyte::format::staged;
 
 /// 128 and the number of SIGINT, as shells have it.
 pub(super) const EXIT_CODE: u8 = 130;

@@ -6,12 +6,12 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::ModelFile;
-use crate::error::{Error, Result};
-use crate::format::gguf::{self, Gguf};
-use crate::format::staged::is_in_place;
-use crate::format::{gguf_lora, peft};
-use crate::merge::MERGED_KEY;
-use crate::train::signals::StepRecord;
+use epiphyte::error::{Error, Result};
+use epiphyte::format::gguf::{self, Gguf};
+use epiphyte::format::staged::is_in_place;
+use epiphyte::format::{gguf_lora, peft};
+use epiphyte::merge::MERGED_KEY;
+use epiphyte::train::signals::StepRecord;
 
 /// Links that lead to links, at most.
 const MAX_LINKS: usize = 40;

@@ -32,7 +32,7 @@ use crate::error::{Error, Result};
 const ALPHA: &str = "adapter.lora.alpha";
 
 /// Whether the file says that it is an adapter.
-pub(crate) fn is_adapter(gguf: &Gguf) -> bool {
+pub fn is_adapter(gguf: &Gguf) -> bool {
     gguf.find::<&str>("general.type").is_ok_and(|kind| kind == Some("adapter"))
 }
 

@@ -2,11 +2,11 @@
 //! can trust them.
 
 pub mod gguf;
-pub(crate) mod gguf_lora;
+pub mod gguf_lora;
 pub(crate) mod gguf_writer;
-pub(crate) mod peft;
-pub(crate) mod safetensors;
-pub(crate) mod staged;
+pub mod peft;
+pub mod safetensors;
+pub mod staged;
 pub(crate) mod twice;
 
 use std::borrow::Cow;

@@ -20,11 +20,11 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 
 /// File names within a folder.
-pub(crate) const CONFIG: &str = "adapter_config.json";
+pub const CONFIG: &str = "adapter_config.json";
 /// Folder of the checkpoints of the training that makes the adapter.
-pub(crate) const CHECKPOINTS: &str = "checkpoints";
+pub const CHECKPOINTS: &str = "checkpoints";
 /// File that says who trains to the folder, while someone does.
-pub(crate) const LOCK: &str = ".lock";
+pub const LOCK: &str = ".lock";
 const TENSORS: &str = "adapter_model.safetensors";
 const PICKLE: &str = "adapter_model.bin";
 /// Keys of the tensor file's metadata.
@@ -34,7 +34,7 @@ pub(crate) const FINGERPRINT_KEY: &str = "epiphyte.base_fingerprint";
 const PREFIX: &str = "base_model.model.";
 
 /// A folder and what is written in it.
-pub(crate) fn files_of(dir: &Path) -> [PathBuf; 3] {
+pub fn files_of(dir: &Path) -> [PathBuf; 3] {
     [dir.into(), dir.join(CONFIG), dir.join(TENSORS)]
 }
 
@@ -257,7 +257,7 @@ pub(crate) fn save(
 ///
 /// Errors: [`Error::InvalidFile`] when it exists and is neither empty nor an adapter's;
 /// [`Error::Io`].
-pub(crate) fn check_folder(dir: &Path) -> Result<()> {
+pub fn check_folder(dir: &Path) -> Result<()> {
     let invalid =
         |reason: &str| Err(Error::InvalidFile { path: dir.into(), reason: reason.into() });
     if !dir.exists() {
@@ -282,7 +282,7 @@ fn is_ours(name: &std::ffi::OsStr) -> bool {
 }
 
 /// Whether it is what a crash left of a file on its way into a folder.
-pub(crate) fn is_staged(name: &std::ffi::OsStr) -> bool {
+pub fn is_staged(name: &std::ffi::OsStr) -> bool {
     [CONFIG, TENSORS].iter().any(|file| Staged::is_of(file, name))
 }
 

@@ -20,7 +20,7 @@ use crate::format::staged::Staged;
 use crate::quant;
 
 /// The key that tells a merged model from others; its value is the number of adapters.
-pub(crate) const MERGED_KEY: &str = "epiphyte.merged_adapters";
+pub const MERGED_KEY: &str = "epiphyte.merged_adapters";
 /// Weights of a piece, about.
 const PIECE: usize = 1 << 20;
 

@@ -4,6 +4,4 @@
 pub mod export;
 mod linear;
 
-#[cfg(feature = "cli")]
-pub(crate) use export::MERGED_KEY;
-pub use export::{ExportReport, MergedTensor, export_gguf};
+pub use export::{ExportReport, MERGED_KEY, MergedTensor, export_gguf};

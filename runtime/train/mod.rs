@@ -18,7 +18,7 @@ pub mod recipe;
 pub mod schedule;
 pub mod signals;
 
-pub(crate) mod checkpoint;
+pub mod checkpoint;
 pub mod options;
 pub mod trainer;
 

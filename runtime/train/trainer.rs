@@ -43,7 +43,7 @@ pub struct Trainer {
 }
 
 /// Why a device that failed the self-test of training is not trained on.
-pub(crate) fn computes_wrong() -> Error {
+pub fn computes_wrong() -> Error {
     let what =
         "training on this device, whose driver computes gradients wrong (see `epiphyte doctor`),"
             .into();

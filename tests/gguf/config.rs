@@ -7,7 +7,7 @@ use epiphyte::model::config::{Architecture, ModelConfig};
 use epiphyte::model::rope::RopeScaling;
 
 use super::open;
-use super::writer::{Meta, Writer, llama};
+use crate::common::writer::{Meta, Writer, llama};
 
 fn config(writer: &Writer) -> ModelConfig {
     ModelConfig::from_gguf(&open(writer)).unwrap()

@@ -12,12 +12,12 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::ModelFile;
-use crate::adapter::{AdaptedBase, Adapter, BaseShape, BaseWeights};
-use crate::engine::base;
-use crate::error::{Error, Result};
-use crate::format::gguf::Gguf;
-use crate::gpu::GpuOptions;
-use crate::model::config::ModelConfig;
+use epiphyte::adapter::{AdaptedBase, Adapter, BaseShape, BaseWeights};
+use epiphyte::engine::base;
+use epiphyte::error::{Error, Result};
+use epiphyte::format::gguf::Gguf;
+use epiphyte::gpu::GpuOptions;
+use epiphyte::model::config::ModelConfig;
 
 pub(super) use load::{AdapterArgs, Adapters, LoadedAdapter, Weighted};
 

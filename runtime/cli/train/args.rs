@@ -4,20 +4,20 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use crate::adapter::Adapter;
-use crate::cli::paths::{Files, Kind};
-use crate::cli::plan::parse_bytes;
-use crate::cli::shape::ShapeArgs;
-use crate::cli::{ModelFile, TemplateArgs};
-use crate::error::{Error, Result};
-use crate::format::staged::is_in_place;
-use crate::train::TrainOptions;
-use crate::train::data::{DataOptions, TrainLength, Validation};
-use crate::train::schedule::{Decay, Warmup};
+use crate::paths::{Files, Kind};
+use crate::plan::parse_bytes;
+use crate::shape::ShapeArgs;
+use crate::{ModelFile, TemplateArgs};
+use epiphyte::adapter::Adapter;
+use epiphyte::error::{Error, Result};
+use epiphyte::format::staged::is_in_place;
+use epiphyte::train::TrainOptions;
+use epiphyte::train::data::{DataOptions, TrainLength, Validation};
+use epiphyte::train::schedule::{Decay, Warmup};
 
 /// Fine-tune a LoRA adapter on this device
 #[derive(Args)]
-pub(in crate::cli) struct TrainArgs {
+pub(crate) struct TrainArgs {
     #[command(flatten)]
     pub(super) model: ModelFile,
     #[command(flatten)]

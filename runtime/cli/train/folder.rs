@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 
 use super::given::Given;
 use super::lock::Lock;
-use crate::adapter::{Adapter, BaseShape};
-use crate::cli::output;
-use crate::dtype::DType;
-use crate::error::{Error, Result};
-use crate::format::peft::{CHECKPOINTS, LOCK, is_staged};
-use crate::format::staged::is_temporary;
-use crate::train::Trainer;
-use crate::train::checkpoint::Checkpoint;
+use crate::output;
+use epiphyte::adapter::{Adapter, BaseShape};
+use epiphyte::dtype::DType;
+use epiphyte::error::{Error, Result};
+use epiphyte::format::peft::{CHECKPOINTS, LOCK, is_staged};
+use epiphyte::format::staged::is_temporary;
+use epiphyte::train::Trainer;
+use epiphyte::train::checkpoint::Checkpoint;
 
 const LOG: &str = "steps.jsonl";
 const GIVEN: &str = "run.json";

@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::args::{TrainArgs, ValidationArg};
 use super::setup::Data;
-use crate::error::{Error, Result};
-use crate::format::staged::Staged;
-use crate::train::data::Validation;
+use epiphyte::error::{Error, Result};
+use epiphyte::format::staged::Staged;
+use epiphyte::train::data::Validation;
 
 /// The version that is written and read.
 const VERSION: u32 = 1;

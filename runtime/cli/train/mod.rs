@@ -6,6 +6,7 @@ mod given;
 mod lock;
 mod run;
 mod setup;
+mod svg;
 mod view;
 
 use std::path::PathBuf;
@@ -14,17 +15,18 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::{interrupt, output};
-use crate::error::{Error, Result};
-use crate::gpu::GpuOptions;
-use crate::train::TrainOptions;
-use crate::train::data::{DataReport, TrainLength};
-use crate::train::plan::human_bytes;
-use crate::train::signals::{Warning, loss_curves};
+use epiphyte::error::{Error, Result};
+use epiphyte::gpu::GpuOptions;
+use epiphyte::train::TrainOptions;
+use epiphyte::train::data::{DataReport, TrainLength};
+use epiphyte::train::plan::human_bytes;
+use epiphyte::train::signals::Warning;
 
 pub(super) use args::TrainArgs;
 use folder::Folder;
 use run::{End, Run};
 use setup::PlanReport;
+use svg::loss_curves;
 
 #[derive(Serialize)]
 struct Report {

@@ -9,14 +9,14 @@ use super::folder::{Folder, State};
 use super::given::Given;
 use super::setup::{Data, Setup};
 use super::view::View;
-use crate::adapter::Adapter;
-use crate::engine::CancelToken;
-use crate::error::{Error, Result};
-use crate::train::Trainer;
-use crate::train::data::batch::in_order;
-use crate::train::data::{Dataset, MicroBatch};
-use crate::train::schedule::Decay;
-use crate::train::signals::{
+use epiphyte::adapter::Adapter;
+use epiphyte::engine::CancelToken;
+use epiphyte::error::{Error, Result};
+use epiphyte::train::Trainer;
+use epiphyte::train::data::batch::in_order;
+use epiphyte::train::data::{Dataset, MicroBatch};
+use epiphyte::train::schedule::Decay;
+use epiphyte::train::signals::{
     EarlyStop, History, StepLog, StepRecord, StopDecision, too_few_steps, warnings,
 };
 

@@ -8,19 +8,19 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::args::{DataArgs, TrainArgs, ValidationArg};
-use crate::adapter::{AdaptedBase, Adapter, BaseWeights};
-use crate::cli::output;
-use crate::cli::plan::{ClassReport, classes, table};
-use crate::engine::{Engine, EngineOptions};
-use crate::error::{Error, Result};
-use crate::format::gguf::Gguf;
-use crate::gpu::{Gpu, GpuOptions};
-use crate::model::config::ModelConfig;
-use crate::selftest;
-use crate::train::data::{DataReport, Dataset, Encoder, TrainLength, Validation};
-use crate::train::plan::{Choice, Device, TRAIN_CONTEXT, Wish, choose, human_bytes};
-use crate::train::trainer::computes_wrong;
-use crate::train::{TrainOptions, recipe};
+use crate::output;
+use crate::plan::{ClassReport, classes, table};
+use epiphyte::adapter::{AdaptedBase, Adapter, BaseWeights};
+use epiphyte::engine::{Engine, EngineOptions};
+use epiphyte::error::{Error, Result};
+use epiphyte::format::gguf::Gguf;
+use epiphyte::gpu::{Gpu, GpuOptions};
+use epiphyte::model::config::ModelConfig;
+use epiphyte::selftest;
+use epiphyte::train::data::{DataReport, Dataset, Encoder, TrainLength, Validation};
+use epiphyte::train::plan::{Choice, Device, TRAIN_CONTEXT, Wish, choose, human_bytes};
+use epiphyte::train::trainer::computes_wrong;
+use epiphyte::train::{TrainOptions, recipe};
 
 /// What a run starts with.
 pub(super) struct Setup {

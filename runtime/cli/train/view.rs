@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use indicatif::{HumanDuration, ProgressBar};
 
-use crate::cli::output;
-use crate::train::signals::{History, StepRecord, Warning};
+use crate::output;
+use epiphyte::train::signals::{History, StepRecord, Warning};
 
 /// Lines of a run where stderr is no terminal, about.
 const LINES: u64 = 20;
