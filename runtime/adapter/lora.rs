@@ -122,7 +122,7 @@ impl Adapter {
     }
 
     /// As [`Self::save_peft`], to a folder that was checked already.
-    pub fn write_peft(&self, dir: &Path, dtype: DType, shape: &BaseShape) -> Result<()> {
+    pub(crate) fn write_peft(&self, dir: &Path, dtype: DType, shape: &BaseShape) -> Result<()> {
         self.check(shape)?;
         peft::save(dir, &self.config, &self.modules, self.base_fingerprint.as_deref(), dtype)
     }

@@ -24,34 +24,31 @@ const HASH: &str = "blake3";
 
 /// What a run is of: only the same goes on with it.
 #[derive(Clone, Copy)]
-pub struct RunId<'a> {
+pub(crate) struct RunId<'a> {
     /// A fingerprint.
-    pub base: &'a str,
+    pub(crate) base: &'a str,
     /// A fingerprint.
-    pub data: &'a str,
-    /// Its settings.
-    pub options: &'a TrainOptions,
+    pub(crate) data: &'a str,
+    pub(crate) options: &'a TrainOptions,
 }
 
 /// Where a run stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Position {
-    /// The next example.
-    pub cursor: Cursor,
+pub(crate) struct Position {
+    pub(crate) cursor: Cursor,
     /// The step that the optimiser's moments began after.
-    pub moments_from: u64,
+    pub(crate) moments_from: u64,
 }
 
 /// A checkpoint that has been read, its numbers not yet trusted.
-pub struct Checkpoint {
-    /// Where the run stood.
-    pub position: Position,
+pub(crate) struct Checkpoint {
+    pub(crate) position: Position,
     metadata: HashMap<String, String>,
     states: HashMap<String, Vec<f32>>,
 }
 
 /// The buffers that a run's state is in.
-pub fn state_names(optimizer: Optimizer) -> Vec<&'static str> {
+pub(crate) fn state_names(optimizer: Optimizer) -> Vec<&'static str> {
     match optimizer {
         Optimizer::Sgd => vec!["adapter.params"],
         Optimizer::Momentum => vec!["adapter.params", "adapter.m"],
@@ -62,7 +59,7 @@ pub fn state_names(optimizer: Optimizer) -> Vec<&'static str> {
 /// Writes `states`, whole or not at all; without any, all the same where the run stands.
 ///
 /// Errors: [`Error::Io`].
-pub fn write(
+pub(crate) fn write(
     path: &Path,
     states: &[(&str, Vec<f32>)],
     id: RunId<'_>,
@@ -119,7 +116,7 @@ impl Checkpoint {
     /// Reads and checks a file.
     ///
     /// Errors: [`Error::Io`]; [`Error::InvalidFile`].
-    pub fn read(path: &Path) -> Result<Self> {
+    pub(crate) fn read(path: &Path) -> Result<Self> {
         let invalid = |reason: &dyn std::fmt::Display| Error::InvalidFile {
             path: path.into(),
             reason: format!("{reason}; give a checkpoint that training wrote"),
@@ -164,7 +161,7 @@ impl Checkpoint {
     }
 
     /// When the run that wrote it was to end; `None` if that can't be read.
-    pub fn duration(&self) -> Option<TrainLength> {
+    pub(crate) fn duration(&self) -> Option<TrainLength> {
         let options: serde_json::Value = serde_json::from_str(self.field("options")).ok()?;
         serde_json::from_value(options.get("duration")?.clone()).ok()
     }
@@ -173,7 +170,7 @@ impl Checkpoint {
     ///
     /// Errors: [`Error::BaseMismatch`]; [`Error::InvalidFile`] naming each setting that differs,
     /// and both values.
-    pub fn check(&self, path: &Path, id: RunId<'_>) -> Result<()> {
+    pub(crate) fn check(&self, path: &Path, id: RunId<'_>) -> Result<()> {
         if self.field("base_fingerprint") != id.base {
             return Err(Error::BaseMismatch {
                 expected: self.field("base_fingerprint").into(),
@@ -192,14 +189,14 @@ impl Checkpoint {
     }
 
     /// Whether it was made with data of this fingerprint.
-    pub fn is_of_data(&self, fingerprint: &str) -> bool {
+    pub(crate) fn is_of_data(&self, fingerprint: &str) -> bool {
         self.field("data_fingerprint") == fingerprint
     }
 
     /// The states by the name of their buffer, each of `len` numbers.
     ///
     /// Errors: [`Error::InvalidFile`] for one that is missing or of another length.
-    pub fn states(
+    pub(crate) fn states(
         &self,
         path: &Path,
         len: usize,

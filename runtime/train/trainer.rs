@@ -43,7 +43,7 @@ pub struct Trainer {
 }
 
 /// Why a device that failed the self-test of training is not trained on.
-pub fn computes_wrong() -> Error {
+pub(crate) fn computes_wrong() -> Error {
     let what =
         "training on this device, whose driver computes gradients wrong (see `epiphyte doctor`),"
             .into();
@@ -476,7 +476,12 @@ impl Trainer {
 
     /// Learning rate of the next step.
     pub fn learning_rate(&self) -> f64 {
-        self.schedule.lr(self.cursor().step)
+        self.learning_rate_at(self.cursor().step)
+    }
+
+    /// That of the step after `step` others.
+    pub(super) fn learning_rate_at(&self, step: u64) -> f64 {
+        self.schedule.lr(step)
     }
 
     /// Steps of the whole run.
