@@ -9,13 +9,12 @@ use serde::Serialize;
 
 use super::adapter::inspect as adapter;
 use super::{ModelFile, output};
+use epiphyte::FileKind;
+use epiphyte::base::ModelConfig;
 use epiphyte::chat::ChatTemplate;
 use epiphyte::engine::base;
 use epiphyte::error::{Error, Result};
 use epiphyte::format::gguf::Gguf;
-use epiphyte::format::gguf_lora;
-use epiphyte::format::safetensors::is_safetensors;
-use epiphyte::model::config::ModelConfig;
 use epiphyte::tokenizer::{Tokenizer, TokenizerSpec};
 
 /// Show what a model file or an adapter holds
@@ -102,13 +101,11 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
         let model = ModelFile { model: args.model.clone() };
         adapter::run(&adapter::InspectArgs { path: args.file.clone(), model, json: args.json })
     };
-    if args.file.is_dir() || is_safetensors(&args.file) {
+    let kind = FileKind::of(&args.file);
+    if args.file.is_dir() || matches!(kind, FileKind::Safetensors | FileKind::GgufAdapter) {
         return adapter();
     }
     let gguf = Gguf::open(&args.file)?;
-    if gguf_lora::is_adapter(&gguf) {
-        return adapter();
-    }
     let report = inspect(&gguf, args.full_hash);
     if args.json { output::json(&report) } else { print(&report) }?;
     match report.refused.len() {

@@ -6,10 +6,10 @@ use serde::Serialize;
 
 use super::shape::ShapeArgs;
 use super::{ModelArgs, output};
+use epiphyte::base::ModelConfig;
 use epiphyte::error::{Error, Result};
 use epiphyte::format::gguf::Gguf;
 use epiphyte::gpu::{Gpu, GpuOptions};
-use epiphyte::model::config::ModelConfig;
 use epiphyte::train::TrainOptions;
 use epiphyte::train::buffers::{Class, TrainShape};
 use epiphyte::train::plan::{Device, MemoryPlan, Model, Textbook, Wish, choose, human_bytes};

@@ -1,12 +1,10 @@
 //! Files in and out: every name, length and offset of a file is checked here, so the floors above
-//! can trust them.
+//! can trust them. What is in them, a base or an adapter, is theirs to know.
 
 pub mod gguf;
-pub mod gguf_lora;
 pub(crate) mod gguf_writer;
-pub mod peft;
-pub mod safetensors;
-pub mod staged;
+pub(crate) mod safetensors;
+pub(crate) mod staged;
 pub(crate) mod twice;
 
 use std::borrow::Cow;
@@ -18,6 +16,8 @@ use memmap2::Mmap;
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+
+pub use staged::{is_in_place, remove_unfinished};
 
 /// The bytes of one file: a mapping, or memory that the caller gave.
 pub(crate) type Bytes = Box<dyn AsRef<[u8]> + Send + Sync>;
@@ -123,8 +123,13 @@ impl<'a> TensorView<'a> {
     }
 
     /// The same tensor with its rows as the file orders them.
-    pub(crate) fn in_file_order(&self) -> Self {
-        Self { interleaved: None, ..*self }
+    pub(crate) fn in_file_order(self) -> Self {
+        self.interleaved(None)
+    }
+
+    /// The same tensor, of whose heads the file interleaves the halves; rows of a head.
+    pub(crate) fn interleaved(self, interleaved: Option<usize>) -> Self {
+        Self { interleaved, ..self }
     }
 
     /// Where the file's row `row` is in Hugging Face's order.

@@ -43,7 +43,7 @@ pub(crate) fn to_bytes<'a>(
 }
 
 /// Whether a file looks like it: a length, then a JSON object.
-pub fn is_safetensors(path: &Path) -> bool {
+pub(crate) fn is_safetensors(path: &Path) -> bool {
     let mut head = [0; 9];
     let read = super::open(path).is_ok_and(|mut file| file.read_exact(&mut head).is_ok());
     read && head[8] == b'{' && !head.starts_with(b"GGUF")

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 static LIVE: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
 /// A file that does not have its name yet. Dropped, it is removed.
-pub struct Staged {
+pub(crate) struct Staged {
     file: File,
     /// `None` for what is written in place.
     temporary: Option<PathBuf>,
@@ -24,7 +24,7 @@ pub struct Staged {
 
 impl Staged {
     /// Writes the bytes beside `path`; they are on the disk then.
-    pub fn write(path: &Path, bytes: &[u8]) -> Result<Self> {
+    pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<Self> {
         let temporary = (!is_in_place(path)).then(|| temporary_name(path));
         let file = match &temporary {
             Some(temporary) => OpenOptions::new().write(true).create_new(true).open(temporary),
@@ -39,7 +39,7 @@ impl Staged {
     }
 
     /// Writes more bytes.
-    pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn append(&mut self, bytes: &[u8]) -> Result<()> {
         self.file.write_all(bytes).map_err(|e| Error::io(&self.path, e))
     }
 
@@ -52,7 +52,7 @@ impl Staged {
     }
 
     /// Whether `name` is that of a file staged for `file`.
-    pub fn is_of(file: &str, name: &std::ffi::OsStr) -> bool {
+    pub(crate) fn is_of(file: &str, name: &std::ffi::OsStr) -> bool {
         let rest = name
             .to_str()
             .and_then(|name| name.strip_prefix('.')?.strip_prefix(file)?.strip_prefix('.'));
@@ -60,7 +60,7 @@ impl Staged {
     }
 
     /// Gives the file its name, in place of any that has it.
-    pub fn commit(self) -> Result<()> {
+    pub(crate) fn commit(self) -> Result<()> {
         self.sync()?;
         if let Some(temporary) = &self.temporary {
             std::fs::rename(temporary, &self.path).map_err(|e| Error::io(&self.path, e))?;
@@ -90,8 +90,8 @@ pub fn is_in_place(path: &Path) -> bool {
         || std::path::absolute(path).is_ok_and(is_opened)
 }
 
-/// Removes every file that is not whole yet, for a program that ends in the middle.
-pub fn remove_all() {
+/// Removes every file that is being written and not whole yet: for a program that ends at once.
+pub fn remove_unfinished() {
     live().iter().for_each(|path| drop(std::fs::remove_file(path)));
 }
 
@@ -110,7 +110,7 @@ fn temporary_name(path: &Path) -> PathBuf {
 }
 
 /// Whether `name` is that of any staged file.
-pub fn is_temporary(name: &std::ffi::OsStr) -> bool {
+pub(crate) fn is_temporary(name: &std::ffi::OsStr) -> bool {
     name.to_str().is_some_and(|name| name.starts_with('.') && name.ends_with(".tmp"))
 }
 

@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
+use crate::base::ModelConfig;
 use crate::engine::{Engine, EngineOptions};
 use crate::error::Result;
 use crate::format::gguf::Gguf;
 use crate::gpu::{Gpu, GpuOptions};
-use crate::model::config::ModelConfig;
 use crate::progress::LoadProgress;
 use crate::selftest;
 use crate::train::plan::{Choice, Device, TRAIN_CONTEXT, Wish, choose};

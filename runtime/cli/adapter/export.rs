@@ -12,7 +12,7 @@ use crate::{ModelFile, output};
 use epiphyte::adapter::Adapter;
 use epiphyte::dtype::DType;
 use epiphyte::error::Result;
-use epiphyte::merge::{ExportReport, export_gguf};
+use epiphyte::export::{ExportReport, export_gguf};
 
 /// Write a model file with adapters merged in, for tools that know no adapters
 #[derive(Args)]

@@ -13,11 +13,11 @@ use clap::{Args, Subcommand};
 
 use super::ModelFile;
 use epiphyte::adapter::{AdaptedBase, Adapter, BaseShape, BaseWeights};
+use epiphyte::base::ModelConfig;
 use epiphyte::engine::base;
 use epiphyte::error::{Error, Result};
 use epiphyte::format::gguf::Gguf;
 use epiphyte::gpu::GpuOptions;
-use epiphyte::model::config::ModelConfig;
 
 pub(super) use load::{AdapterArgs, Adapters, LoadedAdapter, Weighted};
 

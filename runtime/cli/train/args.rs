@@ -10,7 +10,7 @@ use crate::shape::ShapeArgs;
 use crate::{ModelFile, TemplateArgs};
 use epiphyte::adapter::Adapter;
 use epiphyte::error::{Error, Result};
-use epiphyte::format::staged::is_in_place;
+use epiphyte::format::is_in_place;
 use epiphyte::train::data::TrainLength;
 use epiphyte::train::run::ValidationData;
 use epiphyte::train::schedule::{Decay, Warmup};
@@ -48,9 +48,10 @@ pub(super) struct DataArgs {
     /// The data is one document, plain UTF-8
     #[arg(long)]
     pub(super) text: bool,
-    /// Weight of a prompt's tokens in the loss, where a completion's weigh 1
-    #[arg(long, value_name = "W", default_value_t = 0.1)]
-    pub(super) prompt_loss_weight: f32,
+    /// Weight of a prompt's tokens in the loss, where a completion's weigh 1 [default: 0.1, and 0
+    /// for under 200 records]
+    #[arg(long, value_name = "W")]
+    pub(super) prompt_loss_weight: Option<f32>,
     /// Pass over lines that can't be used, and count them
     #[arg(long)]
     pub(super) skip_bad: bool,

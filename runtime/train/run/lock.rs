@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::progress::RunNote;
+use crate::adapter::peft::LOCK;
 use crate::error::{Error, Result};
-use crate::format::peft::LOCK;
 
 /// Held until it is dropped.
 pub(super) struct Lock {

@@ -19,8 +19,9 @@ pub struct RunOptions {
     pub data: PathBuf,
     /// The data is one document instead, plain UTF-8.
     pub text: bool,
-    /// Weight of a prompt's tokens in the loss, where a completion's weigh 1.
-    pub prompt_loss_weight: f32,
+    /// Weight of a prompt's tokens in the loss, where a completion's weigh 1; `None`: by the number
+    /// of records.
+    pub prompt_loss_weight: Option<f32>,
     /// Lines that can't be used are passed over and counted.
     pub skip_bad: bool,
     /// What to validate on; `None`: as a run was given that goes on, else a tenth of the data where
@@ -101,7 +102,7 @@ impl RunOptions {
         Self {
             data: data.into(),
             text: false,
-            prompt_loss_weight: DataOptions::default().prompt_loss_weight,
+            prompt_loss_weight: None,
             skip_bad: false,
             validation: None,
             chat_template: None,
@@ -215,7 +216,10 @@ impl Data {
             }
             ValidationData::File(path) => (data, Some(read(path)?)),
         };
-        let validation = validation.map(|data| data.answers_only(data_options.prompt_loss_weight));
+        let validation = match data_options.prompt_loss_weight {
+            Some(1.0) => validation,
+            _ => validation.map(Dataset::answers_only),
+        };
         let nobody_asked = options.validation.is_none() && validation.is_some();
         let patience = options.patience.or(nobody_asked.then_some(recipe::PATIENCE));
         if validation.is_none() && (options.patience.is_some() || options.evaluate_every.is_some())

@@ -8,23 +8,25 @@ use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, TensorInfo, TensorView};
 
-use super::gguf::Gguf;
-use super::safetensors::{SafetensorsFile, from_f32, is_float, to_bytes};
-use super::staged::Staged;
-use crate::adapter::config::{LoraConfig, MAX_CONFIG_BYTES};
-use crate::adapter::copies::{self, BaseWeights, Copied};
-use crate::adapter::module::{BaseShape, LoraModule, ModulePath, Target};
-use crate::adapter::parts::{Factor, Found, Parts};
-use crate::adapter::report::{AdapterFormat, Item};
+use super::config::{LoraConfig, MAX_CONFIG_BYTES};
+use super::copies::{self, BaseWeights, Copied};
+use super::module::LoraModule;
+use super::parts::{Factor, Found, Parts};
+use super::report::{AdapterFormat, Item};
+use crate::base::{BaseShape, ModulePath, Target};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::format;
+use crate::format::gguf::Gguf;
+use crate::format::safetensors::{SafetensorsFile, from_f32, is_float, to_bytes};
+use crate::format::staged::Staged;
 
 /// File names within a folder.
-pub const CONFIG: &str = "adapter_config.json";
+pub(crate) const CONFIG: &str = "adapter_config.json";
 /// Folder of the checkpoints of the training that makes the adapter.
-pub const CHECKPOINTS: &str = "checkpoints";
+pub(crate) const CHECKPOINTS: &str = "checkpoints";
 /// File that says who trains to the folder, while someone does.
-pub const LOCK: &str = ".lock";
+pub(crate) const LOCK: &str = ".lock";
 const TENSORS: &str = "adapter_model.safetensors";
 const PICKLE: &str = "adapter_model.bin";
 /// Keys of the tensor file's metadata.
@@ -33,7 +35,7 @@ pub(crate) const FINGERPRINT_KEY: &str = "epiphyte.base_fingerprint";
 /// What PEFT's wrappers put before a module's path.
 const PREFIX: &str = "base_model.model.";
 
-/// A folder and what is written in it.
+/// A PEFT folder and the files that are written in it.
 pub fn files_of(dir: &Path) -> [PathBuf; 3] {
     [dir.into(), dir.join(CONFIG), dir.join(TENSORS)]
 }
@@ -58,7 +60,7 @@ pub(crate) fn open_folder(
     let path = dir.join(CONFIG);
     let mut config = Vec::new();
     // One byte too many, for the parser to notice.
-    let mut limited = super::open(&path)?.take(MAX_CONFIG_BYTES as u64 + 1);
+    let mut limited = format::open(&path)?.take(MAX_CONFIG_BYTES as u64 + 1);
     limited.read_to_end(&mut config).map_err(|e| Error::io(&path, e))?;
     Ok((config, SafetensorsFile::open(&dir.join(TENSORS))?))
 }
@@ -257,7 +259,7 @@ pub(crate) fn save(
 ///
 /// Errors: [`Error::InvalidFile`] when it exists and is neither empty nor an adapter's;
 /// [`Error::Io`].
-pub fn check_folder(dir: &Path) -> Result<()> {
+pub(crate) fn check_folder(dir: &Path) -> Result<()> {
     let invalid =
         |reason: &str| Err(Error::InvalidFile { path: dir.into(), reason: reason.into() });
     if !dir.exists() {
@@ -282,7 +284,7 @@ fn is_ours(name: &std::ffi::OsStr) -> bool {
 }
 
 /// Whether it is what a crash left of a file on its way into a folder.
-pub fn is_staged(name: &std::ffi::OsStr) -> bool {
+pub(crate) fn is_staged(name: &std::ffi::OsStr) -> bool {
     [CONFIG, TENSORS].iter().any(|file| Staged::is_of(file, name))
 }
 
