@@ -11,6 +11,7 @@ mod common;
 mod default_model;
 mod engine;
 mod gguf;
+mod identity;
 mod kernels;
 mod model;
 mod quant;

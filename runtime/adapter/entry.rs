@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::identity::Hash;
 use crate::kernels::lora;
 
 use super::arena::Block;
@@ -47,7 +48,8 @@ pub(super) struct Entry {
     /// What the user calls it.
     pub(super) id: String,
     pub(super) source: Source,
-    pub(super) digest: blake3::Hash,
+    /// [`super::Adapter::digest`].
+    pub(super) digest: String,
     pub(super) resident: Option<Resident>,
     /// Sets in use that contain it.
     pub(super) pins: u32,
@@ -83,6 +85,6 @@ pub(super) struct Set {
     pub(super) entries: Vec<(EntryId, f32)>,
     pub(super) users: u32,
     pub(super) last_used: u64,
-    pub(super) digest: [u8; 32],
+    pub(super) digest: Hash,
     pub(super) pass: LoraPass,
 }

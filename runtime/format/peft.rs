@@ -18,6 +18,7 @@ use crate::adapter::parts::{Factor, Found, Parts};
 use crate::adapter::report::{AdapterFormat, Item};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::identity::check_format;
 
 /// File names within a folder.
 pub(crate) const CONFIG: &str = "adapter_config.json";
@@ -30,6 +31,9 @@ const PICKLE: &str = "adapter_model.bin";
 /// Keys of the tensor file's metadata.
 const CONFIG_KEY: &str = "epiphyte.adapter_config";
 pub(crate) const FINGERPRINT_KEY: &str = "epiphyte.base_fingerprint";
+/// Where a file of either kind says what we call its format; files of others do not.
+pub(crate) const FORMAT_KEY: &str = "epiphyte.format";
+pub(crate) const FORMAT: &str = "epiphyte.adapter.1";
 /// What PEFT's wrappers put before a module's path.
 const PREFIX: &str = "base_model.model.";
 
@@ -85,6 +89,7 @@ pub(crate) fn parts<R: Read + Seek>(
     file: &SafetensorsFile<R>,
     shape: &BaseShape,
 ) -> Result<Parts> {
+    file.metadata(FORMAT_KEY).map_or(Ok(()), |found| check_format(file.path(), found, FORMAT))?;
     let (config, keys) = LoraConfig::parse(config)?;
     let (mut found, mut others, mut copies) = (Vec::new(), Vec::new(), Vec::new());
     for (name, info) in file.tensors() {
@@ -313,8 +318,11 @@ fn encode(
             data.push((tensor_name(module.path, factor), shape, bytes));
         }
     }
-    let mut metadata =
-        HashMap::from([("format".into(), "pt".into()), (CONFIG_KEY.into(), json.into())]);
+    let mut metadata = HashMap::from([
+        ("format".into(), "pt".into()),
+        (FORMAT_KEY.into(), FORMAT.into()),
+        (CONFIG_KEY.into(), json.into()),
+    ]);
     metadata.extend(
         fingerprint.map(|fingerprint| (FINGERPRINT_KEY.to_string(), fingerprint.to_string())),
     );

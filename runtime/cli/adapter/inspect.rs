@@ -12,6 +12,7 @@ use crate::adapter::report::{Item, Verdict};
 use crate::adapter::{Adapter, AdapterFormat, LoadReport};
 use crate::cli::{ModelFile, output};
 use crate::error::{Error, Result};
+use crate::fingerprint::is_of_another_version;
 
 /// Letters of a file's name for something, on a line.
 const MAX_NAME: usize = 128;
@@ -44,6 +45,8 @@ struct Report {
 enum MadeFor {
     ThisBase,
     AnotherBase,
+    /// It names its base by a fingerprint of another version.
+    AnotherVersion,
     /// The file does not say.
     Unknown,
 }
@@ -54,6 +57,7 @@ pub(in crate::cli) fn run(args: &InspectArgs) -> Result<()> {
     let report = Adapter::inspect(&args.path, base.adapted())?;
     let made_for = match &report.base_fingerprint {
         Some(fingerprint) if *fingerprint == base.fingerprint => MadeFor::ThisBase,
+        Some(other) if is_of_another_version(other) => MadeFor::AnotherVersion,
         Some(_) => MadeFor::AnotherBase,
         None => MadeFor::Unknown,
     };
@@ -83,6 +87,9 @@ fn print(inspected: &Report) -> Result<()> {
         match inspected.made_for {
             MadeFor::ThisBase => "made for this model",
             MadeFor::AnotherBase => "made for another model; it loads with --force only",
+            MadeFor::AnotherVersion => {
+                "named by a fingerprint of another version; it loads with --force only"
+            }
             MadeFor::Unknown => "the file does not say which",
         }
     ))?;

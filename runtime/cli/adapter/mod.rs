@@ -13,11 +13,12 @@ use clap::{Args, Subcommand};
 
 use super::ModelFile;
 use crate::adapter::{AdaptedBase, Adapter, BaseShape, BaseWeights};
-use crate::engine::base;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::fingerprint;
 use crate::format::gguf::Gguf;
 use crate::gpu::GpuOptions;
 use crate::model::config::ModelConfig;
+use crate::tokenizer::TokenizerSpec;
 
 pub(super) use load::{AdapterArgs, Adapters, LoadedAdapter, Weighted};
 
@@ -61,7 +62,8 @@ impl BaseFile {
         let gguf = Gguf::open(&path)?;
         let config = ModelConfig::from_gguf(&gguf)?;
         config.check_tensors(&gguf)?;
-        let fingerprint = base::fingerprint(&gguf, &config, base::template_of(&gguf));
+        let tokenizer = TokenizerSpec::from_gguf(&gguf)?;
+        let fingerprint = fingerprint::fingerprint(&gguf, &config, &tokenizer)?;
         Ok(Self { path, gguf, shape: config.base_shape(), fingerprint })
     }
 
@@ -69,14 +71,10 @@ impl BaseFile {
         AdaptedBase { shape: self.shape, weights: BaseWeights::Open(&self.gguf) }
     }
 
-    /// Errors: [`Error::BaseMismatch`] when the adapter was made for another base.
+    /// Errors: [`crate::Error::BaseMismatch`] when the adapter was made for another base;
+    /// [`crate::Error::FingerprintVersion`] when that can't be told.
     fn check(&self, adapter: &Adapter) -> Result<()> {
-        match &adapter.base_fingerprint {
-            Some(expected) if *expected != self.fingerprint => Err(Error::BaseMismatch {
-                expected: expected.clone(),
-                got: self.fingerprint.clone(),
-            }),
-            _ => Ok(()),
-        }
+        let made_for = adapter.base_fingerprint.as_deref();
+        made_for.map_or(Ok(()), |made_for| fingerprint::check(made_for, &self.fingerprint))
     }
 }

@@ -143,8 +143,10 @@ impl Folder {
     }
 
     /// What the run was given that is to go on.
-    pub(super) fn resumed(&self) -> Option<Given> {
-        self.resume.then(|| Given::read(&self.given())).flatten()
+    ///
+    /// Errors: [`Error::FormatVersion`].
+    pub(super) fn resumed(&self) -> Result<Option<Given>> {
+        if self.resume { Given::read(&self.given()) } else { Ok(None) }
     }
 
     /// Checkpoints by step, ascending.
@@ -174,7 +176,7 @@ impl Folder {
 
     /// The newest state that is whole, of a run that is to go on. Those that are not are named.
     ///
-    /// Errors: [`Error::Io`]; [`Error::InvalidFile`] when none is whole.
+    /// Errors: [`Error::Io`]; [`Error::FormatVersion`]; [`Error::InvalidFile`] when none is whole.
     pub(super) fn newest(&self) -> Result<Option<State>> {
         let mut damaged = None;
         for path in self.states()?.into_iter().rev().filter(|_| self.resume) {

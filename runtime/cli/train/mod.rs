@@ -76,7 +76,7 @@ impl Losses {
 
 pub(super) fn run(mut args: TrainArgs, gpu: GpuOptions) -> Result<()> {
     let folder = Folder::check(&args.run.out, args.run.resume)?;
-    if let Some(given) = folder.resumed() {
+    if let Some(given) = folder.resumed()? {
         given.fill(&mut args)?;
     }
     args.check_files()?;

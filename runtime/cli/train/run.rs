@@ -318,7 +318,7 @@ fn trainer(
     let Setup { engine, options, init, .. } = setup;
     let Some(state) = state else { return Trainer::new(&engine, train, options, init.as_ref()) };
     let differences =
-        Given::read(&folder.given()).map(|then| then.differences(given)).unwrap_or_default();
+        Given::read(&folder.given())?.map(|then| then.differences(given)).unwrap_or_default();
     if !differences.is_empty() && !state.checkpoint.is_of_data(&train.fingerprint()) {
         let differences = differences.join("; ");
         let reason = format!(

@@ -13,6 +13,7 @@ use crate::cli::output;
 use crate::cli::plan::{ClassReport, classes, table};
 use crate::engine::{Engine, EngineOptions};
 use crate::error::{Error, Result};
+use crate::fingerprint;
 use crate::format::gguf::Gguf;
 use crate::gpu::{Gpu, GpuOptions};
 use crate::model::config::ModelConfig;
@@ -75,14 +76,9 @@ pub(super) fn prepare(args: &TrainArgs, gpu: GpuOptions) -> Result<(Setup, PlanR
     let engine =
         Engine::from_gguf(gpu, &gguf, &engine_options, &mut |progress| bar.update(progress))?;
     if let Some(made_for) = init.as_ref().and_then(|init| init.base_fingerprint.clone()) {
-        let got = engine.base().fingerprint.clone();
-        if made_for != got && !args.lora.force {
-            return Err(Error::BaseMismatch { expected: made_for, got });
-        }
-        if made_for != got {
-            output::note(&format!(
-                "warning: --init was made for base model {made_for}, but {got} is loaded"
-            ));
+        match fingerprint::check(&made_for, &engine.base().fingerprint) {
+            Err(error) if args.lora.force => output::note(&format!("warning: --init: {error}")),
+            checked => checked?,
         }
     }
     Ok((Setup { engine, options, init }, plan))
