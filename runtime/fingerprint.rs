@@ -32,11 +32,7 @@ const PIECE: usize = 4 << 20;
 /// the weights changed.
 ///
 /// Errors: [`Error::MissingTensor`] for one that [`ModelConfig::check_tensors`] would miss.
-pub fn fingerprint(
-    gguf: &Gguf,
-    config: &ModelConfig,
-    tokenizer: &TokenizerSpec,
-) -> Result<String> {
+pub fn fingerprint(gguf: &Gguf, config: &ModelConfig, tokenizer: &TokenizerSpec) -> Result<String> {
     let mut identity = Identity::new(TAG);
     describe(&mut identity, config, tokenizer);
     for view in tensors(gguf, config)? {
@@ -92,9 +88,8 @@ pub fn check(made_for: &str, own: &str) -> Result<()> {
 
 /// Whether `fingerprint` is one, but not of this version.
 pub fn is_of_another_version(fingerprint: &str) -> bool {
-    let untagged = |text: &str| {
-        text.len() == UNTAGGED && text.bytes().all(|byte| byte.is_ascii_hexdigit())
-    };
+    let untagged =
+        |text: &str| text.len() == UNTAGGED && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     match fingerprint.split_once(':') {
         Some((tag, _)) => tag != TAG && identity::version_of(tag, TAG).is_some(),
         None => untagged(fingerprint),
@@ -180,10 +175,7 @@ fn add_rope_scaling(identity: &mut Identity, scaling: &RopeScaling) {
             add("factor", bits(*factor));
             add("low_freq_factor", bits(*low_freq_factor));
             add("high_freq_factor", bits(*high_freq_factor));
-            add(
-                "original_max_position_embeddings",
-                original_max_position_embeddings.to_string(),
-            );
+            add("original_max_position_embeddings", original_max_position_embeddings.to_string());
         }
         RopeScaling::Factors(factors) if factors.iter().all(|factor| *factor == 1.0) => {}
         RopeScaling::Factors(factors) => {

@@ -114,7 +114,11 @@ pub(crate) fn check_format(path: &Path, found: &str, reads: &'static str) -> Res
         _ if found == reads => Ok(()),
         Some(version) => {
             let kind = reads.trim_end_matches(|c: char| c.is_ascii_digit());
-            Err(Error::FormatVersion { path: path.into(), found: format!("{kind}{version}"), reads })
+            Err(Error::FormatVersion {
+                path: path.into(),
+                found: format!("{kind}{version}"),
+                reads,
+            })
         }
         None => {
             let reason = format!("it does not say that it is of format `{reads}`");

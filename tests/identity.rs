@@ -81,7 +81,8 @@ fn python_names_what_peft_wrote_alike() {
 #[test]
 fn the_documentation_has_the_values() {
     let docs = include_str!("../docs/formats.md");
-    let names = ["tiny_llama.gguf", epiphyte::DEFAULT_MODEL].map(|name| said(name)["fingerprint"].clone());
+    let names =
+        ["tiny_llama.gguf", epiphyte::DEFAULT_MODEL].map(|name| said(name)["fingerprint"].clone());
     let digests = DEMO.map(|name| said(name)["digest"].clone());
     for name in names.iter().chain(&digests) {
         assert!(docs.contains(name.as_str().unwrap()), "{name}");
@@ -216,9 +217,8 @@ fn what_changes_a_result_changes_a_bases_name() {
     // Sizes: of heads, layers, widths and vocabulary.
     let q = |writer: Writer, heads: u32, kv: u64| {
         let width = u64::from(heads) * 32;
-        let shaped = |writer: Writer, name: &str, dims: &[u64]| {
-            writer.without(name).counting(name, dims)
-        };
+        let shaped =
+            |writer: Writer, name: &str, dims: &[u64]| writer.without(name).counting(name, dims);
         let writer = writer.key("llama.attention.key_length", Meta::U32(32));
         let writer = writer.key("llama.attention.head_count", Meta::U32(heads));
         let writer = shaped(writer, "blk.0.attn_q.weight", &[64, width]);

@@ -81,7 +81,11 @@ pub(crate) fn parts(gguf: &Gguf, shape: &BaseShape) -> Result<Parts> {
 fn judge(key: &str, value: Value<'_>) -> Item {
     let name: String = key.chars().take(64).collect();
     match key {
-        "general.type" | "general.architecture" | "adapter.type" | ALPHA | FINGERPRINT_KEY
+        "general.type"
+        | "general.architecture"
+        | "adapter.type"
+        | ALPHA
+        | FINGERPRINT_KEY
         | FORMAT_KEY => Item::matched(name),
         "adapter.alora.invocation_tokens" if matches!(value, Value::Array(tokens) if tokens.is_empty()) => {
             Item::ignored(name, "off")

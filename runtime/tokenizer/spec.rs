@@ -107,7 +107,8 @@ impl TokenizerSpec {
 
     /// Whether a text begins with `bos`.
     pub(crate) fn adds_bos(&self) -> bool {
-        let by_kind = self.is_sentence_piece() || self.pre.as_deref().is_some_and(bpe::starts_with_bos);
+        let by_kind =
+            self.is_sentence_piece() || self.pre.as_deref().is_some_and(bpe::starts_with_bos);
         self.add_bos.unwrap_or(by_kind && self.bos.is_some())
     }
 

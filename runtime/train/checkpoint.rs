@@ -104,7 +104,8 @@ fn digest<'a>(
     for (key, value) in metadata.iter().filter(|(key, _)| *key != DIGEST) {
         identity.add(format!("metadata.{key}"), value);
     }
-    let hashed = parallel::map(tensors.collect(), |(name, bytes)| (name, bytes.len(), sha256([bytes])));
+    let hashed =
+        parallel::map(tensors.collect(), |(name, bytes)| (name, bytes.len(), sha256([bytes])));
     for (name, len, hash) in hashed {
         identity.add(format!("tensor.{name}"), identity::tensor("F32", &[len / 4], hash));
     }

@@ -268,7 +268,8 @@ impl Dataset {
     /// Names the examples: what a checkpoint compares before it goes on from a [`Cursor`].
     pub fn fingerprint(&self) -> String {
         let numbers = |Example { ids, weights }: &Example| -> Vec<u8> {
-            let pair = |(id, weight): (&u32, &f32)| [id.to_le_bytes(), weight.to_le_bytes()].concat();
+            let pair =
+                |(id, weight): (&u32, &f32)| [id.to_le_bytes(), weight.to_le_bytes()].concat();
             ids.iter().zip(weights).flat_map(pair).collect()
         };
         let mut identity = Identity::new("epiphyte.data.1");

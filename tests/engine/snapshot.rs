@@ -223,7 +223,8 @@ fn hostile_files_are_refused_by_type() {
     assert!(matches!(other, Some(Error::BaseMismatch { .. })), "{other:?}");
     for version in ["epiphyte.session.2", "epiphyte.session.99"] {
         let other = refusal(&parts.with("format", version));
-        let is_named = matches!(&other, Some(Error::FormatVersion { found, .. }) if found == version);
+        let is_named =
+            matches!(&other, Some(Error::FormatVersion { found, .. }) if found == version);
         assert!(is_named, "{other:?}");
     }
     assert!(refusal(&whole).is_none());

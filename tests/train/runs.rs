@@ -305,7 +305,10 @@ fn a_setting_that_changes_nothing_may_be_missing_and_no_other() {
         Some(Error::InvalidFile { reason, .. }) => assert!(reason.contains(key), "{reason}"),
         other => panic!("{key}: {other:?}"),
     };
-    differ(with(&|settings| drop(settings.insert("use_rslora".into(), true.into()))), "`use_rslora`");
+    differ(
+        with(&|settings| drop(settings.insert("use_rslora".into(), true.into()))),
+        "`use_rslora`",
+    );
     differ(with(&|settings| drop(settings.insert("of_later".into(), 1.into()))), "`of_later`");
     for key in written.keys().filter(|key| *key != "duration") {
         differ(with(&|settings| drop(settings.shift_remove(key))), &format!("`{key}`"));

@@ -36,6 +36,8 @@ struct Report {
     model: PathBuf,
     model_fingerprint: String,
     made_for: MadeFor,
+    /// [`Adapter::digest`] of one that loads.
+    digest: Option<String>,
     #[serde(flatten)]
     report: LoadReport,
 }
@@ -61,8 +63,13 @@ pub(in crate::cli) fn run(args: &InspectArgs) -> Result<()> {
         Some(_) => MadeFor::AnotherBase,
         None => MadeFor::Unknown,
     };
-    let (path, model) = (args.path.clone(), base.path);
-    let report = Report { path, model, model_fingerprint: base.fingerprint, made_for, report };
+    let (path, model) = (args.path.clone(), base.path.clone());
+    let digest = match report.refused().next() {
+        None => Some(Adapter::load(&path, base.adapted())?.digest()),
+        Some(_) => None,
+    };
+    let model_fingerprint = base.fingerprint;
+    let report = Report { path, model, model_fingerprint, made_for, digest, report };
     if args.json { output::json(&report) } else { print(&report) }?;
     match report.report.refused().count() {
         0 => Ok(()),
@@ -93,6 +100,9 @@ fn print(inspected: &Report) -> Result<()> {
             MadeFor::Unknown => "the file does not say which",
         }
     ))?;
+    if let Some(digest) = &inspected.digest {
+        output::line(&format!("digest    {digest}"))?;
+    }
     modules(report)?;
     let items = || report.keys.iter().chain(&report.tensors);
     for (label, verdict) in [("refused", Verdict::Refused), ("ignored", Verdict::Ignored)] {
