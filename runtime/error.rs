@@ -4,8 +4,6 @@
 
 use std::path::PathBuf;
 
-use crate::identity;
-
 /// What the runtime returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -231,7 +229,8 @@ fn short(name: &str) -> String {
 
 /// Whether the version at the end of a format's name is above that of another.
 fn is_newer(found: &str, reads: &str) -> bool {
-    identity::version_of(found, reads) > identity::version_of(reads, reads)
+    let version = |format: &str| format.rsplit('.').next().and_then(|n| n.parse::<u32>().ok());
+    version(found) > version(reads)
 }
 
 impl Error {

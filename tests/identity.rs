@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use epiphyte::adapter::{Adapter, BaseShape, LoraConfig, LoraModule, ModulePath, Modules, Target};
-use epiphyte::fingerprint::{fingerprint, full_hash};
+use epiphyte::base::ModelConfig;
+use epiphyte::base::fingerprint::{fingerprint, full_hash};
 use epiphyte::format::gguf::Gguf;
-use epiphyte::model::config::ModelConfig;
 use epiphyte::tokenizer::TokenizerSpec;
 use epiphyte::{DType, Error};
 use serde_json::Value;

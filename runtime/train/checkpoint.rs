@@ -8,8 +8,8 @@ use std::path::Path;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
+use crate::base::fingerprint;
 use crate::error::{Error, Result};
-use crate::fingerprint;
 use crate::format::safetensors::to_bytes;
 use crate::format::staged::Staged;
 use crate::identity::{self, Identity, check_format, sha256};

@@ -4,9 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use epiphyte::adapter::{Adapter, LoraConfig, LoraModule, Modules};
-use epiphyte::fingerprint;
+use epiphyte::base::{ModelConfig, fingerprint};
 use epiphyte::format::gguf::Gguf;
-use epiphyte::model::config::ModelConfig;
 use epiphyte::tokenizer::TokenizerSpec;
 use epiphyte::{DType, Engine, EngineOptions};
 use serde_json::Value;

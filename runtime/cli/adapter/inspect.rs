@@ -10,9 +10,9 @@ use serde::Serialize;
 use super::BaseFile;
 use crate::adapter::report::{Item, Verdict};
 use crate::adapter::{Adapter, AdapterFormat, LoadReport};
+use crate::base::fingerprint::is_of_another_version;
 use crate::cli::{ModelFile, output};
 use crate::error::{Error, Result};
-use crate::fingerprint::is_of_another_version;
 
 /// Letters of a file's name for something, on a line.
 const MAX_NAME: usize = 128;

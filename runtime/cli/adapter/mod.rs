@@ -13,11 +13,10 @@ use clap::{Args, Subcommand};
 
 use super::ModelFile;
 use crate::adapter::{AdaptedBase, Adapter, BaseShape, BaseWeights};
+use crate::base::{ModelConfig, fingerprint};
 use crate::error::Result;
-use crate::fingerprint;
 use crate::format::gguf::Gguf;
 use crate::gpu::GpuOptions;
-use crate::model::config::ModelConfig;
 use crate::tokenizer::TokenizerSpec;
 
 pub(super) use load::{AdapterArgs, Adapters, LoadedAdapter, Weighted};

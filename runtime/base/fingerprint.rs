@@ -5,12 +5,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::{Architecture, ModelConfig, RopeScaling};
 use crate::error::{Error, Result};
 use crate::format::TensorView;
 use crate::format::gguf::Gguf;
 use crate::identity::{self, Hash, Identity, bits, sha256};
-use crate::model::config::{Architecture, ModelConfig};
-use crate::model::rope::RopeScaling;
 use crate::parallel;
 use crate::tokenizer::TokenizerSpec;
 
