@@ -17,6 +17,7 @@ pub mod export;
 pub mod format;
 #[cfg(feature = "gpu")]
 pub mod gpu;
+mod identity;
 #[cfg(feature = "gpu")]
 pub mod kernels;
 mod kind;

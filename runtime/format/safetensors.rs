@@ -109,6 +109,11 @@ impl<R: Read + Seek> SafetensorsFile<R> {
         Ok(Self { path: path.into(), reader, header, data_start: 8 + length, n_bytes })
     }
 
+    /// For errors.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Bytes of the file.
     pub(crate) fn n_bytes(&self) -> u64 {
         self.n_bytes

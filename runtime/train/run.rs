@@ -26,6 +26,7 @@ use super::signals::{
     EarlyStop, History, StepLog, StepRecord, StopDecision, Warning, too_few_steps, warnings,
 };
 use crate::adapter::Adapter;
+use crate::base::fingerprint;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use folder::State;
@@ -394,14 +395,10 @@ impl TrainRun {
     }
 }
 
-/// Errors: [`Error::BaseMismatch`] for an adapter that names another base.
+/// Errors: as [`fingerprint::check`], for an adapter that names another base.
 fn check_base(init: Option<&Adapter>, got: &str) -> Result<()> {
-    match init.and_then(|init| init.base_fingerprint.as_deref()) {
-        Some(made_for) if made_for != got => {
-            Err(Error::BaseMismatch { expected: made_for.into(), got: got.into() })
-        }
-        _ => Ok(()),
-    }
+    let made_for = init.and_then(|init| init.base_fingerprint.as_deref());
+    made_for.map_or(Ok(()), |made_for| fingerprint::check(made_for, got))
 }
 
 /// Where a run starts.
@@ -427,7 +424,7 @@ impl Start<'_> {
         let Some(state) = self.state else {
             return Trainer::new(engine, train, options, self.init);
         };
-        let then = Given::read(&folder.given_path());
+        let then = Given::read(&folder.given_path())?;
         let differences = then.map(|then| then.differences(given)).unwrap_or_default();
         if !differences.is_empty() && !state.checkpoint.is_of_data(&train.fingerprint()) {
             let differences = differences.join("; ");
