@@ -16,9 +16,9 @@ test: model ## run every test, and say what could not be run here
 	@.ci/summary cargo test --release --workspace
 
 test-files: ## lint and test the library without a GPU: what reads and writes files
-	! cargo tree --no-default-features -e normal --prefix none | grep '^wgpu'
-	cargo clippy --release --no-default-features --all-targets -- -D warnings
-	cargo test --release --no-default-features --test main
+	! cargo tree -p epiphyte --no-default-features -e normal --prefix none | grep '^wgpu'
+	cargo clippy --release -p epiphyte --no-default-features --all-targets -- -D warnings
+	cargo test --release -p epiphyte --no-default-features --test main
 
 check: ## what CI runs: format, lints, tests, documentation
 	cargo fmt --all --check

@@ -15,7 +15,8 @@ use epiphyte::{DType, Engine, EngineOptions, GenerateOptions, Session, generate_
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::common::{golden, model_path, whole};
+use crate::common::skip::whole;
+use crate::common::{golden, model_path};
 
 const ADAPTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/adapters/pirate");
 

@@ -9,7 +9,7 @@ use epiphyte::selftest::{self, Ability, KernelCheck, Report};
 use epiphyte::{Engine, EngineOptions, Error};
 use safetensors::SafeTensors;
 
-use crate::common::skip;
+use crate::common::skip::skip;
 
 fn open(options: GpuOptions) -> Gpu {
     Gpu::open(options).expect("the tests need a Vulkan or Metal adapter")

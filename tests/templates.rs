@@ -7,7 +7,7 @@ use epiphyte::chat::{ChatTemplate, Message, Prompt};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::common::skip;
+use crate::common::skip::skip;
 
 #[derive(Deserialize)]
 struct Golden {

@@ -1,16 +1,16 @@
 //! What several tests need.
 
-mod skip;
+pub(crate) mod odd_llama;
+pub(crate) mod skip;
+pub(crate) mod writer;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
 use epiphyte::chat::ChatTemplate;
 use epiphyte::tokenizer::{Tokenizer, TokenizerSpec};
-
-pub(crate) use skip::{skip, usual, whole};
 
 /// No work takes as long, on however slow a machine.
 const FAR_TOO_LONG: Duration = Duration::from_secs(60);
@@ -29,14 +29,20 @@ pub(crate) fn model_path() -> Option<PathBuf> {
         epiphyte::DEFAULT_MODEL
     );
     if found.is_none() {
-        skip("the default model is not there");
+        skip::skip("the default model is not there");
     }
     found
 }
 
 /// A file of `tests/golden`.
 pub(crate) fn golden(name: &str) -> PathBuf {
-    [env!("CARGO_MANIFEST_DIR"), "tests", "golden", name].iter().collect()
+    root().join("tests").join("golden").join(name)
+}
+
+/// The repository: this file belongs to packages in it and in folders of it.
+fn root() -> &'static Path {
+    let mut folders = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
+    folders.find(|folder| folder.join("Cargo.lock").exists()).unwrap()
 }
 
 /// SplitMix64 (Steele et al. 2014).

@@ -14,7 +14,8 @@ use epiphyte::{DType, Engine, EngineOptions, Error, Session, generate_batch};
 use super::adapters::{shape, under};
 use super::registry::sized;
 use super::{CONTEXT, greedy, open, prefill, prompt};
-use crate::common::{Random, usual};
+use crate::common::Random;
+use crate::common::skip::usual;
 
 const IDS: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
 /// Adapters that each id stands for in turn.

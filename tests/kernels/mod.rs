@@ -42,7 +42,7 @@ use half::f16;
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 
-use crate::common::skip;
+use crate::common::skip::skip;
 
 /// What a test gives back; the error says what differs.
 type Checked<T = ()> = Result<T, Box<dyn Error>>;

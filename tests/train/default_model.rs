@@ -11,7 +11,8 @@ use epiphyte::train::{TrainOptions, Trainer};
 use epiphyte::{Engine, EngineOptions};
 use safetensors::SafeTensors;
 
-use crate::common::{Random, golden, model_path, whole};
+use crate::common::skip::whole;
+use crate::common::{Random, golden, model_path};
 
 const RANK: usize = 4;
 /// As `model_step.py` draws.

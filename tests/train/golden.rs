@@ -12,8 +12,9 @@ use half::f16;
 use safetensors::SafeTensors;
 use tempfile::NamedTempFile;
 
-use crate::common::{Random, golden, skip};
-use crate::gguf::writer::{Meta, Writer};
+use crate::common::skip::skip;
+use crate::common::writer::{Meta, Writer};
+use crate::common::{Random, golden};
 
 const HIDDEN: u64 = 256;
 const FFN: u64 = 512;

@@ -16,7 +16,8 @@ use epiphyte::{Engine, EngineOptions, Error};
 use proptest::prelude::*;
 
 use super::trainer::examples;
-use crate::common::{golden, model_path, skip};
+use crate::common::skip::skip;
+use crate::common::{golden, model_path};
 
 const GB: u64 = 1_000_000_000;
 
