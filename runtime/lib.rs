@@ -2,6 +2,7 @@
 //! wgpu.
 
 pub mod adapter;
+mod cancel;
 pub mod chat;
 #[cfg(feature = "cli")]
 pub mod cli;
@@ -21,11 +22,12 @@ pub mod selftest;
 pub mod tokenizer;
 pub mod train;
 
+pub use cancel::CancelToken;
 pub use chat::Message;
 pub use dtype::DType;
 pub use engine::{
-    AnswerStats, CancelToken, Engine, EngineOptions, FinishReason, GenerateOptions, Generation,
-    Sampling, Session, Token, generate_batch,
+    AnswerStats, Batch, Engine, EngineOptions, FinishReason, GenerateOptions, Generation, Sampling,
+    Sequence, Session, Token, generate_batch,
 };
 pub use error::{Error, Result};
 pub use gpu::GpuOptions;

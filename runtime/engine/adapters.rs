@@ -97,7 +97,7 @@ impl Engine {
         let mut executor = self.executor();
         let inserted =
             executor.registry.insert(&self.gpu, id, adapter, path.map(Path::to_path_buf));
-        executor.adapters_moved(&self.gpu)?;
+        executor.bind_adapters(&self.gpu)?;
         inserted?;
         self.gpu.check()?;
         Ok(executor.registry.report(id).unwrap_or_default())
@@ -176,7 +176,7 @@ impl Session {
         }
         let acquired = executor.registry.acquire(&engine.gpu, &adapters);
         // The first of a set's adapters may have moved the buffers before the second failed.
-        let moved = executor.adapters_moved(&engine.gpu);
+        let moved = executor.bind_adapters(&engine.gpu);
         let set = acquired?;
         if let Err(error) = moved {
             executor.registry.release(set);

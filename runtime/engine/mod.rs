@@ -5,12 +5,15 @@
 
 pub mod adapters;
 pub mod base;
+pub mod batch;
 mod executor;
-pub mod generate;
+pub mod generation;
 mod lane;
 pub mod options;
+mod pass;
 pub mod session;
 mod snapshot;
+mod turns;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,17 +21,22 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use adapters::{Change, KvPolicy, Probe};
 pub use base::Base;
-pub use generate::{Generation, generate_batch};
-pub use options::{AnswerStats, CancelToken, FinishReason, GenerateOptions, Sampling, Token};
+pub use batch::{Batch, BatchToken, Sequence, generate_batch};
+pub use generation::Generation;
+pub use options::{AnswerStats, FinishReason, GenerateOptions, Sampling, Token};
 pub use session::Session;
 
+use crate::adapter::registry::SetId;
+pub use crate::cancel::CancelToken;
 use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;
 use crate::gpu::{Caps, Gpu, GpuOptions};
 use crate::model::config::ModelConfig;
 use crate::progress::{LoadPhase, LoadProgress};
 use crate::selftest;
-use executor::Executor;
+use executor::{Executor, Space};
+use session::Returned;
+use turns::{Turn, Turns};
 
 /// How to open an [`Engine`].
 #[derive(Clone, Debug)]
@@ -71,7 +79,13 @@ pub fn pass_rows(caps: &Caps) -> usize {
 pub struct Engine {
     gpu: Gpu,
     base: Base,
-    executor: Mutex<Executor>,
+    executor: Turns<Executor>,
+    /// Who has [`Space::Steps`] and [`Space::Prompts`] for a pass. Claimed before the executor, one
+    /// at a time.
+    steps: Turns<()>,
+    prompts: Turns<()>,
+    /// What sessions no longer need, until the next turn.
+    returned: Mutex<Vec<Returned>>,
     context: usize,
     kv_f16: bool,
     next_run: AtomicU64,
@@ -135,8 +149,18 @@ impl Engine {
         })?;
         let executor = Executor::new(&gpu, &base, context, kv_f16, options.adapter_budget)?;
         gpu.check()?;
-        let (executor, next_run) = (Mutex::new(executor), AtomicU64::new(1));
-        Ok(Arc::new(Self { gpu, base, executor, context, kv_f16, next_run, trains: true }))
+        Ok(Arc::new(Self {
+            gpu,
+            base,
+            executor: Turns::new(executor),
+            steps: Turns::default(),
+            prompts: Turns::default(),
+            returned: Mutex::default(),
+            context,
+            kv_f16,
+            next_run: AtomicU64::new(1),
+            trains: true,
+        }))
     }
 
     /// An empty session.
@@ -175,8 +199,36 @@ impl Engine {
         self.context
     }
 
-    fn executor(&self) -> MutexGuard<'_, Executor> {
-        self.executor.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A turn at the device, of one submission: others wait for no more of it.
+    fn executor(&self) -> Turn<'_, Executor> {
+        let submitted = || self.gpu.counters.submits.load(Ordering::Relaxed);
+        let (mut turn, before) = self.executor.take_after(submitted);
+        self.gpu.counters.most_waited.fetch_max(submitted() - before, Ordering::Relaxed);
+        let returned = std::mem::take(&mut *self.returned());
+        for Returned { pages, set } in returned {
+            pages.into_iter().for_each(|page| turn.pool.release(page));
+            turn.registry.release(set);
+        }
+        turn
+    }
+
+    /// The activations for a pass. Never while having a turn.
+    fn claim(&self, space: Space) -> Turn<'_, ()> {
+        match space {
+            Space::Steps => self.steps.take(),
+            Space::Prompts => self.prompts.take(),
+        }
+    }
+
+    /// Takes back what a session no longer needs, at once.
+    fn give_back(&self, returned: Returned) {
+        if !returned.pages.is_empty() || returned.set != SetId::default() {
+            self.returned().push(returned);
+        }
+    }
+
+    fn returned(&self) -> MutexGuard<'_, Vec<Returned>> {
+        self.returned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn run_id(&self) -> u64 {

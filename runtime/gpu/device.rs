@@ -129,6 +129,12 @@ pub struct Counters {
     pub bind_groups: AtomicU64,
     /// Bytes of weights and KV cache that the dispatches read, by their own count.
     pub bytes: AtomicU64,
+    /// Times that the host waited for bytes of the device.
+    pub reads: AtomicU64,
+    /// Times that the host sent bytes to the device.
+    pub writes: AtomicU64,
+    /// The most submissions that others made between a caller's asking for the engine and its turn.
+    pub most_waited: AtomicU64,
     /// Bytes of device memory in buffers made by the runtime and not yet dropped.
     pub allocated_bytes: Arc<AtomicU64>,
 }
