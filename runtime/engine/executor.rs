@@ -8,7 +8,6 @@
 
 use std::sync::Arc;
 
-use crate::adapter::registry::{LoraPass, Registry, SetId};
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Commands, Gpu, KernelSpec, Op, Tensor};
 use crate::kernels::matvec::MAX_COLS;
@@ -17,9 +16,11 @@ use crate::model::activations::{LOGIT_ROWS, Limits, Scratch};
 use crate::model::attend::Run;
 use crate::model::kv_cache::{KvCache, PAGE_LEN, PagePool};
 use crate::model::llama::{Llama, Part, Pass};
+use crate::model::site::LoraPass;
 use crate::model::weights::Weights;
 
 use super::Base;
+use super::residents::{Registry, SetId};
 
 /// Biases that all rows together may have.
 pub(crate) const MAX_BIASES: usize = 4096;
@@ -222,8 +223,8 @@ impl Executor {
     /// without.
     pub(crate) fn bind_adapters(&mut self, gpu: &Gpu) -> Result<()> {
         for workspace in [&mut self.steps, &mut self.prompts] {
-            let llama = &mut workspace.llama;
-            llama.bind_adapters(gpu, &self.weights, &self.cache, &self.registry)?;
+            let (llama, factors) = (&mut workspace.llama, self.registry.factors());
+            llama.bind_adapters(gpu, &self.weights, &self.cache, factors)?;
         }
         Ok(())
     }
@@ -288,7 +289,7 @@ impl Executor {
 
     /// What the rows need of their adapters, where these are now.
     fn adapters_changed(&mut self, space: Space) {
-        let moves = self.registry.factors().map(|(.., moves)| moves);
+        let moves = self.registry.factors().map(|factors| factors.moves);
         let lora = self.registry.pass(self.workspace(space).row_sets.iter().copied());
         let workspace = self.workspace_mut(space);
         (workspace.lora, workspace.moves) = (lora, moves);
@@ -302,7 +303,7 @@ impl Executor {
     ///
     /// Errors: as [`Executor::bind_adapters`].
     pub(crate) fn resume(&mut self, gpu: &Gpu, space: Space) -> Result<()> {
-        let moves = self.registry.factors().map(|(.., moves)| moves);
+        let moves = self.registry.factors().map(|factors| factors.moves);
         if self.workspace(space).lora.is_none() {
             return Ok(());
         }

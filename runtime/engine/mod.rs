@@ -11,6 +11,7 @@ pub mod generation;
 mod lane;
 pub mod options;
 mod pass;
+pub mod residents;
 pub mod session;
 mod snapshot;
 mod turns;
@@ -24,17 +25,18 @@ pub use base::Base;
 pub use batch::{Batch, BatchToken, Sequence, generate_batch};
 pub use generation::Generation;
 pub use options::{AnswerStats, FinishReason, GenerateOptions, Sampling, Token};
+pub use residents::AdapterState;
 pub use session::Session;
 
-use crate::adapter::registry::SetId;
+use crate::base::ModelConfig;
 pub use crate::cancel::CancelToken;
 use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;
 use crate::gpu::{Caps, Gpu, GpuOptions};
-use crate::model::config::ModelConfig;
 use crate::progress::{LoadPhase, LoadProgress};
 use crate::selftest;
 use executor::{Executor, Space};
+use residents::SetId;
 use session::Returned;
 use turns::{Turn, Turns};
 

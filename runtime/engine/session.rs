@@ -3,7 +3,6 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::adapter::registry::SetId;
 use crate::cancel::CancelToken;
 use crate::chat::{Message, Prompt};
 use crate::error::{Error, Result};
@@ -14,6 +13,7 @@ use crate::tokenizer::EncodeOptions;
 use super::executor::{Chunk, Executor};
 use super::generation::Generation;
 use super::options::GenerateOptions;
+use super::residents::SetId;
 use super::{Engine, snapshot};
 
 /// A conversation or a document in progress. Cheap to make, to fork and to drop; many share one

@@ -12,7 +12,6 @@ use std::sync::Arc;
 use ::safetensors::tensor::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
-use crate::adapter::registry::Registry;
 use crate::error::{Error, Result};
 use crate::format::safetensors;
 use crate::format::staged::Staged;
@@ -20,6 +19,7 @@ use crate::gpu::{Commands, Gpu, Tensor};
 use crate::model::kv_cache::PAGE_LEN;
 
 use super::executor::Executor;
+use super::residents::Registry;
 use super::{Change, Engine, Session};
 
 const FORMAT: &str = "epiphyte.session.2";

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
+use crate::base::ModelConfig;
 use crate::error::Result;
 use crate::gpu::{Gpu, Tensor};
 use crate::kernels::{attention, rope};
-use crate::model::config::ModelConfig;
 use crate::model::kv_cache::PAGE_LEN;
 
 /// Rows of logits there is room for: sequences decoded in one batch.

@@ -10,6 +10,7 @@ use crate::kernels::lora::{Directory, Entry};
 use crate::kernels::matvec::MAX_COLS;
 use crate::kernels::rope::{self, RopeParams};
 use crate::model::activations::Activations;
+use crate::model::site::Factors;
 
 /// Consecutive positions of one sequence in a pass.
 #[derive(Clone, Copy, Debug)]
@@ -51,10 +52,8 @@ pub(crate) struct Site {
 
 /// What the adapted variant is bound to as well.
 #[derive(Clone, Copy)]
-pub(crate) struct Factors<'a> {
-    pub(crate) directory: Directory,
-    pub(crate) a: &'a Tensor,
-    pub(crate) b: &'a Tensor,
+pub(crate) struct Adapted<'a> {
+    pub(crate) factors: Factors<'a>,
     pub(crate) u: &'a Tensor,
     /// Of u.
     pub(crate) parts: &'a Tensor,
@@ -74,15 +73,15 @@ impl CacheOps {
         heads: Heads,
         (keys, values): &(Tensor, Tensor),
         act: &Activations,
-        adapted: Option<Factors<'_>>,
+        adapted: Option<Adapted<'_>>,
     ) -> Result<Self> {
         let (rows, pages, qkv) = (&act.rows, &act.pages, &act.qkv);
-        let directory = adapted.map(|factors| factors.directory);
+        let directory = adapted.map(|adapted| adapted.factors.directory);
         let mut for_rope = vec![rows, pages, &act.rotations, qkv, keys, values];
         let whole = [rows, pages, qkv, keys, values, &act.attn];
         let split = [rows, pages, qkv, keys, values, &act.parts, &act.stats];
         let mut for_attention = whole.to_vec();
-        if let Some(Factors { a, b, u, parts, .. }) = adapted {
+        if let Some(Adapted { factors: Factors { a, b, .. }, u, parts }) = adapted {
             for_rope.extend([b, u]);
             for_attention.extend([a, parts]);
         }

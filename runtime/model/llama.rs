@@ -5,8 +5,7 @@
 //! extended. Narrow passes (decoding a few sequences) fold the norms into mat-vecs; wide ones
 //! (prompts) use mat-muls.
 
-use crate::adapter::registry::{LoraPass, Registry};
-use crate::adapter::site::SiteKind;
+use crate::base::ModelConfig;
 use crate::error::Result;
 use crate::gpu::{Caps, Commands, Gpu, KernelSpec, Op, Tensor};
 use crate::kernels::attention::{self, Heads};
@@ -17,10 +16,10 @@ use crate::kernels::rms_norm::{self, RmsNormParams};
 use crate::kernels::swiglu::{self, SwiGluParams};
 use crate::model::activations::{Activations, Limits, Scratch};
 use crate::model::attend::{Around, Attend, CacheOps, Kernels, Run};
-use crate::model::config::ModelConfig;
 use crate::model::kv_cache::{KvCache, PAGE_LEN};
 use crate::model::linear::{Binding, LinearOp, RowRange, USize};
 use crate::model::lora::{LoraBuffers, LoraOps, Surroundings};
+use crate::model::site::{Factors, LoraPass, SiteKind};
 use crate::model::weights::{LayerWeights, Weights};
 
 /// A part of a pass: at most one large product, with what is around it.
@@ -170,12 +169,12 @@ impl Llama {
         Ok(())
     }
 
-    /// Whether the registry's buffers have moved since.
-    pub fn adapters_are_stale(&self, registry: &Registry) -> bool {
-        self.lora.as_ref().map(|lora| lora.moves) != registry.factors().map(|(.., moves)| moves)
+    /// Whether the adapters' buffers have moved since; `None` while there are none.
+    pub fn adapters_are_stale(&self, factors: Option<Factors<'_>>) -> bool {
+        self.lora.as_ref().map(|lora| lora.moves) != factors.map(|factors| factors.moves)
     }
 
-    /// Binds the adapted kernels, if the registry's buffers are not those they are bound to.
+    /// Binds the adapted kernels, if the adapters' buffers are not those they are bound to.
     ///
     /// Errors: as [`Gpu::kernel`]; [`Error::OutOfMemory`].
     pub fn bind_adapters(
@@ -183,19 +182,20 @@ impl Llama {
         gpu: &Gpu,
         weights: &Weights,
         cache: &KvCache,
-        registry: &Registry,
+        factors: Option<Factors<'_>>,
     ) -> Result<()> {
-        if self.adapters_are_stale(registry) {
-            let (config, heads, rows) = (&self.config, self.attend.heads, self.rows);
-            let activations = &self.activations;
-            let buffers = match self.lora_buffers.take() {
-                Some(buffers) => buffers,
-                None => LoraBuffers::new(gpu, config, rows)?,
-            };
-            let buffers = self.lora_buffers.insert(buffers);
-            let around = Surroundings { config, weights, heads, cache, activations, buffers };
-            self.lora = LoraOps::new(gpu, around, registry)?;
+        if !self.adapters_are_stale(factors) {
+            return Ok(());
         }
+        let Some(factors) = factors else { return Ok(()) };
+        let (config, heads, activations) = (&self.config, self.attend.heads, &self.activations);
+        let buffers = match self.lora_buffers.take() {
+            Some(buffers) => buffers,
+            None => LoraBuffers::new(gpu, config, self.rows)?,
+        };
+        let buffers = self.lora_buffers.insert(buffers);
+        let around = Surroundings { config, weights, heads, cache, activations, buffers };
+        self.lora = Some(LoraOps::new(gpu, around, factors)?);
         Ok(())
     }
 

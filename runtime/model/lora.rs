@@ -5,8 +5,7 @@
 //! dispatch a layer. Wide passes and the head use two dispatches of their own for each group of
 //! linears.
 
-use crate::adapter::registry::{LoraPass, Registry};
-use crate::adapter::site::SiteKind;
+use crate::base::ModelConfig;
 use crate::error::Result;
 use crate::gpu::{Caps, Commands, Gpu, KernelSpec, Op, Tensor};
 use crate::kernels::attention::{self, Heads};
@@ -14,10 +13,10 @@ use crate::kernels::lora::{self, Directory, EmbeddingParams, Entry, ExpandParams
 use crate::kernels::matvec::{Epilogue, Lora, MAX_COLS};
 use crate::kernels::swiglu;
 use crate::model::activations::Activations;
-use crate::model::attend::{CacheOps, Factors, Site};
-use crate::model::config::ModelConfig;
+use crate::model::attend::{Adapted, CacheOps, Site};
 use crate::model::kv_cache::KvCache;
 use crate::model::linear::{Binding, LinearOp, LoraBinding, RowRange};
+use crate::model::site::{Factors, LoraPass, SiteKind};
 use crate::model::weights::{LayerWeights, Weights};
 
 /// The adapted variants of a model's kernels.
@@ -94,9 +93,7 @@ pub(crate) struct Surroundings<'a> {
 struct Bound<'a> {
     gpu: &'a Gpu,
     around: Surroundings<'a>,
-    directory: Directory,
-    a: &'a Tensor,
-    b: &'a Tensor,
+    factors: Factors<'a>,
 }
 
 /// A site in a pass.
@@ -123,21 +120,20 @@ impl AdaptedSite {
 }
 
 impl LoraOps {
-    /// Binds them; `None` while the registry is empty.
+    /// Binds them.
     ///
     /// Errors: as [`Gpu::kernel`]; [`crate::Error::OutOfMemory`].
     pub(crate) fn new(
         gpu: &Gpu,
         around: Surroundings<'_>,
-        registry: &Registry,
-    ) -> Result<Option<Self>> {
-        let Some((a, b, moves)) = registry.factors() else { return Ok(None) };
+        factors: Factors<'_>,
+    ) -> Result<Self> {
         let Surroundings { config, weights, heads, cache, activations: act, buffers } = around;
-        let directory = registry.directory();
-        let bound = Bound { gpu, around, directory, a, b };
+        let bound = Bound { gpu, around, factors };
         let by_layer = weights.layers.iter().zip(&cache.layers).enumerate();
+        let Factors { directory, a, b, moves } = factors;
         let [reduce, swiglu, embedding] = own_specs(gpu.caps(), heads, directory);
-        Ok(Some(Self {
+        Ok(Self {
             layers: weights.layers.len(),
             moves,
             by_layer: by_layer
@@ -149,7 +145,7 @@ impl LoraOps {
             wide: bound.wide()?,
             embed: gpu.op(&embedding, &[&act.token_ids, &act.x, a, b])?,
             hidden_size: config.hidden_size as u32,
-        }))
+        })
     }
 
     /// What [`LoraOps::new`] compiles.
@@ -227,13 +223,13 @@ impl Bound<'_> {
         let LoraBuffers { u, parts } = self.around.buffers;
         let makes = |kind: SiteKind| {
             let site = kind.site(layers, i) as u32;
-            Some(LoraBinding { lora: Lora::Shrink(self.directory), factors: self.a, u, site })
+            Some(LoraBinding { lora: Lora::Shrink(self.factors.directory), factors: self.factors.a, u, site })
         };
         let adds = |kind: SiteKind| {
             let site = kind.site(layers, i) as u32;
             Some(LoraBinding {
-                lora: Lora::Expand(self.directory),
-                factors: self.b,
+                lora: Lora::Expand(self.factors.directory),
+                factors: self.factors.b,
                 u: parts,
                 site,
             })
@@ -264,11 +260,10 @@ impl Bound<'_> {
             lora: adds(SiteKind::OProj),
         };
         let down_proj = Binding { x: &act.h, lora: adds(SiteKind::DownProj), ..o_proj };
-        let (directory, a, b) = (self.directory, self.a, self.b);
-        let factors = Factors { directory, a, b, u, parts };
+        let adapted = Adapted { factors: self.factors, u, parts };
         Ok(LoraLayer {
             qkv: LinearOp::new(self.gpu, &weights.qkv, qkv)?,
-            cache: CacheOps::new(self.gpu, self.around.heads, cache, act, Some(factors))?,
+            cache: CacheOps::new(self.gpu, self.around.heads, cache, act, Some(adapted))?,
             o_proj: LinearOp::new(self.gpu, &weights.o_proj, o_proj)?,
             gate_up: LinearOp::new(self.gpu, &weights.gate_up, gate_up)?,
             down_proj: LinearOp::new(self.gpu, &weights.down_proj, down_proj)?,
@@ -294,10 +289,11 @@ impl Bound<'_> {
     }
 
     fn wide_op(&self, wide: &Wide<'_>) -> Result<WideOps> {
-        let (gpu, u, directory) = (self.gpu, &self.around.buffers.u, self.directory);
+        let (gpu, u) = (self.gpu, &self.around.buffers.u);
+        let Factors { directory, a, b, .. } = self.factors;
         Ok(WideOps {
-            shrink: gpu.op(&lora::shrink_spec(gpu.caps(), directory), &[wide.x, self.a, u])?,
-            expand: gpu.op(&lora::expand_spec(directory), &[wide.y, self.b, u])?,
+            shrink: gpu.op(&lora::shrink_spec(gpu.caps(), directory), &[wide.x, a, u])?,
+            expand: gpu.op(&lora::expand_spec(directory), &[wide.y, b, u])?,
             k8s: wide.k as u32 / 8,
             n: wide.n as u32,
             ends: wide.ends.map(|end| end as u32),
