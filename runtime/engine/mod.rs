@@ -205,7 +205,9 @@ impl Engine {
     fn executor(&self) -> Turn<'_, Executor> {
         let submitted = || self.gpu.counters.submits.load(Ordering::Relaxed);
         let (mut turn, before) = self.executor.take_after(submitted);
-        self.gpu.counters.most_waited.fetch_max(submitted() - before, Ordering::Relaxed);
+        let counters = &self.gpu.counters;
+        counters.turns.fetch_add(1, Ordering::Relaxed);
+        counters.most_waited.fetch_max(submitted() - before, Ordering::Relaxed);
         let returned = std::mem::take(&mut *self.returned());
         for Returned { pages, set } in returned {
             pages.into_iter().for_each(|page| turn.pool.release(page));

@@ -106,8 +106,10 @@ impl<'a> Commands<'a> {
 
     /// What was recorded makes a unit of work.
     pub(crate) fn is_full(&self) -> bool {
-        let unit = if self.gpu.caps().software { UNIT_OPERATIONS / 64 } else { UNIT_OPERATIONS };
-        self.operations >= unit || self.ring.as_ref().is_some_and(Ring::is_nearly_full)
+        let software = self.gpu.caps().software;
+        let usual = if software { UNIT_OPERATIONS / 64 } else { UNIT_OPERATIONS };
+        self.operations >= self.gpu.unit.unwrap_or(usual)
+            || self.ring.as_ref().is_some_and(Ring::is_nearly_full)
     }
 
     /// Waits while the device is more than a few units behind.

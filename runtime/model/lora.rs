@@ -123,11 +123,7 @@ impl LoraOps {
     /// Binds them.
     ///
     /// Errors: as [`Gpu::kernel`]; [`crate::Error::OutOfMemory`].
-    pub(crate) fn new(
-        gpu: &Gpu,
-        around: Surroundings<'_>,
-        factors: Factors<'_>,
-    ) -> Result<Self> {
+    pub(crate) fn new(gpu: &Gpu, around: Surroundings<'_>, factors: Factors<'_>) -> Result<Self> {
         let Surroundings { config, weights, heads, cache, activations: act, buffers } = around;
         let bound = Bound { gpu, around, factors };
         let by_layer = weights.layers.iter().zip(&cache.layers).enumerate();
@@ -223,7 +219,12 @@ impl Bound<'_> {
         let LoraBuffers { u, parts } = self.around.buffers;
         let makes = |kind: SiteKind| {
             let site = kind.site(layers, i) as u32;
-            Some(LoraBinding { lora: Lora::Shrink(self.factors.directory), factors: self.factors.a, u, site })
+            Some(LoraBinding {
+                lora: Lora::Shrink(self.factors.directory),
+                factors: self.factors.a,
+                u,
+                site,
+            })
         };
         let adds = |kind: SiteKind| {
             let site = kind.site(layers, i) as u32;

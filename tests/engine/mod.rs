@@ -16,6 +16,7 @@ mod soak;
 mod stats;
 mod stops;
 mod text;
+mod turns;
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock};
