@@ -178,7 +178,7 @@ impl<'s> Batch<'s> {
     fn advance(&mut self) -> Result<()> {
         let engine = Arc::clone(&self.engine);
         while self.in_flight.len() < DEPTH && self.may_submit() {
-            let claim = engine.claim(Space::Steps);
+            let claim = engine.steps.take();
             let turn = engine.executor();
             if turn.owner == self.id {
                 self.submit(turn)?;
@@ -193,7 +193,7 @@ impl<'s> Batch<'s> {
             if self.active.is_empty() {
                 return Ok(());
             }
-            let _claim = engine.claim(Space::Steps);
+            let _claim = engine.steps.take();
             let mut turn = engine.executor();
             let rows: Vec<Row<'_>> = self.active.iter().map(|&i| self.lanes[i].row()).collect();
             turn.load_rows(&engine.gpu, self.id, &rows);

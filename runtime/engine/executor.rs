@@ -32,18 +32,15 @@ const FIRST_PAGES: usize = 32;
 /// Where a pass has its activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Space {
-    /// Of decode steps and short prompts.
+    /// Of decode steps and of a few rows of a prompt.
     Steps,
-    /// Of long prompts.
+    /// Of many rows of a prompt.
     Prompts,
 }
 
-impl Space {
-    /// That of so many rows of a prompt.
-    pub(crate) fn of(caps: &Caps, rows: usize) -> Self {
-        let most = if caps.software { 16 } else { LOGIT_ROWS };
-        if rows <= most { Self::Steps } else { Self::Prompts }
-    }
+/// Most rows of a prompt that go through [`Space::Steps`] at a time.
+pub(crate) fn few_rows(caps: &Caps) -> usize {
+    if caps.software { 16 } else { LOGIT_ROWS }
 }
 
 /// The model, bound to the activations of a space.

@@ -35,7 +35,7 @@ use crate::format::gguf::Gguf;
 use crate::gpu::{Caps, Gpu, GpuOptions};
 use crate::progress::{LoadPhase, LoadProgress};
 use crate::selftest;
-use executor::{Executor, Space};
+use executor::Executor;
 use residents::SetId;
 use session::Returned;
 use turns::{Turn, Turns};
@@ -82,8 +82,8 @@ pub struct Engine {
     gpu: Gpu,
     base: Base,
     executor: Turns<Executor>,
-    /// Who has [`Space::Steps`] and [`Space::Prompts`] for a pass. Claimed before the executor, one
-    /// at a time.
+    /// Who has the activations of a [`executor::Space`] for a pass. Taken one at a time, and never
+    /// while having a turn at the executor.
     steps: Turns<()>,
     prompts: Turns<()>,
     /// What sessions no longer need, until the next turn.
@@ -214,14 +214,6 @@ impl Engine {
             turn.registry.release(set);
         }
         turn
-    }
-
-    /// The activations for a pass. Never while having a turn.
-    fn claim(&self, space: Space) -> Turn<'_, ()> {
-        match space {
-            Space::Steps => self.steps.take(),
-            Space::Prompts => self.prompts.take(),
-        }
     }
 
     /// Takes back what a session no longer needs, at once.

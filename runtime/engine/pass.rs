@@ -8,7 +8,7 @@ use crate::model::attend::Run;
 use crate::model::llama::{Llama, Part};
 
 use super::Engine;
-use super::executor::{Chunk, Executor, Space};
+use super::executor::{Chunk, Executor, Space, few_rows};
 use super::turns::Turn;
 
 /// A pass whose rows are in a space that the caller has claimed.
@@ -26,6 +26,13 @@ pub(super) struct Computed<'a> {
     /// Index of the first row among the prompt's tokens.
     pub(super) first: usize,
     pub(super) count: u32,
+}
+
+/// Activations for so many rows.
+struct Claim<'a> {
+    space: Space,
+    rows: usize,
+    turn: Turn<'a, ()>,
 }
 
 impl Engine {
@@ -69,13 +76,12 @@ impl Engine {
         cancel: &CancelToken,
         mut each: impl FnMut(&Computed<'_>) -> Result<()>,
     ) -> Result<()> {
-        let caps = self.gpu.caps();
-        let (most, mut first) = (super::pass_rows(caps), 0);
-        for tokens in prompt.tokens.chunks(most) {
+        let mut first = 0;
+        while first < prompt.tokens.len() {
             cancel.check()?;
-            let (position, count) = (prompt.position + first, tokens.len() as u32);
-            let space = Space::of(caps, tokens.len());
-            let claim = self.claim(space);
+            let Claim { space, rows, turn: claim } = self.claim_rows(prompt.tokens.len() - first);
+            let (position, count) = (prompt.position + first, rows as u32);
+            let tokens = &prompt.tokens[first..first + rows];
             let mut turn = self.executor();
             turn.load_chunk(&self.gpu, space, &Chunk { tokens, position, ..prompt });
             let runs = [Run { row0: 0, count, positions: position as u32 + count }];
@@ -85,12 +91,25 @@ impl Engine {
             each(&Computed { pass: &pass, first, count })?;
             drop(claim);
             // Two chunks ahead of the device at most, and faults surface here.
-            if caps.software {
+            if self.gpu.caps().software {
                 self.gpu.wait(Some(index))?;
             }
-            first += tokens.len();
+            first += rows;
         }
         self.gpu.check()
+    }
+
+    /// Activations for the next rows of a prompt that has `left`. One that finds another's long
+    /// pass on its way goes beside it, in short ones.
+    fn claim_rows(&self, left: usize) -> Claim<'_> {
+        let caps = self.gpu.caps();
+        let (few, many) = (few_rows(caps), super::pass_rows(caps));
+        if let Some(turn) = (left > few).then(|| self.prompts.try_take()).flatten() {
+            return Claim { space: Space::Prompts, rows: left.min(many), turn };
+        }
+        // All about as many, so that none is so short that other kernels compute it.
+        let rows = left.div_ceil(left.div_ceil(few));
+        Claim { space: Space::Steps, rows, turn: self.steps.take() }
     }
 
     /// Logits `[rows, V]` of `rows` rows from `x_row` of a pass, by way of `readback`.

@@ -43,6 +43,17 @@ impl<T> Turns<T> {
         self.take_after(|| ()).0
     }
 
+    /// A turn, if nobody has one or waits for it.
+    pub(super) fn try_take(&self) -> Option<Turn<'_, T>> {
+        let mut tickets = lock(&self.tickets);
+        if tickets.next > tickets.serving {
+            return None;
+        }
+        tickets.next += 1;
+        drop(tickets);
+        Some(Turn { value: lock(&self.value), _served: Served(self) })
+    }
+
     /// As [`Turns::take`]; `drawn` is called at the moment that decides who is before whom.
     pub(super) fn take_after<R>(&self, drawn: impl FnOnce() -> R) -> (Turn<'_, T>, R) {
         let mut tickets = lock(&self.tickets);
@@ -94,12 +105,14 @@ mod tests {
                     turn.push(i);
                 });
                 assert_eq!(heard.recv(), Ok(i));
+                assert!(turns.try_take().is_none());
             }
             mine.push(0);
             drop(mine);
             // One that has had its turn asks again: it is the last.
             turns.take().push(9);
         });
+        assert!(turns.try_take().is_some());
         assert_eq!(*lock(&turns.value), (0..=9).collect::<Vec<_>>());
     }
 
