@@ -76,8 +76,11 @@ pub(super) fn prepare(args: &TrainArgs, gpu: GpuOptions) -> Result<(Setup, PlanR
     let engine =
         Engine::from_gguf(gpu, &gguf, &engine_options, &mut |progress| bar.update(progress))?;
     if let Some(made_for) = init.as_ref().and_then(|init| init.base_fingerprint.clone()) {
-        match fingerprint::check(&made_for, &engine.base().fingerprint) {
-            Err(error) if args.lora.force => output::note(&format!("warning: --init: {error}")),
+        let own = &engine.base().fingerprint;
+        match fingerprint::check(&made_for, own) {
+            Err(_) if args.lora.force => output::note(&format!(
+                "warning: --init was made for base model {made_for}, but {own} is loaded"
+            )),
             checked => checked?,
         }
     }
