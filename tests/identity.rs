@@ -10,8 +10,8 @@ use epiphyte::tokenizer::TokenizerSpec;
 use epiphyte::{DType, Error};
 use serde_json::Value;
 
+use crate::common::writer::{Meta, Tensor, Writer, array, llama};
 use crate::common::{golden, model_path};
-use crate::gguf::writer::{Meta, Tensor, Writer, array, llama};
 
 const DEMO: [&str; 2] = ["pirate", "json"];
 
