@@ -9,6 +9,7 @@ use super::packed::{Packed, PackedSite};
 use crate::adapter::{AdaptedBase, Adapter, BaseWeights, LoadReport, MAX_RANK};
 use crate::base::BaseShape;
 use crate::error::{Error, Result};
+use crate::identity::Hash;
 use crate::model::site::LoraPass;
 
 /// A set of adapters that rows may name.
@@ -18,6 +19,7 @@ pub struct SetId(pub(crate) u32);
 /// An adapter that was read and packed, on its way to the device.
 pub(crate) struct Incoming {
     pub(super) packed: Arc<Packed>,
+    pub(super) digest: String,
     pub(super) source: Option<PathBuf>,
     pub(super) report: Arc<LoadReport>,
 }
@@ -35,7 +37,12 @@ impl Incoming {
     ) -> Result<Self> {
         check_ranks(id, adapter)?;
         let packed = Arc::new(Packed::new(adapter, shape));
-        Ok(Self { packed, source, report: Arc::new(adapter.report.clone()) })
+        Ok(Self {
+            packed,
+            digest: adapter.digest(),
+            source,
+            report: Arc::new(adapter.report.clone()),
+        })
     }
 }
 
@@ -44,7 +51,7 @@ pub(crate) struct Absent {
     pub(super) number: EntryId,
     pub(super) id: String,
     pub(super) path: PathBuf,
-    pub(super) digest: blake3::Hash,
+    pub(super) digest: String,
 }
 
 /// Adapters that were read again, on their way to the device.
@@ -56,12 +63,12 @@ impl Absent {
     /// Errors: as [`Adapter::load`]; [`Error::InvalidAdapter`] when the file has changed.
     pub(crate) fn read(&self, shape: &BaseShape) -> Result<Arc<Packed>> {
         let compared = AdaptedBase { shape: *shape, weights: BaseWeights::Compared };
-        let packed = Packed::new(&Adapter::load(&self.path, compared)?, shape);
-        if packed.digest != self.digest {
+        let adapter = Adapter::load(&self.path, compared)?;
+        if adapter.digest() != self.digest {
             let reason = "the file has changed since it was loaded; load it again".to_string();
             return Err(Error::InvalidAdapter { what: self.id.clone(), reason });
         }
-        Ok(Arc::new(packed))
+        Ok(Arc::new(Packed::new(&adapter, shape)))
     }
 
     /// Reads it for [`super::Registry::acquire`].
@@ -98,7 +105,8 @@ pub(super) struct Entry {
     /// What the user calls it.
     pub(super) id: String,
     pub(super) source: Source,
-    pub(super) digest: blake3::Hash,
+    /// [`crate::adapter::Adapter::digest`].
+    pub(super) digest: String,
     pub(super) resident: Option<Resident>,
     /// Sets in use that contain it.
     pub(super) pins: u32,
@@ -134,6 +142,6 @@ pub(super) struct Set {
     pub(super) entries: Vec<(EntryId, f32)>,
     pub(super) users: u32,
     pub(super) last_used: u64,
-    pub(super) digest: [u8; 32],
+    pub(super) digest: Hash,
     pub(super) pass: LoraPass,
 }
