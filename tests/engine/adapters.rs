@@ -65,7 +65,7 @@ fn mixed(i: usize) -> (Vec<(&'static str, f32)>, Vec<u32>) {
 }
 
 /// Keys and values of a session, bit for bit.
-fn cache(session: &Session) -> Vec<(String, Vec<u8>)> {
+pub(super) fn cache(session: &Session) -> Vec<(String, Vec<u8>)> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("session");
     session.save(&path).unwrap();

@@ -11,7 +11,7 @@ use epiphyte::format::gguf::Gguf;
 use epiphyte::gpu::Gpu;
 use epiphyte::{CancelToken, DType, Engine, EngineOptions, Error, GpuOptions, Session};
 
-use super::adapters::{Set, shape, under};
+use super::adapters::{Set, cache, shape, under};
 use super::registry::sized;
 use super::{Answer, CONTEXT, generate, greedy, prompt, session};
 use crate::common::{Random, golden, model_path};
@@ -257,4 +257,44 @@ fn many_threads_give_what_each_gives_alone() {
     let moves = engine.gpu().counters.bind_groups.load(Ordering::Relaxed);
     println!("{moves} bind groups, {} submissions", submits(&engine));
     assert!(engine.adapters().iter().filter(|state| state.pinned).count() == 0);
+}
+
+/// Between any two turns of an answer the adapters' buffers move, its own adapter in them, and the
+/// cache grows.
+#[test]
+fn adapters_and_cache_move_under_a_running_answer() {
+    let (ids, said) = (prompt(11, 30), || greedy(120));
+    let alone = super::open(EngineOptions { skip_self_test: true, ..EngineOptions::default() });
+    alone.add_adapter("a", &sized(1, 8)).unwrap();
+    let mut undisturbed = under(&alone, &[("a", 1.0)], &ids);
+    let expected = generate(&mut undisturbed, said());
+    for round in 0..6 {
+        let engine = in_small_turns(EngineOptions::default());
+        let before = ["p", "q", "r", "s"];
+        before.iter().for_each(|id| drop(engine.add_adapter(id, &sized(2, 8)).unwrap()));
+        engine.add_adapter("a", &sized(1, 8)).unwrap();
+        let mut session = under(&engine, &[("a", 1.0)], &ids);
+        let (start, bytes) = (submits(&engine), engine.gpu().allocated_bytes());
+        let others = std::thread::scope(|scope| {
+            let answering = scope.spawn(|| generate(&mut session, said()));
+            while submits(&engine) < start + 20 + round && !answering.is_finished() {
+                std::thread::yield_now();
+            }
+            let mut others = Vec::new();
+            for (i, id) in before.iter().enumerate() {
+                // Each takes more than there is, so that what stays moves together.
+                engine.unload_adapter(id).unwrap();
+                engine.add_adapter(&format!("large {i}"), &sized(3, [32, 64, 128, 250][i])).unwrap();
+                let mut other = self::session(&engine, &prompt(50 + i as u64, 40));
+                super::prefill(&mut other);
+                others.push(other);
+            }
+            assert!(!answering.is_finished(), "it is still answering");
+            assert_eq!(answering.join().unwrap(), expected, "round {round}");
+            others
+        });
+        let grown = engine.gpu().allocated_bytes();
+        assert!(cache(&session) == cache(&undisturbed), "keys and values in round {round}");
+        assert!(others.len() == 4 && grown > 2 * bytes, "{bytes} bytes, then {grown}");
+    }
 }
