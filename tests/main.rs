@@ -6,8 +6,6 @@
 
 mod adapter;
 mod chat;
-#[cfg(feature = "cli")]
-mod cli;
 mod common;
 #[cfg(feature = "gpu")]
 mod default_model;

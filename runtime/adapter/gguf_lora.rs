@@ -32,7 +32,6 @@ use crate::identity::check_format;
 const ALPHA: &str = "adapter.lora.alpha";
 
 /// Whether the file says that it is an adapter.
-#[cfg(feature = "cli")]
 pub(crate) fn is_adapter(gguf: &Gguf) -> bool {
     gguf.find::<&str>("general.type").is_ok_and(|kind| kind == Some("adapter"))
 }

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, TensorInfo, TensorView};
 
@@ -39,9 +39,8 @@ pub(crate) const FORMAT: &str = "epiphyte.adapter.1";
 /// What PEFT's wrappers put before a module's path.
 const PREFIX: &str = "base_model.model.";
 
-/// A folder and what is written in it.
-#[cfg(feature = "cli")]
-pub(crate) fn files_of(dir: &Path) -> [std::path::PathBuf; 3] {
+/// A PEFT folder and the files that are written in it.
+pub fn files_of(dir: &Path) -> [PathBuf; 3] {
     [dir.into(), dir.join(CONFIG), dir.join(TENSORS)]
 }
 

@@ -9,14 +9,12 @@ use serde::Serialize;
 
 use super::adapter::inspect as adapter;
 use super::{ModelFile, output};
-use crate::adapter::gguf_lora;
-use crate::base::ModelConfig;
-use crate::base::fingerprint;
-use crate::chat::ChatTemplate;
-use crate::error::{Error, Result};
-use crate::format::gguf::Gguf;
-use crate::format::safetensors::is_safetensors;
-use crate::tokenizer::{Tokenizer, TokenizerSpec};
+use epiphyte::FileKind;
+use epiphyte::base::{ModelConfig, fingerprint};
+use epiphyte::chat::ChatTemplate;
+use epiphyte::error::{Error, Result};
+use epiphyte::format::gguf::Gguf;
+use epiphyte::tokenizer::{Tokenizer, TokenizerSpec};
 
 /// Show what a model file or an adapter holds
 #[derive(Args)]
@@ -102,13 +100,11 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
         let model = ModelFile { model: args.model.clone() };
         adapter::run(&adapter::InspectArgs { path: args.file.clone(), model, json: args.json })
     };
-    if args.file.is_dir() || is_safetensors(&args.file) {
+    let kind = FileKind::of(&args.file);
+    if args.file.is_dir() || matches!(kind, FileKind::Safetensors | FileKind::GgufAdapter) {
         return adapter();
     }
     let gguf = Gguf::open(&args.file)?;
-    if gguf_lora::is_adapter(&gguf) {
-        return adapter();
-    }
     let report = inspect(&gguf, args.full_hash);
     if args.json { output::json(&report) } else { print(&report) }?;
     match report.refused.len() {

@@ -65,6 +65,19 @@ impl Engine {
         self.insert_adapter(id, &adapter, Some(path.as_ref()))
     }
 
+    /// As [`Engine::load_adapter`], also for an adapter that was made for another base of the same
+    /// shape: its report names that base.
+    ///
+    /// Errors: as [`Engine::load_adapter`], less [`Error::BaseMismatch`].
+    pub fn load_foreign_adapter(
+        &self,
+        id: &str,
+        path: impl AsRef<Path>,
+    ) -> Result<Arc<LoadReport>> {
+        let adapter = Adapter::load(path.as_ref(), self.base.adapted())?;
+        self.insert_adapter(id, &adapter, Some(path.as_ref()))
+    }
+
     /// Puts an adapter from memory on the device under `id`; replaces one as
     /// [`Engine::load_adapter`] does.
     ///
@@ -85,7 +98,7 @@ impl Engine {
 
     /// Puts an adapter that fits the base's shape on the device, without asking which base it was
     /// made for.
-    pub(crate) fn insert_adapter(
+    fn insert_adapter(
         &self,
         id: &str,
         adapter: &Adapter,

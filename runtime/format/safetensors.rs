@@ -43,7 +43,6 @@ pub(crate) fn to_bytes<'a>(
 }
 
 /// Whether a file looks like it: a length, then a JSON object.
-#[cfg(feature = "cli")]
 pub(crate) fn is_safetensors(path: &Path) -> bool {
     let mut head = [0; 9];
     let read = super::open(path).is_ok_and(|mut file| file.read_exact(&mut head).is_ok());

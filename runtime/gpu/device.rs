@@ -310,7 +310,7 @@ pub fn describe(info: &wgpu::AdapterInfo) -> String {
 
 /// Refuses what makes drivers crash: they take it that memory can be had (lavapipe writes to what
 /// `malloc` refused).
-#[cfg(all(unix, feature = "cli"))]
+#[cfg(all(unix, target_pointer_width = "64"))]
 fn check_address_space() -> Result<()> {
     const NEEDED: u64 = 1 << 30;
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
@@ -328,7 +328,7 @@ fn check_address_space() -> Result<()> {
     Ok(())
 }
 
-#[cfg(not(all(unix, feature = "cli")))]
+#[cfg(not(all(unix, target_pointer_width = "64")))]
 fn check_address_space() -> Result<()> {
     Ok(())
 }

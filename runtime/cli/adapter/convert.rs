@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::BaseFile;
-use crate::adapter::Adapter;
-use crate::cli::paths::{Files, Kind};
-use crate::cli::{ModelFile, output};
-use crate::dtype::DType;
-use crate::error::Result;
+use crate::paths::{Files, Kind};
+use crate::{ModelFile, output};
+use epiphyte::adapter::Adapter;
+use epiphyte::dtype::DType;
+use epiphyte::error::Result;
 
 /// Write an adapter as a PEFT folder or a GGUF file
 #[derive(Args)]

@@ -8,25 +8,25 @@ use clap::Args;
 use serde::Serialize;
 
 use super::BaseFile;
-use crate::adapter::report::{Item, Verdict};
-use crate::adapter::{Adapter, AdapterFormat, LoadReport};
-use crate::base::fingerprint::is_of_another_version;
-use crate::cli::{ModelFile, output};
-use crate::error::{Error, Result};
+use crate::{ModelFile, output};
+use epiphyte::adapter::report::{Item, Verdict};
+use epiphyte::adapter::{Adapter, AdapterFormat, LoadReport};
+use epiphyte::base::fingerprint::is_of_another_version;
+use epiphyte::error::{Error, Result};
 
 /// Letters of a file's name for something, on a line.
 const MAX_NAME: usize = 128;
 
 /// Show what an adapter holds, and whether it fits a model
 #[derive(Args)]
-pub(in crate::cli) struct InspectArgs {
+pub(crate) struct InspectArgs {
     /// LoRA adapter (PEFT folder, safetensors or GGUF)
-    pub(in crate::cli) path: PathBuf,
+    pub(crate) path: PathBuf,
     #[command(flatten)]
-    pub(in crate::cli) model: ModelFile,
+    pub(crate) model: ModelFile,
     /// Print one JSON object
     #[arg(long)]
-    pub(in crate::cli) json: bool,
+    pub(crate) json: bool,
 }
 
 #[derive(Serialize)]
@@ -54,7 +54,7 @@ enum MadeFor {
 }
 
 /// Errors: [`Error::InvalidFile`] for an adapter that does not load, after the report.
-pub(in crate::cli) fn run(args: &InspectArgs) -> Result<()> {
+pub(crate) fn run(args: &InspectArgs) -> Result<()> {
     let base = BaseFile::open(&args.model)?;
     let report = Adapter::inspect(&args.path, base.adapted())?;
     let made_for = match &report.base_fingerprint {

@@ -12,12 +12,12 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::ModelFile;
-use crate::adapter::{AdaptedBase, Adapter, BaseShape, BaseWeights};
-use crate::base::{ModelConfig, fingerprint};
-use crate::error::Result;
-use crate::format::gguf::Gguf;
-use crate::gpu::GpuOptions;
-use crate::tokenizer::TokenizerSpec;
+use epiphyte::adapter::{AdaptedBase, Adapter, BaseShape, BaseWeights};
+use epiphyte::base::{ModelConfig, fingerprint};
+use epiphyte::error::Result;
+use epiphyte::format::gguf::Gguf;
+use epiphyte::gpu::GpuOptions;
+use epiphyte::tokenizer::TokenizerSpec;
 
 pub(super) use load::{AdapterArgs, Adapters, LoadedAdapter, Weighted};
 
@@ -70,8 +70,8 @@ impl BaseFile {
         AdaptedBase { shape: self.shape, weights: BaseWeights::Open(&self.gguf) }
     }
 
-    /// Errors: [`crate::Error::BaseMismatch`] when the adapter was made for another base;
-    /// [`crate::Error::FingerprintVersion`] when that can't be told.
+    /// Errors: [`epiphyte::Error::BaseMismatch`] when the adapter was made for another base;
+    /// [`epiphyte::Error::FingerprintVersion`] when that can't be told.
     fn check(&self, adapter: &Adapter) -> Result<()> {
         let made_for = adapter.base_fingerprint.as_deref();
         made_for.map_or(Ok(()), |made_for| fingerprint::check(made_for, &self.fingerprint))
