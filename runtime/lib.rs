@@ -19,6 +19,7 @@ pub mod format;
 pub mod gpu;
 #[cfg(feature = "gpu")]
 pub mod kernels;
+pub mod merge;
 #[cfg(feature = "gpu")]
 pub mod model;
 mod parallel;
