@@ -78,7 +78,7 @@ pub(super) fn stack(terms: &[Term<'_>]) -> Factored {
 
 /// The sum at another rank: `B = Q R`, and the singular values of `R A` are those of `B A`.
 pub(super) fn truncate(terms: &[Term<'_>], rank: Rank) -> Factored {
-    let Factored { rank: r, a, b, squares, .. } = stack(terms);
+    let Factored { rank: r, a, b, .. } = stack(terms);
     let k = a.len() / r;
     let columns: Vec<Vec<f64>> =
         (0..r).map(|j| b.iter().skip(j).step_by(r).map(|b| f64::from(*b)).collect()).collect();
@@ -95,13 +95,8 @@ pub(super) fn truncate(terms: &[Term<'_>], rank: Rank) -> Factored {
     let m = core.len();
     if m == 0 {
         // B is zero.
-        return Factored {
-            rank: 1,
-            a: vec![0.0; k],
-            b: vec![0.0; b.len() / r],
-            squares,
-            lost: 0.0,
-        };
+        let (a, b) = (vec![0.0; k], vec![0.0; b.len() / r]);
+        return Factored { rank: 1, a, b, squares: 0.0, lost: 0.0 };
     }
     let mut gram = Square::zeros(m);
     for i in 0..m {
@@ -109,6 +104,8 @@ pub(super) fn truncate(terms: &[Term<'_>], rank: Rank) -> Factored {
             gram.values[i * m + j] = eigen::dot(&core[i], &core[j]);
         }
     }
+    // Of these very numbers: what is lost is a difference.
+    let squares = (0..m).map(|i| gram.values[i * m + i]).sum();
     let found = choose(gram, rank, squares);
     let mix = |vectors: &[Vec<f64>], weights: &[f64], len: usize| {
         let mut sum = vec![0.0; len];

@@ -87,6 +87,11 @@ pub fn merge(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Merged> {
     recipe.check(parents)?;
+    let rank = match &recipe.method {
+        Method::Svd(svd) => recipe.rank.or(Some(svd.default_rank(parents))),
+        _ => recipe.rank,
+    };
+    let recipe = &Recipe { rank, ..*recipe };
     let base_fingerprint = one_base(parents)?;
     for module in parents.iter().flat_map(|parent| &parent.adapter.modules) {
         module.check(shape)?;
@@ -152,11 +157,8 @@ fn merge_module(
     let side = n.min(k);
     let factored = match recipe.method.merge(site)? {
         Merging::Sum(terms) => {
-            let default = match &recipe.method {
-                Method::Svd(svd) => Some(svd.default_rank(ranks())),
-                _ => None,
-            };
-            sum(&terms, recipe.rank.or(default), default.is_some(), side)
+            let singular = matches!(recipe.method, Method::Svd(_));
+            sum(&terms, recipe.rank, singular, side)
         }
         Merging::Product(mix) => {
             tally.took_out(site, &[&mix]);

@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Parent;
 use super::recipe::Rank;
 use super::site::{Merging, Site};
 
@@ -17,7 +18,9 @@ impl Svd {
         Merging::Sum(site.terms(|part| part.weight))
     }
 
-    pub(super) fn default_rank(self, ranks: impl Iterator<Item = usize>) -> Rank {
-        Rank::Fixed(ranks.max().unwrap_or(1))
+    /// The largest of all modules, for each of them.
+    pub(super) fn default_rank(self, parents: &[Parent<'_>]) -> Rank {
+        let modules = parents.iter().flat_map(|parent| &parent.adapter.modules);
+        Rank::Fixed(modules.map(|module| module.rank).max().unwrap_or(1))
     }
 }
