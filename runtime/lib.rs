@@ -23,6 +23,7 @@ mod identity;
 #[cfg(feature = "gpu")]
 pub mod kernels;
 mod kind;
+pub mod merge;
 #[cfg(feature = "gpu")]
 pub mod model;
 mod parallel;
