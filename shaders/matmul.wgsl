@@ -1,8 +1,12 @@
 // matmul: y[m, n] (=, +=) sum_k x[m, k] W[n, k]    for many rows m, staged in workgroup memory
-// EPILOGUE 0: y = .  1: y += . Grid: (ceil(N / 64), ceil(M / 64), 1); 256 lanes make a 64 x 64
-// tile, 4 x 4 each, in steps of one block of K. 16 KiB of workgroup memory: WebGPU's default limit.
-// Sums in f32. Params and bindings: shared/linear.wgsl Host: runtime/kernels/matmul.rs    Oracle:
-// tests/kernels/matmul.rs
+// EPILOGUE 0: y = .  1: y += .
+// Grid: (ceil(N / 64), ceil(M / 64), 1); 256 lanes make a 64 x 64 tile, 4 x 4 each, in steps of one
+// block of K. 16 KiB of workgroup memory: WebGPU's default limit. Sums in f32.
+// Bindings: shared/linear.wgsl
+// Host: runtime/kernels/matmul.rs    Oracle: tests/kernels/matmul.rs
+//import shared/linear
+//needs quant
+//const EPILOGUE
 
 var<workgroup> tile_x: array<vec4<f32>, 512>; // [32 k][64 m]
 var<workgroup> tile_w: array<vec4<f32>, 512>; // [32 k][64 n]

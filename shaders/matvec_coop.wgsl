@@ -1,12 +1,17 @@
-// matvec_coop: y[m, n] (=, +=) sum_k x[m, k] W[n, k]    for up to 8 rows m on cooperative matrices,
-// f16 x f16 -> f32 NORM, EPILOGUE and adapters as in matvec. What the norm makes of x, and W, are
-// rounded to f16 on staging; sums in f32. Grid: (ceil(N / TN), 1, 1), or pair / (TN / 2) with
-// SwiGLU. A workgroup of SUBGROUPS makes TN columns: SPLIT of them share a fragment of S columns,
-// each with its part of a step of STEP blocks of K. While a step is multiplied, the next two are
-// under way. The subgroups' sums are added in their order. GUARD 1: the last step reaches past the
-// end of K. Within a step the terms are in an order of their own, the same for x and W, so that
-// neighbouring lanes store side by side. Params and bindings: shared/linear.wgsl Host:
-// runtime/kernels/matvec_coop.rs    Oracle: tests/kernels/matvec_coop.rs
+// matvec_coop: y[m, n] (=, +=) sum_k x[m, k] W[n, k]
+//   for up to 8 rows m on cooperative matrices, f16 x f16 -> f32
+// NORM, EPILOGUE and adapters as in matvec. What the norm makes of x, and W, are rounded to f16 on
+// staging; sums in f32.
+// Grid: (ceil(N / TN), 1, 1), or pair / (TN / 2) with SwiGLU. A workgroup of SUBGROUPS makes TN
+// columns: SPLIT of them share a fragment of S columns, each with its part of a step of STEP blocks
+// of K. While a step is multiplied, the next two are under way. The subgroups' sums are added in
+// their order. GUARD 1: the last step reaches past the end of K. Within a step the terms are in an
+// order of their own, the same for x and W, so that neighbouring lanes store side by side.
+// Bindings: shared/linear.wgsl
+// Host: runtime/kernels/matvec_coop.rs    Oracle: tests/kernels/matvec_coop.rs
+//import shared/linear
+//needs halves, fragments, quads, reduce, adapters, begin
+//const WG, SUBGROUPS, SPLIT, STEP, COLS, GUARD, NORM, EPILOGUE
 
 const LANES: u32 = WG / COLS;                             // that stage a row of x
 const SN: u32 = SUBGROUPS / SPLIT;                        // fragments side by side

@@ -1,15 +1,14 @@
 // sample_threshold: the smallest logit that top-k, top-p (Holtzman et al. 2020, arXiv:1904.09751)
-// and min-p (Nguyen et al. 2024, arXiv:2407.01082) let through, after the temperature, in that
-// order; ties stay in 0 samplers    Sampler  read  [M] 1 logits      f32      read  [M, V] 2
-// thresholds  f32      read_write  [M] Grid: (M, 1, 1), a workgroup a row. Radix selection over
-// order-preserving keys, 4 bits a pass: no sort, no atomics. Host: runtime/kernels/sample.rs
-// Oracle: tests/kernels/sample.rs
-struct Params {
-    vocab: u32,
-    pad0: u32,
-    pad1: u32,
-    pad2: u32,
-}
+// and min-p
+//   (Nguyen et al. 2024, arXiv:2407.01082) let through, after the temperature, in that order; ties
+//     stay in
+//   0 samplers    Sampler  read  [M]
+//   1 logits      f32      read  [M, V]
+//   2 thresholds  f32      read_write  [M]
+// Grid: (M, 1, 1), a workgroup a row. Radix selection over order-preserving keys, 4 bits a pass: no
+// sort, no atomics.
+// Host: runtime/kernels/sample.rs    Oracle: tests/kernels/sample.rs
+//import shared/sampler
 @group(0) @binding(0) var<storage, read> samplers: array<Sampler>;
 @group(0) @binding(1) var<storage, read> logits: array<f32>;
 @group(0) @binding(2) var<storage, read_write> thresholds: array<f32>;

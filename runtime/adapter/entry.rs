@@ -17,7 +17,7 @@ pub struct SetId(pub(crate) u32);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LoraPass {
     /// Most elements of a row of u, by [`super::site::SiteKind`]; 0 where no row has an adapter.
-    pub u_rows: [u32; 6],
+    pub u_width: [u32; 6],
     /// By site, where all rows have the same adapter and no other.
     pub(super) alone: Option<Arc<[Entries]>>,
 }

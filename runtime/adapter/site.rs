@@ -38,7 +38,7 @@ impl SiteKind {
     }
 
     /// Largest u of any set, in elements of a row.
-    pub(crate) const fn most_u_rows(self) -> u32 {
+    pub(crate) const fn most_u_width(self) -> u32 {
         self.targets().len() as u32 * MAX_RANK
     }
 

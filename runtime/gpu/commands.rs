@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::device::Gpu;
-use super::pipeline::Kernel;
+use super::device::{Caps, Gpu};
+use super::pipeline::Op;
 use super::tensor::Tensor;
 use crate::error::{Error, Result};
 
@@ -67,6 +67,16 @@ impl<'a> Commands<'a> {
         })
     }
 
+    /// The device that will do it.
+    pub fn gpu(&self) -> &'a Gpu {
+        self.gpu
+    }
+
+    /// What that device can do.
+    pub fn caps(&self) -> &'a Caps {
+        self.gpu.caps()
+    }
+
     /// From now on [`Commands::bound`] gives up once `cancel` is set.
     pub fn cancel_on(&mut self, cancel: &'a AtomicBool) {
         self.cancel = Some(cancel);
@@ -99,8 +109,7 @@ impl<'a> Commands<'a> {
     /// counters.
     pub fn dispatch(
         &mut self,
-        kernel: &Kernel,
-        group: &wgpu::BindGroup,
+        op: &Op,
         params: &impl bytemuck::NoUninit,
         grid: [u32; 3],
         read_bytes: u64,
@@ -109,6 +118,7 @@ impl<'a> Commands<'a> {
             return;
         }
         let params = bytemuck::bytes_of(params);
+        let kernel = &op.kernel;
         debug_assert_eq!(params.len(), kernel.params_bytes as usize, "{}", kernel.name);
         if self.ring.as_ref().is_some_and(Ring::is_full) {
             self.flush();
@@ -119,7 +129,7 @@ impl<'a> Commands<'a> {
                 .forget_lifetime()
         });
         pass.set_pipeline(&kernel.pipeline);
-        pass.set_bind_group(0, group, &[]);
+        pass.set_bind_group(0, &op.group, &[]);
         match &mut self.ring {
             None => pass.set_immediates(0, params),
             Some(ring) => {

@@ -5,11 +5,9 @@
 //! arXiv:2106.09685): `U = X Aᵀ` and `Y += s U Bᵀ` forward, `dU = s dY B`, `dB += s dYᵀ U`, `dA +=
 //! dUᵀ X` and `dX += dU A` backward.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::ENOUGH_GROUPS;
+use crate::gpu::params::params;
 use crate::gpu::pipeline::Access::{self, Read, Write};
-use crate::gpu::shader::Source;
 use crate::gpu::{Caps, Commands, KernelSpec, Op};
 
 /// Bindings of every variant: those of A, B and C.
@@ -40,38 +38,36 @@ impl View {
     }
 }
 
-/// Mirror of `Params` in `shared/dense.wgsl`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
-pub struct MatmulDenseParams {
-    /// Rows of A and C.
-    pub m: u32,
-    /// Columns of B and C.
-    pub n: u32,
-    /// Columns of A, rows of B.
-    pub k: u32,
-    /// A(m, k) is at `a_offset + m a_m + k a_k`.
-    pub a_offset: u32,
-    /// See `a_offset`.
-    pub a_m: u32,
-    /// See `a_offset`.
-    pub a_k: u32,
-    /// B(k, n) is at `b_offset + k b_k + n b_n`.
-    pub b_offset: u32,
-    /// See `b_offset`.
-    pub b_k: u32,
-    /// See `b_offset`.
-    pub b_n: u32,
-    /// C(m, n) is at `c_offset + m c_m + n`.
-    pub c_offset: u32,
-    /// See `c_offset`.
-    pub c_m: u32,
-    /// Factor of the product.
-    pub alpha: f32,
-    /// Factor of what C holds; 0 leaves that unread.
-    pub beta: f32,
-    /// Zero.
-    pub pad: [u32; 3],
+params! {
+    /// What a dispatch of `shared/dense` says.
+    pub struct MatmulDenseParams {
+        /// Rows of A and C.
+        pub m: u32,
+        /// Columns of B and C.
+        pub n: u32,
+        /// Columns of A, rows of B.
+        pub k: u32,
+        /// A(m, k) is at `a_offset + m a_m + k a_k`.
+        pub a_offset: u32,
+        /// See `a_offset`.
+        pub a_m: u32,
+        /// See `a_offset`.
+        pub a_k: u32,
+        /// B(k, n) is at `b_offset + k b_k + n b_n`.
+        pub b_offset: u32,
+        /// See `b_offset`.
+        pub b_k: u32,
+        /// See `b_offset`.
+        pub b_n: u32,
+        /// C(m, n) is at `c_offset + m c_m + n`.
+        pub c_offset: u32,
+        /// See `c_offset`.
+        pub c_m: u32,
+        /// Factor of the product.
+        pub alpha: f32,
+        /// Factor of what C holds; 0 leaves that unread.
+        pub beta: f32,
+    }
 }
 
 impl MatmulDenseParams {
@@ -97,7 +93,6 @@ impl MatmulDenseParams {
             c_m: c_stride,
             alpha: 1.0,
             beta: 0.0,
-            pad: [0; 3],
         }
     }
 }
@@ -121,8 +116,6 @@ pub enum Tiling {
 const DIRECT_WG: u32 = 32;
 /// The most workgroups along one side of a grid: WebGPU's default limit.
 const MAX_GROUPS: u32 = 65_535;
-/// Workgroup memory in vec4, for the sums of the teams.
-const SUMS: u32 = 1024;
 
 impl Tiling {
     /// Every tiling.
@@ -160,27 +153,13 @@ impl Tiling {
             Self::Direct => ("matmul_dense_direct", vec![("WG", DIRECT_WG)]),
             Self::Thin => ("matmul_dense_thin", vec![]),
             _ => {
-                let split = 256 * 16 / (tile_m * tile_n);
                 // As an adapter's rank often is, where it is all of K.
                 let step = if self == Self::Square { 16 } else { 32 };
-                let staged = step * (tile_m / 4 + tile_n / 4 + 2);
-                let tile = if split > 1 { staged.max(SUMS) } else { staged };
-                let consts = [
-                    ("TM", tile_m),
-                    ("TN", tile_n),
-                    ("SPLIT", split),
-                    ("KT", step),
-                    ("TILE", tile),
-                ];
-                ("matmul_dense", consts.to_vec())
+                ("matmul_dense", vec![("TM", tile_m), ("TN", tile_n), ("KT", step)])
             }
         };
-        let source = Source { name, consts, imports: vec!["shared/dense"], ..Default::default() };
-        KernelSpec {
-            source,
-            bindings: BINDINGS,
-            params_bytes: size_of::<MatmulDenseParams>() as u32,
-        }
+        let params = MatmulDenseParams::LAYOUT;
+        KernelSpec { name, consts, bindings: BINDINGS, params, ..Default::default() }
     }
 }
 

@@ -106,14 +106,14 @@ impl Attend {
     ) -> u32 {
         let Heads { heads, kv_heads, head_dim, .. } = self.heads;
         let max_pages = self.max_pages;
-        let (site, u_rows, lora) = around.qkv;
-        let params = RopeParams { heads, kv_heads, max_pages, site, u_rows, pad: [0; 3], lora };
+        let (site, u_width, alone) = around.qkv;
+        let params =
+            RopeParams { heads, kv_heads, max_pages, site, u_width, alone, ..Default::default() };
         rope::record(commands, &ops.rope, head_dim, params, rows);
         let tiled = |run: &Run| run.count > MAX_COLS && !gpu.caps().software;
         for run in runs.iter().filter(|run| tiled(run)) {
             let (row0, count, scale) = (run.row0, run.count, self.scale());
-            let params =
-                PrefillParams { heads, kv_heads, max_pages, row0, count, scale, pad: [0; 2] };
+            let params = PrefillParams { heads, kv_heads, max_pages, row0, count, scale };
             attention::record_prefill(
                 commands,
                 &ops.attention_prefill,
@@ -139,7 +139,7 @@ impl Attend {
         commands: &mut Commands<'_>,
         (ops, reduce): (&CacheOps, &Op),
         group: &[Run],
-        (site, u_rows, lora): Site,
+        (site, u_width, alone): Site,
     ) -> u32 {
         let Heads { heads, kv_heads, head_dim, .. } = self.heads;
         let (max_pages, scale) = (self.max_pages, self.scale());
@@ -158,15 +158,23 @@ impl Attend {
                 scale,
                 row0,
                 site,
-                u_rows,
-                lora,
+                u_width,
+                alone,
             };
             let bytes = self.cache_bytes(positions) * u64::from(count);
             if splits == 1 {
                 attention::record(commands, &ops.attention, &params, count, bytes);
             } else {
                 attention::record(commands, &ops.attention_split, &params, count, bytes);
-                let params = ReduceParams { heads, splits, row0, site, u_rows, pad: [0; 3], lora };
+                let params = ReduceParams {
+                    heads,
+                    splits,
+                    row0,
+                    site,
+                    u_width,
+                    alone,
+                    ..Default::default()
+                };
                 attention::record_reduce(commands, reduce, head_dim, &params, count);
             }
         }

@@ -200,7 +200,8 @@ impl Llama {
         let layer = &self.layers[i];
         let range = RowRange::first(rows);
         let [qkv, o_proj] = [SiteKind::Qkv, SiteKind::OProj];
-        let active = |pass: &LoraPass| pass.u_rows[qkv as usize] + pass.u_rows[o_proj as usize] > 0;
+        let active =
+            |pass: &LoraPass| pass.u_width[qkv as usize] + pass.u_width[o_proj as usize] > 0;
         let Some((ops, pass)) = lora.filter(|(_, pass)| active(pass)) else {
             layer.qkv.record(gpu, commands, range, USize::default())?;
             self.attend.record(
@@ -216,14 +217,14 @@ impl Llama {
         let [qkv_a, qkv_b] = pass.alone(ops.site(qkv, i));
         let [o_proj_a, o_proj_b] = pass.alone(ops.site(o_proj, i));
         let around = Around {
-            qkv: (ops.site(qkv, i), pass.u_rows[qkv as usize], qkv_b),
-            o_proj: (ops.site(o_proj, i), pass.u_rows[o_proj as usize], o_proj_a),
+            qkv: (ops.site(qkv, i), pass.u_width[qkv as usize], qkv_b),
+            o_proj: (ops.site(o_proj, i), pass.u_width[o_proj as usize], o_proj_a),
         };
         adapted.qkv.record(
             gpu,
             commands,
             range,
-            USize { rows: around.qkv.1, parts: 1, lora: qkv_a },
+            USize { width: around.qkv.1, parts: 1, alone: qkv_a },
         )?;
         let parts =
             self.attend.record(gpu, commands, (&adapted.cache, &ops.reduce), (rows, runs), around);
@@ -231,7 +232,7 @@ impl Llama {
             gpu,
             commands,
             range,
-            USize { rows: around.o_proj.1, parts, lora: o_proj_b },
+            USize { width: around.o_proj.1, parts, alone: o_proj_b },
         )
     }
 
@@ -248,7 +249,7 @@ impl Llama {
         let f = self.config.intermediate_size as u32;
         let [gate_up, down] = [SiteKind::GateUp, SiteKind::DownProj];
         let active =
-            |pass: &LoraPass| pass.u_rows[gate_up as usize] + pass.u_rows[down as usize] > 0;
+            |pass: &LoraPass| pass.u_width[gate_up as usize] + pass.u_width[down as usize] > 0;
         let Some((ops, pass)) = lora.filter(|(_, pass)| active(pass)) else {
             match &layer.gate_up {
                 Some(fused) => fused.record(gpu, commands, range, USize::default())?,
@@ -257,34 +258,34 @@ impl Llama {
             return layer.down_proj.record(gpu, commands, range, USize::default());
         };
         let adapted = &ops.by_layer[i];
-        let [gate_up_rows, down_rows] = [gate_up, down].map(|kind| pass.u_rows[kind as usize]);
+        let [gate_up_width, down_width] = [gate_up, down].map(|kind| pass.u_width[kind as usize]);
         let (gate_up_site, down_site) = (ops.site(gate_up, i), ops.site(down, i));
-        let ([gate_up_a, gate_up_lora], [down_lora, down_b]) =
+        let ([gate_up_a, gate_up_alone], [down_alone, down_b]) =
             (pass.alone(gate_up_site), pass.alone(down_site));
         adapted.gate_up.record(
             gpu,
             commands,
             range,
-            USize { rows: gate_up_rows, parts: 1, lora: gate_up_a },
+            USize { width: gate_up_width, parts: 1, alone: gate_up_a },
         )?;
         let pad = [0; 3];
         let params = SwiGluParams {
             f,
             gate_up_site,
-            gate_up_rows,
+            gate_up_width,
             down_site,
-            down_rows,
+            down_width,
             pad,
-            gate_up_lora,
-            down_lora,
+            gate_up_alone,
+            down_alone,
         };
-        swiglu::record(commands, gpu.caps(), &ops.swiglu, &params, rows);
+        swiglu::record(commands, &ops.swiglu, &params, rows);
         let parts = swiglu::parts(gpu.caps(), f);
         adapted.down_proj.record(
             gpu,
             commands,
             range,
-            USize { rows: down_rows, parts, lora: down_b },
+            USize { width: down_width, parts, alone: down_b },
         )
     }
 
@@ -304,7 +305,7 @@ impl Llama {
                 ops.record_wide(gpu, commands, (kind, i), pass, (rows, 0, 0));
             }
         };
-        rms_norm::record(commands, &layer.input_layernorm, gpu.caps(), self.norm_params(rows));
+        rms_norm::record(commands, &layer.input_layernorm, self.norm_params(rows));
         layer.qkv_wide.record(gpu, commands, range, USize::default())?;
         adapt(commands, SiteKind::Qkv);
         self.attend.record(
@@ -331,18 +332,13 @@ impl Llama {
         lora: Option<(&LoraOps, &LoraPass)>,
     ) -> Result<()> {
         let layer = &self.layers[i];
-        rms_norm::record(
-            commands,
-            &layer.post_attention_layernorm,
-            gpu.caps(),
-            self.norm_params(rows),
-        );
+        rms_norm::record(commands, &layer.post_attention_layernorm, self.norm_params(rows));
         layer.gate_up_wide.record(gpu, commands, RowRange::first(rows), USize::default())?;
         if let Some((ops, pass)) = lora {
             ops.record_wide(gpu, commands, (SiteKind::GateUp, i), pass, (rows, 0, 0));
         }
         let params = SwiGluParams { f: self.config.intermediate_size as u32, ..Default::default() };
-        swiglu::record(commands, gpu.caps(), &self.swiglu, &params, rows);
+        swiglu::record(commands, &self.swiglu, &params, rows);
         Ok(())
     }
 
@@ -351,7 +347,6 @@ impl Llama {
             rows,
             k4: self.config.hidden_size as u32 / 4,
             eps: self.config.rms_norm_eps,
-            pad: 0,
         }
     }
 
@@ -377,9 +372,9 @@ impl Llama {
         }
         let head = SiteKind::LmHead;
         if let Some((ops, pass)) =
-            self.lora.as_ref().zip(lora).filter(|(_, pass)| pass.u_rows[head as usize] > 0)
+            self.lora.as_ref().zip(lora).filter(|(_, pass)| pass.u_width[head as usize] > 0)
         {
-            rms_norm::record(commands, &self.norm, gpu.caps(), self.norm_params(x_row + rows));
+            rms_norm::record(commands, &self.norm, self.norm_params(x_row + rows));
             ops.record_wide(gpu, commands, (head, 0), pass, (rows, x_row, 0));
         }
         Ok(())
@@ -470,7 +465,6 @@ fn embed_ops(gpu: &Gpu, weights: &Weights, a: &Activations) -> Result<Vec<(Op, E
             k_blocks: (table.k / crate::quant::BLOCK) as u32,
             row0: chunk.row0 as u32,
             rows: chunk.rows as u32,
-            pad: 0,
         };
         let op = gpu.op(
             &embedding::spec(chunk.dtype),

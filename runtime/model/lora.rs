@@ -55,9 +55,9 @@ struct WideOps {
 
 /// u, whole and in parts.
 pub(crate) struct LoraBuffers {
-    /// f32 `[rows, u_rows]`.
+    /// f32 `[rows, u_width]`.
     u: Tensor,
-    /// f32 `[MAX_COLS, parts, u_rows]`.
+    /// f32 `[MAX_COLS, parts, u_width]`.
     parts: Tensor,
 }
 
@@ -71,10 +71,10 @@ impl LoraBuffers {
             attention.max(swiglu::parts(gpu.caps(), config.intermediate_size as u32) as usize);
         let floats = |label: &str, n: usize| gpu.storage(label, n as u64 * 4);
         Ok(Self {
-            u: floats("adapters u", rows * SiteKind::Qkv.most_u_rows() as usize)?,
+            u: floats("adapters u", rows * SiteKind::Qkv.most_u_width() as usize)?,
             parts: floats(
                 "adapters u parts",
-                MAX_COLS as usize * parts * SiteKind::OProj.most_u_rows() as usize,
+                MAX_COLS as usize * parts * SiteKind::OProj.most_u_width() as usize,
             )?,
         })
     }
@@ -156,28 +156,23 @@ impl LoraOps {
         pass: &LoraPass,
         (rows, x_row, y_row): (u32, u32, u32),
     ) {
-        let (op, site, u_rows) =
-            (&self.wide[kind as usize], self.site(kind, layer), pass.u_rows[kind as usize]);
-        if u_rows == 0 {
+        let (op, site, u_width) =
+            (&self.wide[kind as usize], self.site(kind, layer), pass.u_width[kind as usize]);
+        if u_width == 0 {
             return;
         }
-        lora::record_shrink(
-            commands,
-            gpu.caps(),
-            &op.shrink,
-            &ShrinkParams { k8s: op.k8s, x_row, site, u_rows },
-            rows,
-        );
+        let params = ShrinkParams { k8s: op.k8s, x_row, site, u_width };
+        lora::record_shrink(commands, &op.shrink, &params, rows);
         let [end0, end1] = op.ends;
-        let params = ExpandParams { n: op.n, x_row, y_row, site, u_rows, end0, end1, pad: 0 };
+        let params = ExpandParams { n: op.n, x_row, y_row, site, u_width, end0, end1 };
         lora::record_expand(commands, &op.expand, &params, rows);
     }
 
     /// Records what the adapters add to the embeddings of `rows` tokens.
     pub(crate) fn record_embedding(&self, commands: &mut Commands<'_>, pass: &LoraPass, rows: u32) {
-        if pass.u_rows[SiteKind::EmbedTokens as usize] > 0 {
+        if pass.u_width[SiteKind::EmbedTokens as usize] > 0 {
             let site = self.site(SiteKind::EmbedTokens, 0);
-            let params = EmbeddingParams { d: self.hidden_size, site, pad: [0; 2] };
+            let params = EmbeddingParams { d: self.hidden_size, site };
             lora::record_embedding(commands, &self.embed, &params, rows);
         }
     }

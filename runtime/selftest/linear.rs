@@ -164,7 +164,7 @@ fn look_up(gpu: &Gpu, dtype: DType) -> Result<Vec<Outcome>> {
     let ids = [7_u32, 0, 39, 7, 16];
     let x = poisoned(gpu, &[], ids.len() * K)?;
     let token_ids = gpu.upload("token_ids", &ids)?;
-    let params = EmbeddingParams { k_blocks: (K / BLOCK) as u32, row0: 0, rows: N as u32, pad: 0 };
+    let params = EmbeddingParams { k_blocks: (K / BLOCK) as u32, row0: 0, rows: N as u32 };
     for chunk in &weights.linear.chunks {
         let op = gpu.op(&embedding::spec(dtype), &[&token_ids, &chunk.words, &chunk.scales, &x])?;
         submit(gpu, |commands| {
@@ -239,13 +239,7 @@ fn multiply_large(gpu: &Gpu, dtype: DType) -> Result<Vec<Outcome>> {
         let spec = matmul::spec(gpu.caps(), dtype, Epilogue::Store, Tile::Large);
         let op = gpu.op(&spec, &[&x_tensor, &x_tensor, &chunk.words, &chunk.scales, &y])?;
         submit(gpu, |commands| {
-            matmul::record(
-                commands,
-                (gpu.caps(), Tile::Large),
-                (&op.kernel, &op.group),
-                &params,
-                0,
-            );
+            matmul::record(commands, &op, Tile::Large, &params, 0);
             Ok(())
         })?;
     }

@@ -77,7 +77,7 @@ impl Graph {
         let mut embed = Vec::with_capacity(table.chunks.len());
         for chunk in &table.chunks {
             let (row0, rows) = (chunk.row0 as u32, chunk.rows as u32);
-            let params = EmbeddingParams { k_blocks: (table.k / BLOCK) as u32, row0, rows, pad: 0 };
+            let params = EmbeddingParams { k_blocks: (table.k / BLOCK) as u32, row0, rows };
             let tensors = [
                 buffers.get("token_ids"),
                 &chunk.words,

@@ -85,7 +85,6 @@ impl Sizes {
             kv_heads: self.kv_heads,
             row0: 0,
             scale: 1.0 / (self.head_dim as f32).sqrt(),
-            pad: [0; 3],
         }
     }
 
@@ -247,8 +246,8 @@ impl LayerOps {
     }
 
     fn norm(&self, gpu: &Gpu, commands: &mut Commands<'_>, which: usize, rows: u32) {
-        let params = RmsNormParams { rows, k4: self.sizes.d / 4, eps: self.sizes.eps, pad: 0 };
-        rms_norm::record(commands, &self.norms[which], gpu.caps(), params);
+        let params = RmsNormParams { rows, k4: self.sizes.d / 4, eps: self.sizes.eps };
+        rms_norm::record(commands, &self.norms[which], params);
     }
 
     fn norm_backward(&self, gpu: &Gpu, commands: &mut Commands<'_>, which: usize, rows: u32) {
@@ -258,12 +257,12 @@ impl LayerOps {
             eps: self.sizes.eps,
             ..Default::default()
         };
-        rms_norm_backward::record(commands, &self.norms_backward[which], gpu.caps(), params);
+        rms_norm_backward::record(commands, &self.norms_backward[which], params);
     }
 
     fn swiglu(&self, gpu: &Gpu, commands: &mut Commands<'_>, rows: u32) {
         let params = SwiGluParams { f: self.sizes.f, ..Default::default() };
-        swiglu::record(commands, gpu.caps(), &self.swiglu, &params, rows);
+        swiglu::record(commands, &self.swiglu, &params, rows);
     }
 }
 

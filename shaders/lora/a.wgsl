@@ -1,8 +1,11 @@
 // The A factors of all adapters, eight f16 an element; in front of them the directory: who uses
-// what. row m's set: word m; then from word LORA_ROWS on [set][SITES][ENTRIES] of (at, rows | MORE,
-// weight, before). An entry's rows of A start at element `at` and make elements before.. of u.
-// MORE: another entry of the set follows. An entry without rows is none. Ranks are multiples of 8.
+// what.
+//   row m's set: word m; then from word LORA_ROWS on [set][SITES][ENTRIES] of (at, rows | MORE,
+//     weight, before).
+// An entry's rows of A start at element `at` and make elements before.. of u. MORE: another entry
+// of the set follows. An entry without rows is none. Ranks are multiples of 8.
 // Host: runtime/kernels/lora.rs, runtime/adapter/registry.rs
+//const LORA_A, LORA_ROWS, SITES, ENTRIES
 @group(0) @binding(LORA_A) var<storage, read> lora_a: array<vec4<u32>>;
 
 struct FactorA {

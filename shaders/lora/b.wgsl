@@ -1,6 +1,7 @@
 // The B factors of all adapters, eight f16 an element; in front of them the directory, as in
 // lora/a.wgsl, of (at, rank | MORE, weight, before). B is [N, rank]; the rows of the site's module
 // number `which` meet elements before + which * rank.. of u.
+//const LORA_B, LORA_ROWS, SITES, ENTRIES
 @group(0) @binding(LORA_B) var<storage, read> lora_b: array<vec4<u32>>;
 
 struct FactorB {

@@ -1,4 +1,3 @@
-
 // Dot product of the 8 nibbles of w with x: those of the low halves of the bytes with lo, of the
 // high halves with hi. The nibbles are left where they lie and x is scaled by the powers of two
 // instead: exact, and no shifts.

@@ -2,6 +2,7 @@
 //   words   2 vec4 a block, 16 weights each, as in the file
 //   scales  two f16 d a u32: block b is half b & 1 of scales[b >> 1]
 // Host: runtime/quant/q8_0.rs
+//fills quant
 
 fn block_scale(b: u32) -> f32 {
     return unpack2x16float(scales[b >> 1u] >> ((b & 1u) << 4u)).x;

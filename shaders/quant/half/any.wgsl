@@ -1,5 +1,7 @@
 // Weights in f16 for cooperative matrices, for formats without a faster way: dequantised when they
 // are fetched.
+//fills halves
+//needs quant
 
 // A block.
 struct Fetched {
