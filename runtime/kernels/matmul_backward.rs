@@ -92,15 +92,17 @@ pub fn spec(caps: &Caps, dtype: DType) -> KernelSpec {
     spec
 }
 
-/// Records one product; `weight_bytes` is the size of W.
+/// Records one product by the kernel that [`spec`] gives for `caps`; `weight_bytes` is the size of
+/// W.
 pub fn record(
     commands: &mut Commands<'_>,
     op: &Op,
+    caps: &Caps,
     params: &MatmulBackwardParams,
     weight_bytes: u64,
 ) {
     // Rows and columns of dx that a workgroup makes.
-    let (tile_m, tile_k) = match variant(commands.caps()) {
+    let (tile_m, tile_k) = match variant(caps) {
         Variant::Cooperative(shape) => (4 * shape.side, 4 * shape.side),
         Variant::Tiled => (64, 64),
         Variant::Direct => (4, 8 * DIRECT_WG),

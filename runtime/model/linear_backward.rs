@@ -85,7 +85,7 @@ impl LinearBackwardOp {
             if let Some(op) = &self.exponents {
                 row_exponents::record(commands, op, (&params).into(), rows);
             }
-            matmul_backward::record(commands, &chunk.op, &params, chunk.bytes);
+            matmul_backward::record(commands, &chunk.op, gpu.caps(), &params, chunk.bytes);
         }
         commands.bound(u64::from(rows) * self.operations)
     }

@@ -63,7 +63,7 @@ fn multiply_backward(gpu: &Gpu, dtype: DType, tolerance: f64) -> Result<Vec<Outc
             if matmul_backward::reads_exponents(gpu.caps()) {
                 row_exponents::record(commands, &row_exponents, (&params).into(), ROWS as u32);
             }
-            matmul_backward::record(commands, &op, &params, 0);
+            matmul_backward::record(commands, &op, gpu.caps(), &params, 0);
             Ok(())
         })?;
     }

@@ -148,7 +148,7 @@ fn check_variant(gpu: &Gpu, caps: &Caps, dtype: DType, case: &Case) -> Checked {
             if matmul_backward::reads_exponents(caps) {
                 row_exponents::record(commands, &row_exponents, (&p).into(), p.m);
             }
-            matmul_backward::record(commands, &op, &p, 0);
+            matmul_backward::record(commands, &op, caps, &p, 0);
         })?;
     }
     let mut expected = vec![None; len];
