@@ -6,10 +6,10 @@ use serde::Serialize;
 
 use super::shape::ShapeArgs;
 use super::{ModelArgs, output};
+use crate::base::ModelConfig;
 use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;
 use crate::gpu::{Gpu, GpuOptions};
-use crate::model::config::ModelConfig;
 use crate::train::TrainOptions;
 use crate::train::buffers::{Class, TrainShape};
 use crate::train::plan::{Device, MemoryPlan, Model, Textbook, Wish, choose, human_bytes};

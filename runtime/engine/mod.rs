@@ -9,6 +9,7 @@ mod executor;
 pub mod generate;
 mod lane;
 pub mod options;
+pub mod residents;
 pub mod session;
 mod snapshot;
 
@@ -20,12 +21,13 @@ pub use adapters::{Change, KvPolicy, Probe};
 pub use base::Base;
 pub use generate::{Generation, generate_batch};
 pub use options::{AnswerStats, CancelToken, FinishReason, GenerateOptions, Sampling, Token};
+pub use residents::AdapterState;
 pub use session::Session;
 
+use crate::base::ModelConfig;
 use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;
 use crate::gpu::{Caps, Gpu, GpuOptions};
-use crate::model::config::ModelConfig;
 use crate::progress::{LoadPhase, LoadProgress};
 use crate::selftest;
 use executor::Executor;

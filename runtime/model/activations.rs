@@ -1,9 +1,9 @@
 //! What a pass works on: activations on the device, allocated once.
 
+use crate::base::ModelConfig;
 use crate::error::Result;
 use crate::gpu::{Gpu, Tensor};
 use crate::kernels::rope;
-use crate::model::config::ModelConfig;
 
 /// Rows of logits there is room for: sequences decoded in one batch.
 pub const LOGIT_ROWS: usize = 64;

@@ -10,9 +10,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::adapter::registry::MAX_RANK;
+use crate::adapter::MAX_RANK;
+use crate::base::ModelConfig;
 use crate::error::{Error, Result};
-use crate::model::config::ModelConfig;
 use crate::model::kv_cache::PAGE_LEN;
 
 /// What a buffer is for.

@@ -13,9 +13,9 @@ pub use fit::{Free, fit};
 use serde::Serialize;
 
 use super::buffers::{Buffer, Class, TrainShape, inference_buffers, kv_buffers, train_buffers};
+use crate::base::ModelConfig;
 use crate::error::Result;
 use crate::format::gguf::Gguf;
-use crate::model::config::ModelConfig;
 use crate::quant;
 
 /// What a plan needs to know of a loaded model.

@@ -3,10 +3,10 @@
 
 use std::collections::HashSet;
 
+use epiphyte::base::RopeScaling;
+use epiphyte::base::{Architecture, ModelConfig};
 use epiphyte::engine::pass_rows;
 use epiphyte::format::gguf::Gguf;
-use epiphyte::model::config::{Architecture, ModelConfig};
-use epiphyte::model::rope::RopeScaling;
 use epiphyte::train::buffers::{Class, Optimizer, Target, TrainShape, layer_input, train_buffers};
 use epiphyte::train::plan::{
     Free, MemoryPlan, Model, Textbook, engine_bytes, fit, human_bytes, weight_bytes,

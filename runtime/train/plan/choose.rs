@@ -2,11 +2,11 @@
 //! function.
 
 use super::{Free, MemoryPlan, Model, engine_bytes, fit, weight_bytes};
+use crate::base::ModelConfig;
 use crate::engine::pass_rows;
 use crate::error::Result;
 use crate::format::gguf::Gguf;
 use crate::gpu::Caps;
-use crate::model::config::ModelConfig;
 use crate::train::TrainOptions;
 use crate::train::buffers::TrainShape;
 
