@@ -223,8 +223,7 @@ impl Executor {
             let mut commands = Commands::new(gpu)?;
             commands.cancel_on(cancel);
             let run = Run { row0: 0, count, positions: start + count };
-            let recorded =
-                self.llama.forward(gpu, &mut commands, (count, &[run]), self.lora.as_ref());
+            let recorded = self.llama.forward(&mut commands, (count, &[run]), self.lora.as_ref());
             let index = commands.submit();
             recorded?;
             each(self, gpu, first, count)?;
@@ -239,7 +238,7 @@ impl Executor {
     /// Logits `[rows, V]` of `rows` rows from `x_row` of the last pass.
     pub(crate) fn read_logits(&self, gpu: &Gpu, x_row: u32, rows: u32) -> Result<Vec<f32>> {
         let mut commands = Commands::new(gpu)?;
-        self.llama.logits(gpu, &mut commands, (x_row, rows), self.lora.as_ref())?;
+        self.llama.logits(&mut commands, (x_row, rows), self.lora.as_ref())?;
         commands.submit();
         gpu.read(&self.llama.activations.logits, 0, (rows * self.vocab) as usize)
     }
@@ -312,8 +311,8 @@ impl Executor {
     ) -> Result<wgpu::SubmissionIndex> {
         let rows = runs.len() as u32;
         let mut commands = Commands::new(gpu)?;
-        self.llama.forward(gpu, &mut commands, (rows, runs), self.lora.as_ref())?;
-        self.llama.logits(gpu, &mut commands, (0, rows), self.lora.as_ref())?;
+        self.llama.forward(&mut commands, (rows, runs), self.lora.as_ref())?;
+        self.llama.logits(&mut commands, (0, rows), self.lora.as_ref())?;
         if samplers.clone().any(|s| s.is_adjusted()) {
             sample::record_adjust(&mut commands, &self.ops.adjust, self.vocab, rows);
         }

@@ -13,6 +13,17 @@ use crate::gpu::{Caps, Commands, KernelSpec, Op};
 /// Bindings of every variant: those of A, B and C.
 pub const BINDINGS: &[Access] = &[Read, Read, Write];
 
+/// Of a product of `A [m, k]` and `B [k, n]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Rows of A and C.
+    pub m: u32,
+    /// Columns of B and C.
+    pub n: u32,
+    /// Columns of A, rows of B.
+    pub k: u32,
+}
+
 /// Where a matrix lies in a buffer: element (i, j) at `offset + i * row + j * column`. All in
 /// elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,14 +82,10 @@ params! {
 }
 
 impl MatmulDenseParams {
-    /// `A [m, k]` times `B [k, n]` into rows of C from `c_offset`, `c_stride` apart; alpha is 1 and
+    /// `A [m, k]` times `B [k, n]` into `C [m, n]`, whose rows must lie side by side; alpha is 1 and
     /// beta 0.
-    pub fn new(
-        (m, n, k): (u32, u32, u32),
-        a: View,
-        b: View,
-        (c_offset, c_stride): (u32, u32),
-    ) -> Self {
+    pub fn new(Sizes { m, n, k }: Sizes, a: View, b: View, c: View) -> Self {
+        debug_assert_eq!(c.column, 1, "columns of C are neighbours");
         Self {
             m,
             n,
@@ -89,8 +96,8 @@ impl MatmulDenseParams {
             b_offset: b.offset,
             b_k: b.row,
             b_n: b.column,
-            c_offset,
-            c_m: c_stride,
+            c_offset: c.offset,
+            c_m: c.row,
             alpha: 1.0,
             beta: 0.0,
         }

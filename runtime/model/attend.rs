@@ -98,7 +98,6 @@ impl Attend {
     /// Records rotation, cache and attention; gives the parts in which u of what follows comes.
     pub(crate) fn record(
         &self,
-        gpu: &Gpu,
         commands: &mut Commands<'_>,
         (ops, reduce): (&CacheOps, &Op),
         (rows, runs): (u32, &[Run]),
@@ -110,7 +109,8 @@ impl Attend {
         let params =
             RopeParams { heads, kv_heads, max_pages, site, u_width, alone, ..Default::default() };
         rope::record(commands, &ops.rope, head_dim, params, rows);
-        let tiled = |run: &Run| run.count > MAX_COLS && !gpu.caps().software;
+        let caps = commands.caps();
+        let tiled = |run: &Run| run.count > MAX_COLS && !caps.software;
         for run in runs.iter().filter(|run| tiled(run)) {
             let (row0, count, scale) = (run.row0, run.count, self.scale());
             let params = PrefillParams { heads, kv_heads, max_pages, row0, count, scale };

@@ -329,13 +329,7 @@ impl LinearOp {
     /// Records y for `rows` of x; `u` is the size of the adapters' u, if any are bound.
     ///
     /// Errors: as [`Gpu::kernel`] on the first use of a variant; as [`Commands::bound`].
-    pub fn record(
-        &self,
-        gpu: &Gpu,
-        commands: &mut Commands<'_>,
-        rows: RowRange,
-        u: USize,
-    ) -> Result<()> {
+    pub fn record(&self, commands: &mut Commands<'_>, rows: RowRange, u: USize) -> Result<()> {
         for chunk in &self.chunks {
             let params = LinearParams {
                 m: rows.count,
@@ -353,10 +347,10 @@ impl LinearOp {
                 alone: u.alone,
                 ..Default::default()
             };
-            if rows.count <= MAX_COLS || row_by_row(gpu.caps()) {
-                self.record_narrow(gpu, commands, chunk, &params)?;
+            if rows.count <= MAX_COLS || row_by_row(commands.caps()) {
+                self.record_narrow(commands, chunk, &params)?;
             } else {
-                self.record_wide(gpu, commands, chunk, &params)?;
+                self.record_wide(commands, chunk, &params)?;
             }
         }
         commands.bound(u64::from(rows.count) * self.operations)
@@ -364,18 +358,18 @@ impl LinearOp {
 
     fn record_narrow(
         &self,
-        gpu: &Gpu,
         commands: &mut Commands<'_>,
         chunk: &ChunkOp,
         params: &LinearParams,
     ) -> Result<()> {
-        let caps = gpu.caps();
+        let caps = commands.caps();
         let (norm, epilogue, lora) = (self.eps.is_some(), self.epilogue, chunk.lora);
         if let Some(on) = chunk.on_matrices.as_ref().filter(|on| params.m >= on.rows) {
             let (shape, tiling) = (on.shape, on.tiling);
             let guard = tiling.guard(self.k_blocks);
             let variant = matvec_coop::Variant { shape, tiling, guard, norm, epilogue, lora };
-            let op = chunk.op(&on.op, gpu, || matvec_coop::spec(chunk.dtype, variant))?;
+            let op =
+                chunk.op(&on.op, commands.gpu(), || matvec_coop::spec(chunk.dtype, variant))?;
             matvec_coop::record(commands, op, variant, params, chunk.bytes);
             return Ok(());
         }
@@ -384,14 +378,13 @@ impl LinearOp {
         let tiling = if cols > 1 && lora.is_some() { tiling.beside_adapters(caps) } else { tiling };
         let variant = Variant { tiling, cols, norm, epilogue, lora };
         let slot = &chunk.matvec[cols.ilog2() as usize];
-        let op = chunk.op(slot, gpu, || matvec::spec(caps, chunk.dtype, variant))?;
+        let op = chunk.op(slot, commands.gpu(), || matvec::spec(caps, chunk.dtype, variant))?;
         matvec::record(commands, op, variant, params, chunk.bytes);
         Ok(())
     }
 
     fn record_wide(
         &self,
-        gpu: &Gpu,
         commands: &mut Commands<'_>,
         chunk: &ChunkOp,
         params: &LinearParams,
@@ -400,10 +393,10 @@ impl LinearOp {
             self.eps.is_none() && self.epilogue != Epilogue::SwiGlu,
             "only narrow passes fold"
         );
-        let caps = gpu.caps();
+        let caps = commands.caps();
         let tile = Tile::choose(caps, params.m, params.n);
         let spec = || matmul::spec(caps, chunk.dtype, self.epilogue, tile);
-        let op = chunk.op(&chunk.matmul[tile as usize], gpu, spec)?;
+        let op = chunk.op(&chunk.matmul[tile as usize], commands.gpu(), spec)?;
         matmul::record(commands, op, tile, params, chunk.bytes);
         Ok(())
     }

@@ -64,13 +64,7 @@ impl LinearBackwardOp {
     /// Records `rows` rows of dy from the first, into dx from row `dx_row` on.
     ///
     /// Errors: as [`Commands::bound`].
-    pub fn record(
-        &self,
-        gpu: &Gpu,
-        commands: &mut Commands<'_>,
-        rows: u32,
-        dx_row: u32,
-    ) -> Result<()> {
+    pub fn record(&self, commands: &mut Commands<'_>, rows: u32, dx_row: u32) -> Result<()> {
         for (i, chunk) in self.chunks.iter().enumerate() {
             let params = MatmulBackwardParams {
                 m: rows,
@@ -85,7 +79,7 @@ impl LinearBackwardOp {
             if let Some(op) = &self.exponents {
                 row_exponents::record(commands, op, (&params).into(), rows);
             }
-            matmul_backward::record(commands, &chunk.op, gpu.caps(), &params, chunk.bytes);
+            matmul_backward::record(commands, &chunk.op, commands.caps(), &params, chunk.bytes);
         }
         commands.bound(u64::from(rows) * self.operations)
     }

@@ -160,29 +160,28 @@ impl Llama {
     }
 
     /// Records the pass over the first `rows` rows of `token_ids` and `rows`, which `runs` covers
-    /// in order; `lora` is what their adapters need.
+    /// in order; `pass` is what their adapters need.
     ///
     /// Errors: as [`Commands::bound`] and [`Gpu::kernel`].
     pub fn forward(
         &self,
-        gpu: &Gpu,
         commands: &mut Commands<'_>,
         (rows, runs): (u32, &[Run]),
-        lora: Option<&LoraPass>,
+        pass: Option<&LoraPass>,
     ) -> Result<()> {
         for (op, params) in &self.embed {
             embedding::record(commands, op, *params, rows);
         }
-        let lora = self.lora.as_ref().zip(lora);
+        let lora = self.lora.as_ref().zip(pass);
         if let Some((ops, pass)) = lora {
             ops.record_embedding(commands, pass, rows);
         }
         for i in 0..self.layers.len() {
             if rows > MAX_COLS {
-                self.layer_wide(gpu, commands, i, (rows, runs), lora)?;
+                self.layer_wide(commands, i, (rows, runs), lora)?;
             } else {
-                self.attention_narrow(gpu, commands, i, (rows, runs), lora)?;
-                self.mlp_narrow(gpu, commands, i, rows, lora)?;
+                self.attention_narrow(commands, i, (rows, runs), lora)?;
+                self.mlp_narrow(commands, i, rows, lora)?;
             }
         }
         Ok(())
@@ -191,7 +190,6 @@ impl Llama {
     /// Few rows: norms folded into mat-vecs; with adapters, their factors too.
     fn attention_narrow(
         &self,
-        gpu: &Gpu,
         commands: &mut Commands<'_>,
         i: usize,
         (rows, runs): (u32, &[Run]),
@@ -203,15 +201,14 @@ impl Llama {
         let active =
             |pass: &LoraPass| pass.u_width[qkv as usize] + pass.u_width[o_proj as usize] > 0;
         let Some((ops, pass)) = lora.filter(|(_, pass)| active(pass)) else {
-            layer.qkv.record(gpu, commands, range, USize::default())?;
+            layer.qkv.record(commands, range, USize::default())?;
             self.attend.record(
-                gpu,
                 commands,
                 (&layer.cache, &self.reduce),
                 (rows, runs),
                 Around::default(),
             );
-            return layer.o_proj.record(gpu, commands, range, USize::default());
+            return layer.o_proj.record(commands, range, USize::default());
         };
         let adapted = &ops.by_layer[i];
         let [qkv_a, qkv_b] = pass.alone(ops.site(qkv, i));
@@ -221,15 +218,13 @@ impl Llama {
             o_proj: (ops.site(o_proj, i), pass.u_width[o_proj as usize], o_proj_a),
         };
         adapted.qkv.record(
-            gpu,
             commands,
             range,
             USize { width: around.qkv.1, parts: 1, alone: qkv_a },
         )?;
         let parts =
-            self.attend.record(gpu, commands, (&adapted.cache, &ops.reduce), (rows, runs), around);
+            self.attend.record(commands, (&adapted.cache, &ops.reduce), (rows, runs), around);
         adapted.o_proj.record(
-            gpu,
             commands,
             range,
             USize { width: around.o_proj.1, parts, alone: o_proj_b },
@@ -238,7 +233,6 @@ impl Llama {
 
     fn mlp_narrow(
         &self,
-        gpu: &Gpu,
         commands: &mut Commands<'_>,
         i: usize,
         rows: u32,
@@ -252,10 +246,10 @@ impl Llama {
             |pass: &LoraPass| pass.u_width[gate_up as usize] + pass.u_width[down as usize] > 0;
         let Some((ops, pass)) = lora.filter(|(_, pass)| active(pass)) else {
             match &layer.gate_up {
-                Some(fused) => fused.record(gpu, commands, range, USize::default())?,
-                None => self.gate_up_wide(gpu, commands, i, rows, None)?,
+                Some(fused) => fused.record(commands, range, USize::default())?,
+                None => self.gate_up_wide(commands, i, rows, None)?,
             }
-            return layer.down_proj.record(gpu, commands, range, USize::default());
+            return layer.down_proj.record(commands, range, USize::default());
         };
         let adapted = &ops.by_layer[i];
         let [gate_up_width, down_width] = [gate_up, down].map(|kind| pass.u_width[kind as usize]);
@@ -263,7 +257,6 @@ impl Llama {
         let ([gate_up_a, gate_up_alone], [down_alone, down_b]) =
             (pass.alone(gate_up_site), pass.alone(down_site));
         adapted.gate_up.record(
-            gpu,
             commands,
             range,
             USize { width: gate_up_width, parts: 1, alone: gate_up_a },
@@ -280,19 +273,13 @@ impl Llama {
             down_alone,
         };
         swiglu::record(commands, &ops.swiglu, &params, rows);
-        let parts = swiglu::parts(gpu.caps(), f);
-        adapted.down_proj.record(
-            gpu,
-            commands,
-            range,
-            USize { width: down_width, parts, alone: down_b },
-        )
+        let parts = swiglu::parts(commands.caps(), f);
+        adapted.down_proj.record(commands, range, USize { width: down_width, parts, alone: down_b })
     }
 
     /// Many rows: mat-muls, and the adapters' own beside them.
     fn layer_wide(
         &self,
-        gpu: &Gpu,
         commands: &mut Commands<'_>,
         i: usize,
         (rows, runs): (u32, &[Run]),
@@ -302,30 +289,23 @@ impl Llama {
         let range = RowRange::first(rows);
         let adapt = |commands: &mut Commands<'_>, kind: SiteKind| {
             if let Some((ops, pass)) = lora {
-                ops.record_wide(gpu, commands, (kind, i), pass, (rows, 0, 0));
+                ops.record_wide(commands, (kind, i), pass, (rows, 0, 0));
             }
         };
         rms_norm::record(commands, &layer.input_layernorm, self.norm_params(rows));
-        layer.qkv_wide.record(gpu, commands, range, USize::default())?;
+        layer.qkv_wide.record(commands, range, USize::default())?;
         adapt(commands, SiteKind::Qkv);
-        self.attend.record(
-            gpu,
-            commands,
-            (&layer.cache, &self.reduce),
-            (rows, runs),
-            Around::default(),
-        );
-        layer.o_proj.record(gpu, commands, range, USize::default())?;
+        self.attend.record(commands, (&layer.cache, &self.reduce), (rows, runs), Around::default());
+        layer.o_proj.record(commands, range, USize::default())?;
         adapt(commands, SiteKind::OProj);
-        self.gate_up_wide(gpu, commands, i, rows, lora)?;
-        layer.down_proj.record(gpu, commands, range, USize::default())?;
+        self.gate_up_wide(commands, i, rows, lora)?;
+        layer.down_proj.record(commands, range, USize::default())?;
         adapt(commands, SiteKind::DownProj);
         Ok(())
     }
 
     fn gate_up_wide(
         &self,
-        gpu: &Gpu,
         commands: &mut Commands<'_>,
         i: usize,
         rows: u32,
@@ -333,9 +313,9 @@ impl Llama {
     ) -> Result<()> {
         let layer = &self.layers[i];
         rms_norm::record(commands, &layer.post_attention_layernorm, self.norm_params(rows));
-        layer.gate_up_wide.record(gpu, commands, RowRange::first(rows), USize::default())?;
+        layer.gate_up_wide.record(commands, RowRange::first(rows), USize::default())?;
         if let Some((ops, pass)) = lora {
-            ops.record_wide(gpu, commands, (SiteKind::GateUp, i), pass, (rows, 0, 0));
+            ops.record_wide(commands, (SiteKind::GateUp, i), pass, (rows, 0, 0));
         }
         let params = SwiGluParams { f: self.config.intermediate_size as u32, ..Default::default() };
         swiglu::record(commands, &self.swiglu, &params, rows);
@@ -356,10 +336,9 @@ impl Llama {
     /// Errors: as [`Llama::forward`]; [`Error::InvalidArgument`] for more than [`LOGIT_ROWS`].
     pub fn logits(
         &self,
-        gpu: &Gpu,
         commands: &mut Commands<'_>,
         (x_row, rows): (u32, u32),
-        lora: Option<&LoraPass>,
+        pass: Option<&LoraPass>,
     ) -> Result<()> {
         if rows as usize > LOGIT_ROWS {
             let reason = format!("{rows} rows; at most {LOGIT_ROWS}");
@@ -368,14 +347,14 @@ impl Llama {
         for first in (0..rows).step_by(MAX_COLS as usize) {
             let range =
                 RowRange { count: MAX_COLS.min(rows - first), x_row: x_row + first, y_row: first };
-            self.head.record(gpu, commands, range, USize::default())?;
+            self.head.record(commands, range, USize::default())?;
         }
         let head = SiteKind::LmHead;
         if let Some((ops, pass)) =
-            self.lora.as_ref().zip(lora).filter(|(_, pass)| pass.u_width[head as usize] > 0)
+            self.lora.as_ref().zip(pass).filter(|(_, pass)| pass.u_width[head as usize] > 0)
         {
             rms_norm::record(commands, &self.norm, self.norm_params(x_row + rows));
-            ops.record_wide(gpu, commands, (head, 0), pass, (rows, x_row, 0));
+            ops.record_wide(commands, (head, 0), pass, (rows, x_row, 0));
         }
         Ok(())
     }

@@ -139,7 +139,6 @@ impl LoraOps {
     /// there.
     pub(crate) fn record_wide(
         &self,
-        gpu: &Gpu,
         commands: &mut Commands<'_>,
         (kind, layer): (SiteKind, usize),
         pass: &LoraPass,

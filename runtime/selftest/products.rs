@@ -8,7 +8,7 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::{Caps, Gpu};
 use crate::kernels::matmul_backward::{self, MatmulBackwardParams};
-use crate::kernels::matmul_dense::{self, MatmulDenseParams, Tiling, View};
+use crate::kernels::matmul_dense::{self, MatmulDenseParams, Sizes, Tiling, View};
 use crate::kernels::row_exponents;
 use crate::quant::BLOCK;
 
@@ -86,10 +86,11 @@ fn dense(gpu: &Gpu, tiling: Tiling) -> Result<Vec<Outcome>> {
     let c = poisoned(gpu, &before, m * n)?;
     let op = gpu.op(&tiling.spec(), &[&gpu.upload("a", &a)?, &gpu.upload("b", &b)?, &c])?;
     let (rows, columns) = (View::new(0, k as u32), View::new(0, k as u32).transposed());
+    let sizes = Sizes { m: m as u32, n: n as u32, k: k as u32 };
     let params = MatmulDenseParams {
         alpha: 3.0,
         beta: 0.5,
-        ..MatmulDenseParams::new((m as u32, n as u32, k as u32), rows, columns, (0, n as u32))
+        ..MatmulDenseParams::new(sizes, rows, columns, View::new(0, n as u32))
     };
     submit(gpu, |commands| {
         matmul_dense::record(commands, &op, tiling, &params);
