@@ -30,7 +30,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let v = p.beta2 * second[at] + p.gain2 * g * g;
             first[at] = m;
             second[at] = v;
-            weights[at] = p.decay * weights[at] - p.step_size * (m / (sqrt(v) * p.correction + p.eps));
+            weights[at] =
+                p.decay * weights[at] - p.step_size * (m / (sqrt(v) * p.correction + p.eps));
         }
     }
 }

@@ -47,7 +47,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let row = rows[m];
     let start = group.y * CHUNK;
     let columns = GROUP * E;
-    let share = Share(p.alone, p.site, m * p.kv_heads + kv_head, p.u_width, kv_head * columns, columns, p.heads * E / 8u);
+    let share = Share(
+        p.alone, p.site, m * p.kv_heads + kv_head, p.u_width,
+        kv_head * columns, columns, p.heads * E / 8u);
     let ahead = shrink_ahead(m, share, index);
     let len = row.y + 1u;
     let count = min(max(len, start) - start, CHUNK);
@@ -82,7 +84,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         sum = reduce_add(sum, index);
         if mine && index % L == 0u {
             tile_sum[h] = sum;
-            keep((group.z * p.splits + group.y) * p.heads + kv_head * GROUP + h, vec2<f32>(top, sum));
+            keep((group.z * p.splits + group.y) * p.heads + kv_head * GROUP + h,
+                vec2<f32>(top, sum));
         }
     }
     workgroupBarrier();
@@ -100,7 +103,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let v3 = vec4<f32>(values[slot(kv_head, t + 3u * PARTS) + column]);
         for (var h = 0u; h < GROUP; h++) {
             let at = h * CHUNK + t;
-            acc[h] += tile_p[at] * v0 + tile_p[at + PARTS] * v1 + tile_p[at + 2u * PARTS] * v2 + tile_p[at + 3u * PARTS] * v3;
+            acc[h] += tile_p[at] * v0 + tile_p[at + PARTS] * v1 + tile_p[at + 2u * PARTS] * v2
+                + tile_p[at + 3u * PARTS] * v3;
         }
     }
     for (; t < count; t += PARTS) {
@@ -114,7 +118,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             var sum = tile_o[index];
             for (var part = 1u; part < PARTS; part++) { sum += tile_o[part * E4 + index]; }
             if SPLIT == 1u {
-                out[((group.z * p.splits + group.y) * p.heads + kv_head * GROUP + h) * E4 + index] = sum;
+                let part = (group.z * p.splits + group.y) * p.heads + kv_head * GROUP + h;
+                out[part * E4 + index] = sum;
             } else {
                 sum /= tile_sum[h];
                 out[(m * p.heads + kv_head * GROUP + h) * E4 + index] = sum;
@@ -137,7 +142,8 @@ fn scores(kv_head: u32, t: u32) {
         let k3 = vec4<f32>(keys[base + e + 3u]);
         for (var h = 0u; h < GROUP; h++) {
             let q = h * E4 + e;
-            acc[h] += dot(tile_q[q], k0) + dot(tile_q[q + 1u], k1) + dot(tile_q[q + 2u], k2) + dot(tile_q[q + 3u], k3);
+            acc[h] += dot(tile_q[q], k0) + dot(tile_q[q + 1u], k1) + dot(tile_q[q + 2u], k2)
+                + dot(tile_q[q + 3u], k3);
         }
     }
     for (var h = 0u; h < GROUP; h++) { tile_p[h * CHUNK + t] = acc[h]; }

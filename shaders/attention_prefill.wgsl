@@ -83,7 +83,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         tile_part[index] = part;
         workgroupBarrier();
         let t = sr * 4u;
-        let now = max(max(top, max(tile_part[t], tile_part[t + 1u])), max(tile_part[t + 2u], tile_part[t + 3u]));
+        let now = max(max(top, max(tile_part[t], tile_part[t + 1u])),
+            max(tile_part[t + 2u], tile_part[t + 3u]));
         let fade = exp(top - now);
         top = now;
         part = 0.0;
@@ -118,10 +119,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     workgroupBarrier();
     for (var i = 0u; i < 2u; i++) {
         let q = r + i;
-        let all = tile_part[q * 4u] + tile_part[q * 4u + 1u] + tile_part[q * 4u + 2u] + tile_part[q * 4u + 3u];
+        let all = tile_part[q * 4u] + tile_part[q * 4u + 1u] + tile_part[q * 4u + 2u]
+            + tile_part[q * 4u + 3u];
         if first + q <= last {
             for (var e = 0u; e < E / 32u; e++) {
-                out[((p.row0 + first + q) * p.heads + head) * E4 + e * 8u + c] = acc[2u * e + i] / all;
+                out[((p.row0 + first + q) * p.heads + head) * E4 + e * 8u + c] =
+                    acc[2u * e + i] / all;
             }
         }
     }

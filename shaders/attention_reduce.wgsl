@@ -23,7 +23,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let m = p.row0 + group.y;
     let parts = (width + COLUMNS - 1u) / COLUMNS;
     let count = min(COLUMNS, width - group.x * COLUMNS) * 4u;
-    let share = Share(p.alone, p.site, m * parts + group.x, p.u_width, group.x * COLUMNS * 4u, count, width / 2u);
+    let share = Share(
+        p.alone, p.site, m * parts + group.x, p.u_width,
+        group.x * COLUMNS * 4u, count, width / 2u);
     let ahead = shrink_ahead(m, share, index);
     if index < COLUMNS && column < width {
         let v = joined(m, group.y, column);

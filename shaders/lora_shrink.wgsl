@@ -32,7 +32,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             );
         }
     }
-    v = vec4<f32>(reduce_add(v.x, index), reduce_add(v.y, index), reduce_add(v.z, index), reduce_add(v.w, index));
+    v = vec4<f32>(reduce_add(v.x, index), reduce_add(v.y, index), reduce_add(v.z, index),
+        reduce_add(v.w, index));
     if index % L == 0u && f.rows > 0u {
         for (var r = 0u; r < 4u; r++) { lora_u[m * p.u_width + i + r] = f.weight * v[r]; }
     }

@@ -50,7 +50,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         for (var k = 0u; k < 32u; k++) {
             let a = tile_x[k * 16u + tm];
             let b = tile_w[k * 16u + tn];
-            acc = mat4x4<f32>(acc[0] + a.x * b, acc[1] + a.y * b, acc[2] + a.z * b, acc[3] + a.w * b);
+            acc = mat4x4<f32>(
+                acc[0] + a.x * b, acc[1] + a.y * b, acc[2] + a.z * b, acc[3] + a.w * b);
         }
     }
     for (var i = 0u; i < 4u; i++) {

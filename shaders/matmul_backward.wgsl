@@ -23,7 +23,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let tm = index / 16u;
     var acc = mat4x4<f32>();
     for (var n0 = 0u; n0 < p.n; n0 += 32u) {
-        let w = dequant(min(n0 + w_row, p.n - 1u) * p.k_blocks + min(w_block, p.k_blocks - 1u), part);
+        let w_line = min(n0 + w_row, p.n - 1u) * p.k_blocks;
+        let w = dequant(w_line + min(w_block, p.k_blocks - 1u), part);
         let n = min(n0 + column, p.n - 1u);
         workgroupBarrier();
         let to = w_row * 16u + index / 4u % 2u * 8u + part;

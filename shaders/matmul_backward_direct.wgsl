@@ -25,8 +25,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var n = 0u; n < p.n; n++) {
         let w = dequant(n * p.k_blocks + kb, part);
         let d = vec4<f32>(dy[first.x + n], dy[first.y + n], dy[first.z + n], dy[first.w + n]);
-        lo = mat4x4<f32>(lo[0] + d.x * w[0], lo[1] + d.y * w[0], lo[2] + d.z * w[0], lo[3] + d.w * w[0]);
-        hi = mat4x4<f32>(hi[0] + d.x * w[1], hi[1] + d.y * w[1], hi[2] + d.z * w[1], hi[3] + d.w * w[1]);
+        lo = mat4x4<f32>(
+            lo[0] + d.x * w[0], lo[1] + d.y * w[0], lo[2] + d.z * w[0], lo[3] + d.w * w[0]);
+        hi = mat4x4<f32>(
+            hi[0] + d.x * w[1], hi[1] + d.y * w[1], hi[2] + d.z * w[1], hi[3] + d.w * w[1]);
     }
     for (var i = 0u; i < 4u; i++) {
         if m + i < p.m {

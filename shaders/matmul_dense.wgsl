@@ -56,7 +56,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         for (var k = team; k < steps; k += SPLIT) {
             let x = tile[k * A_ROW + tm];
             let y = tile[B_TILE + k * B_ROW + tn];
-            acc = mat4x4<f32>(acc[0] + x.x * y, acc[1] + x.y * y, acc[2] + x.z * y, acc[3] + x.w * y);
+            acc = mat4x4<f32>(
+                acc[0] + x.x * y, acc[1] + x.y * y, acc[2] + x.z * y, acc[3] + x.w * y);
         }
     }
     if SPLIT > 1u {

@@ -41,7 +41,8 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let coarse = rotations[(256u + row.y / 256u) * half_dim + i];
     let c = fine.x * coarse.x - fine.y * coarse.y;
     let s = fine.y * coarse.x + fine.x * coarse.y;
-    ab += expand_two(id.y, p.site, p.alone, p.u_width, vec2<u32>(which), head * E + vec2<u32>(first, second));
+    let n = head * E + vec2<u32>(first, second);
+    ab += expand_two(id.y, p.site, p.alone, p.u_width, vec2<u32>(which), n);
     let rotated = vec2<f32>(ab.x * c - ab.y * s, ab.x * s + ab.y * c);
     if head < p.heads {
         qkv[at + first] = rotated.x;

@@ -36,7 +36,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         if index < step {
             let value = tile_value[index + step];
             let other = tile_token[index + step];
-            if value > tile_value[index] || (value == tile_value[index] && other < tile_token[index]) {
+            if value > tile_value[index]
+                || (value == tile_value[index] && other < tile_token[index]) {
                 tile_value[index] = value;
                 tile_token[index] = other;
             }

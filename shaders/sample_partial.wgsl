@@ -55,7 +55,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let logit = logits[group.y * p.vocab + v];
             var value = logit;
             if s.temperature > 0.0 {
-                value = logit / s.temperature + gumbel(pcg4d(vec4<u32>(s.seed_lo, s.seed_hi, position, v)).w);
+                value = logit / s.temperature
+                    + gumbel(pcg4d(vec4<u32>(s.seed_lo, s.seed_hi, position, v)).w);
             }
             if logit >= threshold && (value > best || token == 0xffffffffu) {
                 best = value;
@@ -70,13 +71,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         if index < step {
             let value = tile_value[index + step];
             let other = tile_token[index + step];
-            if value > tile_value[index] || (value == tile_value[index] && other < tile_token[index]) {
+            if value > tile_value[index]
+                || (value == tile_value[index] && other < tile_token[index]) {
                 tile_value[index] = value;
                 tile_token[index] = other;
             }
         }
     }
     if index == 0u {
-        partials[group.y * p.runs + group.x] = vec2<u32>(bitcast<u32>(tile_value[0]), tile_token[0]);
+        partials[group.y * p.runs + group.x] =
+            vec2<u32>(bitcast<u32>(tile_value[0]), tile_token[0]);
     }
 }

@@ -14,7 +14,8 @@
 @group(0) @binding(2) var<storage, read_write> thresholds: array<f32>;
 
 const WG: u32 = 256u;
-var<workgroup> tile: array<vec4<f32>, 1024>; // [WG][16 buckets]: all of the 16 KiB that every device has
+// [WG][16 buckets]: all of the 16 KiB that every device has.
+var<workgroup> tile: array<vec4<f32>, 1024>;
 
 fn key_of(v: f32) -> u32 {
     let b = bitcast<u32>(v);
@@ -69,7 +70,8 @@ fn select_key(row: u32, index: u32, wanted: f32, top: f32, temperature: f32, by_
             let w = select(0.0, weight(v, top, temperature, by_mass), matches);
             let bucket = vec4<u32>(key >> (shift - 4u) & 15u);
             for (var j = 0u; j < 4u; j++) {
-                sums[j] += select(vec4<f32>(0.0), vec4<f32>(w), bucket == vec4<u32>(4u * j, 4u * j + 1u, 4u * j + 2u, 4u * j + 3u));
+                sums[j] += select(vec4<f32>(0.0), vec4<f32>(w),
+                    bucket == vec4<u32>(4u * j, 4u * j + 1u, 4u * j + 2u, 4u * j + 3u));
             }
         }
         for (var j = 0u; j < 4u; j++) { tile[index * 4u + j] = sums[j]; }

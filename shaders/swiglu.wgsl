@@ -18,12 +18,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let t = group.y;
     let parts = (p.f + WG - 1u) / WG;
     let count = min(WG, p.f - group.x * WG);
-    let share = Share(p.down_alone, p.down_site, t * parts + group.x, p.down_width, group.x * WG, count, p.f / 8u);
+    let share = Share(
+        p.down_alone, p.down_site, t * parts + group.x, p.down_width,
+        group.x * WG, count, p.f / 8u);
     let ahead = shrink_ahead(t, share, index);
     if i < p.f {
         let own = vec2<f32>(gu[t * 2u * p.f + i], gu[(t * 2u + 1u) * p.f + i]);
         let n = vec2<u32>(i, p.f + i);
-        let gate_up = own + expand_two(t, p.gate_up_site, p.gate_up_alone, p.gate_up_width, vec2<u32>(0u, 1u), n);
+        let gate_up = own
+            + expand_two(t, p.gate_up_site, p.gate_up_alone, p.gate_up_width, vec2<u32>(0u, 1u), n);
         let v = gate_up.x / (1.0 + exp(-gate_up.x)) * gate_up.y;
         h[t * p.f + i] = v;
         tile_put(index, v);

@@ -17,7 +17,8 @@ struct FactorA {
 }
 
 fn factor_a(entry: vec4<u32>, next: u32) -> FactorA {
-    return FactorA(entry.x, entry.y & 0x7fffffffu, bitcast<f32>(entry.z), entry.w, select(0u, next, entry.y >= 0x80000000u));
+    return FactorA(entry.x, entry.y & 0x7fffffffu, bitcast<f32>(entry.z), entry.w,
+        select(0u, next, entry.y >= 0x80000000u));
 }
 
 // The first of row m's set; `alone` is it when all rows have the same and no other: nothing is

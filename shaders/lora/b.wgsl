@@ -12,7 +12,8 @@ struct FactorB {
 }
 
 fn factor_b(entry: vec4<u32>, next: u32) -> FactorB {
-    return FactorB(entry.x, entry.y & 0x7fffffffu, entry.w, select(0u, next, entry.y >= 0x80000000u));
+    return FactorB(entry.x, entry.y & 0x7fffffffu, entry.w,
+        select(0u, next, entry.y >= 0x80000000u));
 }
 
 // The first of row m's set; `alone` is it when all rows have the same and no other: nothing is

@@ -6,7 +6,9 @@
 //const LORA_U
 @group(0) @binding(LORA_U) var<storage, read> lora_u: array<vec4<f32>>; // [M, u_width]
 
-fn expand_two(m: u32, site: u32, alone: vec4<u32>, u_width: u32, which: vec2<u32>, n: vec2<u32>) -> vec2<f32> {
+fn expand_two(
+    m: u32, site: u32, alone: vec4<u32>, u_width: u32, which: vec2<u32>, n: vec2<u32>,
+) -> vec2<f32> {
     var sum = vec2<f32>(0.0);
     for (var f = first_b(m, site, alone); f.rank > 0u; f = next_b(f)) {
         let eights = f.rank / 8u;

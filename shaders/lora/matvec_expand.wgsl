@@ -4,7 +4,8 @@
 //fills adapters
 //import shared/linear, lora/b
 //const L, LORA_PARTS
-@group(0) @binding(LORA_PARTS) var<storage, read> lora_parts: array<vec4<f32>>; // [M, parts, u_width]
+// [M, parts, u_width]
+@group(0) @binding(LORA_PARTS) var<storage, read> lora_parts: array<vec4<f32>>;
 
 // Eight columns of B's four rows, and of what they meet the lane's first two parts: all under way
 // together.
@@ -49,13 +50,16 @@ fn expand(c: u32, m: u32, rows: vec4<u32>, lane: u32) {
     var a = load(m, rows, first_b(m, p.site, p.alone), 0u, lane);
     while a.f.rank > 0u {
         let none = vec4<f32>(0.0);
-        var lo = select(none, a.u0, a.part < p.parts) + select(none, a.v0, a.part + a.step < p.parts);
-        var hi = select(none, a.u1, a.part < p.parts) + select(none, a.v1, a.part + a.step < p.parts);
+        var lo = select(none, a.u0, a.part < p.parts)
+            + select(none, a.v0, a.part + a.step < p.parts);
+        var hi = select(none, a.u1, a.part < p.parts)
+            + select(none, a.v1, a.part + a.step < p.parts);
         for (var part = a.part + 2u * a.step; part < p.parts; part += a.step) {
             lo += lora_parts[a.u + part * p.u_width / 4u];
             hi += lora_parts[a.u + part * p.u_width / 4u + 1u];
         }
-        sums[c] += vec4<f32>(dot_b(a.b0, lo, hi), dot_b(a.b1, lo, hi), dot_b(a.b2, lo, hi), dot_b(a.b3, lo, hi));
+        sums[c] += vec4<f32>(dot_b(a.b0, lo, hi), dot_b(a.b1, lo, hi), dot_b(a.b2, lo, hi),
+            dot_b(a.b3, lo, hi));
         if a.first + L < a.f.rank / 8u {
             a = load(m, rows, a.f, a.first + L, lane);
         } else if a.f.next > 0u {

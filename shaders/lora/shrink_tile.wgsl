@@ -5,7 +5,8 @@
 //import lora/a
 //needs reduce
 //const WG, L, LORA_PARTS
-@group(0) @binding(LORA_PARTS) var<storage, read_write> lora_parts: array<f32>; // [M, parts, u_width]
+// [M, parts, u_width]
+@group(0) @binding(LORA_PARTS) var<storage, read_write> lora_parts: array<f32>;
 var<workgroup> lora_tile: array<f32, TILE>;
 
 // Lanes that share a row of A: 16 rows at a time.
@@ -76,7 +77,9 @@ fn shrink_tile(m: u32, s: Share, ahead: Eights, index: u32) {
 fn times_tile(a: vec4<u32>, k: u32, s: Share) -> f32 {
     let c = TILE / 8u;
     let i = min(k, s.count / 8u - 1u);
-    let lo = vec4<f32>(lora_tile[i], lora_tile[i + c], lora_tile[i + 2u * c], lora_tile[i + 3u * c]);
-    let hi = vec4<f32>(lora_tile[i + 4u * c], lora_tile[i + 5u * c], lora_tile[i + 6u * c], lora_tile[i + 7u * c]);
+    let lo = vec4<f32>(lora_tile[i], lora_tile[i + c], lora_tile[i + 2u * c],
+        lora_tile[i + 3u * c]);
+    let hi = vec4<f32>(lora_tile[i + 4u * c], lora_tile[i + 5u * c], lora_tile[i + 6u * c],
+        lora_tile[i + 7u * c]);
     return select(0.0, dot_a(a, lo, hi), k < s.count / 8u);
 }

@@ -1,5 +1,4 @@
-// A block of each column of x, that a subgroup's lanes hold together: each loads its part. Same
-// interface as x_own.
+// A block of each column of x, that a subgroup's lanes hold together: each loads its part.
 //fills x_block
 //needs reduce
 //const COLS, NORM, SUBGROUP

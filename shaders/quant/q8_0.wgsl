@@ -19,6 +19,7 @@ fn dequant(b: u32, p: u32) -> mat2x4<f32> {
 
 // Dot product of those weights with x: lo holds x[4p..4p+4], hi x[16+4p..].
 fn dot_part(b: u32, p: u32, lo: vec4<f32>, hi: vec4<f32>, sum: f32) -> f32 {
-    let s = dot(vec4<f32>(unpack4xI8(words[2u * b][p])), lo) + dot(vec4<f32>(unpack4xI8(words[2u * b + 1u][p])), hi);
+    let s = dot(vec4<f32>(unpack4xI8(words[2u * b][p])), lo)
+        + dot(vec4<f32>(unpack4xI8(words[2u * b + 1u][p])), hi);
     return block_scale(b) * s;
 }
