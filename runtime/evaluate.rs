@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::chat::Prompt;
-use crate::engine::{CancelToken, Engine, GenerateOptions, Session, generate_batch};
+use crate::engine::{CancelToken, Engine, GenerateOptions, Sequence, Session, generate_batch};
 use crate::error::{Error, Result};
 use crate::tokenizer::EncodeOptions;
 use crate::train::data::{Dataset, Encoder, Example, Record};
@@ -233,8 +233,8 @@ fn answer(
         let max_tokens =
             options.max_tokens.map_or_else(|| question.max_tokens(template.engine()), Ok)?;
         let cancel = options.cancel.clone();
-        sequences
-            .push((session, GenerateOptions { max_tokens, cancel, ..GenerateOptions::default() }));
+        let options = GenerateOptions { max_tokens, cancel, ..GenerateOptions::default() };
+        sequences.push(Sequence { session, options });
     }
     let mut texts = vec![String::new(); batch.len()];
     generate_batch(sequences, |index, token| {
@@ -272,7 +272,7 @@ impl Loss {
 }
 
 /// The log-probability of `token`.
-pub(crate) fn log_softmax(logits: &[f32], token: u32) -> f64 {
+pub fn log_softmax(logits: &[f32], token: u32) -> f64 {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
     f64::from(logits[token as usize] - max) - sum.ln()

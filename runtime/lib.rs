@@ -4,9 +4,10 @@
 pub mod adapter;
 pub mod base;
 mod cache;
+mod cancel;
 pub mod chat;
-#[cfg(feature = "cli")]
-pub mod cli;
+#[cfg(feature = "gpu")]
+pub mod diagnosis;
 pub mod dtype;
 #[cfg(feature = "gpu")]
 pub mod engine;
@@ -17,8 +18,10 @@ pub mod export;
 pub mod format;
 #[cfg(feature = "gpu")]
 pub mod gpu;
+mod identity;
 #[cfg(feature = "gpu")]
 pub mod kernels;
+mod kind;
 #[cfg(feature = "gpu")]
 pub mod model;
 mod parallel;
@@ -31,14 +34,16 @@ pub mod tokenizer;
 pub mod train;
 
 pub use cache::{DEFAULT_MODEL, cache_dir, default_model};
+pub use cancel::CancelToken;
 pub use chat::Message;
 pub use dtype::DType;
 #[cfg(feature = "gpu")]
 pub use engine::{
-    AnswerStats, CancelToken, Engine, EngineOptions, FinishReason, GenerateOptions, Generation,
-    Sampling, Session, Token, generate_batch,
+    AnswerStats, Batch, Engine, EngineOptions, FinishReason, GenerateOptions, Generation, Sampling,
+    Sequence, Session, Token, generate_batch,
 };
 pub use error::{Error, Result};
 #[cfg(feature = "gpu")]
 pub use gpu::GpuOptions;
+pub use kind::FileKind;
 pub use progress::{LoadPhase, LoadProgress};

@@ -10,10 +10,10 @@ use serde::Serialize;
 use super::adapter::{AdapterArgs, Adapters};
 use super::prompt::PromptArgs;
 use super::{ModelArgs, SamplingArgs, TemplateArgs, interrupt, output};
-use crate::chat::Message;
-use crate::engine::{AnswerStats, FinishReason, GenerateOptions, Session};
-use crate::error::{Error, Result};
-use crate::gpu::GpuOptions;
+use epiphyte::chat::Message;
+use epiphyte::engine::{AnswerStats, FinishReason, GenerateOptions, Session};
+use epiphyte::error::{Error, Result};
+use epiphyte::gpu::GpuOptions;
 
 /// Continue a text, or with --chat answer it
 #[derive(Args)]
@@ -181,7 +181,7 @@ pub(super) fn answer(
             show(&token.text)?;
         }
     }
-    let stats = generation.stats(0).unwrap_or_default();
+    let stats = generation.stats();
     Ok(Answer { ids, text, finish_reason: stats.finish_reason, stats })
 }
 

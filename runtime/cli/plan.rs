@@ -6,13 +6,13 @@ use serde::Serialize;
 
 use super::shape::ShapeArgs;
 use super::{ModelArgs, output};
-use crate::base::ModelConfig;
-use crate::error::{Error, Result};
-use crate::format::gguf::Gguf;
-use crate::gpu::{Gpu, GpuOptions};
-use crate::train::TrainOptions;
-use crate::train::buffers::{Class, TrainShape};
-use crate::train::plan::{Device, MemoryPlan, Model, Textbook, Wish, choose, human_bytes};
+use epiphyte::base::ModelConfig;
+use epiphyte::error::{Error, Result};
+use epiphyte::format::gguf::Gguf;
+use epiphyte::gpu::{Gpu, GpuOptions};
+use epiphyte::train::TrainOptions;
+use epiphyte::train::buffers::{Class, TrainShape};
+use epiphyte::train::plan::{Device, MemoryPlan, Model, Textbook, Wish, choose, human_bytes};
 
 /// Characters of the longest bar.
 const BAR: f64 = 40.0;
@@ -167,7 +167,7 @@ fn within(plan: &MemoryPlan, budget: Option<u64>, remedy: impl Fn() -> String) -
 }
 
 fn report(plan: &MemoryPlan, args: &PlanArgs) -> Report {
-    let buffer = |buffer: &crate::train::buffers::Buffer| BufferReport {
+    let buffer = |buffer: &epiphyte::train::buffers::Buffer| BufferReport {
         name: buffer.name.clone(),
         class: buffer.class,
         shape: buffer.shape.clone(),

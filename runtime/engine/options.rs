@@ -1,8 +1,6 @@
 //! How to generate: choosing tokens, when to stop, and what is handed out.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
+use crate::cancel::CancelToken;
 use crate::error::{Error, Result};
 use crate::kernels::sample::Sampler;
 
@@ -40,8 +38,10 @@ impl Default for Sampling {
 }
 
 impl Sampling {
+    /// That each setting is in its range, for a vocabulary of `vocab` tokens.
+    ///
     /// Errors: [`Error::InvalidArgument`] naming the setting.
-    pub(crate) fn check(&self, vocab: usize) -> Result<()> {
+    pub fn check(&self, vocab: usize) -> Result<()> {
         let bad = |name: &'static str, allowed: &str| {
             Err(Error::InvalidArgument { name, reason: format!("out of range; {allowed}") })
         };
@@ -76,22 +76,6 @@ impl Sampling {
             bias_count: self.logit_bias.len() as u32,
             ..Sampler::default()
         }
-    }
-}
-
-/// Stops a call from another thread: between submissions, so within about 20 ms of GPU time.
-#[derive(Clone, Debug, Default)]
-pub struct CancelToken(pub(crate) Arc<AtomicBool>);
-
-impl CancelToken {
-    /// Asks to stop.
-    pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    /// Someone asked to stop.
-    pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
     }
 }
 

@@ -82,7 +82,7 @@ impl Drop for Staged {
 
 /// Whether `path` is written to and never replaced: a device, a pipe, or the name of something that
 /// is open.
-pub(crate) fn is_in_place(path: &Path) -> bool {
+pub fn is_in_place(path: &Path) -> bool {
     let opened = ["/dev/fd", "/dev/stdout", "/dev/stderr", "/proc"];
     let is_opened =
         |path: PathBuf| cfg!(unix) && opened.iter().any(|opened| path.starts_with(opened));
@@ -90,9 +90,8 @@ pub(crate) fn is_in_place(path: &Path) -> bool {
         || std::path::absolute(path).is_ok_and(is_opened)
 }
 
-/// Removes every file that is not whole yet, for a program that ends in the middle.
-#[cfg(feature = "cli")]
-pub(crate) fn remove_all() {
+/// Removes every file that is being written and not whole yet: for a program that ends at once.
+pub fn remove_unfinished() {
     live().iter().for_each(|path| drop(std::fs::remove_file(path)));
 }
 
@@ -111,7 +110,6 @@ fn temporary_name(path: &Path) -> PathBuf {
 }
 
 /// Whether `name` is that of any staged file.
-#[cfg(feature = "cli")]
 pub(crate) fn is_temporary(name: &std::ffi::OsStr) -> bool {
     name.to_str().is_some_and(|name| name.starts_with('.') && name.ends_with(".tmp"))
 }
@@ -122,4 +120,27 @@ fn sync_folder(path: &Path) {
     let folder =
         path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let _ = File::open(folder).and_then(|folder| folder.sync_all());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Staged;
+
+    #[test]
+    fn names_that_differ_in_their_extension_are_staged_apart() {
+        let folder = std::env::temp_dir().join(format!("epiphyte-staged-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let paths = ["x.a", "x.b", "x", "x.a"].map(|name| folder.join(name));
+        let staged: Vec<Staged> = paths
+            .iter()
+            .zip(b"1234")
+            .map(|(path, byte)| Staged::write(path, &[*byte]).unwrap())
+            .collect();
+        staged.into_iter().for_each(|staged| staged.commit().unwrap());
+        let read = paths.map(|path| std::fs::read(path).unwrap());
+        assert_eq!(read, [b"4", b"2", b"3", b"4"], "the last of a name stays");
+        let left = std::fs::read_dir(&folder).unwrap().count();
+        std::fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(left, 3, "no temporary file is left");
+    }
 }

@@ -16,6 +16,7 @@ use std::fmt::Write as _;
 use super::params::Layout;
 use super::pipeline::Access;
 use crate::error::{Error, Result};
+use crate::identity;
 
 macro_rules! sources {
     ($($stem:literal,)*) => {
@@ -260,9 +261,7 @@ fn source(stem: &str) -> Result<(&'static str, &'static str), String> {
     found.copied().ok_or_else(|| format!("there is no shaders/{stem}.wgsl"))
 }
 
-/// Feeds every shader's text to `hasher`: verdicts on kernels hold for no others.
-pub(crate) fn digest(hasher: &mut blake3::Hasher) {
-    for (_, text) in SOURCES {
-        hasher.update(text.as_bytes());
-    }
+/// The hash of every shader's text: verdicts on kernels hold for no others.
+pub(crate) fn hash() -> String {
+    identity::list(SOURCES.iter().map(|(_, text)| *text))
 }

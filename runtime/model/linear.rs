@@ -330,6 +330,7 @@ impl LinearOp {
     ///
     /// Errors: as [`Gpu::kernel`] on the first use of a variant; as [`Commands::bound`].
     pub fn record(&self, commands: &mut Commands<'_>, rows: RowRange, u: USize) -> Result<()> {
+        let caps = commands.caps();
         for chunk in &self.chunks {
             let params = LinearParams {
                 m: rows.count,
@@ -347,7 +348,7 @@ impl LinearOp {
                 alone: u.alone,
                 ..Default::default()
             };
-            if rows.count <= MAX_COLS || row_by_row(commands.caps()) {
+            if rows.count <= MAX_COLS || row_by_row(caps) {
                 self.record_narrow(commands, chunk, &params)?;
             } else {
                 self.record_wide(commands, chunk, &params)?;
@@ -362,14 +363,14 @@ impl LinearOp {
         chunk: &ChunkOp,
         params: &LinearParams,
     ) -> Result<()> {
-        let caps = commands.caps();
+        let gpu = commands.gpu();
+        let caps = gpu.caps();
         let (norm, epilogue, lora) = (self.eps.is_some(), self.epilogue, chunk.lora);
         if let Some(on) = chunk.on_matrices.as_ref().filter(|on| params.m >= on.rows) {
             let (shape, tiling) = (on.shape, on.tiling);
             let guard = tiling.guard(self.k_blocks);
             let variant = matvec_coop::Variant { shape, tiling, guard, norm, epilogue, lora };
-            let op =
-                chunk.op(&on.op, commands.gpu(), || matvec_coop::spec(chunk.dtype, variant))?;
+            let op = chunk.op(&on.op, gpu, || matvec_coop::spec(chunk.dtype, variant))?;
             matvec_coop::record(commands, op, variant, params, chunk.bytes);
             return Ok(());
         }
@@ -378,7 +379,7 @@ impl LinearOp {
         let tiling = if cols > 1 && lora.is_some() { tiling.beside_adapters(caps) } else { tiling };
         let variant = Variant { tiling, cols, norm, epilogue, lora };
         let slot = &chunk.matvec[cols.ilog2() as usize];
-        let op = chunk.op(slot, commands.gpu(), || matvec::spec(caps, chunk.dtype, variant))?;
+        let op = chunk.op(slot, gpu, || matvec::spec(caps, chunk.dtype, variant))?;
         matvec::record(commands, op, variant, params, chunk.bytes);
         Ok(())
     }
@@ -393,10 +394,11 @@ impl LinearOp {
             self.eps.is_none() && self.epilogue != Epilogue::SwiGlu,
             "only narrow passes fold"
         );
-        let caps = commands.caps();
+        let gpu = commands.gpu();
+        let caps = gpu.caps();
         let tile = Tile::choose(caps, params.m, params.n);
         let spec = || matmul::spec(caps, chunk.dtype, self.epilogue, tile);
-        let op = chunk.op(&chunk.matmul[tile as usize], commands.gpu(), spec)?;
+        let op = chunk.op(&chunk.matmul[tile as usize], gpu, spec)?;
         matmul::record(commands, op, tile, params, chunk.bytes);
         Ok(())
     }

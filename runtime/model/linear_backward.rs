@@ -65,6 +65,7 @@ impl LinearBackwardOp {
     ///
     /// Errors: as [`Commands::bound`].
     pub fn record(&self, commands: &mut Commands<'_>, rows: u32, dx_row: u32) -> Result<()> {
+        let caps = commands.caps();
         for (i, chunk) in self.chunks.iter().enumerate() {
             let params = MatmulBackwardParams {
                 m: rows,
@@ -79,7 +80,7 @@ impl LinearBackwardOp {
             if let Some(op) = &self.exponents {
                 row_exponents::record(commands, op, (&params).into(), rows);
             }
-            matmul_backward::record(commands, &chunk.op, commands.caps(), &params, chunk.bytes);
+            matmul_backward::record(commands, &chunk.op, caps, &params, chunk.bytes);
         }
         commands.bound(u64::from(rows) * self.operations)
     }

@@ -6,11 +6,11 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::{Bench, REPEATS, split_mix};
-use crate::adapter::{Adapter, LoraConfig, LoraModule, Modules};
-use crate::cli::output;
-use crate::dtype::DType;
-use crate::engine::{Change, KvPolicy};
-use crate::error::{Error, Result};
+use crate::output;
+use epiphyte::adapter::{Adapter, LoraConfig, LoraModule, Modules};
+use epiphyte::dtype::DType;
+use epiphyte::engine::{Change, KvPolicy};
+use epiphyte::error::{Error, Result};
 
 /// Changes to time where that is quick, and where a GPU is software.
 const SWAPS: usize = 200;
@@ -147,7 +147,7 @@ impl Bench {
             let mut seconds = 0.0;
             for token in 0..TOKENS_BETWEEN {
                 let start = Instant::now();
-                generation.next_token().ok_or_else(ended)??;
+                generation.next().ok_or_else(ended)??;
                 seconds = start.elapsed().as_secs_f64();
                 if token == 0 && i > 0 {
                     timed[2].push(seconds);
@@ -155,7 +155,7 @@ impl Bench {
             }
             timed[1].push(seconds);
             let start = Instant::now();
-            generation.set_adapters(0, &Change { adapters: &adapters, history: KvPolicy::Keep })?;
+            generation.set_adapters(&Change { adapters: &adapters, history: KvPolicy::Keep })?;
             timed[0].push(start.elapsed().as_secs_f64());
         }
         Ok(timed)
