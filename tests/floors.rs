@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Rooms that know of files and texts only.
-const WITHOUT_GPU: [&str; 8] =
-    ["adapter", "base", "chat", "export", "format", "quant", "tokenizer", "error"];
+const WITHOUT_GPU: [&str; 9] =
+    ["adapter", "base", "chat", "export", "federated", "format", "quant", "tokenizer", "error"];
 const WITH_GPU: [&str; 7] = ["engine", "evaluate", "gpu", "kernels", "model", "selftest", "train"];
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
