@@ -22,6 +22,8 @@ pub use manifest::{Clip, Factors, Losses, Manifest, Noise, Parent, bucket};
 pub use published::{Accept, Published, RoundPlan, VersionManifest, start};
 pub use quantise::Quantisation;
 pub use residual::Residual;
+#[doc(hidden)]
+pub use sealed::sign_again;
 pub use sign::{KeyKind, PublicKey, Signer, SigningKey};
 pub use wire::Delta;
 

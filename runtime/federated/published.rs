@@ -20,7 +20,7 @@ use crate::adapter::{
 };
 use crate::error::{Error, Result};
 
-const FORMAT: &str = "epiphyte.version.1";
+pub(super) const FORMAT: &str = "epiphyte.version.1";
 
 /// What devices are asked for next.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

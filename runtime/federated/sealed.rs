@@ -13,7 +13,8 @@ use safetensors::tensor::TensorView;
 use super::invalid;
 use super::quantise::Encoded;
 use super::sign::{PublicKey, Signer, from_hex, to_hex};
-use crate::adapter::FORMAT_KEY;
+use super::{published, wire};
+use crate::adapter::{self, FORMAT_KEY};
 use crate::error::{Error, Result};
 use crate::format::safetensors::{SafetensorsFile, to_bytes};
 use crate::identity::{self, Identity, check_format};
@@ -141,4 +142,26 @@ pub(super) fn seal(
     });
     let views = views.collect::<Result<Vec<_>, _>>().map_err(refused)?;
     to_bytes(views, metadata.into_iter().collect::<HashMap<_, _>>()).map_err(refused)
+}
+
+/// The same file as another signer would have it, its manifest naming that signer. For tests and
+/// fuzzing: what a signature covers is still not trusted.
+#[doc(hidden)]
+pub fn sign_again(bytes: &[u8], signer: &dyn Signer) -> Result<Vec<u8>> {
+    let kinds = [(wire::FORMAT, wire::FORMAT), (published::FORMAT, adapter::FORMAT)];
+    let opened = kinds
+        .into_iter()
+        .find_map(|(tag, format)| Some((tag, Sealed::open(bytes.to_vec(), tag, format).ok()?)));
+    let (tag, sealed) = opened.ok_or_else(|| invalid("file", "neither a delta nor a version"))?;
+    let mut metadata = sealed.metadata.clone();
+    let manifest: serde_json::Result<serde_json::Map<_, _>> =
+        serde_json::from_str(sealed.manifest()?);
+    let mut manifest = manifest.map_err(|e| invalid(MANIFEST, e.to_string()))?;
+    manifest.insert("signer".into(), signer.public_key().to_string().into());
+    metadata.insert(MANIFEST.into(), serde_json::Value::from(manifest).to_string());
+    let tensors = sealed.tensors.iter().map(|(name, place)| {
+        let bytes = sealed.bytes[place.range.clone()].to_vec();
+        (name.clone(), Encoded { dtype: place.dtype, shape: place.shape.clone(), bytes })
+    });
+    seal(tag, metadata, &tensors.collect::<Vec<_>>(), signer)
 }

@@ -48,9 +48,8 @@ fn rdp_is_that_of_dp_accounting_at_whole_and_broken_orders() {
 
 #[test]
 fn more_noise_fewer_rounds_and_rarer_sampling_tell_less() {
-    let of = |sampling, sigma, rounds| {
-        Rounds { sampling, sigma, rounds }.epsilon(1e-6).unwrap().epsilon
-    };
+    let of =
+        |sampling, sigma, rounds| Rounds { sampling, sigma, rounds }.epsilon(1e-6).unwrap().epsilon;
     assert!(of(0.01, 1.0, 100) < of(0.01, 0.8, 100));
     assert!(of(0.01, 1.0, 100) < of(0.01, 1.0, 101));
     assert!(of(0.01, 1.0, 100) < of(0.02, 1.0, 100));
