@@ -15,6 +15,7 @@ pub mod error;
 #[cfg(feature = "gpu")]
 pub mod evaluate;
 pub mod export;
+pub mod federated;
 pub mod format;
 #[cfg(feature = "gpu")]
 pub mod gpu;
@@ -22,6 +23,7 @@ mod identity;
 #[cfg(feature = "gpu")]
 pub mod kernels;
 mod kind;
+pub mod merge;
 #[cfg(feature = "gpu")]
 pub mod model;
 mod parallel;

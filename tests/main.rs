@@ -16,6 +16,7 @@ mod gguf;
 mod identity;
 #[cfg(feature = "gpu")]
 mod kernels;
+mod merge;
 #[cfg(feature = "gpu")]
 mod model;
 mod quant;

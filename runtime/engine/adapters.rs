@@ -6,7 +6,6 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::adapter::{Adapter, LoadReport};
-use crate::base::fingerprint;
 use crate::error::{Error, Result};
 use crate::parallel;
 
@@ -61,7 +60,7 @@ impl Engine {
     /// [`Error::OutOfMemory`]. Nothing has changed then.
     pub fn load_adapter(&self, id: &str, path: impl AsRef<Path>) -> Result<Arc<LoadReport>> {
         let adapter = Adapter::load(path.as_ref(), self.base.adapted())?;
-        self.check_base(&adapter)?;
+        adapter.check_base(&self.base.fingerprint)?;
         self.insert_adapter(id, &adapter, Some(path.as_ref()))
     }
 
@@ -83,17 +82,12 @@ impl Engine {
     ///
     /// Errors: as [`Engine::load_adapter`].
     pub fn add_adapter(&self, id: &str, adapter: &Adapter) -> Result<Arc<LoadReport>> {
-        self.check_base(adapter)?;
+        adapter.check_base(&self.base.fingerprint)?;
         let shape = self.base.adapter_shape();
         parallel::map(adapter.modules.iter().collect(), |module| module.check(&shape))
             .into_iter()
             .collect::<Result<()>>()?;
         self.insert_adapter(id, adapter, None)
-    }
-
-    fn check_base(&self, adapter: &Adapter) -> Result<()> {
-        let made_for = adapter.base_fingerprint.as_deref();
-        made_for.map_or(Ok(()), |made_for| fingerprint::check(made_for, &self.base.fingerprint))
     }
 
     /// Puts an adapter that fits the base's shape on the device, without asking which base it was

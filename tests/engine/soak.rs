@@ -15,6 +15,7 @@ use super::adapters::{shape, under};
 use super::registry::sized;
 use super::{CONTEXT, greedy, open, prefill, prompt};
 use crate::common::Random;
+use crate::common::skip::usual;
 
 const IDS: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
 /// Adapters that each id stands for in turn.
@@ -342,14 +343,11 @@ impl Soak {
     }
 }
 
-fn variable(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
-}
-
 #[test]
 fn sessions_and_adapters_hold_whatever_comes() {
-    let (seconds, seed) =
-        (variable("EPIPHYTE_SOAK_SECONDS", 60), variable("EPIPHYTE_SOAK_SEED", 1));
+    let seconds = usual("EPIPHYTE_SOAK_SECONDS", 60, 1800);
+    let seed = std::env::var("EPIPHYTE_SOAK_SEED").ok().and_then(|value| value.parse().ok());
+    let seed = seed.unwrap_or(1);
     let deadline = Instant::now() + Duration::from_secs(seconds);
     let dir = tempfile::tempdir().unwrap();
     let mut soak = Soak::new(seed, dir.path().to_path_buf());
