@@ -4,6 +4,7 @@
 pub mod adapter;
 pub mod base;
 mod cache;
+mod cancel;
 pub mod chat;
 #[cfg(feature = "gpu")]
 pub mod diagnosis;
@@ -14,6 +15,7 @@ pub mod error;
 #[cfg(feature = "gpu")]
 pub mod evaluate;
 pub mod export;
+pub mod federated;
 pub mod format;
 #[cfg(feature = "gpu")]
 pub mod gpu;
@@ -21,6 +23,7 @@ mod identity;
 #[cfg(feature = "gpu")]
 pub mod kernels;
 mod kind;
+pub mod merge;
 #[cfg(feature = "gpu")]
 pub mod model;
 mod parallel;
@@ -33,12 +36,13 @@ pub mod tokenizer;
 pub mod train;
 
 pub use cache::{DEFAULT_MODEL, cache_dir, default_model};
+pub use cancel::CancelToken;
 pub use chat::Message;
 pub use dtype::DType;
 #[cfg(feature = "gpu")]
 pub use engine::{
-    AnswerStats, CancelToken, Engine, EngineOptions, FinishReason, GenerateOptions, Generation,
-    Sampling, Session, Token, generate_batch,
+    AnswerStats, Batch, Engine, EngineOptions, FinishReason, GenerateOptions, Generation, Sampling,
+    Sequence, Session, Token, generate_batch,
 };
 pub use error::{Error, Result};
 #[cfg(feature = "gpu")]

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 
 use epiphyte::adapter::Adapter;
 use epiphyte::engine::Change;
-use epiphyte::{DType, Engine, EngineOptions, GenerateOptions, Session, generate_batch};
+use epiphyte::{DType, Engine, EngineOptions, GenerateOptions, Sequence, Session, generate_batch};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -119,7 +119,8 @@ fn run_freely(engine: &Arc<Engine>, prompts: &[Prompt]) -> Vec<Vec<u32>> {
     let mut sessions: Vec<Session> = prompts.iter().map(start).collect();
     let options =
         GenerateOptions { max_tokens: 48, ignore_eos: true, ..GenerateOptions::default() };
-    let sequences = sessions.iter_mut().map(|session| (session, options.clone())).collect();
+    let sequences =
+        sessions.iter_mut().map(|session| Sequence { session, options: options.clone() }).collect();
     let mut all = vec![Vec::new(); prompts.len()];
     generate_batch(sequences, |i, token| {
         all[i].push(token.id);

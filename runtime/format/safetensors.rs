@@ -42,6 +42,30 @@ pub(crate) fn to_bytes<'a>(
     Ok(bytes)
 }
 
+/// What a file begins with, before the data of `tensors` (name, type, shape), which follow in this
+/// order: for files that are written piece by piece. Equal contents give equal bytes.
+///
+/// Errors: as [`Metadata::new`].
+pub(crate) fn head(
+    tensors: Vec<(String, Dtype, Vec<usize>)>,
+    metadata: HashMap<String, String>,
+) -> Result<Vec<u8>, SafeTensorError> {
+    let mut end = 0;
+    let info = |(name, dtype, shape): (String, Dtype, Vec<usize>)| {
+        let start = end;
+        end += shape.iter().product::<usize>() * dtype.bitsize() / 8;
+        (name, TensorInfo { dtype, shape, data_offsets: (start, end) })
+    };
+    let infos = tensors.into_iter().map(info).collect();
+    let mut header = serde_json::to_value(Metadata::new(Some(metadata), infos)?)?;
+    if let Some(serde_json::Value::Object(metadata)) = header.get_mut("__metadata__") {
+        metadata.sort_keys();
+    }
+    let mut text = serde_json::to_vec(&header)?;
+    text.resize(text.len().next_multiple_of(8), b' ');
+    Ok([&(text.len() as u64).to_le_bytes()[..], &text].concat())
+}
+
 /// Whether a file looks like it: a length, then a JSON object.
 pub(crate) fn is_safetensors(path: &Path) -> bool {
     let mut head = [0; 9];
@@ -122,6 +146,27 @@ impl<R: Read + Seek> SafetensorsFile<R> {
     /// A text from the header's metadata.
     pub(crate) fn metadata(&self, key: &str) -> Option<&str> {
         self.header.metadata().as_ref()?.get(key).map(String::as_str)
+    }
+
+    /// All texts of the header's metadata.
+    pub(crate) fn all_metadata(&self) -> HashMap<String, String> {
+        self.header.metadata().clone().unwrap_or_default()
+    }
+
+    /// Every tensor's name, type, shape and place in the file, sorted by name.
+    pub(crate) fn places(
+        &self,
+    ) -> impl Iterator<Item = (String, Dtype, Vec<usize>, Range<usize>)> + '_ {
+        let start = self.data_start as usize;
+        self.tensors().into_iter().map(move |(name, info)| {
+            let (from, to) = info.data_offsets;
+            (name, info.dtype, info.shape.clone(), start + from..start + to)
+        })
+    }
+
+    /// What it was read from.
+    pub(crate) fn into_reader(self) -> R {
+        self.reader
     }
 
     /// Every tensor, sorted by name.

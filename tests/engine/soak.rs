@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use epiphyte::adapter::Adapter;
 use epiphyte::engine::{Change, KvPolicy};
-use epiphyte::{DType, Engine, EngineOptions, Error, Session, generate_batch};
+use epiphyte::{DType, Engine, EngineOptions, Error, Sequence, Session, generate_batch};
 
 use super::adapters::{shape, under};
 use super::registry::sized;
@@ -171,7 +171,7 @@ impl Soak {
         } else {
             let mut generation = member.session.generate(greedy(6)).unwrap();
             (0..2).for_each(|_| drop(generation.next().unwrap().unwrap()));
-            let changed = generation.set_adapters(0, &Change { adapters: &set, history });
+            let changed = generation.set_adapters(&Change { adapters: &set, history });
             generation.for_each(|token| drop(token.unwrap()));
             changed
         };
@@ -206,7 +206,10 @@ impl Soak {
         let sequences = self.members.iter_mut().enumerate().filter(|(i, _)| chosen.contains(i));
         let mut lengths = Random::new(u64::from(self.random.below(1000)));
         let sequences = sequences
-            .map(|(_, m)| (&mut m.session, greedy(1 + lengths.below(6) as usize)))
+            .map(|(_, m)| Sequence {
+                session: &mut m.session,
+                options: greedy(1 + lengths.below(6) as usize),
+            })
             .collect();
         generate_batch(sequences, |_, _| std::ops::ControlFlow::Continue(())).unwrap();
         chosen.into_iter().for_each(|i| self.check(i, before[i]));

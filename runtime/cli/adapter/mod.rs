@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::ModelFile;
-use epiphyte::adapter::{AdaptedBase, Adapter, BaseShape, BaseWeights};
+use epiphyte::adapter::{AdaptedBase, BaseShape, BaseWeights};
 use epiphyte::base::{ModelConfig, fingerprint};
 use epiphyte::error::Result;
 use epiphyte::format::gguf::Gguf;
@@ -48,15 +48,15 @@ pub(super) fn run(args: &AdapterCommandArgs, gpu: GpuOptions) -> Result<()> {
 }
 
 /// A base that is read but not on a device.
-struct BaseFile {
+pub(super) struct BaseFile {
     path: PathBuf,
     gguf: Gguf,
-    shape: BaseShape,
-    fingerprint: String,
+    pub(super) shape: BaseShape,
+    pub(super) fingerprint: String,
 }
 
 impl BaseFile {
-    fn open(model: &ModelFile) -> Result<Self> {
+    pub(super) fn open(model: &ModelFile) -> Result<Self> {
         let path = model.path()?;
         let gguf = Gguf::open(&path)?;
         let config = ModelConfig::from_gguf(&gguf)?;
@@ -66,14 +66,7 @@ impl BaseFile {
         Ok(Self { path, gguf, shape: config.base_shape(), fingerprint })
     }
 
-    fn adapted(&self) -> AdaptedBase<'_> {
+    pub(super) fn adapted(&self) -> AdaptedBase<'_> {
         AdaptedBase { shape: self.shape, weights: BaseWeights::Open(&self.gguf) }
-    }
-
-    /// Errors: [`epiphyte::Error::BaseMismatch`] when the adapter was made for another base;
-    /// [`epiphyte::Error::FingerprintVersion`] when that can't be told.
-    fn check(&self, adapter: &Adapter) -> Result<()> {
-        let made_for = adapter.base_fingerprint.as_deref();
-        made_for.map_or(Ok(()), |made_for| fingerprint::check(made_for, &self.fingerprint))
     }
 }
