@@ -2,13 +2,13 @@
 //! file, and the registry of those that are on the device. Only `registry` and `arena` know a GPU;
 //! nothing here knows a model.
 
-mod arena;
+pub(crate) mod arena;
 pub mod config;
 pub mod copies;
 mod entry;
 pub mod lora;
 pub mod module;
-mod packed;
+pub(crate) mod packed;
 pub(crate) mod parts;
 mod pattern;
 pub mod registry;

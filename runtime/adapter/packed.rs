@@ -86,6 +86,13 @@ impl Packed {
     }
 }
 
+/// What [`Packed::new`] would make of an adapter, in [`Eight`]s of A and of B.
+pub(crate) fn packed_len(adapter: &Adapter, shape: &BaseShape) -> (u32, u32) {
+    let works =
+        sites(shape.num_hidden_layers).map(|(kind, layer)| Work::new(kind, layer, adapter, shape));
+    works.fold((0, 0), |(a, b), work| (a + work.a_len as u32, b + work.b_len as u32))
+}
+
 /// A site to pack.
 struct Work<'a> {
     kind: SiteKind,

@@ -18,13 +18,7 @@ use crate::model::llama::Llama;
 use crate::model::weights::Weights;
 
 use super::Base;
-
-/// Biases that all rows together may have.
-pub(crate) const MAX_BIASES: usize = 4096;
-/// Steps whose tokens may be on their way to the host.
-pub(crate) const RING_SLOTS: usize = 4;
-/// Pages allocated at first; the cache doubles when they run out.
-const FIRST_PAGES: usize = 32;
+use super::working::{Sampling, Working};
 
 pub(crate) struct Executor {
     pub(crate) llama: Llama,
@@ -76,30 +70,13 @@ impl Executor {
     pub(crate) fn new(
         gpu: &Gpu,
         base: &Base,
-        context: usize,
-        kv_f16: bool,
+        limits: &Limits,
         adapter_budget: u64,
     ) -> Result<Self> {
-        let config = &base.config;
-        let chunk_rows = super::pass_rows(gpu.caps());
-        let width = config.num_key_value_heads * config.head_dim;
-        let element_bytes = if kv_f16 { 2 } else { 4 };
-        let layers = config.num_hidden_layers;
-        // Every page table may be full, and then some stay for prefixes.
-        let most = context.div_ceil(PAGE_LEN) * LOGIT_ROWS;
-        let first = FIRST_PAGES.min(context.div_ceil(PAGE_LEN));
-        let cache = KvCache::new(gpu, layers, width, element_bytes, first, most)?;
-        let limits = Limits { rows: chunk_rows, tables: LOGIT_ROWS, positions: context, kv_f16 };
-        let llama = Llama::new(gpu, config, &base.weights, &cache, limits)?;
-        let vocab = config.vocab_size as u32;
-        let words = |label: &str, n: usize| gpu.storage(label, n as u64 * 4);
-        let rows = LOGIT_ROWS;
-        let samplers = words("samplers", rows * size_of::<Sampler>() / 4)?;
-        let seen = words("seen", rows * sample::seen_words(vocab) as usize)?;
-        let biases = words("biases", 2 * MAX_BIASES)?;
-        let thresholds = words("thresholds", rows)?;
-        let partials = words("partials", 2 * rows * vocab.div_ceil(sample::RUN) as usize)?;
-        let ring = words("ring", RING_SLOTS * rows)?;
+        let (config, vocab) = (&base.config, base.config.vocab_size as u32);
+        let Working { cache, activations, sampling } = Working::new(gpu, config, limits)?;
+        let Sampling { samplers, seen, biases, thresholds, partials, ring } = sampling;
+        let llama = Llama::new(gpu, config, &base.weights, &cache, activations, limits)?;
         let a = &llama.activations;
         let ops = SampleOps {
             adjust: gpu.op(&sample::adjust_spec(), &[&samplers, &seen, &biases, &a.logits])?,
@@ -114,7 +91,7 @@ impl Executor {
         let mut pool = PagePool::default();
         pool.grow(cache.pages());
         let registry =
-            Registry::new(gpu, base.adapter_shape(), chunk_rows.max(LOGIT_ROWS), adapter_budget);
+            Registry::new(gpu, base.adapter_shape(), limits.rows.max(LOGIT_ROWS), adapter_budget);
         Ok(Self {
             llama,
             cache,
@@ -124,7 +101,7 @@ impl Executor {
             row_sets: Vec::with_capacity(LOGIT_ROWS),
             lora: None,
             owner: 0,
-            chunk_rows,
+            chunk_rows: limits.rows,
             vocab,
             samplers,
             seen,

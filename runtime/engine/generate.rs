@@ -17,9 +17,10 @@ use crate::model::attend::Run;
 use crate::model::kv_cache::PAGE_LEN;
 
 use super::adapters::{Change, KvPolicy};
-use super::executor::{Executor, MAX_BIASES, RING_SLOTS, Row};
+use super::executor::{Executor, Row};
 use super::lane::Lane;
 use super::options::{AnswerStats, FinishReason, GenerateOptions, Token};
+use super::working::{MAX_BIASES, RING_SLOTS};
 use super::{Engine, Session};
 
 /// Steps submitted before the first one's tokens are awaited.

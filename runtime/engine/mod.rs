@@ -9,8 +9,10 @@ mod executor;
 pub mod generate;
 mod lane;
 pub mod options;
+pub mod plan;
 pub mod session;
 mod snapshot;
+mod working;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,10 +23,11 @@ pub use base::Base;
 pub use generate::{Generation, generate_batch};
 pub use options::{AnswerStats, CancelToken, FinishReason, GenerateOptions, Sampling, Token};
 pub use session::Session;
+pub use working::pass_rows;
 
 use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;
-use crate::gpu::{Caps, Gpu, GpuOptions};
+use crate::gpu::{Gpu, GpuOptions};
 use crate::model::config::ModelConfig;
 use crate::progress::{LoadPhase, LoadProgress};
 use crate::selftest;
@@ -60,11 +63,6 @@ impl Default for EngineOptions {
             chat_template: None,
         }
     }
-}
-
-/// Most rows of a pass on such a device.
-pub fn pass_rows(caps: &Caps) -> usize {
-    if caps.software { 64 } else { 512 }
 }
 
 /// A device with a base on it.
@@ -124,7 +122,8 @@ impl Engine {
             let reason = format!("{context} tokens; this model allows 1 to {most}");
             return Err(Error::InvalidArgument { name: "context", reason });
         }
-        let kv_f16 = gpu.caps().f16 && !options.kv_f32;
+        let limits = working::limits(gpu.caps(), context, options.kv_f32);
+        let kv_f16 = limits.kv_f16;
         let specs = Executor::specs(gpu.caps(), &base, kv_f16);
         gpu.compile_all(specs, &mut |done, total| {
             progress(LoadProgress {
@@ -133,7 +132,7 @@ impl Engine {
                 total: total as u64,
             });
         })?;
-        let executor = Executor::new(&gpu, &base, context, kv_f16, options.adapter_budget)?;
+        let executor = Executor::new(&gpu, &base, &limits, options.adapter_budget)?;
         gpu.check()?;
         let (executor, next_run) = (Mutex::new(executor), AtomicU64::new(1));
         Ok(Arc::new(Self { gpu, base, executor, context, kv_f16, next_run, trains: true }))

@@ -1,9 +1,10 @@
 //! What a pass works on: activations on the device, allocated once.
 
 use crate::error::Result;
-use crate::gpu::{Gpu, Tensor};
-use crate::kernels::rope;
+use crate::gpu::{Buffer, Class, Memory, Tensor};
+use crate::kernels::{attention, rope};
 use crate::model::config::ModelConfig;
+use crate::model::kv_cache::PAGE_LEN;
 
 /// Rows of logits there is room for: sequences decoded in one batch.
 pub const LOGIT_ROWS: usize = 64;
@@ -21,54 +22,67 @@ pub struct Limits {
     pub kv_f16: bool,
 }
 
-/// Activations, by name; `rows` is the most rows of a pass.
-pub struct Activations {
-    /// Next inputs, u32 `[rows]`.
-    pub token_ids: Tensor,
-    /// Page table and position of each row, u32 `[rows, 2]`.
-    pub rows: Tensor,
-    /// Page tables, u32 `[tables, max_pages]`.
-    pub pages: Tensor,
-    /// f32 `[LOGIT_ROWS, V]`.
-    pub logits: Tensor,
-    pub(crate) x: Tensor,
-    pub(crate) normed: Tensor,
-    pub(crate) qkv: Tensor,
-    pub(crate) attn: Tensor,
-    pub(crate) gate_up: Tensor,
-    pub(crate) h: Tensor,
-    pub(crate) parts: Tensor,
-    pub(crate) stats: Tensor,
-    pub(crate) rotations: Tensor,
+impl Limits {
+    /// Length of a page table.
+    pub(crate) fn max_pages(&self) -> usize {
+        self.positions.div_ceil(PAGE_LEN)
+    }
+
+    /// Rows of attention in parts.
+    pub(crate) fn part_rows(&self) -> usize {
+        attention::splits(self.positions as u32).max(512) as usize
+    }
 }
 
-impl Activations {
+/// Activations, by name; `rows` is the most rows of a pass.
+pub struct Activations<T = Tensor> {
+    /// Next inputs, u32 `[rows]`.
+    pub token_ids: T,
+    /// Page table and position of each row, u32 `[rows, 2]`.
+    pub rows: T,
+    /// Page tables, u32 `[tables, max_pages]`.
+    pub pages: T,
+    /// f32 `[LOGIT_ROWS, V]`.
+    pub logits: T,
+    pub(crate) x: T,
+    pub(crate) normed: T,
+    pub(crate) qkv: T,
+    pub(crate) attn: T,
+    pub(crate) gate_up: T,
+    pub(crate) h: T,
+    pub(crate) parts: T,
+    pub(crate) stats: T,
+    pub(crate) rotations: T,
+}
+
+impl<T> Activations<T> {
     pub(crate) fn new(
-        gpu: &Gpu,
+        memory: &impl Memory<Tensor = T>,
         config: &ModelConfig,
-        limits: Limits,
-        max_pages: usize,
-        part_rows: usize,
+        limits: &Limits,
     ) -> Result<Self> {
-        let rows = limits.rows;
-        let floats = |label: &str, n: usize| gpu.storage(label, n as u64 * 4);
-        let width = config.num_attention_heads * config.head_dim;
-        let qkv = width + 2 * config.num_key_value_heads * config.head_dim;
-        let rotations = rope::rotations(&config.rope_frequencies(), limits.positions);
+        let words = |name: &str, shape: &[usize]| memory.words(Class::Activations, name, shape);
+        let (rows, parts, e) = (limits.rows, limits.part_rows(), config.head_dim);
+        let (heads, d, f) =
+            (config.num_attention_heads, config.hidden_size, config.intermediate_size);
+        let rotations = rope::rotations_shape(limits.positions, e);
+        let rotations = Buffer::words(Class::Activations, "rotations", &rotations);
         Ok(Self {
-            token_ids: floats("token_ids", rows)?,
-            rows: floats("rows", 2 * rows)?,
-            pages: floats("pages", limits.tables * max_pages)?,
-            logits: floats("logits", LOGIT_ROWS.min(limits.rows) * config.vocab_size)?,
-            x: floats("x", rows * config.hidden_size)?,
-            normed: floats("normed", rows * config.hidden_size)?,
-            qkv: floats("qkv", rows * qkv)?,
-            attn: floats("attn", rows * width)?,
-            gate_up: floats("gate_up", rows * 2 * config.intermediate_size)?,
-            h: floats("h", rows * config.intermediate_size)?,
-            parts: floats("attention parts", part_rows * width)?,
-            stats: floats("attention stats", part_rows * config.num_attention_heads * 2)?,
-            rotations: gpu.upload("rotations", &rotations)?,
+            token_ids: words("token_ids", &[rows])?,
+            rows: words("rows", &[rows, 2])?,
+            pages: words("pages", &[limits.tables, limits.max_pages()])?,
+            logits: words("logits", &[LOGIT_ROWS.min(rows), config.vocab_size])?,
+            x: words("x", &[rows, d])?,
+            normed: words("normed", &[rows, d])?,
+            qkv: words("qkv", &[rows, (heads + 2 * config.num_key_value_heads) * e])?,
+            attn: words("attn", &[rows, heads * e])?,
+            gate_up: words("gate_up", &[rows, 2 * f])?,
+            h: words("h", &[rows, f])?,
+            parts: words("attention parts", &[parts, heads * e])?,
+            stats: words("attention stats", &[parts, heads * 2])?,
+            rotations: memory.upload(&rotations, || {
+                rope::rotations(&config.rope_frequencies(), limits.positions)
+            })?,
         })
     }
 }

@@ -52,7 +52,7 @@ struct Layer {
 }
 
 impl Llama {
-    /// Allocates the activations and binds every kernel to them, to `weights` and to `cache`.
+    /// Binds every kernel to the activations, to `weights` and to `cache`.
     ///
     /// Errors: [`Error::OutOfMemory`]; as [`Gpu::kernel`].
     pub fn new(
@@ -60,12 +60,10 @@ impl Llama {
         config: &ModelConfig,
         weights: &Weights,
         cache: &KvCache,
-        limits: Limits,
+        a: Activations,
+        limits: &Limits,
     ) -> Result<Self> {
         let heads = heads(config, limits.kv_f16);
-        let max_pages = limits.positions.div_ceil(PAGE_LEN);
-        let part_rows = attention::splits(limits.positions as u32).max(512);
-        let a = Activations::new(gpu, config, limits, max_pages, part_rows as usize)?;
         let embed = embed_ops(gpu, weights, &a)?;
         let layers = weights
             .layers
@@ -84,7 +82,11 @@ impl Llama {
         let [reduce, swiglu, norm] = shared_specs(gpu.caps(), heads);
         Ok(Self {
             config: config.clone(),
-            attend: Attend { heads, part_rows, max_pages: max_pages as u32 },
+            attend: Attend {
+                heads,
+                part_rows: limits.part_rows() as u32,
+                max_pages: limits.max_pages() as u32,
+            },
             reduce: gpu.op(&reduce, &[&a.rows, &a.parts, &a.stats, &a.attn])?,
             swiglu: gpu.op(&swiglu, &[&a.gate_up, &a.h])?,
             norm: gpu.op(&norm, &[&a.x, &weights.norm, &a.normed])?,

@@ -8,7 +8,7 @@
 use crate::adapter::registry::{LoraPass, Registry};
 use crate::adapter::site::SiteKind;
 use crate::error::Result;
-use crate::gpu::{Commands, Gpu, Op, Tensor};
+use crate::gpu::{Class, Commands, Gpu, Memory, Op, Tensor};
 use crate::kernels::attention::{self, Heads};
 use crate::kernels::lora::{self, Directory, EmbeddingParams, ExpandParams, ShrinkParams};
 use crate::kernels::matvec::{Epilogue, Lora, MAX_COLS};
@@ -54,28 +54,32 @@ struct WideOps {
 }
 
 /// u, whole and in parts.
-pub(crate) struct LoraBuffers {
+pub(crate) struct LoraBuffers<T = Tensor> {
     /// f32 `[rows, u_rows]`.
-    u: Tensor,
+    u: T,
     /// f32 `[MAX_COLS, parts, u_rows]`.
-    parts: Tensor,
+    parts: T,
 }
 
-impl LoraBuffers {
-    fn new(gpu: &Gpu, config: &ModelConfig, rows: usize) -> Result<Self> {
+impl<T> LoraBuffers<T> {
+    /// For passes of up to `rows` rows.
+    pub(crate) fn new(
+        memory: &impl Memory<Tensor = T>,
+        config: &ModelConfig,
+        rows: usize,
+    ) -> Result<Self> {
         let attention = config.num_key_value_heads.max(attention::reduce_parts(
             config.num_attention_heads as u32,
             config.head_dim as u32,
         ) as usize);
         let parts =
-            attention.max(swiglu::parts(gpu.caps(), config.intermediate_size as u32) as usize);
-        let floats = |label: &str, n: usize| gpu.storage(label, n as u64 * 4);
+            attention.max(swiglu::parts(memory.caps(), config.intermediate_size as u32) as usize);
+        let words = |name: &str, shape: &[usize]| memory.words(Class::Activations, name, shape);
+        let [u_rows, part_rows] =
+            [SiteKind::Qkv, SiteKind::OProj].map(|kind| kind.most_u_rows() as usize);
         Ok(Self {
-            u: floats("adapters u", rows * SiteKind::Qkv.most_u_rows() as usize)?,
-            parts: floats(
-                "adapters u parts",
-                MAX_COLS as usize * parts * SiteKind::OProj.most_u_rows() as usize,
-            )?,
+            u: words("adapters u", &[rows, u_rows])?,
+            parts: words("adapters u parts", &[MAX_COLS as usize, parts, part_rows])?,
         })
     }
 }

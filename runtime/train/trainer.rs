@@ -9,18 +9,19 @@ use std::time::Instant;
 use crate::adapter::Adapter;
 use crate::engine::{CancelToken, Engine};
 use crate::error::{Error, Result};
-use crate::gpu::{Commands, Gpu, Op, Tensor};
+use crate::gpu::{Commands, Gpu, Op, Tally, Tensor};
 use crate::kernels::adamw;
 use crate::kernels::grad_norm::{self, FinalParams, NO_CLIP, PartialParams};
 use crate::kernels::sgd::{self, SgdParams};
 
-use super::buffers::Optimizer;
+use super::buffers::{Buffers, Optimizer};
 use super::checkpoint::{self, Checkpoint, Position, RunId};
 use super::data::batch::{BatchOptions, Loader, MicroBatch};
 use super::data::{Cursor, Dataset};
 use super::factors::{FactorOptions, Layout};
 use super::graph::Graph;
 use super::options::TrainOptions;
+use super::plan::Site;
 use super::schedule::Schedule;
 use super::signals::StepRecord;
 
@@ -38,6 +39,7 @@ pub struct Trainer {
     data_fingerprint: String,
     /// The step that the optimiser's moments began after.
     moments_from: u64,
+    bytes: u64,
     /// Stops a step between two submissions; the step is then as if it had not begun.
     pub cancel: CancelToken,
 }
@@ -71,31 +73,27 @@ struct Update {
     partial: Op,
     last: Op,
     step: Op,
-    partials: Tensor,
-    norm: Tensor,
-    count: u32,
 }
 
 impl Update {
     fn new(gpu: &Gpu, graph: &Graph, options: &TrainOptions) -> Result<Self> {
-        let b = |name: &str| graph.buffers.get(name);
-        let (grads, params) = (b("adapter.grads"), b("adapter.params"));
-        let count = grad_norm::partials(graph.layout.len() as u32);
-        let partials = gpu.storage("gradient norm", u64::from(count) * 4)?;
-        let norm = gpu.storage("gradient norm", 4)?;
+        let Buffers { state, grads, norm: [partials, norm], .. } = &graph.buffers;
+        let mut bound = vec![norm, grads];
+        bound.extend(state);
         let step = match options.optimizer {
-            Optimizer::AdamW => {
-                gpu.op(&adamw::spec(), &[&norm, grads, params, b("adapter.m"), b("adapter.v")])?
+            Optimizer::AdamW => adamw::spec(),
+            Optimizer::Momentum => sgd::spec(true),
+            Optimizer::Sgd => {
+                // Where the momentum would be; it is not used.
+                bound.push(partials);
+                sgd::spec(false)
             }
-            Optimizer::Momentum => {
-                gpu.op(&sgd::spec(true), &[&norm, grads, params, b("adapter.m")])?
-            }
-            // The last binding is not used.
-            Optimizer::Sgd => gpu.op(&sgd::spec(false), &[&norm, grads, params, &partials])?,
         };
-        let partial = gpu.op(&grad_norm::partial_spec(), &[grads, &partials])?;
-        let last = gpu.op(&grad_norm::final_spec(), &[&partials, &norm])?;
-        Ok(Self { partial, last, step, partials, norm, count })
+        Ok(Self {
+            partial: gpu.op(&grad_norm::partial_spec(), &[grads, partials])?,
+            last: gpu.op(&grad_norm::final_spec(), &[partials, norm])?,
+            step: gpu.op(&step, &bound)?,
+        })
     }
 
     /// Records norm and update, the moments' `step`-th; the gradients are zero afterwards.
@@ -116,7 +114,7 @@ impl Update {
         grad_norm::record_final(
             commands,
             &self.last,
-            FinalParams { count: self.count, ..Default::default() },
+            FinalParams { count: grad_norm::partials(len), ..Default::default() },
         );
         let max_norm = options.max_grad_norm.map_or(NO_CLIP, |norm| norm as f32);
         for (range, lr) in layout.ranges().into_iter().zip([lr, lr * options.lora_plus_ratio]) {
@@ -166,7 +164,7 @@ impl Trainer {
             || Ok(layout.fresh(trainer.options.seed)),
             |adapter| layout.of_adapter(adapter),
         )?;
-        engine.gpu().write(trainer.graph.buffers.get("adapter.params"), 0, &params);
+        engine.gpu().write(trainer.graph.buffers.params(), 0, &params);
         engine.gpu().flush_writes();
         engine.gpu().check()?;
         Ok(trainer)
@@ -222,8 +220,8 @@ impl Trainer {
         let states = checkpoint.states(path, self.graph.layout.len(), self.options.optimizer)?;
         self.go_to(checkpoint)?;
         let gpu = self.engine.gpu();
-        for (name, values) in states {
-            gpu.write(self.graph.buffers.get(&name), 0, values);
+        for (buffer, values) in self.graph.buffers.state.iter().zip(states) {
+            gpu.write(buffer, 0, values);
         }
         gpu.flush_writes();
         gpu.check()
@@ -264,8 +262,7 @@ impl Trainer {
         }
         let (gpu, base) = (engine.gpu(), engine.base());
         let options = options.resolved(&base.config, data.examples.len());
-        let shape = options.shape(&base.config, gpu.caps().cooperative_matrix.is_some())?;
-        shape.check(&base.config)?;
+        let shape = options.shape()?;
         let data_fingerprint = data.fingerprint();
         let batches = BatchOptions {
             batch_size: options.step_examples(),
@@ -280,6 +277,8 @@ impl Trainer {
         let scaling = options.scaling() as f32;
         let layout =
             Layout::new(&base.adapter_shape(), &options.targets()?, options.rank, scaling)?;
+        let beside = Tally::new(gpu.caps());
+        let bytes = Site { config: &base.config, beside }.training(&shape)?.total_bytes();
         let graph = Graph::new(gpu, base, &shape, layout)?;
         let update = Update::new(gpu, &graph, &options)?;
         let (engine, cancel) = (Arc::clone(engine), CancelToken::default());
@@ -292,6 +291,7 @@ impl Trainer {
             schedule,
             data_fingerprint,
             moments_from: 0,
+            bytes,
             cancel,
         })
     }
@@ -358,7 +358,7 @@ impl Trainer {
             number - self.moments_from,
         );
         commands.submit();
-        let norm: Vec<f32> = gpu.read(&self.update.norm, 0, 1)?;
+        let norm: Vec<f32> = gpu.read(&self.graph.buffers.norm[1], 0, 1)?;
         gpu.check()?;
         Ok((loss, f64::from(norm[0])))
     }
@@ -370,11 +370,7 @@ impl Trainer {
 
     fn clear_gradients(&self) {
         let gpu = self.engine.gpu();
-        gpu.write(
-            self.graph.buffers.get("adapter.grads"),
-            0,
-            &vec![0.0_f32; self.graph.layout.len()],
-        );
+        gpu.write(&self.graph.buffers.grads, 0, &vec![0.0_f32; self.graph.layout.len()]);
     }
 
     /// Mean loss of `batches` by their weights, in nats a token.
@@ -399,7 +395,7 @@ impl Trainer {
     ///
     /// Errors: as [`Gpu::read`].
     pub fn adapter(&self) -> Result<Adapter> {
-        let params = self.read("adapter.params")?;
+        let params = self.read(self.graph.buffers.params())?;
         let base = self.engine.base();
         let options = FactorOptions {
             targets: self.options.targets()?,
@@ -414,9 +410,11 @@ impl Trainer {
     ///
     /// Errors: [`Error::Io`]; as [`Gpu::read`].
     pub fn save(&self, path: &Path) -> Result<()> {
-        let names = checkpoint::state_names(self.options.optimizer);
-        let states =
-            names.iter().map(|name| Ok((*name, self.read(name)?))).collect::<Result<Vec<_>>>()?;
+        let names = self.options.optimizer.state_names().iter();
+        let states = names.zip(&self.graph.buffers.state);
+        let states = states
+            .map(|(name, buffer)| Ok((*name, self.read(buffer)?)))
+            .collect::<Result<Vec<_>>>()?;
         checkpoint::write(path, &states, self.id(), self.position())
     }
 
@@ -432,8 +430,8 @@ impl Trainer {
         Position { cursor: self.cursor(), moments_from: self.moments_from }
     }
 
-    fn read(&self, name: &str) -> Result<Vec<f32>> {
-        self.engine.gpu().read(self.graph.buffers.get(name), 0, self.graph.layout.len())
+    fn read(&self, buffer: &Tensor) -> Result<Vec<f32>> {
+        self.engine.gpu().read(buffer, 0, self.graph.layout.len())
     }
 
     /// Gradients of the factors after a pass over `batches` and no update: `A` and `B` of each
@@ -447,7 +445,7 @@ impl Trainer {
             .iter()
             .map(|batch| self.graph.backward(gpu, batch, weight, &AtomicBool::new(false)));
         let loss = losses.sum::<Result<f64>>();
-        let gradients = self.read("adapter.grads");
+        let gradients = self.read(&self.graph.buffers.grads);
         self.clear_gradients();
         let base = self.engine.base();
         let options = FactorOptions {
@@ -491,6 +489,6 @@ impl Trainer {
 
     /// Bytes on the device, beside the base's.
     pub fn bytes(&self) -> u64 {
-        self.graph.buffers.bytes() + self.update.partials.bytes() + self.update.norm.bytes()
+        self.bytes
     }
 }

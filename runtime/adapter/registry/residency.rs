@@ -9,7 +9,7 @@ use crate::adapter::entry::{EntryId, Resident, Source};
 use crate::adapter::lora::{AdaptedBase, Adapter, BaseWeights};
 use crate::adapter::packed::{Eight, Packed};
 use crate::error::{Error, Result};
-use crate::gpu::Gpu;
+use crate::gpu::{Commands, Gpu};
 use crate::parallel;
 
 /// f16 that are copied to the device's memory at a time; a multiple of an [`Eight`].
@@ -113,7 +113,11 @@ impl Registry {
             self.entries.values_mut().filter_map(|entry| entry.resident.as_mut()).collect();
         let mut blocks: Vec<&mut Block> =
             residents.iter_mut().map(|resident| &mut resident.block).collect();
-        self.arena.rebuild(gpu, a, b, &mut blocks)?;
+        let mut commands = Commands::new(gpu)?;
+        self.arena.rebuild(gpu, (a, b), &mut blocks, &mut |(old, from), (new, to), bytes| {
+            commands.copy(old, from, new, to, bytes);
+        })?;
+        commands.submit();
         (1..MAX_SETS).for_each(|index| self.write_set(gpu, index));
         Ok(())
     }

@@ -16,9 +16,9 @@ use serde::Serialize;
 use super::{interrupt, output};
 use crate::error::{Error, Result};
 use crate::gpu::GpuOptions;
+use crate::gpu::human_bytes;
 use crate::train::TrainOptions;
 use crate::train::data::{DataReport, TrainLength};
-use crate::train::plan::human_bytes;
 use crate::train::signals::{Warning, loss_curves};
 
 pub(super) use args::TrainArgs;

@@ -14,11 +14,11 @@ use crate::cli::plan::{ClassReport, classes, table};
 use crate::engine::{Engine, EngineOptions};
 use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;
-use crate::gpu::{Gpu, GpuOptions};
+use crate::gpu::{Gpu, GpuOptions, human_bytes};
 use crate::model::config::ModelConfig;
 use crate::selftest;
 use crate::train::data::{DataReport, Dataset, Encoder, TrainLength, Validation};
-use crate::train::plan::{Choice, Device, TRAIN_CONTEXT, Wish, choose, human_bytes};
+use crate::train::plan::{Choice, TRAIN_CONTEXT, Wish, choose};
 use crate::train::trainer::computes_wrong;
 use crate::train::{TrainOptions, recipe};
 
@@ -52,7 +52,7 @@ pub(super) fn prepare(args: &TrainArgs, gpu: GpuOptions) -> Result<(Setup, PlanR
     let init = args.lora.init.as_ref().map(load).transpose()?;
     let options = args.options(init.as_ref(), config.max_position_embeddings)?;
     // What is wrong whatever the device is refused before one is opened.
-    options.shape(&config, false)?.check(&config)?;
+    options.shape()?.check(&config)?;
     args.data_options(&options).check(config.max_position_embeddings)?;
     // A pipe can be opened once.
     let piped =
@@ -97,9 +97,8 @@ fn plan(
     options: TrainOptions,
 ) -> Result<(TrainOptions, PlanReport)> {
     let budget_bytes = args.run.memory_budget;
-    let wish = Wish { options, free: args.shape.free(), budget_bytes, kv_tokens: 0 };
-    let Choice { options, plan, decided, .. } =
-        choose(gguf, config, &Device::of(gpu.caps()), wish)?;
+    let wish = Wish { options, free: args.shape.free(), budget_bytes, kv_tokens: 0, kv_f32: false };
+    let Choice { options, plan, decided, .. } = choose(gguf, config, gpu.caps(), wish)?;
     let report = PlanReport {
         total_bytes: plan.total_bytes(),
         budget_bytes,

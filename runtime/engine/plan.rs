@@ -1,0 +1,84 @@
+//! The memory of an engine, added up before any of it is taken: its own constructors, counted.
+
+use super::working::{Working, limits};
+use crate::adapter::Adapter;
+use crate::adapter::arena::{Arena, EIGHT};
+use crate::adapter::packed::packed_len;
+use crate::adapter::registry::directory;
+use crate::error::{Error, Result};
+use crate::format::gguf::Gguf;
+use crate::gpu::commands::RING_BYTES;
+use crate::gpu::{Buffer, Caps, Class, Tally};
+use crate::model::activations::LOGIT_ROWS;
+use crate::model::config::ModelConfig;
+use crate::model::kv_cache::PAGE_LEN;
+use crate::model::lora::LoraBuffers;
+use crate::model::weights::Weights;
+
+/// What an engine is to hold.
+#[derive(Clone, Debug, Default)]
+pub struct Serving<'a> {
+    /// Most tokens of a session.
+    pub context: usize,
+    /// The KV cache is in f32 although there is f16.
+    pub kv_f32: bool,
+    /// Positions that its sessions hold together.
+    pub kv_tokens: usize,
+    /// Loaded one after the other.
+    pub adapters: &'a [Adapter],
+    /// Bytes for them, as [`super::EngineOptions::adapter_budget`].
+    pub adapter_budget: u64,
+}
+
+/// Adds up an engine on a device of `caps`; without `gguf` all but the weights.
+///
+/// Errors: as [`Weights::allocate`]; [`Error::AdapterBudget`]; [`Error::ContextFull`] for more
+/// positions than there are page tables for.
+pub fn tally(
+    caps: &Caps,
+    config: &ModelConfig,
+    gguf: Option<&Gguf>,
+    serving: &Serving<'_>,
+) -> Result<Tally> {
+    let tally = Tally::new(caps);
+    let weights = gguf.map(|gguf| Weights::allocate(&tally, gguf, config)).transpose()?;
+    if !caps.immediates {
+        tally.add(Buffer::of(Class::Activations, "params ring", &[RING_BYTES], 1));
+    }
+    let limits = limits(caps, serving.context, serving.kv_f32);
+    let mut working = Working::new(&tally, config, &limits)?;
+    let rows = limits.rows.max(LOGIT_ROWS);
+    let directory = directory(&config.base_shape(), rows);
+    let mut arena = Arena::new(caps, u64::from(directory.words()) * 4, serving.adapter_budget);
+    let (mut blocks, mut bound) = (Vec::new(), None);
+    for (i, adapter) in serving.adapters.iter().enumerate() {
+        let (a, b) = packed_len(adapter, &config.base_shape());
+        let block = loop {
+            if let Some(block) = arena.allocate(a, b) {
+                break block;
+            }
+            if arena.can_make_room(a, b) {
+                let mut all: Vec<_> = blocks.iter_mut().collect();
+                arena.rebuild(&tally, (a, b), &mut all, &mut |_, _, _| {})?;
+                bound = Some(LoraBuffers::new(&tally, config, limits.rows)?);
+            } else if blocks.is_empty() {
+                let id = format!("number {}", i + 1);
+                let (needed_bytes, budget_bytes) =
+                    (EIGHT * (u64::from(a) + u64::from(b)), arena.budget());
+                return Err(Error::AdapterBudget { id, needed_bytes, budget_bytes });
+            } else {
+                // The longest unused makes room.
+                arena.free(blocks.remove(0));
+            }
+        };
+        blocks.push(block);
+    }
+    let pages = serving.kv_tokens.div_ceil(PAGE_LEN);
+    while working.cache.pages() < pages {
+        working.cache = working.cache.larger(&tally, working.cache.pages() + 1)?;
+    }
+    // What is there now stays in the clone.
+    let counted = tally.clone();
+    drop((weights, working, arena, bound));
+    Ok(counted)
+}
