@@ -132,6 +132,8 @@ impl Engine {
                 total: total as u64,
             });
         })?;
+        // What the weights were staged in is given back first, so that it leaves no gaps.
+        gpu.wait(None)?;
         let executor = Executor::new(&gpu, &base, &limits, options.adapter_budget)?;
         gpu.check()?;
         let (executor, next_run) = (Mutex::new(executor), AtomicU64::new(1));

@@ -106,15 +106,6 @@ pub trait Memory {
     /// Errors: as [`Gpu::storage`].
     fn allocate(&self, buffer: &Buffer) -> Result<Self::Tensor>;
 
-    /// A buffer that begins with `data`, which is only asked for where there is a device.
-    ///
-    /// Errors: as [`Gpu::storage`].
-    fn upload<D: bytemuck::NoUninit>(
-        &self,
-        buffer: &Buffer,
-        data: impl FnOnce() -> Vec<D>,
-    ) -> Result<Self::Tensor>;
-
     /// A buffer of f32 or u32 zeros.
     ///
     /// Errors: as [`Gpu::storage`].
@@ -132,16 +123,6 @@ impl Memory for Gpu {
 
     fn allocate(&self, buffer: &Buffer) -> Result<Tensor> {
         self.storage(&buffer.name, buffer.bytes())
-    }
-
-    fn upload<D: bytemuck::NoUninit>(
-        &self,
-        buffer: &Buffer,
-        data: impl FnOnce() -> Vec<D>,
-    ) -> Result<Tensor> {
-        let tensor = Memory::allocate(self, buffer)?;
-        self.write(&tensor, 0, &data());
-        Ok(tensor)
     }
 }
 
@@ -216,14 +197,6 @@ impl Memory for Tally {
         self.add(buffer.clone());
         let index = self.counted.borrow().buffers.len() - 1;
         Ok(Share { counted: Rc::clone(&self.counted), index })
-    }
-
-    fn upload<D: bytemuck::NoUninit>(
-        &self,
-        buffer: &Buffer,
-        _: impl FnOnce() -> Vec<D>,
-    ) -> Result<Share> {
-        self.allocate(buffer)
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a pass works on: activations on the device, allocated once.
 
 use crate::error::Result;
-use crate::gpu::{Buffer, Class, Memory, Tensor};
+use crate::gpu::{Class, Memory, Tensor};
 use crate::kernels::{attention, rope};
 use crate::model::config::ModelConfig;
 use crate::model::kv_cache::PAGE_LEN;
@@ -52,6 +52,7 @@ pub struct Activations<T = Tensor> {
     pub(crate) h: T,
     pub(crate) parts: T,
     pub(crate) stats: T,
+    /// Cosines and sines: [`rope::rotations`].
     pub(crate) rotations: T,
 }
 
@@ -65,8 +66,6 @@ impl<T> Activations<T> {
         let (rows, parts, e) = (limits.rows, limits.part_rows(), config.head_dim);
         let (heads, d, f) =
             (config.num_attention_heads, config.hidden_size, config.intermediate_size);
-        let rotations = rope::rotations_shape(limits.positions, e);
-        let rotations = Buffer::words(Class::Activations, "rotations", &rotations);
         Ok(Self {
             token_ids: words("token_ids", &[rows])?,
             rows: words("rows", &[rows, 2])?,
@@ -80,9 +79,7 @@ impl<T> Activations<T> {
             h: words("h", &[rows, f])?,
             parts: words("attention parts", &[parts, heads * e])?,
             stats: words("attention stats", &[parts, heads * 2])?,
-            rotations: memory.upload(&rotations, || {
-                rope::rotations(&config.rope_frequencies(), limits.positions)
-            })?,
+            rotations: words("rotations", &rope::rotations_shape(limits.positions, e))?,
         })
     }
 }

@@ -13,6 +13,7 @@ use crate::kernels::attention::{self, Heads};
 use crate::kernels::embedding::{self, EmbeddingParams};
 use crate::kernels::matvec::{Epilogue, MAX_COLS};
 use crate::kernels::rms_norm::{self, RmsNormParams};
+use crate::kernels::rope;
 use crate::kernels::swiglu::{self, SwiGluParams};
 use crate::model::activations::{Activations, LOGIT_ROWS, Limits};
 use crate::model::attend::{Around, Attend, CacheOps, Run};
@@ -64,6 +65,8 @@ impl Llama {
         limits: &Limits,
     ) -> Result<Self> {
         let heads = heads(config, limits.kv_f16);
+        let rotations = rope::rotations(&config.rope_frequencies(), limits.positions);
+        gpu.write(&a.rotations, 0, &rotations);
         let embed = embed_ops(gpu, weights, &a)?;
         let layers = weights
             .layers

@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::format::TensorView;
 use crate::format::gguf::Gguf;
-use crate::gpu::{Buffer, Class, Gpu, Memory, Tensor};
+use crate::gpu::{Class, Gpu, Memory, Tensor};
 use crate::model::config::ModelConfig;
 use crate::model::linear::Linear;
 use crate::quant;
@@ -36,27 +36,35 @@ pub struct Weights<T = Tensor> {
     pub lm_head: Option<Linear<T>>,
 }
 
+/// What of a file goes where.
+#[derive(Default)]
+pub struct Views<'a> {
+    /// In the order of [`Weights::linears`].
+    linears: Vec<Vec<TensorView<'a>>>,
+    norms: Vec<TensorView<'a>>,
+}
+
 impl<T> Weights<T> {
-    /// Makes room for the file's tensors and sends the norms; gives the views of each linear too,
-    /// in the order of [`Weights::linears`].
+    /// Makes room for the file's tensors, and says which.
     ///
     /// Errors: as [`Linear::allocate`]; [`crate::Error::MissingTensor`].
     pub fn allocate<'a>(
         memory: &impl Memory<Tensor = T>,
         gguf: &'a Gguf,
         config: &ModelConfig,
-    ) -> Result<(Self, Vec<Vec<TensorView<'a>>>)> {
-        let mut all = Vec::new();
+    ) -> Result<(Self, Views<'a>)> {
+        let mut of = Views::default();
         let mut linear = |names: &[String]| -> Result<Linear<T>> {
             let views = names.iter().map(|name| gguf.require(name)).collect::<Result<Vec<_>>>()?;
             let linear = Linear::allocate(memory, &views)?;
-            all.push(views);
+            of.linears.push(views);
             Ok(linear)
         };
-        let norm = |name: &str| {
+        let mut norm = |name: &str| {
             let view = gguf.require(name)?;
-            let buffer = Buffer::words(Class::Weights, name, &[view.n_weights()]);
-            memory.upload(&buffer, || vector(&view))
+            let gain = memory.words(Class::Weights, name, &[view.n_weights()]);
+            of.norms.push(view);
+            gain
         };
         let embed_tokens = linear(&["model.embed_tokens.weight".into()])?;
         let mut layers = Vec::with_capacity(config.num_hidden_layers);
@@ -78,13 +86,21 @@ impl<T> Weights<T> {
         } else {
             Some(linear(&["lm_head.weight".into()])?)
         };
-        Ok((Self { embed_tokens, layers, norm: norm("model.norm.weight")?, lm_head }, all))
+        let norm = norm("model.norm.weight")?;
+        Ok((Self { embed_tokens, layers, norm, lm_head }, of))
     }
 
     /// Every linear, in the order of the file's tensors.
     pub fn linears(&self) -> impl Iterator<Item = &Linear<T>> {
         let layers = self.layers.iter().flat_map(|l| [&l.qkv, &l.o_proj, &l.gate_up, &l.down_proj]);
         std::iter::once(&self.embed_tokens).chain(layers).chain(&self.lm_head)
+    }
+
+    /// Every norm, in the order of the file's tensors.
+    fn norms(&self) -> impl Iterator<Item = &T> {
+        let layers =
+            self.layers.iter().flat_map(|l| [&l.input_layernorm, &l.post_attention_layernorm]);
+        layers.chain([&self.norm])
     }
 
     /// The head's rows, `[V, D]`.
@@ -105,8 +121,11 @@ impl Weights {
         progress: &mut dyn FnMut(u64),
     ) -> Result<Self> {
         let (weights, views) = Self::allocate(gpu, gguf, config)?;
+        for (norm, view) in weights.norms().zip(&views.norms) {
+            gpu.write(norm, 0, &vector(view));
+        }
         let mut done = 0;
-        for (linear, views) in weights.linears().zip(views) {
+        for (linear, views) in weights.linears().zip(views.linears) {
             linear.fill(gpu, &views);
             done += views.iter().map(|view| view.n_bytes() as u64).sum::<u64>();
             progress(done);

@@ -14,7 +14,7 @@ use crate::adapter::Target;
 use crate::adapter::registry::MAX_RANK;
 use crate::adapter::site::SiteKind;
 use crate::error::{Error, Result};
-use crate::gpu::{Buffer, Caps, Class, Memory, Tensor};
+use crate::gpu::{Caps, Class, Memory, Tensor};
 use crate::kernels::{grad_norm, rope};
 use crate::model::config::ModelConfig;
 
@@ -235,7 +235,6 @@ impl<T> Buffers<T> {
         let states = shape.optimizer.state_names().iter();
         let mut classes =
             std::iter::once(Class::Adapter).chain(std::iter::repeat(Class::OptimizerStates));
-        let rotations = rope::rotations_shape(shape.seq_len, e);
         let partials = grad_norm::partials(u32::try_from(parameters[0]).unwrap_or(u32::MAX));
         Ok(Self {
             state: states
@@ -275,10 +274,7 @@ impl<T> Buffers<T> {
             },
             token_ids: words("token_ids", &[t])?,
             rows: words("rows", &[t, 2])?,
-            rotations: memory
-                .upload(&Buffer::words(Class::Activations, "rotations", &rotations), || {
-                    rope::rotations(&config.rope_frequencies(), shape.seq_len)
-                })?,
+            rotations: words("rotations", &rope::rotations_shape(shape.seq_len, e))?,
             norm: [words("norm.partials", &[partials as usize])?, words("norm", &[1])?],
         })
     }

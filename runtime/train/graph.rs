@@ -11,6 +11,7 @@ use crate::engine::Base;
 use crate::error::Result;
 use crate::gpu::{Commands, Gpu, Op};
 use crate::kernels::embedding::{self, EmbeddingParams};
+use crate::kernels::rope;
 use crate::quant::BLOCK;
 
 use super::buffers::{Buffers, TrainShape};
@@ -36,6 +37,8 @@ impl Graph {
     /// Errors: [`crate::Error::OutOfMemory`]; as [`Gpu::kernel`].
     pub(crate) fn new(gpu: &Gpu, base: &Base, shape: &TrainShape, layout: Layout) -> Result<Self> {
         let buffers = Buffers::new(gpu, &base.config, shape)?;
+        let rotations = rope::rotations(&base.config.rope_frequencies(), shape.seq_len);
+        gpu.write(&buffers.rotations, 0, &rotations);
         let kernels = Kernels::new(gpu)?;
         let layer = |layer| LayerOps::new(gpu, base, &buffers, layer, &layout, &kernels);
         let layers = (0..layout.layers.len()).map(layer).collect::<Result<_>>()?;

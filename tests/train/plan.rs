@@ -348,7 +348,7 @@ fn the_driver_is_asked_for_what_the_plan_of_a_run_says() {
 fn the_driver_is_asked_for_what_the_plan_of_answers_says() {
     let Some(path) = model_path() else { return };
     let gguf = Gguf::open(&path).unwrap();
-    for (adapters, sessions, tokens) in [(0, 1, 40), (2, 1, 40), (3, 4, 100)] {
+    for (adapters, sessions, tokens) in [(0, 1, 40), (2, 1, 40), (3, 4, 65)] {
         let engine = open(&path);
         let (config, caps) = (&engine.base().config, engine.gpu().caps());
         let made: Vec<Adapter> = (0..adapters).map(|i| adapter(config, 8 << i)).collect();
