@@ -4,10 +4,10 @@ SECONDS_PER_TARGET ?= 600
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench model golden fuzz
+.PHONY: help demo test test-files check bench model golden fuzz
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 demo: ## build, fetch the default model once, answer, swap adapters, train a few steps (PROMPT="...", TOKENS=96, QUICK=1)
 	@.ci/demo
@@ -15,10 +15,16 @@ demo: ## build, fetch the default model once, answer, swap adapters, train a few
 test: model ## run every test
 	cargo test --release --workspace
 
+test-files: ## lint and test the library without a GPU: what reads and writes files
+	! cargo tree --no-default-features -e normal --prefix none | grep '^wgpu'
+	cargo clippy --release --no-default-features --all-targets -- -D warnings
+	cargo test --release --no-default-features --test main
+
 check: ## what CI runs: format, lints, tests, documentation
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	@$(MAKE) test
+	@$(MAKE) test-files
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps
 
 bench: model ## time prompt and decode on the default model

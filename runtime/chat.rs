@@ -28,6 +28,7 @@ use minijinja::{AutoEscape, Environment, ErrorKind, Value};
 use serde_json::Map;
 
 pub use message::{Content, Message};
+#[cfg(feature = "gpu")]
 pub(crate) use message::{LOSS_KEYS, loss_weight};
 pub use said::Rendered;
 

@@ -1,6 +1,7 @@
 //! Every test of the runtime, one binary: a module a subject.
 #![expect(clippy::unwrap_used, reason = "a failed test panics")]
 #![expect(clippy::doc_markdown, reason = "formulas and names read better plain here")]
+#![cfg_attr(not(feature = "gpu"), allow(dead_code, reason = "helpers of the tests that need one"))]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests say what they measured")]
 
 mod adapter;
@@ -8,15 +9,23 @@ mod chat;
 #[cfg(feature = "cli")]
 mod cli;
 mod common;
+#[cfg(feature = "gpu")]
 mod default_model;
+#[cfg(feature = "gpu")]
 mod engine;
+mod floors;
 mod gguf;
+#[cfg(feature = "gpu")]
 mod kernels;
+#[cfg(feature = "gpu")]
 mod model;
 mod quant;
 mod said;
+#[cfg(feature = "gpu")]
 mod selftest;
+#[cfg(feature = "gpu")]
 mod shaders;
 mod templates;
 mod tokenizer;
+#[cfg(feature = "gpu")]
 mod train;

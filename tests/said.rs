@@ -5,7 +5,7 @@ use epiphyte::chat::{ChatTemplate, Content, Message, Prompt};
 use epiphyte::tokenizer::{EncodeOptions, Tokenizer};
 use serde_json::{Map, Value, json};
 
-use crate::train::{chatml, tokenizer_with};
+use crate::common::{chatml, tokenizer_with};
 
 const START: u32 = 2;
 const END: u32 = 3;

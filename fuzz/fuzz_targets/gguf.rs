@@ -3,7 +3,7 @@
 #![no_main]
 
 use epiphyte::format::gguf::Gguf;
-use epiphyte::model::config::ModelConfig;
+use epiphyte::base::ModelConfig;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

@@ -10,7 +10,7 @@
 use std::ops::Range;
 use std::path::Path;
 
-use super::module::{BaseShape, ModulePath, Target};
+use crate::base::{BaseShape, ModulePath, Target};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::format::TensorView;

@@ -1,24 +1,25 @@
-//! LoRA adapters: what a config means, the factors of each module, a report of what became of a
-//! file, and the registry of those that are on the device. Only `registry` and `arena` know a GPU;
-//! nothing here knows a model.
+//! LoRA adapters as files have them: what a config means, the factors of each module, how PEFT and
+//! llama.cpp spell them, and a report of what became of a file. Nothing here knows a GPU.
 
-pub(crate) mod arena;
 pub mod config;
 pub mod copies;
-mod entry;
-pub mod lora;
+pub(crate) mod gguf_lora;
+pub mod load;
 pub mod module;
-pub(crate) mod packed;
 pub(crate) mod parts;
 mod pattern;
-pub mod registry;
+pub(crate) mod peft;
 pub mod report;
-pub mod site;
 pub mod targets;
 
 pub use config::{LoraConfig, Modules};
 pub use copies::{AdaptedBase, BaseWeights};
-pub use lora::Adapter;
-pub use module::{BaseShape, LoraModule, ModulePath, Target};
+pub use load::Adapter;
+pub use module::LoraModule;
 pub use report::{AdapterFormat, Item, LoadReport, Verdict};
 pub use targets::TargetModule;
+
+pub use crate::base::{BaseShape, ModulePath, Target};
+
+/// Ranks that the adapters of a row may have together.
+pub const MAX_RANK: u32 = 256;

@@ -3,12 +3,13 @@
 
 use std::collections::BTreeMap;
 
+use super::MAX_RANK;
 use super::config::LoraConfig;
 use super::copies::Copied;
-use super::module::{BaseShape, LoraModule, ModulePath, all_finite};
-use super::registry::MAX_RANK;
+use super::module::{LoraModule, all_finite};
 use super::report::{AdapterFormat, Item, LoadReport, ModuleItem, Verdict};
 use super::targets::TargetModule;
+use crate::base::{BaseShape, ModulePath};
 use crate::error::{Error, Result};
 use crate::parallel;
 

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::module::ModulePath;
+use crate::base::ModulePath;
 
 /// What became of a key or tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -4,8 +4,8 @@
 //! 0.21. Its patterns are Python's; `pattern` runs them.
 
 use super::config::{LoraConfig, Modules};
-use super::module::{BaseShape, ModulePath, Target};
 use super::pattern::Pattern;
+use crate::base::{BaseShape, ModulePath, Target};
 use crate::error::{Error, Result};
 
 /// Patterns in one key that are more than names.

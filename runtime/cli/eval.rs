@@ -146,7 +146,7 @@ fn read(args: &EvalArgs, engine: &Engine) -> Result<Examples> {
     let base = engine.base();
     let options = DataOptions {
         seq_len: engine.context(),
-        prompt_loss_weight: args.prompt_loss_weight,
+        prompt_loss_weight: Some(args.prompt_loss_weight),
         truncate: false,
         skip_bad: args.skip_bad,
         ..DataOptions::default()

@@ -9,13 +9,13 @@ use serde::Serialize;
 
 use super::adapter::inspect as adapter;
 use super::{ModelFile, output};
+use crate::adapter::gguf_lora;
+use crate::base::ModelConfig;
 use crate::chat::ChatTemplate;
 use crate::engine::base;
 use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;
-use crate::format::gguf_lora;
 use crate::format::safetensors::is_safetensors;
-use crate::model::config::ModelConfig;
 use crate::tokenizer::{Tokenizer, TokenizerSpec};
 
 /// Show what a model file or an adapter holds

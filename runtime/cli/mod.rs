@@ -181,7 +181,7 @@ impl ModelFile {
         if let Some(path) = &self.model {
             return Ok(path.clone());
         }
-        let path = crate::default_model().ok_or_else(|| Error::InvalidArgument {
+        let path = crate::cache::default_model().ok_or_else(|| Error::InvalidArgument {
             name: "model",
             reason: "there is no cache folder to find the default in; name a file with `-m`".into(),
         })?;

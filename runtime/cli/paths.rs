@@ -6,11 +6,11 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::ModelFile;
+use crate::adapter::{gguf_lora, peft};
 use crate::error::{Error, Result};
+use crate::export::MERGED_KEY;
 use crate::format::gguf::{self, Gguf};
 use crate::format::staged::is_in_place;
-use crate::format::{gguf_lora, peft};
-use crate::merge::MERGED_KEY;
 use crate::train::signals::StepRecord;
 
 /// Links that lead to links, at most.

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::adapter::registry::AdapterState;
 use crate::adapter::{Adapter, LoadReport};
 use crate::error::{Error, Result};
 use crate::parallel;
 
+use super::residents::AdapterState;
 use super::{Engine, Session};
 
 /// What becomes of the transcript when a session's adapters change.

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::adapter::{AdaptedBase, BaseShape, BaseWeights};
+use crate::base::ModelConfig;
 use crate::chat::ChatTemplate;
 use crate::error::Result;
 use crate::format::TensorView;
 use crate::format::gguf::Gguf;
 use crate::gpu::Gpu;
-use crate::model::config::ModelConfig;
 use crate::model::weights::Weights;
 use crate::progress::{LoadPhase, LoadProgress};
 use crate::tokenizer::{Tokenizer, TokenizerSpec};

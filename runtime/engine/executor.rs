@@ -7,7 +7,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::adapter::registry::{LoraPass, Registry, SetId};
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Commands, Gpu, KernelSpec, Op, Tensor};
 use crate::kernels::sample::{self, Sampler};
@@ -15,9 +14,11 @@ use crate::model::activations::{LOGIT_ROWS, Limits};
 use crate::model::attend::Run;
 use crate::model::kv_cache::{KvCache, PAGE_LEN, PagePool};
 use crate::model::llama::Llama;
+use crate::model::site::LoraPass;
 use crate::model::weights::Weights;
 
 use super::Base;
+use super::residents::{Registry, SetId};
 use super::working::{Sampling, Working};
 
 pub(crate) struct Executor {
@@ -143,13 +144,13 @@ impl Executor {
     /// if they are: else an earlier attempt has failed, and rows with adapters must not run
     /// without.
     pub(crate) fn bind_adapters(&mut self, gpu: &Gpu) -> Result<()> {
-        self.llama.bind_adapters(gpu, &self.weights, &self.cache, &self.registry)
+        self.llama.bind_adapters(gpu, &self.weights, &self.cache, self.registry.factors())
     }
 
     /// After anything that may have moved the registry's buffers: whoever decodes has to load its
     /// rows anew then.
     pub(crate) fn adapters_moved(&mut self, gpu: &Gpu) -> Result<()> {
-        if self.llama.adapters_are_stale(&self.registry) {
+        if self.llama.adapters_are_stale(self.registry.factors()) {
             self.owner = 0;
             self.bind_adapters(gpu)?;
         }

@@ -1,16 +1,16 @@
 //! The memory of an engine, added up before any of it is taken: its own constructors, counted.
 
+use super::residents::arena::{Arena, EIGHT};
+use super::residents::packed::packed_len;
+use super::residents::registry::directory;
 use super::working::{Working, limits};
 use crate::adapter::Adapter;
-use crate::adapter::arena::{Arena, EIGHT};
-use crate::adapter::packed::packed_len;
-use crate::adapter::registry::directory;
+use crate::base::ModelConfig;
 use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;
 use crate::gpu::commands::RING_BYTES;
 use crate::gpu::{Buffer, Caps, Class, Tally};
 use crate::model::activations::LOGIT_ROWS;
-use crate::model::config::ModelConfig;
 use crate::model::kv_cache::PAGE_LEN;
 use crate::model::lora::LoraBuffers;
 use crate::model::weights::Weights;

@@ -4,7 +4,6 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use crate::adapter::registry::SetId;
 use crate::chat::{Message, Prompt};
 use crate::error::{Error, Result};
 use crate::model::activations::LOGIT_ROWS;
@@ -14,6 +13,7 @@ use crate::tokenizer::EncodeOptions;
 use super::executor::Executor;
 use super::generate::Generation;
 use super::options::{CancelToken, GenerateOptions};
+use super::residents::SetId;
 use super::{Engine, snapshot};
 
 /// A conversation or a document in progress. Cheap to make, to fork and to drop; many share one

@@ -12,11 +12,11 @@ use std::sync::Arc;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize_to_file};
 use serde::{Deserialize, Serialize};
 
-use crate::adapter::registry::Registry;
 use crate::error::{Error, Result};
 use crate::gpu::Tensor;
 use crate::model::kv_cache::PAGE_LEN;
 
+use super::residents::Registry;
 use super::{Change, Engine, Session};
 
 const FORMAT: &str = "epiphyte.session.2";

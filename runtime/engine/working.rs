@@ -1,10 +1,10 @@
 //! What an engine has on the device beside weights and adapters, whoever's turn it is.
 
+use crate::base::ModelConfig;
 use crate::error::Result;
 use crate::gpu::{Caps, Class, Memory, Tensor};
 use crate::kernels::sample::{self, Sampler};
 use crate::model::activations::{Activations, LOGIT_ROWS, Limits};
-use crate::model::config::ModelConfig;
 use crate::model::kv_cache::KvCache;
 
 /// Biases that all rows together may have.

@@ -1,10 +1,8 @@
 //! Files in and out: every name, length and offset of a file is checked here, so the floors above
-//! can trust them.
+//! can trust them. What is in them, a base or an adapter, is theirs to know.
 
 pub mod gguf;
-pub(crate) mod gguf_lora;
 pub(crate) mod gguf_writer;
-pub(crate) mod peft;
 pub(crate) mod safetensors;
 pub(crate) mod staged;
 pub(crate) mod twice;
@@ -123,8 +121,13 @@ impl<'a> TensorView<'a> {
     }
 
     /// The same tensor with its rows as the file orders them.
-    pub(crate) fn in_file_order(&self) -> Self {
-        Self { interleaved: None, ..*self }
+    pub(crate) fn in_file_order(self) -> Self {
+        self.interleaved(None)
+    }
+
+    /// The same tensor, of whose heads the file interleaves the halves; rows of a head.
+    pub(crate) fn interleaved(self, interleaved: Option<usize>) -> Self {
+        Self { interleaved, ..self }
     }
 
     /// Where the file's row `row` is in Hugging Face's order.

@@ -80,7 +80,7 @@ impl GpuOptions {
             immediates: enabled("immediates"),
             large_bindings: enabled("large_bindings"),
             checked: std::env::var("EPIPHYTE_CHECKED").is_ok_and(|v| v == "1"),
-            cache_dir: crate::cache_dir(),
+            cache_dir: crate::cache::cache_dir(),
         })
     }
 }

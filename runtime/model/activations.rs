@@ -1,9 +1,9 @@
 //! What a pass works on: activations on the device, allocated once.
 
+use crate::base::ModelConfig;
 use crate::error::Result;
 use crate::gpu::{Class, Memory, Tensor};
 use crate::kernels::{attention, rope};
-use crate::model::config::ModelConfig;
 use crate::model::kv_cache::PAGE_LEN;
 
 /// Rows of logits there is room for: sequences decoded in one batch.

@@ -6,10 +6,10 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use crate::base::ModelConfig;
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Class, Commands, Gpu, Memory, Tensor};
 use crate::model::activations::Limits;
-use crate::model::config::ModelConfig;
 
 /// Positions in a page.
 pub const PAGE_LEN: usize = 32;

@@ -5,8 +5,7 @@
 //! extended. Narrow passes (decoding a few sequences) fold the norms into mat-vecs; wide ones
 //! (prompts) use mat-muls.
 
-use crate::adapter::registry::{LoraPass, Registry};
-use crate::adapter::site::SiteKind;
+use crate::base::ModelConfig;
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Commands, Gpu, KernelSpec, Op, Tensor};
 use crate::kernels::attention::{self, Heads};
@@ -17,10 +16,10 @@ use crate::kernels::rope;
 use crate::kernels::swiglu::{self, SwiGluParams};
 use crate::model::activations::{Activations, LOGIT_ROWS, Limits};
 use crate::model::attend::{Around, Attend, CacheOps, Run};
-use crate::model::config::ModelConfig;
 use crate::model::kv_cache::{KvCache, PAGE_LEN};
 use crate::model::linear::{Binding, LinearOp, RowRange, USize};
 use crate::model::lora::LoraOps;
+use crate::model::site::{Factors, LoraPass, SiteKind};
 use crate::model::weights::{LayerWeights, Weights};
 
 /// A model bound to its activations and cache.
@@ -137,12 +136,12 @@ impl Llama {
         Ok(())
     }
 
-    /// Whether the registry's buffers have moved since.
-    pub fn adapters_are_stale(&self, registry: &Registry) -> bool {
-        self.lora.as_ref().map(|lora| lora.moves) != registry.factors().map(|(.., moves)| moves)
+    /// Whether the adapters' buffers have moved since; `None` while there are none.
+    pub fn adapters_are_stale(&self, factors: Option<Factors<'_>>) -> bool {
+        self.lora.as_ref().map(|lora| lora.moves) != factors.map(|factors| factors.moves)
     }
 
-    /// Binds the adapted kernels, if the registry's buffers are not those they are bound to.
+    /// Binds the adapted kernels, if the adapters' buffers are not those they are bound to.
     ///
     /// Errors: as [`Gpu::kernel`]; [`Error::OutOfMemory`].
     pub fn bind_adapters(
@@ -150,11 +149,12 @@ impl Llama {
         gpu: &Gpu,
         weights: &Weights,
         cache: &KvCache,
-        registry: &Registry,
+        factors: Option<Factors<'_>>,
     ) -> Result<()> {
-        if self.adapters_are_stale(registry) {
+        if self.adapters_are_stale(factors) {
             let (shape, bound) = ((self.attend.heads, self.rows), (cache, &self.activations));
-            self.lora = LoraOps::new(gpu, &self.config, weights, shape, bound, registry)?;
+            let new = |factors| LoraOps::new(gpu, &self.config, weights, shape, bound, factors);
+            self.lora = factors.map(new).transpose()?;
         }
         Ok(())
     }

@@ -5,8 +5,7 @@
 //! dispatch a layer. Wide passes and the head use two dispatches of their own for each group of
 //! linears.
 
-use crate::adapter::registry::{LoraPass, Registry};
-use crate::adapter::site::SiteKind;
+use crate::base::ModelConfig;
 use crate::error::Result;
 use crate::gpu::{Class, Commands, Gpu, Memory, Op, Tensor};
 use crate::kernels::attention::{self, Heads};
@@ -15,9 +14,9 @@ use crate::kernels::matvec::{Epilogue, Lora, MAX_COLS};
 use crate::kernels::swiglu;
 use crate::model::activations::Activations;
 use crate::model::attend::CacheOps;
-use crate::model::config::ModelConfig;
 use crate::model::kv_cache::KvCache;
 use crate::model::linear::{Binding, LinearOp, LoraBinding};
+use crate::model::site::{Factors, LoraPass, SiteKind};
 use crate::model::weights::{LayerWeights, Weights};
 
 /// The adapted variants of a model's kernels.
@@ -97,7 +96,7 @@ struct Bound<'a> {
 }
 
 impl LoraOps {
-    /// Binds them; `None` while the registry is empty.
+    /// Binds them.
     ///
     /// Errors: as [`Gpu::kernel`]; [`crate::Error::OutOfMemory`].
     pub(crate) fn new(
@@ -106,24 +105,14 @@ impl LoraOps {
         weights: &Weights,
         (heads, rows): (Heads, usize),
         (cache, activations): (&KvCache, &Activations),
-        registry: &Registry,
-    ) -> Result<Option<Self>> {
-        let Some((a, b, moves)) = registry.factors() else { return Ok(None) };
+        Factors { directory, a, b, moves }: Factors<'_>,
+    ) -> Result<Self> {
         let buffers = LoraBuffers::new(gpu, config, rows)?;
-        let bound = Bound {
-            gpu,
-            config,
-            heads,
-            activations,
-            directory: registry.directory(),
-            a,
-            b,
-            buffers,
-        };
+        let bound = Bound { gpu, config, heads, activations, directory, a, b, buffers };
         let layers = weights.layers.len();
         let by_layer = weights.layers.iter().zip(&cache.layers).enumerate();
         let act = activations;
-        Ok(Some(Self {
+        Ok(Self {
             layers,
             moves,
             by_layer: by_layer
@@ -142,7 +131,7 @@ impl LoraOps {
                 .op(&lora::embedding_spec(bound.directory), &[&act.token_ids, &act.x, a, b])?,
             hidden_size: config.hidden_size as u32,
             _buffers: bound.buffers,
-        }))
+        })
     }
 
     /// The number of a site.

@@ -1,12 +1,11 @@
-//! Models: what a file's weights mean, and the forward pass over them.
+//! Models: weights on the device, and the forward pass over them.
 
 pub mod activations;
 pub mod attend;
-pub mod config;
 pub mod kv_cache;
 pub mod linear;
 pub mod linear_backward;
 pub mod llama;
 pub(crate) mod lora;
-pub mod rope;
+pub mod site;
 pub mod weights;

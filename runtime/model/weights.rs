@@ -1,10 +1,10 @@
 //! Names to linears and norms on the device: the one list of what a Llama holds.
 
+use crate::base::ModelConfig;
 use crate::error::Result;
 use crate::format::TensorView;
 use crate::format::gguf::Gguf;
 use crate::gpu::{Class, Gpu, Memory, Tensor};
-use crate::model::config::ModelConfig;
 use crate::model::linear::Linear;
 use crate::quant;
 

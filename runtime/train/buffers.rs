@@ -10,13 +10,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::adapter::Target;
-use crate::adapter::registry::MAX_RANK;
-use crate::adapter::site::SiteKind;
+use crate::adapter::{MAX_RANK, Target};
+use crate::base::ModelConfig;
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Class, Memory, Tensor};
 use crate::kernels::{grad_norm, rope};
-use crate::model::config::ModelConfig;
+use crate::model::site::SiteKind;
 
 /// How a step is taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

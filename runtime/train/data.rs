@@ -17,6 +17,7 @@ pub use record::Record;
 use crate::error::{Error, Result};
 
 use super::random::CounterRng;
+use super::recipe;
 
 /// A stream of the seed that no epoch uses.
 const SPLIT_STREAM: u64 = u64::MAX;
@@ -35,11 +36,12 @@ pub struct Example {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DataOptions {
     /// Most tokens of an example; see
-    /// [`crate::model::config::ModelConfig::max_position_embeddings`].
+    /// [`crate::base::ModelConfig::max_position_embeddings`].
     pub seq_len: usize,
-    /// Weight of the tokens of a prompt, 0 to 1, where those of its completion weigh 1. Chats have
-    /// loss on the assistant's turns only, whatever this is.
-    pub prompt_loss_weight: f32,
+    /// Weight of the tokens of a prompt, 0 to 1, where those of its completion weigh 1; `None` for
+    /// [`recipe::prompt_loss_weight`] by the number of records. Chats have loss on the assistant's
+    /// turns only, whatever this is.
+    pub prompt_loss_weight: Option<f32>,
     /// Recognise control tokens spelt in prompts, completions and texts: for records that hold a
     /// rendered template. Chats always do, as they do when a model is asked.
     pub parse_special: bool,
@@ -54,7 +56,7 @@ impl Default for DataOptions {
     fn default() -> Self {
         Self {
             seq_len: 512,
-            prompt_loss_weight: 0.1,
+            prompt_loss_weight: None,
             parse_special: false,
             truncate: true,
             skip_bad: false,
@@ -66,8 +68,9 @@ impl DataOptions {
     /// Errors: [`Error::InvalidArgument`] for a weight outside 0 to 1, or a length under 2 or over
     /// `context`.
     pub fn check(&self, context: usize) -> Result<()> {
-        if !(0.0..=1.0).contains(&self.prompt_loss_weight) {
-            let reason = format!("{} is not between 0 and 1", self.prompt_loss_weight);
+        if let Some(weight) = self.prompt_loss_weight.filter(|weight| !(0.0..=1.0).contains(weight))
+        {
+            let reason = format!("{weight} is not between 0 and 1");
             return Err(Error::InvalidArgument { name: "prompt_loss_weight", reason });
         }
         if !(2..=context).contains(&self.seq_len) {
@@ -114,10 +117,19 @@ pub enum Validation {
 pub struct Dataset {
     /// In the order of the file.
     pub examples: Vec<Example>,
-    /// The record of each example, ascending.
-    groups: Vec<usize>,
+    /// Of each example, by record.
+    origins: Vec<Origin>,
     /// What became of the files.
     pub report: DataReport,
+}
+
+/// Where an example came from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Origin {
+    /// Its record.
+    record: usize,
+    /// The first token of its answer; what is before is prompt.
+    answer: usize,
 }
 
 impl Dataset {
@@ -126,20 +138,21 @@ impl Dataset {
         self.examples.is_empty()
     }
 
-    /// Examples made elsewhere, each a record of its own.
+    /// Examples made elsewhere, each a record of its own and all of it an answer.
     pub fn of(examples: impl IntoIterator<Item = Example>) -> Self {
         let mut data = Self::default();
-        for (group, example) in examples.into_iter().enumerate() {
+        for (record, example) in examples.into_iter().enumerate() {
             data.report.records += 1;
-            data.add(example, group);
+            data.add(example, Origin { record, answer: 0 });
         }
         data
     }
 
     /// Puts the examples of `other` after these.
     pub fn append(&mut self, other: Self) {
-        let first = self.groups.last().map_or(0, |group| group + 1);
-        self.groups.extend(other.groups.iter().map(|group| first + group));
+        let first = self.origins.last().map_or(0, |origin| origin.record + 1);
+        let behind = |origin: Origin| Origin { record: first + origin.record, ..origin };
+        self.origins.extend(other.origins.into_iter().map(behind));
         self.examples.extend(other.examples);
         let (a, b) = (&mut self.report, other.report);
         a.records += b.records;
@@ -185,7 +198,7 @@ impl Dataset {
             );
             return Err(Error::InvalidArgument { name: "seq_len", reason });
         }
-        let group = self.report.records;
+        let record = self.report.records;
         self.report.records += 1;
         self.report.dropped += usize::from(drafts.is_empty());
         for mut draft in drafts {
@@ -193,7 +206,7 @@ impl Dataset {
             draft.example.ids.truncate(seq_len);
             draft.example.weights.truncate(seq_len);
             if draft.answer.max(1) < draft.example.ids.len() {
-                self.add(draft.example, group);
+                self.add(draft.example, Origin { record, answer: draft.answer });
             } else {
                 self.report.dropped += 1;
             }
@@ -201,13 +214,13 @@ impl Dataset {
         Ok(())
     }
 
-    fn add(&mut self, example: Example, group: usize) {
+    fn add(&mut self, example: Example, origin: Origin) {
         self.report.examples += 1;
         self.report.tokens += example.ids.len();
         self.report.trained_tokens +=
             example.weights.iter().filter(|&&weight| weight > 0.0).count();
         self.examples.push(example);
-        self.groups.push(group);
+        self.origins.push(origin);
     }
 
     /// Training and validation data, each in the order of the file; the same seed gives the same
@@ -216,7 +229,7 @@ impl Dataset {
     /// Errors: [`Error::InvalidArgument`] when either would be empty, or for a fraction outside 0
     /// to 1.
     pub fn split(self, validation: Validation, seed: u64) -> Result<(Self, Self)> {
-        let mut kept = self.groups.clone();
+        let mut kept = self.origins.iter().map(|origin| origin.record).collect::<Vec<_>>();
         kept.dedup();
         let count = match validation {
             Validation::Count(count) => count,
@@ -235,33 +248,34 @@ impl Dataset {
         let mut chosen = order[..count].iter().map(|&i| kept[i]).collect::<Vec<_>>();
         chosen.sort_unstable();
         let (mut train, mut held_out) = (Self::default(), Self::default());
-        for (example, group) in self.examples.into_iter().zip(self.groups) {
-            let part =
-                if chosen.binary_search(&group).is_ok() { &mut held_out } else { &mut train };
-            part.report.records += usize::from(part.groups.last() != Some(&group));
-            part.add(example, group);
+        for (example, origin) in self.examples.into_iter().zip(self.origins) {
+            let is_chosen = chosen.binary_search(&origin.record).is_ok();
+            let part = if is_chosen { &mut held_out } else { &mut train };
+            let last = part.origins.last().map(|last| last.record);
+            part.report.records += usize::from(last != Some(origin.record));
+            part.add(example, origin);
         }
         Ok((train, held_out))
     }
 
-    /// The same without a loss on prompts, which weigh `prompt_loss_weight`: for validation. A
-    /// prompt that is learnt by heart makes those held out less likely, and would hide that the
-    /// answers still get better.
-    pub fn answers_only(self, prompt_loss_weight: f32) -> Self {
-        if prompt_loss_weight >= 1.0 {
-            return self;
-        }
+    /// The same without a loss on prompts: for few examples, and for validation, where a prompt
+    /// that is learnt by heart makes those held out less likely, and would hide that the answers
+    /// still get better.
+    pub fn answers_only(self) -> Self {
         let report = DataReport { examples: 0, tokens: 0, trained_tokens: 0, ..self.report };
         let mut data = Self { report, ..Self::default() };
-        for (mut example, group) in self.examples.into_iter().zip(self.groups) {
-            example
-                .weights
-                .iter_mut()
-                .filter(|weight| **weight == prompt_loss_weight)
-                .for_each(|weight| *weight = 0.0);
-            data.add(example, group);
+        for (mut example, origin) in self.examples.into_iter().zip(self.origins) {
+            example.weights[..origin.answer].fill(0.0);
+            data.add(example, origin);
         }
         data
+    }
+
+    /// With the weight of prompts that is best for so many records, where `options` leave it open.
+    fn weighed(self, options: &DataOptions) -> Self {
+        let by_size = recipe::prompt_loss_weight(self.report.records);
+        let is_prompt_free = options.prompt_loss_weight.is_none() && by_size == 0.0;
+        if is_prompt_free { self.answers_only() } else { self }
     }
 
     /// Names the examples: what a checkpoint compares before it goes on from a [`Cursor`]. 32 hex

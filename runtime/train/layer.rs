@@ -2,6 +2,7 @@
 //! backward.
 
 use crate::adapter::Target;
+use crate::base::ModelConfig;
 use crate::engine::Base;
 use crate::error::Result;
 use crate::gpu::{Commands, Gpu, Op, Tensor};
@@ -13,7 +14,6 @@ use crate::kernels::rms_norm_backward::{self, RmsNormBackwardParams};
 use crate::kernels::rope_train::{self, RopeTrainParams};
 use crate::kernels::swiglu::{self, SwiGluParams};
 use crate::kernels::swiglu_backward::{self, SwiGluBackwardParams};
-use crate::model::config::ModelConfig;
 use crate::model::linear::{Binding, LinearOp, RowRange, USize};
 use crate::model::linear_backward::LinearBackwardOp;
 use crate::model::weights::LayerWeights;

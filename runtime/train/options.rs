@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::adapter::Target;
+use crate::base::ModelConfig;
 use crate::error::{Error, Result};
 use crate::kernels::adamw::AdamW;
-use crate::model::config::ModelConfig;
 
 use super::buffers::{Optimizer, TrainShape};
 use super::data::{DataOptions, TrainLength};
@@ -114,7 +114,8 @@ impl TrainOptions {
 
     /// The same with what was left to the recipe decided, for `examples` on a model of `config`.
     pub fn resolved(&self, config: &ModelConfig, examples: usize) -> Self {
-        let by_size = || recipe::learning_rate(config.hidden_size, self.rank, self.scaling());
+        let by_size =
+            || recipe::learning_rate(config.hidden_size, self.rank, self.scaling(), examples);
         let learning_rate = Some(self.learning_rate.unwrap_or_else(by_size));
         Self { learning_rate, duration: self.duration.resolved(examples), ..self.clone() }
     }

@@ -11,9 +11,9 @@ pub use fit::{Free, fit};
 use serde::Serialize;
 
 use super::buffers::{Buffers, TrainShape};
+use crate::base::ModelConfig;
 use crate::error::Result;
 use crate::gpu::{Buffer, Caps, Class, MemoryPlan, Tally};
-use crate::model::config::ModelConfig;
 
 /// Where a run is planned.
 #[derive(Clone)]

@@ -17,6 +17,11 @@ const HELD_OUT: f64 = 0.1;
 const MOST_HELD_OUT: usize = 200;
 /// Validations without improvement after which a run stops, where some are held out.
 pub const PATIENCE: u32 = 3;
+/// Records under which prompts are not learnt, and the rate is higher.
+const FEW: usize = 200;
+/// Weight of the tokens of a prompt from then on.
+pub(crate) const PROMPT_LOSS_WEIGHT: f32 = 0.1;
+const RATE_OF_FEW: f64 = 1.5;
 /// Learning rate at the sizes below.
 const RATE: f64 = 1e-3;
 const RATE_HIDDEN_SIZE: f64 = 576.0;
@@ -33,11 +38,19 @@ pub fn epochs(examples: usize) -> u64 {
 
 /// The learning rate for `AdamW`. After t steps of rate `lr` the elements of B are about `lr t` and
 /// those of A near their start, so that `scaling B A x`, a sum of r products, moves by `scaling lr
-/// t sqrt(r)`: the rate keeps that as it is at rank 8 and alpha 16.
-pub fn learning_rate(hidden_size: usize, rank: usize, scaling: f64) -> f64 {
+/// t sqrt(r)`: the rate keeps that as it is at rank 8 and alpha 16. It is half as high again for
+/// under 200 examples, which make few steps.
+pub fn learning_rate(hidden_size: usize, rank: usize, scaling: f64, examples: usize) -> f64 {
     let move_at = |scaling: f64, rank: f64| scaling * rank.sqrt();
     let width = (RATE_HIDDEN_SIZE / hidden_size.max(1) as f64).powf(WIDTH_EXPONENT);
-    RATE * width * move_at(RATE_SCALING, RATE_RANK) / move_at(scaling, rank as f64)
+    let few = if examples < FEW { RATE_OF_FEW } else { 1.0 };
+    RATE * few * width * move_at(RATE_SCALING, RATE_RANK) / move_at(scaling, rank as f64)
+}
+
+/// Weight of the tokens of a prompt in the loss: 0 for under 200 records, which a model would learn
+/// by heart before it has learnt to answer, and 0.1 from there on.
+pub fn prompt_loss_weight(records: usize) -> f32 {
+    if records < FEW { 0.0 } else { PROMPT_LOSS_WEIGHT }
 }
 
 /// Records to hold out for early stopping; `None` when there are too few to spare any.

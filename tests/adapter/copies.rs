@@ -3,7 +3,7 @@
 
 use epiphyte::adapter::{AdaptedBase, Adapter, BaseShape, BaseWeights, LoadReport, Verdict};
 use epiphyte::format::gguf::Gguf;
-use epiphyte::{Engine, EngineOptions, Error, quant};
+use epiphyte::quant;
 use half::bf16;
 use safetensors::Dtype;
 
@@ -128,8 +128,11 @@ fn without_the_bases_file_they_are_not_trusted() {
     assert!(what == EMBED && reason.contains("no model file to compare"), "{what}: {reason}");
 }
 
+#[cfg(feature = "gpu")]
 #[test]
 fn an_engine_compares_with_the_file_it_was_opened_from() {
+    use epiphyte::{Engine, EngineOptions, Error};
+
     let engine = Engine::open(golden("tiny_llama.gguf"), EngineOptions::default()).unwrap();
     let gguf = Gguf::open(golden("tiny_llama.gguf")).unwrap();
     let head = weights(&gguf, "lm_head.weight");

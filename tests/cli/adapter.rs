@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use epiphyte::adapter::{Adapter, LoraConfig, LoraModule, Modules};
+use epiphyte::base::ModelConfig;
 use epiphyte::engine::base;
 use epiphyte::format::gguf::Gguf;
-use epiphyte::model::config::ModelConfig;
 use epiphyte::{DType, Engine, EngineOptions};
 use serde_json::Value;
 

@@ -5,9 +5,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use epiphyte::adapter::Adapter;
+use epiphyte::base::ModelConfig;
 use epiphyte::dtype::DType;
 use epiphyte::format::gguf::Gguf;
-use epiphyte::model::config::ModelConfig;
 use serde_json::{Value, json};
 
 use super::train::{Fixture, RECIPE, interrupted, lines, pair, wait_for};

@@ -5,6 +5,9 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
+use epiphyte::chat::ChatTemplate;
+use epiphyte::tokenizer::{Tokenizer, TokenizerSpec};
+
 /// No work takes as long, on however slow a machine.
 const FAR_TOO_LONG: Duration = Duration::from_secs(60);
 
@@ -68,4 +71,36 @@ pub(crate) fn ends<T>(what: &str, work: impl FnOnce() -> T) -> T {
         drop(done);
         result
     })
+}
+
+/// Ids of the control tokens below.
+pub(crate) const EOS: u32 = 0;
+pub(crate) const BOS: u32 = 1;
+pub(crate) const END: u32 = 3;
+
+/// Byte-level BPE over printable ASCII, space and newline, with one merge ("ab") and `extra`
+/// control tokens at the end.
+pub(crate) fn tokenizer_with(extra: &[&str], add_bos: bool) -> Tokenizer {
+    let mut tokens = ["</s>", "<s>", "<|im_start|>", "<|im_end|>"].map(String::from).to_vec();
+    let mut token_types = vec![3; tokens.len()];
+    tokens.extend((33_u8..127).map(|byte| char::from(byte).to_string()));
+    tokens.extend(["Ġ", "Ċ", "ab"].map(String::from));
+    token_types.resize(tokens.len(), 1);
+    tokens.extend(extra.iter().map(|&token| token.to_string()));
+    token_types.resize(tokens.len(), 3);
+    Tokenizer::from_spec(TokenizerSpec {
+        model: "gpt2".into(),
+        tokens,
+        token_types: Some(token_types),
+        merges: vec!["a b".into()],
+        bos: Some(BOS),
+        eos: Some(EOS),
+        add_bos: Some(add_bos),
+        ..Default::default()
+    })
+    .unwrap()
+}
+
+pub(crate) fn chatml() -> ChatTemplate {
+    ChatTemplate::new(None, "", "").unwrap()
 }

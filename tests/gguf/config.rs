@@ -3,8 +3,8 @@
 use std::f64::consts::PI;
 
 use epiphyte::Error;
-use epiphyte::model::config::{Architecture, ModelConfig};
-use epiphyte::model::rope::RopeScaling;
+use epiphyte::base::RopeScaling;
+use epiphyte::base::{Architecture, ModelConfig};
 
 use super::open;
 use super::writer::{Meta, Writer, llama};

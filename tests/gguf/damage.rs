@@ -2,8 +2,8 @@
 
 use std::sync::LazyLock;
 
+use epiphyte::base::ModelConfig;
 use epiphyte::format::gguf::Gguf;
-use epiphyte::model::config::ModelConfig;
 use proptest::prelude::*;
 
 use super::writer::{Meta, array, llama};

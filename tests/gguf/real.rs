@@ -3,8 +3,8 @@
 
 use std::time::Instant;
 
+use epiphyte::base::ModelConfig;
 use epiphyte::format::gguf::{Gguf, Value};
-use epiphyte::model::config::ModelConfig;
 use serde_json::Value as Json;
 
 use crate::common::model_path;

@@ -4,9 +4,9 @@
 use std::path::Path;
 
 use epiphyte::adapter::{Adapter, ModulePath};
+use epiphyte::base::ModelConfig;
+use epiphyte::export::{ExportReport, export_gguf};
 use epiphyte::format::gguf::Gguf;
-use epiphyte::merge::{ExportReport, export_gguf};
-use epiphyte::model::config::ModelConfig;
 use epiphyte::{DType, Engine, Error, quant};
 
 use super::adapted::random_adapter;

@@ -2,9 +2,9 @@
 //! it: see [`matrix`].
 
 use epiphyte::adapter::{Adapter, ModulePath, Target};
+use epiphyte::base::ModelConfig;
+use epiphyte::base::RopeScaling;
 use epiphyte::format::gguf::Gguf;
-use epiphyte::model::config::ModelConfig;
-use epiphyte::model::rope::RopeScaling;
 
 use super::matrix::{EPS, HALF_EPS, Matrix, Near, Rounding, Row, add_expanded};
 

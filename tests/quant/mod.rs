@@ -2,6 +2,7 @@
 
 mod golden;
 mod repack;
+#[cfg(feature = "gpu")]
 mod shader;
 
 use epiphyte::DType;

@@ -209,14 +209,25 @@ fn the_length_of_a_run_follows_from_the_size_of_the_data() {
 
 #[test]
 fn a_validation_counts_answers_alone() {
-    let example = Example { ids: vec![1, 2, 3, 4, 5], weights: vec![0.0, 0.1, 0.1, 1.0, 0.5] };
-    let weights = |prompt_loss_weight| {
-        let data = Dataset::of([example.clone()]).answers_only(prompt_loss_weight);
-        assert_eq!((data.report.examples, data.report.tokens, data.report.records), (1, 5, 1));
-        (data.examples[0].weights.clone(), data.report.trained_tokens)
-    };
-    assert_eq!(weights(0.1), (vec![0.0, 0.0, 0.0, 1.0, 0.5], 2));
-    assert_eq!(weights(1.0), (example.weights.clone(), 4), "all is answer, as of a text");
+    let (tokenizer, template) = (tokenizer(), chatml());
+    let encoder = Encoder::new(&tokenizer, &template, 64, options(64)).unwrap();
+    let record: Record = serde_json::from_str(r#"{"prompt":"12","completion":"34"}"#).unwrap();
+    let mut data = Dataset::default();
+    // The weight that a prompt has by default is no sign of one.
+    for weight in [1.0, 2.0, 0.1] {
+        data.push_weighted(&record, weight, &encoder).unwrap();
+    }
+    let weights = |data: &Dataset| data.examples.iter().map(|e| e.weights.clone()).collect();
+    let before: Vec<Vec<f32>> = weights(&data);
+    assert_eq!(before, [1.0, 2.0, 0.1].map(|w| vec![0.0, 0.1 * w, w, w, w]));
+    let data = data.answers_only();
+    let after: Vec<Vec<f32>> = weights(&data);
+    assert_eq!(after, [1.0, 2.0, 0.1].map(|w| vec![0.0, 0.0, w, w, w]));
+    let report = &data.report;
+    assert_eq!((report.records, report.examples, report.trained_tokens), (3, 3, 9));
+    let example = Example { ids: vec![1, 2, 3], weights: vec![0.0, 0.1, 1.0] };
+    let all = Dataset::of([example]);
+    assert_eq!(all.clone().answers_only(), all, "all is answer");
 }
 
 #[test]

@@ -32,7 +32,7 @@ fn a_pair_weighs_its_completion_and_the_end() {
     let tokenizer = tokenizer();
     let pair = record(r#"{"prompt":"Q:","completion":" no","id":7}"#);
     for weight in [0.0, 0.1, 1.0] {
-        let options = DataOptions { prompt_loss_weight: weight, ..options(64) };
+        let options = DataOptions { prompt_loss_weight: Some(weight), ..options(64) };
         let data = examples(&tokenizer, &chatml(), options, &pair);
         let example = &data.examples[0];
         assert_eq!(tokenizer.decode(&example.ids), "Q: no");
@@ -268,7 +268,7 @@ fn long_examples_are_cut_dropped_or_refused() {
     let data = examples(
         &tokenizer,
         &chatml(),
-        DataOptions { prompt_loss_weight: 1.0, ..options(5) },
+        DataOptions { prompt_loss_weight: Some(1.0), ..options(5) },
         &pair,
     );
     assert_eq!((data.report.cut, data.report.dropped, data.examples.len()), (1, 1, 0));
@@ -284,10 +284,27 @@ fn long_examples_are_cut_dropped_or_refused() {
 }
 
 #[test]
+fn a_prompt_weighs_nothing_where_records_are_few() {
+    let (tokenizer, template) = (tokenizer(), chatml());
+    let line = r#"{"prompt":"1234","completion":"5"}"#;
+    let trained = |records: usize, prompt_loss_weight| {
+        let options = DataOptions { prompt_loss_weight, ..options(64) };
+        let encoder = Encoder::new(&tokenizer, &template, 4096, options).unwrap();
+        let lines = format!("{line}\n").repeat(records);
+        let data =
+            Dataset::read_jsonl_from(lines.as_bytes(), "x".as_ref(), &encoder, |_, _| {}).unwrap();
+        data.report.trained_tokens / records
+    };
+    assert_eq!([1, 199, 200].map(|records| trained(records, None)), [2, 2, 5]);
+    assert_eq!([1, 199, 200].map(|records| trained(records, Some(0.1))), [5; 3], "as asked");
+    assert_eq!(trained(200, Some(0.0)), 2);
+}
+
+#[test]
 fn options_are_checked() {
     let (tokenizer, template) = (tokenizer(), chatml());
     for weight in [-0.1, 1.5, f32::NAN, f32::INFINITY] {
-        let options = DataOptions { prompt_loss_weight: weight, ..options(64) };
+        let options = DataOptions { prompt_loss_weight: Some(weight), ..options(64) };
         let error = Encoder::new(&tokenizer, &template, 4096, options).unwrap_err();
         assert!(matches!(error, Error::InvalidArgument { name: "prompt_loss_weight", .. }));
     }

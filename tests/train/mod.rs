@@ -15,43 +15,13 @@ mod signals;
 mod trainer;
 
 use epiphyte::chat::ChatTemplate;
-use epiphyte::tokenizer::{Tokenizer, TokenizerSpec};
+use epiphyte::tokenizer::Tokenizer;
 use epiphyte::train::data::{DataOptions, Dataset, Encoder, Example, Record};
 
-/// Ids of the control tokens below.
-const EOS: u32 = 0;
-const BOS: u32 = 1;
-const END: u32 = 3;
-
-/// Byte-level BPE over printable ASCII, space and newline, with one merge ("ab") and `extra`
-/// control tokens at the end.
-pub(crate) fn tokenizer_with(extra: &[&str], add_bos: bool) -> Tokenizer {
-    let mut tokens = ["</s>", "<s>", "<|im_start|>", "<|im_end|>"].map(String::from).to_vec();
-    let mut token_types = vec![3; tokens.len()];
-    tokens.extend((33_u8..127).map(|byte| char::from(byte).to_string()));
-    tokens.extend(["Ġ", "Ċ", "ab"].map(String::from));
-    token_types.resize(tokens.len(), 1);
-    tokens.extend(extra.iter().map(|&token| token.to_string()));
-    token_types.resize(tokens.len(), 3);
-    Tokenizer::from_spec(TokenizerSpec {
-        model: "gpt2".into(),
-        tokens,
-        token_types: Some(token_types),
-        merges: vec!["a b".into()],
-        bos: Some(BOS),
-        eos: Some(EOS),
-        add_bos: Some(add_bos),
-        ..Default::default()
-    })
-    .unwrap()
-}
+use crate::common::{BOS, END, EOS, chatml, tokenizer_with};
 
 fn tokenizer() -> Tokenizer {
     tokenizer_with(&[], false)
-}
-
-pub(crate) fn chatml() -> ChatTemplate {
-    ChatTemplate::new(None, "", "").unwrap()
 }
 
 fn options(seq_len: usize) -> DataOptions {

@@ -7,12 +7,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use epiphyte::adapter::{Adapter, LoraConfig, LoraModule, ModulePath, Modules, Target};
+use epiphyte::base::{Architecture, ModelConfig, RopeScaling};
 use epiphyte::engine::Change;
 use epiphyte::engine::plan::{Serving, tally};
 use epiphyte::format::gguf::Gguf;
 use epiphyte::gpu::{Buffer, Caps, Class, MemoryPlan, Tally, human_bytes};
-use epiphyte::model::config::{Architecture, ModelConfig};
-use epiphyte::model::rope::RopeScaling;
 use epiphyte::train::buffers::{LayerInput, Optimizer, TrainShape};
 use epiphyte::train::plan::{Free, Site, Textbook, fit};
 use epiphyte::train::{TrainOptions, Trainer};

@@ -1,7 +1,7 @@
 //! What a run does unless it is told otherwise.
 
 use epiphyte::train::data::Validation;
-use epiphyte::train::recipe::{epochs, learning_rate, validation};
+use epiphyte::train::recipe::{epochs, learning_rate, prompt_loss_weight, validation};
 
 #[test]
 fn few_examples_get_many_passes_and_many_examples_more_steps() {
@@ -15,13 +15,20 @@ fn few_examples_get_many_passes_and_many_examples_more_steps() {
 
 #[test]
 fn the_rate_falls_with_what_moves_the_product_of_the_factors() {
-    let usual = learning_rate(576, 8, 2.0);
+    let usual = learning_rate(576, 8, 2.0, 400);
     assert!(
-        (usual / learning_rate(576, 8, 4.0) - 2.0).abs() < 1e-12,
+        (usual / learning_rate(576, 8, 4.0, 400) - 2.0).abs() < 1e-12,
         "twice the scaling, half the rate"
     );
-    assert!((usual / learning_rate(576, 32, 2.0) - 2.0).abs() < 1e-12, "four times the rank");
-    assert!(learning_rate(4096, 8, 2.0) < learning_rate(2048, 8, 2.0));
+    assert!((usual / learning_rate(576, 32, 2.0, 400) - 2.0).abs() < 1e-12, "four times the rank");
+    assert!(learning_rate(4096, 8, 2.0, 400) < learning_rate(2048, 8, 2.0, 400));
+    assert!((learning_rate(576, 8, 2.0, 199) / usual - 1.5).abs() < 1e-12, "few examples");
+    assert_eq!(learning_rate(576, 8, 2.0, 200), usual);
+}
+
+#[test]
+fn prompts_are_learnt_where_there_are_enough() {
+    assert_eq!([0, 199, 200, 500].map(prompt_loss_weight), [0.0, 0.0, 0.1, 0.1]);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::cli::paths::{Files, Kind};
 use crate::cli::{ModelFile, output};
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::merge::{ExportReport, export_gguf};
+use crate::export::{ExportReport, export_gguf};
 
 /// Write a model file with adapters merged in, for tools that know no adapters
 #[derive(Args)]

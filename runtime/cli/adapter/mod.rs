@@ -13,11 +13,11 @@ use clap::{Args, Subcommand};
 
 use super::ModelFile;
 use crate::adapter::{AdaptedBase, Adapter, BaseShape, BaseWeights};
+use crate::base::ModelConfig;
 use crate::engine::base;
 use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;
 use crate::gpu::GpuOptions;
-use crate::model::config::ModelConfig;
 
 pub(super) use load::{AdapterArgs, Adapters, LoadedAdapter, Weighted};
 

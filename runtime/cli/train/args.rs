@@ -47,9 +47,10 @@ pub(super) struct DataArgs {
     /// The data is one document, plain UTF-8
     #[arg(long)]
     pub(super) text: bool,
-    /// Weight of a prompt's tokens in the loss, where a completion's weigh 1
-    #[arg(long, value_name = "W", default_value_t = 0.1)]
-    pub(super) prompt_loss_weight: f32,
+    /// Weight of a prompt's tokens in the loss, where a completion's weigh 1 [default: 0.1, and 0
+    /// for under 200 records]
+    #[arg(long, value_name = "W")]
+    pub(super) prompt_loss_weight: Option<f32>,
     /// Pass over lines that can't be used, and count them
     #[arg(long)]
     pub(super) skip_bad: bool,

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 use super::given::Given;
 use super::lock::Lock;
+use crate::adapter::peft::{CHECKPOINTS, LOCK, is_staged};
 use crate::adapter::{Adapter, BaseShape};
 use crate::cli::output;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::format::peft::{CHECKPOINTS, LOCK, is_staged};
 use crate::format::staged::is_temporary;
 use crate::train::Trainer;
 use crate::train::checkpoint::Checkpoint;

@@ -20,7 +20,7 @@ pub(super) struct Given {
     version: u32,
     data: PathBuf,
     text: bool,
-    prompt_loss_weight: f32,
+    prompt_loss_weight: Option<f32>,
     skip_bad: bool,
     #[serde(default)]
     chat_template: Option<PathBuf>,
@@ -91,17 +91,16 @@ impl Given {
     /// What decides the examples and is not as in `now`: each option with both values.
     pub(super) fn differences(&self, now: &Self) -> Vec<String> {
         let path = |given: &Self| given.data.display().to_string();
+        let weight = |given: &Self| {
+            given.prompt_loss_weight.map_or("by the number of records".into(), |w| w.to_string())
+        };
         let template = |given: &Self| {
             given.chat_template.as_ref().map_or("none".into(), |path| path.display().to_string())
         };
         [
             ("--data", path(self), path(now)),
             ("--text", self.text.to_string(), now.text.to_string()),
-            (
-                "--prompt-loss-weight",
-                self.prompt_loss_weight.to_string(),
-                now.prompt_loss_weight.to_string(),
-            ),
+            ("--prompt-loss-weight", weight(self), weight(now)),
             ("--skip-bad", self.skip_bad.to_string(), now.skip_bad.to_string()),
             ("--chat-template", template(self), template(now)),
             ("--validation", self.validation.clone(), now.validation.clone()),

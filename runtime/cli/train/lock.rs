@@ -9,9 +9,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use indicatif::HumanDuration;
 use serde::{Deserialize, Serialize};
 
+use crate::adapter::peft::LOCK;
 use crate::cli::output;
 use crate::error::{Error, Result};
-use crate::format::peft::LOCK;
 
 /// Held until it is dropped.
 pub(super) struct Lock {

@@ -145,7 +145,6 @@ fn note_data(report: &DataReport) {
     }
 }
 
-/// What the run does, in one line: also what nobody asked for.
 /// What the steps are, in a line.
 fn recipe(options: &TrainOptions, steps: u64) -> String {
     let examples = options.step_examples();

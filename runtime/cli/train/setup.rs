@@ -9,13 +9,13 @@ use serde::Serialize;
 
 use super::args::{DataArgs, TrainArgs, ValidationArg};
 use crate::adapter::{AdaptedBase, Adapter, BaseWeights};
+use crate::base::ModelConfig;
 use crate::cli::output;
 use crate::cli::plan::{ClassReport, classes, table};
 use crate::engine::{Engine, EngineOptions};
 use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;
 use crate::gpu::{Gpu, GpuOptions, human_bytes};
-use crate::model::config::ModelConfig;
 use crate::selftest;
 use crate::train::data::{DataReport, Dataset, Encoder, TrainLength, Validation};
 use crate::train::plan::{Choice, TRAIN_CONTEXT, Wish, choose};
@@ -151,7 +151,10 @@ pub(super) fn data(args: &TrainArgs, setup: &Setup) -> Result<Data> {
         (None, Some(ValidationArg::File(path))) => (data, Some(read(path)?)),
         (None, _) => (data, None),
     };
-    let validation = validation.map(|data| data.answers_only(data_options.prompt_loss_weight));
+    let validation = match data_options.prompt_loss_weight {
+        Some(1.0) => validation,
+        _ => validation.map(Dataset::answers_only),
+    };
     let by_recipe = args.data.validation.is_none() && validation.is_some();
     let patience = args.run.patience.or(by_recipe.then_some(recipe::PATIENCE));
     if validation.is_none() && (args.run.patience.is_some() || args.run.evaluate_every.is_some()) {

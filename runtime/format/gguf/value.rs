@@ -26,6 +26,7 @@ pub enum Value<'a> {
 
 impl Value<'_> {
     /// Hands the value's bytes to `field`, for a hash over metadata.
+    #[cfg(feature = "gpu")]
     pub(crate) fn digest(&self, field: &mut impl FnMut(&[u8])) {
         match self {
             Self::Array(array) => field(array.bytes),

@@ -11,6 +11,7 @@ use super::{DataOptions, Example, Record};
 use crate::chat::{ChatTemplate, LOSS_KEYS, Message, Prompt, Rendered};
 use crate::error::{Error, Result};
 use crate::tokenizer::{EncodeOptions, Tokenizer};
+use crate::train::recipe;
 
 // StarCoder; Qwen and CodeGemma; DeepSeek; CodeLlama.
 /// Names of the tokens before prefix, suffix and middle, by family.
@@ -129,6 +130,10 @@ impl<'a> Encoder<'a> {
         &self.options
     }
 
+    fn prompt_weight(&self) -> f32 {
+        self.options.prompt_loss_weight.unwrap_or(recipe::PROMPT_LOSS_WEIGHT)
+    }
+
     /// The examples of `record`, uncut. Errors: see [`super::Dataset::push`].
     pub(super) fn encode(&self, record: &Record) -> Result<Vec<Draft>> {
         match record {
@@ -149,7 +154,7 @@ impl<'a> Encoder<'a> {
 
     fn pair(&self, prompt: &str, completion: &str) -> Result<Draft> {
         let mut draft = Draft::new();
-        draft.push(&self.start(prompt)?, self.options.prompt_loss_weight);
+        draft.push(&self.start(prompt)?, self.prompt_weight());
         let whole = self.start(&[prompt, completion].concat())?;
         match whole.strip_prefix(&draft.example.ids[..]) {
             Some(rest) => draft.push_answer(rest, 1.0),
@@ -168,7 +173,7 @@ impl<'a> Encoder<'a> {
                     "its vocabulary has no tokens for it; give pairs of `prompt` and `completion`"
                         .into(),
             })?;
-        let weight = self.options.prompt_loss_weight;
+        let weight = self.prompt_weight();
         let mut draft = Draft::new();
         draft.push(&self.start("")?, weight);
         for (token, text) in [(before_prefix, prefix), (before_suffix, suffix)] {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::encode::Windows;
 use super::record::{Record, Row};
-use super::{Dataset, Encoder};
+use super::{Dataset, Encoder, Origin};
 use crate::error::{Error, Result};
 
 /// Bytes of a line; a longer one is no example.
@@ -75,7 +75,7 @@ impl Dataset {
             data.report.skipped += 1;
             data.report.first_skipped.get_or_insert(reason);
         }
-        data.not_empty(name)
+        Ok(data.not_empty(name)?.weighed(encoder.options()))
     }
 
     /// Reads a UTF-8 text file, or for the path `-` standard input, as one document, for continued
@@ -130,7 +130,7 @@ impl Dataset {
 
     fn add_windows(&mut self, examples: impl IntoIterator<Item = super::Example>) {
         for example in examples {
-            self.add(example, self.report.records);
+            self.add(example, Origin { record: self.report.records, answer: 1 });
             self.report.records += 1;
         }
     }

@@ -2,11 +2,11 @@
 //! function.
 
 use super::{Free, Site, fit};
+use crate::base::ModelConfig;
 use crate::engine::plan::{Serving, tally};
 use crate::error::Result;
 use crate::format::gguf::Gguf;
 use crate::gpu::{Caps, MemoryPlan};
-use crate::model::config::ModelConfig;
 use crate::train::TrainOptions;
 use crate::train::buffers::TrainShape;
 

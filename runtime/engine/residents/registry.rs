@@ -11,23 +11,18 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::error::{Error, Result};
-use crate::gpu::{Gpu, Tensor};
-use crate::kernels::lora::{self, Directory, ENTRIES, MORE};
-
 use super::arena::{Arena, Block};
-pub use super::entry::{AdapterState, LoraPass, SetId};
-use super::entry::{Entry, EntryId, Resident, Set, Source};
-use super::lora::Adapter;
-use super::module::BaseShape;
+use super::entry::{AdapterState, Entry, EntryId, Resident, Set, SetId, Source};
 use super::packed::{Packed, PackedSite};
-use super::report::LoadReport;
-use super::site::site_count;
+use crate::adapter::{Adapter, LoadReport, MAX_RANK};
+use crate::base::BaseShape;
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::kernels::lora::{self, Directory, ENTRIES, MORE};
+use crate::model::site::{Factors, LoraPass, site_count, sites};
 
 /// Sets that may be known at once; the first is that without adapters.
 pub const MAX_SETS: usize = 64;
-/// Ranks that the adapters of a set may have together.
-pub const MAX_RANK: u32 = 256;
 
 /// See the module's documentation.
 pub struct Registry {
@@ -61,14 +56,10 @@ impl Registry {
         }
     }
 
-    /// The shape of the directory.
-    pub fn directory(&self) -> Directory {
-        self.directory
-    }
-
-    /// The buffers of A and of B, once there has been an adapter, and how often they have moved.
-    pub fn factors(&self) -> Option<(&Tensor, &Tensor, u64)> {
-        self.arena.tensors()
+    /// The buffers, once there has been an adapter.
+    pub fn factors(&self) -> Option<Factors<'_>> {
+        let (a, b, moves) = self.arena.tensors()?;
+        Some(Factors { directory: self.directory, a, b, moves })
     }
 
     /// Adds an adapter that fits the base, or puts it in the place of one of the same id. Sets in
@@ -339,7 +330,7 @@ impl Registry {
     /// Errors: [`Error::InvalidArgument`] when the ranks add up to too much.
     fn checked_pass(&self, entries: &[(EntryId, f32)]) -> Result<LoraPass> {
         let mut pass = LoraPass::default();
-        for (number, (kind, _)) in super::site::sites(self.shape.num_hidden_layers).enumerate() {
+        for (number, (kind, _)) in sites(self.shape.num_hidden_layers).enumerate() {
             let rank: u32 = self.placed(entries, number).map(|(site, ..)| site.rank).sum();
             if rank > MAX_RANK {
                 let reason = format!("ranks of {rank} together; at most {MAX_RANK}, merge some");

@@ -5,12 +5,14 @@
 //! way where it can be had; the report says how much the rounding took. Tensors go through one
 //! after another in small pieces, so memory stays small.
 
+mod linear;
+
 use std::path::Path;
 
 use serde::Serialize;
 
-use super::linear::{Loras, Loss, merge};
-use crate::adapter::{Adapter, BaseShape, ModulePath, Target};
+use crate::adapter::Adapter;
+use crate::base::{BaseShape, ModulePath, Target};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format::TensorView;
@@ -18,6 +20,7 @@ use crate::format::gguf::{Gguf, gguf_name};
 use crate::format::gguf_writer::{ALIGNMENT, GgufWriter};
 use crate::format::staged::Staged;
 use crate::quant;
+use linear::{Loras, Loss, merge};
 
 /// The key that tells a merged model from others; its value is the number of adapters.
 pub(crate) const MERGED_KEY: &str = "epiphyte.merged_adapters";

@@ -2,11 +2,10 @@
 
 use std::collections::HashSet;
 
-use crate::adapter::BaseShape;
+use super::module::BaseShape;
+use super::rope::{RopeScaling, inverse_frequencies};
 use crate::error::{Error, Result};
 use crate::format::gguf::{Array, Gguf, Value};
-
-use super::rope::{RopeScaling, inverse_frequencies};
 
 /// Bounds that keep every product of sizes far below `u64`, and far above any model's.
 const MAX_WIDTH: usize = 1 << 20;

@@ -1,20 +1,21 @@
-//! An adapter: LoRA on some modules of one base.
+//! An adapter: LoRA on some modules of one base, read from files and written to them.
 
 use std::io::{Cursor, Read as _, Seek};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
+use super::config::LoraConfig;
+use super::copies::AdaptedBase;
+use super::module::LoraModule;
 use super::parts::Found;
+use super::report::LoadReport;
+use super::{gguf_lora, peft};
+use crate::base::{BaseShape, ModulePath};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::format;
 use crate::format::gguf::Gguf;
 use crate::format::safetensors::{self, SafetensorsFile};
-use crate::format::{self, gguf_lora, peft};
-
-pub use super::config::{LoraConfig, Modules};
-pub use super::copies::{AdaptedBase, BaseWeights};
-pub use super::module::{BaseShape, LoraModule, ModulePath, Target};
-pub use super::report::LoadReport;
 
 /// The first bytes of a GGUF file.
 const MAGIC: &[u8] = b"GGUF";

@@ -1,37 +1,16 @@
-//! What the registry keeps of an adapter and of a set, and what it tells a pass of them.
+//! What the registry keeps of an adapter and of a set.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::kernels::lora;
-
 use super::arena::Block;
 use super::packed::{Packed, PackedSite};
-use super::report::LoadReport;
+use crate::adapter::LoadReport;
+use crate::model::site::LoraPass;
 
 /// A set of adapters that rows may name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct SetId(pub(crate) u32);
-
-/// What a pass needs to know of its rows' sets.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LoraPass {
-    /// Most elements of a row of u, by [`super::site::SiteKind`]; 0 where no row has an adapter.
-    pub u_rows: [u32; 6],
-    /// By site, where all rows have the same adapter and no other.
-    pub(super) alone: Option<Arc<[Entries]>>,
-}
-
-/// For A and for B.
-pub(super) type Entries = [lora::Entry; 2];
-
-impl LoraPass {
-    /// The rows' only adapter at a site, for A and for B; zeros where they have several or not the
-    /// same.
-    pub fn alone(&self, site: u32) -> [lora::Entry; 2] {
-        self.alone.as_ref().and_then(|sites| sites.get(site as usize)).copied().unwrap_or_default()
-    }
-}
 
 /// Where an adapter comes from when it has to be loaded again.
 pub(super) enum Source {

@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
+use super::super::arena::Block;
+use super::super::entry::{EntryId, Resident, Source};
+use super::super::packed::{Eight, Packed};
 use super::{MAX_SETS, Registry};
-use crate::adapter::arena::Block;
-use crate::adapter::entry::{EntryId, Resident, Source};
-use crate::adapter::lora::{AdaptedBase, Adapter, BaseWeights};
-use crate::adapter::packed::{Eight, Packed};
+use crate::adapter::{AdaptedBase, Adapter, BaseWeights};
 use crate::error::{Error, Result};
 use crate::gpu::{Commands, Gpu};
 use crate::parallel;

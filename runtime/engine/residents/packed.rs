@@ -6,9 +6,9 @@
 use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 
-use super::lora::Adapter;
-use super::module::{BaseShape, LoraModule, ModulePath, Target};
-use super::site::{SiteKind, sites};
+use crate::adapter::{Adapter, LoraModule};
+use crate::base::{BaseShape, ModulePath, Target};
+use crate::model::site::{SiteKind, sites};
 use crate::parallel;
 
 /// f16 that a kernel loads at a time; ranks are multiples of it.

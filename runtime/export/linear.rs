@@ -1,7 +1,8 @@
 //! `W + sum weight * scaling * B A` of one tensor, row by row in f32, rounded to the type of the
 //! file.
 
-use crate::adapter::{LoraModule, Target};
+use crate::adapter::LoraModule;
+use crate::base::Target;
 use crate::dtype::DType;
 use crate::quant;
 

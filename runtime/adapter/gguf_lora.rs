@@ -14,24 +14,24 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::gguf::{Gguf, Value, gguf_name, hf_name};
+use super::config::{LoraConfig, Modules};
+use super::module::LoraModule;
+use super::parts::{Factor, Found, Parts};
 use super::peft::{FINGERPRINT_KEY, too_large};
-use super::safetensors::from_f32;
-use super::staged::Staged;
-use super::{
-    TensorView,
-    gguf_writer::{ALIGNMENT, GgufWriter},
-};
-use crate::adapter::config::{LoraConfig, Modules};
-use crate::adapter::module::{BaseShape, LoraModule, ModulePath, Target};
-use crate::adapter::parts::{Factor, Found, Parts};
-use crate::adapter::report::{AdapterFormat, Item};
+use super::report::{AdapterFormat, Item};
+use crate::base::{BaseShape, ModulePath, Target};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::format::TensorView;
+use crate::format::gguf::{Gguf, Value, gguf_name, hf_name};
+use crate::format::gguf_writer::{ALIGNMENT, GgufWriter};
+use crate::format::safetensors::from_f32;
+use crate::format::staged::Staged;
 
 const ALPHA: &str = "adapter.lora.alpha";
 
 /// Whether the file says that it is an adapter.
+#[cfg(feature = "cli")]
 pub(crate) fn is_adapter(gguf: &Gguf) -> bool {
     gguf.find::<&str>("general.type").is_ok_and(|kind| kind == Some("adapter"))
 }
@@ -161,7 +161,7 @@ fn names(paths: impl Iterator<Item = ModulePath>, shape: &BaseShape) -> Vec<Stri
 pub(crate) fn read(gguf: &Gguf, found: &Found, shape: &BaseShape) -> Result<Vec<f32>> {
     let view = gguf.require(&found.name)?;
     let interleaved = interleaved(found.path, found.factor, shape)?;
-    let values = TensorView { interleaved, ..view }.to_f32();
+    let values = view.interleaved(interleaved).to_f32();
     let transposed = is_transposed(found.path, found.factor);
     Ok(if transposed { transpose(&values, found.shape[1]) } else { values })
 }

@@ -1,7 +1,12 @@
-//! Sites: the groups of linears with one input, whose LoRA is computed together.
+//! Sites: the groups of linears with one input, whose LoRA is computed together; and what a pass
+//! is told of the adapters at them.
 
-use super::module::Target;
-use super::registry::MAX_RANK;
+use std::sync::Arc;
+
+use crate::adapter::MAX_RANK;
+use crate::base::Target;
+use crate::gpu::Tensor;
+use crate::kernels::lora::{self, Directory};
 
 /// A group of linears with the same input, in the order a pass meets them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,4 +68,37 @@ pub fn sites(layers: usize) -> impl Iterator<Item = (SiteKind, Option<usize>)> {
     let inside = (0..layers)
         .flat_map(|layer| SiteKind::ALL[..4].iter().map(move |&kind| (kind, Some(layer))));
     inside.chain(SiteKind::ALL[4..].iter().map(|&kind| (kind, None)))
+}
+
+/// What a pass needs to know of its rows' sets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LoraPass {
+    /// Most elements of a row of u, by [`SiteKind`]; 0 where no row has an adapter.
+    pub u_rows: [u32; 6],
+    /// By site, where all rows have the same adapter and no other.
+    pub(crate) alone: Option<Arc<[Entries]>>,
+}
+
+/// For A and for B.
+pub(crate) type Entries = [lora::Entry; 2];
+
+impl LoraPass {
+    /// The rows' only adapter at a site, for A and for B; zeros where they have several or not the
+    /// same.
+    pub fn alone(&self, site: u32) -> Entries {
+        self.alone.as_ref().and_then(|sites| sites.get(site as usize)).copied().unwrap_or_default()
+    }
+}
+
+/// The buffers of all adapters on the device, as kernels are bound to them.
+#[derive(Clone, Copy, Debug)]
+pub struct Factors<'a> {
+    /// What lies in front of the factors.
+    pub directory: Directory,
+    /// The A factors.
+    pub a: &'a Tensor,
+    /// The B factors.
+    pub b: &'a Tensor,
+    /// How often the two have moved.
+    pub moves: u64,
 }

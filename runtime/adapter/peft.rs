@@ -4,20 +4,22 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use safetensors::tensor::{Dtype, TensorInfo, TensorView};
 
-use super::gguf::Gguf;
-use super::safetensors::{SafetensorsFile, from_f32, is_float, to_bytes};
-use super::staged::Staged;
-use crate::adapter::config::{LoraConfig, MAX_CONFIG_BYTES};
-use crate::adapter::copies::{self, BaseWeights, Copied};
-use crate::adapter::module::{BaseShape, LoraModule, ModulePath, Target};
-use crate::adapter::parts::{Factor, Found, Parts};
-use crate::adapter::report::{AdapterFormat, Item};
+use super::config::{LoraConfig, MAX_CONFIG_BYTES};
+use super::copies::{self, BaseWeights, Copied};
+use super::module::LoraModule;
+use super::parts::{Factor, Found, Parts};
+use super::report::{AdapterFormat, Item};
+use crate::base::{BaseShape, ModulePath, Target};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::format;
+use crate::format::gguf::Gguf;
+use crate::format::safetensors::{SafetensorsFile, from_f32, is_float, to_bytes};
+use crate::format::staged::Staged;
 
 /// File names within a folder.
 pub(crate) const CONFIG: &str = "adapter_config.json";
@@ -34,7 +36,8 @@ pub(crate) const FINGERPRINT_KEY: &str = "epiphyte.base_fingerprint";
 const PREFIX: &str = "base_model.model.";
 
 /// A folder and what is written in it.
-pub(crate) fn files_of(dir: &Path) -> [PathBuf; 3] {
+#[cfg(feature = "cli")]
+pub(crate) fn files_of(dir: &Path) -> [std::path::PathBuf; 3] {
     [dir.into(), dir.join(CONFIG), dir.join(TENSORS)]
 }
 
@@ -58,7 +61,7 @@ pub(crate) fn open_folder(
     let path = dir.join(CONFIG);
     let mut config = Vec::new();
     // One byte too many, for the parser to notice.
-    let mut limited = super::open(&path)?.take(MAX_CONFIG_BYTES as u64 + 1);
+    let mut limited = format::open(&path)?.take(MAX_CONFIG_BYTES as u64 + 1);
     limited.read_to_end(&mut config).map_err(|e| Error::io(&path, e))?;
     Ok((config, SafetensorsFile::open(&dir.join(TENSORS))?))
 }
