@@ -1,7 +1,7 @@
 //! The memory of an engine, added up before any of it is taken: its own constructors, counted.
 
 use super::residents::arena::{Arena, EIGHT};
-use super::residents::packed::packed_len;
+use super::residents::packed::room;
 use super::residents::registry::directory;
 use super::working::{Working, limits};
 use crate::adapter::Adapter;
@@ -9,8 +9,9 @@ use crate::base::ModelConfig;
 use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;
 use crate::gpu::commands::RING_BYTES;
-use crate::gpu::{Buffer, Caps, Class, Tally};
-use crate::model::activations::LOGIT_ROWS;
+use crate::gpu::memory::Share;
+use crate::gpu::{Buffer, Caps, Class, Memory, Tally};
+use crate::model::activations::{LOGIT_ROWS, Limits};
 use crate::model::kv_cache::PAGE_LEN;
 use crate::model::lora::LoraBuffers;
 use crate::model::weights::Weights;
@@ -47,25 +48,47 @@ pub fn tally(
     }
     let limits = limits(caps, serving.context, serving.kv_f32);
     let mut working = Working::new(&tally, config, &limits)?;
-    let rows = limits.rows.max(LOGIT_ROWS);
-    let directory = directory(&config.base_shape(), rows);
-    let mut arena = Arena::new(caps, u64::from(directory.words()) * 4, serving.adapter_budget);
+    let adapters = load(&tally, config, &limits, serving)?;
+    let pages = serving.kv_tokens.div_ceil(PAGE_LEN);
+    while working.cache.pages() < pages {
+        working.cache = working.cache.larger(&tally, working.cache.pages() + 1)?;
+    }
+    // What is there now stays in the clone.
+    let counted = tally.clone();
+    drop((weights, working, adapters));
+    Ok(counted)
+}
+
+/// Adapters on the device, and what their kernels work on once there is one.
+type Loaded = (Arena<Share>, Option<LoraBuffers<Share>>);
+
+/// Loads the adapters one after the other.
+fn load(
+    tally: &Tally,
+    config: &ModelConfig,
+    limits: &Limits,
+    serving: &Serving<'_>,
+) -> Result<Loaded> {
+    let base = config.base_shape();
+    let directory_bytes = u64::from(directory(&base, limits.rows.max(LOGIT_ROWS)).words()) * 4;
+    let mut arena = Arena::new(tally.caps(), directory_bytes, serving.adapter_budget);
     let (mut blocks, mut bound) = (Vec::new(), None);
     for (i, adapter) in serving.adapters.iter().enumerate() {
-        let (a, b) = packed_len(adapter, &config.base_shape());
+        let room = room(adapter, &base);
         let block = loop {
-            if let Some(block) = arena.allocate(a, b) {
+            if let Some(block) = arena.allocate(room) {
                 break block;
             }
-            if arena.can_make_room(a, b) {
+            if arena.can_make_room(room) {
                 let mut all: Vec<_> = blocks.iter_mut().collect();
-                arena.rebuild(&tally, (a, b), &mut all, &mut |_, _, _| {})?;
-                bound = Some(LoraBuffers::new(&tally, config, limits.rows)?);
+                arena.rebuild(tally, room, &mut all, &mut |_| {})?;
+                bound = Some(LoraBuffers::new(tally, config, limits.rows)?);
             } else if blocks.is_empty() {
-                let id = format!("number {}", i + 1);
-                let (needed_bytes, budget_bytes) =
-                    (EIGHT * (u64::from(a) + u64::from(b)), arena.budget());
-                return Err(Error::AdapterBudget { id, needed_bytes, budget_bytes });
+                return Err(Error::AdapterBudget {
+                    id: format!("number {}", i + 1),
+                    needed_bytes: EIGHT * (u64::from(room.a) + u64::from(room.b)),
+                    budget_bytes: arena.budget(),
+                });
             } else {
                 // The longest unused makes room.
                 arena.free(blocks.remove(0));
@@ -73,12 +96,5 @@ pub fn tally(
         };
         blocks.push(block);
     }
-    let pages = serving.kv_tokens.div_ceil(PAGE_LEN);
-    while working.cache.pages() < pages {
-        working.cache = working.cache.larger(&tally, working.cache.pages() + 1)?;
-    }
-    // What is there now stays in the clone.
-    let counted = tally.clone();
-    drop((weights, working, arena, bound));
-    Ok(counted)
+    Ok((arena, bound))
 }

@@ -56,34 +56,30 @@ impl Blocks {
     /// newest that it fits.
     pub(super) fn take(&mut self, bytes: u64) -> Place {
         let len = bytes.checked_next_multiple_of(ALIGNMENT).unwrap_or(bytes);
-        let own = len > self.block_bytes;
-        let fits = |(_, block): &(usize, &Option<Block>)| {
-            block
-                .as_ref()
-                .is_some_and(|block| block.bytes == self.block_bytes && block.gap(len).is_some())
-        };
-        let found = self.blocks.iter().enumerate().rev().find(fits).filter(|_| !own);
-        let index = found.map(|(index, _)| index).unwrap_or_else(|| {
-            let bytes = if own { len } else { self.block_bytes };
-            let new = Some(Block { bytes, taken: Vec::new() });
-            match self.blocks.iter().position(Option::is_none) {
-                Some(free) => {
-                    self.blocks[free] = new;
-                    free
-                }
-                None => {
-                    self.blocks.push(new);
-                    self.blocks.len() - 1
-                }
-            }
-        });
-        let mut start = 0;
+        let index = self.shared(len).unwrap_or_else(|| self.add(len.max(self.block_bytes)));
+        let mut place = Place { block: index, start: 0, len };
         if let Some(block) = &mut self.blocks[index] {
-            start = block.gap(len).unwrap_or_default();
-            let at = block.taken.partition_point(|(other, _)| *other < start);
-            block.taken.insert(at, (start, start + len));
+            place.start = block.gap(len).unwrap_or_default();
+            let at = block.taken.partition_point(|(other, _)| *other < place.start);
+            block.taken.insert(at, (place.start, place.start + len));
         }
-        Place { block: index, start, len }
+        place
+    }
+
+    /// The newest shared block that has a gap of `len`.
+    fn shared(&self, len: u64) -> Option<usize> {
+        let fits = |block: &Block| block.bytes == self.block_bytes && block.gap(len).is_some();
+        self.blocks.iter().rposition(|block| block.as_ref().is_some_and(fits))
+    }
+
+    /// A new block.
+    fn add(&mut self, bytes: u64) -> usize {
+        let index = self.blocks.iter().position(Option::is_none).unwrap_or(self.blocks.len());
+        if index == self.blocks.len() {
+            self.blocks.push(None);
+        }
+        self.blocks[index] = Some(Block { bytes, taken: Vec::new() });
+        index
     }
 
     /// Gives a buffer's place back, and the block if it was the last one there.

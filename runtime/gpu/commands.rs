@@ -69,6 +69,11 @@ impl<'a> Commands<'a> {
         })
     }
 
+    /// What is recorded for.
+    pub fn gpu(&self) -> &'a Gpu {
+        self.gpu
+    }
+
     /// From now on [`Commands::bound`] gives up once `cancel` is set.
     pub fn cancel_on(&mut self, cancel: &'a AtomicBool) {
         self.cancel = Some(cancel);

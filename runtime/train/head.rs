@@ -70,7 +70,6 @@ impl HeadOps {
     /// the layers' output.
     pub(crate) fn record(
         &self,
-        gpu: &Gpu,
         commands: &mut Commands<'_>,
         scored: u32,
         rows: u32,
@@ -82,23 +81,23 @@ impl HeadOps {
         rms_norm::record(
             commands,
             &self.norm,
-            gpu.caps(),
+            commands.gpu().caps(),
             RmsNormParams { rows: scored, k4, eps, pad: 0 },
         );
         for row0 in (0..scored).step_by(self.chunk as usize) {
             let count = self.chunk.min(scored - row0);
             let range = RowRange { count, x_row: row0, y_row: 0 };
-            self.logits.record(gpu, commands, range, USize::default())?;
+            self.logits.record(commands.gpu(), commands, range, USize::default())?;
             let params =
                 CrossEntropyParams { vocab: self.vocab, stride: self.vocab, row0, loss0: row0 };
             cross_entropy::record(commands, &self.cross_entropy, params, count);
             if train {
-                self.logits_backward.record(gpu, commands, count, row0)?;
+                self.logits_backward.record(commands.gpu(), commands, count, row0)?;
             }
         }
         if train {
             let params = RmsNormBackwardParams { rows: scored, k4, eps, ..Default::default() };
-            rms_norm_backward::record(commands, &self.norm_backward, gpu.caps(), params);
+            rms_norm_backward::record(commands, &self.norm_backward, commands.gpu().caps(), params);
             gather_rows::record(commands, &self.scatter, gather, rows);
         }
         Ok(())

@@ -140,7 +140,6 @@ impl LayerOps {
     /// Errors: as [`Commands::bound`].
     pub(crate) fn forward(
         &self,
-        gpu: &Gpu,
         commands: &mut Commands<'_>,
         buffers: &Buffers,
         rows: u32,
@@ -151,9 +150,9 @@ impl LayerOps {
         let bytes = u64::from(rows * sizes.d) * 4;
         let (input, x_mid) = (buffers.input(self.layer), &buffers.slot(self.layer).x_mid);
         let output = buffers.output(self.layer, sizes.layers);
-        self.norm(gpu, commands, 0, rows);
-        self.qkv.record(gpu, commands, range, none)?;
-        self.adapt(gpu, commands, 0, rows)?;
+        self.norm(commands, 0, rows);
+        self.qkv.record(commands.gpu(), commands, range, none)?;
+        self.adapt(commands, 0, rows)?;
         let rope = |direction| RopeTrainParams {
             heads: sizes.heads,
             kv_heads: sizes.kv_heads,
@@ -163,19 +162,19 @@ impl LayerOps {
         rope_train::record(commands, &self.rope, sizes.head_dim, rope(rope_train::FORWARD), rows);
         attention_train::record(commands, &self.attention, &sizes.attention(rows));
         commands.copy(input, 0, x_mid, 0, bytes);
-        self.o_proj.record(gpu, commands, range, none)?;
-        self.adapt(gpu, commands, 1, rows)?;
-        self.norm(gpu, commands, 1, rows);
-        self.gate_up.record(gpu, commands, range, none)?;
-        self.adapt(gpu, commands, 2, rows)?;
-        self.swiglu(gpu, commands, rows);
+        self.o_proj.record(commands.gpu(), commands, range, none)?;
+        self.adapt(commands, 1, rows)?;
+        self.norm(commands, 1, rows);
+        self.gate_up.record(commands.gpu(), commands, range, none)?;
+        self.adapt(commands, 2, rows)?;
+        self.swiglu(commands, rows);
         if finish {
             commands.copy(x_mid, 0, output, 0, bytes);
-            self.down_proj.record(gpu, commands, range, none)?;
-            self.adapt(gpu, commands, 3, rows)?;
+            self.down_proj.record(commands.gpu(), commands, range, none)?;
+            self.adapt(commands, 3, rows)?;
         } else {
             // Its u is part of what the backward pass needs.
-            self.factors[3].iter().try_for_each(|lora| lora.shrink_only(gpu, commands, rows))?;
+            self.factors[3].iter().try_for_each(|lora| lora.shrink_only(commands, rows))?;
         }
         Ok(())
     }
@@ -186,20 +185,19 @@ impl LayerOps {
     /// Errors: as [`Commands::bound`].
     pub(crate) fn backward(
         &self,
-        gpu: &Gpu,
         commands: &mut Commands<'_>,
         rows: u32,
         through: bool,
     ) -> Result<()> {
         let sizes = self.sizes;
-        self.swiglu(gpu, commands, rows);
-        self.linear_backward(gpu, commands, 3, rows, true)?;
+        self.swiglu(commands, rows);
+        self.linear_backward(commands, 3, rows, true)?;
         let params = SwiGluBackwardParams { f4: sizes.f / 4, ..Default::default() };
         swiglu_backward::record(commands, &self.swiglu_backward, params, rows);
-        self.norm(gpu, commands, 1, rows);
-        self.linear_backward(gpu, commands, 2, rows, true)?;
-        self.norm_backward(gpu, commands, 1, rows);
-        self.linear_backward(gpu, commands, 1, rows, true)?;
+        self.norm(commands, 1, rows);
+        self.linear_backward(commands, 2, rows, true)?;
+        self.norm_backward(commands, 1, rows);
+        self.linear_backward(commands, 1, rows, true)?;
         let params = sizes.attention(rows);
         backward::record_delta(commands, &self.delta, &params);
         backward::record_dq(commands, &self.dq, &params);
@@ -207,50 +205,54 @@ impl LayerOps {
         let (heads, kv_heads, direction) = (sizes.heads, sizes.kv_heads, rope_train::BACKWARD);
         let rope = RopeTrainParams { heads, kv_heads, row0: 0, direction };
         rope_train::record(commands, &self.rope_backward, sizes.head_dim, rope, rows);
-        self.norm(gpu, commands, 0, rows);
-        self.linear_backward(gpu, commands, 0, rows, through)?;
+        self.norm(commands, 0, rows);
+        self.linear_backward(commands, 0, rows, through)?;
         if through {
-            self.norm_backward(gpu, commands, 0, rows);
+            self.norm_backward(commands, 0, rows);
         }
         Ok(())
     }
 
     fn linear_backward(
         &self,
-        gpu: &Gpu,
         commands: &mut Commands<'_>,
         which: usize,
         rows: u32,
         through: bool,
     ) -> Result<()> {
         if through {
-            self.linears_backward[which].record(gpu, commands, rows, 0)?;
+            self.linears_backward[which].record(commands.gpu(), commands, rows, 0)?;
         }
-        self.factors[which].iter().try_for_each(|lora| lora.backward(gpu, commands, rows, through))
+        self.factors[which].iter().try_for_each(|lora| lora.backward(commands, rows, through))
     }
 
-    fn adapt(&self, gpu: &Gpu, commands: &mut Commands<'_>, which: usize, rows: u32) -> Result<()> {
-        self.factors[which].iter().try_for_each(|lora| lora.forward(gpu, commands, rows))
+    fn adapt(&self, commands: &mut Commands<'_>, which: usize, rows: u32) -> Result<()> {
+        self.factors[which].iter().try_for_each(|lora| lora.forward(commands, rows))
     }
 
-    fn norm(&self, gpu: &Gpu, commands: &mut Commands<'_>, which: usize, rows: u32) {
+    fn norm(&self, commands: &mut Commands<'_>, which: usize, rows: u32) {
         let params = RmsNormParams { rows, k4: self.sizes.d / 4, eps: self.sizes.eps, pad: 0 };
-        rms_norm::record(commands, &self.norms[which], gpu.caps(), params);
+        rms_norm::record(commands, &self.norms[which], commands.gpu().caps(), params);
     }
 
-    fn norm_backward(&self, gpu: &Gpu, commands: &mut Commands<'_>, which: usize, rows: u32) {
+    fn norm_backward(&self, commands: &mut Commands<'_>, which: usize, rows: u32) {
         let params = RmsNormBackwardParams {
             rows,
             k4: self.sizes.d / 4,
             eps: self.sizes.eps,
             ..Default::default()
         };
-        rms_norm_backward::record(commands, &self.norms_backward[which], gpu.caps(), params);
+        rms_norm_backward::record(
+            commands,
+            &self.norms_backward[which],
+            commands.gpu().caps(),
+            params,
+        );
     }
 
-    fn swiglu(&self, gpu: &Gpu, commands: &mut Commands<'_>, rows: u32) {
+    fn swiglu(&self, commands: &mut Commands<'_>, rows: u32) {
         let params = SwiGluParams { f: self.sizes.f, ..Default::default() };
-        swiglu::record(commands, gpu.caps(), &self.swiglu, &params, rows);
+        swiglu::record(commands, commands.gpu().caps(), &self.swiglu, &params, rows);
     }
 }
 

@@ -21,6 +21,7 @@ pub mod signals;
 pub(crate) mod checkpoint;
 pub mod options;
 pub mod trainer;
+mod update;
 
 pub use options::TrainOptions;
 pub use trainer::Trainer;

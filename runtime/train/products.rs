@@ -96,9 +96,9 @@ impl FactorOps {
     }
 
     /// Records `u = x Aᵀ` and `y += s u Bᵀ`.
-    pub(crate) fn forward(&self, gpu: &Gpu, commands: &mut Commands<'_>, rows: u32) -> Result<()> {
+    pub(crate) fn forward(&self, commands: &mut Commands<'_>, rows: u32) -> Result<()> {
         let (n, r) = (self.factor.n, self.rank);
-        self.shrink_only(gpu, commands, rows)?;
+        self.shrink_only(commands, rows)?;
         let u = View::new(0, r);
         let expand = MatmulDenseParams {
             alpha: self.scaling,
@@ -110,26 +110,20 @@ impl FactorOps {
                 (self.y_column, self.y_stride),
             )
         };
-        self.record(gpu, commands, &self.expand, expand)
+        self.record(commands, &self.expand, expand)
     }
 
     /// Records `u = x Aᵀ`.
-    pub(crate) fn shrink_only(
-        &self,
-        gpu: &Gpu,
-        commands: &mut Commands<'_>,
-        rows: u32,
-    ) -> Result<()> {
+    pub(crate) fn shrink_only(&self, commands: &mut Commands<'_>, rows: u32) -> Result<()> {
         let (k, r) = (self.factor.k, self.rank);
         let params =
             MatmulDenseParams::new((rows, r, k), View::new(0, k), self.a().transposed(), (0, r));
-        self.record(gpu, commands, &self.shrink, params)
+        self.record(commands, &self.shrink, params)
     }
 
     /// Records `du = s dy B`, `dB += s dyᵀ u`, `dA += duᵀ x`, and with `through` `dx += du A`.
     pub(crate) fn backward(
         &self,
-        gpu: &Gpu,
         commands: &mut Commands<'_>,
         rows: u32,
         through: bool,
@@ -140,15 +134,15 @@ impl FactorOps {
         let scaled = |params| MatmulDenseParams { alpha: self.scaling, ..params };
         let added = |params| MatmulDenseParams { beta: 1.0, ..params };
         let params = scaled(MatmulDenseParams::new((rows, r, n), dy, self.b(), (0, r)));
-        self.record(gpu, commands, &self.du, params)?;
+        self.record(commands, &self.du, params)?;
         let params =
             added(scaled(MatmulDenseParams::new((n, r, rows), dy.transposed(), u, (b, r))));
-        self.record(gpu, commands, &self.d_b, params)?;
+        self.record(commands, &self.d_b, params)?;
         let params = added(MatmulDenseParams::new((r, k, rows), du.transposed(), x, (a, k)));
-        self.record(gpu, commands, &self.d_a, params)?;
+        self.record(commands, &self.d_a, params)?;
         if through {
             let params = added(MatmulDenseParams::new((rows, k, r), du, self.a(), (0, k)));
-            self.record(gpu, commands, &self.dx, params)?;
+            self.record(commands, &self.dx, params)?;
         }
         Ok(())
     }
@@ -163,12 +157,11 @@ impl FactorOps {
 
     fn record(
         &self,
-        gpu: &Gpu,
         commands: &mut Commands<'_>,
         product: &Product,
         params: MatmulDenseParams,
     ) -> Result<()> {
-        let tiling = Tiling::choose(gpu.caps(), params.m, params.n);
+        let tiling = Tiling::choose(commands.gpu().caps(), params.m, params.n);
         if let Some((_, kernel)) = self.kernels.0.iter().find(|(known, _)| *known == tiling) {
             let op = Op { kernel: Arc::clone(kernel), group: product.group.clone() };
             matmul_dense::record(commands, &op, tiling, &params);

@@ -9,12 +9,8 @@ use std::time::Instant;
 use crate::adapter::Adapter;
 use crate::engine::{CancelToken, Engine};
 use crate::error::{Error, Result};
-use crate::gpu::{Commands, Gpu, Op, Tally, Tensor};
-use crate::kernels::adamw;
-use crate::kernels::grad_norm::{self, FinalParams, NO_CLIP, PartialParams};
-use crate::kernels::sgd::{self, SgdParams};
+use crate::gpu::{Commands, Tally, Tensor};
 
-use super::buffers::{Buffers, Optimizer};
 use super::checkpoint::{self, Checkpoint, Position, RunId};
 use super::data::batch::{BatchOptions, Loader, MicroBatch};
 use super::data::{Cursor, Dataset};
@@ -24,6 +20,7 @@ use super::options::TrainOptions;
 use super::plan::Site;
 use super::schedule::Schedule;
 use super::signals::StepRecord;
+use super::update::Update;
 
 /// Fine-tunes an adapter on the resident base, which serves on meanwhile.
 ///
@@ -68,84 +65,6 @@ fn checkpoint_of(
     Ok(checkpoint)
 }
 
-/// The optimiser's kernels and states.
-struct Update {
-    partial: Op,
-    last: Op,
-    step: Op,
-}
-
-impl Update {
-    fn new(gpu: &Gpu, graph: &Graph, options: &TrainOptions) -> Result<Self> {
-        let Buffers { state, grads, norm: [partials, norm], .. } = &graph.buffers;
-        let mut bound = vec![norm, grads];
-        bound.extend(state);
-        let step = match options.optimizer {
-            Optimizer::AdamW => adamw::spec(),
-            Optimizer::Momentum => sgd::spec(true),
-            Optimizer::Sgd => {
-                // Where the momentum would be; it is not used.
-                bound.push(partials);
-                sgd::spec(false)
-            }
-        };
-        Ok(Self {
-            partial: gpu.op(&grad_norm::partial_spec(), &[grads, partials])?,
-            last: gpu.op(&grad_norm::final_spec(), &[partials, norm])?,
-            step: gpu.op(&step, &bound)?,
-        })
-    }
-
-    /// Records norm and update, the moments' `step`-th; the gradients are zero afterwards.
-    fn record(
-        &self,
-        commands: &mut Commands<'_>,
-        layout: &Layout,
-        options: &TrainOptions,
-        lr: f64,
-        step: u64,
-    ) {
-        let len = layout.len() as u32;
-        grad_norm::record_partial(
-            commands,
-            &self.partial,
-            PartialParams { offset: 0, len, partial0: 0, pad: 0 },
-        );
-        grad_norm::record_final(
-            commands,
-            &self.last,
-            FinalParams { count: grad_norm::partials(len), ..Default::default() },
-        );
-        let max_norm = options.max_grad_norm.map_or(NO_CLIP, |norm| norm as f32);
-        for (range, lr) in layout.ranges().into_iter().zip([lr, lr * options.lora_plus_ratio]) {
-            match options.optimizer {
-                Optimizer::AdamW => {
-                    let params = options.adamw().params(range, lr, step, max_norm);
-                    adamw::record(commands, &self.step, &params);
-                }
-                Optimizer::Momentum | Optimizer::Sgd => {
-                    let momentum = if options.optimizer == Optimizer::Momentum {
-                        options.momentum
-                    } else {
-                        0.0
-                    };
-                    let params = SgdParams {
-                        offset: range.start,
-                        len: range.end - range.start,
-                        slot: 0,
-                        max_norm,
-                        lr: lr as f32,
-                        momentum: momentum as f32,
-                        weight_decay: options.weight_decay as f32,
-                        pad: 0,
-                    };
-                    sgd::record(commands, &self.step, &params);
-                }
-            }
-        }
-    }
-}
-
 impl Trainer {
     /// A run over `data`, from fresh factors or those of `init`.
     ///
@@ -158,7 +77,7 @@ impl Trainer {
         options: TrainOptions,
         init: Option<&Adapter>,
     ) -> Result<Self> {
-        let trainer = Self::at(engine, data, options, Cursor::default())?;
+        let trainer = Self::begin(engine, data, options)?;
         let layout = &trainer.graph.layout;
         let params = init.map_or_else(
             || Ok(layout.fresh(trainer.options.seed)),
@@ -184,7 +103,7 @@ impl Trainer {
         path: &Path,
     ) -> Result<Self> {
         let checkpoint = checkpoint_of(path, engine, &data, &options)?;
-        let mut trainer = Self::at(engine, data, options, Cursor::default())?;
+        let mut trainer = Self::begin(engine, data, options)?;
         trainer.load(path, &checkpoint)?;
         Ok(trainer)
     }
@@ -250,12 +169,8 @@ impl Trainer {
         }
     }
 
-    fn at(
-        engine: &Arc<Engine>,
-        data: Arc<Dataset>,
-        options: TrainOptions,
-        cursor: Cursor,
-    ) -> Result<Self> {
+    /// The first step of a run, without its factors.
+    fn begin(engine: &Arc<Engine>, data: Arc<Dataset>, options: TrainOptions) -> Result<Self> {
         options.check()?;
         if !engine.trains() {
             return Err(computes_wrong());
@@ -271,7 +186,7 @@ impl Trainer {
             seed: options.seed,
             duration: options.duration,
         };
-        let loader = Loader::new(data, batches, cursor)?;
+        let loader = Loader::new(data, batches, Cursor::default())?;
         let rate = options.learning_rate.unwrap_or_default();
         let schedule = Schedule::new(options.decay, rate, options.warmup, loader.total_steps())?;
         let scaling = options.scaling() as f32;
@@ -395,7 +310,11 @@ impl Trainer {
     ///
     /// Errors: as [`Gpu::read`].
     pub fn adapter(&self) -> Result<Adapter> {
-        let params = self.read(self.graph.buffers.params())?;
+        self.as_adapter(&self.read(self.graph.buffers.params())?)
+    }
+
+    /// Values for every factor, as an adapter.
+    fn as_adapter(&self, values: &[f32]) -> Result<Adapter> {
         let base = self.engine.base();
         let options = FactorOptions {
             targets: self.options.targets()?,
@@ -403,7 +322,7 @@ impl Trainer {
             use_rslora: self.options.use_rslora,
             base_fingerprint: base.fingerprint.clone(),
         };
-        self.graph.layout.adapter(&params, &options, &base.adapter_shape())
+        self.graph.layout.adapter(values, &options, &base.adapter_shape())
     }
 
     /// Writes everything that [`Trainer::resume`] needs to `path`: whole or not at all.
@@ -447,14 +366,7 @@ impl Trainer {
         let loss = losses.sum::<Result<f64>>();
         let gradients = self.read(&self.graph.buffers.grads);
         self.clear_gradients();
-        let base = self.engine.base();
-        let options = FactorOptions {
-            targets: self.options.targets()?,
-            lora_alpha: self.options.lora_alpha,
-            use_rslora: self.options.use_rslora,
-            base_fingerprint: base.fingerprint.clone(),
-        };
-        Ok((loss?, self.graph.layout.adapter(&gradients?, &options, &base.adapter_shape())?))
+        Ok((loss?, self.as_adapter(&gradients?)?))
     }
 
     /// The settings of the run, with what was left to the recipe decided.

@@ -70,8 +70,21 @@ pub(crate) struct Arena<T = Tensor> {
     moves: u64,
 }
 
-/// Copies bytes from a place of one buffer to one of another.
-pub(crate) type CopyBytes<'a, T> = &'a mut dyn FnMut((&T, u64), (&T, u64), u64);
+/// Room that an adapter needs, in [`Eight`]s.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Room {
+    pub(crate) a: u32,
+    pub(crate) b: u32,
+}
+
+/// Bytes to copy from a place of one buffer to one of another.
+pub(crate) struct Copying<'a, T> {
+    pub(crate) from: &'a T,
+    pub(crate) from_offset: u64,
+    pub(crate) to: &'a T,
+    pub(crate) to_offset: u64,
+    pub(crate) bytes: u64,
+}
 
 impl<T> Arena<T> {
     /// Nothing is allocated yet. `budget` is for the factors, without the directory; it is lowered
@@ -107,10 +120,10 @@ impl<T> Arena<T> {
     }
 
     /// Room for an adapter, if there is any as things lie.
-    pub(crate) fn allocate(&mut self, a_len: u32, b_len: u32) -> Option<Block> {
-        let block = Block { a: self.a.find(a_len)?, b: self.b.find(b_len)?, a_len, b_len };
-        self.a.take(block.a, a_len);
-        self.b.take(block.b, b_len);
+    pub(crate) fn allocate(&mut self, Room { a, b }: Room) -> Option<Block> {
+        let block = Block { a: self.a.find(a)?, b: self.b.find(b)?, a_len: a, b_len: b };
+        self.a.take(block.a, a);
+        self.b.take(block.b, b);
         Some(block)
     }
 
@@ -120,22 +133,22 @@ impl<T> Arena<T> {
     }
 
     /// Whether growing or tidying would make room without taking any adapter off.
-    pub(crate) fn can_make_room(&self, a: u32, b: u32) -> bool {
+    pub(crate) fn can_make_room(&self, Room { a, b }: Room) -> bool {
         let (a, b) =
             (u64::from(self.a.used()) + u64::from(a), u64::from(self.b.used()) + u64::from(b));
         a <= u64::from(self.most) && b <= u64::from(self.most) && (a + b) * EIGHT <= self.budget
     }
 
-    /// New buffers with room for `a` and `b` more; `blocks` are all there are, and are moved
+    /// New buffers with room for one more; `blocks` are all there are, and are moved
     /// together by `copy`.
     ///
     /// Errors: [`crate::Error::OutOfMemory`]; everything is then where it was.
     pub(crate) fn rebuild(
         &mut self,
         memory: &impl Memory<Tensor = T>,
-        (a, b): (u32, u32),
+        Room { a, b }: Room,
         blocks: &mut [&mut Block],
-        copy: CopyBytes<'_, T>,
+        copy: &mut dyn FnMut(Copying<'_, T>),
     ) -> Result<()> {
         let (a_needed, b_needed) = (self.a.used() + a, self.b.used() + b);
         let all = u64::from(a_needed) + u64::from(b_needed);
@@ -163,14 +176,21 @@ impl<T> Arena<T> {
         })?;
         for block in blocks.iter_mut() {
             let moved = Block { a: a.used(), b: b.used(), ..**block };
-            let place = |at: u32| self.directory_bytes + u64::from(at) * EIGHT;
-            if let (Some(old), Some(new)) = (&self.a.tensor, &a.tensor) {
-                let bytes = u64::from(block.a_len) * EIGHT;
-                copy((old, place(block.a)), (new, place(moved.a)), bytes);
-            }
-            if let (Some(old), Some(new)) = (&self.b.tensor, &b.tensor) {
-                let bytes = u64::from(block.b_len) * EIGHT;
-                copy((old, place(block.b)), (new, place(moved.b)), bytes);
+            let offset = |at: u32| self.directory_bytes + u64::from(at) * EIGHT;
+            let ends = [
+                (&self.a, block.a, &a, moved.a, block.a_len),
+                (&self.b, block.b, &b, moved.b, block.b_len),
+            ];
+            for (old, from, new, to, len) in ends {
+                if let (Some(old), Some(new)) = (&old.tensor, &new.tensor) {
+                    copy(Copying {
+                        from: old,
+                        from_offset: offset(from),
+                        to: new,
+                        to_offset: offset(to),
+                        bytes: u64::from(len) * EIGHT,
+                    });
+                }
             }
             a.take(moved.a, moved.a_len);
             b.take(moved.b, moved.b_len);

@@ -11,6 +11,8 @@ use crate::base::{BaseShape, ModulePath, Target};
 use crate::model::site::{SiteKind, sites};
 use crate::parallel;
 
+use super::arena::Room;
+
 /// f16 that a kernel loads at a time; ranks are multiples of it.
 const WIDTH: usize = 8;
 /// As many.
@@ -86,11 +88,14 @@ impl Packed {
     }
 }
 
-/// What [`Packed::new`] would make of an adapter, in [`Eight`]s of A and of B.
-pub(crate) fn packed_len(adapter: &Adapter, shape: &BaseShape) -> (u32, u32) {
+/// What the factors of an adapter take once they are packed.
+pub(crate) fn room(adapter: &Adapter, shape: &BaseShape) -> Room {
     let works =
         sites(shape.num_hidden_layers).map(|(kind, layer)| Work::new(kind, layer, adapter, shape));
-    works.fold((0, 0), |(a, b), work| (a + work.a_len as u32, b + work.b_len as u32))
+    works.fold(Room::default(), |Room { a, b }, work| Room {
+        a: a + work.a_len as u32,
+        b: b + work.b_len as u32,
+    })
 }
 
 /// A site to pack.
