@@ -272,7 +272,7 @@ impl Loss {
 }
 
 /// The log-probability of `token`.
-pub(crate) fn log_softmax(logits: &[f32], token: u32) -> f64 {
+pub fn log_softmax(logits: &[f32], token: u32) -> f64 {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
     f64::from(logits[token as usize] - max) - sum.ln()

@@ -5,8 +5,8 @@ pub mod adapter;
 pub mod base;
 mod cache;
 pub mod chat;
-#[cfg(feature = "cli")]
-pub mod cli;
+#[cfg(feature = "gpu")]
+pub mod diagnosis;
 pub mod dtype;
 #[cfg(feature = "gpu")]
 pub mod engine;
@@ -17,8 +17,10 @@ pub mod export;
 pub mod format;
 #[cfg(feature = "gpu")]
 pub mod gpu;
+mod identity;
 #[cfg(feature = "gpu")]
 pub mod kernels;
+mod kind;
 #[cfg(feature = "gpu")]
 pub mod model;
 mod parallel;
@@ -41,4 +43,5 @@ pub use engine::{
 pub use error::{Error, Result};
 #[cfg(feature = "gpu")]
 pub use gpu::GpuOptions;
+pub use kind::FileKind;
 pub use progress::{LoadPhase, LoadProgress};

@@ -6,8 +6,6 @@
 
 mod adapter;
 mod chat;
-#[cfg(feature = "cli")]
-mod cli;
 mod common;
 #[cfg(feature = "gpu")]
 mod default_model;
@@ -15,6 +13,7 @@ mod default_model;
 mod engine;
 mod floors;
 mod gguf;
+mod identity;
 #[cfg(feature = "gpu")]
 mod kernels;
 #[cfg(feature = "gpu")]

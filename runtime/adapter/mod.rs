@@ -16,6 +16,7 @@ pub use config::{LoraConfig, Modules};
 pub use copies::{AdaptedBase, BaseWeights};
 pub use load::Adapter;
 pub use module::LoraModule;
+pub use peft::files_of as peft_files;
 pub use report::{AdapterFormat, Item, LoadReport, Verdict};
 pub use targets::TargetModule;
 

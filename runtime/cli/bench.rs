@@ -12,12 +12,12 @@ use serde::Serialize;
 
 use super::adapter::{AdapterArgs, Adapters};
 use super::{ModelArgs, SamplingArgs, output};
-use crate::engine::{
+use epiphyte::engine::{
     CancelToken, Change, Engine, GenerateOptions, Sampling, Session, generate_batch,
 };
-use crate::error::{Error, Result};
-use crate::gpu::GpuOptions;
-use crate::kernels::bandwidth;
+use epiphyte::error::{Error, Result};
+use epiphyte::gpu::GpuOptions;
+use epiphyte::kernels::bandwidth;
 
 /// Repeats of a measurement, of which the median counts.
 const REPEATS: usize = 5;

@@ -8,11 +8,11 @@ use clap::Args;
 use super::adapter::{AdapterArgs, Adapters, Weighted};
 use super::lines::Lines;
 use super::{ModelArgs, SamplingArgs, TemplateArgs, generate, interrupt, output};
-use crate::chat::Message;
-use crate::engine::AdapterState;
-use crate::engine::{FinishReason, GenerateOptions, Session};
-use crate::error::{Error, Result};
-use crate::gpu::GpuOptions;
+use epiphyte::chat::Message;
+use epiphyte::engine::AdapterState;
+use epiphyte::engine::{FinishReason, GenerateOptions, Session};
+use epiphyte::error::{Error, Result};
+use epiphyte::gpu::GpuOptions;
 
 const HELP: &str = "/reset                 forget the conversation\n\
                     /system TEXT           go on with this system message\n\

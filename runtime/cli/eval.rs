@@ -8,11 +8,11 @@ use serde::Serialize;
 
 use super::adapter::{AdapterArgs, Adapters};
 use super::{ModelArgs, TemplateArgs, interrupt, output};
-use crate::engine::Engine;
-use crate::error::{Error, Result};
-use crate::evaluate::{Answer, EvaluateOptions, Evaluation, Examples, evaluate};
-use crate::gpu::GpuOptions;
-use crate::train::data::{DataOptions, Encoder};
+use epiphyte::engine::Engine;
+use epiphyte::error::{Error, Result};
+use epiphyte::evaluate::{Answer, EvaluateOptions, Evaluation, Examples, evaluate};
+use epiphyte::gpu::GpuOptions;
+use epiphyte::train::data::{DataOptions, Encoder};
 
 /// Measure loss and exact answers on examples
 #[derive(Args)]

@@ -10,10 +10,10 @@ use serde::Serialize;
 use super::adapter::{AdapterArgs, Adapters};
 use super::prompt::PromptArgs;
 use super::{ModelArgs, SamplingArgs, TemplateArgs, interrupt, output};
-use crate::chat::Message;
-use crate::engine::{AnswerStats, FinishReason, GenerateOptions, Session};
-use crate::error::{Error, Result};
-use crate::gpu::GpuOptions;
+use epiphyte::chat::Message;
+use epiphyte::engine::{AnswerStats, FinishReason, GenerateOptions, Session};
+use epiphyte::error::{Error, Result};
+use epiphyte::gpu::GpuOptions;
 
 /// Continue a text, or with --chat answer it
 #[derive(Args)]

@@ -9,14 +9,12 @@ use serde::Serialize;
 
 use super::adapter::inspect as adapter;
 use super::{ModelFile, output};
-use crate::adapter::gguf_lora;
-use crate::base::ModelConfig;
-use crate::chat::ChatTemplate;
-use crate::engine::base;
-use crate::error::{Error, Result};
-use crate::format::gguf::Gguf;
-use crate::format::safetensors::is_safetensors;
-use crate::tokenizer::{Tokenizer, TokenizerSpec};
+use epiphyte::FileKind;
+use epiphyte::base::{ModelConfig, fingerprint};
+use epiphyte::chat::ChatTemplate;
+use epiphyte::error::{Error, Result};
+use epiphyte::format::gguf::Gguf;
+use epiphyte::tokenizer::{Tokenizer, TokenizerSpec};
 
 /// Show what a model file or an adapter holds
 #[derive(Args)]
@@ -102,13 +100,11 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
         let model = ModelFile { model: args.model.clone() };
         adapter::run(&adapter::InspectArgs { path: args.file.clone(), model, json: args.json })
     };
-    if args.file.is_dir() || is_safetensors(&args.file) {
+    let kind = FileKind::of(&args.file);
+    if args.file.is_dir() || matches!(kind, FileKind::Safetensors | FileKind::GgufAdapter) {
         return adapter();
     }
     let gguf = Gguf::open(&args.file)?;
-    if gguf_lora::is_adapter(&gguf) {
-        return adapter();
-    }
     let report = inspect(&gguf, args.full_hash);
     if args.json { output::json(&report) } else { print(&report) }?;
     match report.refused.len() {
@@ -126,7 +122,13 @@ fn inspect(gguf: &Gguf, full: bool) -> Report {
     if let Some(config) = &config {
         keep(config.check_tensors(gguf), &mut refused);
     }
-    let tokenizer = keep(TokenizerSpec::from_gguf(gguf), &mut refused).map(|spec| {
+    let spec = keep(TokenizerSpec::from_gguf(gguf), &mut refused);
+    let described = config.as_ref().zip(spec.as_ref());
+    // What keeps a file from having a name is refused above.
+    let names = |name: fn(&Gguf, &ModelConfig, &TokenizerSpec) -> Result<String>| {
+        described.and_then(|(config, spec)| name(gguf, config, spec).ok())
+    };
+    let tokenizer = spec.clone().map(|spec| {
         let report = TokenizerReport {
             model: spec.model.clone(),
             pre: spec.pre.clone(),
@@ -140,9 +142,7 @@ fn inspect(gguf: &Gguf, full: bool) -> Report {
         report
     });
     let text = |key: &str| gguf.find::<&str>(key).ok().flatten().map(String::from);
-    let template = gguf.find::<&str>("tokenizer.chat_template").ok().flatten();
     let mut warnings = Vec::new();
-    let full_hash = config.as_ref().filter(|_| full).map(|config| hash(gguf, config, template));
     Report {
         file: gguf.path().into(),
         gguf_version: gguf.version(),
@@ -155,8 +155,8 @@ fn inspect(gguf: &Gguf, full: bool) -> Report {
         tokenizer,
         chat_template: check_template(gguf, &mut warnings),
         ignored_tensors: gguf.ignored().map(String::from).collect(),
-        fingerprint: config.as_ref().map(|config| base::fingerprint(gguf, config, template)),
-        full_hash,
+        fingerprint: names(fingerprint::fingerprint),
+        full_hash: full.then(|| names(hash)).flatten(),
         warnings,
         refused,
     }
@@ -168,10 +168,10 @@ fn keep<T>(result: Result<T>, refused: &mut Vec<String>) -> Option<T> {
 }
 
 /// The full hash, with a progress bar.
-fn hash(gguf: &Gguf, config: &ModelConfig, template: Option<&str>) -> String {
+fn hash(gguf: &Gguf, config: &ModelConfig, tokenizer: &TokenizerSpec) -> Result<String> {
     let all = gguf.tensors().map(|tensor| tensor.n_bytes() as u64).sum();
     let bar = output::bar(all, "hashing {bytes}/{total_bytes} {wide_bar}");
-    let hash = base::full_hash(gguf, config, template, &mut |done| bar.set_position(done));
+    let hash = fingerprint::full_hash(gguf, config, tokenizer, &|done| bar.set_position(done));
     bar.finish_and_clear();
     hash
 }

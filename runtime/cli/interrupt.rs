@@ -8,9 +8,9 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::output;
-use crate::engine::CancelToken;
-use crate::error::{Error, Result};
-use crate::format::staged;
+use epiphyte::engine::CancelToken;
+use epiphyte::error::{Error, Result};
+use epiphyte::format::remove_unfinished;
 
 /// 128 and the number of SIGINT, as shells have it.
 pub(super) const EXIT_CODE: u8 = 130;
@@ -85,7 +85,7 @@ fn on_signal() {
 
 /// Leaves at once; half-written files go.
 fn leave() -> ! {
-    staged::remove_all();
+    remove_unfinished();
     let act = state().last_act.take();
     if let Some(act) = act {
         act();

@@ -9,7 +9,7 @@ use rustyline::error::ReadlineError;
 use rustyline::history::{History as _, MemHistory};
 
 use super::output;
-use crate::error::{Error, Result};
+use epiphyte::error::{Error, Result};
 
 const PROMPT: &str = "> ";
 

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use crate::error::{Error, Result};
-use crate::progress::{LoadPhase, LoadProgress};
+use epiphyte::error::{Error, Result};
+use epiphyte::progress::{LoadPhase, LoadProgress};
 
 /// Writes to stdout, at once.
 pub(super) fn text(text: &str) -> Result<()> {

@@ -6,12 +6,12 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::ModelFile;
-use crate::adapter::{gguf_lora, peft};
-use crate::error::{Error, Result};
-use crate::export::MERGED_KEY;
-use crate::format::gguf::{self, Gguf};
-use crate::format::staged::is_in_place;
-use crate::train::signals::StepRecord;
+use epiphyte::FileKind;
+use epiphyte::adapter::peft_files;
+use epiphyte::error::{Error, Result};
+use epiphyte::format::gguf::shards_of;
+use epiphyte::format::is_in_place;
+use epiphyte::train::signals::StepRecord;
 
 /// Links that lead to links, at most.
 const MAX_LINKS: usize = 40;
@@ -53,7 +53,7 @@ pub(super) enum Kind {
 impl Files {
     /// The base model, with all its shards.
     pub(super) fn model(mut self, model: &ModelFile) -> Result<Self> {
-        for path in gguf::shards_of(&model.path()?) {
+        for path in shards_of(&model.path()?) {
             self = self.reads("the base model", "--model", &path);
         }
         Ok(self)
@@ -159,18 +159,17 @@ impl Kind {
     /// What is written for `path`.
     fn files(self, path: &Path) -> Vec<PathBuf> {
         match self {
-            Self::AdapterFolder => peft::files_of(path).into(),
+            Self::AdapterFolder => peft_files(path).into(),
             _ => vec![path.into()],
         }
     }
 
     /// Whether what is at `path` is of this kind. A folder is judged by who writes to it.
     fn is(self, path: &Path) -> bool {
-        let merged = |gguf: Gguf| gguf.find::<u32>(MERGED_KEY).is_ok_and(|count| count.is_some());
         match self {
-            Self::Adapter => Gguf::open(path).is_ok_and(|gguf| gguf_lora::is_adapter(&gguf)),
+            Self::Adapter => FileKind::of(path) == FileKind::GgufAdapter,
             Self::AdapterFolder => true,
-            Self::MergedModel => Gguf::open(path).is_ok_and(merged),
+            Self::MergedModel => FileKind::of(path) == FileKind::MergedModel,
             Self::Picture => {
                 let head = head(path);
                 let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&head).trim_ascii_start();

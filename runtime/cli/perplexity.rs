@@ -13,11 +13,11 @@ use serde::Serialize;
 
 use super::adapter::{AdapterArgs, Adapters};
 use super::{ModelArgs, ModelFile, interrupt, output};
-use crate::engine::Engine;
-use crate::error::{Error, Result};
-use crate::evaluate::log_softmax;
-use crate::gpu::GpuOptions;
-use crate::tokenizer::EncodeOptions;
+use epiphyte::engine::Engine;
+use epiphyte::error::{Error, Result};
+use epiphyte::evaluate::log_softmax;
+use epiphyte::gpu::GpuOptions;
+use epiphyte::tokenizer::EncodeOptions;
 
 /// Measure how well the model predicts a text
 #[derive(Args)]

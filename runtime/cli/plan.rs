@@ -8,16 +8,16 @@ use serde::Serialize;
 
 use super::shape::ShapeArgs;
 use super::{ModelArgs, output};
-use crate::adapter::{AdaptedBase, Adapter, BaseWeights, Target};
-use crate::base::ModelConfig;
-use crate::engine::EngineOptions;
-use crate::engine::plan::{Serving, tally};
-use crate::error::{Error, Result};
-use crate::format::gguf::Gguf;
-use crate::gpu::{Buffer, Caps, Class, Gpu, GpuOptions, MemoryPlan, human_bytes};
-use crate::train::TrainOptions;
-use crate::train::buffers::{Optimizer, TrainShape};
-use crate::train::plan::{Textbook, Wish, choose};
+use epiphyte::EngineOptions;
+use epiphyte::adapter::{AdaptedBase, Adapter, BaseWeights, Target};
+use epiphyte::base::ModelConfig;
+use epiphyte::engine::plan::{Buffer, Caps, Class, MemoryPlan, Serving, human_bytes, tally};
+use epiphyte::error::{Error, Result};
+use epiphyte::format::gguf::Gguf;
+use epiphyte::gpu::{Gpu, GpuOptions};
+use epiphyte::train::TrainOptions;
+use epiphyte::train::buffers::{Optimizer, TrainShape};
+use epiphyte::train::plan::{Textbook, Wish, choose};
 
 /// Characters of the longest bar.
 const BAR: f64 = 40.0;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use crate::error::{Error, Result};
+use epiphyte::error::{Error, Result};
 
 /// Where the prompt comes from.
 #[derive(Args)]

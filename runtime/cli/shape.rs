@@ -2,11 +2,11 @@
 
 use clap::{Args, ValueEnum};
 
-use crate::adapter::{self, Adapter};
-use crate::error::{Error, Result};
-use crate::train::TrainOptions;
-use crate::train::buffers::Optimizer;
-use crate::train::plan::Free;
+use epiphyte::adapter::{self, Adapter};
+use epiphyte::error::{Error, Result};
+use epiphyte::train::TrainOptions;
+use epiphyte::train::buffers::Optimizer;
+use epiphyte::train::plan::Free;
 
 /// What is trained, and in what pieces.
 #[derive(Args)]

@@ -6,7 +6,7 @@ use clap::{Args, CommandFactory};
 use clap_complete::Shell;
 
 use super::{Cli, output};
-use crate::error::{Error, Result};
+use epiphyte::error::{Error, Result};
 
 /// Print completions for a shell, to be sourced or saved where it looks for them
 #[derive(Args)]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::adapter::{Adapter, LoadReport};
+use crate::base::fingerprint;
 use crate::error::{Error, Result};
 use crate::parallel;
 
@@ -54,12 +55,26 @@ impl Engine {
     /// with the old one until their adapters are set again; sessions that ask for the id from now
     /// on get the new one. The old one leaves the device with the last session that uses it.
     ///
-    /// Errors: [`Error::BaseMismatch`] when it was made for another base; as [`Adapter::load`];
+    /// Errors: [`Error::BaseMismatch`] when it was made for another base, and
+    /// [`Error::FingerprintVersion`] when that can't be told; as [`Adapter::load`];
     /// [`Error::AdapterBudget`], also when there is no room beside one in use;
     /// [`Error::OutOfMemory`]. Nothing has changed then.
     pub fn load_adapter(&self, id: &str, path: impl AsRef<Path>) -> Result<Arc<LoadReport>> {
         let adapter = Adapter::load(path.as_ref(), self.base.adapted())?;
         self.check_base(&adapter)?;
+        self.insert_adapter(id, &adapter, Some(path.as_ref()))
+    }
+
+    /// As [`Engine::load_adapter`], also for an adapter that was made for another base of the same
+    /// shape: its report names that base.
+    ///
+    /// Errors: as [`Engine::load_adapter`], less [`Error::BaseMismatch`].
+    pub fn load_foreign_adapter(
+        &self,
+        id: &str,
+        path: impl AsRef<Path>,
+    ) -> Result<Arc<LoadReport>> {
+        let adapter = Adapter::load(path.as_ref(), self.base.adapted())?;
         self.insert_adapter(id, &adapter, Some(path.as_ref()))
     }
 
@@ -77,18 +92,13 @@ impl Engine {
     }
 
     fn check_base(&self, adapter: &Adapter) -> Result<()> {
-        match &adapter.base_fingerprint {
-            Some(made_for) if *made_for != self.base.fingerprint => Err(Error::BaseMismatch {
-                expected: made_for.clone(),
-                got: self.base.fingerprint.clone(),
-            }),
-            _ => Ok(()),
-        }
+        let made_for = adapter.base_fingerprint.as_deref();
+        made_for.map_or(Ok(()), |made_for| fingerprint::check(made_for, &self.base.fingerprint))
     }
 
     /// Puts an adapter that fits the base's shape on the device, without asking which base it was
     /// made for.
-    pub(crate) fn insert_adapter(
+    fn insert_adapter(
         &self,
         id: &str,
         adapter: &Adapter,

@@ -40,8 +40,10 @@ impl Default for Sampling {
 }
 
 impl Sampling {
+    /// That each setting is in its range, for a vocabulary of `vocab` tokens.
+    ///
     /// Errors: [`Error::InvalidArgument`] naming the setting.
-    pub(crate) fn check(&self, vocab: usize) -> Result<()> {
+    pub fn check(&self, vocab: usize) -> Result<()> {
         let bad = |name: &'static str, allowed: &str| {
             Err(Error::InvalidArgument { name, reason: format!("out of range; {allowed}") })
         };

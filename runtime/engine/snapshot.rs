@@ -12,14 +12,16 @@ use std::sync::Arc;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize_to_file};
 use serde::{Deserialize, Serialize};
 
+use crate::base::fingerprint;
 use crate::error::{Error, Result};
 use crate::gpu::Tensor;
+use crate::identity::check_format;
 use crate::model::kv_cache::PAGE_LEN;
 
 use super::residents::Registry;
 use super::{Change, Engine, Session};
 
-const FORMAT: &str = "epiphyte.session.2";
+const FORMAT: &str = "epiphyte.session.3";
 /// Letters of a file's name for an adapter, in an error.
 const MAX_ID: usize = 128;
 
@@ -27,7 +29,7 @@ const MAX_ID: usize = 128;
 #[derive(Serialize, Deserialize)]
 struct SavedAdapter {
     id: String,
-    /// What its factors hash to.
+    /// [`crate::adapter::Adapter::digest`].
     digest: String,
     /// An f32, widened so that JSON keeps every bit.
     weight: f64,
@@ -105,13 +107,8 @@ pub(super) fn restore(engine: &Arc<Engine>, path: &Path) -> Result<Session> {
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| invalid(path, e))?;
     let metadata = header.metadata().clone().unwrap_or_default();
     let field = |key: &str| metadata.get(key).map(String::as_str).unwrap_or_default();
-    if field("format") != FORMAT {
-        return Err(invalid(path, format!("not a saved session of this version ({FORMAT})")));
-    }
-    if field("base_fingerprint") != engine.base.fingerprint {
-        let expected = field("base_fingerprint").to_string();
-        return Err(Error::BaseMismatch { expected, got: engine.base.fingerprint.clone() });
-    }
+    check_format(path, field("format"), FORMAT)?;
+    fingerprint::check(field("base_fingerprint"), &engine.base.fingerprint)?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| invalid(path, e))?;
     let tokens = file.tensor("tokens").map_err(|e| invalid(path, e))?;
     if tokens.dtype() != Dtype::U32 {

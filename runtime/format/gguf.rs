@@ -293,8 +293,7 @@ impl std::fmt::Debug for Gguf {
 }
 
 /// The shards of a model by the name of the first; nothing is opened.
-#[cfg(feature = "cli")]
-pub(crate) fn shards_of(first: &Path) -> Vec<PathBuf> {
+pub fn shards_of(first: &Path) -> Vec<PathBuf> {
     let name = first
         .file_name()
         .and_then(|name| name.to_str())

@@ -17,6 +17,8 @@ use memmap2::Mmap;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 
+pub use staged::{is_in_place, remove_unfinished};
+
 /// The bytes of one file: a mapping, or memory that the caller gave.
 pub(crate) type Bytes = Box<dyn AsRef<[u8]> + Send + Sync>;
 

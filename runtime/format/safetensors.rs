@@ -43,7 +43,6 @@ pub(crate) fn to_bytes<'a>(
 }
 
 /// Whether a file looks like it: a length, then a JSON object.
-#[cfg(feature = "cli")]
 pub(crate) fn is_safetensors(path: &Path) -> bool {
     let mut head = [0; 9];
     let read = super::open(path).is_ok_and(|mut file| file.read_exact(&mut head).is_ok());
@@ -108,6 +107,11 @@ impl<R: Read + Seek> SafetensorsFile<R> {
             )));
         }
         Ok(Self { path: path.into(), reader, header, data_start: 8 + length, n_bytes })
+    }
+
+    /// For errors.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Bytes of the file.

@@ -82,7 +82,7 @@ impl Drop for Staged {
 
 /// Whether `path` is written to and never replaced: a device, a pipe, or the name of something that
 /// is open.
-pub(crate) fn is_in_place(path: &Path) -> bool {
+pub fn is_in_place(path: &Path) -> bool {
     let opened = ["/dev/fd", "/dev/stdout", "/dev/stderr", "/proc"];
     let is_opened =
         |path: PathBuf| cfg!(unix) && opened.iter().any(|opened| path.starts_with(opened));
@@ -90,9 +90,8 @@ pub(crate) fn is_in_place(path: &Path) -> bool {
         || std::path::absolute(path).is_ok_and(is_opened)
 }
 
-/// Removes every file that is not whole yet, for a program that ends in the middle.
-#[cfg(feature = "cli")]
-pub(crate) fn remove_all() {
+/// Removes every file that is being written and not whole yet: for a program that ends at once.
+pub fn remove_unfinished() {
     live().iter().for_each(|path| drop(std::fs::remove_file(path)));
 }
 
@@ -111,7 +110,6 @@ fn temporary_name(path: &Path) -> PathBuf {
 }
 
 /// Whether `name` is that of any staged file.
-#[cfg(feature = "cli")]
 pub(crate) fn is_temporary(name: &std::ffi::OsStr) -> bool {
     name.to_str().is_some_and(|name| name.starts_with('.') && name.ends_with(".tmp"))
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::instance::adapters;
 use crate::error::{Error, Result};
+use crate::identity::Identity;
 
 /// Small buffers share blocks of this size, the least there is. The default's blocks grow to
 /// 64 MiB, most of it unused where memory is short.
@@ -251,11 +252,14 @@ impl Gpu {
     /// Identifies GPU and driver version: what was measured for one key holds for no other.
     pub fn driver_key(&self) -> String {
         let i = &self.info;
-        let text = format!(
-            "{:?} {} {} {} {:x} {:x}",
-            i.backend, i.name, i.driver, i.driver_info, i.vendor, i.device
-        );
-        blake3::hash(text.as_bytes()).to_hex()[..16].to_string()
+        let mut identity = Identity::new("epiphyte.driver.1");
+        identity.add("backend", i.backend);
+        identity.add("name", &i.name);
+        identity.add("driver", &i.driver);
+        identity.add("driver_info", &i.driver_info);
+        identity.add("vendor", i.vendor);
+        identity.add("device", i.device);
+        identity.hash()[..16].to_string()
     }
 
     /// Runs `work`; what the driver finds wrong with it, on this thread, becomes the error.
@@ -321,7 +325,7 @@ pub fn describe(info: &wgpu::AdapterInfo) -> String {
 
 /// Refuses what makes drivers crash: they take it that memory can be had (lavapipe writes to what
 /// `malloc` refused).
-#[cfg(all(unix, feature = "cli"))]
+#[cfg(all(unix, target_pointer_width = "64"))]
 fn check_address_space() -> Result<()> {
     const NEEDED: u64 = 1 << 30;
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
@@ -339,7 +343,7 @@ fn check_address_space() -> Result<()> {
     Ok(())
 }
 
-#[cfg(not(all(unix, feature = "cli")))]
+#[cfg(not(all(unix, target_pointer_width = "64")))]
 fn check_address_space() -> Result<()> {
     Ok(())
 }

@@ -3,7 +3,8 @@
 //!
 //! [`data`] turns files into batches of tokens, [`schedule`] gives the learning rate of a step,
 //! [`buffers`] lists what a step needs on the device, [`plan`] adds that up and fits it to a
-//! budget, [`recipe`] has what nobody has to choose, [`signals`] reads the losses.
+//! budget, [`recipe`] has what nobody has to choose, [`signals`] reads the losses. [`run`] puts it
+//! together: a folder, its checkpoints, validation, pause and stop.
 
 pub mod buffers;
 pub mod data;
@@ -15,13 +16,16 @@ pub mod plan;
 mod products;
 mod random;
 pub mod recipe;
+pub mod run;
 pub mod schedule;
+pub mod setup;
 pub mod signals;
 
-pub(crate) mod checkpoint;
+mod checkpoint;
 pub mod options;
 pub mod trainer;
 mod update;
 
 pub use options::TrainOptions;
+pub use run::{RunFolder, RunOptions, TrainControl, TrainRun};
 pub use trainer::Trainer;

@@ -1,9 +1,6 @@
-//! What the losses say: their history, its log and its picture, the signs of trouble, and when to
-//! stop.
+//! What the losses say: their history and its log, the signs of trouble, and when to stop.
 
 mod log;
-#[cfg(feature = "cli")]
-mod svg;
 mod warnings;
 
 use std::fs::File;
@@ -12,8 +9,6 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 pub use log::StepLog;
-#[cfg(feature = "cli")]
-pub use svg::loss_curves;
 pub use warnings::{Warning, too_few_steps, warnings};
 
 use crate::error::{Error, Result};

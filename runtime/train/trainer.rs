@@ -386,7 +386,12 @@ impl Trainer {
 
     /// Learning rate of the next step.
     pub fn learning_rate(&self) -> f64 {
-        self.schedule.lr(self.cursor().step)
+        self.learning_rate_at(self.cursor().step)
+    }
+
+    /// That of the step after `step` others.
+    pub(super) fn learning_rate_at(&self, step: u64) -> f64 {
+        self.schedule.lr(step)
     }
 
     /// Steps of the whole run.

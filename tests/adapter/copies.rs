@@ -8,8 +8,8 @@ use half::bf16;
 use safetensors::Dtype;
 
 use super::Files;
+use crate::common::writer::{Meta, Writer, llama};
 use crate::common::{Random, golden};
-use crate::gguf::writer::{Meta, Writer, llama};
 
 const EMBED: &str = "base_model.model.model.embed_tokens.weight";
 const HEAD: &str = "base_model.model.lm_head.weight";

@@ -5,7 +5,7 @@ use epiphyte::format::gguf::Gguf;
 use epiphyte::{DType, Error};
 
 use super::{SHAPE, adapter, all, names, verdict};
-use crate::gguf::writer::{Meta, Writer};
+use crate::common::writer::{Meta, Writer};
 
 fn raw(gguf: &Gguf, name: &str) -> (Vec<usize>, Vec<f32>) {
     let view = gguf.tensor(name).unwrap();
@@ -111,7 +111,7 @@ fn what_is_no_lora_for_a_llama_is_refused() {
     metadata(lora().key("adapter.type", Meta::Text("control")), "adapter.type");
     metadata(lora().key("adapter.lora.alpha", Meta::F32(f32::NAN)), "adapter.lora.alpha");
     metadata(lora().key("adapter.lora.alpha", Meta::Text("8")), "adapter.lora.alpha");
-    metadata(crate::gguf::writer::llama(), "general.type");
+    metadata(crate::common::writer::llama(), "general.type");
 
     let tokens = || Meta::I32s(vec![1, 2]);
     let adapter = |writer: Writer, what: &str, reason: &str| {

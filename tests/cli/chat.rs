@@ -4,9 +4,9 @@ use std::io::{Read, Write};
 use std::process::{Command, Output, Stdio};
 
 use super::{assert_fails, epiphyte, json, stderr};
+use crate::common::odd_llama::odd_llama;
+use crate::common::writer::Meta;
 use crate::common::{Random, golden, model_path};
-use crate::gguf::writer::Meta;
-use crate::model::odd_llama;
 
 /// A conversation of these lines with `model`.
 fn chat(model: &str, lines: &[u8], more: &[&str]) -> Output {

@@ -1,6 +1,9 @@
 //! What several tests need.
 
-use std::path::PathBuf;
+pub(crate) mod odd_llama;
+pub(crate) mod writer;
+
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
@@ -28,7 +31,13 @@ pub(crate) fn model_path() -> Option<PathBuf> {
 
 /// A file of `tests/golden`.
 pub(crate) fn golden(name: &str) -> PathBuf {
-    [env!("CARGO_MANIFEST_DIR"), "tests", "golden", name].iter().collect()
+    root().join("tests").join("golden").join(name)
+}
+
+/// The repository: this file belongs to packages in it and in folders of it.
+fn root() -> &'static Path {
+    let mut folders = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
+    folders.find(|folder| folder.join("Cargo.lock").exists()).unwrap()
 }
 
 /// SplitMix64 (Steele et al. 2014).

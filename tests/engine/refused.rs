@@ -5,9 +5,9 @@ use std::path::Path;
 use epiphyte::{Engine, EngineOptions, Error, GpuOptions};
 
 use super::{SHARED, alone, greedy, open, prompt};
+use crate::common::odd_llama::odd_llama;
+use crate::common::writer::{Meta, Writer};
 use crate::common::{Random, ends, golden};
-use crate::gguf::writer::{Meta, Writer};
-use crate::model::odd_llama;
 
 /// What opening `path` says.
 fn refusal(path: &Path) -> Option<Error> {

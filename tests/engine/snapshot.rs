@@ -183,7 +183,7 @@ fn invalid(parts: &Parts, whole: &[u8]) -> [(&'static str, Vec<u8>); 17] {
         ("header of no length", length(0)),
         ("header beyond the file", length(1 << 40)),
         ("header of all there is", length(u64::MAX)),
-        ("other format", parts.with("format", "epiphyte.session.99")),
+        ("other format", parts.with("format", "epiphyte.checkpoint.3")),
         ("kv_len too long", parts.with("kv_len", "71")),
         ("kv_len overflows", parts.with("kv_len", "99999999999999999999")),
         ("kv_len negative", parts.with("kv_len", "-1")),
@@ -221,6 +221,12 @@ fn hostile_files_are_refused_by_type() {
     assert!(matches!(outside, Some(Error::InvalidArgument { name: "ids", .. })), "{outside:?}");
     let other = refusal(&parts.with("base_fingerprint", ""));
     assert!(matches!(other, Some(Error::BaseMismatch { .. })), "{other:?}");
+    for version in ["epiphyte.session.2", "epiphyte.session.99"] {
+        let other = refusal(&parts.with("format", version));
+        let is_named =
+            matches!(&other, Some(Error::FormatVersion { found, .. }) if found == version);
+        assert!(is_named, "{other:?}");
+    }
     assert!(refusal(&whole).is_none());
 }
 

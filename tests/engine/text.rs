@@ -9,7 +9,7 @@ use epiphyte::{Engine, EngineOptions};
 use proptest::prelude::*;
 
 use super::{generate, greedy, prefill};
-use crate::gguf::writer::{Meta, array, llama};
+use crate::common::writer::{Meta, array, llama};
 
 const PIECES: [&str; 13] =
     ["▁H", "el", "lo", "▁Hel", "▁Hello", "▁w", "or", "ld", "▁world", "H", "l", "▁", "o▁"];

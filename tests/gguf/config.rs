@@ -7,7 +7,7 @@ use epiphyte::base::RopeScaling;
 use epiphyte::base::{Architecture, ModelConfig};
 
 use super::open;
-use super::writer::{Meta, Writer, llama};
+use crate::common::writer::{Meta, Writer, llama};
 
 fn config(writer: &Writer) -> ModelConfig {
     ModelConfig::from_gguf(&open(writer)).unwrap()

@@ -6,8 +6,8 @@ use epiphyte::base::ModelConfig;
 use epiphyte::format::gguf::Gguf;
 use proptest::prelude::*;
 
-use super::writer::{Meta, array, llama};
 use crate::common::ends;
+use crate::common::writer::{Meta, array, llama};
 
 /// A valid file and the length of its header: damage is aimed there, since damaged weights are
 /// still weights.

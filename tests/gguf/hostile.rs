@@ -3,7 +3,7 @@
 use epiphyte::Error;
 use epiphyte::format::gguf::Gguf;
 
-use super::writer::{Meta, Writer, array, llama, text};
+use crate::common::writer::{Meta, Writer, array, llama, text};
 
 /// A test a line: a file, the variant it must be refused with, and words of the message.
 macro_rules! refused {

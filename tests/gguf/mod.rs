@@ -5,12 +5,11 @@ mod damage;
 mod hostile;
 mod real;
 mod shards;
-pub(crate) mod writer;
 
 use epiphyte::format::gguf::{Array, Gguf, Value, hf_name};
 use epiphyte::{DType, Error};
 
-use writer::{Meta, Writer, llama};
+use crate::common::writer::{self, Meta, Writer, llama};
 
 fn open(writer: &Writer) -> Gguf {
     Gguf::from_bytes(writer.bytes()).unwrap()

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use epiphyte::Error;
 use epiphyte::format::gguf::Gguf;
 
-use super::writer::{Meta, Writer, llama};
+use crate::common::writer::{Meta, Writer, llama};
 
 /// Splits the small llama into three files in `dir`; `change` may spoil one of them.
 fn split(dir: &Path, change: impl Fn(usize, Writer) -> Writer) -> PathBuf {

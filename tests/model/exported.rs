@@ -12,9 +12,10 @@ use epiphyte::{DType, Engine, Error, quant};
 use super::adapted::random_adapter;
 use super::matrix::Rounding;
 use super::reference::Reference;
-use super::{Expected, distance, expect, halves, logits, odd_llama, tiers, tiny};
+use super::{Expected, distance, expect, halves, logits, tiers, tiny};
 use crate::common::Random;
-use crate::gguf::writer::Meta;
+use crate::common::odd_llama::odd_llama;
+use crate::common::writer::Meta;
 
 /// Roundings to a type. F16 keeps 11 bits, and multiples of 2^-24 below its normal numbers. Q8_0
 /// stores the 127th part of the largest weight, itself rounded to F16, and is off by half of it.

@@ -5,7 +5,7 @@ use epiphyte::format::gguf::Gguf;
 use epiphyte::tokenizer::{Tokenizer, TokenizerSpec};
 
 use super::{byte_level, sentence_piece};
-use crate::gguf::writer::{Meta, llama};
+use crate::common::writer::{Meta, llama};
 
 /// The key that `change` makes unusable in a byte-level or `SentencePiece` vocabulary.
 fn refused(sentence: bool, change: impl FnOnce(&mut TokenizerSpec)) -> String {

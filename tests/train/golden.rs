@@ -11,8 +11,8 @@ use epiphyte::{Engine, EngineOptions};
 use half::f16;
 use safetensors::SafeTensors;
 
+use crate::common::writer::{Meta, Writer};
 use crate::common::{Random, golden};
-use crate::gguf::writer::{Meta, Writer};
 
 const HIDDEN: u64 = 256;
 const FFN: u64 = 512;

@@ -6,10 +6,10 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{LoadedAdapter, Weighted};
-use crate::cli::{ModelArgs, output};
-use crate::engine::Probe;
-use crate::error::Result;
-use crate::gpu::GpuOptions;
+use crate::{ModelArgs, output};
+use epiphyte::engine::Probe;
+use epiphyte::error::Result;
+use epiphyte::gpu::GpuOptions;
 
 /// Load an adapter, and compare the model's predictions with and without it
 #[derive(Args)]

@@ -7,13 +7,13 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{Adapters, LoadedAdapter, Weighted};
-use crate::chat::Message;
-use crate::cli::generate::{self, answer};
-use crate::cli::prompt::PromptArgs;
-use crate::cli::{ModelArgs, interrupt, output};
-use crate::engine::{CancelToken, FinishReason, GenerateOptions, Session};
-use crate::error::{Error, Result};
-use crate::gpu::GpuOptions;
+use crate::generate::{self, answer};
+use crate::prompt::PromptArgs;
+use crate::{ModelArgs, interrupt, output};
+use epiphyte::chat::Message;
+use epiphyte::engine::{CancelToken, FinishReason, GenerateOptions, Session};
+use epiphyte::error::{Error, Result};
+use epiphyte::gpu::GpuOptions;
 
 /// Answer one prompt without adapters and with each of them, and time the swaps
 #[derive(Args)]

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::BaseFile;
-use crate::adapter::Adapter;
-use crate::cli::paths::{Files, Kind};
-use crate::cli::{ModelFile, output};
-use crate::dtype::DType;
-use crate::error::Result;
+use crate::paths::{Files, Kind};
+use crate::{ModelFile, output};
+use epiphyte::adapter::Adapter;
+use epiphyte::dtype::DType;
+use epiphyte::error::Result;
 
 /// Write an adapter as a PEFT folder or a GGUF file
 #[derive(Args)]
@@ -27,6 +27,9 @@ pub(super) struct ConvertArgs {
     /// Type of the numbers
     #[arg(long, default_value = "f32")]
     dtype: Number,
+    /// Say that it was made for this model, whatever it says
+    #[arg(long)]
+    force: bool,
     #[command(flatten)]
     model: ModelFile,
 }
@@ -57,7 +60,10 @@ pub(super) fn run(args: &ConvertArgs) -> Result<()> {
     let files = Files::default().model(&args.model)?.reads("the adapter", "PATH", &args.path);
     files.writes("OUT", &args.out, kind).check(Some(args.overwrite))?;
     let base = BaseFile::open(&args.model)?;
-    let adapter = Adapter::load(&args.path, base.adapted())?;
+    let mut adapter = Adapter::load(&args.path, base.adapted())?;
+    if args.force {
+        adapter.base_fingerprint = Some(base.fingerprint);
+    }
     adapter.report.warnings.iter().for_each(|warning| output::note(&format!("warning: {warning}")));
     let dtype = match args.dtype {
         Number::F32 => DType::F32,

@@ -7,12 +7,12 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::{BaseFile, Weighted};
-use crate::adapter::Adapter;
-use crate::cli::paths::{Files, Kind};
-use crate::cli::{ModelFile, output};
-use crate::dtype::DType;
-use crate::error::Result;
-use crate::export::{ExportReport, export_gguf};
+use crate::paths::{Files, Kind};
+use crate::{ModelFile, output};
+use epiphyte::adapter::Adapter;
+use epiphyte::dtype::DType;
+use epiphyte::error::Result;
+use epiphyte::export::{ExportReport, export_gguf};
 
 /// Write a model file with adapters merged in, for tools that know no adapters
 #[derive(Args)]

@@ -7,34 +7,34 @@ use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use serde::Serialize;
 
-use crate::adapter::{Adapter, AdapterFormat};
-use crate::cli::output;
-use crate::engine::{Change, Engine, Session};
-use crate::error::Result;
+use crate::output;
+use epiphyte::adapter::AdapterFormat;
+use epiphyte::engine::{Change, Engine, Session};
+use epiphyte::error::Result;
 
 /// Which adapters to run with.
 #[derive(Args)]
-pub(in crate::cli) struct AdapterArgs {
+pub(crate) struct AdapterArgs {
     /// LoRA adapter (PEFT folder, safetensors or GGUF), and how much of it [default: 1]; may be
     /// given several times
     #[arg(long = "adapter", value_name = "PATH[=WEIGHT]", value_parser = Weighted::parser())]
     adapters: Vec<Weighted>,
     /// Load adapters that were made for another base model, too
     #[arg(long)]
-    pub(in crate::cli) force: bool,
+    pub(crate) force: bool,
 }
 
 /// An adapter's path and weight.
 #[derive(Clone, Debug, PartialEq)]
-pub(in crate::cli) struct Weighted {
-    pub(in crate::cli) path: PathBuf,
-    pub(in crate::cli) weight: f32,
+pub(crate) struct Weighted {
+    pub(crate) path: PathBuf,
+    pub(crate) weight: f32,
 }
 
 impl Weighted {
     /// What follows the last `=` is a weight if it is a finite number, unless the whole is the path
     /// of something. Where both readings are there, that is said.
-    pub(in crate::cli) fn parse(text: OsString) -> Self {
+    pub(crate) fn parse(text: OsString) -> Self {
         let split = text
             .to_str()
             .and_then(|text| text.rsplit_once('='))
@@ -61,17 +61,16 @@ impl Weighted {
         }
     }
 
-    pub(in crate::cli) fn parser() -> impl TypedValueParser<Value = Self> {
+    pub(crate) fn parser() -> impl TypedValueParser<Value = Self> {
         OsStringValueParser::new().map(Self::parse)
     }
 
     /// Loads it under its path, as the file is now. What one would want to know of it goes to
     /// stderr.
-    pub(in crate::cli) fn load(&self, engine: &Engine, force: bool) -> Result<LoadedAdapter> {
+    pub(crate) fn load(&self, engine: &Engine, force: bool) -> Result<LoadedAdapter> {
         let (id, own) = (self.path.display().to_string(), &engine.base().fingerprint);
         let report = if force {
-            let adapter = Adapter::load(&self.path, engine.base().adapted())?;
-            engine.insert_adapter(&id, &adapter, Some(&self.path))?
+            engine.load_foreign_adapter(&id, &self.path)?
         } else {
             engine.load_adapter(&id, &self.path)?
         };
@@ -98,7 +97,7 @@ impl Weighted {
 
 /// An adapter that is on the device.
 #[derive(Clone, Debug, Serialize)]
-pub(in crate::cli) struct LoadedAdapter {
+pub(crate) struct LoadedAdapter {
     /// Also its id.
     path: String,
     weight: f32,
@@ -113,10 +112,10 @@ pub(in crate::cli) struct LoadedAdapter {
 /// The adapters of a command, loaded.
 #[derive(Clone, Debug, Default, Serialize)]
 #[serde(transparent)]
-pub(in crate::cli) struct Adapters(pub(in crate::cli) Vec<LoadedAdapter>);
+pub(crate) struct Adapters(pub(crate) Vec<LoadedAdapter>);
 
 impl Adapters {
-    pub(in crate::cli) fn load(args: &AdapterArgs, engine: &Engine) -> Result<Self> {
+    pub(crate) fn load(args: &AdapterArgs, engine: &Engine) -> Result<Self> {
         args.adapters
             .iter()
             .map(|adapter| adapter.load(engine, args.force))
@@ -125,21 +124,21 @@ impl Adapters {
     }
 
     /// Ids and weights; `None` without adapters.
-    pub(in crate::cli) fn set(&self) -> Option<Vec<(String, f32)>> {
+    pub(crate) fn set(&self) -> Option<Vec<(String, f32)>> {
         let set: Vec<_> =
             self.0.iter().map(|loaded| (loaded.path.clone(), loaded.weight)).collect();
         (!set.is_empty()).then_some(set)
     }
 
     /// Makes them the session's; its history is computed again under them when needed.
-    pub(in crate::cli) fn apply(&self, session: &mut Session) -> Result<()> {
+    pub(crate) fn apply(&self, session: &mut Session) -> Result<()> {
         let adapters: Vec<(&str, f32)> =
             self.0.iter().map(|loaded| (loaded.path.as_str(), loaded.weight)).collect();
         session.set_adapters(&Change { adapters: &adapters, ..Change::default() })
     }
 
     /// One line for people; empty without adapters.
-    pub(in crate::cli) fn line(&self) -> String {
+    pub(crate) fn line(&self) -> String {
         let one = |loaded: &LoadedAdapter| format!("{} x {}", loaded.path, loaded.weight);
         self.0.iter().map(one).collect::<Vec<_>>().join(", ")
     }

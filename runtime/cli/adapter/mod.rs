@@ -12,12 +12,12 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::ModelFile;
-use crate::adapter::{AdaptedBase, Adapter, BaseShape, BaseWeights};
-use crate::base::ModelConfig;
-use crate::engine::base;
-use crate::error::{Error, Result};
-use crate::format::gguf::Gguf;
-use crate::gpu::GpuOptions;
+use epiphyte::adapter::{AdaptedBase, Adapter, BaseShape, BaseWeights};
+use epiphyte::base::{ModelConfig, fingerprint};
+use epiphyte::error::Result;
+use epiphyte::format::gguf::Gguf;
+use epiphyte::gpu::GpuOptions;
+use epiphyte::tokenizer::TokenizerSpec;
 
 pub(super) use load::{AdapterArgs, Adapters, LoadedAdapter, Weighted};
 
@@ -61,7 +61,8 @@ impl BaseFile {
         let gguf = Gguf::open(&path)?;
         let config = ModelConfig::from_gguf(&gguf)?;
         config.check_tensors(&gguf)?;
-        let fingerprint = base::fingerprint(&gguf, &config, base::template_of(&gguf));
+        let tokenizer = TokenizerSpec::from_gguf(&gguf)?;
+        let fingerprint = fingerprint::fingerprint(&gguf, &config, &tokenizer)?;
         Ok(Self { path, gguf, shape: config.base_shape(), fingerprint })
     }
 
@@ -69,14 +70,10 @@ impl BaseFile {
         AdaptedBase { shape: self.shape, weights: BaseWeights::Open(&self.gguf) }
     }
 
-    /// Errors: [`Error::BaseMismatch`] when the adapter was made for another base.
+    /// Errors: [`epiphyte::Error::BaseMismatch`] when the adapter was made for another base;
+    /// [`epiphyte::Error::FingerprintVersion`] when that can't be told.
     fn check(&self, adapter: &Adapter) -> Result<()> {
-        match &adapter.base_fingerprint {
-            Some(expected) if *expected != self.fingerprint => Err(Error::BaseMismatch {
-                expected: expected.clone(),
-                got: self.fingerprint.clone(),
-            }),
-            _ => Ok(()),
-        }
+        let made_for = adapter.base_fingerprint.as_deref();
+        made_for.map_or(Ok(()), |made_for| fingerprint::check(made_for, &self.fingerprint))
     }
 }

@@ -6,11 +6,11 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::{Bench, REPEATS, split_mix};
-use crate::adapter::{Adapter, LoraConfig, LoraModule, Modules};
-use crate::cli::output;
-use crate::dtype::DType;
-use crate::engine::{Change, KvPolicy};
-use crate::error::{Error, Result};
+use crate::output;
+use epiphyte::adapter::{Adapter, LoraConfig, LoraModule, Modules};
+use epiphyte::dtype::DType;
+use epiphyte::engine::{Change, KvPolicy};
+use epiphyte::error::{Error, Result};
 
 /// Changes to time where that is quick, and where a GPU is software.
 const SWAPS: usize = 200;

@@ -4,20 +4,21 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use crate::adapter::Adapter;
-use crate::cli::paths::{Files, Kind};
-use crate::cli::plan::parse_bytes;
-use crate::cli::shape::ShapeArgs;
-use crate::cli::{ModelFile, TemplateArgs};
-use crate::error::{Error, Result};
-use crate::format::staged::is_in_place;
-use crate::train::TrainOptions;
-use crate::train::data::{DataOptions, TrainLength, Validation};
-use crate::train::schedule::{Decay, Warmup};
+use crate::paths::{Files, Kind};
+use crate::plan::parse_bytes;
+use crate::shape::ShapeArgs;
+use crate::{ModelFile, TemplateArgs};
+use epiphyte::adapter::Adapter;
+use epiphyte::error::{Error, Result};
+use epiphyte::format::is_in_place;
+use epiphyte::train::data::TrainLength;
+use epiphyte::train::run::ValidationData;
+use epiphyte::train::schedule::{Decay, Warmup};
+use epiphyte::train::{RunOptions, TrainOptions};
 
 /// Fine-tune a LoRA adapter on this device
 #[derive(Args)]
-pub(in crate::cli) struct TrainArgs {
+pub(crate) struct TrainArgs {
     #[command(flatten)]
     pub(super) model: ModelFile,
     #[command(flatten)]
@@ -57,8 +58,8 @@ pub(super) struct DataArgs {
     /// Keep this part of the data (0.1), this many records (50), another file, or none for
     /// validation [default: a tenth, where there are 500 records and the length of the run is left
     /// open]
-    #[arg(long, value_name = "PART|N|FILE", value_parser = parse_validation)]
-    pub(super) validation: Option<ValidationArg>,
+    #[arg(long, value_name = "PART|N|FILE", value_parser = clap::value_parser!(ValidationData))]
+    pub(super) validation: Option<ValidationData>,
 }
 
 /// The adapter.
@@ -151,19 +152,36 @@ enum ScheduleArg {
     Cosine,
 }
 
-/// What `--validation` says.
-#[derive(Clone)]
-pub(super) enum ValidationArg {
-    None,
-    Part(Validation),
-    File(PathBuf),
-}
-
 impl TrainArgs {
-    /// The settings of the run; what `--init` starts from decides what is not given.
-    ///
-    /// Errors: as [`TrainOptions::check`] and [`TrainOptions::targets`].
-    pub(super) fn options(&self, init: Option<&Adapter>, context: usize) -> Result<TrainOptions> {
+    /// What the run is given, but for its settings, of which only the length is known yet.
+    pub(super) fn run_options(&self) -> RunOptions {
+        let (data, run) = (&self.data, &self.run);
+        let mut options = RunOptions::new(&data.path);
+        options.text = data.text;
+        options.prompt_loss_weight = data.prompt_loss_weight;
+        options.skip_bad = data.skip_bad;
+        options.validation = data.validation.clone();
+        options.chat_template = data.template.path.clone();
+        options.train.duration = match (self.steps.steps, self.steps.epochs) {
+            (Some(steps), _) => TrainLength::Steps(steps),
+            (None, Some(epochs)) => TrainLength::Epochs(epochs),
+            (None, None) => TrainLength::Auto,
+        };
+        options.checkpoint_every = run.checkpoint_every;
+        options.keep = run.keep;
+        options.evaluate_every = run.evaluate_every;
+        options.patience = run.patience;
+        options.log = run.log.clone();
+        options
+    }
+
+    /// The settings of a run of this length; what `--init` starts from decides what is not given.
+    pub(super) fn options(
+        &self,
+        init: Option<&Adapter>,
+        duration: TrainLength,
+        context: usize,
+    ) -> TrainOptions {
         let (lora, steps) = (&self.lora, &self.steps);
         let config = init.map(|adapter| &adapter.config);
         let defaults =
@@ -184,24 +202,11 @@ impl TrainArgs {
                 ScheduleArg::Cosine => Decay::Cosine,
             },
             warmup: steps.warmup,
-            duration: match (steps.steps, steps.epochs) {
-                (Some(steps), _) => TrainLength::Steps(steps),
-                (None, Some(epochs)) => TrainLength::Epochs(epochs),
-                (None, None) => defaults.duration,
-            },
+            duration,
             seed: steps.seed,
             ..defaults
         };
-        let options = self.shape.options(options, init, context);
-        options.check()?;
-        options.targets()?;
-        Ok(options)
-    }
-
-    /// How examples are made for a run with `options`.
-    pub(super) fn data_options(&self, options: &TrainOptions) -> DataOptions {
-        let DataArgs { prompt_loss_weight, skip_bad, .. } = self.data;
-        DataOptions { prompt_loss_weight, skip_bad, ..options.data_options() }
+        self.shape.options(options, init, context)
     }
 }
 
@@ -220,37 +225,16 @@ fn parse_warmup(text: &str) -> Result<Warmup, String> {
     }
 }
 
-/// A number that is no file's name is a part or a count.
-pub(super) fn parse_validation(text: &str) -> Result<ValidationArg, String> {
-    let path = PathBuf::from(text);
-    if path.exists() {
-        return Ok(ValidationArg::File(path));
-    }
-    if text == "none" {
-        return Ok(ValidationArg::None);
-    }
-    if let Ok(count) = text.parse::<usize>() {
-        return Ok(ValidationArg::Part(Validation::Count(count)));
-    }
-    match text.parse::<f64>() {
-        Ok(part) if part > 0.0 && part < 1.0 => Ok(ValidationArg::Part(Validation::Fraction(part))),
-        Ok(_) => Err("a part is between 0 and 1".into()),
-        Err(_) => {
-            Err("there is no such file; give one, a part such as 0.1, or a number of records"
-                .into())
-        }
-    }
-}
-
 impl TrainArgs {
-    /// That nothing it writes is something it reads, or can't be written.
+    /// That nothing it writes is something it reads, or can't be written; `validation` is that of
+    /// the run.
     ///
     /// Errors: as [`Files::check`]; [`Error::InvalidArgument`] for a picture that is no SVG.
-    pub(super) fn check_files(&self) -> Result<()> {
+    pub(super) fn check_files(&self, validation: Option<&ValidationData>) -> Result<()> {
         let RunArgs { out, plot, log, .. } = &self.run;
         let mut files =
             Files::default().model(&self.model)?.reads("the data", "--data", &self.data.path);
-        if let Some(ValidationArg::File(path)) = &self.data.validation {
+        if let Some(ValidationData::File(path)) = validation {
             files = files.reads("the validation data", "--validation", path);
         }
         if let Some(path) = &self.data.template.path {

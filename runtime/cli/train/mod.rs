@@ -1,151 +1,79 @@
 //! `epiphyte train`: examples in, an adapter out. Ctrl-C ends a run so that it can go on later.
 
 mod args;
-mod folder;
-mod given;
-mod lock;
-mod run;
 mod setup;
+mod svg;
 mod view;
 
-use std::path::PathBuf;
 use std::time::Instant;
 
 use serde::Serialize;
 
 use super::{interrupt, output};
-use crate::error::{Error, Result};
-use crate::gpu::GpuOptions;
-use crate::gpu::human_bytes;
-use crate::train::TrainOptions;
-use crate::train::data::{DataReport, TrainLength};
-use crate::train::signals::{Warning, loss_curves};
+use epiphyte::GpuOptions;
+use epiphyte::engine::plan::human_bytes;
+use epiphyte::error::{Error, Result};
+use epiphyte::train::data::{DataReport, TrainLength};
+use epiphyte::train::run::{End, Losses, Outcome};
+use epiphyte::train::{RunFolder, TrainControl, TrainOptions, TrainRun};
 
 pub(super) use args::TrainArgs;
-use folder::Folder;
-use run::{End, Run};
 use setup::PlanReport;
+use svg::loss_curves;
+use view::View;
 
 #[derive(Serialize)]
 struct Report {
-    out: PathBuf,
-    end: End,
-    /// Done so far, in this run and those it goes on from.
-    steps: u64,
-    total_steps: u64,
-    resumed_from: Option<u64>,
-    trainable_parameters: usize,
-    /// Nats a token.
-    loss: Losses,
-    /// The same of the data kept for it; null where it was never measured.
-    validation_loss: Losses,
-    /// The adapter in the folder is that of the best validation.
-    best_is_kept: bool,
-    /// Of this run.
-    tokens: usize,
-    tokens_per_second: Option<f64>,
+    #[serde(flatten)]
+    outcome: Outcome,
     seconds: f64,
-    peak_device_bytes: u64,
     device: String,
     options: TrainOptions,
     data: DataReport,
     validation_data: Option<DataReport>,
     plan: PlanReport,
-    warnings: Vec<Warning>,
 }
 
-#[derive(Serialize)]
-struct Losses {
-    first: Option<f64>,
-    last: Option<f64>,
-    best: Option<f64>,
-    best_step: Option<u64>,
-}
-
-impl Losses {
-    fn of(losses: &[(u64, f64)]) -> Self {
-        let best = losses.iter().min_by(|a, b| a.1.total_cmp(&b.1));
-        Self {
-            first: losses.first().map(|(_, loss)| *loss),
-            last: losses.last().map(|(_, loss)| *loss),
-            best: best.map(|(_, loss)| *loss),
-            best_step: best.map(|(step, _)| *step),
-        }
-    }
-}
-
-pub(super) fn run(mut args: TrainArgs, gpu: GpuOptions) -> Result<()> {
-    let folder = Folder::check(&args.run.out, args.run.resume)?;
-    if let Some(given) = folder.resumed() {
-        given.fill(&mut args)?;
-    }
-    args.check_files()?;
-    let (setup, plan) = setup::prepare(&args, gpu)?;
-    let data = setup::data(&args, &setup)?;
-    let (data_report, validation_data) =
-        (data.report.clone(), data.validation.as_ref().map(|data| data.report.clone()));
-    note_data(&data_report);
+pub(super) fn run(args: &TrainArgs, gpu: GpuOptions) -> Result<()> {
+    let out = &args.run.out;
+    let folder = if args.run.resume { RunFolder::resume(out) } else { RunFolder::create(out) }?;
+    let mut options = args.run_options();
+    folder.fill(&mut options)?;
+    args.check_files(options.validation.as_ref())?;
+    let (engine, plan) = setup::prepare(args, &mut options, gpu)?;
     let start = Instant::now();
     let stop = interrupt::listen("stopping: a checkpoint is saved (Ctrl-C again leaves without)");
-    let mut run = Run::start(&args, folder, setup, data)?;
-    run.view.say(&recipe(run.trainer.options(), run.trainer.total_steps()));
-    let end = run.train(&stop.token)?;
+    let mut view = View::prepare();
+    let mut run = TrainRun::open(&engine, folder, options)?;
+    view.say_data(run.data());
+    for note in run.notes() {
+        let label = if note.is_warning() { "warning: " } else { "" };
+        view.say(&format!("{label}{note}"));
+    }
+    view.say(&recipe(run.trainer().options(), run.trainer().total_steps()));
+    let control = TrainControl::with_cancel(stop.token.clone());
+    let outcome = run.run(&control, &mut |progress| view.update(progress));
+    view.end();
+    let outcome = outcome?;
     let report = Report {
-        out: args.run.out.clone(),
-        end,
-        steps: run.trainer.cursor().step,
-        total_steps: run.trainer.total_steps(),
-        resumed_from: run.resumed_from,
-        trainable_parameters: run.trainer.parameters(),
-        loss: Losses::of(&run.history.training),
-        validation_loss: Losses::of(&run.history.validation),
-        best_is_kept: run.keeps_best(),
-        tokens: run.view.tokens(),
-        tokens_per_second: run.view.tokens_per_second(),
+        outcome,
         seconds: start.elapsed().as_secs_f64(),
-        peak_device_bytes: run.peak_bytes,
-        device: run.trainer.engine().gpu().description(),
-        options: run.trainer.options().clone(),
-        data: data_report,
-        validation_data,
+        device: engine.gpu().description(),
+        options: run.trainer().options().clone(),
+        data: run.data().clone(),
+        validation_data: run.validation_data().cloned(),
         plan,
-        warnings: run.view.warned().to_vec(),
     };
-    if let Some(path) = args.run.plot.as_ref().filter(|_| !run.history.training.is_empty()) {
-        std::fs::write(path, loss_curves(&run.history)?).map_err(|e| Error::io(path, e))?;
+    let history = run.history();
+    if let Some(path) = args.run.plot.as_ref().filter(|_| !history.training.is_empty()) {
+        std::fs::write(path, loss_curves(history)?).map_err(|e| Error::io(path, e))?;
     }
     if args.json { output::json(&report) } else { print(&report) }?;
     // It did not do all it was asked to.
-    if end == End::Interrupted { Err(Error::Cancelled) } else { Ok(()) }
+    if report.outcome.end == End::Interrupted { Err(Error::Cancelled) } else { Ok(()) }
 }
 
-fn note_data(report: &DataReport) {
-    let DataReport {
-        records,
-        examples,
-        tokens,
-        trained_tokens,
-        cut,
-        dropped,
-        skipped,
-        first_skipped,
-    } = report;
-    output::note(&format!(
-        "{records} records, {examples} examples, {tokens} tokens, {trained_tokens} of them with a \
-        loss"
-    ));
-    if cut + dropped + skipped > 0 {
-        output::note(&format!(
-            "{cut} examples cut, {dropped} left out since no answer was left, {skipped} lines \
-            skipped"
-        ));
-    }
-    if let Some(first) = first_skipped {
-        output::note(&format!("the first line skipped: {first}"));
-    }
-}
-
-/// What the steps are, in a line.
+/// What the steps are, in a line: also what nobody asked for.
 fn recipe(options: &TrainOptions, steps: u64) -> String {
     let examples = options.step_examples();
     let rate = options.learning_rate.unwrap_or_default();
@@ -157,24 +85,25 @@ fn recipe(options: &TrainOptions, steps: u64) -> String {
 }
 
 fn print(report: &Report) -> Result<()> {
-    let Report { steps, total_steps, seconds, .. } = report;
-    let out = report.out.display();
-    let losses = |name: &str, Losses { first, last, best, .. }: &Losses| match (first, last, best) {
+    let (Report { outcome, seconds, .. }, Outcome { steps, total_steps, .. }) =
+        (report, &report.outcome);
+    let out = outcome.out.display();
+    let losses = |name: &str, losses: &Losses| match (losses.first, losses.last, losses.best) {
         (Some(first), Some(last), Some(best)) => {
             format!(", {name} {first:.4} to {last:.4} (best {best:.4})")
         }
         _ => String::new(),
     };
-    let losses = losses("loss", &report.loss) + &losses("validation", &report.validation_loss);
+    let losses = losses("loss", &outcome.loss) + &losses("validation", &outcome.validation_loss);
     let speed =
-        report.tokens_per_second.map_or(String::new(), |tps| format!(", {tps:.0} tokens/s"));
-    let memory = human_bytes(report.peak_device_bytes);
+        outcome.tokens_per_second.map_or(String::new(), |tps| format!(", {tps:.0} tokens/s"));
+    let memory = human_bytes(outcome.peak_device_bytes);
     output::line(&format!(
         "{steps} of {total_steps} steps in {seconds:.1} s{losses}{speed}, {memory} on the device"
     ))?;
     let which =
-        if report.best_is_kept { "the adapter of the best validation" } else { "the adapter" };
-    output::line(&match report.end {
+        if outcome.best_is_kept { "the adapter of the best validation" } else { "the adapter" };
+    output::line(&match outcome.end {
         End::Finished => format!("{which} is in {out}"),
         End::EarlyStop => format!(
             "stopped since the validation loss improves no more; {which} is \
@@ -185,7 +114,7 @@ fn print(report: &Report) -> Result<()> {
             with `--resume` goes on"
                 .into()
         }
-        End::Interrupted => {
+        _ => {
             format!(
                 "interrupted; {which} so far is in {out}, and the same command with \
                 `--resume` goes on"

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use indicatif::{HumanDuration, ProgressBar};
 
-use crate::cli::output;
-use crate::train::signals::{History, StepRecord, Warning};
+use crate::output;
+use epiphyte::train::data::DataReport;
+use epiphyte::train::run::{TrainPhase, TrainProgress};
 
 /// Lines of a run where stderr is no terminal, about.
 const LINES: u64 = 20;
@@ -19,13 +20,8 @@ const COLUMNS: usize = 16;
 
 pub(super) struct View {
     bar: ProgressBar,
-    total: u64,
-    /// Steps that were shown, and what the first one took: it is not like the others.
-    shown: u64,
-    first_seconds: f64,
-    tokens: usize,
-    seconds: f64,
-    warned: Vec<Warning>,
+    /// The run's first step is still to come.
+    waits: bool,
 }
 
 impl View {
@@ -34,107 +30,97 @@ impl View {
         let bar = output::bar(0, "{spinner} {msg}  {elapsed}")
             .with_message("preparing: kernels are compiled");
         bar.enable_steady_tick(TICK);
-        Self {
-            bar,
-            total: 0,
-            shown: 0,
-            first_seconds: 0.0,
-            tokens: 0,
-            seconds: 0.0,
-            warned: Vec::new(),
+        Self { bar, waits: false }
+    }
+
+    /// Shows where the run is.
+    pub(super) fn update(&mut self, progress: &TrainProgress<'_>) {
+        match progress.phase {
+            TrainPhase::Training => self.begin(progress),
+            TrainPhase::Step => self.step(progress),
+            _ => {}
+        }
+        for warning in &progress.warnings {
+            self.say(&format!("warning: {warning}"));
         }
     }
 
-    /// The run has `total` steps, and stands at `step`.
-    pub(super) fn begin(&mut self, total: u64, step: u64) {
-        self.total = total;
-        self.bar.set_length(total);
+    /// The run has steps to take.
+    fn begin(&mut self, progress: &TrainProgress<'_>) {
+        let TrainProgress { step, steps, .. } = *progress;
+        self.bar.set_length(steps);
         self.bar.set_position(step);
-        if step == total {
+        if step == steps {
             return;
         }
         if self.bar.is_hidden() {
-            self.say(&format!("step {step}/{total}  {FIRST}"));
+            self.say(&format!("step {step}/{steps}  {FIRST}"));
         }
         output::restyle(&self.bar, "{pos}/{len} {bar:20} {elapsed}  {wide_msg}");
         self.bar.set_message(FIRST);
+        self.waits = true;
     }
 
-    /// Shows a step, the last of `history`.
-    pub(super) fn update(&mut self, record: &StepRecord, history: &History) {
-        self.tokens += record.tokens;
-        self.seconds += record.seconds;
-        self.shown += 1;
-        if self.shown == 1 {
-            self.first_seconds = record.seconds;
-        }
-        let validation = history
-            .validation
-            .last()
-            .map_or(String::new(), |(_, loss)| format!("  validation {loss:.4}"));
+    /// A step is done.
+    fn step(&mut self, progress: &TrainProgress<'_>) {
+        let TrainProgress { step, steps, history, .. } = *progress;
+        let number = |what: &str, value: Option<f64>| {
+            value.map_or(String::new(), |value| format!("{what}{value:.4}"))
+        };
+        let loss = number("loss ", progress.loss);
+        let validation = number("  validation ", progress.validation_loss);
         let speed =
-            self.tokens_per_second().map_or(String::new(), |tps| format!("  {tps:.0} tokens/s"));
-        let (loss, lr) = (record.loss, record.lr);
+            progress.tokens_per_second.map_or(String::new(), |tps| format!("  {tps:.0} tokens/s"));
+        let lr = progress.learning_rate;
         if !self.bar.is_hidden() {
-            if self.shown == 1 {
+            if std::mem::take(&mut self.waits) {
                 output::restyle(&self.bar, "{pos}/{len} {bar:20} {wide_msg}");
                 self.bar.disable_steady_tick();
             }
             let [curve, validated] =
                 [&history.training, &history.validation].map(|losses| sparkline(losses));
+            let left = progress.seconds_left.map_or(String::new(), |seconds| {
+                format!("{:#} left  ", HumanDuration(Duration::from_secs_f64(seconds)))
+            });
             self.bar.set_message(format!(
-                "{}loss {loss:.4} {curve}{validation} {validated}  lr {lr:.2e}{speed}",
-                self.left(record.step)
+                "{left}{loss} {curve}{validation} {validated}  lr {lr:.2e}{speed}"
             ));
-            self.bar.set_position(record.step);
-        } else if record.step.is_multiple_of((self.total / LINES).max(1))
-            || record.step == self.total
-        {
-            output::note(&format!(
-                "step {}/{}  loss {loss:.4}{validation}  lr {lr:.2e}{speed}",
-                record.step, self.total
-            ));
+            self.bar.set_position(step);
+        } else if step.is_multiple_of((steps / LINES).max(1)) || step == steps {
+            output::note(&format!("step {step}/{steps}  {loss}{validation}  lr {lr:.2e}{speed}"));
         }
     }
 
-    /// The time that is left after `step`, by the steps after the first.
-    fn left(&self, step: u64) -> String {
-        let others = self.shown.saturating_sub(1);
-        if others == 0 || step >= self.total {
-            return String::new();
+    /// Says what became of the data.
+    pub(super) fn say_data(&self, report: &DataReport) {
+        let DataReport {
+            records,
+            examples,
+            tokens,
+            trained_tokens,
+            cut,
+            dropped,
+            skipped,
+            first_skipped,
+        } = report;
+        self.say(&format!(
+            "{records} records, {examples} examples, {tokens} tokens, {trained_tokens} of them \
+            with a loss"
+        ));
+        if cut + dropped + skipped > 0 {
+            self.say(&format!(
+                "{cut} examples cut, {dropped} left out since no answer was left, {skipped} lines \
+                skipped"
+            ));
         }
-        let seconds =
-            (self.seconds - self.first_seconds) / others as f64 * (self.total - step) as f64;
-        format!("{:#} left  ", HumanDuration(Duration::from_secs_f64(seconds.clamp(0.0, 1e9))))
+        if let Some(first) = first_skipped {
+            self.say(&format!("the first line skipped: {first}"));
+        }
     }
 
     /// Says a line beside the bar.
     pub(super) fn say(&self, line: &str) {
         self.bar.suspend(|| output::note(line));
-    }
-
-    /// Says each of `warnings` the first time it is seen.
-    pub(super) fn warn(&mut self, warnings: Vec<Warning>) {
-        for warning in warnings {
-            if !self.warned.contains(&warning) {
-                self.warned.push(warning);
-                self.say(&format!("warning: {warning}"));
-            }
-        }
-    }
-
-    /// Tokens a second of the steps that were shown.
-    pub(super) fn tokens_per_second(&self) -> Option<f64> {
-        (self.seconds > 0.0).then(|| self.tokens as f64 / self.seconds)
-    }
-
-    pub(super) fn tokens(&self) -> usize {
-        self.tokens
-    }
-
-    /// Every warning that was given.
-    pub(super) fn warned(&self) -> &[Warning] {
-        &self.warned
     }
 
     /// Takes the bar away.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::arena::Block;
 use super::packed::{Packed, PackedSite};
 use crate::adapter::LoadReport;
+use crate::identity::Hash;
 use crate::model::site::LoraPass;
 
 /// A set of adapters that rows may name.
@@ -26,7 +27,8 @@ pub(super) struct Entry {
     /// What the user calls it.
     pub(super) id: String,
     pub(super) source: Source,
-    pub(super) digest: blake3::Hash,
+    /// [`crate::adapter::Adapter::digest`].
+    pub(super) digest: String,
     pub(super) resident: Option<Resident>,
     /// Sets in use that contain it.
     pub(super) pins: u32,
@@ -62,6 +64,6 @@ pub(super) struct Set {
     pub(super) entries: Vec<(EntryId, f32)>,
     pub(super) users: u32,
     pub(super) last_used: u64,
-    pub(super) digest: [u8; 32],
+    pub(super) digest: Hash,
     pub(super) pass: LoraPass,
 }

@@ -18,6 +18,7 @@ use crate::adapter::{Adapter, LoadReport, MAX_RANK};
 use crate::base::BaseShape;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
+use crate::identity::{Hash, sha256};
 use crate::kernels::lora::{self, Directory, ENTRIES, MORE};
 use crate::model::site::{Factors, LoraPass, site_count, sites};
 
@@ -82,7 +83,7 @@ impl Registry {
             before.filter(|before| !self.is_pinned(*before)).and_then(|before| self.take(before));
         let entry = Entry {
             id: id.to_string(),
-            digest: packed.digest,
+            digest: adapter.digest(),
             bytes: packed.bytes(),
             source: source.map_or_else(|| Source::Memory(Arc::clone(&packed)), Source::Path),
             resident: None,
@@ -225,19 +226,19 @@ impl Registry {
 
     /// Names what a set computes: zeros for that without adapters, and otherwise the factors' and
     /// weights' hash.
-    pub fn digest(&self, id: SetId) -> [u8; 32] {
+    pub fn digest(&self, id: SetId) -> Hash {
         self.sets[id.0 as usize].as_ref().map_or([0; 32], |set| set.digest)
     }
 
     /// What an adapter's factors hash to.
     pub fn adapter_digest(&self, id: &str) -> Option<String> {
-        self.current(id).map(|entry| entry.digest.to_hex().to_string())
+        self.current(id).map(|entry| entry.digest.clone())
     }
 
     /// What the factors of a set's adapters hash to, in their order.
     pub fn adapter_digests(&self, id: SetId) -> Vec<String> {
         let entries = self.sets[id.0 as usize].iter().flat_map(|set| &set.entries);
-        entries.map(|(entry, _)| self.entries[entry].digest.to_hex().to_string()).collect()
+        entries.map(|(entry, _)| self.entries[entry].digest.clone()).collect()
     }
 
     /// What a pass over rows of these sets needs; `None` when none has adapters.
@@ -314,12 +315,10 @@ impl Registry {
         self.pin(entries, -1);
         resident?;
         let pass = self.checked_pass(entries)?;
-        let mut hasher = blake3::Hasher::new();
-        for (entry, weight) in entries {
-            hasher.update(self.entries[entry].digest.as_bytes());
-            hasher.update(&weight.to_le_bytes());
-        }
-        let digest = *hasher.finalize().as_bytes();
+        let named = |(entry, weight): &(EntryId, f32)| {
+            [self.entries[entry].digest.as_bytes(), &weight.to_le_bytes()].concat()
+        };
+        let digest = sha256(entries.iter().map(named));
         let (adapters, entries) = (adapters.to_vec(), entries.to_vec());
         self.sets[index] =
             Some(Set { adapters, entries, users: 0, last_used: self.clock, digest, pass });

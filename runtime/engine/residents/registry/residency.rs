@@ -24,13 +24,13 @@ impl Registry {
             Source::Memory(packed) => Arc::clone(packed),
             Source::Path(path) => {
                 let compared = AdaptedBase { shape: self.shape, weights: BaseWeights::Compared };
-                let packed = Packed::new(&Adapter::load(path, compared)?, &self.shape);
-                if packed.digest != entry.digest {
+                let adapter = Adapter::load(path, compared)?;
+                if adapter.digest() != entry.digest {
                     let reason =
                         "the file has changed since it was loaded; load it again".to_string();
                     return Err(Error::InvalidAdapter { what: entry.id.clone(), reason });
                 }
-                Arc::new(packed)
+                Arc::new(Packed::new(&adapter, &self.shape))
             }
         };
         self.send(gpu, number, &packed)

@@ -1,7 +1,13 @@
 //! The built binary, from outside: what it prints, where, and its exit codes.
+#![expect(clippy::unwrap_used, reason = "a failed test panics")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests say what they measured")]
 
 mod adapter;
 mod chat;
+#[path = "../common/mod.rs"]
+#[allow(dead_code, reason = "not all of it is needed here")]
+mod common;
+mod curves;
 mod eval;
 mod outputs;
 mod quiet;
@@ -16,7 +22,7 @@ use epiphyte::format::gguf::Gguf;
 use epiphyte::tokenizer::{DecodeOptions, EncodeOptions, Tokenizer, TokenizerSpec};
 use serde_json::Value;
 
-use crate::common::model_path;
+use common::{golden, model_path};
 
 fn epiphyte(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_epiphyte"));
@@ -155,7 +161,7 @@ fn the_old_name_of_a_variable_is_refused_with_the_new_one() {
 #[cfg(target_os = "linux")]
 #[test]
 fn without_a_driver_the_remedy_is_named() {
-    let tiny = crate::common::golden("tiny_llama.gguf");
+    let tiny = golden("tiny_llama.gguf");
     let generate = ["generate", "-m", tiny.to_str().unwrap(), "-p", "x", "--json"];
     for args in [&generate[..], &["doctor", "--json"]] {
         let mut command = epiphyte(args);
@@ -284,7 +290,7 @@ fn plan_adds_up_the_textbooks_examples() {
 
 #[test]
 fn plan_fits_a_model_file_into_a_budget() {
-    let tiny = crate::common::golden("tiny_llama.gguf");
+    let tiny = golden("tiny_llama.gguf");
     let args = ["plan", "-m", tiny.to_str().unwrap(), "--train", "--json"];
     let with = |more: &[&str]| run(&[&args[..], more].concat());
     let adapter = ["--targets", "q_proj,down_proj", "--rank", "4"];

@@ -4,27 +4,28 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use super::args::{TrainArgs, ValidationArg};
-use super::setup::Data;
+use super::options::{Data, RunOptions};
 use crate::error::{Error, Result};
 use crate::format::staged::Staged;
-use crate::train::data::Validation;
+use crate::identity::check_format;
+use crate::train::data::TrainLength;
 
-/// The version that is written and read.
-const VERSION: u32 = 1;
+/// What is written and read.
+const FORMAT: &str = "epiphyte.run.2";
 
 /// What decides examples and length of a run.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Given {
-    version: u32,
+    format: String,
     data: PathBuf,
     text: bool,
     prompt_loss_weight: Option<f32>,
     skip_bad: bool,
     #[serde(default)]
     chat_template: Option<PathBuf>,
-    /// As `--validation` spells it.
+    /// As [`super::ValidationData`] displays.
     validation: String,
     patience: Option<u32>,
     steps: Option<u64>,
@@ -35,32 +36,36 @@ pub(super) struct Given {
 
 impl Given {
     /// Of a run with `data`.
-    pub(super) fn of(args: &TrainArgs, data: &Data) -> Self {
-        let validation = match (&args.data.validation, data.held_out) {
-            (Some(ValidationArg::File(path)), _) => path.display().to_string(),
-            (_, None) => "none".into(),
-            (_, Some(Validation::Fraction(part))) => part.to_string(),
-            (_, Some(Validation::Count(count))) => count.to_string(),
+    pub(super) fn of(options: &RunOptions, data: &Data) -> Self {
+        let (steps, epochs) = match options.train.duration {
+            TrainLength::Auto => (None, None),
+            TrainLength::Steps(steps) => (Some(steps), None),
+            TrainLength::Epochs(epochs) => (None, Some(epochs)),
         };
         Self {
-            version: VERSION,
-            data: args.data.path.clone(),
-            text: args.data.text,
-            prompt_loss_weight: args.data.prompt_loss_weight,
-            skip_bad: args.data.skip_bad,
-            chat_template: args.data.template.path.clone(),
-            validation,
+            format: FORMAT.into(),
+            data: options.data.clone(),
+            text: options.text,
+            prompt_loss_weight: options.prompt_loss_weight,
+            skip_bad: options.skip_bad,
+            chat_template: options.chat_template.clone(),
+            validation: data.validated.to_string(),
             patience: data.patience,
-            steps: args.steps.steps,
-            epochs: args.steps.epochs,
+            steps,
+            epochs,
             records: data.report.records,
         }
     }
 
-    /// `None` where there is none, of this version.
-    pub(super) fn read(path: &Path) -> Option<Self> {
-        let given: Self = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
-        Some(given).filter(|given| given.version == VERSION)
+    /// `None` where there is none that can be read.
+    ///
+    /// Errors: [`Error::FormatVersion`].
+    pub(super) fn read(path: &Path) -> Result<Option<Self>> {
+        let json = std::fs::read(path).ok();
+        let json: Option<Value> = json.and_then(|json| serde_json::from_slice(&json).ok());
+        let Some(json) = json else { return Ok(None) };
+        json["format"].as_str().map_or(Ok(()), |format| check_format(path, format, FORMAT))?;
+        Ok(serde_json::from_value(json).ok())
     }
 
     /// Errors: [`Error::Io`].
@@ -69,21 +74,24 @@ impl Given {
         Staged::write(path, &json)?.commit()
     }
 
-    /// Takes over what `args` leave open.
+    /// Takes over what `options` leave open.
     ///
     /// Errors: [`Error::InvalidArgument`] when the file to validate on is gone.
-    pub(super) fn fill(&self, args: &mut TrainArgs) -> Result<()> {
-        if args.data.validation.is_none() {
+    pub(super) fn fill(&self, options: &mut RunOptions) -> Result<()> {
+        if options.validation.is_none() {
             let invalid = |reason| Error::InvalidArgument {
                 name: "validation",
                 reason: format!("{}: {reason}", self.validation),
             };
-            args.data.validation =
-                Some(super::args::parse_validation(&self.validation).map_err(invalid)?);
+            options.validation = Some(self.validation.parse().map_err(invalid)?);
         }
-        args.run.patience = args.run.patience.or(self.patience);
-        if args.steps.steps.is_none() && args.steps.epochs.is_none() {
-            (args.steps.steps, args.steps.epochs) = (self.steps, self.epochs);
+        options.patience = options.patience.or(self.patience);
+        if options.train.duration == TrainLength::Auto {
+            options.train.duration = match (self.steps, self.epochs) {
+                (Some(steps), _) => TrainLength::Steps(steps),
+                (None, Some(epochs)) => TrainLength::Epochs(epochs),
+                (None, None) => TrainLength::Auto,
+            };
         }
         Ok(())
     }

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use plotters::prelude::*;
 
-use super::History;
-use crate::error::{Error, Result};
+use epiphyte::train::signals::History;
+use epiphyte::{Error, Result};
 
 const SIZE: (u32, u32) = (800, 480);
 /// So few steps are drawn as points, too: a line needs two.
@@ -17,7 +17,7 @@ const VALIDATION: RGBColor = RGBColor(0xd6, 0x27, 0x28);
 /// out.
 ///
 /// Errors: [`Error::InvalidArgument`] for a history without a finite loss.
-pub fn loss_curves(history: &History) -> Result<String> {
+pub(crate) fn loss_curves(history: &History) -> Result<String> {
     let finite = |losses: &[(u64, f64)]| {
         losses.iter().copied().filter(|(_, loss)| loss.is_finite()).collect::<Vec<_>>()
     };

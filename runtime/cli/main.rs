@@ -28,10 +28,10 @@ use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::chat::ChatTemplate;
-use crate::engine::{Engine, EngineOptions, Sampling};
-use crate::error::{Error, Result};
-use crate::gpu::GpuOptions;
+use epiphyte::chat::ChatTemplate;
+use epiphyte::engine::{Engine, EngineOptions, Sampling};
+use epiphyte::error::{Error, Result};
+use epiphyte::gpu::GpuOptions;
 
 /// What the help ends with.
 const EXIT_CODES: &str = "Exit codes:
@@ -181,7 +181,7 @@ impl ModelFile {
         if let Some(path) = &self.model {
             return Ok(path.clone());
         }
-        let path = crate::cache::default_model().ok_or_else(|| Error::InvalidArgument {
+        let path = epiphyte::default_model().ok_or_else(|| Error::InvalidArgument {
             name: "model",
             reason: "there is no cache folder to find the default in; name a file with `-m`".into(),
         })?;
@@ -195,8 +195,7 @@ impl ModelFile {
     }
 }
 
-/// Parses the arguments and does what they say.
-pub fn run() -> ExitCode {
+fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     let cli = Cli::parse();
     match interrupt::install().and_then(|()| run_command(cli)) {
@@ -223,7 +222,7 @@ fn run_command(cli: Cli) -> Result<()> {
         Command::Bench(args) => bench::run(&args, gpu),
         Command::Adapter(args) => adapter::run(&args, gpu),
         Command::Inspect(args) => inspect::run(&args),
-        Command::Train(args) => train::run(*args, gpu),
+        Command::Train(args) => train::run(&args, gpu),
         Command::Eval(args) => eval::run(&args, gpu),
         Command::Plan(args) => plan::run(&args, gpu),
         Command::Doctor(args) => doctor::run(&args, gpu),

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use super::given::Given;
 use super::lock::Lock;
+use super::options::RunOptions;
+use super::progress::RunNote;
 use crate::adapter::peft::{CHECKPOINTS, LOCK, is_staged};
 use crate::adapter::{Adapter, BaseShape};
-use crate::cli::output;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format::staged::is_temporary;
@@ -19,7 +20,9 @@ const GIVEN: &str = "run.json";
 /// Where a run ended whose checkpoints went; its numbers are the adapter's.
 const END: &str = "end.safetensors";
 
-pub(super) struct Folder {
+/// The folder of a run: the adapter that it makes, and in `checkpoints/` what it takes to go on.
+/// One run at a time has it, and lets go of it when it is dropped.
+pub struct RunFolder {
     out: PathBuf,
     /// Its run is to go on.
     resume: bool,
@@ -50,20 +53,42 @@ impl State {
     }
 }
 
-impl Folder {
-    /// Checks `out`, and locks it if it is there; nothing else is made yet.
+impl RunFolder {
+    /// The folder of a new run, which need not exist; it is made when the run begins.
     ///
-    /// Errors: [`Error::InvalidArgument`] for a folder that holds anything, unless it is a run to
-    /// go on with, that holds no such run, or that another process trains to.
-    pub(super) fn check(out: &Path, resume: bool) -> Result<Self> {
-        let mut folder = Self { out: out.into(), resume, lock: None };
-        if out.exists() && !out.is_dir() {
+    /// Errors: [`Error::InvalidArgument`] for a folder that holds anything, or that another run
+    /// has.
+    pub fn create(out: impl Into<PathBuf>) -> Result<Self> {
+        Self::check(out.into(), Some(false))
+    }
+
+    /// That of a run that is to go on.
+    ///
+    /// Errors: [`Error::InvalidArgument`] for a folder without such a run, or that another run has.
+    pub fn resume(out: impl Into<PathBuf>) -> Result<Self> {
+        Self::check(out.into(), Some(true))
+    }
+
+    /// As [`RunFolder::resume`] where there is a run, else as [`RunFolder::create`]: for a program
+    /// that may have been ended in the middle.
+    ///
+    /// Errors: as those.
+    pub fn open(out: impl Into<PathBuf>) -> Result<Self> {
+        Self::check(out.into(), None)
+    }
+
+    /// Checks `out`, and locks it if it is there; nothing else is made yet.
+    fn check(out: PathBuf, resume: Option<bool>) -> Result<Self> {
+        let mut folder = Self { out, resume: resume == Some(true), lock: None };
+        if folder.out.exists() && !folder.out.is_dir() {
             return folder.invalid("is a file; name a folder");
         }
         let holds = folder.holds()?;
+        folder.resume |= resume.is_none() && holds == Holds::Run;
         // Who else is there is worth more than what is.
-        if out.exists() && (holds != Holds::Other || out.join(LOCK).exists()) {
-            folder.lock = Some(Lock::take(out)?);
+        let there = folder.out.exists();
+        if there && (holds != Holds::Other || folder.out.join(LOCK).exists()) {
+            folder.lock = Some(Lock::take(&folder.out)?);
         }
         folder.check_holds(holds)?;
         Ok(folder)
@@ -73,22 +98,18 @@ impl Folder {
         match (holds, self.resume) {
             (Holds::Nothing, false) | (Holds::Run, true) => Ok(()),
             (Holds::Nothing, true) if !self.out.exists() => self.invalid(
-                "is not there, so there is no run to resume; without `--resume` one \
-                    is started",
+                "is not there, so there is no run to resume; without `--resume` one is started",
             ),
-            (Holds::Nothing, true) => self.invalid(
-                "holds no run to resume; without `--resume` \
-                one is started",
-            ),
+            (Holds::Nothing, true) => {
+                self.invalid("holds no run to resume; without `--resume` one is started")
+            }
             (Holds::Other, true) => self.invalid(
                 "holds no run to resume; name the folder that was trained to, or start from its \
-                adapter with `--init` \
-                 in another",
+                adapter with `--init` in another",
             ),
-            (_, false) => self.invalid(
-                "is not empty; `--resume` goes on with a run, another name \
-                starts one",
-            ),
+            (_, false) => {
+                self.invalid("is not empty; `--resume` goes on with a run, another name starts one")
+            }
         }
     }
 
@@ -122,7 +143,7 @@ impl Folder {
     /// Makes the folders, and locks them; what a killed run left half-written goes.
     ///
     /// Errors: [`Error::Io`]; [`Error::InvalidArgument`] if another run was there first.
-    pub(super) fn create(&mut self) -> Result<()> {
+    pub(super) fn make(&mut self) -> Result<()> {
         if self.lock.is_none() {
             std::fs::create_dir_all(&self.out).map_err(|e| Error::io(&self.out, e))?;
             self.lock = Some(Lock::take(&self.out)?);
@@ -142,9 +163,14 @@ impl Folder {
         Ok(())
     }
 
-    /// What the run was given that is to go on.
-    pub(super) fn resumed(&self) -> Option<Given> {
-        self.resume.then(|| Given::read(&self.given())).flatten()
+    /// Takes over what `options` leave open from the run that is to go on: validation, patience
+    /// and length. [`super::TrainRun::open`] does it, too.
+    ///
+    /// Errors: [`Error::InvalidArgument`] when the file to validate on is gone;
+    /// [`Error::FormatVersion`].
+    pub fn fill(&self, options: &mut RunOptions) -> Result<()> {
+        let given = if self.resume { Given::read(&self.given_path())? } else { None };
+        given.map_or(Ok(()), |given| given.fill(options))
     }
 
     /// Checkpoints by step, ascending.
@@ -172,10 +198,10 @@ impl Folder {
         Ok(end.into_iter().chain(self.checkpoints()?.into_iter().map(|(_, path)| path)).collect())
     }
 
-    /// The newest state that is whole, of a run that is to go on. Those that are not are named.
+    /// The newest state that is whole, of a run that is to go on. Those that are not go to `notes`.
     ///
-    /// Errors: [`Error::Io`]; [`Error::InvalidFile`] when none is whole.
-    pub(super) fn newest(&self) -> Result<Option<State>> {
+    /// Errors: [`Error::Io`]; [`Error::FormatVersion`]; [`Error::InvalidFile`] when none is whole.
+    pub(super) fn newest(&self, notes: &mut Vec<RunNote>) -> Result<Option<State>> {
         let mut damaged = None;
         for path in self.states()?.into_iter().rev().filter(|_| self.resume) {
             match Checkpoint::read(&path) {
@@ -184,7 +210,7 @@ impl Folder {
                     return Ok(Some(State { path, checkpoint, is_end }));
                 }
                 Err(error @ Error::InvalidFile { .. }) => {
-                    output::note(&format!("warning: {error}; the one before is tried"));
+                    notes.push(RunNote::Damaged { reason: error.to_string() });
                     damaged.get_or_insert(error);
                 }
                 Err(error) => return Err(error),
@@ -227,12 +253,18 @@ impl Folder {
         self.checkpoint_folder().join(LOG)
     }
 
+    /// That nothing keeps other runs out.
+    pub(super) fn lock_note(&self) -> Option<RunNote> {
+        self.lock.as_ref().and_then(|lock| lock.note.clone())
+    }
+
     /// Where it is written what the run was given.
-    pub(super) fn given(&self) -> PathBuf {
+    pub(super) fn given_path(&self) -> PathBuf {
         self.checkpoint_folder().join(GIVEN)
     }
 
-    pub(super) fn path(&self) -> &Path {
+    /// The folder.
+    pub fn path(&self) -> &Path {
         &self.out
     }
 

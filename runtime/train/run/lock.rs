@@ -6,15 +6,16 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use indicatif::HumanDuration;
 use serde::{Deserialize, Serialize};
 
+use super::progress::RunNote;
 use crate::adapter::peft::LOCK;
-use crate::cli::output;
 use crate::error::{Error, Result};
 
 /// Held until it is dropped.
 pub(super) struct Lock {
+    /// That the file system knows no locks.
+    pub(super) note: Option<RunNote>,
     path: PathBuf,
     /// Open is locked.
     _file: File,
@@ -30,12 +31,12 @@ struct Holder {
 }
 
 impl Lock {
-    /// Takes the lock of `folder`, which exists. Where the file system knows none, says so and goes
-    /// on.
+    /// Takes the lock of `folder`, which exists; where the file system knows none, all the same.
     ///
     /// Errors: [`Error::InvalidArgument`] naming who holds it; [`Error::Io`].
     pub(super) fn take(folder: &Path) -> Result<Self> {
         let path = folder.join(LOCK);
+        let mut note = None;
         loop {
             let open =
                 OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
@@ -44,10 +45,7 @@ impl Lock {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => return Err(taken(folder, &path)),
                 Err(TryLockError::Error(e)) => {
-                    output::note(&format!(
-                        "warning: {}: {e}; see to it that no other run writes there",
-                        path.display()
-                    ));
+                    note = Some(RunNote::Unlocked { path: path.clone(), reason: e.to_string() });
                 }
             }
             // Whoever held it may have removed it since it was opened here.
@@ -55,7 +53,7 @@ impl Lock {
                 let holder =
                     Holder { pid: std::process::id(), host: host(), since: now().as_secs() };
                 holder.write(&file).map_err(|e| Error::io(&path, e))?;
-                return Ok(Self { path, _file: file });
+                return Ok(Self { note, path, _file: file });
             }
         }
     }
@@ -84,13 +82,24 @@ fn taken(folder: &Path, path: &Path) -> Error {
     let by = holder.map_or("another process".into(), |Holder { pid, host, since }| {
         let host = host.map_or(String::new(), |host| format!(" on {host}"));
         let time = now().saturating_sub(Duration::from_secs(since));
-        format!("process {pid}{host}, begun {} ago,", HumanDuration(time))
+        format!("process {pid}{host}, begun {} ago,", human_time(time))
     });
     let reason = format!(
         "{by} is training to {}; wait for it to end, or name another folder",
         folder.display()
     );
     Error::InvalidArgument { name: "out", reason }
+}
+
+/// In its largest unit.
+fn human_time(time: Duration) -> String {
+    let seconds = time.as_secs();
+    let (size, unit) = [(86_400, "day"), (3_600, "hour"), (60, "minute")]
+        .into_iter()
+        .find(|(size, _)| seconds >= *size)
+        .unwrap_or((1, "second"));
+    let count = seconds / size;
+    format!("{count} {unit}{}", if count == 1 { "" } else { "s" })
 }
 
 /// Whether the open file is the one that has the name.
