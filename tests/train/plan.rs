@@ -283,10 +283,10 @@ fn bad_shapes_and_targets_are_refused() {
     );
 }
 
-/// Opens the default model for sessions of 256 tokens.
-fn open(path: &Path) -> Arc<Engine> {
+/// Opens the default model for sessions of up to `context` tokens.
+fn open(path: &Path, context: usize) -> Arc<Engine> {
     let options =
-        EngineOptions { context: Some(256), skip_self_test: true, ..EngineOptions::default() };
+        EngineOptions { context: Some(context), skip_self_test: true, ..EngineOptions::default() };
     Engine::open(path, options).unwrap()
 }
 
@@ -333,7 +333,7 @@ fn the_driver_is_asked_for_what_the_plan_of_a_run_says() {
         settings(1, 32, Some(1), 1, Optimizer::Sgd),
         TrainOptions { target_modules: attention, ..settings(2, 100, None, 4, Optimizer::AdamW) },
     ] {
-        let engine = open(&path);
+        let engine = open(&path, 256);
         let (config, caps) = (&engine.base().config, engine.gpu().caps());
         let beside = tally(caps, config, Some(&gguf), &serving).unwrap();
         check(&engine, &beside.plan());
@@ -348,13 +348,15 @@ fn the_driver_is_asked_for_what_the_plan_of_a_run_says() {
 fn the_driver_is_asked_for_what_the_plan_of_answers_says() {
     let Some(path) = model_path() else { return };
     let gguf = Gguf::open(&path).unwrap();
-    for (adapters, sessions, tokens) in [(0, 1, 40), (2, 1, 40), (3, 4, 65)] {
-        let engine = open(&path);
+    // Adapters, and sessions of so many tokens; the last ones need more pages than there are first.
+    for (adapters, context, sessions, tokens) in [(0, 256, 1, 40), (2, 256, 1, 40), (3, 64, 4, 33)]
+    {
+        let engine = open(&path, context);
         let (config, caps) = (&engine.base().config, engine.gpu().caps());
         let made: Vec<Adapter> = (0..adapters).map(|i| adapter(config, 8 << i)).collect();
         let page = 32;
         let serving = Serving {
-            context: 256,
+            context,
             kv_tokens: sessions * (tokens + 5_usize).next_multiple_of(page),
             adapters: &made,
             adapter_budget: EngineOptions::default().adapter_budget,
@@ -375,7 +377,7 @@ fn the_driver_is_asked_for_what_the_plan_of_answers_says() {
                 session.set_adapters(&change).unwrap();
             }
         }
-        let options = GenerateOptions { max_tokens: 4, ignore_eos: true, ..Default::default() };
+        let options = GenerateOptions { max_tokens: 2, ignore_eos: true, ..Default::default() };
         let sequences = all.iter_mut().map(|session| (session, options.clone())).collect();
         generate_batch(sequences, |_, _| ControlFlow::Continue(())).unwrap();
         check(&engine, &tally(caps, config, Some(&gguf), &serving).unwrap().plan());
