@@ -3,7 +3,7 @@
 use super::residents::arena::{Arena, EIGHT};
 use super::residents::packed::room;
 use super::residents::registry::directory;
-use super::working::{Working, limits};
+use super::working::{Spaces, Working};
 use crate::adapter::Adapter;
 use crate::base::ModelConfig;
 use crate::error::{Error, Result};
@@ -11,7 +11,6 @@ use crate::format::gguf::Gguf;
 use crate::gpu::commands::RING_BYTES;
 use crate::gpu::memory::Share;
 use crate::gpu::{Memory, Tally};
-use crate::model::activations::{LOGIT_ROWS, Limits};
 use crate::model::kv_cache::PAGE_LEN;
 use crate::model::lora::LoraBuffers;
 use crate::model::weights::Weights;
@@ -48,9 +47,9 @@ pub fn tally(
     if !caps.immediates {
         tally.add(Buffer::of(Class::Activations, "params ring", &[RING_BYTES], 1));
     }
-    let limits = limits(caps, serving.context, serving.kv_f32);
-    let mut working = Working::new(&tally, config, &limits)?;
-    let adapters = load(&tally, config, &limits, serving)?;
+    let spaces = Spaces::new(caps, serving.context, serving.kv_f32);
+    let mut working = Working::new(&tally, config, &spaces)?;
+    let adapters = load(&tally, config, &spaces, serving)?;
     let pages = serving.kv_tokens.div_ceil(PAGE_LEN);
     while working.cache.pages() < pages {
         working.cache = working.cache.larger(&tally, working.cache.pages() + 1)?;
@@ -62,21 +61,26 @@ pub fn tally(
 }
 
 /// Adapters on the device, and what their kernels work on once there is one.
-type Loaded = (Arena<Share>, Option<LoraBuffers<Share>>);
+type Loaded = (Arena<Share>, Vec<LoraBuffers<Share>>);
 
 /// Loads the adapters one after the other.
 fn load(
     tally: &Tally,
     config: &ModelConfig,
-    limits: &Limits,
+    spaces: &Spaces,
     serving: &Serving<'_>,
 ) -> Result<Loaded> {
     let base = config.base_shape();
-    let directory_bytes = u64::from(directory(&base, limits.rows.max(LOGIT_ROWS)).words()) * 4;
+    let directory_bytes = u64::from(directory(&base, spaces.most_rows()).words()) * 4;
     let mut arena = Arena::new(tally.caps(), directory_bytes, serving.adapter_budget);
-    let (mut blocks, mut bound) = (Vec::new(), None);
+    let (mut blocks, mut bound) = (Vec::new(), Vec::new());
     for (i, adapter) in serving.adapters.iter().enumerate() {
         let room = room(adapter, &base);
+        if bound.is_empty() {
+            for space in [&spaces.steps, &spaces.prompts] {
+                bound.push(LoraBuffers::new(tally, config, space.rows)?);
+            }
+        }
         let block = loop {
             if let Some(block) = arena.allocate(room) {
                 break block;
@@ -84,7 +88,6 @@ fn load(
             if arena.can_make_room(room) {
                 let mut all: Vec<_> = blocks.iter_mut().collect();
                 arena.rebuild(tally, room, &mut all, &mut |_| {})?;
-                bound = Some(LoraBuffers::new(tally, config, limits.rows)?);
             } else if blocks.is_empty() {
                 return Err(Error::AdapterBudget {
                     id: format!("number {}", i + 1),

@@ -3,8 +3,9 @@
 use crate::base::ModelConfig;
 use crate::error::Result;
 use crate::gpu::{Caps, Class, Memory, Tensor};
+use crate::kernels::matvec::MAX_COLS;
 use crate::kernels::sample::{self, Sampler};
-use crate::model::activations::{Activations, LOGIT_ROWS, Limits};
+use crate::model::activations::{Activations, LOGIT_ROWS, Limits, Scratch};
 use crate::model::kv_cache::KvCache;
 
 /// Biases that all rows together may have.
@@ -17,20 +18,34 @@ pub fn pass_rows(caps: &Caps) -> usize {
     if caps.software { 64 } else { 512 }
 }
 
-/// What a device runs at a time, for sessions of up to `context` tokens.
-pub(crate) fn limits(caps: &Caps, context: usize, kv_f32: bool) -> Limits {
-    Limits {
-        rows: pass_rows(caps),
-        tables: LOGIT_ROWS,
-        positions: context,
-        kv_f16: caps.f16 && !kv_f32,
+/// What a device runs at a time.
+pub(crate) struct Spaces {
+    /// Decode steps, and a few rows of a prompt.
+    pub(crate) steps: Limits,
+    /// Many rows of a prompt.
+    pub(crate) prompts: Limits,
+}
+
+impl Spaces {
+    /// For sessions of up to `context` tokens.
+    pub(crate) fn new(caps: &Caps, context: usize, kv_f32: bool) -> Self {
+        let (rows, kv_f16) = (LOGIT_ROWS, caps.f16 && !kv_f32);
+        let steps = Limits { rows, tables: rows, logits: rows, positions: context, kv_f16 };
+        let (rows, logits) = (pass_rows(caps), MAX_COLS as usize);
+        Self { steps, prompts: Limits { rows, tables: 1, logits, ..steps } }
+    }
+
+    /// Of a pass of either kind.
+    pub(crate) fn most_rows(&self) -> usize {
+        self.steps.rows.max(self.prompts.rows)
     }
 }
 
 /// See the module's documentation.
 pub(crate) struct Working<T = Tensor> {
     pub(crate) cache: KvCache<T>,
-    pub(crate) activations: Activations<T>,
+    pub(crate) steps: Activations<T>,
+    pub(crate) prompts: Activations<T>,
     pub(crate) sampling: Sampling<T>,
 }
 
@@ -50,11 +65,14 @@ impl<T> Working<T> {
     pub(crate) fn new(
         memory: &impl Memory<Tensor = T>,
         config: &ModelConfig,
-        limits: &Limits,
+        Spaces { steps, prompts }: &Spaces,
     ) -> Result<Self> {
+        let cache = KvCache::new(memory, config, steps)?;
+        let scratch = Scratch::new(memory, config, steps)?;
         Ok(Self {
-            cache: KvCache::new(memory, config, limits)?,
-            activations: Activations::new(memory, config, limits)?,
+            cache,
+            steps: Activations::new(memory, config, &scratch, steps)?,
+            prompts: Activations::new(memory, config, &scratch, prompts)?,
             sampling: Sampling::new(memory, config.vocab_size as u32)?,
         })
     }

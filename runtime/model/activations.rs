@@ -1,5 +1,7 @@
 //! What a pass works on: activations on the device, allocated once.
 
+use std::sync::Arc;
+
 use crate::base::ModelConfig;
 use crate::error::Result;
 use crate::gpu::{Class, Memory, Tensor};
@@ -16,6 +18,8 @@ pub struct Limits {
     pub rows: usize,
     /// Most sequences of a pass.
     pub tables: usize,
+    /// Rows of logits there is room for.
+    pub logits: usize,
     /// Most positions of a sequence.
     pub positions: usize,
     /// The cache is f16.
@@ -34,6 +38,32 @@ impl Limits {
     }
 }
 
+/// What passes of all kinds share, as nothing of it lives from one part of a pass to the next.
+pub struct Scratch<T = Tensor> {
+    parts: Arc<T>,
+    stats: Arc<T>,
+    rotations: Arc<T>,
+}
+
+impl<T> Scratch<T> {
+    /// For passes within `limits`.
+    ///
+    /// Errors: [`crate::Error::OutOfMemory`].
+    pub fn new(
+        memory: &impl Memory<Tensor = T>,
+        config: &ModelConfig,
+        limits: &Limits,
+    ) -> Result<Self> {
+        let words = |name: &str, shape| memory.words(Class::Activations, name, shape).map(Arc::new);
+        let (rows, heads, e) = (limits.part_rows(), config.num_attention_heads, config.head_dim);
+        Ok(Self {
+            parts: words("attention parts", &[rows, heads * e])?,
+            stats: words("attention stats", &[rows, heads * 2])?,
+            rotations: words("rotations", &rope::rotations_shape(limits.positions, e))?,
+        })
+    }
+}
+
 /// Activations, by name; `rows` is the most rows of a pass.
 pub struct Activations<T = Tensor> {
     /// Next inputs, u32 `[rows]`.
@@ -42,7 +72,7 @@ pub struct Activations<T = Tensor> {
     pub rows: T,
     /// Page tables, u32 `[tables, max_pages]`.
     pub pages: T,
-    /// f32 `[LOGIT_ROWS, V]`.
+    /// f32 `[logits, V]`.
     pub logits: T,
     pub(crate) x: T,
     pub(crate) normed: T,
@@ -50,36 +80,37 @@ pub struct Activations<T = Tensor> {
     pub(crate) attn: T,
     pub(crate) gate_up: T,
     pub(crate) h: T,
-    pub(crate) parts: T,
-    pub(crate) stats: T,
+    pub(crate) parts: Arc<T>,
+    pub(crate) stats: Arc<T>,
     /// Cosines and sines: [`rope::rotations`].
-    pub(crate) rotations: T,
+    pub(crate) rotations: Arc<T>,
 }
 
 impl<T> Activations<T> {
     pub(crate) fn new(
         memory: &impl Memory<Tensor = T>,
         config: &ModelConfig,
+        scratch: &Scratch<T>,
         limits: &Limits,
     ) -> Result<Self> {
         let words = |name: &str, shape: &[usize]| memory.words(Class::Activations, name, shape);
-        let (rows, parts, e) = (limits.rows, limits.part_rows(), config.head_dim);
+        let (rows, e) = (limits.rows, config.head_dim);
         let (heads, d, f) =
             (config.num_attention_heads, config.hidden_size, config.intermediate_size);
         Ok(Self {
             token_ids: words("token_ids", &[rows])?,
             rows: words("rows", &[rows, 2])?,
             pages: words("pages", &[limits.tables, limits.max_pages()])?,
-            logits: words("logits", &[LOGIT_ROWS.min(rows), config.vocab_size])?,
+            logits: words("logits", &[limits.logits, config.vocab_size])?,
             x: words("x", &[rows, d])?,
             normed: words("normed", &[rows, d])?,
             qkv: words("qkv", &[rows, (heads + 2 * config.num_key_value_heads) * e])?,
             attn: words("attn", &[rows, heads * e])?,
             gate_up: words("gate_up", &[rows, 2 * f])?,
             h: words("h", &[rows, f])?,
-            parts: words("attention parts", &[parts, heads * e])?,
-            stats: words("attention stats", &[parts, heads * 2])?,
-            rotations: words("rotations", &rope::rotations_shape(limits.positions, e))?,
+            parts: Arc::clone(&scratch.parts),
+            stats: Arc::clone(&scratch.stats),
+            rotations: Arc::clone(&scratch.rotations),
         })
     }
 }

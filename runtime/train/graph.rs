@@ -5,8 +5,7 @@
 //! factors. Layers go in segments; of each the input is kept, and what else its backward pass needs
 //! is computed again (see [`super::buffers`]).
 
-use std::sync::atomic::AtomicBool;
-
+use crate::cancel::CancelToken;
 use crate::engine::Base;
 use crate::error::Result;
 use crate::gpu::{Commands, Gpu, Op};
@@ -64,7 +63,7 @@ impl Graph {
         gpu: &Gpu,
         batch: &MicroBatch,
         total_weight: f64,
-        cancel: &AtomicBool,
+        cancel: &CancelToken,
     ) -> Result<f64> {
         self.run(gpu, batch, total_weight, cancel, true)
     }
@@ -77,7 +76,7 @@ impl Graph {
         gpu: &Gpu,
         batch: &MicroBatch,
         total_weight: f64,
-        cancel: &AtomicBool,
+        cancel: &CancelToken,
     ) -> Result<f64> {
         self.run(gpu, batch, total_weight, cancel, false)
     }
@@ -87,7 +86,7 @@ impl Graph {
         gpu: &Gpu,
         batch: &MicroBatch,
         total_weight: f64,
-        cancel: &AtomicBool,
+        cancel: &CancelToken,
         train: bool,
     ) -> Result<f64> {
         let rows = batch.len() as u32;

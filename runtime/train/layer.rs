@@ -151,7 +151,7 @@ impl LayerOps {
         let (input, x_mid) = (buffers.input(self.layer), &buffers.slot(self.layer).x_mid);
         let output = buffers.output(self.layer, sizes.layers);
         self.norm(commands, 0, rows);
-        self.qkv.record(commands.gpu(), commands, range, none)?;
+        self.qkv.record(commands, range, none)?;
         self.adapt(commands, 0, rows)?;
         let rope = |direction| RopeTrainParams {
             heads: sizes.heads,
@@ -162,15 +162,15 @@ impl LayerOps {
         rope_train::record(commands, &self.rope, sizes.head_dim, rope(rope_train::FORWARD), rows);
         attention_train::record(commands, &self.attention, &sizes.attention(rows));
         commands.copy(input, 0, x_mid, 0, bytes);
-        self.o_proj.record(commands.gpu(), commands, range, none)?;
+        self.o_proj.record(commands, range, none)?;
         self.adapt(commands, 1, rows)?;
         self.norm(commands, 1, rows);
-        self.gate_up.record(commands.gpu(), commands, range, none)?;
+        self.gate_up.record(commands, range, none)?;
         self.adapt(commands, 2, rows)?;
         self.swiglu(commands, rows);
         if finish {
             commands.copy(x_mid, 0, output, 0, bytes);
-            self.down_proj.record(commands.gpu(), commands, range, none)?;
+            self.down_proj.record(commands, range, none)?;
             self.adapt(commands, 3, rows)?;
         } else {
             // Its u is part of what the backward pass needs.
@@ -221,7 +221,7 @@ impl LayerOps {
         through: bool,
     ) -> Result<()> {
         if through {
-            self.linears_backward[which].record(commands.gpu(), commands, rows, 0)?;
+            self.linears_backward[which].record(commands, rows, 0)?;
         }
         self.factors[which].iter().try_for_each(|lora| lora.backward(commands, rows, through))
     }

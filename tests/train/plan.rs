@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use epiphyte::adapter::{Adapter, LoraConfig, LoraModule, ModulePath, Modules, Target};
 use epiphyte::base::{Architecture, ModelConfig, RopeScaling};
-use epiphyte::engine::Change;
 use epiphyte::engine::plan::{Serving, tally};
+use epiphyte::engine::{Change, Sequence};
 use epiphyte::format::gguf::Gguf;
 use epiphyte::gpu::{Buffer, Caps, Class, MemoryPlan, Tally, human_bytes};
 use epiphyte::train::buffers::{LayerInput, Optimizer, TrainShape};
@@ -20,6 +20,7 @@ use proptest::prelude::*;
 
 use super::trainer::examples;
 use crate::common::model_path;
+use crate::common::skip::skip;
 
 const GB: u64 = 1_000_000_000;
 
@@ -298,8 +299,9 @@ fn check(engine: &Engine, plan: &MemoryPlan) {
     let (taken, planned) = (gpu.allocated_bytes(), plan.total_bytes());
     assert_eq!(taken, planned, "buffers: {}", plan.sum());
     let planned = plan.reserved_bytes;
-    // No count, no test.
-    let Some(asked) = gpu.reserved_bytes() else { return };
+    let Some(asked) = gpu.reserved_bytes() else {
+        return skip("the driver does not count its memory");
+    };
     let ratio = planned as f64 / asked as f64;
     println!(
         "{} of buffers, {} planned, {} asked for: {ratio:.4}",
@@ -307,8 +309,10 @@ fn check(engine: &Engine, plan: &MemoryPlan) {
         human_bytes(planned),
         human_bytes(asked)
     );
-    // Elsewhere staging has memory of its own, which is the host's.
-    assert!(!gpu.caps().software || (1.0..=1.01).contains(&ratio), "{ratio}");
+    if !gpu.caps().software {
+        return skip("the driver's count: staging has memory of its own, which is the host's");
+    }
+    assert!((1.0..=1.01).contains(&ratio), "{ratio}");
 }
 
 #[test]
@@ -364,6 +368,8 @@ fn the_driver_is_asked_for_what_the_plan_of_answers_says() {
         };
         for (i, adapter) in made.iter().enumerate() {
             engine.add_adapter(&i.to_string(), adapter).unwrap();
+            // What it was staged in is given back before the next one comes.
+            engine.gpu().wait(None).unwrap();
         }
         let mut all: Vec<_> = (0..sessions).map(|_| engine.session()).collect();
         for (i, session) in all.iter_mut().enumerate() {
@@ -378,7 +384,8 @@ fn the_driver_is_asked_for_what_the_plan_of_answers_says() {
             }
         }
         let options = GenerateOptions { max_tokens: 2, ignore_eos: true, ..Default::default() };
-        let sequences = all.iter_mut().map(|session| (session, options.clone())).collect();
+        let sequences =
+            all.iter_mut().map(|session| Sequence { session, options: options.clone() }).collect();
         generate_batch(sequences, |_, _| ControlFlow::Continue(())).unwrap();
         check(&engine, &tally(caps, config, Some(&gguf), &serving).unwrap().plan());
     }
