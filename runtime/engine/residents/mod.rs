@@ -1,8 +1,8 @@
 //! Adapters on the device.
 
-mod arena;
+pub(super) mod arena;
 mod entry;
-mod packed;
+pub(super) mod packed;
 pub mod registry;
 
 pub use entry::{AdapterState, SetId};
