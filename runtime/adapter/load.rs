@@ -10,7 +10,7 @@ use super::module::LoraModule;
 use super::parts::{Found, Origin};
 use super::report::LoadReport;
 use super::{gguf_lora, peft};
-use crate::base::{BaseShape, ModulePath};
+use crate::base::{BaseShape, ModulePath, fingerprint};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format;
@@ -88,6 +88,14 @@ impl Adapter {
             identity.add(format!("{path}.scaling"), identity::bits(module.scaling));
         }
         identity.name()
+    }
+
+    /// That it was made for the base of this fingerprint, or does not say for which.
+    ///
+    /// Errors: [`Error::BaseMismatch`]; [`Error::FingerprintVersion`] when it can't be told.
+    pub fn check_base(&self, fingerprint: &str) -> Result<()> {
+        let made_for = self.base_fingerprint.as_deref();
+        made_for.map_or(Ok(()), |made_for| fingerprint::check(made_for, fingerprint))
     }
 
     /// Reads a PEFT folder, a PEFT safetensors file with the config in its metadata, or a GGUF

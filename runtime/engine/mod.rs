@@ -5,13 +5,16 @@
 
 pub mod adapters;
 pub mod base;
+pub mod batch;
 mod executor;
-pub mod generate;
+pub mod generation;
 mod lane;
 pub mod options;
+mod pass;
 pub mod residents;
 pub mod session;
 mod snapshot;
+mod turns;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,18 +22,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use adapters::{Change, KvPolicy, Probe};
 pub use base::Base;
-pub use generate::{Generation, generate_batch};
-pub use options::{AnswerStats, CancelToken, FinishReason, GenerateOptions, Sampling, Token};
+pub use batch::{Batch, BatchToken, Sequence, generate_batch};
+pub use generation::Generation;
+pub use options::{AnswerStats, FinishReason, GenerateOptions, Sampling, Token};
 pub use residents::AdapterState;
 pub use session::Session;
 
 use crate::base::ModelConfig;
+pub use crate::cancel::CancelToken;
 use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;
 use crate::gpu::{Caps, Gpu, GpuOptions};
 use crate::progress::{LoadPhase, LoadProgress};
 use crate::selftest;
 use executor::Executor;
+use residents::SetId;
+use session::Returned;
+use turns::{Turn, Turns};
 
 /// How to open an [`Engine`].
 #[derive(Clone, Debug)]
@@ -73,7 +81,13 @@ pub fn pass_rows(caps: &Caps) -> usize {
 pub struct Engine {
     gpu: Gpu,
     base: Base,
-    executor: Mutex<Executor>,
+    executor: Turns<Executor>,
+    /// Who has the activations of a [`executor::Space`] for a pass. Taken one at a time, and never
+    /// while having a turn at the executor.
+    steps: Turns<()>,
+    prompts: Turns<()>,
+    /// What sessions no longer need, until the next turn.
+    returned: Mutex<Vec<Returned>>,
     context: usize,
     kv_f16: bool,
     next_run: AtomicU64,
@@ -137,8 +151,18 @@ impl Engine {
         })?;
         let executor = Executor::new(&gpu, &base, context, kv_f16, options.adapter_budget)?;
         gpu.check()?;
-        let (executor, next_run) = (Mutex::new(executor), AtomicU64::new(1));
-        Ok(Arc::new(Self { gpu, base, executor, context, kv_f16, next_run, trains: true }))
+        Ok(Arc::new(Self {
+            gpu,
+            base,
+            executor: Turns::new(executor),
+            steps: Turns::default(),
+            prompts: Turns::default(),
+            returned: Mutex::default(),
+            context,
+            kv_f16,
+            next_run: AtomicU64::new(1),
+            trains: true,
+        }))
     }
 
     /// An empty session.
@@ -177,8 +201,30 @@ impl Engine {
         self.context
     }
 
-    fn executor(&self) -> MutexGuard<'_, Executor> {
-        self.executor.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A turn at the device, of one submission: others wait for no more of it.
+    fn executor(&self) -> Turn<'_, Executor> {
+        let submitted = || self.gpu.counters.submits.load(Ordering::Relaxed);
+        let (mut turn, before) = self.executor.take_after(submitted);
+        let counters = &self.gpu.counters;
+        counters.turns.fetch_add(1, Ordering::Relaxed);
+        counters.most_waited.fetch_max(submitted() - before, Ordering::Relaxed);
+        let returned = std::mem::take(&mut *self.returned());
+        for Returned { pages, set } in returned {
+            pages.into_iter().for_each(|page| turn.pool.release(page));
+            turn.registry.release(set);
+        }
+        turn
+    }
+
+    /// Takes back what a session no longer needs, at once.
+    fn give_back(&self, returned: Returned) {
+        if !returned.pages.is_empty() || returned.set != SetId::default() {
+            self.returned().push(returned);
+        }
+    }
+
+    fn returned(&self) -> MutexGuard<'_, Vec<Returned>> {
+        self.returned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn run_id(&self) -> u64 {

@@ -130,6 +130,14 @@ pub struct Counters {
     pub bind_groups: AtomicU64,
     /// Bytes of weights and KV cache that the dispatches read, by their own count.
     pub bytes: AtomicU64,
+    /// Times that the host waited for bytes of the device.
+    pub reads: AtomicU64,
+    /// Times that the host sent bytes to the device.
+    pub writes: AtomicU64,
+    /// Turns that callers took at the engine.
+    pub turns: AtomicU64,
+    /// The most submissions that others made between a caller's asking for the engine and its turn.
+    pub most_waited: AtomicU64,
     /// Bytes of device memory in buffers made by the runtime and not yet dropped.
     pub allocated_bytes: Arc<AtomicU64>,
 }
@@ -144,6 +152,8 @@ pub struct Gpu {
     caps: Caps,
     limits: wgpu::Limits,
     fault: Arc<Mutex<Option<Error>>>,
+    /// Arithmetic of a submission, if it was set.
+    pub(super) unit: Option<u64>,
     /// Work done so far.
     pub counters: Counters,
 }
@@ -199,6 +209,7 @@ impl Gpu {
             caps,
             limits,
             fault,
+            unit: None,
             counters: Counters::default(),
         })
     }
@@ -217,6 +228,11 @@ impl Gpu {
     /// Chooses kernels as on hardware although the GPU is a CPU: to test them there.
     pub fn treat_as_hardware(&mut self) {
         self.caps.software = false;
+    }
+
+    /// Submits after so many operations: to test what comes between two submissions.
+    pub fn submit_after(&mut self, operations: u64) {
+        self.unit = Some(operations);
     }
 
     /// The GPU's name, driver and kind.

@@ -6,4 +6,5 @@ mod packed;
 pub mod registry;
 
 pub use entry::{AdapterState, SetId};
+pub(crate) use entry::{Incoming, ReadAgain};
 pub use registry::Registry;
