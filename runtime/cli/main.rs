@@ -9,10 +9,12 @@ mod bench;
 mod chat;
 mod doctor;
 mod eval;
+mod formats;
 mod generate;
 mod inspect;
 mod interrupt;
 mod lines;
+mod merge;
 mod output;
 mod paths;
 mod perplexity;
@@ -20,6 +22,7 @@ mod plan;
 mod prompt;
 mod shape;
 mod shell;
+mod stack;
 mod train;
 
 use std::path::PathBuf;
@@ -58,6 +61,9 @@ enum Command {
     Perplexity(perplexity::PerplexityArgs),
     Bench(bench::BenchArgs),
     Adapter(adapter::AdapterCommandArgs),
+    Merge(Box<merge::MergeArgs>),
+    Formats(formats::FormatsArgs),
+    Stack(stack::StackArgs),
     Inspect(inspect::InspectArgs),
     Train(Box<train::TrainArgs>),
     Eval(eval::EvalArgs),
@@ -221,6 +227,9 @@ fn run_command(cli: Cli) -> Result<()> {
         Command::Perplexity(args) => perplexity::run(&args, gpu),
         Command::Bench(args) => bench::run(&args, gpu),
         Command::Adapter(args) => adapter::run(&args, gpu),
+        Command::Merge(args) => merge::run(&args),
+        Command::Stack(args) => stack::run(&args),
+        Command::Formats(args) => formats::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Train(args) => train::run(&args, gpu),
         Command::Eval(args) => eval::run(&args, gpu),

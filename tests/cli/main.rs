@@ -9,6 +9,7 @@ mod chat;
 mod common;
 mod curves;
 mod eval;
+mod merge;
 mod outputs;
 mod quiet;
 mod runs;

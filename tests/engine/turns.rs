@@ -284,7 +284,9 @@ fn adapters_and_cache_move_under_a_running_answer() {
             for (i, id) in before.iter().enumerate() {
                 // Each takes more than there is, so that what stays moves together.
                 engine.unload_adapter(id).unwrap();
-                engine.add_adapter(&format!("large {i}"), &sized(3, [32, 64, 128, 250][i])).unwrap();
+                engine
+                    .add_adapter(&format!("large {i}"), &sized(3, [32, 64, 128, 250][i]))
+                    .unwrap();
                 let mut other = self::session(&engine, &prompt(50 + i as u64, 40));
                 super::prefill(&mut other);
                 others.push(other);
