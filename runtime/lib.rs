@@ -15,6 +15,7 @@ pub mod error;
 #[cfg(feature = "gpu")]
 pub mod evaluate;
 pub mod export;
+pub mod federated;
 pub mod format;
 #[cfg(feature = "gpu")]
 pub mod gpu;

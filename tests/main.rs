@@ -11,6 +11,7 @@ mod common;
 mod default_model;
 #[cfg(feature = "gpu")]
 mod engine;
+mod federated;
 mod floors;
 mod gguf;
 mod identity;

@@ -75,19 +75,7 @@ impl Adapter {
     /// scaling by path. The type of numbers in the file, padding and what else the config says
     /// leave it alone.
     pub fn digest(&self) -> String {
-        let hashes = parallel::map(self.modules.iter().collect(), |module: &LoraModule| {
-            [&module.a, &module.b].map(|factor| identity::hash_floats(factor))
-        });
-        let mut identity = Identity::new("epiphyte.factors.1");
-        for (module, [a, b]) in self.modules.iter().zip(hashes) {
-            let (path, r) = (module.path, module.rank);
-            let width = |factor: &[f32]| factor.len().checked_div(r).unwrap_or(0);
-            let tensor = |shape: [usize; 2], hash| identity::tensor("F32", &shape, hash);
-            identity.add(format!("{path}.lora_A"), tensor([r, width(&module.a)], a));
-            identity.add(format!("{path}.lora_B"), tensor([width(&module.b), r], b));
-            identity.add(format!("{path}.scaling"), identity::bits(module.scaling));
-        }
-        identity.name()
+        digest(&self.modules)
     }
 
     /// That it was made for the base of this fingerprint, or does not say for which.
@@ -202,6 +190,23 @@ impl Adapter {
         }
         Ok(())
     }
+}
+
+/// [`Adapter::digest`] of modules sorted by path.
+pub(crate) fn digest(modules: &[LoraModule]) -> String {
+    let hashes = parallel::map(modules.iter().collect(), |module: &LoraModule| {
+        [&module.a, &module.b].map(|factor| identity::hash_floats(factor))
+    });
+    let mut identity = Identity::new("epiphyte.factors.1");
+    for (module, [a, b]) in modules.iter().zip(hashes) {
+        let (path, r) = (module.path, module.rank);
+        let width = |factor: &[f32]| factor.len().checked_div(r).unwrap_or(0);
+        let tensor = |shape: [usize; 2], hash| identity::tensor("F32", &shape, hash);
+        identity.add(format!("{path}.lora_A"), tensor([r, width(&module.a)], a));
+        identity.add(format!("{path}.lora_B"), tensor([width(&module.b), r], b));
+        identity.add(format!("{path}.scaling"), identity::bits(module.scaling));
+    }
+    identity.name()
 }
 
 /// What [`Parts::assemble`] gives.

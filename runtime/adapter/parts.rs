@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::parallel;
 
 /// One of a module's two factors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Factor {
     A,
     B,

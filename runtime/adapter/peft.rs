@@ -31,7 +31,7 @@ pub(crate) const LOCK: &str = ".lock";
 const TENSORS: &str = "adapter_model.safetensors";
 const PICKLE: &str = "adapter_model.bin";
 /// Keys of the tensor file's metadata.
-const CONFIG_KEY: &str = "epiphyte.adapter_config";
+pub(crate) const CONFIG_KEY: &str = "epiphyte.adapter_config";
 pub(crate) const FINGERPRINT_KEY: &str = "epiphyte.base_fingerprint";
 /// Where a file of either kind says what we call its format; files of others do not.
 pub(crate) const FORMAT_KEY: &str = "epiphyte.format";
@@ -212,6 +212,11 @@ pub(crate) fn judge_copy<R: Read + Seek>(
     })
 }
 
+/// The factor that a tensor is, by its name.
+pub(crate) fn factor_of(name: &str) -> Option<(ModulePath, Factor)> {
+    factor(name.strip_prefix(PREFIX).unwrap_or(name))
+}
+
 /// `<module>.lora_A.weight` or `<module>.lora_embedding_A`, perhaps with the adapter's name after
 /// the A.
 fn factor(name: &str) -> Option<(ModulePath, Factor)> {
@@ -229,7 +234,8 @@ fn factor(name: &str) -> Option<(ModulePath, Factor)> {
     Some((path, factor))
 }
 
-fn tensor_name(path: ModulePath, factor: Factor) -> String {
+/// What a factor is called in a file.
+pub(crate) fn tensor_name(path: ModulePath, factor: Factor) -> String {
     match path.target {
         Target::EmbedTokens => format!("{PREFIX}{path}.lora_embedding_{factor:?}"),
         _ => format!("{PREFIX}{path}.lora_{factor:?}.weight"),

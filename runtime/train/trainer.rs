@@ -111,7 +111,7 @@ impl Update {
         grad_norm::record_partial(
             commands,
             &self.partial,
-            PartialParams { offset: 0, len, partial0: 0, pad: 0 },
+            PartialParams { offset: 0, len, partial0: 0 },
         );
         grad_norm::record_final(
             commands,
@@ -139,7 +139,6 @@ impl Update {
                         lr: lr as f32,
                         momentum: momentum as f32,
                         weight_decay: options.weight_decay as f32,
-                        pad: 0,
                     };
                     sgd::record(commands, &self.step, &params);
                 }

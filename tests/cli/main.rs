@@ -9,6 +9,7 @@ mod chat;
 mod common;
 mod curves;
 mod eval;
+mod federated;
 mod merge;
 mod outputs;
 mod quiet;
@@ -80,6 +81,9 @@ fn help_names_every_command() {
         "plan",
         "doctor",
         "adapter",
+        "delta",
+        "aggregate",
+        "privacy",
         "completions",
         "man",
     ];
