@@ -26,11 +26,13 @@ mod kind;
 pub mod merge;
 #[cfg(feature = "gpu")]
 pub mod model;
+pub mod numbers;
 mod parallel;
 pub mod progress;
 pub mod quant;
 #[cfg(feature = "gpu")]
 pub mod selftest;
+pub mod stack;
 pub mod tokenizer;
 #[cfg(feature = "gpu")]
 pub mod train;
