@@ -10,10 +10,10 @@ use serde::Serialize;
 use super::adapter::{AdapterArgs, Adapters};
 use super::prompt::PromptArgs;
 use super::{ModelArgs, SamplingArgs, TemplateArgs, interrupt, output};
+use epiphyte::GpuOptions;
 use epiphyte::chat::Message;
 use epiphyte::engine::{AnswerStats, FinishReason, GenerateOptions, Session};
 use epiphyte::error::{Error, Result};
-use epiphyte::gpu::GpuOptions;
 
 /// Continue a text, or with --chat answer it
 #[derive(Args)]
@@ -132,9 +132,9 @@ pub(super) fn run(args: &GenerateArgs, gpu: GpuOptions) -> Result<()> {
         text: answer.text,
         finish_reason: answer.finish_reason,
         adapters,
-        device: engine.gpu().description(),
+        device: engine.device(),
         load_seconds,
-        device_bytes: engine.gpu().allocated_bytes(),
+        device_bytes: engine.device_bytes(),
         peak_host_bytes: output::peak_host_bytes(),
     };
     finish(args, &report)?;

@@ -6,10 +6,10 @@ use serde::Serialize;
 
 use super::shape::ShapeArgs;
 use super::{ModelArgs, output};
+use epiphyte::GpuOptions;
 use epiphyte::base::ModelConfig;
 use epiphyte::error::{Error, Result};
 use epiphyte::format::gguf::Gguf;
-use epiphyte::gpu::{Gpu, GpuOptions};
 use epiphyte::train::TrainOptions;
 use epiphyte::train::buffers::{Class, TrainShape};
 use epiphyte::train::plan::{Device, MemoryPlan, Model, Textbook, Wish, choose, human_bytes};
@@ -113,8 +113,8 @@ fn model_file(args: &PlanArgs, gpu: GpuOptions) -> Result<Report> {
     let gguf = Gguf::open(args.model.file.path()?)?;
     let config = ModelConfig::from_gguf(&gguf)?;
     config.check_tensors(&gguf)?;
-    let mut device = match Gpu::open(gpu) {
-        Ok(gpu) => Device::of(gpu.caps()),
+    let mut device = match Device::open(gpu) {
+        Ok(device) => device,
         Err(Error::NoGpu { .. }) => {
             output::note("there is no GPU here; the sum is for a phone's");
             Device::ASSUMED

@@ -5,11 +5,12 @@
 
 pub mod adapters;
 pub mod base;
+mod device;
 mod executor;
 pub mod generate;
 mod lane;
 pub mod options;
-pub mod residents;
+mod residents;
 pub mod session;
 mod snapshot;
 
@@ -19,6 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use adapters::{Change, KvPolicy, Probe};
 pub use base::Base;
+pub use device::{DeviceSpeed, DeviceWork};
 pub use generate::{Generation, generate_batch};
 pub use options::{AnswerStats, CancelToken, FinishReason, GenerateOptions, Sampling, Token};
 pub use residents::AdapterState;
@@ -64,9 +66,11 @@ impl Default for EngineOptions {
     }
 }
 
-/// Most rows of a pass on such a device.
-pub fn pass_rows(caps: &Caps) -> usize {
-    if caps.software { 64 } else { 512 }
+internal! {
+    /// Most rows of a pass on such a device.
+    pub fn pass_rows(caps: &Caps) -> usize {
+        if caps.software { 64 } else { 512 }
+    }
 }
 
 /// A device with a base on it.
@@ -109,36 +113,38 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Loads an open model file onto an open device, whose kernels [`selftest::run_reporting`] has
-    /// checked.
-    ///
-    /// Errors: as [`Engine::open`].
-    pub fn from_gguf(
-        gpu: Gpu,
-        gguf: &Gguf,
-        options: &EngineOptions,
-        progress: &mut dyn FnMut(LoadProgress),
-    ) -> Result<Arc<Self>> {
-        let base = Base::load(&gpu, gguf, options.chat_template.as_deref(), progress)?;
-        let most = base.config.max_position_embeddings;
-        let context = options.context.unwrap_or(most.min(8192));
-        if context == 0 || context > most {
-            let reason = format!("{context} tokens; this model allows 1 to {most}");
-            return Err(Error::InvalidArgument { name: "context", reason });
+    internal! {
+        /// Loads an open model file onto an open device, whose kernels
+        /// [`selftest::run_reporting`] has checked.
+        ///
+        /// Errors: as [`Engine::open`].
+        pub fn from_gguf(
+            gpu: Gpu,
+            gguf: &Gguf,
+            options: &EngineOptions,
+            progress: &mut dyn FnMut(LoadProgress),
+        ) -> Result<Arc<Self>> {
+            let base = Base::load(&gpu, gguf, options.chat_template.as_deref(), progress)?;
+            let most = base.config.max_position_embeddings;
+            let context = options.context.unwrap_or(most.min(8192));
+            if context == 0 || context > most {
+                let reason = format!("{context} tokens; this model allows 1 to {most}");
+                return Err(Error::InvalidArgument { name: "context", reason });
+            }
+            let kv_f16 = gpu.caps().f16 && !options.kv_f32;
+            let specs = Executor::specs(gpu.caps(), &base, kv_f16);
+            gpu.compile_all(specs, &mut |done, total| {
+                progress(LoadProgress {
+                    phase: LoadPhase::Shaders,
+                    done: done as u64,
+                    total: total as u64,
+                });
+            })?;
+            let executor = Executor::new(&gpu, &base, context, kv_f16, options.adapter_budget)?;
+            gpu.check()?;
+            let (executor, next_run) = (Mutex::new(executor), AtomicU64::new(1));
+            Ok(Arc::new(Self { gpu, base, executor, context, kv_f16, next_run, trains: true }))
         }
-        let kv_f16 = gpu.caps().f16 && !options.kv_f32;
-        let specs = Executor::specs(gpu.caps(), &base, kv_f16);
-        gpu.compile_all(specs, &mut |done, total| {
-            progress(LoadProgress {
-                phase: LoadPhase::Shaders,
-                done: done as u64,
-                total: total as u64,
-            });
-        })?;
-        let executor = Executor::new(&gpu, &base, context, kv_f16, options.adapter_budget)?;
-        gpu.check()?;
-        let (executor, next_run) = (Mutex::new(executor), AtomicU64::new(1));
-        Ok(Arc::new(Self { gpu, base, executor, context, kv_f16, next_run, trains: true }))
     }
 
     /// An empty session.
@@ -160,11 +166,6 @@ impl Engine {
     /// The loaded model.
     pub fn base(&self) -> &Base {
         &self.base
-    }
-
-    /// The device.
-    pub fn gpu(&self) -> &Gpu {
-        &self.gpu
     }
 
     /// Whether the self-test found that the device computes training right.

@@ -12,12 +12,12 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::ModelFile;
+use epiphyte::GpuOptions;
 use epiphyte::adapter::{AdaptedBase, Adapter, BaseShape, BaseWeights};
 use epiphyte::base::ModelConfig;
 use epiphyte::engine::base;
 use epiphyte::error::{Error, Result};
 use epiphyte::format::gguf::Gguf;
-use epiphyte::gpu::GpuOptions;
 
 pub(super) use load::{AdapterArgs, Adapters, LoadedAdapter, Weighted};
 

@@ -10,7 +10,7 @@ use crate::model::site::LoraPass;
 
 /// A set of adapters that rows may name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct SetId(pub(crate) u32);
+pub(crate) struct SetId(pub(crate) u32);
 
 /// Where an adapter comes from when it has to be loaded again.
 pub(super) enum Source {

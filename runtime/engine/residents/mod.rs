@@ -3,7 +3,8 @@
 mod arena;
 mod entry;
 mod packed;
-pub mod registry;
+mod registry;
 
-pub use entry::{AdapterState, SetId};
-pub use registry::Registry;
+pub use entry::AdapterState;
+pub(crate) use entry::SetId;
+pub(crate) use registry::Registry;

@@ -6,7 +6,7 @@ use crate::base::ModelConfig;
 use crate::engine::pass_rows;
 use crate::error::Result;
 use crate::format::gguf::Gguf;
-use crate::gpu::Caps;
+use crate::gpu::{Caps, Gpu, GpuOptions};
 use crate::train::TrainOptions;
 use crate::train::buffers::TrainShape;
 
@@ -28,8 +28,15 @@ impl Device {
     /// A phone's, where there is none to ask.
     pub const ASSUMED: Self = Self { f16: true, cooperative_matrix: false, pass_rows: 512 };
 
+    /// That of the GPU that `gpu` names.
+    ///
+    /// Errors: [`crate::Error::NoGpu`], [`crate::Error::Gpu`].
+    pub fn open(gpu: GpuOptions) -> Result<Self> {
+        Gpu::open(gpu).map(|gpu| Self::of(gpu.caps()))
+    }
+
     /// That of an open device.
-    pub fn of(caps: &Caps) -> Self {
+    pub(crate) fn of(caps: &Caps) -> Self {
         Self {
             f16: caps.f16,
             cooperative_matrix: caps.cooperative_matrix.is_some(),
