@@ -4,7 +4,7 @@ SECONDS_PER_TARGET ?= 600
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-files check bench model golden fuzz
+.PHONY: api help demo test test-files check bench model golden fuzz
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -12,13 +12,14 @@ help: ## list these targets
 demo: ## build, fetch the default model once, answer, swap adapters, train a few steps (PROMPT="...", TOKENS=96, QUICK=1)
 	@.ci/demo
 
-test: model ## run every test
-	cargo test --release --workspace
+test: model ## run every test, and say what could not be run here
+	@.ci/summary cargo test --release --workspace
+	cargo run --release --quiet -p epiphyte-cli --example session
 
 test-files: ## lint and test the library without a GPU: what reads and writes files
-	! cargo tree --no-default-features -e normal --prefix none | grep '^wgpu'
-	cargo clippy --release --no-default-features --all-targets -- -D warnings
-	cargo test --release --no-default-features --test main
+	! cargo tree -p epiphyte --no-default-features -e normal --prefix none | grep '^wgpu'
+	cargo clippy --release -p epiphyte --no-default-features --all-targets -- -D warnings
+	cargo test --release -p epiphyte --no-default-features --test main
 
 check: ## what CI runs: format, lints, tests, documentation
 	cargo fmt --all --check
@@ -26,6 +27,13 @@ check: ## what CI runs: format, lints, tests, documentation
 	@$(MAKE) test
 	@$(MAKE) test-files
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps
+	@$(PYTHON) .ci/api.py --check
+	cargo package --quiet --no-verify --allow-dirty -p epiphyte
+
+api: ## pin the public API as it is now
+	rm -rf $${CARGO_TARGET_DIR:-target}/doc/epiphyte
+	cargo doc --release --quiet -p epiphyte --no-deps
+	@$(PYTHON) .ci/api.py
 
 bench: model ## time prompt and decode on the default model
 	cargo run --release --quiet -- bench

@@ -153,8 +153,9 @@ pub enum Error {
     /// A saved session was made with another adapter than the one that is loaded under its id.
     #[error(
         "the session was saved with adapter `{id}`, and the one loaded under that id differs (its \
-        factors hash to {got}, \
-         not {expected}); load the one it was saved with"
+        factors hash to {}, not {}); load the one it was saved with",
+        short(got),
+        short(expected)
     )]
     AdapterMismatch {
         /// Its id.
@@ -172,8 +173,9 @@ pub enum Error {
     Cancelled,
     /// A saved session or adapter belongs to another base model.
     #[error(
-        "made for base model {expected}, but {got} is loaded; open it with the model it was made \
-        with"
+        "made for base model {}, but {} is loaded; open it with the model it was made with",
+        short(expected),
+        short(got)
     )]
     BaseMismatch {
         /// The fingerprint in the file.
@@ -181,6 +183,54 @@ pub enum Error {
         /// The fingerprint of the loaded base.
         got: String,
     },
+    /// A file names its base by a fingerprint of another version than is computed here, so nobody
+    /// can tell whether it is the one that is loaded.
+    #[error(
+        "it names its base model by a fingerprint of another version ({}; the one that is loaded \
+        is {}), so it can't be told whether it is for this one; if you know that it is, load it \
+        with --force, or write it again with `adapter convert --force`",
+        short(found),
+        short(own)
+    )]
+    FingerprintVersion {
+        /// The fingerprint in the file.
+        found: String,
+        /// The fingerprint of the loaded base.
+        own: String,
+    },
+    /// A file of another version of its format than is read here.
+    #[error(
+        "{}: it is of format `{found}`, and this version reads `{reads}`; {}",
+        path.display(),
+        if is_newer(found, reads) {
+            "update Epiphyte"
+        } else {
+            "open it with the version that wrote it, or make it again"
+        }
+    )]
+    FormatVersion {
+        /// The file.
+        path: PathBuf,
+        /// What it says it is.
+        found: String,
+        /// What is read here.
+        reads: &'static str,
+    },
+}
+
+/// A name's tag and the first digits of its hash, which tell it apart for people.
+fn short(name: &str) -> String {
+    const DIGITS: usize = 16;
+    match name.split_once(':') {
+        Some((tag, hash)) => format!("{tag}:{}", hash.chars().take(DIGITS).collect::<String>()),
+        None => name.into(),
+    }
+}
+
+/// Whether the version at the end of a format's name is above that of another.
+fn is_newer(found: &str, reads: &str) -> bool {
+    let version = |format: &str| format.rsplit('.').next().and_then(|n| n.parse::<u32>().ok());
+    version(found) > version(reads)
 }
 
 impl Error {

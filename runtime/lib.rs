@@ -26,6 +26,7 @@ macro_rules! internal {
 pub mod adapter;
 pub mod base;
 mod cache;
+mod cancel;
 pub mod chat;
 #[cfg(feature = "gpu")]
 pub mod diagnosis;
@@ -36,12 +37,14 @@ pub mod error;
 #[cfg(feature = "gpu")]
 pub mod evaluate;
 pub mod export;
+mod face;
 pub mod format;
 #[cfg(all(feature = "gpu", not(feature = "internals")))]
 mod gpu;
 #[cfg(all(feature = "gpu", feature = "internals"))]
 #[doc(hidden)]
 pub mod gpu;
+mod identity;
 #[cfg(all(feature = "gpu", not(feature = "internals")))]
 mod kernels;
 #[cfg(all(feature = "gpu", feature = "internals"))]
@@ -70,12 +73,13 @@ pub mod tokenizer;
 pub mod train;
 
 pub use cache::{DEFAULT_MODEL, cache_dir, default_model};
+pub use cancel::CancelToken;
 pub use chat::Message;
 pub use dtype::DType;
 #[cfg(feature = "gpu")]
 pub use engine::{
-    AnswerStats, CancelToken, Engine, EngineOptions, FinishReason, GenerateOptions, Generation,
-    Sampling, Session, Token, generate_batch,
+    AnswerStats, Batch, Engine, EngineOptions, FinishReason, GenerateOptions, Generation, Sampling,
+    Sequence, Session, Token, generate_batch,
 };
 pub use error::{Error, Result};
 #[cfg(feature = "gpu")]

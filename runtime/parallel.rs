@@ -35,7 +35,6 @@ pub(crate) fn map<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> R + Sync)
 
 /// As [`map`], for work of which each item takes long and some longer than others: whoever is free
 /// takes the next. `progress` hears on this thread how many are done, from 0 on.
-#[cfg_attr(not(feature = "gpu"), expect(dead_code, reason = "for what runs a model"))]
 pub(crate) fn map_reporting<T: Sync, R: Send>(
     items: &[T],
     work: impl Fn(&T) -> R + Sync,

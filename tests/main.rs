@@ -13,6 +13,7 @@ mod default_model;
 mod engine;
 mod floors;
 mod gguf;
+mod identity;
 #[cfg(feature = "gpu")]
 mod kernels;
 #[cfg(feature = "gpu")]

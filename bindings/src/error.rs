@@ -43,6 +43,7 @@ impl From<epiphyte::Error> for EpiphyteError {
         use epiphyte::Error as E;
         let kind = match &error {
             E::Io { .. } | E::InvalidFile { .. } | E::InvalidMetadata { .. } => ErrorKind::File,
+            E::FormatVersion { .. } => ErrorKind::Unsupported,
             E::InvalidTensor { .. } | E::MissingTensor { .. } | E::InvalidAdapter { .. } => {
                 ErrorKind::File
             }
@@ -53,7 +54,7 @@ impl From<epiphyte::Error> for EpiphyteError {
             E::OutOfMemory { .. } | E::OverBudget { .. } => ErrorKind::OutOfMemory,
             E::ContextFull { .. } => ErrorKind::ContextFull,
             E::Cancelled => ErrorKind::Cancelled,
-            E::BaseMismatch { .. } => ErrorKind::BaseMismatch,
+            E::BaseMismatch { .. } | E::FingerprintVersion { .. } => ErrorKind::BaseMismatch,
             _ => ErrorKind::Other,
         };
         Self::Failed { kind, text: error.to_string() }

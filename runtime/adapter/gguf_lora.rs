@@ -17,7 +17,7 @@ use std::path::Path;
 use super::config::{LoraConfig, Modules};
 use super::module::LoraModule;
 use super::parts::{Factor, Found, Parts};
-use super::peft::{FINGERPRINT_KEY, too_large};
+use super::peft::{FINGERPRINT_KEY, FORMAT, FORMAT_KEY, too_large};
 use super::report::{AdapterFormat, Item};
 use crate::base::{BaseShape, ModulePath, Target};
 use crate::dtype::DType;
@@ -27,6 +27,7 @@ use crate::format::gguf::{Gguf, Value, gguf_name, hf_name};
 use crate::format::gguf_writer::{ALIGNMENT, GgufWriter};
 use crate::format::safetensors::from_f32;
 use crate::format::staged::Staged;
+use crate::identity::check_format;
 
 const ALPHA: &str = "adapter.lora.alpha";
 
@@ -37,6 +38,7 @@ pub(crate) fn is_adapter(gguf: &Gguf) -> bool {
 
 /// What is in the file, numbers apart.
 pub(crate) fn parts(gguf: &Gguf, shape: &BaseShape) -> Result<Parts> {
+    gguf.find(FORMAT_KEY)?.map_or(Ok(()), |found| check_format(gguf.path(), found, FORMAT))?;
     let (mut found, mut others) = (Vec::new(), Vec::new());
     for view in gguf.tensors() {
         match tensor(&view) {
@@ -78,9 +80,12 @@ pub(crate) fn parts(gguf: &Gguf, shape: &BaseShape) -> Result<Parts> {
 fn judge(key: &str, value: Value<'_>) -> Item {
     let name: String = key.chars().take(64).collect();
     match key {
-        "general.type" | "general.architecture" | "adapter.type" | ALPHA | FINGERPRINT_KEY => {
-            Item::matched(name)
-        }
+        "general.type"
+        | "general.architecture"
+        | "adapter.type"
+        | ALPHA
+        | FINGERPRINT_KEY
+        | FORMAT_KEY => Item::matched(name),
         "adapter.alora.invocation_tokens" if matches!(value, Value::Array(tokens) if tokens.is_empty()) => {
             Item::ignored(name, "off")
         }
@@ -212,7 +217,8 @@ pub(crate) fn save(
     writer
         .text("general.architecture", "llama")
         .text("general.type", "adapter")
-        .text("adapter.type", "lora");
+        .text("adapter.type", "lora")
+        .text(FORMAT_KEY, FORMAT);
     writer.f32(ALPHA, alpha).u32("general.file_type", u32::from(dtype == DType::F16));
     if let Some(fingerprint) = fingerprint {
         writer.text(FINGERPRINT_KEY, fingerprint);

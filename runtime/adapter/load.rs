@@ -10,12 +10,14 @@ use super::module::LoraModule;
 use super::parts::Found;
 use super::report::LoadReport;
 use super::{gguf_lora, peft};
-use crate::base::{BaseShape, ModulePath};
+use crate::base::{BaseShape, ModulePath, fingerprint};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format;
 use crate::format::gguf::Gguf;
 use crate::format::safetensors::{self, SafetensorsFile};
+use crate::identity::{self, Identity};
+use crate::parallel;
 
 /// The first bytes of a GGUF file.
 const MAGIC: &[u8] = b"GGUF";
@@ -63,6 +65,33 @@ impl Adapter {
     pub fn module(&self, path: ModulePath) -> Option<&LoraModule> {
         let found = self.modules.binary_search_by_key(&path, |module| module.path);
         found.ok().and_then(|i| self.modules.get(i))
+    }
+
+    /// Names what it computes: `epiphyte.factors.1` and a hash of each module's f32 factors and
+    /// scaling by path. The type of numbers in the file, padding and what else the config says
+    /// leave it alone.
+    pub fn digest(&self) -> String {
+        let hashes = parallel::map(self.modules.iter().collect(), |module: &LoraModule| {
+            [&module.a, &module.b].map(|factor| identity::hash_floats(factor))
+        });
+        let mut identity = Identity::new("epiphyte.factors.1");
+        for (module, [a, b]) in self.modules.iter().zip(hashes) {
+            let (path, r) = (module.path, module.rank);
+            let width = |factor: &[f32]| factor.len().checked_div(r).unwrap_or(0);
+            let tensor = |shape: [usize; 2], hash| identity::tensor("F32", &shape, hash);
+            identity.add(format!("{path}.lora_A"), tensor([r, width(&module.a)], a));
+            identity.add(format!("{path}.lora_B"), tensor([width(&module.b), r], b));
+            identity.add(format!("{path}.scaling"), identity::bits(module.scaling));
+        }
+        identity.name()
+    }
+
+    /// That it was made for the base of this fingerprint, or does not say for which.
+    ///
+    /// Errors: [`Error::BaseMismatch`]; [`Error::FingerprintVersion`] when it can't be told.
+    pub fn check_base(&self, fingerprint: &str) -> Result<()> {
+        let made_for = self.base_fingerprint.as_deref();
+        made_for.map_or(Ok(()), |made_for| fingerprint::check(made_for, fingerprint))
     }
 
     /// Reads a PEFT folder, a PEFT safetensors file with the config in its metadata, or a GGUF

@@ -20,6 +20,7 @@ use crate::format;
 use crate::format::gguf::Gguf;
 use crate::format::safetensors::{SafetensorsFile, from_f32, is_float, to_bytes};
 use crate::format::staged::Staged;
+use crate::identity::check_format;
 
 /// File names within a folder.
 pub(crate) const CONFIG: &str = "adapter_config.json";
@@ -32,6 +33,9 @@ const PICKLE: &str = "adapter_model.bin";
 /// Keys of the tensor file's metadata.
 const CONFIG_KEY: &str = "epiphyte.adapter_config";
 pub(crate) const FINGERPRINT_KEY: &str = "epiphyte.base_fingerprint";
+/// Where a file of either kind says what we call its format; files of others do not.
+pub(crate) const FORMAT_KEY: &str = "epiphyte.format";
+pub(crate) const FORMAT: &str = "epiphyte.adapter.1";
 /// What PEFT's wrappers put before a module's path.
 const PREFIX: &str = "base_model.model.";
 
@@ -87,6 +91,7 @@ pub(crate) fn parts<R: Read + Seek>(
     file: &SafetensorsFile<R>,
     shape: &BaseShape,
 ) -> Result<Parts> {
+    file.metadata(FORMAT_KEY).map_or(Ok(()), |found| check_format(file.path(), found, FORMAT))?;
     let (config, keys) = LoraConfig::parse(config)?;
     let (mut found, mut others, mut copies) = (Vec::new(), Vec::new(), Vec::new());
     for (name, info) in file.tensors() {
@@ -315,8 +320,11 @@ fn encode(
             data.push((tensor_name(module.path, factor), shape, bytes));
         }
     }
-    let mut metadata =
-        HashMap::from([("format".into(), "pt".into()), (CONFIG_KEY.into(), json.into())]);
+    let mut metadata = HashMap::from([
+        ("format".into(), "pt".into()),
+        (FORMAT_KEY.into(), FORMAT.into()),
+        (CONFIG_KEY.into(), json.into()),
+    ]);
     metadata.extend(
         fingerprint.map(|fingerprint| (FINGERPRINT_KEY.to_string(), fingerprint.to_string())),
     );

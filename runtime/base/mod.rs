@@ -1,6 +1,7 @@
-//! What a base is, from its file's header: sizes, modules, rotary frequencies. No weights, no GPU.
+//! What a base is, from its file: sizes, modules, rotary frequencies, and its name. No GPU.
 
 mod config;
+pub mod fingerprint;
 mod module;
 mod rope;
 

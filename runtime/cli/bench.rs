@@ -13,7 +13,8 @@ use super::adapter::{AdapterArgs, Adapters};
 use super::{ModelArgs, SamplingArgs, output};
 use epiphyte::GpuOptions;
 use epiphyte::engine::{
-    CancelToken, Change, DeviceSpeed, Engine, GenerateOptions, Sampling, Session, generate_batch,
+    CancelToken, Change, DeviceSpeed, Engine, GenerateOptions, Sampling, Sequence, Session,
+    generate_batch,
 };
 use epiphyte::error::{Error, Result};
 
@@ -203,7 +204,10 @@ impl Bench {
             (0..sequences).map(|i| self.session(i, 1)).collect::<Result<Vec<_>>>()?;
         let options = self.options(tokens);
         let start = Instant::now();
-        let batch = sessions.iter_mut().map(|session| (session, options.clone())).collect();
+        let batch = sessions
+            .iter_mut()
+            .map(|session| Sequence { session, options: options.clone() })
+            .collect();
         generate_batch(batch, |_, _| ControlFlow::Continue(()))?;
         Ok(start.elapsed().as_secs_f64())
     }

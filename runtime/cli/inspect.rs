@@ -10,9 +10,8 @@ use serde::Serialize;
 use super::adapter::inspect as adapter;
 use super::{ModelFile, output};
 use epiphyte::FileKind;
-use epiphyte::base::ModelConfig;
+use epiphyte::base::{ModelConfig, fingerprint};
 use epiphyte::chat::ChatTemplate;
-use epiphyte::engine::base;
 use epiphyte::error::{Error, Result};
 use epiphyte::format::gguf::Gguf;
 use epiphyte::tokenizer::{Tokenizer, TokenizerSpec};
@@ -123,7 +122,13 @@ fn inspect(gguf: &Gguf, full: bool) -> Report {
     if let Some(config) = &config {
         keep(config.check_tensors(gguf), &mut refused);
     }
-    let tokenizer = keep(TokenizerSpec::from_gguf(gguf), &mut refused).map(|spec| {
+    let spec = keep(TokenizerSpec::from_gguf(gguf), &mut refused);
+    let described = config.as_ref().zip(spec.as_ref());
+    // What keeps a file from having a name is refused above.
+    let names = |name: fn(&Gguf, &ModelConfig, &TokenizerSpec) -> Result<String>| {
+        described.and_then(|(config, spec)| name(gguf, config, spec).ok())
+    };
+    let tokenizer = spec.clone().map(|spec| {
         let report = TokenizerReport {
             model: spec.model.clone(),
             pre: spec.pre.clone(),
@@ -137,9 +142,7 @@ fn inspect(gguf: &Gguf, full: bool) -> Report {
         report
     });
     let text = |key: &str| gguf.find::<&str>(key).ok().flatten().map(String::from);
-    let template = gguf.find::<&str>("tokenizer.chat_template").ok().flatten();
     let mut warnings = Vec::new();
-    let full_hash = config.as_ref().filter(|_| full).map(|config| hash(gguf, config, template));
     Report {
         file: gguf.path().into(),
         gguf_version: gguf.version(),
@@ -152,8 +155,8 @@ fn inspect(gguf: &Gguf, full: bool) -> Report {
         tokenizer,
         chat_template: check_template(gguf, &mut warnings),
         ignored_tensors: gguf.ignored().map(String::from).collect(),
-        fingerprint: config.as_ref().map(|config| base::fingerprint(gguf, config, template)),
-        full_hash,
+        fingerprint: names(fingerprint::fingerprint),
+        full_hash: full.then(|| names(hash)).flatten(),
         warnings,
         refused,
     }
@@ -165,10 +168,10 @@ fn keep<T>(result: Result<T>, refused: &mut Vec<String>) -> Option<T> {
 }
 
 /// The full hash, with a progress bar.
-fn hash(gguf: &Gguf, config: &ModelConfig, template: Option<&str>) -> String {
+fn hash(gguf: &Gguf, config: &ModelConfig, tokenizer: &TokenizerSpec) -> Result<String> {
     let all = gguf.tensors().map(|tensor| tensor.n_bytes() as u64).sum();
     let bar = output::bar(all, "hashing {bytes}/{total_bytes} {wide_bar}");
-    let hash = base::full_hash(gguf, config, template, &mut |done| bar.set_position(done));
+    let hash = fingerprint::full_hash(gguf, config, tokenizer, &|done| bar.set_position(done));
     bar.finish_and_clear();
     hash
 }

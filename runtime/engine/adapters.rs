@@ -9,7 +9,7 @@ use crate::adapter::{Adapter, LoadReport};
 use crate::error::{Error, Result};
 use crate::parallel;
 
-use super::residents::AdapterState;
+use super::residents::{AdapterState, Incoming, ReadAgain};
 use super::{Engine, Session};
 
 /// What becomes of the transcript when a session's adapters change.
@@ -54,12 +54,13 @@ impl Engine {
     /// with the old one until their adapters are set again; sessions that ask for the id from now
     /// on get the new one. The old one leaves the device with the last session that uses it.
     ///
-    /// Errors: [`Error::BaseMismatch`] when it was made for another base; as [`Adapter::load`];
+    /// Errors: [`Error::BaseMismatch`] when it was made for another base, and
+    /// [`Error::FingerprintVersion`] when that can't be told; as [`Adapter::load`];
     /// [`Error::AdapterBudget`], also when there is no room beside one in use;
     /// [`Error::OutOfMemory`]. Nothing has changed then.
     pub fn load_adapter(&self, id: &str, path: impl AsRef<Path>) -> Result<Arc<LoadReport>> {
         let adapter = Adapter::load(path.as_ref(), self.base.adapted())?;
-        self.check_base(&adapter)?;
+        adapter.check_base(&self.base.fingerprint)?;
         self.insert_adapter(id, &adapter, Some(path.as_ref()))
     }
 
@@ -81,22 +82,12 @@ impl Engine {
     ///
     /// Errors: as [`Engine::load_adapter`].
     pub fn add_adapter(&self, id: &str, adapter: &Adapter) -> Result<Arc<LoadReport>> {
-        self.check_base(adapter)?;
+        adapter.check_base(&self.base.fingerprint)?;
         let shape = self.base.adapter_shape();
         parallel::map(adapter.modules.iter().collect(), |module| module.check(&shape))
             .into_iter()
             .collect::<Result<()>>()?;
         self.insert_adapter(id, adapter, None)
-    }
-
-    fn check_base(&self, adapter: &Adapter) -> Result<()> {
-        match &adapter.base_fingerprint {
-            Some(made_for) if *made_for != self.base.fingerprint => Err(Error::BaseMismatch {
-                expected: made_for.clone(),
-                got: self.base.fingerprint.clone(),
-            }),
-            _ => Ok(()),
-        }
     }
 
     /// Puts an adapter that fits the base's shape on the device, without asking which base it was
@@ -107,10 +98,14 @@ impl Engine {
         adapter: &Adapter,
         path: Option<&Path>,
     ) -> Result<Arc<LoadReport>> {
+        let shape = self.base.adapter_shape();
+        let incoming = Incoming::new(id, adapter, &shape, path.map(Path::to_path_buf))?;
+        // Before the turn, so that nobody waits for the compiler.
+        let specs = self.executor().adapted_specs(self.gpu.caps());
+        self.gpu.compile_all(specs, &mut |_, _| ())?;
         let mut executor = self.executor();
-        let inserted =
-            executor.registry.insert(&self.gpu, id, adapter, path.map(Path::to_path_buf));
-        executor.adapters_moved(&self.gpu)?;
+        let inserted = executor.registry.insert(&self.gpu, id, incoming);
+        executor.bind_adapters(&self.gpu)?;
         inserted?;
         self.gpu.check()?;
         Ok(executor.registry.report(id).unwrap_or_default())
@@ -178,7 +173,7 @@ impl Session {
     pub fn set_adapters(&mut self, change: &Change<'_>) -> Result<()> {
         let adapters: Vec<(String, f32)> =
             change.adapters.iter().map(|(id, weight)| ((*id).to_string(), *weight)).collect();
-        let engine = Arc::clone(&self.engine);
+        let (engine, mut read) = (Arc::clone(&self.engine), ReadAgain::new());
         let mut executor = engine.executor();
         if executor.registry.is(self.set, &adapters) {
             drop(executor);
@@ -187,9 +182,20 @@ impl Session {
             }
             return Ok(());
         }
-        let acquired = executor.registry.acquire(&engine.gpu, &adapters);
+        // What is read between two turns may meanwhile have been replaced, or others sent away.
+        loop {
+            let absent = executor.registry.absent(&adapters, &read)?;
+            if absent.is_empty() {
+                break;
+            }
+            drop(executor);
+            let shape = engine.base.adapter_shape();
+            absent.iter().try_for_each(|absent| absent.read_into(&mut read, &shape))?;
+            executor = engine.executor();
+        }
+        let acquired = executor.registry.acquire(&engine.gpu, &adapters, &read);
         // The first of a set's adapters may have moved the buffers before the second failed.
-        let moved = executor.adapters_moved(&engine.gpu);
+        let moved = executor.bind_adapters(&engine.gpu);
         let set = acquired?;
         if let Err(error) = moved {
             executor.registry.release(set);

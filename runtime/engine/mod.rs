@@ -5,14 +5,17 @@
 
 pub mod adapters;
 pub mod base;
+pub mod batch;
 mod device;
 mod executor;
-pub mod generate;
+pub mod generation;
 mod lane;
 pub mod options;
+mod pass;
 mod residents;
 pub mod session;
 mod snapshot;
+mod turns;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,19 +23,24 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use adapters::{Change, KvPolicy, Probe};
 pub use base::Base;
+pub use batch::{Batch, BatchToken, Sequence, generate_batch};
 pub use device::{DeviceSpeed, DeviceWork};
-pub use generate::{Generation, generate_batch};
-pub use options::{AnswerStats, CancelToken, FinishReason, GenerateOptions, Sampling, Token};
+pub use generation::Generation;
+pub use options::{AnswerStats, FinishReason, GenerateOptions, Sampling, Token};
 pub use residents::AdapterState;
 pub use session::Session;
 
 use crate::base::ModelConfig;
+pub use crate::cancel::CancelToken;
 use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;
 use crate::gpu::{Caps, Gpu, GpuOptions};
 use crate::progress::{LoadPhase, LoadProgress};
 use crate::selftest;
 use executor::Executor;
+use residents::SetId;
+use session::Returned;
+use turns::{Turn, Turns};
 
 /// How to open an [`Engine`].
 #[derive(Clone, Debug)]
@@ -77,7 +85,13 @@ internal! {
 pub struct Engine {
     gpu: Gpu,
     base: Base,
-    executor: Mutex<Executor>,
+    executor: Turns<Executor>,
+    /// Who has the activations of a [`executor::Space`] for a pass. Taken one at a time, and never
+    /// while having a turn at the executor.
+    steps: Turns<()>,
+    prompts: Turns<()>,
+    /// What sessions no longer need, until the next turn.
+    returned: Mutex<Vec<Returned>>,
     context: usize,
     kv_f16: bool,
     next_run: AtomicU64,
@@ -106,44 +120,64 @@ impl Engine {
         ModelConfig::from_gguf(&gguf)?.check_tensors(&gguf)?;
         let mut gpu = Gpu::open(options.gpu.clone())?;
         let trains = options.skip_self_test || selftest::run_reporting(&mut gpu, progress)?.trains;
-        let mut engine = Self::from_gguf(gpu, &gguf, &options, progress)?;
+        let mut engine = Self::load_on(gpu, &gguf, &options, progress)?;
         if let Some(engine) = Arc::get_mut(&mut engine) {
             engine.trains = trains;
         }
         Ok(engine)
     }
 
+    /// Loads an open model file onto an open device, whose kernels [`selftest::run_reporting`] has
+    /// checked.
+    ///
+    /// Errors: as [`Engine::open`].
+    pub(crate) fn load_on(
+        gpu: Gpu,
+        gguf: &Gguf,
+        options: &EngineOptions,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Arc<Self>> {
+        let base = Base::load(&gpu, gguf, options.chat_template.as_deref(), progress)?;
+        let most = base.config.max_position_embeddings;
+        let context = options.context.unwrap_or(most.min(8192));
+        if context == 0 || context > most {
+            let reason = format!("{context} tokens; this model allows 1 to {most}");
+            return Err(Error::InvalidArgument { name: "context", reason });
+        }
+        let kv_f16 = gpu.caps().f16 && !options.kv_f32;
+        let specs = Executor::specs(gpu.caps(), &base, kv_f16);
+        gpu.compile_all(specs, &mut |done, total| {
+            progress(LoadProgress {
+                phase: LoadPhase::Shaders,
+                done: done as u64,
+                total: total as u64,
+            });
+        })?;
+        let executor = Executor::new(&gpu, &base, context, kv_f16, options.adapter_budget)?;
+        gpu.check()?;
+        Ok(Arc::new(Self {
+            gpu,
+            base,
+            executor: Turns::new(executor),
+            steps: Turns::default(),
+            prompts: Turns::default(),
+            returned: Mutex::default(),
+            context,
+            kv_f16,
+            next_run: AtomicU64::new(1),
+            trains: true,
+        }))
+    }
+
     internal! {
-        /// Loads an open model file onto an open device, whose kernels
-        /// [`selftest::run_reporting`] has checked.
-        ///
-        /// Errors: as [`Engine::open`].
+        /// As [`Engine::load_on`].
         pub fn from_gguf(
             gpu: Gpu,
             gguf: &Gguf,
             options: &EngineOptions,
             progress: &mut dyn FnMut(LoadProgress),
         ) -> Result<Arc<Self>> {
-            let base = Base::load(&gpu, gguf, options.chat_template.as_deref(), progress)?;
-            let most = base.config.max_position_embeddings;
-            let context = options.context.unwrap_or(most.min(8192));
-            if context == 0 || context > most {
-                let reason = format!("{context} tokens; this model allows 1 to {most}");
-                return Err(Error::InvalidArgument { name: "context", reason });
-            }
-            let kv_f16 = gpu.caps().f16 && !options.kv_f32;
-            let specs = Executor::specs(gpu.caps(), &base, kv_f16);
-            gpu.compile_all(specs, &mut |done, total| {
-                progress(LoadProgress {
-                    phase: LoadPhase::Shaders,
-                    done: done as u64,
-                    total: total as u64,
-                });
-            })?;
-            let executor = Executor::new(&gpu, &base, context, kv_f16, options.adapter_budget)?;
-            gpu.check()?;
-            let (executor, next_run) = (Mutex::new(executor), AtomicU64::new(1));
-            Ok(Arc::new(Self { gpu, base, executor, context, kv_f16, next_run, trains: true }))
+            Self::load_on(gpu, gguf, options, progress)
         }
     }
 
@@ -178,8 +212,30 @@ impl Engine {
         self.context
     }
 
-    fn executor(&self) -> MutexGuard<'_, Executor> {
-        self.executor.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A turn at the device, of one submission: others wait for no more of it.
+    fn executor(&self) -> Turn<'_, Executor> {
+        let submitted = || self.gpu.counters.submits.load(Ordering::Relaxed);
+        let (mut turn, before) = self.executor.take_after(submitted);
+        let counters = &self.gpu.counters;
+        counters.turns.fetch_add(1, Ordering::Relaxed);
+        counters.most_waited.fetch_max(submitted() - before, Ordering::Relaxed);
+        let returned = std::mem::take(&mut *self.returned());
+        for Returned { pages, set } in returned {
+            pages.into_iter().for_each(|page| turn.pool.release(page));
+            turn.registry.release(set);
+        }
+        turn
+    }
+
+    /// Takes back what a session no longer needs, at once.
+    fn give_back(&self, returned: Returned) {
+        if !returned.pages.is_empty() || returned.set != SetId::default() {
+            self.returned().push(returned);
+        }
+    }
+
+    fn returned(&self) -> MutexGuard<'_, Vec<Returned>> {
+        self.returned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn run_id(&self) -> u64 {

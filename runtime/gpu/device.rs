@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::instance::adapters;
 use crate::error::{Error, Result};
+use crate::identity::Identity;
 
 /// Small buffers share blocks of this size. The default's blocks grow to 64 MiB, most of it unused
 /// where memory is short.
@@ -129,6 +130,14 @@ pub struct Counters {
     pub bind_groups: AtomicU64,
     /// Bytes of weights and KV cache that the dispatches read, by their own count.
     pub bytes: AtomicU64,
+    /// Times that the host waited for bytes of the device.
+    pub reads: AtomicU64,
+    /// Times that the host sent bytes to the device.
+    pub writes: AtomicU64,
+    /// Turns that callers took at the engine.
+    pub turns: AtomicU64,
+    /// The most submissions that others made between a caller's asking for the engine and its turn.
+    pub most_waited: AtomicU64,
     /// Bytes of device memory in buffers made by the runtime and not yet dropped.
     pub allocated_bytes: Arc<AtomicU64>,
 }
@@ -143,6 +152,8 @@ pub struct Gpu {
     caps: Caps,
     limits: wgpu::Limits,
     fault: Arc<Mutex<Option<Error>>>,
+    /// Arithmetic of a submission, if it was set.
+    pub(super) unit: Option<u64>,
     /// Work done so far.
     pub counters: Counters,
 }
@@ -198,6 +209,7 @@ impl Gpu {
             caps,
             limits,
             fault,
+            unit: None,
             counters: Counters::default(),
         })
     }
@@ -218,6 +230,11 @@ impl Gpu {
         self.caps.software = false;
     }
 
+    /// Submits after so many operations: to test what comes between two submissions.
+    pub fn submit_after(&mut self, operations: u64) {
+        self.unit = Some(operations);
+    }
+
     /// The GPU's name, driver and kind.
     pub fn info(&self) -> &wgpu::AdapterInfo {
         &self.info
@@ -236,11 +253,14 @@ impl Gpu {
     /// Identifies GPU and driver version: what was measured for one key holds for no other.
     pub fn driver_key(&self) -> String {
         let i = &self.info;
-        let text = format!(
-            "{:?} {} {} {} {:x} {:x}",
-            i.backend, i.name, i.driver, i.driver_info, i.vendor, i.device
-        );
-        blake3::hash(text.as_bytes()).to_hex()[..16].to_string()
+        let mut identity = Identity::new("epiphyte.driver.1");
+        identity.add("backend", i.backend);
+        identity.add("name", &i.name);
+        identity.add("driver", &i.driver);
+        identity.add("driver_info", &i.driver_info);
+        identity.add("vendor", i.vendor);
+        identity.add("device", i.device);
+        identity.hash()[..16].to_string()
     }
 
     /// Runs `work`; what the driver finds wrong with it, on this thread, becomes the error.

@@ -11,6 +11,7 @@ use super::device::{Gpu, GpuOptions, from_wgpu};
 use super::shader::Source;
 use super::tensor::Tensor;
 use crate::error::Result;
+use crate::identity::{Hash, sha256};
 use crate::parallel;
 
 /// How a kernel touches one of its storage bindings.
@@ -66,7 +67,7 @@ impl Op {
 
 /// The compiled kernels of a device.
 pub(crate) struct Pipelines {
-    compiled: Mutex<HashMap<blake3::Hash, Arc<Kernel>>>,
+    compiled: Mutex<HashMap<Hash, Arc<Kernel>>>,
     /// One layout for each list of bindings, so that a bind group serves every kernel with that
     /// list.
     layouts: Mutex<HashMap<&'static [Access], wgpu::BindGroupLayout>>,
@@ -133,7 +134,7 @@ impl Gpu {
     /// usable.
     pub fn kernel(&self, spec: &KernelSpec) -> Result<Arc<Kernel>> {
         let text = spec.source.text(self.caps().immediates);
-        let key = blake3::hash(text.as_bytes());
+        let key = sha256([&text]);
         let lock = || self.pipelines.compiled.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kernel) = lock().get(&key) {
             return Ok(Arc::clone(kernel));

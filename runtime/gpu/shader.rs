@@ -6,6 +6,7 @@
 use std::fmt::Write as _;
 
 use crate::dtype::DType;
+use crate::identity;
 
 /// Every shader of the runtime by its stem.
 const SOURCES: &[(&str, &str)] = &[
@@ -138,12 +139,8 @@ fn file(name: &str) -> &'static str {
     SOURCES.iter().find(|(stem, _)| *stem == name).map_or("", |(_, text)| text)
 }
 
-/// Feeds every shader's text to `hasher`: verdicts on kernels hold for no others.
-pub(crate) fn digest(hasher: &mut blake3::Hasher) {
-    for (_, text) in SOURCES {
-        hasher.update(text.as_bytes());
-    }
-    for dtype in DType::ALL {
-        hasher.update(crate::quant::format(dtype).wgsl().as_bytes());
-    }
+/// The hash of every shader's text: verdicts on kernels hold for no others.
+pub(crate) fn hash() -> String {
+    let formats = DType::ALL.into_iter().map(|dtype| crate::quant::format(dtype).wgsl());
+    identity::list(SOURCES.iter().map(|(_, text)| *text).chain(formats))
 }

@@ -8,6 +8,7 @@ use std::collections::{HashMap, VecDeque};
 
 use crate::error::{Error, Result};
 use crate::gpu::{Commands, Gpu, Tensor};
+use crate::identity::sha256;
 
 /// Positions in a page.
 pub const PAGE_LEN: usize = 32;
@@ -106,10 +107,8 @@ impl PagePool {
 
 /// The key of a page that holds `tokens` after the pages that `before` names.
 pub fn page_key(before: Option<&PageKey>, tokens: &[u32]) -> PageKey {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(before.map_or(&[0; 32], |key| key));
-    hasher.update(bytemuck::cast_slice(tokens));
-    *hasher.finalize().as_bytes()
+    let before = before.map_or(&[0; 32], |key| key);
+    sha256([before.as_slice(), bytemuck::cast_slice(tokens)])
 }
 
 /// The cache on the device: `[pages, kv_heads, PAGE_LEN, head_dim]` keys and values for each layer.

@@ -314,13 +314,8 @@ impl LinearOp {
     /// Records y for `rows` of x; `u` is the size of the adapters' u, if any are bound.
     ///
     /// Errors: as [`Gpu::kernel`] on the first use of a variant; as [`Commands::bound`].
-    pub fn record(
-        &self,
-        gpu: &Gpu,
-        commands: &mut Commands<'_>,
-        rows: RowRange,
-        u: USize,
-    ) -> Result<()> {
+    pub fn record(&self, commands: &mut Commands<'_>, rows: RowRange, u: USize) -> Result<()> {
+        let caps = commands.gpu().caps();
         for chunk in &self.chunks {
             let params = LinearParams {
                 m: rows.count,
@@ -338,10 +333,10 @@ impl LinearOp {
                 lora: u.lora,
                 ..Default::default()
             };
-            if rows.count <= MAX_COLS || row_by_row(gpu.caps()) {
-                self.record_narrow(gpu, commands, chunk, &params)?;
+            if rows.count <= MAX_COLS || row_by_row(caps) {
+                self.record_narrow(commands, chunk, &params)?;
             } else {
-                self.record_wide(gpu, commands, chunk, &params)?;
+                self.record_wide(commands, chunk, &params)?;
             }
         }
         commands.bound(u64::from(rows.count) * self.operations)
@@ -349,11 +344,11 @@ impl LinearOp {
 
     fn record_narrow(
         &self,
-        gpu: &Gpu,
         commands: &mut Commands<'_>,
         chunk: &ChunkOp,
         params: &LinearParams,
     ) -> Result<()> {
+        let gpu = commands.gpu();
         let caps = gpu.caps();
         let (norm, epilogue, lora) = (self.eps.is_some(), self.epilogue, chunk.lora);
         if let Some(on) = chunk.on_matrices.as_ref().filter(|on| params.m >= on.rows) {
@@ -378,7 +373,6 @@ impl LinearOp {
 
     fn record_wide(
         &self,
-        gpu: &Gpu,
         commands: &mut Commands<'_>,
         chunk: &ChunkOp,
         params: &LinearParams,
@@ -387,6 +381,7 @@ impl LinearOp {
             self.eps.is_none() && self.epilogue != Epilogue::SwiGlu,
             "only narrow passes fold"
         );
+        let gpu = commands.gpu();
         let caps = gpu.caps();
         let tile = Tile::choose(caps, params.m, params.n);
         let spec = || gpu.kernel(&matmul::spec(caps, chunk.dtype, self.epilogue, tile));

@@ -68,13 +68,8 @@ impl LinearBackwardOp {
     /// Records `rows` rows of dy from the first, into dx from row `dx_row` on.
     ///
     /// Errors: as [`Commands::bound`].
-    pub fn record(
-        &self,
-        gpu: &Gpu,
-        commands: &mut Commands<'_>,
-        rows: u32,
-        dx_row: u32,
-    ) -> Result<()> {
+    pub fn record(&self, commands: &mut Commands<'_>, rows: u32, dx_row: u32) -> Result<()> {
+        let caps = commands.gpu().caps();
         for (i, chunk) in self.chunks.iter().enumerate() {
             let params = MatmulBackwardParams {
                 m: rows,
@@ -91,7 +86,7 @@ impl LinearBackwardOp {
             }
             matmul_backward::record(
                 commands,
-                gpu.caps(),
+                caps,
                 (&chunk.kernel, &chunk.group),
                 &params,
                 chunk.bytes,

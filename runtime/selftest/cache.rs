@@ -4,14 +4,18 @@ use std::path::{Path, PathBuf};
 
 use super::Report;
 use crate::gpu::{Gpu, shader};
+use crate::identity::Identity;
 
 /// Where the report of `gpu`, as it was opened, is kept; `None` without a cache folder.
 pub(super) fn path(gpu: &Gpu) -> Option<PathBuf> {
     let dir = gpu.options.cache_dir.as_ref()?;
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(format!("{:?} {}", gpu.caps(), gpu.options.checked).as_bytes());
-    shader::digest(&mut hasher);
-    let key = &hasher.finalize().to_hex()[..8];
+    let mut identity = Identity::new("epiphyte.selftest.1");
+    let mut caps = serde_json::to_value(gpu.caps()).ok()?;
+    caps.sort_all_objects();
+    identity.add("caps", caps);
+    identity.add_unless(false, "checked", gpu.options.checked);
+    identity.add("shaders", shader::hash());
+    let key = &identity.hash()[..8];
     Some(dir.join(format!(
         "{}-{}-{key}.selftest.json",
         gpu.driver_key(),

@@ -204,9 +204,7 @@ fn multiply(
         Some((shape, tiling)) => op.on_matrices(shape, tiling),
         None => op,
     };
-    submit(gpu, |commands| {
-        op.record(gpu, commands, RowRange::first(rows as u32), USize::default())
-    })?;
+    submit(gpu, |commands| op.record(commands, RowRange::first(rows as u32), USize::default()))?;
     let gain = norm.map(|_| gain.as_slice());
     let sums: Vec<Vec<Near>> =
         x.chunks(K).map(|x| reference(&weights.values, x, gain, tolerance)).collect();

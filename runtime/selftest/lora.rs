@@ -245,7 +245,7 @@ fn matvec_shrink(gpu: &Gpu, way: Way) -> Result<Vec<Outcome>> {
         Binding { x: &x_tensor, norm, y: &y, y_stride: n, epilogue: Epilogue::Store, lora };
     let (op, tolerance) = in_way(LinearOp::new(gpu, &weights.linear, binding)?, way);
     let size = USize { rows: site.u_rows(), parts: 1, ..Default::default() };
-    submit(gpu, |commands| op.record(gpu, commands, RowRange::first(ROWS as u32), size))?;
+    submit(gpu, |commands| op.record(commands, RowRange::first(ROWS as u32), size))?;
     let product = |x: &[f32]| linear::reference(&weights.values, x, Some(&gain), tolerance);
     let made = rows_with(RANKS, |m| site.u(&linear::normed(&x[m * k..][..k], Some(&gain))));
     Ok(vec![
@@ -274,7 +274,7 @@ fn matvec_expand(gpu: &Gpu, way: Way) -> Result<Vec<Outcome>> {
         Binding { x: &x_tensor, norm: None, y: &y, y_stride: n, epilogue: Epilogue::Add, lora };
     let (op, tolerance) = in_way(LinearOp::new(gpu, &weights.linear, binding)?, way);
     let size = USize { rows: site.u_rows(), parts: parts as u32, ..Default::default() };
-    submit(gpu, |commands| op.record(gpu, commands, RowRange::first(ROWS as u32), size))?;
+    submit(gpu, |commands| op.record(commands, RowRange::first(ROWS as u32), size))?;
     let row = |m: usize| {
         let shares = &shares[m * parts * RANKS..][..parts * RANKS];
         let u: Vec<f32> = (0..RANKS).map(|i| shares[i] + shares[RANKS + i]).collect();

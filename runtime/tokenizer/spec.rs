@@ -100,6 +100,28 @@ impl TokenizerSpec {
         })
     }
 
+    /// Whether it is `SentencePiece`.
+    fn is_sentence_piece(&self) -> bool {
+        self.model == "llama"
+    }
+
+    /// Whether a text begins with `bos`.
+    pub(crate) fn adds_bos(&self) -> bool {
+        let by_kind =
+            self.is_sentence_piece() || self.pre.as_deref().is_some_and(bpe::starts_with_bos);
+        self.add_bos.unwrap_or(by_kind && self.bos.is_some())
+    }
+
+    /// Whether a text ends with `eos`.
+    pub(crate) fn adds_eos(&self) -> bool {
+        self.add_eos.unwrap_or(false)
+    }
+
+    /// Whether a text gets a space before its first word.
+    pub(crate) fn adds_space_prefix(&self) -> bool {
+        self.is_sentence_piece() && self.add_space_prefix.unwrap_or(true)
+    }
+
     /// The ids that have a role, with their keys.
     fn roles(&self) -> [(&'static str, Option<u32>); 5] {
         [
@@ -237,10 +259,8 @@ pub(super) fn build(spec: TokenizerSpec) -> Result<Tokenizer> {
     }
     let special = special_tokens(&spec.tokens, &kinds)?;
     let end_of_generation = end_of_generation(&spec, &kinds);
-    let space_prefix = sentence_piece && spec.add_space_prefix.unwrap_or(true);
-    let llama3 = spec.pre.as_deref().is_some_and(bpe::starts_with_bos);
-    let add_bos = spec.add_bos.unwrap_or((sentence_piece || llama3) && spec.bos.is_some());
-    let (bos, eos, add_eos) = (spec.bos, spec.eos, spec.add_eos.unwrap_or(false));
+    let (space_prefix, add_bos) = (spec.adds_space_prefix(), spec.adds_bos());
+    let (bos, eos, add_eos) = (spec.bos, spec.eos, spec.adds_eos());
     let encoder: Box<dyn Encode> = if sentence_piece {
         Box::new(SentencePieceBpe::new(spec, &kinds, space_prefix)?)
     } else {

@@ -375,7 +375,7 @@ pub fn kv_buffers(config: &ModelConfig, tokens: usize, element_bytes: usize) -> 
 
 /// Activations of the engine that answers: passes of `rows` rows, contexts of `positions` tokens.
 pub fn inference_buffers(config: &ModelConfig, rows: usize, positions: usize) -> Vec<Buffer> {
-    use crate::kernels::{attention, sample};
+    use crate::kernels::{attention, matvec, sample};
     use crate::model::activations::LOGIT_ROWS;
     let (d, f, v) = (config.hidden_size, config.intermediate_size, config.vocab_size);
     let (heads, e) = (config.num_attention_heads, config.head_dim);
@@ -383,17 +383,19 @@ pub fn inference_buffers(config: &ModelConfig, rows: usize, positions: usize) ->
     let part_rows =
         (attention::splits(u32::try_from(positions).unwrap_or(u32::MAX)) as usize).max(512);
     let vocab = u32::try_from(v).unwrap_or(u32::MAX);
+    // Prompts and decode steps have their own.
+    let (both, columns) = (rows + LOGIT_ROWS, matvec::MAX_COLS as usize);
     let all = [
-        ("token_ids", [rows, 1]),
-        ("rows", [rows, 2]),
-        ("pages", [LOGIT_ROWS, positions.div_ceil(PAGE_LEN)]),
-        ("logits", [LOGIT_ROWS.min(rows), v]),
-        ("x", [rows, d]),
-        ("normed", [rows, d]),
-        ("qkv", [rows, qkv]),
-        ("attn", [rows, heads * e]),
-        ("gate_up", [rows, 2 * f]),
-        ("h", [rows, f]),
+        ("token_ids", [both, 1]),
+        ("rows", [both, 2]),
+        ("pages", [LOGIT_ROWS + 1, positions.div_ceil(PAGE_LEN)]),
+        ("logits", [LOGIT_ROWS + columns, v]),
+        ("x", [both, d]),
+        ("normed", [both, d]),
+        ("qkv", [both, qkv]),
+        ("attn", [both, heads * e]),
+        ("gate_up", [both, 2 * f]),
+        ("h", [both, f]),
         ("attention parts", [part_rows, heads * e]),
         ("attention stats", [part_rows, heads * 2]),
         ("rotations", [256 + positions.div_ceil(256), e]),

@@ -8,19 +8,20 @@ use std::path::Path;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
+use crate::base::fingerprint;
 use crate::error::{Error, Result};
 use crate::format::safetensors::to_bytes;
 use crate::format::staged::Staged;
+use crate::identity::{self, Identity, check_format, sha256};
+use crate::parallel;
 
 use super::buffers::Optimizer;
 use super::data::{Cursor, TrainLength};
 use super::options::TrainOptions;
 
-const FORMAT: &str = "epiphyte.checkpoint.2";
-/// Is read, too: it has no hash, and its moments are as old as the run.
-const FORMAT_1: &str = "epiphyte.checkpoint.1";
-/// The metadata key of the hash of everything else.
-const HASH: &str = "blake3";
+const FORMAT: &str = "epiphyte.checkpoint.3";
+/// The metadata key of the name of everything else.
+const DIGEST: &str = "digest";
 
 /// What a run is of: only the same goes on with it.
 #[derive(Clone, Copy)]
@@ -67,13 +68,12 @@ pub(crate) fn write(
 ) -> Result<()> {
     let invalid =
         |e: &dyn std::fmt::Display| Error::InvalidFile { path: path.into(), reason: e.to_string() };
-    let options = serde_json::to_string(id.options).map_err(|e| invalid(&e))?;
     let cursor = serde_json::to_string(&position.cursor).map_err(|e| invalid(&e))?;
     let values = [
         ("format", FORMAT.to_string()),
         ("base_fingerprint", id.base.to_string()),
         ("data_fingerprint", id.data.to_string()),
-        ("options", options),
+        ("options", settings::text(id.options)),
         ("cursor", cursor),
         ("moments_from", position.moments_from.to_string()),
     ];
@@ -82,10 +82,8 @@ pub(crate) fn write(
     let bytes =
         |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
     let data: Vec<_> = states.iter().map(|(name, values)| (*name, bytes(values))).collect();
-    metadata.insert(
-        HASH.into(),
-        hash(&metadata, data.iter().map(|(name, bytes)| (*name, bytes.as_slice())).collect()),
-    );
+    let named = digest(&metadata, data.iter().map(|(name, bytes)| (*name, bytes.as_slice())));
+    metadata.insert(DIGEST.into(), named);
     let views = data
         .iter()
         .map(|(name, bytes)| {
@@ -97,25 +95,27 @@ pub(crate) fn write(
     Staged::write(path, &bytes)?.commit()
 }
 
-/// Of metadata and tensors, in the order of their names.
-fn hash(metadata: &HashMap<String, String>, mut tensors: Vec<(&str, &[u8])>) -> String {
-    let mut values: Vec<_> = metadata.iter().filter(|(key, _)| *key != HASH).collect();
-    values.sort_unstable();
-    tensors.sort_unstable();
-    let mut hasher = blake3::Hasher::new();
-    let values = values.into_iter().map(|(key, value)| (key.as_str(), value.as_bytes()));
-    for (name, bytes) in values.chain(tensors) {
-        for part in [name.as_bytes(), bytes] {
-            hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
-        }
+/// Names metadata and tensors, each of which is a row of f32.
+fn digest<'a>(
+    metadata: &HashMap<String, String>,
+    tensors: impl Iterator<Item = (&'a str, &'a [u8])>,
+) -> String {
+    let mut identity = Identity::new(FORMAT);
+    for (key, value) in metadata.iter().filter(|(key, _)| *key != DIGEST) {
+        identity.add(format!("metadata.{key}"), value);
     }
-    hasher.finalize().to_hex().to_string()
+    let hashed =
+        parallel::map(tensors.collect(), |(name, bytes)| (name, bytes.len(), sha256([bytes])));
+    for (name, len, hash) in hashed {
+        identity.add(format!("tensor.{name}"), identity::tensor("F32", &[len / 4], hash));
+    }
+    identity.name()
 }
 
 impl Checkpoint {
     /// Reads and checks a file.
     ///
-    /// Errors: [`Error::Io`]; [`Error::InvalidFile`].
+    /// Errors: [`Error::Io`]; [`Error::InvalidFile`]; [`Error::FormatVersion`].
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let invalid = |reason: &dyn std::fmt::Display| Error::InvalidFile {
             path: path.into(),
@@ -124,20 +124,15 @@ impl Checkpoint {
         let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| invalid(&e))?;
         let metadata = header.metadata().clone().unwrap_or_default();
-        let format = metadata.get("format").map(String::as_str);
-        if ![Some(FORMAT), Some(FORMAT_1)].contains(&format) {
-            return Err(invalid(&format!("not a checkpoint of this version ({FORMAT})")));
-        }
+        check_format(path, metadata.get("format").map_or("", String::as_str), FORMAT)?;
         let file = SafeTensors::deserialize(&bytes).map_err(|e| invalid(&e))?;
         let tensors = file.tensors();
-        let found = hash(
-            &metadata,
-            tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.data())).collect(),
-        );
+        let named =
+            digest(&metadata, tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.data())));
         let cursor = metadata.get("cursor").and_then(|cursor| serde_json::from_str(cursor).ok());
         let cursor = cursor.ok_or_else(|| invalid(&"its cursor can't be read"))?;
-        let moments_from =
-            metadata.get("moments_from").and_then(|step| step.parse().ok()).unwrap_or(0);
+        let moments_from = metadata.get("moments_from").and_then(|step| step.parse().ok());
+        let moments_from = moments_from.ok_or_else(|| invalid(&"its moments have no beginning"))?;
         let mut states = HashMap::new();
         for (name, tensor) in tensors {
             if tensor.dtype() != Dtype::F32 {
@@ -150,8 +145,8 @@ impl Checkpoint {
             }
             states.insert(name, values);
         }
-        if format == Some(FORMAT) && metadata.get(HASH) != Some(&found) {
-            return Err(invalid(&"damaged: it is not what its hash says"));
+        if metadata.get(DIGEST) != Some(&named) {
+            return Err(invalid(&"damaged: it is not what its digest says"));
         }
         Ok(Self { position: Position { cursor, moments_from }, metadata, states })
     }
@@ -168,15 +163,10 @@ impl Checkpoint {
 
     /// Refuses a checkpoint of something else. The duration may be another.
     ///
-    /// Errors: [`Error::BaseMismatch`]; [`Error::InvalidFile`] naming each setting that differs,
+    /// Errors: as [`fingerprint::check`]; [`Error::InvalidFile`] naming each setting that differs,
     /// and both values.
     pub(crate) fn check(&self, path: &Path, id: RunId<'_>) -> Result<()> {
-        if self.field("base_fingerprint") != id.base {
-            return Err(Error::BaseMismatch {
-                expected: self.field("base_fingerprint").into(),
-                got: id.base.into(),
-            });
-        }
+        fingerprint::check(self.field("base_fingerprint"), id.base)?;
         let differs = |what: &str| {
             let reason = format!("it was made with {what}; resume with the same, or start anew");
             Err(Error::InvalidFile { path: path.into(), reason })

@@ -15,6 +15,7 @@ pub use encode::Encoder;
 pub use record::Record;
 
 use crate::error::{Error, Result};
+use crate::identity::{self, Identity};
 
 use super::random::CounterRng;
 use super::recipe;
@@ -278,17 +279,16 @@ impl Dataset {
         if is_prompt_free { self.answers_only() } else { self }
     }
 
-    /// Names the examples: what a checkpoint compares before it goes on from a [`Cursor`]. 32 hex
-    /// digits.
+    /// Names the examples: what a checkpoint compares before it goes on from a [`Cursor`].
     pub fn fingerprint(&self) -> String {
-        let mut hasher = blake3::Hasher::new();
-        for Example { ids, weights } in &self.examples {
-            hasher.update(&(ids.len() as u64).to_le_bytes());
-            for (id, weight) in ids.iter().zip(weights) {
-                hasher.update(&id.to_le_bytes()).update(&weight.to_le_bytes());
-            }
-        }
-        hasher.finalize().to_hex()[..32].to_string()
+        let numbers = |Example { ids, weights }: &Example| -> Vec<u8> {
+            let pair =
+                |(id, weight): (&u32, &f32)| [id.to_le_bytes(), weight.to_le_bytes()].concat();
+            ids.iter().zip(weights).flat_map(pair).collect()
+        };
+        let mut identity = Identity::new("epiphyte.data.1");
+        identity.add("examples", identity::list(self.examples.iter().map(numbers)));
+        identity.name()
     }
 }
 

@@ -6,8 +6,8 @@
 //! is computed again (see [`super::buffers`]).
 
 use std::collections::HashMap;
-use std::sync::atomic::AtomicBool;
 
+use crate::cancel::CancelToken;
 use crate::engine::Base;
 use crate::error::Result;
 use crate::gpu::{Commands, Gpu, Op, Tensor};
@@ -99,7 +99,7 @@ impl Graph {
         gpu: &Gpu,
         batch: &MicroBatch,
         total_weight: f64,
-        cancel: &AtomicBool,
+        cancel: &CancelToken,
     ) -> Result<f64> {
         self.run(gpu, batch, total_weight, cancel, true)
     }
@@ -112,7 +112,7 @@ impl Graph {
         gpu: &Gpu,
         batch: &MicroBatch,
         total_weight: f64,
-        cancel: &AtomicBool,
+        cancel: &CancelToken,
     ) -> Result<f64> {
         self.run(gpu, batch, total_weight, cancel, false)
     }
@@ -122,7 +122,7 @@ impl Graph {
         gpu: &Gpu,
         batch: &MicroBatch,
         total_weight: f64,
-        cancel: &AtomicBool,
+        cancel: &CancelToken,
         train: bool,
     ) -> Result<f64> {
         let rows = batch.len() as u32;

@@ -92,12 +92,12 @@ impl HeadOps {
         for row0 in (0..scored).step_by(self.chunk as usize) {
             let count = self.chunk.min(scored - row0);
             let range = RowRange { count, x_row: row0, y_row: 0 };
-            self.logits.record(gpu, commands, range, USize::default())?;
+            self.logits.record(commands, range, USize::default())?;
             let params =
                 CrossEntropyParams { vocab: self.vocab, stride: self.vocab, row0, loss0: row0 };
             cross_entropy::record(commands, &self.cross_entropy, params, count);
             if train {
-                self.logits_backward.record(gpu, commands, count, row0)?;
+                self.logits_backward.record(commands, count, row0)?;
             }
         }
         if train {

@@ -165,7 +165,7 @@ impl LayerOps {
         let (input, x_mid, output) =
             (buffers.get(&self.input), buffers.get(&self.x_mid), buffers.get(&self.output));
         self.norm(gpu, commands, 0, rows);
-        self.qkv.record(gpu, commands, range, none)?;
+        self.qkv.record(commands, range, none)?;
         self.adapt(gpu, commands, 0, rows)?;
         let rope = |direction| RopeTrainParams {
             heads: sizes.heads,
@@ -176,15 +176,15 @@ impl LayerOps {
         rope_train::record(commands, &self.rope, sizes.head_dim, rope(rope_train::FORWARD), rows);
         attention_train::record(commands, &self.attention, &sizes.attention(rows));
         commands.copy(input, 0, x_mid, 0, bytes);
-        self.o_proj.record(gpu, commands, range, none)?;
+        self.o_proj.record(commands, range, none)?;
         self.adapt(gpu, commands, 1, rows)?;
         self.norm(gpu, commands, 1, rows);
-        self.gate_up.record(gpu, commands, range, none)?;
+        self.gate_up.record(commands, range, none)?;
         self.adapt(gpu, commands, 2, rows)?;
         self.swiglu(gpu, commands, rows);
         if finish {
             commands.copy(x_mid, 0, output, 0, bytes);
-            self.down_proj.record(gpu, commands, range, none)?;
+            self.down_proj.record(commands, range, none)?;
             self.adapt(gpu, commands, 3, rows)?;
         } else {
             // Its u is part of what the backward pass needs.
@@ -237,7 +237,7 @@ impl LayerOps {
         through: bool,
     ) -> Result<()> {
         if through {
-            self.linears_backward[which].record(gpu, commands, rows, 0)?;
+            self.linears_backward[which].record(commands, rows, 0)?;
         }
         self.loras[which].iter().try_for_each(|lora| lora.backward(gpu, commands, rows, through))
     }

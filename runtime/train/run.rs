@@ -84,7 +84,7 @@ impl TrainRun {
         folder.fill(&mut options)?;
         let base = engine.base();
         options.check(base.config.max_position_embeddings)?;
-        check_base(options.init.as_ref(), &base.fingerprint)?;
+        options.init.as_ref().map_or(Ok(()), |init| init.check_base(&base.fingerprint))?;
         let data = Data::read(&options, base)?;
         let given = Given::of(&options, &data);
         let trained = options.trained();
@@ -394,16 +394,6 @@ impl TrainRun {
     }
 }
 
-/// Errors: [`Error::BaseMismatch`] for an adapter that names another base.
-fn check_base(init: Option<&Adapter>, got: &str) -> Result<()> {
-    match init.and_then(|init| init.base_fingerprint.as_deref()) {
-        Some(made_for) if made_for != got => {
-            Err(Error::BaseMismatch { expected: made_for.into(), got: got.into() })
-        }
-        _ => Ok(()),
-    }
-}
-
 /// Where a run starts.
 struct Start<'a> {
     engine: &'a Arc<Engine>,
@@ -427,7 +417,7 @@ impl Start<'_> {
         let Some(state) = self.state else {
             return Trainer::new(engine, train, options, self.init);
         };
-        let then = Given::read(&folder.given_path());
+        let then = Given::read(&folder.given_path())?;
         let differences = then.map(|then| then.differences(given)).unwrap_or_default();
         if !differences.is_empty() && !state.checkpoint.is_of_data(&train.fingerprint()) {
             let differences = differences.join("; ");

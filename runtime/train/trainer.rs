@@ -3,11 +3,11 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use crate::adapter::Adapter;
-use crate::engine::{CancelToken, Engine};
+use crate::cancel::CancelToken;
+use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::gpu::{Commands, Gpu, Op, Tensor};
 use crate::kernels::adamw;
@@ -343,8 +343,9 @@ impl Trainer {
         }
         let mut loss = 0.0;
         for batch in batches {
-            loss += self.graph.backward(gpu, batch, weight, &self.cancel.0)?;
-            self.go_on()?;
+            loss += self.graph.backward(gpu, batch, weight, &self.cancel)?;
+            // What is asked for in between counts even where a pass is one submission.
+            self.cancel.check()?;
         }
         if !loss.is_finite() {
             return Ok((loss, f64::NAN));
@@ -361,11 +362,6 @@ impl Trainer {
         let norm: Vec<f32> = gpu.read(&self.update.norm, 0, 1)?;
         gpu.check()?;
         Ok((loss, f64::from(norm[0])))
-    }
-
-    /// What is asked for in between counts even where a pass is one submission.
-    fn go_on(&self) -> Result<()> {
-        if self.cancel.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
     }
 
     fn clear_gradients(&self) {
@@ -389,8 +385,8 @@ impl Trainer {
             return Err(Error::InvalidArgument { name: "validation", reason });
         }
         let loss = |batch| {
-            self.go_on()?;
-            self.graph.loss(self.engine.gpu(), batch, weight, &self.cancel.0)
+            self.cancel.check()?;
+            self.graph.loss(self.engine.gpu(), batch, weight, &self.cancel)
         };
         batches.iter().map(loss).sum()
     }
@@ -445,7 +441,7 @@ impl Trainer {
         let gpu = self.engine.gpu();
         let losses = batches
             .iter()
-            .map(|batch| self.graph.backward(gpu, batch, weight, &AtomicBool::new(false)));
+            .map(|batch| self.graph.backward(gpu, batch, weight, &CancelToken::default()));
         let loss = losses.sum::<Result<f64>>();
         let gradients = self.read("adapter.grads");
         self.clear_gradients();

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use epiphyte::adapter::{Adapter, LoraConfig, LoraModule, Modules};
-use epiphyte::base::ModelConfig;
-use epiphyte::engine::base;
+use epiphyte::base::{ModelConfig, fingerprint};
 use epiphyte::format::gguf::Gguf;
+use epiphyte::tokenizer::TokenizerSpec;
 use epiphyte::{DType, Engine, EngineOptions};
 use serde_json::Value;
 
@@ -66,11 +66,8 @@ impl Folder {
 
 fn fingerprint() -> String {
     let gguf = Gguf::open(model()).unwrap();
-    base::fingerprint(
-        &gguf,
-        &ModelConfig::from_gguf(&gguf).unwrap(),
-        gguf.find("tokenizer.chat_template").unwrap(),
-    )
+    let config = ModelConfig::from_gguf(&gguf).unwrap();
+    fingerprint::fingerprint(&gguf, &config, &TokenizerSpec::from_gguf(&gguf).unwrap()).unwrap()
 }
 
 pub(super) fn generate(adapters: &[&str]) -> Value {
@@ -343,6 +340,34 @@ fn convert_there_and_back_is_the_same_adapter() {
     );
 }
 
+/// As adapters were before fingerprints had versions.
+#[test]
+fn a_base_named_by_another_version_needs_force_and_is_named_again_by_convert() {
+    let folder = Folder::new();
+    let again = folder.path("again");
+    for (name, made_for) in [
+        ("before", "c7ad325bd90362d6b94c647ab6036ec8".to_string()),
+        ("after", fingerprint().replace("epiphyte.base.1:", "epiphyte.base.2:")),
+    ] {
+        let adapter = folder.adapter(name, 3, 0.5, Some(&made_for));
+        let args = ["generate", "-p", "x", "-n", "2", "--json", "--adapter", text(&adapter)];
+        assert_fails(&on_tiny(&args), 1, "fingerprint of another version");
+        assert!(on_tiny(&[&args[..], &["--force"]].concat()).status.success());
+        let report = json(&on_tiny(&["adapter", "inspect", "--json", text(&adapter)]));
+        assert_eq!(report["made_for"], "another_version");
+        let convert = ["adapter", "convert", text(&adapter), text(&again)];
+        assert!(on_tiny(&convert).status.success());
+        assert_fails(&on_tiny(&["adapter", "check", text(&again)]), 1, "of another version");
+        assert!(on_tiny(&[&convert[..], &["--force"]].concat()).status.success());
+        let named = json(&on_tiny(&["adapter", "inspect", "--json", text(&again)]));
+        assert_eq!(
+            (&named["made_for"], &named["digest"]),
+            (&"this_base".into(), &report["digest"])
+        );
+        assert!(on_tiny(&["adapter", "check", text(&again)]).status.success());
+    }
+}
+
 #[test]
 fn export_writes_a_model_that_answers_as_base_and_adapters() {
     let folder = Folder::new();
@@ -448,7 +473,9 @@ fn the_full_hash_sees_what_the_sampled_one_does_not() {
     assert_eq!(old["fingerprint"], fingerprint());
     assert_eq!(new["fingerprint"], old["fingerprint"]);
     assert_ne!(new["full_hash"], old["full_hash"]);
-    assert_eq!(old["full_hash"].as_str().map(str::len), Some(32));
+    let tagged =
+        |name: &Value| name.as_str().unwrap().strip_prefix("epiphyte.base-full.1:").unwrap().len();
+    assert_eq!(tagged(&old["full_hash"]), 64);
     assert_eq!(inspect(&model(), &["--full-hash"])["full_hash"], old["full_hash"]);
     assert!(inspect(&model(), &[])["full_hash"].is_null());
 }

@@ -116,8 +116,9 @@ fn another_set_of_adapters_is_refused_by_name() {
     assert!(matches!(&error, Error::AdapterNotLoaded { id } if id == "b"), "{error:?}");
     let other = with_adapters(&[("a", 1), ("b", 3)]);
     let error = refusal(&other);
+    let is_digest = |text: &str| text.strip_prefix("epiphyte.factors.1:").map(str::len) == Some(64);
     let digests =
-        |expected: &str, got: &str| expected.len() == 64 && got.len() == 64 && expected != got;
+        |expected: &str, got: &str| is_digest(expected) && is_digest(got) && expected != got;
     assert!(
         matches!(&error, Error::AdapterMismatch { id, expected, got } if id == "b" && digests(expected, got)),
         "{error:?}"
@@ -158,7 +159,8 @@ fn damaged_adapter_entries_are_refused() {
         std::fs::write(&path, &whole).unwrap();
         edited(&path, key, value);
         match engine.restore(&path).err() {
-            Some(Error::InvalidFile { .. }) if !is_argument => {}
+            Some(Error::FormatVersion { .. }) if key == "format" => {}
+            Some(Error::InvalidFile { .. }) if !is_argument && key != "format" => {}
             Some(Error::InvalidArgument { name: "adapters", .. }) if is_argument => {}
             other => panic!("{key} {value:?}: {other:?}"),
         }

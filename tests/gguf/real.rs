@@ -6,11 +6,12 @@ use std::time::Instant;
 use epiphyte::base::ModelConfig;
 use epiphyte::format::gguf::{Gguf, Value};
 use serde_json::Value as Json;
+use sha2::{Digest, Sha256};
 
 use crate::common::model_path;
 
 fn short(data: &[u8]) -> String {
-    blake3::hash(data).to_hex()[..16].into()
+    Sha256::digest(data)[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[test]

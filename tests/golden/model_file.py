@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
-"""Writes model_file.json: what the PyPI package `gguf` (0.19.0; also needs `blake3`) reads in SmolLM2-135M-Instruct Q4_1.
+"""Writes model_file.json: what the PyPI package `gguf` (0.19.0) reads in SmolLM2-135M-Instruct Q4_1.
 
 Usage: model_file.py MODEL.gguf > model_file.json
 """
+import hashlib
 import json
 import sys
 
 import gguf
-from blake3 import blake3
 
 
 def short(data: bytes) -> str:
-    return blake3(data).hexdigest()[:16]
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 reader = gguf.GGUFReader(sys.argv[1])

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::oracle::{EPS, gamma};
 use super::weights::{Weights, row_unit};
-use super::{Checked, Near, Output, Random, for_all, seed, submit};
+use super::{Checked, Near, Output, Random, for_all, matrices, seed, submit};
 
 /// m, n, odd: K is 2 odd + 1 units; `x_row`, `y_offset`, rest: columns of y after those written;
 /// add, seed.
@@ -92,6 +92,7 @@ fn check_tile(
 
 #[test]
 fn matmul_is_the_product_in_every_format() {
+    matrices("in part, without its cooperative variant");
     for dtype in DType::ALL {
         for_all(1, cases(), |gpu, case| check(gpu, dtype, case));
     }
@@ -99,5 +100,6 @@ fn matmul_is_the_product_in_every_format() {
 
 #[test]
 fn matmul_is_the_product_at_any_size() {
+    matrices("in part, without its cooperative variant");
     for_all(8, cases(), |gpu, case| check(gpu, DType::Q4_0, case));
 }

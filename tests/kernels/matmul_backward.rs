@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::oracle::{EPS, check_gradient, gamma};
 use super::weights::{Weights, row_unit};
-use super::{Checked, Near, Output, Random, for_all, seed, submit};
+use super::{Checked, Near, Output, Random, for_all, matrices, seed, submit};
 
 #[derive(Clone, Debug)]
 struct Case {
@@ -168,6 +168,7 @@ fn check_variant(gpu: &Gpu, caps: &Caps, dtype: DType, case: &Case) -> Checked {
 
 #[test]
 fn matmul_backward_is_the_product_in_every_format() {
+    matrices("in part, without its cooperative variant");
     for dtype in DType::ALL {
         for_all(1, cases(), |gpu, case| check(gpu, dtype, case));
     }
@@ -175,6 +176,7 @@ fn matmul_backward_is_the_product_in_every_format() {
 
 #[test]
 fn matmul_backward_is_the_product_at_any_size() {
+    matrices("in part, without its cooperative variant");
     for_all(8, cases(), |gpu, case| check(gpu, DType::Q4_0, case));
 }
 

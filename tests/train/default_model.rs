@@ -11,6 +11,7 @@ use epiphyte::train::{TrainOptions, Trainer};
 use epiphyte::{Engine, EngineOptions};
 use safetensors::SafeTensors;
 
+use crate::common::skip::whole;
 use crate::common::{Random, golden, model_path};
 
 const RANK: usize = 4;
@@ -82,9 +83,10 @@ fn compare(gradient: &[f32], golden: &[f64], random: &mut Random) -> (f64, f64, 
 }
 
 #[test]
-#[ignore = "three passes of the default model, about 3 minutes on a software GPU: cargo test \
-    --release train::default_model -- --ignored"]
 fn gradients_and_steps_are_those_of_peft() {
+    if !whole("three passes of the default model, 3 minutes on a software GPU") {
+        return;
+    }
     let Some(path) = model_path() else { return };
     let bytes = std::fs::read(golden("model_step.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();

@@ -16,6 +16,7 @@ use epiphyte::{Engine, EngineOptions, Error};
 use proptest::prelude::*;
 
 use super::trainer::examples;
+use crate::common::skip::skip;
 use crate::common::{golden, model_path};
 
 const GB: u64 = 1_000_000_000;
@@ -339,8 +340,9 @@ fn the_driver_is_asked_for_what_the_plan_says() {
         let planned = MemoryPlan::training(&model, &shape, 0).unwrap().total_bytes();
         let trainer = Trainer::new(&engine, examples(1, 4), options, None).unwrap();
         gpu.wait(None).unwrap();
-        // No count, no test.
-        let Some(asked) = gpu.reserved_bytes() else { return };
+        let Some(asked) = gpu.reserved_bytes() else {
+            return skip("the driver does not count its memory");
+        };
         let ratio = asked as f64 / planned as f64;
         println!("{} asked for, {} planned: {ratio:.3}", human_bytes(asked), human_bytes(planned));
         assert!((0.9..1.1).contains(&ratio), "{ratio} {shape:?}");

@@ -1,6 +1,7 @@
 //! Runs: repeated, resumed, cancelled, gone wrong, refused, and beside a conversation. "The same"
 //! is bit by bit.
 
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration as Time;
@@ -10,6 +11,8 @@ use epiphyte::train::buffers::Optimizer;
 use epiphyte::train::data::{Dataset, TrainLength};
 use epiphyte::train::{TrainOptions, Trainer};
 use epiphyte::{CancelToken, Engine, EngineOptions, Error, GenerateOptions};
+use safetensors::tensor::{SafeTensors, TensorView};
+use sha2::{Digest, Sha256};
 
 use super::trainer::{ENGINE, examples, options};
 use crate::common::golden;
@@ -219,8 +222,55 @@ fn a_run_is_made_longer_from_a_checkpoint_or_from_its_adapter() {
     }
 }
 
+/// A checkpoint with some of its metadata changed, and a digest that is right again.
+fn rewritten(path: &Path, change: impl FnOnce(&mut HashMap<String, String>)) {
+    let bytes = std::fs::read(path).unwrap();
+    let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+    let mut metadata = header.metadata().clone().unwrap();
+    change(&mut metadata);
+    metadata.remove("digest");
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let sha256 = |bytes: &[u8]| -> String {
+        Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    };
+    // As docs/formats.md has it.
+    let pairs = metadata.iter().map(|(key, value)| (format!("metadata.{key}"), value.clone()));
+    let tensor = |(name, tensor): (String, TensorView<'_>)| {
+        let (len, hash) = (tensor.data().len() / 4, sha256(tensor.data()));
+        (format!("tensor.{name}"), format!("F32 {len} {hash}"))
+    };
+    let pairs: BTreeMap<_, _> = pairs.chain(file.tensors().into_iter().map(tensor)).collect();
+    let texts = pairs.iter().flat_map(|(key, value)| [key.as_str(), value]);
+    let form: Vec<u8> = std::iter::once("epiphyte.checkpoint.3")
+        .chain(texts)
+        .flat_map(|text| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat())
+        .collect();
+    metadata.insert("digest".into(), format!("epiphyte.checkpoint.3:{}", sha256(&form)));
+    std::fs::write(path, safetensors::serialize(file.tensors(), Some(metadata)).unwrap()).unwrap();
+}
+
 #[test]
-fn a_checkpoint_of_the_version_before_is_read() {
+fn a_checkpoint_of_another_version_is_refused_by_that_name() {
+    let (data, dir) = (examples(29, 9), tempfile::tempdir().unwrap());
+    let path = dir.path().join("step-1.safetensors");
+    let mut trainer = Trainer::new(&ENGINE, Arc::clone(&data), six_steps(), None).unwrap();
+    trainer.step().unwrap().unwrap();
+    for (version, remedy) in [(1, "wrote it"), (2, "wrote it"), (4, "update"), (99, "update")] {
+        trainer.save(&path).unwrap();
+        let format = format!("epiphyte.checkpoint.{version}");
+        rewritten(&path, |metadata| drop(metadata.insert("format".into(), format.clone())));
+        let error = Trainer::resume(&ENGINE, Arc::clone(&data), six_steps(), &path).err().unwrap();
+        assert!(
+            matches!(&error, Error::FormatVersion { found, .. } if *found == format)
+                && error.to_string().contains(remedy),
+            "{error}"
+        );
+    }
+}
+
+/// A version before a setting did not write it, and one after it may leave it out.
+#[test]
+fn a_setting_that_changes_nothing_may_be_missing_and_no_other() {
     let (data, dir) = (examples(29, 9), tempfile::tempdir().unwrap());
     let path = dir.path().join("step-2.safetensors");
     let mut trainer = Trainer::new(&ENGINE, Arc::clone(&data), six_steps(), None).unwrap();
@@ -228,15 +278,41 @@ fn a_checkpoint_of_the_version_before_is_read() {
         trainer.step().unwrap().unwrap();
     }
     trainer.save(&path).unwrap();
-    let bytes = std::fs::read(&path).unwrap();
-    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
-    let mut metadata = header.metadata().clone().unwrap();
-    metadata.insert("format".into(), "epiphyte.checkpoint.1".into());
-    ["blake3", "moments_from"].iter().for_each(|key| assert!(metadata.remove(*key).is_some()));
-    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    std::fs::write(&path, safetensors::serialize(file.tensors(), Some(metadata)).unwrap()).unwrap();
-    let mut resumed = Trainer::resume(&ENGINE, data, six_steps(), &path).unwrap();
-    assert_same(&finish(&mut trainer), &finish(&mut resumed), "the version before");
+    let settings = || -> serde_json::Map<String, serde_json::Value> {
+        let bytes = std::fs::read(&path).unwrap();
+        let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+        serde_json::from_str(&header.metadata().as_ref().unwrap()["options"]).unwrap()
+    };
+    let written = settings();
+    assert!(!written.contains_key("use_rslora") && !written.contains_key("lora_plus_ratio"));
+    let with = |change: &dyn Fn(&mut serde_json::Map<String, serde_json::Value>)| {
+        let mut settings = written.clone();
+        change(&mut settings);
+        let options = serde_json::Value::Object(settings).to_string();
+        rewritten(&path, |metadata| drop(metadata.insert("options".into(), options)));
+        Trainer::resume(&ENGINE, Arc::clone(&data), six_steps(), &path)
+    };
+    // Said, or not, and in any order.
+    let mut resumed = with(&|settings| {
+        settings.insert("use_rslora".into(), false.into());
+        settings.insert("weight_decay".into(), 0.0.into());
+        let rank = settings.shift_remove("rank").unwrap();
+        settings.insert("rank".into(), rank);
+    })
+    .unwrap();
+    assert_same(&finish(&mut trainer), &finish(&mut resumed), "neutral settings are said");
+    let differ = |result: Result<Trainer, Error>, key: &str| match result.err() {
+        Some(Error::InvalidFile { reason, .. }) => assert!(reason.contains(key), "{reason}"),
+        other => panic!("{key}: {other:?}"),
+    };
+    differ(
+        with(&|settings| drop(settings.insert("use_rslora".into(), true.into()))),
+        "`use_rslora`",
+    );
+    differ(with(&|settings| drop(settings.insert("of_later".into(), 1.into()))), "`of_later`");
+    for key in written.keys().filter(|key| *key != "duration") {
+        differ(with(&|settings| drop(settings.shift_remove(key))), &format!("`{key}`"));
+    }
 }
 
 #[test]

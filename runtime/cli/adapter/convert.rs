@@ -27,6 +27,9 @@ pub(super) struct ConvertArgs {
     /// Type of the numbers
     #[arg(long, default_value = "f32")]
     dtype: Number,
+    /// Say that it was made for this model, whatever it says
+    #[arg(long)]
+    force: bool,
     #[command(flatten)]
     model: ModelFile,
 }
@@ -57,7 +60,10 @@ pub(super) fn run(args: &ConvertArgs) -> Result<()> {
     let files = Files::default().model(&args.model)?.reads("the adapter", "PATH", &args.path);
     files.writes("OUT", &args.out, kind).check(Some(args.overwrite))?;
     let base = BaseFile::open(&args.model)?;
-    let adapter = Adapter::load(&args.path, base.adapted())?;
+    let mut adapter = Adapter::load(&args.path, base.adapted())?;
+    if args.force {
+        adapter.base_fingerprint = Some(base.fingerprint);
+    }
     adapter.report.warnings.iter().for_each(|warning| output::note(&format!("warning: {warning}")));
     let dtype = match args.dtype {
         Number::F32 => DType::F32,

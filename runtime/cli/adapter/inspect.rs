@@ -11,6 +11,7 @@ use super::BaseFile;
 use crate::{ModelFile, output};
 use epiphyte::adapter::report::{Item, Verdict};
 use epiphyte::adapter::{Adapter, AdapterFormat, LoadReport};
+use epiphyte::base::fingerprint::is_of_another_version;
 use epiphyte::error::{Error, Result};
 
 /// Letters of a file's name for something, on a line.
@@ -35,6 +36,8 @@ struct Report {
     model: PathBuf,
     model_fingerprint: String,
     made_for: MadeFor,
+    /// [`Adapter::digest`] of one that loads.
+    digest: Option<String>,
     #[serde(flatten)]
     report: LoadReport,
 }
@@ -44,6 +47,8 @@ struct Report {
 enum MadeFor {
     ThisBase,
     AnotherBase,
+    /// It names its base by a fingerprint of another version.
+    AnotherVersion,
     /// The file does not say.
     Unknown,
 }
@@ -54,11 +59,17 @@ pub(crate) fn run(args: &InspectArgs) -> Result<()> {
     let report = Adapter::inspect(&args.path, base.adapted())?;
     let made_for = match &report.base_fingerprint {
         Some(fingerprint) if *fingerprint == base.fingerprint => MadeFor::ThisBase,
+        Some(other) if is_of_another_version(other) => MadeFor::AnotherVersion,
         Some(_) => MadeFor::AnotherBase,
         None => MadeFor::Unknown,
     };
-    let (path, model) = (args.path.clone(), base.path);
-    let report = Report { path, model, model_fingerprint: base.fingerprint, made_for, report };
+    let (path, model) = (args.path.clone(), base.path.clone());
+    let digest = match report.refused().next() {
+        None => Some(Adapter::load(&path, base.adapted())?.digest()),
+        Some(_) => None,
+    };
+    let model_fingerprint = base.fingerprint;
+    let report = Report { path, model, model_fingerprint, made_for, digest, report };
     if args.json { output::json(&report) } else { print(&report) }?;
     match report.report.refused().count() {
         0 => Ok(()),
@@ -83,9 +94,15 @@ fn print(inspected: &Report) -> Result<()> {
         match inspected.made_for {
             MadeFor::ThisBase => "made for this model",
             MadeFor::AnotherBase => "made for another model; it loads with --force only",
+            MadeFor::AnotherVersion => {
+                "named by a fingerprint of another version; it loads with --force only"
+            }
             MadeFor::Unknown => "the file does not say which",
         }
     ))?;
+    if let Some(digest) = &inspected.digest {
+        output::line(&format!("digest    {digest}"))?;
+    }
     modules(report)?;
     let items = || report.keys.iter().chain(&report.tensors);
     for (label, verdict) in [("refused", Verdict::Refused), ("ignored", Verdict::Ignored)] {

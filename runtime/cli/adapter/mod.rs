@@ -13,11 +13,11 @@ use clap::{Args, Subcommand};
 
 use super::ModelFile;
 use epiphyte::GpuOptions;
-use epiphyte::adapter::{AdaptedBase, Adapter, BaseShape, BaseWeights};
-use epiphyte::base::ModelConfig;
-use epiphyte::engine::base;
-use epiphyte::error::{Error, Result};
+use epiphyte::adapter::{AdaptedBase, BaseShape, BaseWeights};
+use epiphyte::base::{ModelConfig, fingerprint};
+use epiphyte::error::Result;
 use epiphyte::format::gguf::Gguf;
+use epiphyte::tokenizer::TokenizerSpec;
 
 pub(super) use load::{AdapterArgs, Adapters, LoadedAdapter, Weighted};
 
@@ -61,22 +61,12 @@ impl BaseFile {
         let gguf = Gguf::open(&path)?;
         let config = ModelConfig::from_gguf(&gguf)?;
         config.check_tensors(&gguf)?;
-        let fingerprint = base::fingerprint(&gguf, &config, base::template_of(&gguf));
+        let tokenizer = TokenizerSpec::from_gguf(&gguf)?;
+        let fingerprint = fingerprint::fingerprint(&gguf, &config, &tokenizer)?;
         Ok(Self { path, gguf, shape: config.base_shape(), fingerprint })
     }
 
     fn adapted(&self) -> AdaptedBase<'_> {
         AdaptedBase { shape: self.shape, weights: BaseWeights::Open(&self.gguf) }
-    }
-
-    /// Errors: [`Error::BaseMismatch`] when the adapter was made for another base.
-    fn check(&self, adapter: &Adapter) -> Result<()> {
-        match &adapter.base_fingerprint {
-            Some(expected) if *expected != self.fingerprint => Err(Error::BaseMismatch {
-                expected: expected.clone(),
-                got: self.fingerprint.clone(),
-            }),
-            _ => Ok(()),
-        }
     }
 }

@@ -6,5 +6,5 @@ mod packed;
 mod registry;
 
 pub use entry::AdapterState;
-pub(crate) use entry::SetId;
+pub(crate) use entry::{Incoming, ReadAgain, SetId};
 pub(crate) use registry::Registry;

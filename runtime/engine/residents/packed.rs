@@ -41,8 +41,6 @@ pub(crate) struct Packed {
     /// As [`Self::a`].
     pub(crate) b: Vec<u16>,
     pub(crate) sites: Vec<PackedSite>,
-    /// Of the factors and their places.
-    pub(crate) digest: blake3::Hash,
 }
 
 impl Packed {
@@ -66,18 +64,8 @@ impl Packed {
             let (work, ..) = &places[places.len() - 1];
             (a_at, b_at) = (a_at + work.a_len as u32, b_at + work.b_len as u32);
         }
-        let done = parallel::map(places, |(work, at, a, b)| work.pack(at, (a, b), shape));
-        let mut hasher = blake3::Hasher::new();
-        for (site, hash) in &done {
-            hasher.update(format!("{site:?}").as_bytes());
-            hasher.update(hash.as_bytes());
-        }
-        Self {
-            a,
-            b,
-            sites: done.into_iter().map(|(site, _)| site).collect(),
-            digest: hasher.finalize(),
-        }
+        let sites = parallel::map(places, |(work, at, a, b)| work.pack(at, (a, b), shape));
+        Self { a, b, sites }
     }
 
     /// Bytes on the device.
@@ -113,22 +101,22 @@ impl<'a> Work<'a> {
         Self { kind, modules, rank, a_len: sum(1) * rank / WIDTH, b_len: sum(0) * rank / WIDTH }
     }
 
-    /// Fills in the site's factors, which lie at `at`, and hashes them.
+    /// Fills in the site's factors, which lie at `at`.
     fn pack(
         &self,
         at: [u32; 2],
         (a, b): (&mut [u16], &mut [u16]),
         shape: &BaseShape,
-    ) -> (PackedSite, blake3::Hash) {
+    ) -> PackedSite {
         let rank = self.rank;
         if rank == 0 {
-            return (PackedSite::default(), blake3::hash(&[]));
+            return PackedSite::default();
         }
         let present = || self.modules.iter().flatten();
         let a_exponent = exponent(present().map(|module| largest(&module.a)));
         let b_exponent =
             exponent(present().map(|module| largest(&module.b) * module.scaling.abs()));
-        let (mut a_rest, mut b_rest) = (&mut *a, &mut *b);
+        let (mut a_rest, mut b_rest) = (a, b);
         for (module, &target) in self.modules.iter().zip(self.kind.targets()) {
             let [n, k] = shape.shape(target);
             let (own_a, own_b);
@@ -145,12 +133,9 @@ impl<'a> Work<'a> {
             }
             put_rows(own_b, &module.b, module.rank, rank, module.scaling * power(-b_exponent));
         }
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(bytemuck::cast_slice(a));
-        hasher.update(bytemuck::cast_slice(b));
         let [a, b] = at;
         let (modules, weight) = (self.modules.len() as u32, power(a_exponent + b_exponent));
-        (PackedSite { a, b, rank: rank as u32, modules, weight }, hasher.finalize())
+        PackedSite { a, b, rank: rank as u32, modules, weight }
     }
 }
 

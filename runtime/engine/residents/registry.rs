@@ -8,16 +8,18 @@
 mod residency;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::arena::{Arena, Block};
-use super::entry::{AdapterState, Entry, EntryId, Resident, Set, SetId, Source};
-use super::packed::{Packed, PackedSite};
-use crate::adapter::{Adapter, LoadReport, MAX_RANK};
+use super::entry::{
+    Absent, AdapterState, Entry, EntryId, Incoming, ReadAgain, Resident, Set, SetId, Source,
+};
+use super::packed::PackedSite;
+use crate::adapter::{LoadReport, MAX_RANK};
 use crate::base::BaseShape;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
+use crate::identity::{Hash, sha256};
 use crate::kernels::lora::{self, Directory, ENTRIES, MORE};
 use crate::model::site::{Factors, LoraPass, site_count, sites};
 
@@ -66,6 +68,11 @@ impl Registry {
         Some(Factors { directory: self.directory, a, b, moves })
     }
 
+    /// The shape of the directory.
+    pub fn directory(&self) -> Directory {
+        self.directory
+    }
+
     /// Adds an adapter that fits the base, or puts it in the place of one of the same id. Sets in
     /// use keep that one; it goes with the last of them.
     ///
@@ -75,24 +82,21 @@ impl Registry {
         &mut self,
         gpu: &Gpu,
         id: &str,
-        adapter: &Adapter,
-        source: Option<PathBuf>,
+        Incoming { packed, digest, source, report }: Incoming,
     ) -> Result<()> {
-        check_ranks(id, adapter)?;
-        let packed = Arc::new(Packed::new(adapter, &self.shape));
         let before = self.ids.get(id).copied();
         // Its room is there for the new one.
         let unused =
             before.filter(|before| !self.is_pinned(*before)).and_then(|before| self.take(before));
         let entry = Entry {
             id: id.to_string(),
-            digest: packed.digest,
+            digest,
             bytes: packed.bytes(),
             source: source.map_or_else(|| Source::Memory(Arc::clone(&packed)), Source::Path),
             resident: None,
             pins: 0,
             last_used: 0,
-            report: Arc::new(adapter.report.clone()),
+            report,
         };
         let new = self.next;
         self.next += 1;
@@ -166,13 +170,40 @@ impl Registry {
         self.current(id).map(|entry| Arc::clone(&entry.report))
     }
 
+    /// Those of `adapters` that have to be read again before [`Registry::acquire`], and are not in
+    /// `read`.
+    ///
+    /// Errors: as [`Registry::acquire`], for ids and weights.
+    pub(crate) fn absent(
+        &self,
+        adapters: &[(String, f32)],
+        read: &ReadAgain,
+    ) -> Result<Vec<Absent>> {
+        let wanted = self.find(adapters)?.into_iter();
+        let absent = wanted.filter(|(number, _)| !read.contains_key(number));
+        Ok(absent.filter_map(|(number, _)| self.absentee(number)).collect())
+    }
+
+    /// An adapter, if it is off the device and in a file.
+    fn absentee(&self, number: EntryId) -> Option<Absent> {
+        let entry = self.entries.get(&number).filter(|entry| entry.resident.is_none())?;
+        let Source::Path(path) = &entry.source else { return None };
+        let (id, path, digest) = (entry.id.clone(), path.clone(), entry.digest.clone());
+        Some(Absent { number, id, path, digest })
+    }
+
     /// A set of `adapters` with weights, held until [`Registry::release`]: a known one where there
     /// is one, else one made now, with adapters loaded again that had to make room.
     ///
     /// Errors: [`Error::InvalidArgument`] for an unknown id, one given twice, a weight that is not
     /// finite, or more than the limits allow; [`Error::AdapterBudget`]; those of loading again.
     /// Nothing has changed then.
-    pub(crate) fn acquire(&mut self, gpu: &Gpu, adapters: &[(String, f32)]) -> Result<SetId> {
+    pub(crate) fn acquire(
+        &mut self,
+        gpu: &Gpu,
+        adapters: &[(String, f32)],
+        read: &ReadAgain,
+    ) -> Result<SetId> {
         if adapters.is_empty() {
             return Ok(SetId(0));
         }
@@ -182,7 +213,7 @@ impl Registry {
             self.sets.iter().position(|set| set.as_ref().is_some_and(|set| set.entries == entries));
         let index = match known {
             Some(index) => index,
-            None => self.make_set(gpu, adapters, &entries)?,
+            None => self.make_set(gpu, adapters, &entries, read)?,
         };
         if let Some(set) = &mut self.sets[index] {
             set.users += 1;
@@ -229,19 +260,19 @@ impl Registry {
 
     /// Names what a set computes: zeros for that without adapters, and otherwise the factors' and
     /// weights' hash.
-    pub(crate) fn digest(&self, id: SetId) -> [u8; 32] {
+    pub(crate) fn digest(&self, id: SetId) -> Hash {
         self.sets[id.0 as usize].as_ref().map_or([0; 32], |set| set.digest)
     }
 
     /// What an adapter's factors hash to.
     pub(crate) fn adapter_digest(&self, id: &str) -> Option<String> {
-        self.current(id).map(|entry| entry.digest.to_hex().to_string())
+        self.current(id).map(|entry| entry.digest.clone())
     }
 
     /// What the factors of a set's adapters hash to, in their order.
     pub(crate) fn adapter_digests(&self, id: SetId) -> Vec<String> {
         let entries = self.sets[id.0 as usize].iter().flat_map(|set| &set.entries);
-        entries.map(|(entry, _)| self.entries[entry].digest.to_hex().to_string()).collect()
+        entries.map(|(entry, _)| self.entries[entry].digest.clone()).collect()
     }
 
     /// What a pass over rows of these sets needs; `None` when none has adapters.
@@ -303,6 +334,7 @@ impl Registry {
         gpu: &Gpu,
         adapters: &[(String, f32)],
         entries: &[(EntryId, f32)],
+        read: &ReadAgain,
     ) -> Result<usize> {
         let free =
             (1..MAX_SETS).filter(|&i| self.sets[i].as_ref().is_none_or(|set| set.users == 0));
@@ -314,16 +346,15 @@ impl Registry {
         };
         // Pinned, so that one does not make room for the next.
         self.pin(entries, 1);
-        let resident = entries.iter().try_for_each(|(entry, _)| self.make_resident(gpu, *entry));
+        let resident =
+            entries.iter().try_for_each(|(entry, _)| self.make_resident(gpu, *entry, read));
         self.pin(entries, -1);
         resident?;
         let pass = self.checked_pass(entries)?;
-        let mut hasher = blake3::Hasher::new();
-        for (entry, weight) in entries {
-            hasher.update(self.entries[entry].digest.as_bytes());
-            hasher.update(&weight.to_le_bytes());
-        }
-        let digest = *hasher.finalize().as_bytes();
+        let named = |(entry, weight): &(EntryId, f32)| {
+            [self.entries[entry].digest.as_bytes(), &weight.to_le_bytes()].concat()
+        };
+        let digest = sha256(entries.iter().map(named));
         let (adapters, entries) = (adapters.to_vec(), entries.to_vec());
         self.sets[index] =
             Some(Set { adapters, entries, users: 0, last_used: self.clock, digest, pass });
@@ -397,17 +428,6 @@ impl Registry {
         if let Some(set) = &mut self.sets[index] {
             set.pass.alone = alone;
         }
-    }
-}
-
-fn check_ranks(id: &str, adapter: &Adapter) -> Result<()> {
-    let invalid = |reason: String| Err(Error::InvalidAdapter { what: id.into(), reason });
-    match adapter.modules.iter().map(|module| module.rank).max() {
-        None => invalid("it changes no module".into()),
-        Some(rank) if rank > MAX_RANK as usize => invalid(format!(
-            "rank {rank}; at most {MAX_RANK} can run, merge it into the base instead"
-        )),
-        Some(_) => Ok(()),
     }
 }
 

@@ -24,17 +24,6 @@ pub enum Value<'a> {
     Array(Array<'a>),
 }
 
-impl Value<'_> {
-    /// Hands the value's bytes to `field`, for a hash over metadata.
-    #[cfg(feature = "gpu")]
-    pub(crate) fn digest(&self, field: &mut impl FnMut(&[u8])) {
-        match self {
-            Self::Array(array) => field(array.bytes),
-            other => field(format!("{other:?}").as_bytes()),
-        }
-    }
-}
-
 /// An array of values of one type, read on demand.
 #[derive(Clone, Copy, PartialEq)]
 pub struct Array<'a> {

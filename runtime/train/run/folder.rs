@@ -166,9 +166,10 @@ impl RunFolder {
     /// Takes over what `options` leave open from the run that is to go on: validation, patience
     /// and length. [`super::TrainRun::open`] does it, too.
     ///
-    /// Errors: [`Error::InvalidArgument`] when the file to validate on is gone.
+    /// Errors: [`Error::InvalidArgument`] when the file to validate on is gone;
+    /// [`Error::FormatVersion`].
     pub fn fill(&self, options: &mut RunOptions) -> Result<()> {
-        let given = self.resume.then(|| Given::read(&self.given_path())).flatten();
+        let given = if self.resume { Given::read(&self.given_path())? } else { None };
         given.map_or(Ok(()), |given| given.fill(options))
     }
 
@@ -199,7 +200,7 @@ impl RunFolder {
 
     /// The newest state that is whole, of a run that is to go on. Those that are not go to `notes`.
     ///
-    /// Errors: [`Error::Io`]; [`Error::InvalidFile`] when none is whole.
+    /// Errors: [`Error::Io`]; [`Error::FormatVersion`]; [`Error::InvalidFile`] when none is whole.
     pub(super) fn newest(&self, notes: &mut Vec<RunNote>) -> Result<Option<State>> {
         let mut damaged = None;
         for path in self.states()?.into_iter().rev().filter(|_| self.resume) {

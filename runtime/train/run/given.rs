@@ -4,19 +4,21 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::options::{Data, RunOptions};
 use crate::error::{Error, Result};
 use crate::format::staged::Staged;
+use crate::identity::check_format;
 use crate::train::data::TrainLength;
 
-/// The version that is written and read.
-const VERSION: u32 = 1;
+/// What is written and read.
+const FORMAT: &str = "epiphyte.run.2";
 
 /// What decides examples and length of a run.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Given {
-    version: u32,
+    format: String,
     data: PathBuf,
     text: bool,
     prompt_loss_weight: Option<f32>,
@@ -41,7 +43,7 @@ impl Given {
             TrainLength::Epochs(epochs) => (None, Some(epochs)),
         };
         Self {
-            version: VERSION,
+            format: FORMAT.into(),
             data: options.data.clone(),
             text: options.text,
             prompt_loss_weight: options.prompt_loss_weight,
@@ -55,10 +57,15 @@ impl Given {
         }
     }
 
-    /// `None` where there is none, of this version.
-    pub(super) fn read(path: &Path) -> Option<Self> {
-        let given: Self = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
-        Some(given).filter(|given| given.version == VERSION)
+    /// `None` where there is none that can be read.
+    ///
+    /// Errors: [`Error::FormatVersion`].
+    pub(super) fn read(path: &Path) -> Result<Option<Self>> {
+        let json = std::fs::read(path).ok();
+        let json: Option<Value> = json.and_then(|json| serde_json::from_slice(&json).ok());
+        let Some(json) = json else { return Ok(None) };
+        json["format"].as_str().map_or(Ok(()), |format| check_format(path, format, FORMAT))?;
+        Ok(serde_json::from_value(json).ok())
     }
 
     /// Errors: [`Error::Io`].

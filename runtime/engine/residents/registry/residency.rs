@@ -4,10 +4,9 @@
 use std::sync::Arc;
 
 use super::super::arena::Block;
-use super::super::entry::{EntryId, Resident, Source};
+use super::super::entry::{EntryId, ReadAgain, Resident, Source};
 use super::super::packed::{Eight, Packed};
 use super::{MAX_SETS, Registry};
-use crate::adapter::{AdaptedBase, Adapter, BaseWeights};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::parallel;
@@ -16,22 +15,25 @@ use crate::parallel;
 const PIECE: usize = 1 << 20;
 
 impl Registry {
-    pub(super) fn make_resident(&mut self, gpu: &Gpu, number: EntryId) -> Result<()> {
+    /// Sends an adapter to the device, unless it is there.
+    ///
+    /// Errors: as [`Registry::send`]; as [`super::super::entry::Absent::read`] for one that is
+    /// neither in memory nor in `read`.
+    pub(super) fn make_resident(
+        &mut self,
+        gpu: &Gpu,
+        number: EntryId,
+        read: &ReadAgain,
+    ) -> Result<()> {
         let Some(entry) = self.entries.get(&number).filter(|entry| entry.resident.is_none()) else {
             return Ok(());
         };
-        let packed = match &entry.source {
-            Source::Memory(packed) => Arc::clone(packed),
-            Source::Path(path) => {
-                let compared = AdaptedBase { shape: self.shape, weights: BaseWeights::Compared };
-                let packed = Packed::new(&Adapter::load(path, compared)?, &self.shape);
-                if packed.digest != entry.digest {
-                    let reason =
-                        "the file has changed since it was loaded; load it again".to_string();
-                    return Err(Error::InvalidAdapter { what: entry.id.clone(), reason });
-                }
-                Arc::new(packed)
-            }
+        let packed = match (&entry.source, read.get(&number)) {
+            (Source::Memory(packed), _) | (_, Some(packed)) => Arc::clone(packed),
+            (Source::Path(_), None) => match self.absentee(number) {
+                Some(absent) => absent.read(&self.shape)?,
+                None => return Ok(()),
+            },
         };
         self.send(gpu, number, &packed)
     }
