@@ -4,7 +4,7 @@ SECONDS_PER_TARGET ?= 600
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-files check bench model golden fuzz
+.PHONY: api help demo test test-files check bench model golden fuzz
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -14,6 +14,7 @@ demo: ## build, fetch the default model once, answer, swap adapters, train a few
 
 test: model ## run every test, and say what could not be run here
 	@.ci/summary cargo test --release --workspace
+	cargo run --release --quiet -p epiphyte-cli --example session
 
 test-files: ## lint and test the library without a GPU: what reads and writes files
 	! cargo tree -p epiphyte --no-default-features -e normal --prefix none | grep '^wgpu'
@@ -23,9 +24,17 @@ test-files: ## lint and test the library without a GPU: what reads and writes fi
 check: ## what CI runs: format, lints, tests, documentation
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
+	cargo clippy --release -p epiphyte-cli --all-targets -- -D warnings
 	@$(MAKE) test
 	@$(MAKE) test-files
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps
+	@$(PYTHON) .ci/api.py --check
+	cargo package --quiet --no-verify --allow-dirty -p epiphyte
+
+api: ## pin the public API as it is now
+	rm -rf $${CARGO_TARGET_DIR:-target}/doc/epiphyte
+	cargo doc --release --quiet -p epiphyte --no-deps
+	@$(PYTHON) .ci/api.py
 
 bench: model ## time prompt and decode on the default model
 	cargo run --release --quiet -- bench

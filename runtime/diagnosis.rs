@@ -5,14 +5,15 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use crate::engine::DeviceSpeed;
 use crate::error::Result;
 use crate::gpu::device::describe;
 use crate::gpu::instance::adapters;
-use crate::gpu::{Caps, Gpu, GpuOptions};
-use crate::kernels::bandwidth;
+use crate::gpu::{Gpu, GpuOptions};
 use crate::progress::LoadProgress;
 use crate::selftest;
 
+pub use crate::gpu::Caps;
 pub use crate::selftest::{Ability, KernelCheck, Report as SelfTest};
 
 /// What a machine has to compute with, and how fast the chosen GPU is.
@@ -46,14 +47,15 @@ impl Diagnosis {
         let cache_dir = options.cache_dir.clone();
         let mut gpu = Gpu::open(options)?;
         let self_test = selftest::run_reporting(&mut gpu, progress)?;
+        let DeviceSpeed { read_bandwidth, dispatch_gap_seconds } = DeviceSpeed::of(&gpu)?;
         Ok(Self {
             gpus: list(&gpu),
             tier: tier(gpu.caps()),
             features: features(&gpu),
             limits: limits(gpu.limits()),
             self_test,
-            read_bandwidth: bandwidth::measure_read(&gpu)?,
-            dispatch_gap_seconds: bandwidth::measure_dispatch(&gpu)?,
+            read_bandwidth,
+            dispatch_gap_seconds,
             cache_dir,
         })
     }

@@ -1,5 +1,27 @@
 //! On-device adapter runtime: one frozen 4-bit language model, computed by WGSL kernels through
 //! wgpu.
+//!
+//! Kernels and the device itself are internal: shaders are compiled unchecked, so a safe call could
+//! misuse them. The feature `internals` shows them to the tests and benches of this crate, and
+//! promises nothing.
+#![cfg_attr(
+    not(feature = "internals"),
+    allow(dead_code, unreachable_pub, unused_imports, reason = "tests and benches use the rest"),
+    deny(unnameable_types)
+)]
+
+/// An associated function that only our own tests and benches see from outside.
+macro_rules! internal {
+    ($(#[$meta:meta])* pub fn $($rest:tt)*) => {
+        #[cfg(feature = "internals")]
+        #[doc(hidden)]
+        $(#[$meta])*
+        pub fn $($rest)*
+        #[cfg(not(feature = "internals"))]
+        $(#[$meta])*
+        pub(crate) fn $($rest)*
+    };
+}
 
 pub mod adapter;
 pub mod base;
@@ -15,22 +37,39 @@ pub mod error;
 #[cfg(feature = "gpu")]
 pub mod evaluate;
 pub mod export;
+mod face;
 pub mod federated;
 pub mod format;
-#[cfg(feature = "gpu")]
+#[cfg(all(feature = "gpu", not(feature = "internals")))]
+mod gpu;
+#[cfg(all(feature = "gpu", feature = "internals"))]
+#[doc(hidden)]
 pub mod gpu;
 mod identity;
-#[cfg(feature = "gpu")]
+#[cfg(all(feature = "gpu", not(feature = "internals")))]
+mod kernels;
+#[cfg(all(feature = "gpu", feature = "internals"))]
+#[doc(hidden)]
 pub mod kernels;
 mod kind;
 pub mod merge;
-#[cfg(feature = "gpu")]
+#[cfg(all(feature = "gpu", not(feature = "internals")))]
+mod model;
+#[cfg(all(feature = "gpu", feature = "internals"))]
+#[doc(hidden)]
 pub mod model;
 pub mod numbers;
 mod parallel;
 pub mod progress;
+#[cfg(not(feature = "internals"))]
+mod quant;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
 pub mod quant;
-#[cfg(feature = "gpu")]
+#[cfg(all(feature = "gpu", not(feature = "internals")))]
+mod selftest;
+#[cfg(all(feature = "gpu", feature = "internals"))]
+#[doc(hidden)]
 pub mod selftest;
 pub mod stack;
 pub mod tokenizer;

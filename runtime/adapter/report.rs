@@ -5,6 +5,7 @@ use serde::Serialize;
 use crate::base::ModulePath;
 
 /// What became of a key or tensor.
+#[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
@@ -17,6 +18,7 @@ pub enum Verdict {
 }
 
 /// A key or tensor, under the file's name.
+#[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Item {
     /// As the file spells it.
@@ -28,6 +30,7 @@ pub struct Item {
 }
 
 /// LoRA on one module, as it takes effect.
+#[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ModuleItem {
     /// The module.
@@ -41,6 +44,7 @@ pub struct ModuleItem {
 }
 
 /// How a file was spelled.
+#[non_exhaustive]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AdapterFormat {
@@ -52,6 +56,7 @@ pub enum AdapterFormat {
 }
 
 /// Everything that was in an adapter, and what became of it.
+#[non_exhaustive]
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct LoadReport {
     /// The file's format.

@@ -4,7 +4,6 @@ mod adapters;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use clap::Args;
@@ -12,12 +11,12 @@ use serde::Serialize;
 
 use super::adapter::{AdapterArgs, Adapters};
 use super::{ModelArgs, SamplingArgs, output};
+use epiphyte::GpuOptions;
 use epiphyte::engine::{
-    CancelToken, Change, Engine, GenerateOptions, Sampling, Sequence, Session, generate_batch,
+    CancelToken, Change, DeviceSpeed, Engine, GenerateOptions, Sampling, Sequence, Session,
+    generate_batch,
 };
 use epiphyte::error::{Error, Result};
-use epiphyte::gpu::GpuOptions;
-use epiphyte::kernels::bandwidth;
 
 /// Repeats of a measurement, of which the median counts.
 const REPEATS: usize = 5;
@@ -95,19 +94,20 @@ pub(super) fn run(args: &BenchArgs, gpu: GpuOptions) -> Result<()> {
     }
     let (prompt_seconds, prompt_repeats) =
         bench.median("prompt", |bench| bench.prompt(args.prompt))?;
-    let before = bench.counters();
+    let before = bench.engine.device_work();
     let (decode_seconds, decode_repeats) =
         bench.median("decode", |bench| bench.decode(args.sequences, args.max_tokens))?;
     let decoded = (args.sequences * args.max_tokens) as f64;
-    let runs = (decode_repeats + 1) as f64;
+    let (runs, after) = ((decode_repeats + 1) as f64, bench.engine.device_work());
     let [dispatches_per_token, bytes_per_token] =
-        [0, 1].map(|i| (bench.counters()[i] - before[i]) as f64 / (runs * decoded));
+        [after.dispatches - before.dispatches, after.bytes - before.bytes]
+            .map(|count| count as f64 / (runs * decoded));
     let cost = |_| bench.adapters(args.sequences, args.max_tokens, decoded / decode_seconds);
     let random_adapters = args.random_adapters.map(cost).transpose()?;
-    let (device_bytes, gpu) = (bench.engine.gpu().allocated_bytes(), bench.engine.gpu());
-    let read_bandwidth = bandwidth::measure_read(gpu)?;
+    let device_bytes = bench.engine.device_bytes();
+    let DeviceSpeed { read_bandwidth, dispatch_gap_seconds, .. } = bench.engine.device_speed()?;
     let report = Report {
-        device: gpu.description(),
+        device: bench.engine.device(),
         prompt_tokens: args.prompt,
         prompt_tps: args.prompt as f64 / prompt_seconds,
         prompt_repeats,
@@ -119,7 +119,7 @@ pub(super) fn run(args: &BenchArgs, gpu: GpuOptions) -> Result<()> {
         dispatches_per_token,
         read_bandwidth,
         bandwidth_percent: 100.0 * bytes_per_token * decoded / decode_seconds / read_bandwidth,
-        dispatch_gap_seconds: bandwidth::measure_dispatch(gpu)?,
+        dispatch_gap_seconds,
         load_seconds,
         load_to_first_token_seconds,
         adapters,
@@ -185,7 +185,7 @@ impl Bench {
         let mut session = self.session(0, tokens + 1)?;
         let start = Instant::now();
         session.prefill(&CancelToken::default())?;
-        self.engine.gpu().wait(None)?;
+        self.engine.wait()?;
         Ok(start.elapsed().as_secs_f64())
     }
 
@@ -220,7 +220,7 @@ impl Bench {
     ) -> Result<(f64, usize)> {
         let bar =
             output::bar(REPEATS as u64 + 1, "{msg} {pos}/{len} {wide_bar}").with_message(what);
-        let slow = once(self)? > PATIENCE && self.engine.gpu().caps().software;
+        let slow = once(self)? > PATIENCE && self.engine.is_software();
         bar.inc(1);
         let repeats = if slow { 1 } else { REPEATS };
         let mut seconds = Vec::with_capacity(repeats);
@@ -231,12 +231,6 @@ impl Bench {
         bar.finish_and_clear();
         seconds.sort_by(f64::total_cmp);
         Ok((seconds[repeats / 2], repeats))
-    }
-
-    /// Dispatches and bytes so far.
-    fn counters(&self) -> [u64; 2] {
-        let counters = &self.engine.gpu().counters;
-        [counters.dispatches.load(Ordering::Relaxed), counters.bytes.load(Ordering::Relaxed)]
     }
 }
 

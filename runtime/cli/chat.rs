@@ -8,11 +8,11 @@ use clap::Args;
 use super::adapter::{AdapterArgs, Adapters, Weighted};
 use super::lines::Lines;
 use super::{ModelArgs, SamplingArgs, TemplateArgs, generate, interrupt, output};
+use epiphyte::GpuOptions;
 use epiphyte::chat::Message;
 use epiphyte::engine::AdapterState;
 use epiphyte::engine::{FinishReason, GenerateOptions, Session};
 use epiphyte::error::{Error, Result};
-use epiphyte::gpu::GpuOptions;
 
 const HELP: &str = "/reset                 forget the conversation\n\
                     /system TEXT           go on with this system message\n\
@@ -55,12 +55,12 @@ pub(super) fn run(args: &ChatArgs, gpu: GpuOptions) -> Result<()> {
     // The main thread waits for a line and can't be woken.
     let shared = Arc::clone(&engine);
     interrupt::before_leaving(move || {
-        shared.gpu().save_pipelines();
+        shared.save_pipelines();
         output::note("");
     });
     let mut lines = Lines::default();
     if std::io::stdin().is_terminal() {
-        output::note(&format!("{}\n/help lists the commands.", engine.gpu().description()));
+        output::note(&format!("{}\n/help lists the commands.", engine.device()));
     }
     let mut chat = Chat {
         session: engine.session(),

@@ -8,10 +8,10 @@ use serde::Serialize;
 
 use super::adapter::{AdapterArgs, Adapters};
 use super::{ModelArgs, TemplateArgs, interrupt, output};
+use epiphyte::GpuOptions;
 use epiphyte::engine::Engine;
 use epiphyte::error::{Error, Result};
 use epiphyte::evaluate::{Answer, EvaluateOptions, Evaluation, Examples, evaluate};
-use epiphyte::gpu::GpuOptions;
 use epiphyte::train::data::{DataOptions, Encoder};
 
 /// Measure loss and exact answers on examples
@@ -95,7 +95,7 @@ pub(super) fn run(args: &EvalArgs, gpu: GpuOptions) -> Result<()> {
         wrong: evaluation.wrong().take(args.show).collect(),
         cancelled: evaluation.cancelled,
         adapters,
-        device: engine.gpu().description(),
+        device: engine.device(),
         seconds: start.elapsed().as_secs_f64(),
     };
     if args.json { output::json(&report) } else { print(&report, &evaluation) }?;

@@ -10,10 +10,10 @@ use serde::Serialize;
 use super::adapter::{AdapterArgs, Adapters};
 use super::prompt::PromptArgs;
 use super::{ModelArgs, SamplingArgs, TemplateArgs, interrupt, output};
+use epiphyte::GpuOptions;
 use epiphyte::chat::Message;
 use epiphyte::engine::{AnswerStats, FinishReason, GenerateOptions, Session};
 use epiphyte::error::{Error, Result};
-use epiphyte::gpu::GpuOptions;
 
 /// Continue a text, or with --chat answer it
 #[derive(Args)]
@@ -86,7 +86,8 @@ impl Answer {
     /// No answer, for a session that was cancelled before there was one. Errors: any other.
     pub(super) fn cancelled(error: Error) -> Result<Self> {
         let finish_reason = Some(FinishReason::Cancelled);
-        let stats = AnswerStats { finish_reason, ..AnswerStats::default() };
+        let mut stats = AnswerStats::default();
+        stats.finish_reason = finish_reason;
         match error {
             Error::Cancelled => {
                 Ok(Self { ids: Vec::new(), text: String::new(), finish_reason, stats })
@@ -132,9 +133,9 @@ pub(super) fn run(args: &GenerateArgs, gpu: GpuOptions) -> Result<()> {
         text: answer.text,
         finish_reason: answer.finish_reason,
         adapters,
-        device: engine.gpu().description(),
+        device: engine.device(),
         load_seconds,
-        device_bytes: engine.gpu().allocated_bytes(),
+        device_bytes: engine.device_bytes(),
         peak_host_bytes: output::peak_host_bytes(),
     };
     finish(args, &report)?;

@@ -34,10 +34,10 @@ use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
 
+use epiphyte::GpuOptions;
 use epiphyte::chat::ChatTemplate;
 use epiphyte::engine::{Engine, EngineOptions, Sampling};
 use epiphyte::error::{Error, Result};
-use epiphyte::gpu::GpuOptions;
 
 /// What the help ends with.
 const EXIT_CODES: &str = "Exit codes:

@@ -13,10 +13,10 @@ use serde::Serialize;
 
 use super::adapter::{AdapterArgs, Adapters};
 use super::{ModelArgs, ModelFile, interrupt, output};
+use epiphyte::GpuOptions;
 use epiphyte::engine::Engine;
 use epiphyte::error::{Error, Result};
 use epiphyte::evaluate::log_softmax;
-use epiphyte::gpu::GpuOptions;
 use epiphyte::tokenizer::EncodeOptions;
 
 /// Measure how well the model predicts a text
@@ -95,7 +95,7 @@ pub(super) fn run(args: &PerplexityArgs, gpu: GpuOptions) -> Result<()> {
         windows: window_nll.len(),
         window_nll,
         adapters,
-        device: engine.gpu().description(),
+        device: engine.device(),
         seconds: start.elapsed().as_secs_f64(),
     };
     if args.json {

@@ -8,16 +8,15 @@ use serde::Serialize;
 
 use super::shape::ShapeArgs;
 use super::{ModelArgs, output};
-use epiphyte::EngineOptions;
 use epiphyte::adapter::{AdaptedBase, Adapter, BaseWeights, Target};
 use epiphyte::base::ModelConfig;
 use epiphyte::engine::plan::{Buffer, Caps, Class, MemoryPlan, Serving, human_bytes, tally};
 use epiphyte::error::{Error, Result};
 use epiphyte::format::gguf::Gguf;
-use epiphyte::gpu::{Gpu, GpuOptions};
 use epiphyte::train::TrainOptions;
 use epiphyte::train::buffers::{Optimizer, TrainShape};
 use epiphyte::train::plan::{Textbook, Wish, choose};
+use epiphyte::{EngineOptions, GpuOptions};
 
 /// Characters of the longest bar.
 const BAR: f64 = 40.0;
@@ -163,8 +162,8 @@ fn model_file(args: &PlanArgs, gpu: GpuOptions) -> Result<Report> {
     let gguf = Gguf::open(args.model.file.path()?)?;
     let config = ModelConfig::from_gguf(&gguf)?;
     config.check_tensors(&gguf)?;
-    let caps = match Gpu::open(gpu) {
-        Ok(gpu) => gpu.caps().clone(),
+    let caps = match Caps::open(gpu) {
+        Ok(caps) => caps,
         Err(Error::NoGpu { .. }) => {
             output::note("there is no GPU here; the sum is for a phone's");
             Caps::PHONE

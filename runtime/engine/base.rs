@@ -19,7 +19,7 @@ pub struct Base {
     /// Its sizes.
     pub config: ModelConfig,
     /// On the device.
-    pub weights: Arc<Weights>,
+    pub(crate) weights: Arc<Weights>,
     /// Text to ids and back.
     pub tokenizer: Arc<Tokenizer>,
     /// Conversations to text.
@@ -33,13 +33,20 @@ pub struct Base {
 }
 
 impl Base {
+    internal! {
+        /// The weights on the device.
+        pub fn weights(&self) -> &Arc<Weights> {
+            &self.weights
+        }
+    }
+
     /// Reads and checks the whole file, then sends the weights to the device, of which `progress`
     /// hears. Chats are rendered with `chat_template`, or with the file's own, which is parsed when
     /// the first one is.
     ///
     /// Errors: as [`Gguf`]'s, [`ModelConfig::from_gguf`], [`ModelConfig::check_tensors`],
     /// [`Tokenizer::from_spec`] and [`Weights::load`].
-    pub fn load(
+    pub(crate) fn load(
         gpu: &Gpu,
         gguf: &Gguf,
         chat_template: Option<&str>,

@@ -6,13 +6,14 @@
 pub mod adapters;
 pub mod base;
 pub mod batch;
+mod device;
 mod executor;
 pub mod generation;
 mod lane;
 pub mod options;
 mod pass;
 pub mod plan;
-pub mod residents;
+mod residents;
 pub mod session;
 mod snapshot;
 mod turns;
@@ -25,6 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub use adapters::{Change, KvPolicy, Probe};
 pub use base::Base;
 pub use batch::{Batch, BatchToken, Sequence, generate_batch};
+pub use device::{DeviceSpeed, DeviceWork};
 pub use generation::Generation;
 pub use options::{AnswerStats, FinishReason, GenerateOptions, Sampling, Token};
 pub use residents::AdapterState;
@@ -96,8 +98,8 @@ pub struct Engine {
 impl Engine {
     /// Opens the device, checks its kernels, and loads the model file at `path`.
     ///
-    /// Errors: [`Error::NoGpu`], [`Error::Gpu`], [`Error::OutOfMemory`]; as [`Gguf::open`],
-    /// [`selftest::run`] and [`Base::load`].
+    /// Errors: [`Error::NoGpu`], [`Error::Gpu`], [`Error::OutOfMemory`]; as [`Gguf::open`]
+    /// and [`ModelConfig::from_gguf`].
     pub fn open(path: impl AsRef<Path>, options: EngineOptions) -> Result<Arc<Self>> {
         Self::open_with(path, options, &mut |_| {})
     }
@@ -115,7 +117,7 @@ impl Engine {
         ModelConfig::from_gguf(&gguf)?.check_tensors(&gguf)?;
         let mut gpu = Gpu::open(options.gpu.clone())?;
         let trains = options.skip_self_test || selftest::run_reporting(&mut gpu, progress)?.trains;
-        let mut engine = Self::from_gguf(gpu, &gguf, &options, progress)?;
+        let mut engine = Self::load_on(gpu, &gguf, &options, progress)?;
         if let Some(engine) = Arc::get_mut(&mut engine) {
             engine.trains = trains;
         }
@@ -126,7 +128,7 @@ impl Engine {
     /// checked.
     ///
     /// Errors: as [`Engine::open`].
-    pub fn from_gguf(
+    pub(crate) fn load_on(
         gpu: Gpu,
         gguf: &Gguf,
         options: &EngineOptions,
@@ -167,6 +169,18 @@ impl Engine {
         }))
     }
 
+    internal! {
+        /// As [`Engine::load_on`].
+        pub fn from_gguf(
+            gpu: Gpu,
+            gguf: &Gguf,
+            options: &EngineOptions,
+            progress: &mut dyn FnMut(LoadProgress),
+        ) -> Result<Arc<Self>> {
+            Self::load_on(gpu, gguf, options, progress)
+        }
+    }
+
     /// An empty session.
     pub fn session(self: &Arc<Self>) -> Session {
         Session::new(Arc::clone(self))
@@ -186,11 +200,6 @@ impl Engine {
     /// The loaded model.
     pub fn base(&self) -> &Base {
         &self.base
-    }
-
-    /// The device.
-    pub fn gpu(&self) -> &Gpu {
-        &self.gpu
     }
 
     /// Whether the self-test found that the device computes training right.

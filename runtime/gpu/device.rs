@@ -109,6 +109,13 @@ pub struct Caps {
 }
 
 impl Caps {
+    /// Those of the GPU that `options` name.
+    ///
+    /// Errors: [`Error::NoGpu`], [`Error::Gpu`].
+    pub fn open(options: GpuOptions) -> Result<Self> {
+        Gpu::open(options).map(|gpu| gpu.caps().clone())
+    }
+
     /// A phone's, for plans where there is no GPU to ask.
     pub const PHONE: Self = Self {
         subgroup_size: Some(32),

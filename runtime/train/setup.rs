@@ -58,6 +58,6 @@ impl<'a> TrainSetup<'a> {
             chat_template,
             ..EngineOptions::default()
         };
-        Engine::from_gguf(self.gpu, self.gguf, &options, progress)
+        Engine::load_on(self.gpu, self.gguf, &options, progress)
     }
 }

@@ -69,8 +69,8 @@ impl Trainer {
     /// A run over `data`, from fresh factors or those of `init`.
     ///
     /// Errors: [`Error::InvalidArgument`] naming a setting; as [`Loader::new`];
-    /// [`Error::InvalidAdapter`] for an `init` of other modules; [`Error::OutOfMemory`]; as
-    /// [`Gpu::kernel`].
+    /// [`Error::InvalidAdapter`] for an `init` of other modules; [`Error::OutOfMemory`];
+    /// [`Error::Gpu`].
     pub fn new(
         engine: &Arc<Engine>,
         data: Arc<Dataset>,
@@ -214,8 +214,8 @@ impl Trainer {
     /// Takes one step of the optimiser; `None` when the run is over.
     ///
     /// Errors: [`Error::Cancelled`], and the step can be taken again; [`Error::Training`] when loss
-    /// or gradients are no numbers: the factors are as they were after the step before; as
-    /// [`Gpu::check`].
+    /// or gradients are no numbers: the factors are as they were after the step before;
+    /// [`Error::Gpu`].
     pub fn step(&mut self) -> Result<Option<StepRecord>> {
         let start = Instant::now();
         let before = self.loader.clone();
@@ -287,7 +287,7 @@ impl Trainer {
     /// Mean loss of `batches` by their weights, in nats a token.
     ///
     /// Errors: [`Error::Cancelled`]; [`Error::InvalidArgument`] when nothing has a weight, or a
-    /// batch is longer than those of the run; as [`Gpu::check`].
+    /// batch is longer than those of the run; [`Error::Gpu`].
     pub fn evaluate(&self, batches: &[MicroBatch]) -> Result<f64> {
         let weight: f64 = batches.iter().map(MicroBatch::weight).sum();
         let most = self.options.micro_batch * self.options.seq_len;
@@ -304,7 +304,7 @@ impl Trainer {
 
     /// The factors as they are now.
     ///
-    /// Errors: as [`Gpu::read`].
+    /// Errors: [`Error::Gpu`].
     pub fn adapter(&self) -> Result<Adapter> {
         self.as_adapter(&self.read(self.graph.buffers.params())?)
     }
@@ -323,7 +323,7 @@ impl Trainer {
 
     /// Writes everything that [`Trainer::resume`] needs to `path`: whole or not at all.
     ///
-    /// Errors: [`Error::Io`]; as [`Gpu::read`].
+    /// Errors: [`Error::Io`]; [`Error::Gpu`].
     pub fn save(&self, path: &Path) -> Result<()> {
         let names = self.options.optimizer.state_names().iter();
         let states = names.zip(&self.graph.buffers.state);

@@ -204,7 +204,7 @@ fn going_on_says_what_is_not_as_it_was() {
         1,
         &differs,
     );
-    let weight = ["other examples", "--prompt-loss-weight 0.1, not 0.5"];
+    let weight = ["other examples", "--prompt-loss-weight by the number of records, not 0.5"];
     fixture.refused("out", &with(&["--prompt-loss-weight", "0.5"]), 1, &weight);
     let recipe = [&RECIPE[..6], &["--resume", "--validation", "5"]].concat();
     fixture.refused("out", &recipe, 1, &["--validation 4, not 5"]);

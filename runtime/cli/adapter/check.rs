@@ -7,9 +7,9 @@ use serde::Serialize;
 
 use super::{LoadedAdapter, Weighted};
 use crate::{ModelArgs, output};
+use epiphyte::GpuOptions;
 use epiphyte::engine::Probe;
 use epiphyte::error::Result;
-use epiphyte::gpu::GpuOptions;
 
 /// Load an adapter, and compare the model's predictions with and without it
 #[derive(Args)]
@@ -47,11 +47,11 @@ pub(super) fn run(args: &CheckArgs, gpu: GpuOptions) -> Result<()> {
     let engine = args.model.open(gpu)?;
     let adapter = Weighted { path: args.path.clone(), weight: 1.0 }.load(&engine, args.force)?;
     let probe = engine.probe_adapter(&args.path.display().to_string(), &args.prompt)?;
-    let report = Report { adapter, probe, device: engine.gpu().description() };
+    let report = Report { adapter, probe, device: engine.device() };
     if args.json {
         return output::json(&report);
     }
-    let Probe { tokens, max_abs_difference, rms_difference, changes_next_token } = report.probe;
+    let Probe { tokens, max_abs_difference, rms_difference, changes_next_token, .. } = report.probe;
     output::line(&format!(
         "logits after {tokens} tokens move by {max_abs_difference:.3e} at most, \
         {rms_difference:.3e} rms"

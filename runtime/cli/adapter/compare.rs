@@ -10,10 +10,10 @@ use super::{Adapters, LoadedAdapter, Weighted};
 use crate::generate::{self, answer};
 use crate::prompt::PromptArgs;
 use crate::{ModelArgs, interrupt, output};
+use epiphyte::GpuOptions;
 use epiphyte::chat::Message;
 use epiphyte::engine::{CancelToken, FinishReason, GenerateOptions, Session};
 use epiphyte::error::{Error, Result};
-use epiphyte::gpu::GpuOptions;
 
 /// Answer one prompt without adapters and with each of them, and time the swaps
 #[derive(Args)]
@@ -76,7 +76,7 @@ pub(super) fn run(args: &CompareArgs, gpu: GpuOptions) -> Result<()> {
             break;
         }
     }
-    let device = engine.gpu().description();
+    let device = engine.device();
     if args.json {
         output::json(&Report { device, answers })?;
     }

@@ -12,11 +12,11 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::ModelFile;
+use epiphyte::GpuOptions;
 use epiphyte::adapter::{AdaptedBase, BaseShape, BaseWeights};
 use epiphyte::base::{ModelConfig, fingerprint};
 use epiphyte::error::Result;
 use epiphyte::format::gguf::Gguf;
-use epiphyte::gpu::GpuOptions;
 use epiphyte::tokenizer::TokenizerSpec;
 
 pub(super) use load::{AdapterArgs, Adapters, LoadedAdapter, Weighted};

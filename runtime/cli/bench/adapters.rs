@@ -126,7 +126,7 @@ impl Bench {
 
     /// Seconds of each change, of the token before, and of the token after.
     fn swaps(&mut self) -> Result<[Vec<f64>; 3]> {
-        let most = if self.engine.gpu().caps().software { SWAPS_IN_SOFTWARE } else { SWAPS };
+        let most = if self.engine.is_software() { SWAPS_IN_SOFTWARE } else { SWAPS };
         let swaps = most.min(self.engine.context().saturating_sub(1) / TOKENS_BETWEEN);
         if swaps == 0 {
             let reason =
@@ -168,7 +168,7 @@ impl Bench {
             std::env::temp_dir().join(format!("epiphyte-bench-{}.gguf", std::process::id())),
         );
         adapter.save_gguf(&file.0, DType::F16, &self.engine.base().adapter_shape())?;
-        let loads = if self.engine.gpu().caps().software { 1 } else { REPEATS };
+        let loads = if self.engine.is_software() { 1 } else { REPEATS };
         (0..loads).map(|_| self.load_from_file(&file.0)).collect()
     }
 

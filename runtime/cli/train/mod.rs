@@ -58,7 +58,7 @@ pub(super) fn run(args: &TrainArgs, gpu: GpuOptions) -> Result<()> {
     let report = Report {
         outcome,
         seconds: start.elapsed().as_secs_f64(),
-        device: engine.gpu().description(),
+        device: engine.device(),
         options: run.trainer().options().clone(),
         data: run.data().clone(),
         validation_data: run.validation_data().cloned(),

@@ -14,7 +14,7 @@ use crate::model::site::LoraPass;
 
 /// A set of adapters that rows may name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct SetId(pub(crate) u32);
+pub(crate) struct SetId(pub(crate) u32);
 
 /// An adapter that was read and packed, on its way to the device.
 pub(crate) struct Incoming {
@@ -121,6 +121,7 @@ pub(super) struct Resident {
 }
 
 /// How an adapter fares.
+#[non_exhaustive]
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct AdapterState {
     /// Its id.

@@ -3,8 +3,8 @@
 pub(super) mod arena;
 mod entry;
 pub(super) mod packed;
-pub mod registry;
+pub(super) mod registry;
 
-pub use entry::{AdapterState, SetId};
-pub(crate) use entry::{Incoming, ReadAgain};
-pub use registry::Registry;
+pub use entry::AdapterState;
+pub(crate) use entry::{Incoming, ReadAgain, SetId};
+pub(crate) use registry::Registry;

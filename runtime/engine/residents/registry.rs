@@ -24,10 +24,10 @@ use crate::kernels::lora::{self, Directory, ENTRIES, MORE};
 use crate::model::site::{Factors, LoraPass, site_count, sites};
 
 /// Sets that may be known at once; the first is that without adapters.
-pub const MAX_SETS: usize = 64;
+pub(crate) const MAX_SETS: usize = 64;
 
 /// See the module's documentation.
-pub struct Registry {
+pub(crate) struct Registry {
     directory: Directory,
     shape: BaseShape,
     arena: Arena,
@@ -42,7 +42,7 @@ pub struct Registry {
 
 impl Registry {
     /// For passes of up to `rows` rows over a base of `shape`; `budget` in bytes.
-    pub fn new(gpu: &Gpu, shape: BaseShape, rows: usize, budget: u64) -> Self {
+    pub(crate) fn new(gpu: &Gpu, shape: BaseShape, rows: usize, budget: u64) -> Self {
         let directory = directory(&shape, rows);
         let arena = Arena::new(gpu.caps(), u64::from(directory.words()) * 4, budget);
         let sets = (0..MAX_SETS).map(|_| None).collect();
@@ -59,13 +59,13 @@ impl Registry {
     }
 
     /// The buffers, once there has been an adapter.
-    pub fn factors(&self) -> Option<Factors<'_>> {
+    pub(crate) fn factors(&self) -> Option<Factors<'_>> {
         let (a, b, moves) = self.arena.tensors()?;
         Some(Factors { directory: self.directory, a, b, moves })
     }
 
     /// The shape of the directory.
-    pub fn directory(&self) -> Directory {
+    pub(crate) fn directory(&self) -> Directory {
         self.directory
     }
 
@@ -128,7 +128,7 @@ impl Registry {
     /// Forgets an adapter.
     ///
     /// Errors: [`Error::InvalidArgument`] when a session uses it.
-    pub fn remove(&mut self, id: &str) -> Result<()> {
+    pub(crate) fn remove(&mut self, id: &str) -> Result<()> {
         let Some(&entry) = self.ids.get(id) else { return Ok(()) };
         if self.is_pinned(entry) {
             return Err(in_use(id));
@@ -149,7 +149,7 @@ impl Registry {
     }
 
     /// The adapters, by id; of one id that which it names now is the last.
-    pub fn states(&self) -> Vec<AdapterState> {
+    pub(crate) fn states(&self) -> Vec<AdapterState> {
         let state = |(&number, entry): (&EntryId, &Entry)| AdapterState {
             id: entry.id.clone(),
             n_bytes: entry.bytes,
@@ -167,7 +167,7 @@ impl Registry {
     }
 
     /// What was found in an adapter's file.
-    pub fn report(&self, id: &str) -> Option<Arc<LoadReport>> {
+    pub(crate) fn report(&self, id: &str) -> Option<Arc<LoadReport>> {
         self.current(id).map(|entry| Arc::clone(&entry.report))
     }
 
@@ -225,7 +225,7 @@ impl Registry {
     }
 
     /// Whether `id` is the set of `adapters`, as their ids are now.
-    pub fn is(&self, id: SetId, adapters: &[(String, f32)]) -> bool {
+    pub(crate) fn is(&self, id: SetId, adapters: &[(String, f32)]) -> bool {
         self.adapters(id) == adapters
             && self.sets[id.0 as usize]
                 .iter()
@@ -234,7 +234,7 @@ impl Registry {
     }
 
     /// One more user of a set.
-    pub fn retain(&mut self, id: SetId) {
+    pub(crate) fn retain(&mut self, id: SetId) {
         let Some(set) = &mut self.sets[id.0 as usize] else { return };
         set.users += 1;
         let entries = set.entries.clone();
@@ -242,7 +242,7 @@ impl Registry {
     }
 
     /// One user less. What was replaced and has no other goes.
-    pub fn release(&mut self, id: SetId) {
+    pub(crate) fn release(&mut self, id: SetId) {
         let Some(set) = &mut self.sets[id.0 as usize] else { return };
         set.users -= 1;
         let entries = set.entries.clone();
@@ -255,29 +255,29 @@ impl Registry {
     }
 
     /// The adapters of a set.
-    pub fn adapters(&self, id: SetId) -> &[(String, f32)] {
+    pub(crate) fn adapters(&self, id: SetId) -> &[(String, f32)] {
         self.sets[id.0 as usize].as_ref().map_or(&[], |set| &set.adapters)
     }
 
     /// Names what a set computes: zeros for that without adapters, and otherwise the factors' and
     /// weights' hash.
-    pub fn digest(&self, id: SetId) -> Hash {
+    pub(crate) fn digest(&self, id: SetId) -> Hash {
         self.sets[id.0 as usize].as_ref().map_or([0; 32], |set| set.digest)
     }
 
     /// What an adapter's factors hash to.
-    pub fn adapter_digest(&self, id: &str) -> Option<String> {
+    pub(crate) fn adapter_digest(&self, id: &str) -> Option<String> {
         self.current(id).map(|entry| entry.digest.clone())
     }
 
     /// What the factors of a set's adapters hash to, in their order.
-    pub fn adapter_digests(&self, id: SetId) -> Vec<String> {
+    pub(crate) fn adapter_digests(&self, id: SetId) -> Vec<String> {
         let entries = self.sets[id.0 as usize].iter().flat_map(|set| &set.entries);
         entries.map(|(entry, _)| self.entries[entry].digest.clone()).collect()
     }
 
     /// What a pass over rows of these sets needs; `None` when none has adapters.
-    pub fn pass(&self, mut sets: impl Iterator<Item = SetId>) -> Option<LoraPass> {
+    pub(crate) fn pass(&self, mut sets: impl Iterator<Item = SetId>) -> Option<LoraPass> {
         let first = sets.next()?;
         let pass = |id: SetId| {
             self.sets[id.0 as usize].as_ref().map(|set| set.pass.clone()).unwrap_or_default()
@@ -290,7 +290,7 @@ impl Registry {
     }
 
     /// Tells the device which sets the rows of the next pass use.
-    pub fn write_rows(&self, gpu: &Gpu, first: u32, sets: &[SetId]) {
+    pub(crate) fn write_rows(&self, gpu: &Gpu, first: u32, sets: &[SetId]) {
         if let Some((a, b, _)) = self.arena.tensors() {
             let words: Vec<u32> = sets.iter().map(|set| set.0).collect();
             gpu.write(a, u64::from(first) * 4, &words);
