@@ -61,8 +61,7 @@ pub(super) fn run(args: &PrivacyArgs) -> Result<()> {
     let sampling = args.per_round as f64 / args.clients as f64;
     let rounds = Rounds { sampling, sigma: args.sigma, rounds: args.rounds };
     let all = Rounds { sampling: 1.0, ..rounds };
-    let plan =
-        Plan { rounds, sampled: rounds.epsilon(delta)?, not_amplified: all.epsilon(delta)? };
+    let plan = Plan { rounds, sampled: rounds.epsilon(delta)?, not_amplified: all.epsilon(delta)? };
     if let Some(plot) = &args.plot {
         write_whole(plot, svg(rounds, delta)?.as_bytes())?;
     }

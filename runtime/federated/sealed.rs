@@ -149,9 +149,9 @@ pub(super) fn seal(
 #[doc(hidden)]
 pub fn sign_again(bytes: &[u8], signer: &dyn Signer) -> Result<Vec<u8>> {
     let kinds = [(wire::FORMAT, wire::FORMAT), (published::FORMAT, adapter::FORMAT)];
-    let opened = kinds.into_iter().find_map(|(tag, format)| {
-        Some((tag, Sealed::open(bytes.to_vec(), tag, format).ok()?))
-    });
+    let opened = kinds
+        .into_iter()
+        .find_map(|(tag, format)| Some((tag, Sealed::open(bytes.to_vec(), tag, format).ok()?)));
     let (tag, sealed) = opened.ok_or_else(|| invalid("file", "neither a delta nor a version"))?;
     let mut metadata = sealed.metadata.clone();
     let manifest: serde_json::Result<serde_json::Map<_, _>> =

@@ -90,7 +90,8 @@ fn three_devices_make_the_next_version() {
     let (a, b, again) = (path("a.part"), path("b.part"), path("again.safetensors"));
     for (part, deltas) in [(&a, vec![0]), (&b, vec![1, 2])] {
         let deltas: Vec<_> = deltas.iter().map(|i| path(&format!("round/{i}.delta"))).collect();
-        let mut args = vec!["aggregate", "--partial", "--parent", &v1, "--out", part, "--key", &key];
+        let mut args =
+            vec!["aggregate", "--partial", "--parent", &v1, "--out", part, "--key", &key];
         args.extend(deltas.iter().map(String::as_str));
         ok(&args);
     }

@@ -4,15 +4,13 @@
 //! digits' logits. One device learns a PIN by heart; its rank among all 10,000 says what is left.
 
 use epiphyte::adapter::{Adapter, LoraModule};
-use epiphyte::federated::aggregate::{
-    AggregateOptions, CentralNoise, Mode, OverNorm, Weights,
-};
+use epiphyte::federated::aggregate::{AggregateOptions, CentralNoise, Mode, OverNorm, Weights};
 use epiphyte::federated::privacy::Rounds;
 use epiphyte::federated::{Factors, Published, RoundPlan};
 
 use super::{Folder, SHAPE, delta_of, options, parent, plan, run, uniform};
 
-const DEVICES: u8 = 20;
+const DEVICES: u8 = 5;
 const PIN: [usize; 4] = [7, 0, 4, 9];
 const STEPS: usize = 300;
 const RATE: f32 = 0.2;
@@ -96,7 +94,8 @@ fn a_planted_pin_survives_averaging_and_not_the_noise() {
         let version = run(&parent, &options, &folder.files()).version.unwrap();
         rank(&version.adapter(&SHAPE).unwrap())
     };
-    let (untaught, own, mean) = (rank(&parent.adapter(&SHAPE).unwrap()), rank(&owner), averaged(None));
+    let (untaught, own, mean) =
+        (rank(&parent.adapter(&SHAPE).unwrap()), rank(&owner), averaged(None));
     let sigma = 4.0;
     let noise = Some(CentralNoise { sigma, expected: DEVICES.into() });
     let mut noisy: Vec<_> = (0..25).map(|_| averaged(noise)).collect();

@@ -229,9 +229,8 @@ fn a_version_is_taken_only_from_who_may_publish_and_only_forwards() {
     };
     let second = Published::from_bytes(second.bytes().to_vec()).unwrap();
     second.accept(&rules).unwrap();
-    let refused = |version: &Published, rules: Accept<'_>| {
-        version.accept(&rules).unwrap_err().to_string()
-    };
+    let refused =
+        |version: &Published, rules: Accept<'_>| version.accept(&rules).unwrap_err().to_string();
     assert!(refused(&first, rules).contains("not above 1"));
     let strangers = [key(7).public_key()];
     assert!(refused(&second, Accept { trusted: &strangers, ..rules }).contains("trusted"));

@@ -6,7 +6,11 @@ use super::{RANK, delta, key, parent, plan, trained};
 use crate::common::{Random, ends};
 
 /// Writes a delta again with other contents, signed anew: what a liar with a good key can do.
-fn forged(bytes: &[u8], client: u8, change: impl FnOnce(&mut serde_json::Value, &mut Vec<u8>)) -> Vec<u8> {
+fn forged(
+    bytes: &[u8],
+    client: u8,
+    change: impl FnOnce(&mut serde_json::Value, &mut Vec<u8>),
+) -> Vec<u8> {
     let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let mut header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
     let mut data = bytes[8 + length..].to_vec();

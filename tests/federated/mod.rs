@@ -8,6 +8,7 @@ mod parts;
 mod poison;
 mod privacy;
 mod python;
+mod size;
 
 use std::path::{Path, PathBuf};
 
@@ -97,9 +98,8 @@ pub(crate) fn trained(parent: &Published, seed: u64, rank: usize, size: f32) -> 
     let modules = old.modules.iter().enumerate().map(|(i, old)| {
         let width = old.a.len() / old.rank;
         let mut a = old.a[..rank * width].to_vec();
-        let mut b: Vec<f32> =
-            old.b.chunks(old.rank).flat_map(|row| row[..rank].to_vec()).collect();
-        let mut change = |values: &mut [f32], seed: u64| {
+        let mut b: Vec<f32> = old.b.chunks(old.rank).flat_map(|row| row[..rank].to_vec()).collect();
+        let change = |values: &mut [f32], seed: u64| {
             let changes = uniform(seed, values.len(), size);
             values.iter_mut().zip(changes).for_each(|(value, change)| *value += change);
         };

@@ -7,9 +7,7 @@ use epiphyte::federated::aggregate::{
 };
 use safetensors::SafeTensors;
 
-use super::{
-    Folder, RANK, SHAPE, delta, delta_of, options, parent, plan, run, run_with, trained,
-};
+use super::{Folder, RANK, SHAPE, delta, delta_of, options, parent, plan, run, run_with, trained};
 use crate::common::{Random, golden};
 
 fn expected(name: &str) -> Vec<f64> {
@@ -36,7 +34,8 @@ fn product(module: &LoraModule) -> Vec<f64> {
 fn close(got: &[f64], want: &[f64], what: &str) {
     assert_eq!(got.len(), want.len(), "{what}");
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
-    let error = norm(&mut got.iter().zip(want).map(|(a, b)| a - b)) / norm(&mut want.iter().copied());
+    let error =
+        norm(&mut got.iter().zip(want).map(|(a, b)| a - b)) / norm(&mut want.iter().copied());
     assert!(error <= 1e-6, "{what}: relative error {error:e}");
     let most = want.iter().fold(0.0_f64, |most, v| most.max(v.abs()));
     let worst = got.iter().zip(want).fold(0.0_f64, |worst, (a, b)| worst.max((a - b).abs()));
@@ -123,7 +122,8 @@ fn no_order_changes_a_bit() {
 fn robust_means_equal_numpy() {
     let parent = parent(plan(Factors::B));
     let folder = Folder::new((0..7).map(|client| delta(&parent, client, RANK, 0.05)));
-    let robust = [("trimmed.7", Robust::TrimmedMean { fraction: 0.2 }), ("median.7", Robust::Median)];
+    let robust =
+        [("trimmed.7", Robust::TrimmedMean { fraction: 0.2 }), ("median.7", Robust::Median)];
     for (case, robust) in robust {
         let options = AggregateOptions { robust, ..options(Mode::Ffa) };
         let version = run(&parent, &options, &folder.files()).version.unwrap();

@@ -28,7 +28,8 @@ fn no_partition_changes_a_bit() {
         for cuts in [vec![6], vec![1, 2], vec![3, 6, 9], vec![0, 12]] {
             let ends = cuts.iter().copied().chain([files.len()]);
             let starts = [0].into_iter().chain(cuts.iter().copied());
-            let parts = starts.zip(ends).map(|(start, end)| part(&parent, mode, &files[start..end]));
+            let parts =
+                starts.zip(ends).map(|(start, end)| part(&parent, mode, &files[start..end]));
             let parts = Folder::new(parts);
             let outcome = run(&parent, &options(mode), &parts.files());
             assert_eq!(outcome.report.taken, 12, "{:?}", outcome.report);

@@ -43,8 +43,8 @@ fn folder(parent: &Published, liar: Vec<u8>) -> Folder {
 
 /// A common direction with a little of each client's own; times `sign`.
 fn agreeing(parent: &Published, client: u8, sign: f32) -> Vec<u8> {
-    let [common, own] =
-        [(1, 0.05), (1000 + 10 * u64::from(client), 0.01)].map(|(seed, size)| trained(parent, seed, RANK, size));
+    let [common, own] = [(1, 0.05), (1000 + 10 * u64::from(client), 0.01)]
+        .map(|(seed, size)| trained(parent, seed, RANK, size));
     let old = parent.adapter(&SHAPE).unwrap();
     let modules = old.modules.iter().zip(common.modules.iter().zip(&own.modules));
     let mix = |(old, (common, own)): (&LoraModule, (&LoraModule, &LoraModule))| {
@@ -120,9 +120,8 @@ fn another_base_an_old_round_a_forged_key_and_nan_are_refused() {
     };
     let mut other = parent_adapter();
     other.base_fingerprint = Some("epiphyte.base.1:other".into());
-    let with = |id: &str, adapter: &Adapter, plan: RoundPlan| {
-        start(id, adapter, plan, &server()).unwrap()
-    };
+    let with =
+        |id: &str, adapter: &Adapter, plan: RoundPlan| start(id, adapter, plan, &server()).unwrap();
     let elsewhere = with("demo", &other, clipped());
     let mut foreign = trained(&elsewhere, 5, RANK, 0.05);
     foreign.base_fingerprint = None;
@@ -222,9 +221,8 @@ fn central_noise_needs_bounds_and_has_the_size_it_says() {
         ..options(Mode::RoLora)
     };
     let noisy = AggregateOptions { noise, ..bounded };
-    let [without, with] = [bounded, noisy].map(|options| {
-        moved(&parent, &run(&parent, &options, &folder.files()).version.unwrap())
-    });
+    let [without, with] = [bounded, noisy]
+        .map(|options| moved(&parent, &run(&parent, &options, &folder.files()).version.unwrap()));
     let squares = without.iter().zip(&with).map(|(a, b)| (a - b).powi(2)).sum::<f64>();
     let deviation = (squares / without.len() as f64).sqrt();
     let n = without.len() as f64;
@@ -236,8 +234,7 @@ fn central_noise_needs_bounds_and_has_the_size_it_says() {
     ] {
         let trust = super::trust();
         let files = folder.files();
-        let inputs =
-            Inputs { parent: &parent, options: &unbounded, trust: &trust, files: &files };
+        let inputs = Inputs { parent: &parent, options: &unbounded, trust: &trust, files: &files };
         let next = parent.manifest.next.clone();
         assert!(aggregate(&inputs, next, &mut OptimizerState::new(), &server()).is_err());
     }

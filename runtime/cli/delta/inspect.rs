@@ -49,7 +49,11 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
     }
     let Manifest { adapter, round, parent, factors, examples, .. } = manifest;
     let clip = manifest.clip.map_or_else(String::new, |clip| {
-        format!(", clipped to {} ({})", clip.norm, if clip.was_clipped { "it bit" } else { "loose" })
+        format!(
+            ", clipped to {} ({})",
+            clip.norm,
+            if clip.was_clipped { "it bit" } else { "loose" }
+        )
     });
     let noise = manifest.noise.as_ref();
     let noise = noise.map_or_else(String::new, |noise| format!(", noise {}", noise.sigma));

@@ -54,8 +54,7 @@ pub(super) fn run(args: &StartArgs) -> Result<()> {
         First::B => Factors::B,
         First::Ab => Factors::Both,
     };
-    let version =
-        start(&args.id, &adapter, args.plan.plan(None, factors), &args.key.read()?)?;
+    let version = start(&args.id, &adapter, args.plan.plan(None, factors), &args.key.read()?)?;
     write_whole(&args.out, version.bytes())?;
     let n = adapter.modules.len();
     output::line(&format!("{}: version 1 of {}, {n} modules", args.out.display(), args.id))
