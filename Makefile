@@ -12,13 +12,13 @@ help: ## list these targets
 demo: ## build, fetch the default model once, answer, swap adapters, train a few steps (PROMPT="...", TOKENS=96, QUICK=1)
 	@.ci/demo
 
-test: model ## run every test
-	cargo test --release --workspace
+test: model ## run every test, and say what could not be run here
+	@.ci/summary cargo test --release --workspace
 
 test-files: ## lint and test the library without a GPU: what reads and writes files
-	! cargo tree --no-default-features -e normal --prefix none | grep '^wgpu'
-	cargo clippy --release --no-default-features --all-targets -- -D warnings
-	cargo test --release --no-default-features --test main
+	! cargo tree -p epiphyte --no-default-features -e normal --prefix none | grep '^wgpu'
+	cargo clippy --release -p epiphyte --no-default-features --all-targets -- -D warnings
+	cargo test --release -p epiphyte --no-default-features --test main
 
 check: ## what CI runs: format, lints, tests, documentation
 	cargo fmt --all --check

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use epiphyte::{
-    CancelToken, Engine, EngineOptions, GenerateOptions, Result, Session, generate_batch,
+    CancelToken, Engine, EngineOptions, GenerateOptions, Result, Sequence, Session, generate_batch,
 };
 
 use common::{MODEL_FILE, model_path};
@@ -38,7 +38,8 @@ fn prefill(engine: &Arc<Engine>, mut session: Session) -> Result<()> {
 
 fn decode(mut sessions: Vec<Session>) -> Result<()> {
     let options = GenerateOptions { max_tokens: DECODED, ignore_eos: true, ..Default::default() };
-    let batch = sessions.iter_mut().map(|session| (session, options.clone())).collect();
+    let batch =
+        sessions.iter_mut().map(|session| Sequence { session, options: options.clone() }).collect();
     generate_batch(batch, |_, _| ControlFlow::Continue(())).map(drop)
 }
 

@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::chat::Prompt;
-use crate::engine::{CancelToken, Engine, GenerateOptions, Session, generate_batch};
+use crate::engine::{CancelToken, Engine, GenerateOptions, Sequence, Session, generate_batch};
 use crate::error::{Error, Result};
 use crate::tokenizer::EncodeOptions;
 use crate::train::data::{Dataset, Encoder, Example, Record};
@@ -233,8 +233,8 @@ fn answer(
         let max_tokens =
             options.max_tokens.map_or_else(|| question.max_tokens(template.engine()), Ok)?;
         let cancel = options.cancel.clone();
-        sequences
-            .push((session, GenerateOptions { max_tokens, cancel, ..GenerateOptions::default() }));
+        let options = GenerateOptions { max_tokens, cancel, ..GenerateOptions::default() };
+        sequences.push(Sequence { session, options });
     }
     let mut texts = vec![String::new(); batch.len()];
     generate_batch(sequences, |index, token| {

@@ -4,6 +4,7 @@
 pub mod adapter;
 pub mod base;
 mod cache;
+mod cancel;
 pub mod chat;
 #[cfg(feature = "gpu")]
 pub mod diagnosis;
@@ -22,24 +23,28 @@ mod identity;
 #[cfg(feature = "gpu")]
 pub mod kernels;
 mod kind;
+pub mod merge;
 #[cfg(feature = "gpu")]
 pub mod model;
+pub mod numbers;
 mod parallel;
 pub mod progress;
 pub mod quant;
 #[cfg(feature = "gpu")]
 pub mod selftest;
+pub mod stack;
 pub mod tokenizer;
 #[cfg(feature = "gpu")]
 pub mod train;
 
 pub use cache::{DEFAULT_MODEL, cache_dir, default_model};
+pub use cancel::CancelToken;
 pub use chat::Message;
 pub use dtype::DType;
 #[cfg(feature = "gpu")]
 pub use engine::{
-    AnswerStats, CancelToken, Engine, EngineOptions, FinishReason, GenerateOptions, Generation,
-    Sampling, Session, Token, generate_batch,
+    AnswerStats, Batch, Engine, EngineOptions, FinishReason, GenerateOptions, Generation, Sampling,
+    Sequence, Session, Token, generate_batch,
 };
 pub use error::{Error, Result};
 #[cfg(feature = "gpu")]

@@ -9,6 +9,8 @@ use epiphyte::selftest::{self, Ability, KernelCheck, Report};
 use epiphyte::{Engine, EngineOptions, Error};
 use safetensors::SafeTensors;
 
+use crate::common::skip::skip;
+
 fn open(options: GpuOptions) -> Gpu {
     Gpu::open(options).expect("the tests need a Vulkan or Metal adapter")
 }
@@ -105,6 +107,7 @@ fn what_fails_is_fenced_and_the_engine_still_answers() {
             _ => caps.f16,
         };
         if !uses(&before) {
+            skip(&format!("in part, without {ability:?}: the device has none"));
             continue;
         }
         let report = selftest::run_with(&mut gpu, &|_, uses| uses.contains(&ability)).unwrap();
@@ -148,6 +151,7 @@ fn the_least_demanding_failure_names_the_culprit() {
         f16: true,
         cooperative_matrix: Some(16),
         scalar_fragments: false,
+        block_bytes: 0,
         immediates: true,
         software: false,
         max_binding_bytes: 128 << 20,

@@ -194,12 +194,12 @@ impl Session {
         while let Some(token) = generation.next() {
             let epiphyte::engine::Token { id, text } = token?;
             let more = sink.on_token(Token { id, text });
-            *lock(&self.stats) = generation.stats(0);
+            *lock(&self.stats) = Some(generation.stats());
             if !more {
                 return Ok(FinishReason::Cancelled);
             }
         }
-        Ok(generation.finish_reason(0).map_or(FinishReason::Cancelled, FinishReason::from))
+        Ok(generation.finish_reason().map_or(FinishReason::Cancelled, FinishReason::from))
     }
 
     /// What the latest answer took so far; none before the first token of the first.

@@ -7,10 +7,10 @@ use std::sync::{Mutex, PoisonError};
 use super::config::LoraConfig;
 use super::copies::AdaptedBase;
 use super::module::LoraModule;
-use super::parts::Found;
+use super::parts::{Found, Origin};
 use super::report::LoadReport;
 use super::{gguf_lora, peft};
-use crate::base::{BaseShape, ModulePath};
+use crate::base::{BaseShape, ModulePath, fingerprint};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format;
@@ -35,6 +35,9 @@ pub struct Adapter {
     pub modules: Vec<LoraModule>,
     /// The base it was made for; `None` for a foreign adapter, which does not say.
     pub base_fingerprint: Option<String>,
+    /// What it was merged from and how, as [`crate::merge::Manifest`] reads it; `None` for an adapter
+    /// that was trained.
+    pub manifest: Option<String>,
     /// What became of each key and tensor of the file; empty for an adapter made here.
     pub report: LoadReport,
 }
@@ -58,7 +61,8 @@ impl Adapter {
             }
         }
         modules.iter().try_for_each(|module| module.check(shape))?;
-        Ok(Self { config, modules, base_fingerprint, report: LoadReport::default() })
+        let report = LoadReport::default();
+        Ok(Self { config, modules, base_fingerprint, manifest: None, report })
     }
 
     /// The module's factors, if it has any.
@@ -72,6 +76,14 @@ impl Adapter {
     /// leave it alone.
     pub fn digest(&self) -> String {
         digest(&self.modules)
+    }
+
+    /// That it was made for the base of this fingerprint, or does not say for which.
+    ///
+    /// Errors: [`Error::BaseMismatch`]; [`Error::FingerprintVersion`] when it can't be told.
+    pub fn check_base(&self, fingerprint: &str) -> Result<()> {
+        let made_for = self.base_fingerprint.as_deref();
+        made_for.map_or(Ok(()), |made_for| fingerprint::check(made_for, fingerprint))
     }
 
     /// Reads a PEFT folder, a PEFT safetensors file with the config in its metadata, or a GGUF
@@ -134,7 +146,7 @@ impl Adapter {
     /// As [`Self::save_peft`], to a folder that was checked already.
     pub(crate) fn write_peft(&self, dir: &Path, dtype: DType, shape: &BaseShape) -> Result<()> {
         self.check(shape)?;
-        peft::save(dir, &self.config, &self.modules, self.base_fingerprint.as_deref(), dtype)
+        peft::save(dir, &self.config, &self.modules, self.origin(), dtype)
     }
 
     /// Writes a GGUF LoRA for llama.cpp, with tensors in `dtype`: F32 or F16. A file that is there
@@ -147,13 +159,17 @@ impl Adapter {
     /// of a base where they are one, which llama.cpp can't load.
     pub fn save_gguf(&self, path: impl AsRef<Path>, dtype: DType, shape: &BaseShape) -> Result<()> {
         self.check(shape)?;
-        let fingerprint = self.base_fingerprint.as_deref();
         gguf_lora::save(
             path.as_ref(),
             &self.modules,
-            fingerprint,
+            self.origin(),
             (self.config.lora_alpha, shape, dtype),
         )
+    }
+
+    fn origin(&self) -> Origin<'_> {
+        let (fingerprint, manifest) = (self.base_fingerprint.as_deref(), self.manifest.as_deref());
+        Origin { fingerprint, manifest }
     }
 
     /// That the modules fit the base, and are what the config says: else readers would see another
@@ -214,7 +230,9 @@ impl Read {
                 reason: format!("{}{others}", first.reason),
             });
         }
-        Ok(Adapter { config, modules, base_fingerprint: report.base_fingerprint.clone(), report })
+        let (base_fingerprint, manifest) =
+            (report.base_fingerprint.clone(), report.manifest.clone());
+        Ok(Adapter { config, modules, base_fingerprint, manifest, report })
     }
 }
 

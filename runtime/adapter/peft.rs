@@ -11,7 +11,7 @@ use safetensors::tensor::{Dtype, TensorInfo, TensorView};
 use super::config::{LoraConfig, MAX_CONFIG_BYTES};
 use super::copies::{self, BaseWeights, Copied};
 use super::module::LoraModule;
-use super::parts::{Factor, Found, Parts};
+use super::parts::{Factor, Found, MANIFEST_KEY, Origin, Parts};
 use super::report::{AdapterFormat, Item};
 use crate::base::{BaseShape, ModulePath, Target};
 use crate::dtype::DType;
@@ -101,10 +101,10 @@ pub(crate) fn parts<R: Read + Seek>(
             Kind::Other(item) => others.push(item),
         }
     }
-    let (base_fingerprint, n_bytes) =
-        (file.metadata(FINGERPRINT_KEY).map(String::from), file.n_bytes());
-    let format = AdapterFormat::Peft;
-    Ok(Parts { format, config, keys, found, others, copies, base_fingerprint, n_bytes })
+    let [base_fingerprint, manifest] =
+        [FINGERPRINT_KEY, MANIFEST_KEY].map(|key| file.metadata(key).map(String::from));
+    let (format, n_bytes) = (AdapterFormat::Peft, file.n_bytes());
+    Ok(Parts { format, config, keys, found, others, copies, base_fingerprint, manifest, n_bytes })
 }
 
 /// What a tensor is.
@@ -250,11 +250,11 @@ pub(crate) fn save(
     dir: &Path,
     config: &LoraConfig,
     modules: &[LoraModule],
-    fingerprint: Option<&str>,
+    origin: Origin<'_>,
     dtype: DType,
 ) -> Result<()> {
     let json = config.to_json();
-    let bytes = encode(dir, &json, modules, fingerprint, dtype)?;
+    let bytes = encode(dir, &json, modules, origin, dtype)?;
     std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
     let (old, tensors) = (dir.join(CONFIG), dir.join(TENSORS));
     let (staged_tensors, staged_config) =
@@ -312,7 +312,7 @@ fn encode(
     dir: &Path,
     json: &str,
     modules: &[LoraModule],
-    fingerprint: Option<&str>,
+    origin: Origin<'_>,
     dtype: DType,
 ) -> Result<Vec<u8>> {
     let element = if dtype == DType::F16 { Dtype::F16 } else { Dtype::F32 };
@@ -331,9 +331,9 @@ fn encode(
         (FORMAT_KEY.into(), FORMAT.into()),
         (CONFIG_KEY.into(), json.into()),
     ]);
-    metadata.extend(
-        fingerprint.map(|fingerprint| (FINGERPRINT_KEY.to_string(), fingerprint.to_string())),
-    );
+    let origin = [(FINGERPRINT_KEY, origin.fingerprint), (MANIFEST_KEY, origin.manifest)];
+    metadata
+        .extend(origin.iter().filter_map(|(key, text)| Some((key.to_string(), (*text)?.into()))));
     let invalid = |e| Error::InvalidFile { path: dir.into(), reason: format!("safetensors: {e}") };
     let views = data.iter().map(|(name, shape, bytes)| {
         Ok((name.as_str(), TensorView::new(element, shape.clone(), bytes)?))

@@ -58,6 +58,9 @@ pub struct LoadReport {
     pub format: AdapterFormat,
     /// The base it was made for; `None` for a foreign adapter, which does not say.
     pub base_fingerprint: Option<String>,
+    /// How a merged adapter was made, as `epiphyte.merge` in the file's metadata has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<String>,
     /// Bytes of the tensor file.
     pub n_bytes: u64,
     /// The config's keys.

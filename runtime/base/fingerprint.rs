@@ -73,7 +73,7 @@ pub fn full_hash(
 /// That something made for base `made_for` is for base `own`, both named by [`fingerprint`].
 ///
 /// Errors: [`Error::BaseMismatch`]; [`Error::FingerprintVersion`] when it can't be told.
-pub fn check(made_for: &str, own: &str) -> Result<()> {
+pub(crate) fn check(made_for: &str, own: &str) -> Result<()> {
     if made_for == own {
         return Ok(());
     }

@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::adapter::{AdapterArgs, Adapters};
 use super::{ModelArgs, SamplingArgs, output};
 use epiphyte::engine::{
-    CancelToken, Change, Engine, GenerateOptions, Sampling, Session, generate_batch,
+    CancelToken, Change, Engine, GenerateOptions, Sampling, Sequence, Session, generate_batch,
 };
 use epiphyte::error::{Error, Result};
 use epiphyte::gpu::GpuOptions;
@@ -204,7 +204,10 @@ impl Bench {
             (0..sequences).map(|i| self.session(i, 1)).collect::<Result<Vec<_>>>()?;
         let options = self.options(tokens);
         let start = Instant::now();
-        let batch = sessions.iter_mut().map(|session| (session, options.clone())).collect();
+        let batch = sessions
+            .iter_mut()
+            .map(|session| Sequence { session, options: options.clone() })
+            .collect();
         generate_batch(batch, |_, _| ControlFlow::Continue(()))?;
         Ok(start.elapsed().as_secs_f64())
     }

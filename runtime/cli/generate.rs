@@ -181,7 +181,7 @@ pub(super) fn answer(
             show(&token.text)?;
         }
     }
-    let stats = generation.stats(0).unwrap_or_default();
+    let stats = generation.stats();
     Ok(Answer { ids, text, finish_reason: stats.finish_reason, stats })
 }
 

@@ -6,11 +6,10 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::adapter::{Adapter, LoadReport};
-use crate::base::fingerprint;
 use crate::error::{Error, Result};
 use crate::parallel;
 
-use super::residents::AdapterState;
+use super::residents::{AdapterState, Incoming, ReadAgain};
 use super::{Engine, Session};
 
 /// What becomes of the transcript when a session's adapters change.
@@ -61,7 +60,7 @@ impl Engine {
     /// [`Error::OutOfMemory`]. Nothing has changed then.
     pub fn load_adapter(&self, id: &str, path: impl AsRef<Path>) -> Result<Arc<LoadReport>> {
         let adapter = Adapter::load(path.as_ref(), self.base.adapted())?;
-        self.check_base(&adapter)?;
+        adapter.check_base(&self.base.fingerprint)?;
         self.insert_adapter(id, &adapter, Some(path.as_ref()))
     }
 
@@ -83,17 +82,12 @@ impl Engine {
     ///
     /// Errors: as [`Engine::load_adapter`].
     pub fn add_adapter(&self, id: &str, adapter: &Adapter) -> Result<Arc<LoadReport>> {
-        self.check_base(adapter)?;
+        adapter.check_base(&self.base.fingerprint)?;
         let shape = self.base.adapter_shape();
         parallel::map(adapter.modules.iter().collect(), |module| module.check(&shape))
             .into_iter()
             .collect::<Result<()>>()?;
         self.insert_adapter(id, adapter, None)
-    }
-
-    fn check_base(&self, adapter: &Adapter) -> Result<()> {
-        let made_for = adapter.base_fingerprint.as_deref();
-        made_for.map_or(Ok(()), |made_for| fingerprint::check(made_for, &self.base.fingerprint))
     }
 
     /// Puts an adapter that fits the base's shape on the device, without asking which base it was
@@ -104,10 +98,17 @@ impl Engine {
         adapter: &Adapter,
         path: Option<&Path>,
     ) -> Result<Arc<LoadReport>> {
+        let shape = self.base.adapter_shape();
+        let incoming = Incoming::new(id, adapter, &shape, path.map(Path::to_path_buf))?;
+        // Before the turn, so that nobody waits for the compiler.
+        let specs = self.executor().adapted_specs(self.gpu.caps());
+        self.gpu.compile_all(specs, &mut |_, _| ())?;
         let mut executor = self.executor();
-        let inserted =
-            executor.registry.insert(&self.gpu, id, adapter, path.map(Path::to_path_buf));
-        executor.adapters_moved(&self.gpu)?;
+        if executor.registry.fits(&incoming) {
+            executor.make_u(&self.gpu)?;
+        }
+        let inserted = executor.registry.insert(&self.gpu, id, incoming);
+        executor.bind_adapters(&self.gpu)?;
         inserted?;
         self.gpu.check()?;
         Ok(executor.registry.report(id).unwrap_or_default())
@@ -175,7 +176,7 @@ impl Session {
     pub fn set_adapters(&mut self, change: &Change<'_>) -> Result<()> {
         let adapters: Vec<(String, f32)> =
             change.adapters.iter().map(|(id, weight)| ((*id).to_string(), *weight)).collect();
-        let engine = Arc::clone(&self.engine);
+        let (engine, mut read) = (Arc::clone(&self.engine), ReadAgain::new());
         let mut executor = engine.executor();
         if executor.registry.is(self.set, &adapters) {
             drop(executor);
@@ -184,9 +185,20 @@ impl Session {
             }
             return Ok(());
         }
-        let acquired = executor.registry.acquire(&engine.gpu, &adapters);
+        // What is read between two turns may meanwhile have been replaced, or others sent away.
+        loop {
+            let absent = executor.registry.absent(&adapters, &read)?;
+            if absent.is_empty() {
+                break;
+            }
+            drop(executor);
+            let shape = engine.base.adapter_shape();
+            absent.iter().try_for_each(|absent| absent.read_into(&mut read, &shape))?;
+            executor = engine.executor();
+        }
+        let acquired = executor.registry.acquire(&engine.gpu, &adapters, &read);
         // The first of a set's adapters may have moved the buffers before the second failed.
-        let moved = executor.adapters_moved(&engine.gpu);
+        let moved = executor.bind_adapters(&engine.gpu);
         let set = acquired?;
         if let Err(error) = moved {
             executor.registry.release(set);

@@ -1,46 +1,64 @@
-//! The device's working state: activations, cache, sampler. One pass at a time; sessions take turns
-//! under a lock.
+//! The device's working state: activations, cache, adapters, sampler. Sessions take turns, of one
+//! submission each.
 //!
-//! Nothing here outlives a turn but the KV pages: whoever takes a turn writes its rows, tables and
-//! settings first.
+//! Passes of many rows and those of few have activations of their own, a [`Space`], so that neither
+//! waits for the other to end. A space serves one pass at a time; whoever has claimed it writes its
+//! rows, tables and settings first. What else a pass needs (cache, adapters, directory) may be
+//! changed by others between two of its turns: [`Executor::resume`].
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Commands, Gpu, KernelSpec, Op, Tensor};
+use crate::kernels::rope;
 use crate::kernels::sample::{self, Sampler};
-use crate::model::activations::{LOGIT_ROWS, Limits};
+use crate::model::activations::LOGIT_ROWS;
 use crate::model::attend::Run;
 use crate::model::kv_cache::{KvCache, PAGE_LEN, PagePool};
-use crate::model::llama::Llama;
+use crate::model::llama::{Llama, Part, Pass};
 use crate::model::site::LoraPass;
 use crate::model::weights::Weights;
 
 use super::Base;
 use super::residents::{Registry, SetId};
+use super::working::{Sampling, Spaces, Working};
 
-/// Biases that all rows together may have.
-pub(crate) const MAX_BIASES: usize = 4096;
-/// Steps whose tokens may be on their way to the host.
-pub(crate) const RING_SLOTS: usize = 4;
-/// Pages allocated at first; the cache doubles when they run out.
-const FIRST_PAGES: usize = 32;
+/// Where a pass has its activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Space {
+    /// Of decode steps and of a few rows of a prompt.
+    Steps,
+    /// Of many rows of a prompt.
+    Prompts,
+}
+
+/// Most rows of a prompt that go through [`Space::Steps`] at a time.
+pub(crate) fn few_rows(caps: &Caps) -> usize {
+    if caps.software { 16 } else { LOGIT_ROWS }
+}
+
+/// The model, bound to the activations of a space.
+struct Workspace {
+    llama: Llama,
+    /// The rows' adapters.
+    row_sets: Vec<SetId>,
+    /// What the rows need of them.
+    lora: Option<LoraPass>,
+    /// How often the adapters had moved then.
+    moves: Option<u64>,
+}
 
 pub(crate) struct Executor {
-    pub(crate) llama: Llama,
     pub(crate) cache: KvCache,
     pub(crate) pool: PagePool,
     pub(crate) registry: Registry,
     weights: Arc<Weights>,
-    /// Sets of the loaded batch's rows.
-    row_sets: Vec<SetId>,
-    /// What the rows of the last pass need of their adapters.
-    lora: Option<LoraPass>,
-    /// Whose decode state is on the device; 0 is nobody's.
+    steps: Workspace,
+    prompts: Workspace,
+    /// Whose rows the directory names.
+    directory_of: Option<Space>,
+    /// Whose decode state is in [`Space::Steps`]; 0 is nobody's.
     pub(crate) owner: u64,
-    /// Most rows of a pass.
-    chunk_rows: usize,
     vocab: u32,
     samplers: Tensor,
     seen: Tensor,
@@ -56,6 +74,27 @@ struct SampleOps {
     threshold: Op,
     partial: Op,
     last: Op,
+}
+
+/// Rows of a prompt.
+#[derive(Clone, Copy)]
+pub(crate) struct Chunk<'a> {
+    pub(crate) tokens: &'a [u32],
+    /// Of the first one.
+    pub(crate) position: usize,
+    pub(crate) pages: &'a [u32],
+    /// Its adapters.
+    pub(crate) set: SetId,
+}
+
+/// How a decode step chooses its tokens, and where they go.
+pub(crate) struct Choice<'a, S> {
+    /// Of the rows.
+    pub(crate) samplers: S,
+    /// Of the ring.
+    pub(crate) slot: usize,
+    /// Gets a copy.
+    pub(crate) readback: &'a Tensor,
 }
 
 /// One sequence of a decode batch, as the host knows it.
@@ -77,31 +116,21 @@ impl Executor {
     pub(crate) fn new(
         gpu: &Gpu,
         base: &Base,
-        context: usize,
-        kv_f16: bool,
+        spaces: &Spaces,
         adapter_budget: u64,
     ) -> Result<Self> {
-        let config = &base.config;
-        let chunk_rows = super::pass_rows(gpu.caps());
-        let width = config.num_key_value_heads * config.head_dim;
-        let element_bytes = if kv_f16 { 2 } else { 4 };
-        let layers = config.num_hidden_layers;
-        // Every page table may be full, and then some stay for prefixes.
-        let most = context.div_ceil(PAGE_LEN) * LOGIT_ROWS;
-        let first = FIRST_PAGES.min(context.div_ceil(PAGE_LEN));
-        let cache = KvCache::new(gpu, layers, width, element_bytes, first, most)?;
-        let limits = Limits { rows: chunk_rows, tables: LOGIT_ROWS, positions: context, kv_f16 };
-        let llama = Llama::new(gpu, config, &base.weights, &cache, limits)?;
-        let vocab = config.vocab_size as u32;
-        let words = |label: &str, n: usize| gpu.storage(label, n as u64 * 4);
-        let rows = LOGIT_ROWS;
-        let samplers = words("samplers", rows * size_of::<Sampler>() / 4)?;
-        let seen = words("seen", rows * sample::seen_words(vocab) as usize)?;
-        let biases = words("biases", 2 * MAX_BIASES)?;
-        let thresholds = words("thresholds", rows)?;
-        let partials = words("partials", 2 * rows * vocab.div_ceil(sample::RUN) as usize)?;
-        let ring = words("ring", RING_SLOTS * rows)?;
-        let a = &llama.activations;
+        let (config, vocab) = (&base.config, base.config.vocab_size as u32);
+        let Working { cache, steps, prompts, sampling } = Working::new(gpu, config, spaces)?;
+        let Sampling { samplers, seen, biases, thresholds, partials, ring } = sampling;
+        let rotations = rope::rotations(&config.rope_frequencies(), spaces.steps.positions);
+        gpu.write(&steps.rotations, 0, &rotations);
+        let workspace = |activations, limits| {
+            let llama = Llama::new(gpu, config, &base.weights, &cache, activations, limits)?;
+            Ok::<_, Error>(Workspace { llama, row_sets: Vec::new(), lora: None, moves: None })
+        };
+        let steps = workspace(steps, &spaces.steps)?;
+        let prompts = workspace(prompts, &spaces.prompts)?;
+        let a = &steps.llama.activations;
         let ops = SampleOps {
             adjust: gpu.op(&sample::adjust_spec(), &[&samplers, &seen, &biases, &a.logits])?,
             threshold: gpu.op(&sample::threshold_spec(), &[&samplers, &a.logits, &thresholds])?,
@@ -114,18 +143,16 @@ impl Executor {
         };
         let mut pool = PagePool::default();
         pool.grow(cache.pages());
-        let registry =
-            Registry::new(gpu, base.adapter_shape(), chunk_rows.max(LOGIT_ROWS), adapter_budget);
+        let registry = Registry::new(gpu, base.adapter_shape(), spaces.most_rows(), adapter_budget);
         Ok(Self {
-            llama,
             cache,
             pool,
             registry,
             weights: Arc::clone(&base.weights),
-            row_sets: Vec::with_capacity(LOGIT_ROWS),
-            lora: None,
+            steps,
+            prompts,
+            directory_of: None,
             owner: 0,
-            chunk_rows,
             vocab,
             samplers,
             seen,
@@ -155,7 +182,9 @@ impl Executor {
     pub(crate) fn allocate_page(&mut self, gpu: &Gpu) -> Result<u32> {
         if self.pool.available() == 0 {
             self.cache.grow(gpu, self.pool.capacity() + 1)?;
-            self.llama.rebind(gpu, &self.cache)?;
+            for workspace in [&mut self.steps, &mut self.prompts] {
+                workspace.llama.rebind(gpu, &self.cache)?;
+            }
             self.pool.grow(self.cache.pages());
             self.bind_adapters(gpu)?;
         }
@@ -163,21 +192,30 @@ impl Executor {
         self.pool.allocate().ok_or(Error::ContextFull { needed: capacity + PAGE_LEN, capacity })
     }
 
+    /// Makes what adapted kernels work on, before anything of an adapter is staged.
+    pub(crate) fn make_u(&mut self, gpu: &Gpu) -> Result<()> {
+        [&mut self.steps, &mut self.prompts]
+            .into_iter()
+            .try_for_each(|workspace| workspace.llama.make_u(gpu))
+    }
+
     /// Binds the adapted kernels to the registry's buffers, wherever they are now. Nothing happens
     /// if they are: else an earlier attempt has failed, and rows with adapters must not run
     /// without.
     pub(crate) fn bind_adapters(&mut self, gpu: &Gpu) -> Result<()> {
-        self.llama.bind_adapters(gpu, &self.weights, &self.cache, self.registry.factors())
-    }
-
-    /// After anything that may have moved the registry's buffers: whoever decodes has to load its
-    /// rows anew then.
-    pub(crate) fn adapters_moved(&mut self, gpu: &Gpu) -> Result<()> {
-        if self.llama.adapters_are_stale(self.registry.factors()) {
-            self.owner = 0;
-            self.bind_adapters(gpu)?;
+        for workspace in [&mut self.steps, &mut self.prompts] {
+            let (llama, factors) = (&mut workspace.llama, self.registry.factors());
+            llama.bind_adapters(gpu, &self.weights, &self.cache, factors)?;
         }
         Ok(())
+    }
+
+    /// What binding the first adapter compiles; nothing once there was one.
+    pub(crate) fn adapted_specs(&self, caps: &Caps) -> Vec<KernelSpec> {
+        match self.registry.factors() {
+            Some(_) => Vec::new(),
+            None => self.steps.llama.adapted_specs(caps, self.registry.directory()),
+        }
     }
 
     /// Makes `page` its user's alone, copying it if others use it or may come to.
@@ -193,62 +231,111 @@ impl Executor {
         copied.map(|()| copy)
     }
 
-    /// Runs `tokens` through the model from `position` on; `each` is called after each chunk of
-    /// rows with the first row's index among `tokens` and the rows, while their activations are
-    /// there.
-    pub(crate) fn prefill(
-        &mut self,
-        gpu: &Gpu,
-        (tokens, position): (&[u32], usize),
-        (pages, set): (&[u32], SetId),
-        cancel: &AtomicBool,
-        mut each: impl FnMut(&mut Self, &Gpu, usize, u32) -> Result<()>,
-    ) -> Result<()> {
-        self.owner = 0;
-        gpu.write(&self.llama.activations.pages, 0, pages);
-        self.lora = self.registry.pass(std::iter::once(set));
-        if self.lora.is_some() {
-            self.bind_adapters(gpu)?;
-            self.registry.write_rows(gpu, 0, &vec![set; tokens.len().min(self.chunk_rows)]);
+    fn workspace(&self, space: Space) -> &Workspace {
+        match space {
+            Space::Steps => &self.steps,
+            Space::Prompts => &self.prompts,
         }
-        for (chunk, first) in tokens.chunks(self.chunk_rows).zip((0..).step_by(self.chunk_rows)) {
-            if cancel.load(Ordering::Relaxed) {
-                return Err(Error::Cancelled);
-            }
-            let start = (position + first) as u32;
-            let count = chunk.len() as u32;
-            let rows: Vec<[u32; 2]> = (0..count).map(|i| [0, start + i]).collect();
-            gpu.write(&self.llama.activations.token_ids, 0, chunk);
-            gpu.write(&self.llama.activations.rows, 0, &rows);
-            let mut commands = Commands::new(gpu)?;
-            commands.cancel_on(cancel);
-            let run = Run { row0: 0, count, positions: start + count };
-            let recorded =
-                self.llama.forward(gpu, &mut commands, (count, &[run]), self.lora.as_ref());
-            let index = commands.submit();
-            recorded?;
-            each(self, gpu, first, count)?;
-            // Two chunks ahead of the device at most, and faults surface here.
-            if gpu.caps().software {
-                gpu.wait(Some(index))?;
-            }
-        }
-        gpu.check()
     }
 
-    /// Logits `[rows, V]` of `rows` rows from `x_row` of the last pass.
-    pub(crate) fn read_logits(&self, gpu: &Gpu, x_row: u32, rows: u32) -> Result<Vec<f32>> {
-        let mut commands = Commands::new(gpu)?;
-        self.llama.logits(gpu, &mut commands, (x_row, rows), self.lora.as_ref())?;
-        commands.submit();
-        gpu.read(&self.llama.activations.logits, 0, (rows * self.vocab) as usize)
+    fn workspace_mut(&mut self, space: Space) -> &mut Workspace {
+        match space {
+            Space::Steps => &mut self.steps,
+            Space::Prompts => &mut self.prompts,
+        }
     }
 
-    /// Puts a decode batch on the device for `owner`.
+    /// Puts rows of a prompt in their space.
+    pub(crate) fn load_chunk(&mut self, gpu: &Gpu, space: Space, chunk: &Chunk<'_>) {
+        if space == Space::Steps {
+            self.owner = 0;
+        }
+        let first = chunk.position as u32;
+        let rows: Vec<[u32; 2]> =
+            (first..).take(chunk.tokens.len()).map(|position| [0, position]).collect();
+        let a = &self.workspace(space).llama.activations;
+        gpu.write(&a.token_ids, 0, chunk.tokens);
+        gpu.write(&a.rows, 0, &rows);
+        gpu.write(&a.pages, 0, chunk.pages);
+        self.set_rows(space, std::iter::repeat_n(chunk.set, rows.len()));
+    }
+
+    /// Gives the rows of a space their adapters.
+    fn set_rows(&mut self, space: Space, sets: impl Iterator<Item = SetId>) {
+        let workspace = self.workspace_mut(space);
+        workspace.row_sets.clear();
+        workspace.row_sets.extend(sets);
+        self.adapters_changed(space);
+    }
+
+    /// What the rows need of their adapters, where these are now.
+    fn adapters_changed(&mut self, space: Space) {
+        let moves = self.registry.factors().map(|factors| factors.moves);
+        let lora = self.registry.pass(self.workspace(space).row_sets.iter().copied());
+        let workspace = self.workspace_mut(space);
+        (workspace.lora, workspace.moves) = (lora, moves);
+        if self.directory_of == Some(space) {
+            self.directory_of = None;
+        }
+    }
+
+    /// Comes first in each turn of a pass: binds what others have moved since the last one, and
+    /// takes the directory's rows back.
     ///
     /// Errors: as [`Executor::bind_adapters`].
-    pub(crate) fn load_rows(&mut self, gpu: &Gpu, owner: u64, batch: &[Row<'_>]) -> Result<()> {
-        let a = &self.llama.activations;
+    pub(crate) fn resume(&mut self, gpu: &Gpu, space: Space) -> Result<()> {
+        let moves = self.registry.factors().map(|factors| factors.moves);
+        if self.workspace(space).lora.is_none() {
+            return Ok(());
+        }
+        if self.workspace(space).moves != moves {
+            self.directory_of = None;
+            self.adapters_changed(space);
+        }
+        self.bind_adapters(gpu)?;
+        if self.directory_of != Some(space) {
+            self.registry.write_rows(gpu, 0, &self.workspace(space).row_sets);
+            self.directory_of = Some(space);
+        }
+        Ok(())
+    }
+
+    /// The parts of a pass.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = Part> + use<> {
+        self.steps.llama.parts()
+    }
+
+    /// Records a part of the pass over the rows of a space, which `runs` covers.
+    ///
+    /// Errors: as [`Llama::record`].
+    pub(crate) fn record(
+        &self,
+        commands: &mut Commands<'_>,
+        space: Space,
+        part: Part,
+        runs: &[Run],
+    ) -> Result<()> {
+        let Workspace { llama, lora, .. } = self.workspace(space);
+        let rows = runs.iter().map(|run| run.count).sum();
+        llama.record(commands, part, Pass { rows, runs, lora: lora.as_ref() })
+    }
+
+    /// Records a copy of `rows` rows of logits to row `to_row` of `readback`.
+    pub(crate) fn copy_logits(
+        &self,
+        commands: &mut Commands<'_>,
+        space: Space,
+        rows: u32,
+        readback: &Tensor,
+        to_row: u32,
+    ) {
+        let [at, bytes] = [to_row, rows].map(|rows| u64::from(rows) * u64::from(self.vocab) * 4);
+        commands.copy(&self.workspace(space).llama.activations.logits, 0, readback, at, bytes);
+    }
+
+    /// Puts a decode batch in its space for `owner`.
+    pub(crate) fn load_rows(&mut self, gpu: &Gpu, owner: u64, batch: &[Row<'_>]) {
+        let (a, max_pages) = (&self.steps.llama.activations, self.steps.llama.max_pages());
         let seen_words = sample::seen_words(self.vocab) as usize;
         let mut biases: Vec<(u32, f32)> = Vec::new();
         for (m, row) in batch.iter().enumerate() {
@@ -258,7 +345,7 @@ impl Executor {
             biases.extend_from_slice(row.biases);
             gpu.write(&a.token_ids, m as u64 * 4, &[row.token]);
             gpu.write(&a.rows, m as u64 * 8, &[m as u32, row.position]);
-            gpu.write(&a.pages, (m * self.llama.max_pages()) as u64 * 4, row.pages);
+            gpu.write(&a.pages, (m * max_pages) as u64 * 4, row.pages);
             gpu.write(&self.samplers, (m * size_of::<Sampler>()) as u64, &[sampler]);
             let mut seen = vec![0_u32; seen_words];
             for &token in row.context {
@@ -269,61 +356,40 @@ impl Executor {
         let flat: Vec<u32> =
             biases.iter().flat_map(|(token, bias)| [*token, bias.to_bits()]).collect();
         gpu.write(&self.biases, 0, &flat);
-        self.row_sets.clear();
-        self.row_sets.extend(batch.iter().map(|row| row.set));
-        self.use_row_sets(gpu)?;
+        self.set_rows(Space::Steps, batch.iter().map(|row| row.set));
         self.owner = owner;
-        Ok(())
     }
 
     /// Gives row `m` of the loaded batch other adapters from the next step on.
-    pub(crate) fn set_row_adapters(&mut self, gpu: &Gpu, m: usize, set: SetId) -> Result<()> {
-        self.row_sets[m] = set;
-        self.use_row_sets(gpu)
-    }
-
-    fn use_row_sets(&mut self, gpu: &Gpu) -> Result<()> {
-        self.lora = self.registry.pass(self.row_sets.iter().copied());
-        if self.lora.is_some() {
-            self.bind_adapters(gpu)?;
-            self.registry.write_rows(gpu, 0, &self.row_sets);
-        }
-        Ok(())
+    pub(crate) fn set_row_adapters(&mut self, m: usize, set: SetId) {
+        self.steps.row_sets[m] = set;
+        self.adapters_changed(Space::Steps);
     }
 
     /// Tells the device that row `m`'s page number `index` is `page`.
     pub(crate) fn set_page(&self, gpu: &Gpu, m: usize, index: usize, page: u32) {
-        gpu.write(
-            &self.llama.activations.pages,
-            (m * self.llama.max_pages() + index) as u64 * 4,
-            &[page],
-        );
+        let llama = &self.steps.llama;
+        let at = (m * llama.max_pages() + index) as u64 * 4;
+        gpu.write(&llama.activations.pages, at, &[page]);
     }
 
-    /// Submits one decode step of the loaded batch; its tokens are copied to `readback`.
-    /// `positions`: what the rows see.
-    pub(crate) fn step(
-        &mut self,
-        gpu: &Gpu,
-        runs: &[Run],
-        samplers: impl Iterator<Item = Sampler> + Clone,
-        slot: usize,
-        readback: &Tensor,
-    ) -> Result<wgpu::SubmissionIndex> {
-        let rows = runs.len() as u32;
-        let mut commands = Commands::new(gpu)?;
-        self.llama.forward(gpu, &mut commands, (rows, runs), self.lora.as_ref())?;
-        self.llama.logits(gpu, &mut commands, (0, rows), self.lora.as_ref())?;
+    /// Records the choice of a token for each of `rows` rows of logits.
+    pub(crate) fn record_choice(
+        &self,
+        commands: &mut Commands<'_>,
+        rows: u32,
+        choice: Choice<'_, impl Iterator<Item = Sampler> + Clone>,
+    ) {
+        let Choice { samplers, slot, readback } = choice;
         if samplers.clone().any(|s| s.is_adjusted()) {
-            sample::record_adjust(&mut commands, &self.ops.adjust, self.vocab, rows);
+            sample::record_adjust(commands, &self.ops.adjust, self.vocab, rows);
         }
         if samplers.clone().any(|s| s.is_restricted()) {
-            sample::record_threshold(&mut commands, &self.ops.threshold, self.vocab, rows);
+            sample::record_threshold(commands, &self.ops.threshold, self.vocab, rows);
         }
-        sample::record_partial(&mut commands, &self.ops.partial, self.vocab, rows);
+        sample::record_partial(commands, &self.ops.partial, self.vocab, rows);
         let offset = slot * LOGIT_ROWS;
-        sample::record_final(&mut commands, &self.ops.last, self.vocab, rows, offset as u32);
+        sample::record_final(commands, &self.ops.last, self.vocab, rows, offset as u32);
         commands.copy(&self.ring, offset as u64 * 4, readback, 0, u64::from(rows) * 4);
-        Ok(commands.submit())
     }
 }

@@ -7,7 +7,8 @@ use crate::error::{Error, Result};
 use crate::kernels::sample::Sampler;
 use crate::tokenizer::{DecodeOptions, Detokenizer, Tokenizer};
 
-use super::executor::{Executor, Row};
+use super::batch::Sequence;
+use super::executor::Row;
 use super::options::{AnswerStats, FinishReason, GenerateOptions};
 use super::{Engine, Session};
 
@@ -36,8 +37,7 @@ struct Clock {
 impl<'s> Lane<'s> {
     pub(super) fn new(
         engine: &Arc<Engine>,
-        session: &'s mut Session,
-        options: GenerateOptions,
+        Sequence { session, options }: Sequence<'s>,
     ) -> Result<Self> {
         if !Arc::ptr_eq(&session.engine, engine) {
             return Err(Error::InvalidArgument {
@@ -67,22 +67,21 @@ impl<'s> Lane<'s> {
     }
 
     /// Computes the prompt and makes room for the next token.
-    pub(super) fn prepare(&mut self, executor: &mut Executor) -> Result<()> {
-        if self.generated == 0 && self.options.cancel.is_cancelled() {
-            return Err(Error::Cancelled);
+    pub(super) fn prepare(&mut self) -> Result<()> {
+        if self.generated == 0 {
+            self.options.cancel.check()?;
         }
         let tokens = self.session.tokens.len();
         if self.clock.began.is_none() {
             self.clock =
                 Clock { began: Some(Instant::now()), prompt: tokens, computed: tokens, came: None };
         }
-        let computed = self.session.prefill_locked(executor, &self.options.cancel.0)?;
+        let computed = self.session.compute_pending(&self.options.cancel)?;
         if self.clock.came.is_none() {
             // The last one is computed by the first step.
             self.clock.computed = self.clock.computed.min(computed + 1);
         }
-        let len = self.session.kv_len + 1;
-        self.session.reserve(executor, len)
+        self.session.reserve(self.session.kv_len + 1)
     }
 
     pub(super) fn stats(&self) -> AnswerStats {

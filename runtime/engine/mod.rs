@@ -5,13 +5,18 @@
 
 pub mod adapters;
 pub mod base;
+pub mod batch;
 mod executor;
-pub mod generate;
+pub mod generation;
 mod lane;
 pub mod options;
+mod pass;
+pub mod plan;
 pub mod residents;
 pub mod session;
 mod snapshot;
+mod turns;
+mod working;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,18 +24,25 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use adapters::{Change, KvPolicy, Probe};
 pub use base::Base;
-pub use generate::{Generation, generate_batch};
-pub use options::{AnswerStats, CancelToken, FinishReason, GenerateOptions, Sampling, Token};
+pub use batch::{Batch, BatchToken, Sequence, generate_batch};
+pub use generation::Generation;
+pub use options::{AnswerStats, FinishReason, GenerateOptions, Sampling, Token};
 pub use residents::AdapterState;
 pub use session::Session;
+pub use working::pass_rows;
 
 use crate::base::ModelConfig;
+pub use crate::cancel::CancelToken;
 use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;
-use crate::gpu::{Caps, Gpu, GpuOptions};
+use crate::gpu::{Gpu, GpuOptions};
 use crate::progress::{LoadPhase, LoadProgress};
 use crate::selftest;
 use executor::Executor;
+use residents::SetId;
+use session::Returned;
+use turns::{Turn, Turns};
+use working::Spaces;
 
 /// How to open an [`Engine`].
 #[derive(Clone, Debug)]
@@ -64,16 +76,17 @@ impl Default for EngineOptions {
     }
 }
 
-/// Most rows of a pass on such a device.
-pub fn pass_rows(caps: &Caps) -> usize {
-    if caps.software { 64 } else { 512 }
-}
-
 /// A device with a base on it.
 pub struct Engine {
     gpu: Gpu,
     base: Base,
-    executor: Mutex<Executor>,
+    executor: Turns<Executor>,
+    /// Who has the activations of a [`executor::Space`] for a pass. Taken one at a time, and never
+    /// while having a turn at the executor.
+    steps: Turns<()>,
+    prompts: Turns<()>,
+    /// What sessions no longer need, until the next turn.
+    returned: Mutex<Vec<Returned>>,
     context: usize,
     kv_f16: bool,
     next_run: AtomicU64,
@@ -126,7 +139,8 @@ impl Engine {
             let reason = format!("{context} tokens; this model allows 1 to {most}");
             return Err(Error::InvalidArgument { name: "context", reason });
         }
-        let kv_f16 = gpu.caps().f16 && !options.kv_f32;
+        let spaces = Spaces::new(gpu.caps(), context, options.kv_f32);
+        let kv_f16 = spaces.steps.kv_f16;
         let specs = Executor::specs(gpu.caps(), &base, kv_f16);
         gpu.compile_all(specs, &mut |done, total| {
             progress(LoadProgress {
@@ -135,10 +149,22 @@ impl Engine {
                 total: total as u64,
             });
         })?;
-        let executor = Executor::new(&gpu, &base, context, kv_f16, options.adapter_budget)?;
+        // What the weights were staged in is given back first, so that it leaves no gaps.
+        gpu.wait(None)?;
+        let executor = Executor::new(&gpu, &base, &spaces, options.adapter_budget)?;
         gpu.check()?;
-        let (executor, next_run) = (Mutex::new(executor), AtomicU64::new(1));
-        Ok(Arc::new(Self { gpu, base, executor, context, kv_f16, next_run, trains: true }))
+        Ok(Arc::new(Self {
+            gpu,
+            base,
+            executor: Turns::new(executor),
+            steps: Turns::default(),
+            prompts: Turns::default(),
+            returned: Mutex::default(),
+            context,
+            kv_f16,
+            next_run: AtomicU64::new(1),
+            trains: true,
+        }))
     }
 
     /// An empty session.
@@ -177,8 +203,30 @@ impl Engine {
         self.context
     }
 
-    fn executor(&self) -> MutexGuard<'_, Executor> {
-        self.executor.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A turn at the device, of one submission: others wait for no more of it.
+    fn executor(&self) -> Turn<'_, Executor> {
+        let submitted = || self.gpu.counters.submits.load(Ordering::Relaxed);
+        let (mut turn, before) = self.executor.take_after(submitted);
+        let counters = &self.gpu.counters;
+        counters.turns.fetch_add(1, Ordering::Relaxed);
+        counters.most_waited.fetch_max(submitted() - before, Ordering::Relaxed);
+        let returned = std::mem::take(&mut *self.returned());
+        for Returned { pages, set } in returned {
+            pages.into_iter().for_each(|page| turn.pool.release(page));
+            turn.registry.release(set);
+        }
+        turn
+    }
+
+    /// Takes back what a session no longer needs, at once.
+    fn give_back(&self, returned: Returned) {
+        if !returned.pages.is_empty() || returned.set != SetId::default() {
+            self.returned().push(returned);
+        }
+    }
+
+    fn returned(&self) -> MutexGuard<'_, Vec<Returned>> {
+        self.returned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn run_id(&self) -> u64 {

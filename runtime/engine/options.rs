@@ -1,8 +1,6 @@
 //! How to generate: choosing tokens, when to stop, and what is handed out.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
+use crate::cancel::CancelToken;
 use crate::error::{Error, Result};
 use crate::kernels::sample::Sampler;
 
@@ -78,22 +76,6 @@ impl Sampling {
             bias_count: self.logit_bias.len() as u32,
             ..Sampler::default()
         }
-    }
-}
-
-/// Stops a call from another thread: between submissions, so within about 20 ms of GPU time.
-#[derive(Clone, Debug, Default)]
-pub struct CancelToken(pub(crate) Arc<AtomicBool>);
-
-impl CancelToken {
-    /// Asks to stop.
-    pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    /// Someone asked to stop.
-    pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
     }
 }
 

@@ -2,17 +2,17 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
+use crate::cancel::CancelToken;
 use crate::chat::{Message, Prompt};
 use crate::error::{Error, Result};
 use crate::model::activations::LOGIT_ROWS;
 use crate::model::kv_cache::{PAGE_LEN, PageKey, page_key};
 use crate::tokenizer::EncodeOptions;
 
-use super::executor::Executor;
-use super::generate::Generation;
-use super::options::{CancelToken, GenerateOptions};
+use super::executor::{Chunk, Executor};
+use super::generation::Generation;
+use super::options::GenerateOptions;
 use super::residents::SetId;
 use super::{Engine, snapshot};
 
@@ -34,7 +34,6 @@ pub struct Session {
     pub(super) mixed: bool,
     /// The text that [`Session::push_text`] pushed last, if its tokens are all there.
     text: Option<TextRun>,
-    never: AtomicBool,
 }
 
 /// A text that may go on: where it ends can change what its last tokens are.
@@ -48,9 +47,8 @@ struct TextRun {
 
 impl Session {
     pub(super) fn new(engine: Arc<Engine>) -> Self {
-        let (tokens, pages, never) = (Vec::new(), Vec::new(), AtomicBool::new(false));
-        let (set, mixed) = (SetId::default(), false);
-        Self { engine, tokens, kv_len: 0, pages, own_work: true, set, mixed, text: None, never }
+        let (tokens, pages, set) = (Vec::new(), Vec::new(), SetId::default());
+        Self { engine, tokens, kv_len: 0, pages, own_work: true, set, mixed: false, text: None }
     }
 
     /// The engine it belongs to.
@@ -165,9 +163,8 @@ impl Session {
         self.mixed &= self.kv_len > 0;
         let keep = self.kv_len.div_ceil(PAGE_LEN);
         if keep < self.pages.len() {
-            let engine = Arc::clone(&self.engine);
-            let mut executor = engine.executor();
-            self.pages.drain(keep..).for_each(|page| executor.pool.release(page));
+            let pages = self.pages.split_off(keep);
+            self.engine.give_back(Returned { pages, set: SetId::default() });
         }
     }
 
@@ -207,49 +204,43 @@ impl Session {
     /// Errors: [`Error::Cancelled`], [`Error::ContextFull`], [`Error::OutOfMemory`]; as
     /// [`crate::gpu::Gpu::check`]. What was computed stays.
     pub fn prefill(&mut self, cancel: &CancelToken) -> Result<()> {
-        let engine = Arc::clone(&self.engine);
-        let mut executor = engine.executor();
-        self.prefill_locked(&mut executor, &cancel.0).map(drop)
+        self.compute_pending(cancel).map(drop)
     }
 
     /// Gives the number of tokens that were computed.
-    pub(super) fn prefill_locked(
-        &mut self,
-        executor: &mut Executor,
-        cancel: &AtomicBool,
-    ) -> Result<usize> {
+    pub(super) fn compute_pending(&mut self, cancel: &CancelToken) -> Result<usize> {
+        let engine = Arc::clone(&self.engine);
         let end = self.tokens.len().saturating_sub(1);
         // The last token is fed by the step that follows it, even where its keys are there already.
         self.kv_len = self.kv_len.min(end);
-        let keys = self.reuse_prefix(executor, end);
-        if self.kv_len < end {
-            let engine = Arc::clone(&self.engine);
-            self.reserve(executor, end)?;
-            let (start, mut done) = (self.kv_len, self.kv_len);
-            let pending = (&self.tokens[start..end], start);
-            let computed = executor.prefill(
-                &engine.gpu,
-                pending,
-                (&self.pages, self.set),
-                cancel,
-                |_, _, first, count| {
-                    done = start + first + count as usize;
-                    Ok(())
-                },
-            );
-            if !matches!(computed, Ok(()) | Err(Error::Cancelled)) {
-                return computed.map(|()| 0);
-            }
+        let keys = self.reuse_prefix(&mut engine.executor(), end);
+        let start = self.kv_len;
+        if start == end {
+            return Ok(0);
+        }
+        self.reserve(end)?;
+        let (mut done, pending) = (start, self.chunk(start..end));
+        let computed = engine.prefill(pending, cancel, |computed| {
+            done = start + computed.first + computed.count as usize;
+            Ok(())
+        });
+        if matches!(computed, Ok(()) | Err(Error::Cancelled)) {
             // Whole pages of a prompt may serve others; what decoding writes is not published.
-            let whole =
-                if self.own_work && !self.mixed { start / PAGE_LEN..done / PAGE_LEN } else { 0..0 };
-            for (i, key) in keys.iter().enumerate().take(whole.end).skip(whole.start) {
-                executor.pool.publish(self.pages[i], *key);
+            if self.own_work && !self.mixed {
+                let mut executor = engine.executor();
+                let whole = start / PAGE_LEN..done / PAGE_LEN;
+                let pages = self.pages[whole.clone()].iter().zip(&keys[whole]);
+                pages.for_each(|(page, key)| executor.pool.publish(*page, *key));
             }
             self.kv_len = done;
-            return computed.map(|()| done - start);
         }
-        Ok(0)
+        computed.map(|()| done - start)
+    }
+
+    /// Some of its tokens, to be computed.
+    fn chunk(&self, range: Range<usize>) -> Chunk<'_> {
+        let position = range.start;
+        Chunk { tokens: &self.tokens[range], position, pages: &self.pages, set: self.set }
     }
 
     /// Takes over pages that hold this session's next tokens. Gives the keys of all its whole
@@ -272,8 +263,9 @@ impl Session {
     }
 
     /// Pages for positions below `len`, the first one to be written its own.
-    pub(super) fn reserve(&mut self, executor: &mut Executor, len: usize) -> Result<()> {
+    pub(super) fn reserve(&mut self, len: usize) -> Result<()> {
         let engine = Arc::clone(&self.engine);
+        let mut executor = engine.executor();
         let first = self.kv_len / PAGE_LEN;
         if let Some(page) = self.pages.get_mut(first) {
             *page = executor.own_page(&engine.gpu, *page)?;
@@ -290,22 +282,22 @@ impl Session {
     /// Errors: as [`Session::prefill`].
     pub fn logits(&mut self, from: usize, mut each: impl FnMut(usize, &[f32])) -> Result<()> {
         let engine = Arc::clone(&self.engine);
-        let mut executor = engine.executor();
         let (start, end, vocab) = (self.kv_len, self.tokens.len(), engine.base.config.vocab_size);
-        self.reserve(&mut executor, end)?;
-        let read = |executor: &mut Executor, gpu: &crate::gpu::Gpu, first: usize, count: u32| {
-            let skip = from.saturating_sub(start + first).min(count as usize) as u32;
+        self.reserve(end)?;
+        let readback = engine.gpu.readback("logits", (LOGIT_ROWS * vocab * 4) as u64)?;
+        let pending = self.chunk(start..end);
+        engine.prefill(pending, &CancelToken::default(), |computed| {
+            let (at, count) = (start + computed.first, computed.count);
+            let skip = from.saturating_sub(at).min(count as usize) as u32;
             for row in (skip..count).step_by(LOGIT_ROWS) {
                 let rows = (LOGIT_ROWS as u32).min(count - row);
-                let logits = executor.read_logits(gpu, row, rows)?;
+                let logits = engine.read_logits(computed, row, rows, &readback)?;
                 for (i, logits) in logits.chunks_exact(vocab).enumerate() {
-                    each(start + first + row as usize + i, logits);
+                    each(at + row as usize + i, logits);
                 }
             }
             Ok(())
-        };
-        let pending = (&self.tokens[start..end], start);
-        executor.prefill(&engine.gpu, pending, (&self.pages, self.set), &self.never, read)?;
+        })?;
         self.kv_len = end;
         Ok(())
     }
@@ -315,17 +307,20 @@ impl Session {
     /// Errors: [`Error::InvalidArgument`] for an empty session or settings out of range; as
     /// [`Session::prefill`].
     pub fn generate(&mut self, options: GenerateOptions) -> Result<Generation<'_>> {
-        Generation::new(vec![(self, options)])
+        Generation::new(self, options)
     }
 }
 
+/// What a session no longer needs.
+pub(super) struct Returned {
+    pub(super) pages: Vec<u32>,
+    pub(super) set: SetId,
+}
+
 impl Drop for Session {
+    /// Waits for nobody: the next turn begins with what was given back.
     fn drop(&mut self) {
-        if !self.pages.is_empty() || self.set != SetId::default() {
-            let engine = Arc::clone(&self.engine);
-            let mut executor = engine.executor();
-            self.pages.drain(..).for_each(|page| executor.pool.release(page));
-            executor.registry.release(self.set);
-        }
+        let pages = std::mem::take(&mut self.pages);
+        self.engine.give_back(Returned { pages, set: self.set });
     }
 }

@@ -4,20 +4,23 @@
 //! Of an adapter the file holds id, weight and a hash of the factors, not the factors: it has to be
 //! loaded to go on.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize_to_file};
+use ::safetensors::tensor::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
 use crate::base::fingerprint;
 use crate::error::{Error, Result};
-use crate::gpu::Tensor;
+use crate::format::safetensors;
+use crate::format::staged::Staged;
+use crate::gpu::{Commands, Gpu, Tensor};
 use crate::identity::check_format;
 use crate::model::kv_cache::PAGE_LEN;
 
+use super::executor::Executor;
 use super::residents::Registry;
 use super::{Change, Engine, Session};
 
@@ -35,33 +38,52 @@ struct SavedAdapter {
     weight: f64,
 }
 
-/// Writes `session` to a temporary name beside `path`, then renames it.
+/// Bytes that are copied from or to the cache at a time.
+const PIECE_BYTES: u64 = 128 << 20;
+
+/// The pages of a session in the cache, as its file has them: tensor after tensor (keys, then
+/// values, of each layer), each page after page.
+struct Pages<'a> {
+    pages: &'a [u32],
+    page_bytes: u64,
+    tensors: usize,
+}
+
+impl<'a> Pages<'a> {
+    fn new(executor: &Executor, pages: &'a [u32]) -> Self {
+        let cache = &executor.cache;
+        Self { pages, page_bytes: cache.page_bytes, tensors: 2 * cache.layers.len() }
+    }
+
+    /// Pages of all tensors.
+    fn blocks(&self) -> Range<usize> {
+        0..self.pages.len() * self.tensors
+    }
+
+    /// Blocks to be copied together, as many as `gpu` has a buffer for.
+    fn pieces(&self, gpu: &Gpu) -> impl Iterator<Item = Range<usize>> + use<> {
+        let most = PIECE_BYTES.min(gpu.limits().max_buffer_size);
+        let (step, end) = ((most / self.page_bytes).max(1) as usize, self.blocks().end);
+        (0..end).step_by(step).map(move |start| start..end.min(start + step))
+    }
+
+    /// Where a block is in the cache.
+    fn place<'e>(&self, executor: &'e Executor, block: usize) -> (&'e Tensor, u64) {
+        let (tensor, page) = (block / self.pages.len(), self.pages[block % self.pages.len()]);
+        let (keys, values) = &executor.cache.layers[tensor / 2];
+        (if tensor % 2 == 0 { keys } else { values }, u64::from(page) * self.page_bytes)
+    }
+}
+
+/// Writes `session` to a file that has its name once it is whole.
 pub(super) fn save(session: &Session, path: &Path) -> Result<()> {
     let engine = &session.engine;
     let executor = engine.executor();
-    let page_bytes = executor.cache.page_bytes;
-    let used = session.kv_len.div_ceil(PAGE_LEN);
-    let gather = |tensor: &Tensor| -> Result<Vec<u8>> {
-        let mut bytes = Vec::with_capacity(used * page_bytes as usize);
-        for &page in &session.pages[..used] {
-            bytes.extend(engine.gpu.read::<u8>(
-                tensor,
-                u64::from(page) * page_bytes,
-                page_bytes as usize,
-            )?);
-        }
-        Ok(bytes)
-    };
-    let mut data: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
-    let tokens = bytemuck::cast_slice::<u32, u8>(&session.tokens).to_vec();
-    data.push(("tokens".into(), Dtype::U32, vec![session.tokens.len()], tokens));
-    for (i, (keys, values)) in executor.cache.layers.iter().enumerate() {
-        let shape = vec![used, page_bytes as usize];
-        data.push((format!("layers.{i}.keys"), Dtype::U8, shape.clone(), gather(keys)?));
-        data.push((format!("layers.{i}.values"), Dtype::U8, shape, gather(values)?));
-    }
+    let used = &session.pages[..session.kv_len.div_ceil(PAGE_LEN)];
+    let pages = Pages::new(&executor, used);
     let adapters = adapters_of(&executor.registry, session).map_err(|e| invalid(path, e))?;
     drop(executor);
+    let bytes = read_pages(engine, &pages)?;
     let metadata = HashMap::from([
         ("format".to_string(), FORMAT.to_string()),
         ("base_fingerprint".to_string(), engine.base.fingerprint.clone()),
@@ -70,22 +92,44 @@ pub(super) fn save(session: &Session, path: &Path) -> Result<()> {
         ("adapters".to_string(), adapters),
         ("mixed".to_string(), session.mixed.to_string()),
     ]);
-    let views = data
-        .iter()
-        .map(|(name, dtype, shape, bytes)| {
-            Ok((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes)?))
-        })
-        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
-        .map_err(|e| invalid(path, e))?;
-    let temporary = path.with_extension("tmp");
-    serialize_to_file(views, Some(metadata), &temporary).map_err(|e| match e {
-        safetensors::SafeTensorError::IoError(e) => Error::io(&temporary, e),
-        e => invalid(path, e),
-    })?;
-    std::fs::File::open(&temporary)
-        .and_then(|file| file.sync_all())
-        .map_err(|e| Error::io(&temporary, e))?;
-    std::fs::rename(&temporary, path).map_err(|e| Error::io(path, e))
+    let shape = vec![used.len(), pages.page_bytes as usize];
+    let mut tensors = vec![("tokens".to_string(), Dtype::U32, vec![session.tokens.len()])];
+    for i in 0..pages.tensors / 2 {
+        tensors.push((format!("layers.{i}.keys"), Dtype::U8, shape.clone()));
+        tensors.push((format!("layers.{i}.values"), Dtype::U8, shape.clone()));
+    }
+    let head = safetensors::head(tensors, metadata).map_err(|e| invalid(path, e))?;
+    let mut staged = Staged::write(path, &head)?;
+    staged.append(bytemuck::cast_slice(&session.tokens))?;
+    staged.append(&bytes)?;
+    staged.commit()
+}
+
+/// The blocks, one after the other, by way of one staging buffer. Nobody changes them meanwhile:
+/// the session is borrowed, and what it shares is not written to.
+fn read_pages(engine: &Engine, pages: &Pages<'_>) -> Result<Vec<u8>> {
+    let page_bytes = pages.page_bytes as usize;
+    let mut bytes = vec![0; pages.blocks().len() * page_bytes];
+    let mut staging = None;
+    for piece in pages.pieces(&engine.gpu) {
+        let staging = match &mut staging {
+            Some(staging) => &*staging,
+            none => {
+                none.insert(engine.gpu.readback("session", piece.len() as u64 * pages.page_bytes)?)
+            }
+        };
+        let mut commands = Commands::new(&engine.gpu)?;
+        let executor = engine.executor();
+        for (block, to) in piece.clone().zip((0..).step_by(page_bytes)) {
+            let (tensor, at) = pages.place(&executor, block);
+            commands.copy(tensor, at, staging, to, pages.page_bytes);
+        }
+        let copied = commands.submit();
+        drop(executor);
+        let to = &mut bytes[piece.start * page_bytes..piece.end * page_bytes];
+        engine.gpu.take(staging, copied, to)?;
+    }
+    Ok(bytes)
 }
 
 /// The session's adapters as JSON.
@@ -153,12 +197,15 @@ fn check_adapters(registry: &Registry, adapters: &[SavedAdapter]) -> Result<()> 
     Ok(())
 }
 
+/// Puts the file's keys and values into pages of the session's own.
 fn fill(session: &mut Session, file: &SafeTensors<'_>, kv_len: usize, path: &Path) -> Result<()> {
     let engine = Arc::clone(&session.engine);
-    let mut executor = engine.executor();
-    let page_bytes = executor.cache.page_bytes as usize;
     let used = kv_len.div_ceil(PAGE_LEN);
-    let load = |name: String| -> Result<Cow<'_, [u8]>> {
+    let (layers, page_bytes) = {
+        let executor = engine.executor();
+        (executor.cache.layers.len(), executor.cache.page_bytes as usize)
+    };
+    let load = |name: String| {
         let view = file.tensor(&name).map_err(|e| invalid(path, e))?;
         if view.shape() != [used, page_bytes] || view.dtype() != Dtype::U8 {
             return Err(invalid(
@@ -166,25 +213,40 @@ fn fill(session: &mut Session, file: &SafeTensors<'_>, kv_len: usize, path: &Pat
                 format!("tensor `{name}` has shape {:?}, not [{used}, {page_bytes}]", view.shape()),
             ));
         }
-        Ok(Cow::Borrowed(view.data()))
+        Ok(view.data())
     };
-    let mut layers = Vec::with_capacity(executor.cache.layers.len());
-    for i in 0..executor.cache.layers.len() {
-        layers.push((load(format!("layers.{i}.keys"))?, load(format!("layers.{i}.values"))?));
+    let mut tensors = Vec::with_capacity(2 * layers);
+    for i in 0..layers {
+        tensors.push(load(format!("layers.{i}.keys"))?);
+        tensors.push(load(format!("layers.{i}.values"))?);
     }
-    session.reserve(&mut executor, kv_len)?;
-    for (i, &page) in session.pages.iter().enumerate() {
-        let (at, from) = (u64::from(page) * page_bytes as u64, i * page_bytes);
-        for ((keys, values), (saved_keys, saved_values)) in
-            executor.cache.layers.iter().zip(&layers)
-        {
-            engine.gpu.write(keys, at, &saved_keys[from..from + page_bytes]);
-            engine.gpu.write(values, at, &saved_values[from..from + page_bytes]);
-        }
-    }
+    session.reserve(kv_len)?;
+    write_pages(&engine, &session.pages[..used], &tensors)?;
     session.kv_len = kv_len;
     session.own_work = false;
     Ok(())
+}
+
+/// Sends what each tensor has to the pages, by way of a buffer for each piece.
+fn write_pages(engine: &Engine, pages: &[u32], tensors: &[&[u8]]) -> Result<()> {
+    let pages = Pages::new(&engine.executor(), pages);
+    let page_bytes = pages.page_bytes as usize;
+    for piece in pages.pieces(&engine.gpu) {
+        let mut bytes = Vec::with_capacity(piece.len() * page_bytes);
+        for block in piece.clone() {
+            let (tensor, page) = (block / pages.pages.len(), block % pages.pages.len());
+            bytes.extend_from_slice(&tensors[tensor][page * page_bytes..][..page_bytes]);
+        }
+        let staging = engine.gpu.upload("session", &bytes)?;
+        let mut commands = Commands::new(&engine.gpu)?;
+        let executor = engine.executor();
+        for (block, from) in piece.zip((0..).step_by(page_bytes)) {
+            let (tensor, at) = pages.place(&executor, block);
+            commands.copy(&staging, from, tensor, at, pages.page_bytes);
+        }
+        commands.submit();
+    }
+    engine.gpu.check()
 }
 
 fn kv_dtype(engine: &Engine) -> &'static str {

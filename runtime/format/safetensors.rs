@@ -42,6 +42,30 @@ pub(crate) fn to_bytes<'a>(
     Ok(bytes)
 }
 
+/// What a file begins with, before the data of `tensors` (name, type, shape), which follow in this
+/// order: for files that are written piece by piece. Equal contents give equal bytes.
+///
+/// Errors: as [`Metadata::new`].
+pub(crate) fn head(
+    tensors: Vec<(String, Dtype, Vec<usize>)>,
+    metadata: HashMap<String, String>,
+) -> Result<Vec<u8>, SafeTensorError> {
+    let mut end = 0;
+    let info = |(name, dtype, shape): (String, Dtype, Vec<usize>)| {
+        let start = end;
+        end += shape.iter().product::<usize>() * dtype.bitsize() / 8;
+        (name, TensorInfo { dtype, shape, data_offsets: (start, end) })
+    };
+    let infos = tensors.into_iter().map(info).collect();
+    let mut header = serde_json::to_value(Metadata::new(Some(metadata), infos)?)?;
+    if let Some(serde_json::Value::Object(metadata)) = header.get_mut("__metadata__") {
+        metadata.sort_keys();
+    }
+    let mut text = serde_json::to_vec(&header)?;
+    text.resize(text.len().next_multiple_of(8), b' ');
+    Ok([&(text.len() as u64).to_le_bytes()[..], &text].concat())
+}
+
 /// Whether a file looks like it: a length, then a JSON object.
 pub(crate) fn is_safetensors(path: &Path) -> bool {
     let mut head = [0; 9];

@@ -121,3 +121,27 @@ fn sync_folder(path: &Path) {
         path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let _ = File::open(folder).and_then(|folder| folder.sync_all());
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed test panics")]
+mod tests {
+    use super::Staged;
+
+    #[test]
+    fn names_that_differ_in_their_extension_are_staged_apart() {
+        let folder = std::env::temp_dir().join(format!("epiphyte-staged-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let paths = ["x.a", "x.b", "x", "x.a"].map(|name| folder.join(name));
+        let staged: Vec<Staged> = paths
+            .iter()
+            .zip(b"1234")
+            .map(|(path, byte)| Staged::write(path, &[*byte]).unwrap())
+            .collect();
+        staged.into_iter().for_each(|staged| staged.commit().unwrap());
+        let read = paths.map(|path| std::fs::read(path).unwrap());
+        assert_eq!(read, [b"4", b"2", b"3", b"4"], "the last of a name stays");
+        let left = std::fs::read_dir(&folder).unwrap().count();
+        std::fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(left, 3, "no temporary file is left");
+    }
+}

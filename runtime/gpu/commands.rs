@@ -3,18 +3,23 @@
 
 use std::collections::VecDeque;
 use std::sync::PoisonError;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
-use super::device::Gpu;
-use super::pipeline::Kernel;
+use super::device::{Caps, Gpu};
+use super::pipeline::Op;
 use super::tensor::Tensor;
-use crate::error::{Error, Result};
+use crate::cancel::CancelToken;
+use crate::error::Result;
 
 /// The largest `Params` of any kernel: what every device grants as immediates.
 pub const MAX_PARAMS_BYTES: u32 = 128;
 /// A slot of the uniform ring: the largest alignment a device may ask for.
 const RING_SLOT_BYTES: usize = 256;
 const RING_SLOTS: usize = 1024;
+/// Of the uniform ring, where there are no immediates.
+pub(crate) const RING_BYTES: usize = RING_SLOTS * RING_SLOT_BYTES;
+/// So many are left when a recording counts as full: more than a few linears take.
+const SPARE_SLOTS: usize = 128;
 /// Arithmetic of one submission: about 20 ms on a phone's GPU of 300 GFLOP/s.
 const UNIT_OPERATIONS: u64 = 6_000_000_000;
 /// Units that the host may be ahead.
@@ -30,7 +35,9 @@ pub struct Commands<'a> {
     bytes: u64,
     operations: u64,
     in_flight: VecDeque<wgpu::SubmissionIndex>,
-    cancel: Option<&'a AtomicBool>,
+    /// Whoever records submits, too.
+    by_hand: bool,
+    cancel: Option<&'a CancelToken>,
 }
 
 /// Parameters of the dispatches recorded so far, where there are no immediates.
@@ -63,13 +70,31 @@ impl<'a> Commands<'a> {
             bytes,
             operations,
             in_flight,
+            by_hand: false,
             cancel: None,
         })
     }
 
+    /// The device that will do it.
+    pub fn gpu(&self) -> &'a Gpu {
+        self.gpu
+    }
+
+    /// What that device can do.
+    pub fn caps(&self) -> &'a Caps {
+        self.gpu.caps()
+    }
+
     /// From now on [`Commands::bound`] gives up once `cancel` is set.
-    pub fn cancel_on(&mut self, cancel: &'a AtomicBool) {
+    pub fn cancel_on(&mut self, cancel: &'a CancelToken) {
         self.cancel = Some(cancel);
+    }
+
+    /// From now on [`Commands::bound`] only counts: whoever records asks [`Commands::is_full`] where
+    /// others may take a turn, and calls [`Commands::flush`].
+    pub(crate) fn by_hand(mut self) -> Self {
+        self.by_hand = true;
+        self
     }
 
     /// Adds `operations` of arithmetic; what was recorded is submitted once that makes a unit of
@@ -79,28 +104,36 @@ impl<'a> Commands<'a> {
     /// Errors: [`crate::Error::Cancelled`] when asked to stop; as [`Gpu::check`].
     pub fn bound(&mut self, operations: u64) -> Result<()> {
         self.operations += operations;
-        let unit = if self.gpu.caps().software { UNIT_OPERATIONS / 64 } else { UNIT_OPERATIONS };
-        if self.operations < unit {
+        if self.by_hand || !self.is_full() {
             return Ok(());
         }
-        self.operations = 0;
-        let index = self.flush();
-        self.in_flight.push_back(index);
-        if self.in_flight.len() > IN_FLIGHT {
+        self.flush();
+        self.keep_pace()
+    }
+
+    /// What was recorded makes a unit of work.
+    pub(crate) fn is_full(&self) -> bool {
+        let software = self.gpu.caps().software;
+        let usual = if software { UNIT_OPERATIONS / 64 } else { UNIT_OPERATIONS };
+        self.operations >= self.gpu.unit.unwrap_or(usual)
+            || self.ring.as_ref().is_some_and(Ring::is_nearly_full)
+    }
+
+    /// Waits while the device is more than a few units behind.
+    ///
+    /// Errors: [`crate::Error::Cancelled`] when asked to stop; as [`Gpu::check`].
+    pub(crate) fn keep_pace(&mut self) -> Result<()> {
+        while self.in_flight.len() > IN_FLIGHT {
             self.gpu.wait(self.in_flight.pop_front())?;
         }
-        if self.cancel.is_some_and(|c| c.load(Ordering::Relaxed)) {
-            return Err(Error::Cancelled);
-        }
-        Ok(())
+        self.cancel.map_or(Ok(()), CancelToken::check)
     }
 
     /// Records one dispatch; `read_bytes` is what it reads of weights and KV cache, for the
     /// counters.
     pub fn dispatch(
         &mut self,
-        kernel: &Kernel,
-        group: &wgpu::BindGroup,
+        op: &Op,
         params: &impl bytemuck::NoUninit,
         grid: [u32; 3],
         read_bytes: u64,
@@ -109,6 +142,7 @@ impl<'a> Commands<'a> {
             return;
         }
         let params = bytemuck::bytes_of(params);
+        let kernel = &op.kernel;
         debug_assert_eq!(params.len(), kernel.params_bytes as usize, "{}", kernel.name);
         if self.ring.as_ref().is_some_and(Ring::is_full) {
             self.flush();
@@ -119,7 +153,7 @@ impl<'a> Commands<'a> {
                 .forget_lifetime()
         });
         pass.set_pipeline(&kernel.pipeline);
-        pass.set_bind_group(0, group, &[]);
+        pass.set_bind_group(0, &op.group, &[]);
         match &mut self.ring {
             None => pass.set_immediates(0, params),
             Some(ring) => {
@@ -159,15 +193,13 @@ impl<'a> Commands<'a> {
 
     /// Submits what was recorded.
     pub fn submit(mut self) -> wgpu::SubmissionIndex {
-        let index = self.flush();
-        if let Some(ring) = self.ring.take() {
-            self.gpu.pipelines.idle_rings.lock().unwrap_or_else(PoisonError::into_inner).push(ring);
-        }
-        index
+        self.flush()
     }
 
-    fn flush(&mut self) -> wgpu::SubmissionIndex {
+    /// Submits what was recorded so far; recording goes on.
+    pub(crate) fn flush(&mut self) -> wgpu::SubmissionIndex {
         self.pass = None;
+        self.operations = 0;
         if let Some(ring) = &mut self.ring {
             self.gpu.write(&ring.buffer, 0, &ring.params);
             ring.params.clear();
@@ -179,14 +211,26 @@ impl<'a> Commands<'a> {
         counters.dispatches.fetch_add(std::mem::take(&mut self.dispatches), Ordering::Relaxed);
         counters.bytes.fetch_add(std::mem::take(&mut self.bytes), Ordering::Relaxed);
         counters.submits.fetch_add(1, Ordering::Relaxed);
-        self.gpu.queue.submit([encoder.finish()])
+        let index = self.gpu.queue.submit([encoder.finish()]);
+        self.in_flight.push_back(index.clone());
+        index
+    }
+}
+
+impl Drop for Commands<'_> {
+    /// The ring is for the next one; what was recorded and not submitted is forgotten.
+    fn drop(&mut self) {
+        if let Some(mut ring) = self.ring.take() {
+            ring.params.clear();
+            self.gpu.pipelines.idle_rings.lock().unwrap_or_else(PoisonError::into_inner).push(ring);
+        }
     }
 }
 
 impl Ring {
     fn new(gpu: &Gpu) -> Result<Self> {
         let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
-        let buffer = gpu.buffer("params ring", (RING_SLOTS * RING_SLOT_BYTES) as u64, usage)?;
+        let buffer = gpu.buffer("params ring", RING_BYTES as u64, usage)?;
         let group = gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some("params ring"),
             layout: &gpu.pipelines.ring_layout,
@@ -199,11 +243,16 @@ impl Ring {
                 }),
             }],
         });
-        Ok(Self { buffer, group, params: Vec::with_capacity(RING_SLOTS * RING_SLOT_BYTES) })
+        Ok(Self { buffer, group, params: Vec::with_capacity(RING_BYTES) })
     }
 
     fn is_full(&self) -> bool {
-        self.params.len() == RING_SLOTS * RING_SLOT_BYTES
+        self.params.len() == RING_BYTES
+    }
+
+    /// There may not be room for another layer.
+    fn is_nearly_full(&self) -> bool {
+        self.params.len() > (RING_SLOTS - SPARE_SLOTS) * RING_SLOT_BYTES
     }
 
     /// Appends `params` and gives their offset.

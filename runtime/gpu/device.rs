@@ -12,9 +12,9 @@ use super::instance::adapters;
 use crate::error::{Error, Result};
 use crate::identity::Identity;
 
-/// Small buffers share blocks of this size. The default's blocks grow to 64 MiB, most of it unused
-/// where memory is short.
-const BLOCK_BYTES: u64 = 8 << 20;
+/// Small buffers share blocks of this size, the least there is. The default's blocks grow to
+/// 64 MiB, most of it unused where memory is short.
+const BLOCK_BYTES: u64 = 4 << 20;
 
 /// What every device can bind.
 const COMMON_BINDING: u64 = 128 << 20;
@@ -103,9 +103,24 @@ pub struct Caps {
     pub software: bool,
     /// Largest storage binding in bytes, at most 2 GiB: so far a signed offset reaches.
     pub max_binding_bytes: u64,
+    /// Buffers up to this size share blocks of it; 0 where each has memory of its own, as on Metal.
+    #[serde(default)]
+    pub block_bytes: u64,
 }
 
 impl Caps {
+    /// A phone's, for plans where there is no GPU to ask.
+    pub const PHONE: Self = Self {
+        subgroup_size: Some(32),
+        f16: true,
+        cooperative_matrix: None,
+        scalar_fragments: false,
+        immediates: true,
+        software: false,
+        max_binding_bytes: COMMON_BINDING,
+        block_bytes: BLOCK_BYTES,
+    };
+
     /// Takes away what `other` does not allow; adds nothing.
     pub fn restrict(&mut self, other: &Self) {
         self.subgroup_size = self.subgroup_size.filter(|_| other.subgroup_size.is_some());
@@ -130,6 +145,14 @@ pub struct Counters {
     pub bind_groups: AtomicU64,
     /// Bytes of weights and KV cache that the dispatches read, by their own count.
     pub bytes: AtomicU64,
+    /// Times that the host waited for bytes of the device.
+    pub reads: AtomicU64,
+    /// Times that the host sent bytes to the device.
+    pub writes: AtomicU64,
+    /// Turns that callers took at the engine.
+    pub turns: AtomicU64,
+    /// The most submissions that others made between a caller's asking for the engine and its turn.
+    pub most_waited: AtomicU64,
     /// Bytes of device memory in buffers made by the runtime and not yet dropped.
     pub allocated_bytes: Arc<AtomicU64>,
 }
@@ -144,6 +167,8 @@ pub struct Gpu {
     caps: Caps,
     limits: wgpu::Limits,
     fault: Arc<Mutex<Option<Error>>>,
+    /// Arithmetic of a submission, if it was set.
+    pub(super) unit: Option<u64>,
     /// Work done so far.
     pub counters: Counters,
 }
@@ -199,6 +224,7 @@ impl Gpu {
             caps,
             limits,
             fault,
+            unit: None,
             counters: Counters::default(),
         })
     }
@@ -217,6 +243,11 @@ impl Gpu {
     /// Chooses kernels as on hardware although the GPU is a CPU: to test them there.
     pub fn treat_as_hardware(&mut self) {
         self.caps.software = false;
+    }
+
+    /// Submits after so many operations: to test what comes between two submissions.
+    pub fn submit_after(&mut self, operations: u64) {
+        self.unit = Some(operations);
     }
 
     /// The GPU's name, driver and kind.
@@ -373,6 +404,8 @@ fn caps(adapter: &wgpu::Adapter, options: &GpuOptions) -> Caps {
                 && c.cr_type == wgpu::CooperativeScalarType::F32
         })
         .map(|c| c.m_size)
+        // The sides that WGSL has.
+        .filter(|side| [8, 16].contains(side))
         .max()
         .filter(|_| options.cooperative_matrix && f16 && subgroup_size.is_some())
         .filter(|_| features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX));
@@ -389,6 +422,7 @@ fn caps(adapter: &wgpu::Adapter, options: &GpuOptions) -> Caps {
             .max_storage_buffer_binding_size
             .min(limits.max_buffer_size)
             .min(if options.large_bindings { LARGEST_BINDING } else { COMMON_BINDING }),
+        block_bytes: if info.backend == wgpu::Backend::Metal { 0 } else { BLOCK_BYTES },
     }
 }
 

@@ -53,7 +53,7 @@ impl Gpu {
         bytes: u64,
         usage: wgpu::BufferUsages,
     ) -> Result<Tensor> {
-        let size = bytes.max(16).next_multiple_of(4);
+        let size = padded(bytes);
         if size > self.limits().max_buffer_size {
             return Err(Error::OutOfMemory { what: label.to_string(), needed_bytes: bytes });
         }
@@ -89,6 +89,7 @@ impl Gpu {
     /// Writes `data` at byte `offset`, before any later submission runs.
     pub fn write<T: bytemuck::NoUninit>(&self, tensor: &Tensor, offset: u64, data: &[T]) {
         if !data.is_empty() {
+            self.counters.writes.fetch_add(1, Ordering::Relaxed);
             self.queue.write_buffer(&tensor.buffer, offset, bytemuck::cast_slice(data));
         }
     }
@@ -100,7 +101,7 @@ impl Gpu {
         let _ = self.device.poll(wgpu::PollType::Poll);
     }
 
-    /// Reads `len` elements from byte `offset`, waiting for everything submitted so far.
+    /// Reads `len` elements from byte `offset`, waiting for what was submitted before.
     ///
     /// Errors: as [`Gpu::check`].
     pub fn read<T: bytemuck::Pod>(
@@ -120,24 +121,41 @@ impl Gpu {
             0,
             bytes.next_multiple_of(4),
         );
-        self.queue.submit([encoder.finish()]);
+        let copied = self.queue.submit([encoder.finish()]);
         self.counters.submits.fetch_add(1, Ordering::Relaxed);
-        staging.buffer.slice(..).map_async(wgpu::MapMode::Read, |_| {});
-        self.wait(None)?;
         let mut out = vec![T::zeroed(); len];
-        mapped(&staging, &mut out)?;
+        self.take(&staging, copied, &mut out)?;
         Ok(out)
+    }
+
+    /// Waits for the submission that copies to `staging`, then takes what is at its beginning.
+    ///
+    /// Errors: as [`Gpu::check`].
+    pub(crate) fn take<T: bytemuck::Pod>(
+        &self,
+        staging: &Tensor,
+        copied: wgpu::SubmissionIndex,
+        out: &mut [T],
+    ) -> Result<()> {
+        self.counters.reads.fetch_add(1, Ordering::Relaxed);
+        let out: &mut [u8] = bytemuck::cast_slice_mut(out);
+        // Copies are whole words.
+        let mapped = staging.buffer.slice(..out.len().next_multiple_of(4).max(4) as u64);
+        mapped.map_async(wgpu::MapMode::Read, |_| {});
+        let waited = self.wait(Some(copied));
+        let taken = waited.and_then(|()| {
+            let view = mapped
+                .get_mapped_range()
+                .map_err(|e| Error::Gpu { op: "read back".into(), reason: e.to_string() })?;
+            out.copy_from_slice(&view[..out.len()]);
+            Ok(())
+        });
+        staging.buffer.unmap();
+        taken
     }
 }
 
-/// Copies the beginning of a mapped buffer to `out`.
-pub(crate) fn mapped<T: bytemuck::Pod>(staging: &Tensor, out: &mut [T]) -> Result<()> {
-    let view = staging
-        .buffer
-        .slice(..)
-        .get_mapped_range()
-        .map_err(|e| Error::Gpu { op: "read back".into(), reason: e.to_string() })?;
-    let out: &mut [u8] = bytemuck::cast_slice_mut(out);
-    out.copy_from_slice(&view[..out.len()]);
-    Ok(())
+/// The size of a buffer of `bytes`: whole words, and never so few that it can't be bound.
+pub(super) fn padded(bytes: u64) -> u64 {
+    bytes.max(16).checked_next_multiple_of(4).unwrap_or(u64::MAX)
 }

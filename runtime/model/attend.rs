@@ -10,6 +10,7 @@ use crate::kernels::lora::{Directory, Entry};
 use crate::kernels::matvec::MAX_COLS;
 use crate::kernels::rope::{self, RopeParams};
 use crate::model::activations::Activations;
+use crate::model::site::Factors;
 
 /// Consecutive positions of one sequence in a pass.
 #[derive(Clone, Copy, Debug)]
@@ -33,16 +34,37 @@ pub(crate) struct CacheOps {
 /// Sites and sizes of the LoRA around attention in this pass; zeros without.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Around {
-    pub(crate) qkv: Site,
-    pub(crate) o_proj: Site,
+    /// Of q, k and v.
+    pub(crate) expanded: Site,
+    /// Of o.
+    pub(crate) shrunk: Site,
 }
 
-/// A site's number, elements of a row of its u, and the entry of a pass in which all rows use the
-/// same adapter.
-type Site = (u32, u32, Entry);
+/// A site of a pass.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Site {
+    pub(crate) number: u32,
+    /// Elements of a row of its u.
+    pub(crate) u_width: u32,
+    /// Where all rows use the same adapter.
+    pub(crate) alone: Entry,
+}
 
-/// The directory, A, B, u and its parts.
-type Adapted<'a> = (Directory, &'a Tensor, &'a Tensor, &'a Tensor, &'a Tensor);
+/// What the adapted variant is bound to as well.
+#[derive(Clone, Copy)]
+pub(crate) struct Adapted<'a> {
+    pub(crate) factors: Factors<'a>,
+    pub(crate) u: &'a Tensor,
+    /// Of u.
+    pub(crate) parts: &'a Tensor,
+}
+
+/// What records attention: a layer's kernels, and what all layers share.
+#[derive(Clone, Copy)]
+pub(crate) struct Kernels<'a> {
+    pub(crate) cache: &'a CacheOps,
+    pub(crate) reduce: &'a Op,
+}
 
 impl CacheOps {
     /// Binds them to a layer's cache; with `adapted` rope expands and attention shrinks.
@@ -54,12 +76,12 @@ impl CacheOps {
         adapted: Option<Adapted<'_>>,
     ) -> Result<Self> {
         let (rows, pages, qkv) = (&act.rows, &act.pages, &act.qkv);
-        let directory = adapted.map(|(directory, ..)| directory);
+        let directory = adapted.map(|adapted| adapted.factors.directory);
         let mut for_rope = vec![rows, pages, &act.rotations, qkv, keys, values];
         let whole = [rows, pages, qkv, keys, values, &act.attn];
         let split = [rows, pages, qkv, keys, values, &act.parts, &act.stats];
         let mut for_attention = whole.to_vec();
-        if let Some((_, a, b, u, parts)) = adapted {
+        if let Some(Adapted { factors: Factors { a, b, .. }, u, parts }) = adapted {
             for_rope.extend([b, u]);
             for_attention.extend([a, parts]);
         }
@@ -98,25 +120,26 @@ impl Attend {
     /// Records rotation, cache and attention; gives the parts in which u of what follows comes.
     pub(crate) fn record(
         &self,
-        gpu: &Gpu,
         commands: &mut Commands<'_>,
-        (ops, reduce): (&CacheOps, &Op),
-        (rows, runs): (u32, &[Run]),
+        kernels: Kernels<'_>,
+        rows: u32,
+        runs: &[Run],
         around: Around,
     ) -> u32 {
         let Heads { heads, kv_heads, head_dim, .. } = self.heads;
         let max_pages = self.max_pages;
-        let (site, u_rows, lora) = around.qkv;
-        let params = RopeParams { heads, kv_heads, max_pages, site, u_rows, pad: [0; 3], lora };
-        rope::record(commands, &ops.rope, head_dim, params, rows);
-        let tiled = |run: &Run| run.count > MAX_COLS && !gpu.caps().software;
+        let Site { number: site, u_width, alone } = around.expanded;
+        let params =
+            RopeParams { heads, kv_heads, max_pages, site, u_width, alone, ..Default::default() };
+        rope::record(commands, &kernels.cache.rope, head_dim, params, rows);
+        let software = commands.caps().software;
+        let tiled = |run: &Run| run.count > MAX_COLS && !software;
         for run in runs.iter().filter(|run| tiled(run)) {
             let (row0, count, scale) = (run.row0, run.count, self.scale());
-            let params =
-                PrefillParams { heads, kv_heads, max_pages, row0, count, scale, pad: [0; 2] };
+            let params = PrefillParams { heads, kv_heads, max_pages, row0, count, scale };
             attention::record_prefill(
                 commands,
-                &ops.attention_prefill,
+                &kernels.cache.attention_prefill,
                 &params,
                 self.cache_bytes(run.positions),
             );
@@ -126,7 +149,7 @@ impl Attend {
         while at < runs.len() {
             let next = runs[at..].iter().position(tiled).map_or(runs.len(), |n| at + n);
             if let group @ [_, ..] = &runs[at..next] {
-                parts = self.row_by_row(commands, (ops, reduce), group, around.o_proj);
+                parts = self.row_by_row(commands, kernels, group, around.shrunk);
             }
             at = next.max(at + 1);
         }
@@ -137,9 +160,9 @@ impl Attend {
     fn row_by_row(
         &self,
         commands: &mut Commands<'_>,
-        (ops, reduce): (&CacheOps, &Op),
+        Kernels { cache: ops, reduce }: Kernels<'_>,
         group: &[Run],
-        (site, u_rows, lora): Site,
+        Site { number: site, u_width, alone }: Site,
     ) -> u32 {
         let Heads { heads, kv_heads, head_dim, .. } = self.heads;
         let (max_pages, scale) = (self.max_pages, self.scale());
@@ -158,15 +181,23 @@ impl Attend {
                 scale,
                 row0,
                 site,
-                u_rows,
-                lora,
+                u_width,
+                alone,
             };
             let bytes = self.cache_bytes(positions) * u64::from(count);
             if splits == 1 {
                 attention::record(commands, &ops.attention, &params, count, bytes);
             } else {
                 attention::record(commands, &ops.attention_split, &params, count, bytes);
-                let params = ReduceParams { heads, splits, row0, site, u_rows, pad: [0; 3], lora };
+                let params = ReduceParams {
+                    heads,
+                    splits,
+                    row0,
+                    site,
+                    u_width,
+                    alone,
+                    ..Default::default()
+                };
                 attention::record_reduce(commands, reduce, head_dim, &params, count);
             }
         }

@@ -3,12 +3,12 @@
 //! In: weight views of a file. Out: [`Linear`], and [`LinearOp`], a linear bound to its input and
 //! output. Models know neither the format of the weights nor which kernel multiplies them.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format::TensorView;
-use crate::gpu::{Caps, Commands, Gpu, Kernel, KernelSpec, Tensor};
+use crate::gpu::{Caps, Class, Commands, Gpu, KernelSpec, Memory, Op, Tensor};
 use crate::kernels::lora::Entry;
 use crate::kernels::matmul::{self, Tile};
 use crate::kernels::matvec::{self, Epilogue, LinearParams, Lora, MAX_COLS, Variant};
@@ -26,22 +26,22 @@ const CHUNK_ROWS: usize = 1 << 17;
 
 /// The weights `[N, K]` of one or several linears with the same input, row after row.
 #[derive(Debug)]
-pub struct Linear {
+pub struct Linear<T = Tensor> {
     /// N.
     pub n: usize,
     /// K.
     pub k: usize,
-    pub(crate) chunks: Vec<Chunk>,
+    pub(crate) chunks: Vec<Chunk<T>>,
 }
 
 /// Rows that share a format and fit one binding.
 #[derive(Debug)]
-pub(crate) struct Chunk {
+pub(crate) struct Chunk<T = Tensor> {
     pub(crate) dtype: DType,
     pub(crate) row0: usize,
     pub(crate) rows: usize,
-    pub(crate) words: Tensor,
-    pub(crate) scales: Tensor,
+    pub(crate) words: T,
+    pub(crate) scales: T,
 }
 
 impl Chunk {
@@ -50,11 +50,11 @@ impl Chunk {
     }
 }
 
-impl Linear {
-    /// Repacks `views`, each `[N, K]` with the same K, and sends them to the device.
+impl<T> Linear<T> {
+    /// Makes room for `views`, each `[N, K]` with the same K.
     ///
     /// Errors: [`Error::InvalidTensor`] when K is no multiple of 32; [`Error::OutOfMemory`].
-    pub fn load(gpu: &Gpu, views: &[TensorView<'_>]) -> Result<Self> {
+    pub fn allocate(memory: &impl Memory<Tensor = T>, views: &[TensorView<'_>]) -> Result<Self> {
         let k = views[0].shape[1];
         let mut linear = Self { n: 0, k, chunks: Vec::new() };
         let mut rest = views;
@@ -71,49 +71,65 @@ impl Linear {
             {
                 together += 1;
             }
-            linear.load_run(gpu, &rest[..together])?;
+            linear.allocate_run(memory, &rest[..together])?;
             rest = &rest[together..];
         }
         Ok(linear)
     }
 
     /// Views of one format, concatenated; split by rows where a binding would grow too large.
-    fn load_run(&mut self, gpu: &Gpu, views: &[TensorView<'_>]) -> Result<()> {
-        let format = quant::format(views[0].dtype);
+    fn allocate_run(
+        &mut self,
+        memory: &impl Memory<Tensor = T>,
+        views: &[TensorView<'_>],
+    ) -> Result<()> {
+        let (name, dtype) = (views[0].name, views[0].dtype);
+        let format = quant::format(dtype);
         let row_blocks = self.k / BLOCK;
-        let row_bytes = row_blocks * format.words_per_block() * 4;
-        let fit = gpu.caps().max_binding_bytes as usize / row_bytes;
+        let fit = memory.caps().max_binding_bytes as usize / row_bytes(format, row_blocks);
         let most = (fit.min(CHUNK_ROWS) / PIECE_ROWS * PIECE_ROWS).max(PIECE_ROWS);
         let rows = views.iter().map(|v| v.shape[0]).sum::<usize>();
-        let first = self.chunks.len();
         for start in (0..rows).step_by(most) {
             let count = most.min(rows - start);
             let (words, scales) = format.packed_len(count * row_blocks);
-            let label = views[0].name;
             self.chunks.push(Chunk {
-                dtype: views[0].dtype,
+                dtype,
                 row0: self.n + start,
                 rows: count,
-                words: gpu.storage(label, words as u64 * 4)?,
-                scales: gpu.storage(label, scales as u64 * 4)?,
+                words: memory.words(Class::Weights, name, &[words])?,
+                scales: memory.words(Class::Weights, name, &[scales])?,
             });
         }
-        let piece_rows = (PIECE_BYTES / row_bytes / PIECE_ROWS * PIECE_ROWS).max(PIECE_ROWS);
-        let mut row = 0;
+        self.n += rows;
+        Ok(())
+    }
+}
+
+/// Of the repacked words of a row.
+fn row_bytes(format: &dyn quant::BlockFormat, row_blocks: usize) -> usize {
+    row_blocks * format.words_per_block() * 4
+}
+
+impl Linear {
+    /// Repacks the views that it was made for and sends them to the device.
+    pub(crate) fn fill(&self, gpu: &Gpu, views: &[TensorView<'_>]) {
+        let row_blocks = self.k / BLOCK;
+        let (mut row, mut chunks) = (0, self.chunks.iter().peekable());
         for view in views {
+            let format = quant::format(view.dtype);
+            let row_bytes = row_bytes(format, row_blocks);
+            let most = (PIECE_BYTES / row_bytes / PIECE_ROWS * PIECE_ROWS).max(PIECE_ROWS);
             let mut at = 0;
             while at < view.shape[0] {
-                let chunk = &self.chunks[first + row / most];
-                let count =
-                    piece_rows.min(view.shape[0] - at).min(chunk.row0 - self.n + chunk.rows - row);
-                let blocks_before = row % most * row_blocks;
-                send(gpu, chunk, format, &view.rows(at, count), blocks_before, count * row_blocks);
+                while chunks.next_if(|chunk| chunk.row0 + chunk.rows <= row).is_some() {}
+                let Some(chunk) = chunks.peek() else { return };
+                let count = most.min(view.shape[0] - at).min(chunk.row0 + chunk.rows - row);
+                let before = (row - chunk.row0) * row_blocks;
+                send(gpu, chunk, format, &view.rows(at, count), before, count * row_blocks);
                 at += count;
                 row += count;
             }
         }
-        self.n += rows;
-        Ok(())
     }
 
     /// The kernels that multiply one row of x, as [`LinearOp::record`] chooses them.
@@ -189,11 +205,11 @@ pub struct LoraBinding<'a> {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct USize {
     /// Elements of a row.
-    pub rows: u32,
+    pub width: u32,
     /// Parts that it comes in.
     pub parts: u32,
     /// The rows' only adapter, as [`crate::kernels::lora::Entry`] has it.
-    pub lora: Entry,
+    pub alone: Entry,
 }
 
 /// Rows of a pass.
@@ -219,7 +235,7 @@ struct OnMatrices {
     rows: u32,
     shape: Shape,
     tiling: Tiling,
-    kernel: OnceLock<Arc<Kernel>>,
+    op: OnceLock<Op>,
 }
 
 /// A [`Linear`] bound to its input and output.
@@ -242,10 +258,26 @@ struct ChunkOp {
     bytes: u64,
     lora: Option<Lora>,
     /// For 1, 2 and 4 rows of x.
-    matvec: [OnceLock<Arc<Kernel>>; 3],
+    matvec: [OnceLock<Op>; 3],
     on_matrices: Option<OnMatrices>,
     /// For each [`Tile`].
-    matmul: [OnceLock<Arc<Kernel>>; 2],
+    matmul: [OnceLock<Op>; 2],
+}
+
+impl ChunkOp {
+    /// The kernel in `slot`, compiled on first use.
+    fn op<'a>(
+        &self,
+        slot: &'a OnceLock<Op>,
+        gpu: &Gpu,
+        spec: impl FnOnce() -> KernelSpec,
+    ) -> Result<&'a Op> {
+        if let Some(op) = slot.get() {
+            return Ok(op);
+        }
+        let op = Op { kernel: gpu.kernel(&spec())?, group: self.group.clone() };
+        Ok(slot.get_or_init(|| op))
+    }
 }
 
 impl LinearOp {
@@ -305,8 +337,7 @@ impl LinearOp {
     /// Few rows of x, however few, are multiplied on cooperative matrices, in this way.
     pub(crate) fn on_matrices(mut self, shape: Shape, tiling: Tiling) -> Self {
         for chunk in &mut self.chunks {
-            chunk.on_matrices =
-                Some(OnMatrices { rows: 1, shape, tiling, kernel: OnceLock::new() });
+            chunk.on_matrices = Some(OnMatrices { rows: 1, shape, tiling, op: OnceLock::new() });
         }
         self
     }
@@ -314,13 +345,8 @@ impl LinearOp {
     /// Records y for `rows` of x; `u` is the size of the adapters' u, if any are bound.
     ///
     /// Errors: as [`Gpu::kernel`] on the first use of a variant; as [`Commands::bound`].
-    pub fn record(
-        &self,
-        gpu: &Gpu,
-        commands: &mut Commands<'_>,
-        rows: RowRange,
-        u: USize,
-    ) -> Result<()> {
+    pub fn record(&self, commands: &mut Commands<'_>, rows: RowRange, u: USize) -> Result<()> {
+        let caps = commands.caps();
         for chunk in &self.chunks {
             let params = LinearParams {
                 m: rows.count,
@@ -333,15 +359,15 @@ impl LinearOp {
                 eps: self.eps.unwrap_or(0.0),
                 row0: chunk.row0,
                 site: self.site,
-                u_rows: u.rows,
+                u_width: u.width,
                 parts: u.parts,
-                lora: u.lora,
+                alone: u.alone,
                 ..Default::default()
             };
-            if rows.count <= MAX_COLS || row_by_row(gpu.caps()) {
-                self.record_narrow(gpu, commands, chunk, &params)?;
+            if rows.count <= MAX_COLS || row_by_row(caps) {
+                self.record_narrow(commands, chunk, &params)?;
             } else {
-                self.record_wide(gpu, commands, chunk, &params)?;
+                self.record_wide(commands, chunk, &params)?;
             }
         }
         commands.bound(u64::from(rows.count) * self.operations)
@@ -349,36 +375,33 @@ impl LinearOp {
 
     fn record_narrow(
         &self,
-        gpu: &Gpu,
         commands: &mut Commands<'_>,
         chunk: &ChunkOp,
         params: &LinearParams,
     ) -> Result<()> {
+        let gpu = commands.gpu();
         let caps = gpu.caps();
         let (norm, epilogue, lora) = (self.eps.is_some(), self.epilogue, chunk.lora);
         if let Some(on) = chunk.on_matrices.as_ref().filter(|on| params.m >= on.rows) {
             let (shape, tiling) = (on.shape, on.tiling);
             let guard = tiling.guard(self.k_blocks);
             let variant = matvec_coop::Variant { shape, tiling, guard, norm, epilogue, lora };
-            let kernel = get_or_compile(&on.kernel, || {
-                gpu.kernel(&matvec_coop::spec(chunk.dtype, variant))
-            })?;
-            matvec_coop::record(commands, (&kernel, &chunk.group), variant, params, chunk.bytes);
+            let op = chunk.op(&on.op, gpu, || matvec_coop::spec(chunk.dtype, variant))?;
+            matvec_coop::record(commands, op, variant, params, chunk.bytes);
             return Ok(());
         }
         let cols = matvec::cols(params.m);
         let tiling = matvec::tiling(caps, chunk.rows, self.k_blocks);
         let tiling = if cols > 1 && lora.is_some() { tiling.beside_adapters(caps) } else { tiling };
         let variant = Variant { tiling, cols, norm, epilogue, lora };
-        let spec = || gpu.kernel(&matvec::spec(caps, chunk.dtype, variant));
-        let kernel = get_or_compile(&chunk.matvec[cols.ilog2() as usize], spec)?;
-        matvec::record(commands, (&kernel, &chunk.group), variant, params, chunk.bytes);
+        let slot = &chunk.matvec[cols.ilog2() as usize];
+        let op = chunk.op(slot, gpu, || matvec::spec(caps, chunk.dtype, variant))?;
+        matvec::record(commands, op, variant, params, chunk.bytes);
         Ok(())
     }
 
     fn record_wide(
         &self,
-        gpu: &Gpu,
         commands: &mut Commands<'_>,
         chunk: &ChunkOp,
         params: &LinearParams,
@@ -387,11 +410,12 @@ impl LinearOp {
             self.eps.is_none() && self.epilogue != Epilogue::SwiGlu,
             "only narrow passes fold"
         );
+        let gpu = commands.gpu();
         let caps = gpu.caps();
         let tile = Tile::choose(caps, params.m, params.n);
-        let spec = || gpu.kernel(&matmul::spec(caps, chunk.dtype, self.epilogue, tile));
-        let kernel = get_or_compile(&chunk.matmul[tile as usize], spec)?;
-        matmul::record(commands, (caps, tile), (&kernel, &chunk.group), params, chunk.bytes);
+        let spec = || matmul::spec(caps, chunk.dtype, self.epilogue, tile);
+        let op = chunk.op(&chunk.matmul[tile as usize], gpu, spec)?;
+        matmul::record(commands, op, tile, params, chunk.bytes);
         Ok(())
     }
 }
@@ -411,17 +435,6 @@ fn on_matrices(caps: &Caps, blocks: usize, rows: u32) -> Option<OnMatrices> {
         rows: matvec::COLS + 1,
         shape,
         tiling: shape.tiling(rows),
-        kernel: OnceLock::new(),
+        op: OnceLock::new(),
     })
-}
-
-fn get_or_compile(
-    slot: &OnceLock<Arc<Kernel>>,
-    compile: impl FnOnce() -> Result<Arc<Kernel>>,
-) -> Result<Arc<Kernel>> {
-    if let Some(kernel) = slot.get() {
-        return Ok(Arc::clone(kernel));
-    }
-    let kernel = compile()?;
-    Ok(Arc::clone(slot.get_or_init(|| kernel)))
 }

@@ -6,20 +6,54 @@
 //! (prompts) use mat-muls.
 
 use crate::base::ModelConfig;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::gpu::{Caps, Commands, Gpu, KernelSpec, Op, Tensor};
 use crate::kernels::attention::{self, Heads};
 use crate::kernels::embedding::{self, EmbeddingParams};
+use crate::kernels::lora::Directory;
 use crate::kernels::matvec::{Epilogue, MAX_COLS};
 use crate::kernels::rms_norm::{self, RmsNormParams};
 use crate::kernels::swiglu::{self, SwiGluParams};
-use crate::model::activations::{Activations, LOGIT_ROWS, Limits};
-use crate::model::attend::{Around, Attend, CacheOps, Run};
+use crate::model::activations::{Activations, Limits};
+use crate::model::attend::{Around, Attend, CacheOps, Kernels, Run};
 use crate::model::kv_cache::{KvCache, PAGE_LEN};
 use crate::model::linear::{Binding, LinearOp, RowRange, USize};
-use crate::model::lora::LoraOps;
+use crate::model::lora::{LoraBuffers, LoraOps, Surroundings};
 use crate::model::site::{Factors, LoraPass, SiteKind};
 use crate::model::weights::{LayerWeights, Weights};
+
+/// A part of a pass: at most one large product, with what is around it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Part {
+    /// Token ids to x.
+    Embedding,
+    /// Of a layer: norm, q, k and v.
+    Qkv(usize),
+    /// Of a layer: cache, attention, o.
+    Attention(usize),
+    /// Of a layer: norm, gate and up.
+    GateUp(usize),
+    /// Of a layer: SwiGLU, down.
+    Down(usize),
+    /// Norm and logits of some rows.
+    Head(RowRange),
+    /// What adapters add to logits.
+    HeadLora(RowRange),
+}
+
+/// What goes through the model together: the first `rows` rows of `token_ids` and `rows`.
+#[derive(Clone, Copy)]
+pub(crate) struct Pass<'a> {
+    pub(crate) rows: u32,
+    /// Covers the rows, in order.
+    pub(crate) runs: &'a [Run],
+    /// What the rows need of their adapters.
+    pub(crate) lora: Option<&'a LoraPass>,
+}
+
+/// Sites whose factors ride in attention's kernels, and in that of SwiGLU.
+const AROUND_ATTENTION: [SiteKind; 2] = [SiteKind::Qkv, SiteKind::OProj];
+const AROUND_SWIGLU: [SiteKind; 2] = [SiteKind::GateUp, SiteKind::DownProj];
 
 /// A model bound to its activations and cache.
 pub struct Llama {
@@ -35,6 +69,8 @@ pub struct Llama {
     head: LinearOp,
     rows: usize,
     lora: Option<LoraOps>,
+    /// Kept when kernels are bound anew, as u lives from one part of a pass to the next.
+    lora_buffers: Option<LoraBuffers>,
 }
 
 struct Layer {
@@ -51,7 +87,7 @@ struct Layer {
 }
 
 impl Llama {
-    /// Allocates the activations and binds every kernel to them, to `weights` and to `cache`.
+    /// Binds every kernel to the activations, to `weights` and to `cache`.
     ///
     /// Errors: [`Error::OutOfMemory`]; as [`Gpu::kernel`].
     pub fn new(
@@ -59,12 +95,10 @@ impl Llama {
         config: &ModelConfig,
         weights: &Weights,
         cache: &KvCache,
-        limits: Limits,
+        a: Activations,
+        limits: &Limits,
     ) -> Result<Self> {
         let heads = heads(config, limits.kv_f16);
-        let max_pages = limits.positions.div_ceil(PAGE_LEN);
-        let part_rows = attention::splits(limits.positions as u32).max(512);
-        let a = Activations::new(gpu, config, limits, max_pages, part_rows as usize)?;
         let embed = embed_ops(gpu, weights, &a)?;
         let layers = weights
             .layers
@@ -83,12 +117,17 @@ impl Llama {
         let [reduce, swiglu, norm] = shared_specs(gpu.caps(), heads);
         Ok(Self {
             config: config.clone(),
-            attend: Attend { heads, part_rows, max_pages: max_pages as u32 },
+            attend: Attend {
+                heads,
+                part_rows: limits.part_rows() as u32,
+                max_pages: limits.max_pages() as u32,
+            },
             reduce: gpu.op(&reduce, &[&a.rows, &a.parts, &a.stats, &a.attn])?,
             swiglu: gpu.op(&swiglu, &[&a.gate_up, &a.h])?,
             norm: gpu.op(&norm, &[&a.x, &weights.norm, &a.normed])?,
             rows: limits.rows,
             lora: None,
+            lora_buffers: None,
             head: LinearOp::new(gpu, weights.head(), head)?,
             embed,
             layers,
@@ -136,6 +175,16 @@ impl Llama {
         self.lora.as_ref().map(|lora| lora.moves) != factors.map(|factors| factors.moves)
     }
 
+    /// Makes what adapted kernels work on, if it is not there.
+    ///
+    /// Errors: [`Error::OutOfMemory`].
+    pub(crate) fn make_u(&mut self, gpu: &Gpu) -> Result<()> {
+        if self.lora_buffers.is_none() {
+            self.lora_buffers = Some(LoraBuffers::new(gpu, &self.config, self.rows)?);
+        }
+        Ok(())
+    }
+
     /// Binds the adapted kernels, if the adapters' buffers are not those they are bound to.
     ///
     /// Errors: as [`Gpu::kernel`]; [`Error::OutOfMemory`].
@@ -146,12 +195,21 @@ impl Llama {
         cache: &KvCache,
         factors: Option<Factors<'_>>,
     ) -> Result<()> {
-        if self.adapters_are_stale(factors) {
-            let (shape, bound) = ((self.attend.heads, self.rows), (cache, &self.activations));
-            let new = |factors| LoraOps::new(gpu, &self.config, weights, shape, bound, factors);
-            self.lora = factors.map(new).transpose()?;
+        if !self.adapters_are_stale(factors) {
+            return Ok(());
         }
+        let Some(factors) = factors else { return Ok(()) };
+        self.make_u(gpu)?;
+        let Some(buffers) = &self.lora_buffers else { return Ok(()) };
+        let (config, heads, activations) = (&self.config, self.attend.heads, &self.activations);
+        let around = Surroundings { config, weights, heads, cache, activations, buffers };
+        self.lora = Some(LoraOps::new(gpu, around, factors)?);
         Ok(())
+    }
+
+    /// What binding adapters for the first time compiles.
+    pub(crate) fn adapted_specs(&self, caps: &Caps, directory: Directory) -> Vec<KernelSpec> {
+        LoraOps::specs(caps, self.attend.heads, directory)
     }
 
     /// Length of a page table.
@@ -159,230 +217,206 @@ impl Llama {
         self.attend.max_pages as usize
     }
 
-    /// Records the pass over the first `rows` rows of `token_ids` and `rows`, which `runs` covers
-    /// in order; `lora` is what their adapters need.
+    /// The parts of a pass, in order, up to what the head reads.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = Part> + use<> {
+        let layer = |i| [Part::Qkv(i), Part::Attention(i), Part::GateUp(i), Part::Down(i)];
+        std::iter::once(Part::Embedding).chain((0..self.layers.len()).flat_map(layer))
+    }
+
+    /// Then those of the logits of `rows` rows from `x_row`, into `activations.logits` from its
+    /// first.
+    pub(crate) fn head_parts(x_row: u32, rows: u32) -> impl Iterator<Item = Part> {
+        let range = move |y_row: u32| RowRange {
+            count: MAX_COLS.min(rows - y_row),
+            x_row: x_row + y_row,
+            y_row,
+        };
+        (0..rows)
+            .step_by(MAX_COLS as usize)
+            .map(move |y_row| Part::Head(range(y_row)))
+            .chain(std::iter::once(Part::HeadLora(RowRange { count: rows, x_row, y_row: 0 })))
+    }
+
+    /// Records a part of a pass.
     ///
-    /// Errors: as [`Commands::bound`] and [`Gpu::kernel`].
-    pub fn forward(
+    /// Errors: as [`Gpu::kernel`].
+    pub(crate) fn record(
         &self,
-        gpu: &Gpu,
         commands: &mut Commands<'_>,
-        (rows, runs): (u32, &[Run]),
-        lora: Option<&LoraPass>,
+        part: Part,
+        pass: Pass<'_>,
     ) -> Result<()> {
-        for (op, params) in &self.embed {
-            embedding::record(commands, op, *params, rows);
-        }
-        let lora = self.lora.as_ref().zip(lora);
-        if let Some((ops, pass)) = lora {
-            ops.record_embedding(commands, pass, rows);
-        }
-        for i in 0..self.layers.len() {
-            if rows > MAX_COLS {
-                self.layer_wide(gpu, commands, i, (rows, runs), lora)?;
-            } else {
-                self.attention_narrow(gpu, commands, i, (rows, runs), lora)?;
-                self.mlp_narrow(gpu, commands, i, rows, lora)?;
-            }
+        let wide = pass.rows > MAX_COLS;
+        match part {
+            Part::Embedding => self.embedding(commands, pass),
+            Part::Qkv(i) if wide => self.qkv_wide(commands, i, pass)?,
+            Part::Qkv(i) => self.qkv_narrow(commands, i, pass)?,
+            Part::Attention(i) if wide => self.attention_wide(commands, i, pass)?,
+            Part::Attention(i) => self.attention_narrow(commands, i, pass)?,
+            Part::GateUp(i) if wide => self.gate_up_wide(commands, i, pass)?,
+            Part::GateUp(i) => self.gate_up_narrow(commands, i, pass)?,
+            Part::Down(i) if wide => self.down_wide(commands, i, pass)?,
+            Part::Down(i) => self.down_narrow(commands, i, pass)?,
+            Part::Head(range) => self.head.record(commands, range, USize::default())?,
+            Part::HeadLora(range) => self.head_lora(commands, range, pass),
         }
         Ok(())
+    }
+
+    fn embedding(&self, commands: &mut Commands<'_>, pass: Pass<'_>) {
+        for (op, params) in &self.embed {
+            embedding::record(commands, op, *params, pass.rows);
+        }
+        if let Some((ops, lora)) = self.lora.as_ref().zip(pass.lora) {
+            ops.record_embedding(commands, lora, pass.rows);
+        }
+    }
+
+    /// The adapted kernels, if a row has adapters at one of two sites that are fused.
+    fn adapted<'a>(
+        &'a self,
+        pass: Pass<'a>,
+        sites: [SiteKind; 2],
+    ) -> Option<(&'a LoraOps, &'a LoraPass)> {
+        let active = |lora: &LoraPass| sites.iter().any(|&kind| lora.u_width[kind as usize] > 0);
+        self.lora.as_ref().zip(pass.lora).filter(|(_, lora)| active(lora))
     }
 
     /// Few rows: norms folded into mat-vecs; with adapters, their factors too.
-    fn attention_narrow(
-        &self,
-        gpu: &Gpu,
-        commands: &mut Commands<'_>,
-        i: usize,
-        (rows, runs): (u32, &[Run]),
-        lora: Option<(&LoraOps, &LoraPass)>,
-    ) -> Result<()> {
-        let layer = &self.layers[i];
-        let range = RowRange::first(rows);
-        let [qkv, o_proj] = [SiteKind::Qkv, SiteKind::OProj];
-        let active = |pass: &LoraPass| pass.u_rows[qkv as usize] + pass.u_rows[o_proj as usize] > 0;
-        let Some((ops, pass)) = lora.filter(|(_, pass)| active(pass)) else {
-            layer.qkv.record(gpu, commands, range, USize::default())?;
-            self.attend.record(
-                gpu,
-                commands,
-                (&layer.cache, &self.reduce),
-                (rows, runs),
-                Around::default(),
-            );
-            return layer.o_proj.record(gpu, commands, range, USize::default());
-        };
-        let adapted = &ops.by_layer[i];
-        let [qkv_a, qkv_b] = pass.alone(ops.site(qkv, i));
-        let [o_proj_a, o_proj_b] = pass.alone(ops.site(o_proj, i));
-        let around = Around {
-            qkv: (ops.site(qkv, i), pass.u_rows[qkv as usize], qkv_b),
-            o_proj: (ops.site(o_proj, i), pass.u_rows[o_proj as usize], o_proj_a),
-        };
-        adapted.qkv.record(
-            gpu,
-            commands,
-            range,
-            USize { rows: around.qkv.1, parts: 1, lora: qkv_a },
-        )?;
-        let parts =
-            self.attend.record(gpu, commands, (&adapted.cache, &ops.reduce), (rows, runs), around);
-        adapted.o_proj.record(
-            gpu,
-            commands,
-            range,
-            USize { rows: around.o_proj.1, parts, lora: o_proj_b },
-        )
+    fn qkv_narrow(&self, commands: &mut Commands<'_>, i: usize, pass: Pass<'_>) -> Result<()> {
+        let range = RowRange::first(pass.rows);
+        match self.adapted(pass, AROUND_ATTENTION) {
+            None => self.layers[i].qkv.record(commands, range, USize::default()),
+            Some((ops, lora)) => {
+                let site = ops.adapted_site(SiteKind::Qkv, i, lora);
+                let size = USize { width: site.u_width, parts: 1, alone: site.a };
+                ops.by_layer[i].qkv.record(commands, range, size)
+            }
+        }
     }
 
-    fn mlp_narrow(
+    fn attention_narrow(
         &self,
-        gpu: &Gpu,
         commands: &mut Commands<'_>,
         i: usize,
-        rows: u32,
-        lora: Option<(&LoraOps, &LoraPass)>,
+        pass: Pass<'_>,
     ) -> Result<()> {
-        let layer = &self.layers[i];
-        let range = RowRange::first(rows);
-        let f = self.config.intermediate_size as u32;
-        let [gate_up, down] = [SiteKind::GateUp, SiteKind::DownProj];
-        let active =
-            |pass: &LoraPass| pass.u_rows[gate_up as usize] + pass.u_rows[down as usize] > 0;
-        let Some((ops, pass)) = lora.filter(|(_, pass)| active(pass)) else {
-            match &layer.gate_up {
-                Some(fused) => fused.record(gpu, commands, range, USize::default())?,
-                None => self.gate_up_wide(gpu, commands, i, rows, None)?,
-            }
-            return layer.down_proj.record(gpu, commands, range, USize::default());
+        let (layer, range) = (&self.layers[i], RowRange::first(pass.rows));
+        let Some((ops, lora)) = self.adapted(pass, AROUND_ATTENTION) else {
+            self.attend(commands, i, pass);
+            return layer.o_proj.record(commands, range, USize::default());
         };
+        let [qkv, o_proj] = AROUND_ATTENTION.map(|kind| ops.adapted_site(kind, i, lora));
         let adapted = &ops.by_layer[i];
-        let [gate_up_rows, down_rows] = [gate_up, down].map(|kind| pass.u_rows[kind as usize]);
-        let (gate_up_site, down_site) = (ops.site(gate_up, i), ops.site(down, i));
-        let ([gate_up_a, gate_up_lora], [down_lora, down_b]) =
-            (pass.alone(gate_up_site), pass.alone(down_site));
-        adapted.gate_up.record(
-            gpu,
-            commands,
-            range,
-            USize { rows: gate_up_rows, parts: 1, lora: gate_up_a },
-        )?;
-        let pad = [0; 3];
+        let kernels = Kernels { cache: &adapted.cache, reduce: &ops.reduce };
+        let around = Around { expanded: qkv.to_expand(), shrunk: o_proj.to_shrink() };
+        let parts = self.attend.record(commands, kernels, pass.rows, pass.runs, around);
+        let size = USize { width: o_proj.u_width, parts, alone: o_proj.b };
+        adapted.o_proj.record(commands, range, size)
+    }
+
+    fn gate_up_narrow(&self, commands: &mut Commands<'_>, i: usize, pass: Pass<'_>) -> Result<()> {
+        let range = RowRange::first(pass.rows);
+        match (self.adapted(pass, AROUND_SWIGLU), &self.layers[i].gate_up) {
+            (Some((ops, lora)), _) => {
+                let site = ops.adapted_site(SiteKind::GateUp, i, lora);
+                let size = USize { width: site.u_width, parts: 1, alone: site.a };
+                ops.by_layer[i].gate_up.record(commands, range, size)
+            }
+            (None, Some(fused)) => fused.record(commands, range, USize::default()),
+            (None, None) => self.gate_up_wide(commands, i, Pass { lora: None, ..pass }),
+        }
+    }
+
+    fn down_narrow(&self, commands: &mut Commands<'_>, i: usize, pass: Pass<'_>) -> Result<()> {
+        let (layer, range) = (&self.layers[i], RowRange::first(pass.rows));
+        let Some((ops, lora)) = self.adapted(pass, AROUND_SWIGLU) else {
+            if layer.gate_up.is_none() {
+                self.swiglu(commands, pass);
+            }
+            return layer.down_proj.record(commands, range, USize::default());
+        };
+        let [gate_up, down] = AROUND_SWIGLU.map(|kind| ops.adapted_site(kind, i, lora));
+        let (caps, f) = (commands.caps(), self.config.intermediate_size as u32);
         let params = SwiGluParams {
             f,
-            gate_up_site,
-            gate_up_rows,
-            down_site,
-            down_rows,
-            pad,
-            gate_up_lora,
-            down_lora,
+            gate_up_site: gate_up.number,
+            gate_up_width: gate_up.u_width,
+            down_site: down.number,
+            down_width: down.u_width,
+            pad: [0; 3],
+            gate_up_alone: gate_up.b,
+            down_alone: down.a,
         };
-        swiglu::record(commands, gpu.caps(), &ops.swiglu, &params, rows);
-        let parts = swiglu::parts(gpu.caps(), f);
-        adapted.down_proj.record(
-            gpu,
-            commands,
-            range,
-            USize { rows: down_rows, parts, lora: down_b },
-        )
+        swiglu::record(commands, &ops.swiglu, &params, pass.rows);
+        let size = USize { width: down.u_width, parts: swiglu::parts(caps, f), alone: down.b };
+        ops.by_layer[i].down_proj.record(commands, range, size)
     }
 
     /// Many rows: mat-muls, and the adapters' own beside them.
-    fn layer_wide(
-        &self,
-        gpu: &Gpu,
-        commands: &mut Commands<'_>,
-        i: usize,
-        (rows, runs): (u32, &[Run]),
-        lora: Option<(&LoraOps, &LoraPass)>,
-    ) -> Result<()> {
+    fn qkv_wide(&self, commands: &mut Commands<'_>, i: usize, pass: Pass<'_>) -> Result<()> {
         let layer = &self.layers[i];
-        let range = RowRange::first(rows);
-        let adapt = |commands: &mut Commands<'_>, kind: SiteKind| {
-            if let Some((ops, pass)) = lora {
-                ops.record_wide(gpu, commands, (kind, i), pass, (rows, 0, 0));
-            }
-        };
-        rms_norm::record(commands, &layer.input_layernorm, gpu.caps(), self.norm_params(rows));
-        layer.qkv_wide.record(gpu, commands, range, USize::default())?;
-        adapt(commands, SiteKind::Qkv);
-        self.attend.record(
-            gpu,
-            commands,
-            (&layer.cache, &self.reduce),
-            (rows, runs),
-            Around::default(),
-        );
-        layer.o_proj.record(gpu, commands, range, USize::default())?;
-        adapt(commands, SiteKind::OProj);
-        self.gate_up_wide(gpu, commands, i, rows, lora)?;
-        layer.down_proj.record(gpu, commands, range, USize::default())?;
-        adapt(commands, SiteKind::DownProj);
+        self.norm(commands, &layer.input_layernorm, pass.rows);
+        layer.qkv_wide.record(commands, RowRange::first(pass.rows), USize::default())?;
+        self.adapt(commands, SiteKind::Qkv, i, pass);
         Ok(())
     }
 
-    fn gate_up_wide(
-        &self,
-        gpu: &Gpu,
-        commands: &mut Commands<'_>,
-        i: usize,
-        rows: u32,
-        lora: Option<(&LoraOps, &LoraPass)>,
-    ) -> Result<()> {
+    fn attention_wide(&self, commands: &mut Commands<'_>, i: usize, pass: Pass<'_>) -> Result<()> {
+        self.attend(commands, i, pass);
+        let range = RowRange::first(pass.rows);
+        self.layers[i].o_proj.record(commands, range, USize::default())?;
+        self.adapt(commands, SiteKind::OProj, i, pass);
+        Ok(())
+    }
+
+    fn gate_up_wide(&self, commands: &mut Commands<'_>, i: usize, pass: Pass<'_>) -> Result<()> {
         let layer = &self.layers[i];
-        rms_norm::record(
-            commands,
-            &layer.post_attention_layernorm,
-            gpu.caps(),
-            self.norm_params(rows),
-        );
-        layer.gate_up_wide.record(gpu, commands, RowRange::first(rows), USize::default())?;
-        if let Some((ops, pass)) = lora {
-            ops.record_wide(gpu, commands, (SiteKind::GateUp, i), pass, (rows, 0, 0));
-        }
+        self.norm(commands, &layer.post_attention_layernorm, pass.rows);
+        layer.gate_up_wide.record(commands, RowRange::first(pass.rows), USize::default())?;
+        self.adapt(commands, SiteKind::GateUp, i, pass);
+        Ok(())
+    }
+
+    fn down_wide(&self, commands: &mut Commands<'_>, i: usize, pass: Pass<'_>) -> Result<()> {
+        self.swiglu(commands, pass);
+        let range = RowRange::first(pass.rows);
+        self.layers[i].down_proj.record(commands, range, USize::default())?;
+        self.adapt(commands, SiteKind::DownProj, i, pass);
+        Ok(())
+    }
+
+    /// Attention without adapters around it.
+    fn attend(&self, commands: &mut Commands<'_>, i: usize, pass: Pass<'_>) {
+        let kernels = Kernels { cache: &self.layers[i].cache, reduce: &self.reduce };
+        self.attend.record(commands, kernels, pass.rows, pass.runs, Around::default());
+    }
+
+    fn swiglu(&self, commands: &mut Commands<'_>, pass: Pass<'_>) {
         let params = SwiGluParams { f: self.config.intermediate_size as u32, ..Default::default() };
-        swiglu::record(commands, gpu.caps(), &self.swiglu, &params, rows);
-        Ok(())
+        swiglu::record(commands, &self.swiglu, &params, pass.rows);
     }
 
-    fn norm_params(&self, rows: u32) -> RmsNormParams {
-        RmsNormParams {
-            rows,
-            k4: self.config.hidden_size as u32 / 4,
-            eps: self.config.rms_norm_eps,
-            pad: 0,
+    fn norm(&self, commands: &mut Commands<'_>, op: &Op, rows: u32) {
+        let (k4, eps) = (self.config.hidden_size as u32 / 4, self.config.rms_norm_eps);
+        let params = RmsNormParams { rows, k4, eps };
+        rms_norm::record(commands, op, params);
+    }
+
+    /// What the adapters add to the first rows of a group of linears.
+    fn adapt(&self, commands: &mut Commands<'_>, kind: SiteKind, i: usize, pass: Pass<'_>) {
+        if let Some((ops, lora)) = self.lora.as_ref().zip(pass.lora) {
+            ops.record_wide(commands, kind, i, lora, RowRange::first(pass.rows));
         }
     }
 
-    /// Records the logits of `rows` rows from `x_row` of the last pass, into
-    /// `activations.logits[0..rows]`.
-    ///
-    /// Errors: as [`Llama::forward`]; [`Error::InvalidArgument`] for more than [`LOGIT_ROWS`].
-    pub fn logits(
-        &self,
-        gpu: &Gpu,
-        commands: &mut Commands<'_>,
-        (x_row, rows): (u32, u32),
-        lora: Option<&LoraPass>,
-    ) -> Result<()> {
-        if rows as usize > LOGIT_ROWS {
-            let reason = format!("{rows} rows; at most {LOGIT_ROWS}");
-            return Err(Error::InvalidArgument { name: "rows", reason });
-        }
-        for first in (0..rows).step_by(MAX_COLS as usize) {
-            let range =
-                RowRange { count: MAX_COLS.min(rows - first), x_row: x_row + first, y_row: first };
-            self.head.record(gpu, commands, range, USize::default())?;
-        }
+    fn head_lora(&self, commands: &mut Commands<'_>, range: RowRange, pass: Pass<'_>) {
         let head = SiteKind::LmHead;
-        if let Some((ops, pass)) =
-            self.lora.as_ref().zip(lora).filter(|(_, pass)| pass.u_rows[head as usize] > 0)
-        {
-            rms_norm::record(commands, &self.norm, gpu.caps(), self.norm_params(x_row + rows));
-            ops.record_wide(gpu, commands, (head, 0), pass, (rows, x_row, 0));
+        let active = |lora: &LoraPass| lora.u_width[head as usize] > 0;
+        if let Some((ops, lora)) = self.lora.as_ref().zip(pass.lora.filter(|lora| active(lora))) {
+            self.norm(commands, &self.norm, range.x_row + range.count);
+            ops.record_wide(commands, head, 0, lora, range);
         }
-        Ok(())
     }
 }
 
@@ -470,7 +504,6 @@ fn embed_ops(gpu: &Gpu, weights: &Weights, a: &Activations) -> Result<Vec<(Op, E
             k_blocks: (table.k / crate::quant::BLOCK) as u32,
             row0: chunk.row0 as u32,
             rows: chunk.rows as u32,
-            pad: 0,
         };
         let op = gpu.op(
             &embedding::spec(chunk.dtype),

@@ -7,15 +7,15 @@
 
 use crate::base::ModelConfig;
 use crate::error::Result;
-use crate::gpu::{Commands, Gpu, Op, Tensor};
+use crate::gpu::{Caps, Class, Commands, Gpu, KernelSpec, Memory, Op, Tensor};
 use crate::kernels::attention::{self, Heads};
-use crate::kernels::lora::{self, Directory, EmbeddingParams, ExpandParams, ShrinkParams};
+use crate::kernels::lora::{self, Directory, EmbeddingParams, Entry, ExpandParams, ShrinkParams};
 use crate::kernels::matvec::{Epilogue, Lora, MAX_COLS};
 use crate::kernels::swiglu;
 use crate::model::activations::Activations;
-use crate::model::attend::CacheOps;
+use crate::model::attend::{Adapted, CacheOps, Site};
 use crate::model::kv_cache::KvCache;
-use crate::model::linear::{Binding, LinearOp, LoraBinding};
+use crate::model::linear::{Binding, LinearOp, LoraBinding, RowRange};
 use crate::model::site::{Factors, LoraPass, SiteKind};
 use crate::model::weights::{LayerWeights, Weights};
 
@@ -30,8 +30,6 @@ pub(crate) struct LoraOps {
     wide: [WideOps; 5],
     embed: Op,
     hidden_size: u32,
-    /// Kept alive by the bind groups too; here so that their memory is counted.
-    _buffers: LoraBuffers,
 }
 
 /// What a narrow pass runs in place of a layer's own.
@@ -53,81 +51,110 @@ struct WideOps {
 }
 
 /// u, whole and in parts.
-pub(crate) struct LoraBuffers {
-    /// f32 `[rows, u_rows]`.
-    u: Tensor,
-    /// f32 `[MAX_COLS, parts, u_rows]`.
-    parts: Tensor,
+pub(crate) struct LoraBuffers<T = Tensor> {
+    /// f32 `[rows, u_width]`.
+    u: T,
+    /// f32 `[MAX_COLS, parts, u_width]`.
+    parts: T,
 }
 
-impl LoraBuffers {
-    fn new(gpu: &Gpu, config: &ModelConfig, rows: usize) -> Result<Self> {
+impl<T> LoraBuffers<T> {
+    /// For passes of up to `rows` rows.
+    ///
+    /// Errors: [`crate::Error::OutOfMemory`].
+    pub(crate) fn new(
+        memory: &impl Memory<Tensor = T>,
+        config: &ModelConfig,
+        rows: usize,
+    ) -> Result<Self> {
         let attention = config.num_key_value_heads.max(attention::reduce_parts(
             config.num_attention_heads as u32,
             config.head_dim as u32,
         ) as usize);
         let parts =
-            attention.max(swiglu::parts(gpu.caps(), config.intermediate_size as u32) as usize);
-        let floats = |label: &str, n: usize| gpu.storage(label, n as u64 * 4);
+            attention.max(swiglu::parts(memory.caps(), config.intermediate_size as u32) as usize);
+        let words = |name: &str, shape: &[usize]| memory.words(Class::Activations, name, shape);
+        let [u_width, part_width] =
+            [SiteKind::Qkv, SiteKind::OProj].map(|kind| kind.most_u_width() as usize);
         Ok(Self {
-            u: floats("adapters u", rows * SiteKind::Qkv.most_u_rows() as usize)?,
-            parts: floats(
-                "adapters u parts",
-                MAX_COLS as usize * parts * SiteKind::OProj.most_u_rows() as usize,
-            )?,
+            u: words("adapters u", &[rows, u_width])?,
+            parts: words("adapters u parts", &[MAX_COLS as usize, parts, part_width])?,
         })
     }
+}
+
+/// What the adapted variants of a model's kernels lie between.
+#[derive(Clone, Copy)]
+pub(crate) struct Surroundings<'a> {
+    pub(crate) config: &'a ModelConfig,
+    pub(crate) weights: &'a Weights,
+    pub(crate) heads: Heads,
+    pub(crate) cache: &'a KvCache,
+    pub(crate) activations: &'a Activations,
+    pub(crate) buffers: &'a LoraBuffers,
 }
 
 /// What everything here is bound to.
 struct Bound<'a> {
     gpu: &'a Gpu,
-    config: &'a ModelConfig,
-    heads: Heads,
-    activations: &'a Activations,
-    directory: Directory,
-    a: &'a Tensor,
-    b: &'a Tensor,
-    buffers: LoraBuffers,
+    around: Surroundings<'a>,
+    factors: Factors<'a>,
+}
+
+/// A site in a pass.
+#[derive(Clone, Copy)]
+pub(crate) struct AdaptedSite {
+    pub(crate) number: u32,
+    /// Elements of a row of its u.
+    pub(crate) u_width: u32,
+    /// The rows' only adapter in A, and in B.
+    pub(crate) a: Entry,
+    pub(crate) b: Entry,
+}
+
+impl AdaptedSite {
+    /// For what makes u.
+    pub(crate) fn to_shrink(self) -> Site {
+        Site { number: self.number, u_width: self.u_width, alone: self.a }
+    }
+
+    /// For what adds B's part.
+    pub(crate) fn to_expand(self) -> Site {
+        Site { number: self.number, u_width: self.u_width, alone: self.b }
+    }
 }
 
 impl LoraOps {
     /// Binds them.
     ///
     /// Errors: as [`Gpu::kernel`]; [`crate::Error::OutOfMemory`].
-    pub(crate) fn new(
-        gpu: &Gpu,
-        config: &ModelConfig,
-        weights: &Weights,
-        (heads, rows): (Heads, usize),
-        (cache, activations): (&KvCache, &Activations),
-        Factors { directory, a, b, moves }: Factors<'_>,
-    ) -> Result<Self> {
-        let buffers = LoraBuffers::new(gpu, config, rows)?;
-        let bound = Bound { gpu, config, heads, activations, directory, a, b, buffers };
-        let layers = weights.layers.len();
+    pub(crate) fn new(gpu: &Gpu, around: Surroundings<'_>, factors: Factors<'_>) -> Result<Self> {
+        let Surroundings { config, weights, heads, cache, activations: act, buffers } = around;
+        let bound = Bound { gpu, around, factors };
         let by_layer = weights.layers.iter().zip(&cache.layers).enumerate();
-        let act = activations;
+        let Factors { directory, a, b, moves } = factors;
+        let [reduce, swiglu, embedding] = own_specs(gpu.caps(), heads, directory);
         Ok(Self {
-            layers,
+            layers: weights.layers.len(),
             moves,
             by_layer: by_layer
                 .map(|(i, (weights, cache))| bound.layer(i, weights, cache))
                 .collect::<Result<_>>()?,
-            reduce: gpu.op(
-                &attention::reduce_spec(gpu.caps(), heads.head_dim, Some(bound.directory)),
-                &[&act.rows, &act.parts, &act.stats, &act.attn, a, &bound.buffers.parts],
-            )?,
-            swiglu: gpu.op(
-                &swiglu::spec(gpu.caps(), Some(bound.directory)),
-                &[&act.gate_up, &act.h, a, b, &bound.buffers.u, &bound.buffers.parts],
-            )?,
+            reduce: gpu
+                .op(&reduce, &[&act.rows, &act.parts, &act.stats, &act.attn, a, &buffers.parts])?,
+            swiglu: gpu.op(&swiglu, &[&act.gate_up, &act.h, a, b, &buffers.u, &buffers.parts])?,
             wide: bound.wide()?,
-            embed: gpu
-                .op(&lora::embedding_spec(bound.directory), &[&act.token_ids, &act.x, a, b])?,
+            embed: gpu.op(&embedding, &[&act.token_ids, &act.x, a, b])?,
             hidden_size: config.hidden_size as u32,
-            _buffers: bound.buffers,
         })
+    }
+
+    /// What [`LoraOps::new`] compiles.
+    pub(crate) fn specs(caps: &Caps, heads: Heads, directory: Directory) -> Vec<KernelSpec> {
+        let mut specs: Vec<KernelSpec> = CacheOps::specs(caps, heads, Some(directory)).into();
+        specs.extend(own_specs(caps, heads, directory));
+        specs.extend([lora::shrink_spec(caps, directory), lora::expand_spec(directory)]);
+        specs
     }
 
     /// The number of a site.
@@ -135,38 +162,45 @@ impl LoraOps {
         kind.site(self.layers, layer) as u32
     }
 
+    /// A site in a pass.
+    pub(crate) fn adapted_site(
+        &self,
+        kind: SiteKind,
+        layer: usize,
+        pass: &LoraPass,
+    ) -> AdaptedSite {
+        let number = self.site(kind, layer);
+        let [a, b] = pass.alone(number);
+        AdaptedSite { number, u_width: pass.u_width[kind as usize], a, b }
+    }
+
     /// Records what a group of linears of `layer` adds to `rows` rows, unless no row has adapters
     /// there.
     pub(crate) fn record_wide(
         &self,
-        gpu: &Gpu,
         commands: &mut Commands<'_>,
-        (kind, layer): (SiteKind, usize),
+        kind: SiteKind,
+        layer: usize,
         pass: &LoraPass,
-        (rows, x_row, y_row): (u32, u32, u32),
+        RowRange { count: rows, x_row, y_row }: RowRange,
     ) {
-        let (op, site, u_rows) =
-            (&self.wide[kind as usize], self.site(kind, layer), pass.u_rows[kind as usize]);
-        if u_rows == 0 {
+        let (op, site, u_width) =
+            (&self.wide[kind as usize], self.site(kind, layer), pass.u_width[kind as usize]);
+        if u_width == 0 {
             return;
         }
-        lora::record_shrink(
-            commands,
-            gpu.caps(),
-            &op.shrink,
-            &ShrinkParams { k8s: op.k8s, x_row, site, u_rows },
-            rows,
-        );
+        let params = ShrinkParams { k8s: op.k8s, x_row, site, u_width };
+        lora::record_shrink(commands, &op.shrink, &params, rows);
         let [end0, end1] = op.ends;
-        let params = ExpandParams { n: op.n, x_row, y_row, site, u_rows, end0, end1, pad: 0 };
+        let params = ExpandParams { n: op.n, x_row, y_row, site, u_width, end0, end1 };
         lora::record_expand(commands, &op.expand, &params, rows);
     }
 
     /// Records what the adapters add to the embeddings of `rows` tokens.
     pub(crate) fn record_embedding(&self, commands: &mut Commands<'_>, pass: &LoraPass, rows: u32) {
-        if pass.u_rows[SiteKind::EmbedTokens as usize] > 0 {
+        if pass.u_width[SiteKind::EmbedTokens as usize] > 0 {
             let site = self.site(SiteKind::EmbedTokens, 0);
-            let params = EmbeddingParams { d: self.hidden_size, site, pad: [0; 2] };
+            let params = EmbeddingParams { d: self.hidden_size, site };
             lora::record_embedding(commands, &self.embed, &params, rows);
         }
     }
@@ -179,18 +213,23 @@ impl Bound<'_> {
         weights: &LayerWeights,
         cache: &(Tensor, Tensor),
     ) -> Result<LoraLayer> {
-        let (config, act) = (self.config, self.activations);
+        let (config, act) = (self.around.config, self.around.activations);
         let layers = config.num_hidden_layers;
-        let (u, parts) = (&self.buffers.u, &self.buffers.parts);
+        let LoraBuffers { u, parts } = self.around.buffers;
         let makes = |kind: SiteKind| {
             let site = kind.site(layers, i) as u32;
-            Some(LoraBinding { lora: Lora::Shrink(self.directory), factors: self.a, u, site })
+            Some(LoraBinding {
+                lora: Lora::Shrink(self.factors.directory),
+                factors: self.factors.a,
+                u,
+                site,
+            })
         };
         let adds = |kind: SiteKind| {
             let site = kind.site(layers, i) as u32;
             Some(LoraBinding {
-                lora: Lora::Expand(self.directory),
-                factors: self.b,
+                lora: Lora::Expand(self.factors.directory),
+                factors: self.factors.b,
                 u: parts,
                 site,
             })
@@ -221,15 +260,10 @@ impl Bound<'_> {
             lora: adds(SiteKind::OProj),
         };
         let down_proj = Binding { x: &act.h, lora: adds(SiteKind::DownProj), ..o_proj };
+        let adapted = Adapted { factors: self.factors, u, parts };
         Ok(LoraLayer {
             qkv: LinearOp::new(self.gpu, &weights.qkv, qkv)?,
-            cache: CacheOps::new(
-                self.gpu,
-                self.heads,
-                cache,
-                act,
-                Some((self.directory, self.a, self.b, u, parts)),
-            )?,
+            cache: CacheOps::new(self.gpu, self.around.heads, cache, act, Some(adapted))?,
             o_proj: LinearOp::new(self.gpu, &weights.o_proj, o_proj)?,
             gate_up: LinearOp::new(self.gpu, &weights.gate_up, gate_up)?,
             down_proj: LinearOp::new(self.gpu, &weights.down_proj, down_proj)?,
@@ -237,38 +271,51 @@ impl Bound<'_> {
     }
 
     fn wide(&self) -> Result<[WideOps; 5]> {
-        let (config, act) = (self.config, self.activations);
+        let (config, act) = (self.around.config, self.around.activations);
         let (d, f) = (config.hidden_size, config.intermediate_size);
         let q = config.num_attention_heads * config.head_dim;
         let kv = config.num_key_value_heads * config.head_dim;
-        Ok([
-            self.wide_op((&act.normed, d), (&act.qkv, q + 2 * kv), [q, q + kv])?,
-            self.wide_op((&act.attn, q), (&act.x, d), [d; 2])?,
-            self.wide_op((&act.normed, d), (&act.gate_up, 2 * f), [f, 2 * f])?,
-            self.wide_op((&act.h, f), (&act.x, d), [d; 2])?,
-            self.wide_op(
-                (&act.normed, d),
-                (&act.logits, config.vocab_size),
-                [config.vocab_size; 2],
-            )?,
-        ])
+        let v = config.vocab_size;
+        let qkv = q + 2 * kv;
+        let shapes = [
+            Wide { x: &act.normed, k: d, y: &act.qkv, n: qkv, ends: [q, q + kv] },
+            Wide { x: &act.attn, k: q, y: &act.x, n: d, ends: [d; 2] },
+            Wide { x: &act.normed, k: d, y: &act.gate_up, n: 2 * f, ends: [f, 2 * f] },
+            Wide { x: &act.h, k: f, y: &act.x, n: d, ends: [d; 2] },
+            Wide { x: &act.normed, k: d, y: &act.logits, n: v, ends: [v; 2] },
+        ];
+        let [qkv, o_proj, gate_up, down_proj, head] = shapes.map(|wide| self.wide_op(&wide));
+        Ok([qkv?, o_proj?, gate_up?, down_proj?, head?])
     }
 
-    fn wide_op(
-        &self,
-        (x, k): (&Tensor, usize),
-        (y, n): (&Tensor, usize),
-        ends: [usize; 2],
-    ) -> Result<WideOps> {
-        let u = &self.buffers.u;
+    fn wide_op(&self, wide: &Wide<'_>) -> Result<WideOps> {
+        let (gpu, u) = (self.gpu, &self.around.buffers.u);
+        let Factors { directory, a, b, .. } = self.factors;
         Ok(WideOps {
-            shrink: self
-                .gpu
-                .op(&lora::shrink_spec(self.gpu.caps(), self.directory), &[x, self.a, u])?,
-            expand: self.gpu.op(&lora::expand_spec(self.directory), &[y, self.b, u])?,
-            k8s: k as u32 / 8,
-            n: n as u32,
-            ends: ends.map(|end| end as u32),
+            shrink: gpu.op(&lora::shrink_spec(gpu.caps(), directory), &[wide.x, a, u])?,
+            expand: gpu.op(&lora::expand_spec(directory), &[wide.y, b, u])?,
+            k8s: wide.k as u32 / 8,
+            n: wide.n as u32,
+            ends: wide.ends.map(|end| end as u32),
         })
     }
+}
+
+/// A group of linears from x to y.
+struct Wide<'a> {
+    x: &'a Tensor,
+    k: usize,
+    y: &'a Tensor,
+    n: usize,
+    /// Where the first two linears' rows of N end.
+    ends: [usize; 2],
+}
+
+/// The second half of attention, SwiGLU and the embedding.
+fn own_specs(caps: &Caps, heads: Heads, directory: Directory) -> [KernelSpec; 3] {
+    [
+        attention::reduce_spec(caps, heads.head_dim, Some(directory)),
+        swiglu::spec(caps, Some(directory)),
+        lora::embedding_spec(directory),
+    ]
 }

@@ -10,7 +10,9 @@ use crate::identity::Identity;
 pub(super) fn path(gpu: &Gpu) -> Option<PathBuf> {
     let dir = gpu.options.cache_dir.as_ref()?;
     let mut identity = Identity::new("epiphyte.selftest.1");
-    identity.add("caps", serde_json::to_string(gpu.caps()).ok()?);
+    let mut caps = serde_json::to_value(gpu.caps()).ok()?;
+    caps.sort_all_objects();
+    identity.add("caps", caps);
     identity.add_unless(false, "checked", gpu.options.checked);
     identity.add("shaders", shader::hash());
     let key = &identity.hash()[..8];

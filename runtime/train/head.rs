@@ -12,7 +12,7 @@ use crate::kernels::rms_norm_backward::{self, RmsNormBackwardParams};
 use crate::model::linear::{Binding, LinearOp, RowRange, USize};
 use crate::model::linear_backward::LinearBackwardOp;
 
-use super::graph::Buffers;
+use super::buffers::{Buffers, Head};
 
 /// The head's kernels, bound.
 pub(crate) struct HeadOps {
@@ -33,9 +33,8 @@ impl HeadOps {
     /// `chunk` rows of logits at a time.
     pub(crate) fn new(gpu: &Gpu, base: &Base, buffers: &Buffers, chunk: usize) -> Result<Self> {
         let (config, gain) = (&base.config, &base.weights.norm);
-        let b = |name: &str| buffers.get(name);
-        let (x, normed, d_normed, logits) =
-            (b("head.x"), b("normed"), b("d_normed"), b("head.logits"));
+        let Buffers { normed, d_normed, x_out, dx, exponents, head, .. } = buffers;
+        let Head { x, logits, rows, places, targets, weights, losses } = head;
         let vocab = config.vocab_size;
         let binding = Binding {
             x: normed,
@@ -46,23 +45,20 @@ impl HeadOps {
             lora: None,
         };
         Ok(Self {
-            gather: gpu.op(&gather_rows::spec(), &[b("head.rows"), b("x_out"), x])?,
+            gather: gpu.op(&gather_rows::spec(), &[rows, x_out, x])?,
             norm: gpu.op(&rms_norm::spec(gpu.caps()), &[x, gain, normed])?,
             logits: LinearOp::new(gpu, base.weights.head(), binding)?,
-            cross_entropy: gpu.op(
-                &cross_entropy::spec(),
-                &[b("head.targets"), b("head.weights"), logits, b("head.losses")],
-            )?,
+            cross_entropy: gpu.op(&cross_entropy::spec(), &[targets, weights, logits, losses])?,
             logits_backward: LinearBackwardOp::new(
                 gpu,
                 base.weights.head(),
                 logits,
                 d_normed,
-                b("exponents"),
+                exponents,
             )?,
             norm_backward: gpu
                 .op(&rms_norm_backward::spec(gpu.caps(), false), &[x, gain, d_normed, normed])?,
-            scatter: gpu.op(&gather_rows::spec(), &[b("head.places"), normed, b("dx")])?,
+            scatter: gpu.op(&gather_rows::spec(), &[places, normed, dx])?,
             k4: config.hidden_size as u32 / 4,
             eps: config.rms_norm_eps,
             vocab: vocab as u32,
@@ -74,7 +70,6 @@ impl HeadOps {
     /// the layers' output.
     pub(crate) fn record(
         &self,
-        gpu: &Gpu,
         commands: &mut Commands<'_>,
         scored: u32,
         rows: u32,
@@ -83,26 +78,21 @@ impl HeadOps {
         let (k4, eps) = (self.k4, self.eps);
         let gather = GatherRowsParams { k4, ..Default::default() };
         gather_rows::record(commands, &self.gather, gather, scored);
-        rms_norm::record(
-            commands,
-            &self.norm,
-            gpu.caps(),
-            RmsNormParams { rows: scored, k4, eps, pad: 0 },
-        );
+        rms_norm::record(commands, &self.norm, RmsNormParams { rows: scored, k4, eps });
         for row0 in (0..scored).step_by(self.chunk as usize) {
             let count = self.chunk.min(scored - row0);
             let range = RowRange { count, x_row: row0, y_row: 0 };
-            self.logits.record(gpu, commands, range, USize::default())?;
+            self.logits.record(commands, range, USize::default())?;
             let params =
                 CrossEntropyParams { vocab: self.vocab, stride: self.vocab, row0, loss0: row0 };
             cross_entropy::record(commands, &self.cross_entropy, params, count);
             if train {
-                self.logits_backward.record(gpu, commands, count, row0)?;
+                self.logits_backward.record(commands, count, row0)?;
             }
         }
         if train {
             let params = RmsNormBackwardParams { rows: scored, k4, eps, ..Default::default() };
-            rms_norm_backward::record(commands, &self.norm_backward, gpu.caps(), params);
+            rms_norm_backward::record(commands, &self.norm_backward, params);
             gather_rows::record(commands, &self.scatter, gather, rows);
         }
         Ok(())

@@ -26,7 +26,6 @@ use super::signals::{
     EarlyStop, History, StepLog, StepRecord, StopDecision, Warning, too_few_steps, warnings,
 };
 use crate::adapter::Adapter;
-use crate::base::fingerprint;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use folder::State;
@@ -85,7 +84,7 @@ impl TrainRun {
         folder.fill(&mut options)?;
         let base = engine.base();
         options.check(base.config.max_position_embeddings)?;
-        check_base(options.init.as_ref(), &base.fingerprint)?;
+        options.init.as_ref().map_or(Ok(()), |init| init.check_base(&base.fingerprint))?;
         let data = Data::read(&options, base)?;
         let given = Given::of(&options, &data);
         let trained = options.trained();
@@ -393,12 +392,6 @@ impl TrainRun {
             "{out} holds the adapter of step {step}, the last good one; `--init` goes on from it"
         ))
     }
-}
-
-/// Errors: as [`fingerprint::check`], for an adapter that names another base.
-fn check_base(init: Option<&Adapter>, got: &str) -> Result<()> {
-    let made_for = init.and_then(|init| init.base_fingerprint.as_deref());
-    made_for.map_or(Ok(()), |made_for| fingerprint::check(made_for, got))
 }
 
 /// Where a run starts.

@@ -50,13 +50,14 @@ fn adapters_answer_with_their_weights() {
 #[test]
 fn an_adapter_of_another_base_is_measured_by_force_only() {
     let folder = Folder::new();
-    let other = folder.adapter("other", 1, 0.5, Some("0123456789abcdef0123456789abcdef"));
+    let made_for = format!("epiphyte.base.1:{}", "0123456789abcdef".repeat(4));
+    let other = folder.adapter("other", 1, 0.5, Some(&made_for));
     let data = data(&folder, &[pair("x")]);
     let args = ["eval", "--json", "-d", &data, "--adapter", text(&other)];
-    assert_fails(&on_tiny(&args), 1, "made for base model 0123");
+    assert_fails(&on_tiny(&args), 1, "made for base model epiphyte.base.1:0123456789abcdef,");
     let forced = on_tiny(&[&args[..], &["--force"]].concat());
     assert_eq!(json(&forced)["adapters"][0]["other_base"], true);
-    assert!(stderr(&forced).contains("was made for base model 0123"));
+    assert!(stderr(&forced).contains(&format!("was made for base model {made_for}")));
 }
 
 #[test]

@@ -247,6 +247,29 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_serves() {
     assert!(whole == fixture.adapter("out"));
 }
 
+/// Not passed over as if it were damaged or not there.
+#[test]
+fn files_of_a_later_version_are_refused_by_that_name() {
+    let fixture = Fixture::new();
+    let recipe = ["--steps", "4", "--checkpoint-every", "2", "--keep", "9"];
+    fixture.trained("out", &recipe);
+    for (file, format, later) in [
+        ("run.json", "epiphyte.run.2", "epiphyte.run.3"),
+        ("step-4.safetensors", "epiphyte.checkpoint.3", "epiphyte.checkpoint.4"),
+    ] {
+        let path = fixture.path("out/checkpoints").join(file);
+        let whole = std::fs::read(&path).unwrap();
+        let at = whole.windows(format.len()).rposition(|part| part == format.as_bytes()).unwrap();
+        let mut bytes = whole.clone();
+        bytes[at..at + later.len()].copy_from_slice(later.as_bytes());
+        std::fs::write(&path, bytes).unwrap();
+        let says = [file, later, format, "update Epiphyte"];
+        fixture.refused("out", &[&recipe[..], &["--resume"]].concat(), 1, &says);
+        std::fs::write(&path, whole).unwrap();
+    }
+    fixture.trained("out", &[&recipe[..], &["--resume"]].concat());
+}
+
 #[test]
 fn a_log_has_each_step_once() {
     let fixture = Fixture::new();

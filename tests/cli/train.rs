@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{assert_fails, epiphyte, json, run, stderr};
+use crate::common::skip::usual;
 use crate::common::{Random, golden};
 
 /// A folder with data in it, and a run to be made there.
@@ -515,15 +516,14 @@ fn ctrl_c_ends_a_run_that_goes_on_to_the_same_adapter() {
 /// Kills at random moments, `EPIPHYTE_KILLS` times (3), drawn from `EPIPHYTE_KILL_SEED` (5).
 #[test]
 fn a_killed_run_goes_on_to_the_same_adapter() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u32>().ok());
-    let (kills, seed) =
-        (number("EPIPHYTE_KILLS").unwrap_or(3), number("EPIPHYTE_KILL_SEED").unwrap_or(5));
+    let kills = usual("EPIPHYTE_KILLS", 3, 50) as u32;
+    let seed = std::env::var("EPIPHYTE_KILL_SEED").ok().and_then(|value| value.parse().ok());
     let fixture = Fixture::new();
     let recipe =
         [&RECIPE[..4], &["--checkpoint-every", "1", "--validation", "4", "--patience", "9"]]
             .concat();
     fixture.trained("whole", &recipe);
-    let (mut random, mut killed, mut runs, mut resumed) = (Random::new(u64::from(seed)), 0, 0, 0);
+    let (mut random, mut killed, mut runs, mut resumed) = (Random::new(seed.unwrap_or(5)), 0, 0, 0);
     let (mut writing, mut steps) = (0, BTreeSet::new());
     while killed < kills {
         runs += 1;

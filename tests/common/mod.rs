@@ -1,6 +1,7 @@
 //! What several tests need.
 
 pub(crate) mod odd_llama;
+pub(crate) mod skip;
 pub(crate) mod writer;
 
 use std::path::{Path, PathBuf};
@@ -15,17 +16,21 @@ use epiphyte::tokenizer::{Tokenizer, TokenizerSpec};
 const FAR_TOO_LONG: Duration = Duration::from_secs(60);
 
 /// The default model: `EPIPHYTE_TEST_MODEL`, else the cache. `None` only when
-/// `EPIPHYTE_SKIP_MODEL=1` allows it.
+/// `EPIPHYTE_SKIP_MODEL=1` allows it; the test is skipped then.
+#[track_caller]
 pub(crate) fn model_path() -> Option<PathBuf> {
     let var = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let path = var("EPIPHYTE_TEST_MODEL").or_else(epiphyte::default_model);
     let found = path.filter(|path| path.exists());
-    let skip = std::env::var("EPIPHYTE_SKIP_MODEL").is_ok_and(|value| value == "1");
+    let allowed = std::env::var("EPIPHYTE_SKIP_MODEL").is_ok_and(|value| value == "1");
     assert!(
-        found.is_some() || skip,
+        found.is_some() || allowed,
         "{} is not there: run `make model`, or set EPIPHYTE_SKIP_MODEL=1",
         epiphyte::DEFAULT_MODEL
     );
+    if found.is_none() {
+        skip::skip("the default model is not there");
+    }
     found
 }
 

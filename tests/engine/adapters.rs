@@ -7,7 +7,8 @@ use std::sync::{Arc, LazyLock};
 use epiphyte::adapter::{Adapter, BaseShape};
 use epiphyte::engine::{Change, KvPolicy};
 use epiphyte::{
-    Engine, EngineOptions, Error, GenerateOptions, GpuOptions, Session, generate_batch,
+    Batch, Engine, EngineOptions, Error, GenerateOptions, GpuOptions, Sequence, Session,
+    generate_batch,
 };
 use safetensors::SafeTensors;
 
@@ -64,7 +65,7 @@ fn mixed(i: usize) -> (Vec<(&'static str, f32)>, Vec<u32>) {
 }
 
 /// Keys and values of a session, bit for bit.
-fn cache(session: &Session) -> Vec<(String, Vec<u8>)> {
+pub(super) fn cache(session: &Session) -> Vec<(String, Vec<u8>)> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("session");
     session.save(&path).unwrap();
@@ -88,7 +89,7 @@ fn batch_is_as_alone(batched: &Arc<Engine>, single: &Arc<Engine>, k: usize, bit_
         (0..k).map(mixed).map(|(set, ids)| under(batched, &set, &ids)).collect();
     let mut ids = vec![Vec::new(); k];
     generate_batch(
-        sessions.iter_mut().map(|session| (session, greedy(9))).collect(),
+        sessions.iter_mut().map(|session| Sequence { session, options: greedy(9) }).collect(),
         |i, token| {
             ids[i].push(token.id);
             ControlFlow::Continue(())
@@ -150,7 +151,7 @@ fn a_swap_between_tokens_costs_a_write() {
         let mut generation = session.generate(greedy(100)).unwrap();
         let turn = |generation: &mut epiphyte::Generation<'_>, i: usize| {
             let change = Change { adapters: sets[i % 4], history: KvPolicy::Keep };
-            generation.set_adapters(0, &change).unwrap();
+            generation.set_adapters(&change).unwrap();
             generation.next().unwrap().unwrap();
         };
         // With and without adapters: each kernel is compiled on first use.
@@ -160,12 +161,15 @@ fn a_swap_between_tokens_costs_a_write() {
             turn(&mut generation, i);
             assert_eq!(cost(), before, "after {i} swaps");
         }
-        let nowhere = generation.set_adapters(1, &Change::default());
+        drop(generation);
+        let options = greedy(1);
+        let mut batch = Batch::new(vec![Sequence { session: &mut session, options }]).unwrap();
+        let nowhere = batch.set_adapters(1, &Change::default());
         assert!(
             matches!(nowhere, Err(Error::InvalidArgument { name: "index", .. })),
             "{nowhere:?}"
         );
-        drop(generation);
+        drop(batch);
         let before = cost();
         for i in 0..8 {
             set(&mut session, sets[i % 4], KvPolicy::Keep);
@@ -183,7 +187,7 @@ fn history_is_recomputed_or_kept() {
         if in_flight {
             let mut generation = session.generate(greedy(16)).unwrap();
             (0..6).for_each(|_| drop(generation.next().unwrap().unwrap()));
-            generation.set_adapters(0, &Change { adapters: b, history }).unwrap();
+            generation.set_adapters(&Change { adapters: b, history }).unwrap();
             generation.by_ref().for_each(|token| drop(token.unwrap()));
         } else {
             generate(&mut session, greedy(6));

@@ -3,15 +3,21 @@
 use std::ops::ControlFlow;
 
 use epiphyte::{
-    CancelToken, EngineOptions, Error, FinishReason, GenerateOptions, Session, generate_batch,
+    CancelToken, EngineOptions, Error, FinishReason, GenerateOptions, Sequence, Session,
+    generate_batch,
 };
 
 use super::{Answer, CONTEXT, SHARED, alone, greedy, open, prompt, sampled, session};
 
+fn sequence(session: &mut Session, max_tokens: usize) -> Sequence<'_> {
+    Sequence { session, options: greedy(max_tokens) }
+}
+
 /// Answers of `options[i]` to `prompts[i]`, in one batch.
 fn together(prompts: &[Vec<u32>], options: &[GenerateOptions]) -> Vec<Answer> {
     let mut sessions: Vec<Session> = prompts.iter().map(|ids| session(&SHARED, ids)).collect();
-    let sequences = sessions.iter_mut().zip(options.iter().cloned()).collect();
+    let sequence = |(session, options)| Sequence { session, options };
+    let sequences = sessions.iter_mut().zip(options.iter().cloned()).map(sequence).collect();
     let mut answers: Vec<Answer> = prompts
         .iter()
         .map(|_| Answer { ids: Vec::new(), text: String::new(), reason: None })
@@ -82,7 +88,8 @@ fn the_caller_may_end_a_batch() {
     let prompts = [prompt(140, 9), prompt(141, 14)];
     let mut sessions = prompts.each_ref().map(|ids| session(&SHARED, ids));
     let mut seen = 0;
-    let reasons = generate_batch(sessions.iter_mut().map(|s| (s, greedy(20))).collect(), |_, _| {
+    let sequences = sessions.iter_mut().map(|s| sequence(s, 20)).collect();
+    let reasons = generate_batch(sequences, |_, _| {
         seen += 1;
         if seen == 7 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
@@ -97,7 +104,7 @@ fn the_caller_may_end_a_batch() {
 }
 
 /// The argument that is refused, and why.
-fn name(sequences: Vec<(&mut Session, GenerateOptions)>) -> (&'static str, String) {
+fn name(sequences: Vec<Sequence<'_>>) -> (&'static str, String) {
     match generate_batch(sequences, |_, _| ControlFlow::Continue(())) {
         Err(Error::InvalidArgument { name, reason }) => (name, reason),
         other => panic!("{other:?}"),
@@ -109,13 +116,13 @@ fn batches_that_cannot_be_are_refused() {
     assert_eq!(name(vec![]).0, "sequences");
     let other = open(EngineOptions::default());
     let (mut a, mut b) = (session(&SHARED, &[5]), session(&other, &[5]));
-    let (argument, reason) = name(vec![(&mut a, greedy(1)), (&mut b, greedy(1))]);
+    let (argument, reason) = name(vec![sequence(&mut a, 1), sequence(&mut b, 1)]);
     assert_eq!(argument, "sequences");
     assert!(reason.contains("two engines"), "{reason}");
     let mut many: Vec<_> = (0..65).map(|_| session(&SHARED, &[5])).collect();
-    assert!(name(many.iter_mut().map(|s| (s, greedy(1))).collect()).1.contains("65"));
+    assert!(name(many.iter_mut().map(|s| sequence(s, 1)).collect()).1.contains("65"));
     let mut empty = SHARED.session();
-    assert_eq!(name(vec![(&mut a, greedy(1)), (&mut empty, greedy(1))]).0, "session");
+    assert_eq!(name(vec![sequence(&mut a, 1), sequence(&mut empty, 1)]).0, "session");
     assert_eq!(super::generate(&mut a, greedy(4)), alone(&[5], greedy(4)));
 }
 

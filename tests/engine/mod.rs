@@ -16,6 +16,7 @@ mod soak;
 mod stats;
 mod stops;
 mod text;
+mod turns;
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock};
@@ -74,13 +75,12 @@ fn generate(session: &mut Session, options: GenerateOptions) -> Answer {
     let before = session.tokens().to_vec();
     let mut answer = Answer { ids: Vec::new(), text: String::new(), reason: None };
     let mut generation = session.generate(options).unwrap();
-    while let Some(next) = generation.next_token() {
-        let (index, token) = next.unwrap();
-        assert_eq!(index, 0);
+    for token in generation.by_ref() {
+        let token = token.unwrap();
         answer.ids.push(token.id);
         answer.text += &token.text;
     }
-    answer.reason = generation.finish_reason(0);
+    answer.reason = generation.finish_reason();
     drop(generation);
     assert_eq!(
         session.tokens(),

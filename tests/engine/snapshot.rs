@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
 use epiphyte::{Engine, EngineOptions, Error, Session};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
@@ -271,4 +272,70 @@ fn a_saved_cache_serves_its_own_session_only() {
     // The second time it takes over whatever pages are offered.
     let reused = generate(&mut session(&engine, &ids), greedy(10));
     assert_eq!((&right, &reused), (&alone(&ids, greedy(10)), &right));
+}
+
+/// A saved session of `len` tokens whose keys and values are made up.
+fn made_up(engine: &std::sync::Arc<Engine>, len: usize) -> Saved {
+    let saved = save(&session(engine, &prompt(97, len)));
+    let mut parts = Parts::of(&saved.path);
+    parts.metadata.insert("kv_len".into(), len.to_string());
+    let config = &engine.base().config;
+    let element = if engine.gpu().caps().f16 { 2 } else { 4 };
+    let page_bytes = config.num_key_value_heads * config.head_dim * PAGE * element;
+    let pages = len.div_ceil(PAGE);
+    for (i, (name, _, shape, data)) in parts.tensors.iter_mut().enumerate() {
+        if name != "tokens" {
+            *shape = vec![pages, page_bytes];
+            *data = (0..pages * page_bytes).map(|at| (at * 31 + i) as u8).collect();
+        }
+    }
+    std::fs::write(&saved.path, parts.bytes()).unwrap();
+    saved
+}
+
+#[test]
+fn a_session_is_copied_in_few_reads_and_writes() {
+    let Some(path) = crate::common::model_path() else { return };
+    let options =
+        EngineOptions { context: Some(1000), skip_self_test: true, ..EngineOptions::default() };
+    let engine = Engine::open(path, options).unwrap();
+    let saved = made_up(&engine, 1000);
+    let counters = &engine.gpu().counters;
+    let counts = || [&counters.reads, &counters.writes].map(|count| count.load(Ordering::Relaxed));
+    let before = counts();
+    let restored = engine.restore(&saved.path).unwrap();
+    let [_, writes] = std::array::from_fn(|i| counts()[i] - before[i]);
+    let before = counts();
+    let again = save(&restored);
+    let [reads, _] = std::array::from_fn(|i| counts()[i] - before[i]);
+    println!("1,000 tokens: {writes} writes to restore, {reads} reads to save");
+    assert!(
+        (1..=3).contains(&reads) && (1..=3).contains(&writes),
+        "{reads} reads, {writes} writes"
+    );
+    let [first, second] = [&saved, &again].map(|saved| Parts::of(&saved.path));
+    assert_eq!(first.metadata, second.metadata);
+    let sorted = |mut parts: Parts| {
+        parts.tensors.sort_by(|a, b| a.0.cmp(&b.0));
+        parts.tensors
+    };
+    assert!(sorted(first) == sorted(second), "every byte comes back");
+}
+
+#[test]
+fn sessions_are_saved_at_once_under_names_that_differ_in_their_extension() {
+    let dir = tempfile::tempdir().unwrap();
+    std::thread::scope(|scope| {
+        for (seed, name) in [(98, "session.a"), (99, "session.b"), (100, "session")] {
+            let path = dir.path().join(name);
+            scope.spawn(move || {
+                let saved = session(&SHARED, &prompt(seed, 40));
+                for _ in 0..20 {
+                    saved.save(&path).unwrap();
+                    assert_eq!(SHARED.restore(&path).unwrap().tokens(), saved.tokens());
+                }
+            });
+        }
+    });
+    assert_eq!(dir.path().read_dir().unwrap().count(), 3, "no temporary file is left");
 }

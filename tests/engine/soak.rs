@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 
 use epiphyte::adapter::Adapter;
 use epiphyte::engine::{Change, KvPolicy};
-use epiphyte::{DType, Engine, EngineOptions, Error, Session, generate_batch};
+use epiphyte::{DType, Engine, EngineOptions, Error, Sequence, Session, generate_batch};
 
 use super::adapters::{shape, under};
 use super::registry::sized;
 use super::{CONTEXT, greedy, open, prefill, prompt};
 use crate::common::Random;
+use crate::common::skip::usual;
 
 const IDS: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
 /// Adapters that each id stands for in turn.
@@ -170,7 +171,7 @@ impl Soak {
         } else {
             let mut generation = member.session.generate(greedy(6)).unwrap();
             (0..2).for_each(|_| drop(generation.next().unwrap().unwrap()));
-            let changed = generation.set_adapters(0, &Change { adapters: &set, history });
+            let changed = generation.set_adapters(&Change { adapters: &set, history });
             generation.for_each(|token| drop(token.unwrap()));
             changed
         };
@@ -205,7 +206,10 @@ impl Soak {
         let sequences = self.members.iter_mut().enumerate().filter(|(i, _)| chosen.contains(i));
         let mut lengths = Random::new(u64::from(self.random.below(1000)));
         let sequences = sequences
-            .map(|(_, m)| (&mut m.session, greedy(1 + lengths.below(6) as usize)))
+            .map(|(_, m)| Sequence {
+                session: &mut m.session,
+                options: greedy(1 + lengths.below(6) as usize),
+            })
             .collect();
         generate_batch(sequences, |_, _| std::ops::ControlFlow::Continue(())).unwrap();
         chosen.into_iter().for_each(|i| self.check(i, before[i]));
@@ -339,14 +343,11 @@ impl Soak {
     }
 }
 
-fn variable(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
-}
-
 #[test]
 fn sessions_and_adapters_hold_whatever_comes() {
-    let (seconds, seed) =
-        (variable("EPIPHYTE_SOAK_SECONDS", 60), variable("EPIPHYTE_SOAK_SEED", 1));
+    let seconds = usual("EPIPHYTE_SOAK_SECONDS", 60, 1800);
+    let seed = std::env::var("EPIPHYTE_SOAK_SEED").ok().and_then(|value| value.parse().ok());
+    let seed = seed.unwrap_or(1);
     let deadline = Instant::now() + Duration::from_secs(seconds);
     let dir = tempfile::tempdir().unwrap();
     let mut soak = Soak::new(seed, dir.path().to_path_buf());

@@ -122,7 +122,7 @@ fn a_generation_is_cancelled_before_and_during() {
         cancel.cancel();
         let after = generation.by_ref().count();
         assert!(after <= 1, "{after} tokens after the call");
-        assert_eq!(generation.finish_reason(0), Some(FinishReason::Cancelled));
+        assert_eq!(generation.finish_reason(), Some(FinishReason::Cancelled));
     }
     let kept = session.tokens().to_vec();
     let answer = generate(&mut session, options());
@@ -149,5 +149,5 @@ fn a_generation_is_cancelled_from_another_thread() {
     assert!(first.id < VOCAB);
     std::thread::spawn(move || cancel.cancel()).join().unwrap();
     assert!(generation.by_ref().count() <= 1);
-    assert_eq!(generation.finish_reason(0), Some(FinishReason::Cancelled));
+    assert_eq!(generation.finish_reason(), Some(FinishReason::Cancelled));
 }

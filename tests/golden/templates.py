@@ -2,7 +2,7 @@
 
     python -m venv v && v/bin/pip install transformers jinja2
     v/bin/python templates.py FOLDER_OF_JINJA_FILES OUT.json
-    EPIPHYTE_TEMPLATES=OUT.json cargo test --test main templates -- --ignored --nocapture
+    EPIPHYTE_TEMPLATES=OUT.json cargo test --test main templates -- --nocapture
 
 The templates belong to the makers of the models, so neither they nor what they render is kept here. The PyPI source
 package of llama-cpp-python has those of some 70 models in vendor/llama.cpp/models/templates.

@@ -5,7 +5,8 @@ usage: train_step.py [OUT]        needs torch, transformers, peft, safetensors, 
 Three models of the same sizes, whose every matrix is of one type: the bytes are drawn from SplitMix64, so that tests/train/golden.rs
 draws the same. Holds `<i>.ids` [T] i64 and `<i>.weights` [T] f32 of each sequence: the loss is the mean of the cross-entropies of
 predicting each token from those before it, by these weights. For each type, `<type>.loss` [1] f64, the gradients
-`<type>.<module path>.lora_{A,B}` f32, and `<type>.{losses,norms}` [STEPS] f64: loss and norm of the gradient before each step.
+`<type>.<module path>.lora_{A,B}` f32, `<type>.{losses,norms}` [STEPS] f64: loss and norm of the gradient before each step, and
+`<type>.moved.<module path>.lora_{A,B}` f32: how far all the steps together moved the factors.
 """
 import sys
 from pathlib import Path
@@ -118,17 +119,20 @@ def train(name, folder, sequences):
     assert len(factors) == 2 * len(LINEARS) * LAYERS and all("lora_" in key for key in factors)
     optimizer = torch.optim.AdamW(list(factors.values()), lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
     golden, losses, norms = {}, [], []
+    path = lambda key: key.removeprefix("base_model.model.").replace(".default.weight", "")
+    first = {key: parameter.detach().clone() for key, parameter in factors.items()}
     for step in range(STEPS):
         optimizer.zero_grad()
         loss = loss_of(model, sequences)
         loss.backward()
         if step == 0:
             for key, parameter in factors.items():
-                key = key.removeprefix("base_model.model.").replace(".default.weight", "")
-                golden[f"{name}.{key}"] = parameter.grad.float().contiguous()
+                golden[f"{name}.{path(key)}"] = parameter.grad.float().contiguous()
         norms.append(torch.nn.utils.clip_grad_norm_(list(factors.values()), 1.0).item())
         losses.append(loss.item())
         optimizer.step()
+    for key, parameter in factors.items():
+        golden[f"{name}.moved.{path(key)}"] = (parameter.detach() - first[key]).float().contiguous()
     print(name, "losses", losses, "norms", norms)
     golden[f"{name}.loss"] = torch.tensor(losses[:1], dtype=torch.float64)
     golden[f"{name}.losses"] = torch.tensor(losses, dtype=torch.float64)

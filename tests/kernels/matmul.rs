@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::oracle::{EPS, gamma};
 use super::weights::{Weights, row_unit};
-use super::{Checked, Near, Output, Random, for_all, seed, submit};
+use super::{Checked, Near, Output, Random, for_all, matrices, seed, submit};
 
 /// m, n, odd: K is 2 odd + 1 units; `x_row`, `y_offset`, rest: columns of y after those written;
 /// add, seed.
@@ -74,9 +74,7 @@ fn check_tile(
     let spec =
         matmul::spec(gpu.caps(), dtype, if add { Epilogue::Add } else { Epilogue::Store }, tile);
     let op = gpu.op(&spec, &[&x_tensor, &gain, &words, &scales, &y.tensor])?;
-    submit(gpu, |commands| {
-        matmul::record(commands, (gpu.caps(), tile), (&op.kernel, &op.group), &p, 0)
-    })?;
+    submit(gpu, |commands| matmul::record(commands, &op, tile, &p, 0))?;
     let mut expected = vec![None; m * stride];
     for i in 0..m * n {
         let at = i / n * stride + y_offset + i % n;
@@ -92,6 +90,7 @@ fn check_tile(
 
 #[test]
 fn matmul_is_the_product_in_every_format() {
+    matrices("in part, without its cooperative variant");
     for dtype in DType::ALL {
         for_all(1, cases(), |gpu, case| check(gpu, dtype, case));
     }
@@ -99,5 +98,6 @@ fn matmul_is_the_product_in_every_format() {
 
 #[test]
 fn matmul_is_the_product_at_any_size() {
+    matrices("in part, without its cooperative variant");
     for_all(8, cases(), |gpu, case| check(gpu, DType::Q4_0, case));
 }

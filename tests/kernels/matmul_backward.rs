@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::oracle::{EPS, check_gradient, gamma};
 use super::weights::{Weights, row_unit};
-use super::{Checked, Near, Output, Random, for_all, seed, submit};
+use super::{Checked, Near, Output, Random, for_all, matrices, seed, submit};
 
 #[derive(Clone, Debug)]
 struct Case {
@@ -148,11 +148,11 @@ fn check_variant(gpu: &Gpu, caps: &Caps, dtype: DType, case: &Case) -> Checked {
             if matmul_backward::reads_exponents(caps) {
                 row_exponents::record(commands, &row_exponents, (&p).into(), p.m);
             }
-            matmul_backward::record(commands, caps, (&op.kernel, &op.group), &p, 0);
+            matmul_backward::record(commands, &op, caps, &p, 0);
         })?;
     }
     let mut expected = vec![None; len];
-    let products = expect(&dy, &w, &whole, spec.source.cooperative_matrix);
+    let products = expect(&dy, &w, &whole, spec.name.ends_with("_coop"));
     for ((near, expected), before) in products
         .into_iter()
         .zip(&mut expected[case.dx_row * k..])
@@ -163,11 +163,12 @@ fn check_variant(gpu: &Gpu, caps: &Caps, dtype: DType, case: &Case) -> Checked {
         let sum = before.abs() + near.value.abs() + near.bound;
         *expected = Some(Near { value: before + near.value, bound: near.bound + 2.0 * EPS * sum });
     }
-    dx.check(gpu, &expected).map_err(|e| format!("{}, {dtype:?}: {e}", spec.source.name).into())
+    dx.check(gpu, &expected).map_err(|e| format!("{}, {dtype:?}: {e}", spec.name).into())
 }
 
 #[test]
 fn matmul_backward_is_the_product_in_every_format() {
+    matrices("in part, without its cooperative variant");
     for dtype in DType::ALL {
         for_all(1, cases(), |gpu, case| check(gpu, dtype, case));
     }
@@ -175,6 +176,7 @@ fn matmul_backward_is_the_product_in_every_format() {
 
 #[test]
 fn matmul_backward_is_the_product_at_any_size() {
+    matrices("in part, without its cooperative variant");
     for_all(8, cases(), |gpu, case| check(gpu, DType::Q4_0, case));
 }
 

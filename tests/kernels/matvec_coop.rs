@@ -5,8 +5,8 @@ use epiphyte::kernels::matvec::{Epilogue, MAX_COLS};
 use epiphyte::kernels::matvec_coop::Tiling;
 use proptest::prelude::*;
 
-use super::for_all;
 use super::matvec::{Case, Style, cases, check, check_expand, check_shrink};
+use super::{for_all, matrices};
 
 /// Every way to share the work, rows enough for one pass.
 fn coop_cases() -> impl Strategy<Value = Case> {
@@ -26,6 +26,9 @@ fn coop_cases() -> impl Strategy<Value = Case> {
 
 #[test]
 fn matvec_coop_is_the_product_in_every_format() {
+    if !matrices("all of it") {
+        return;
+    }
     for dtype in DType::ALL {
         for_all(3, coop_cases(), |gpu, case| check(gpu, dtype, case));
     }
@@ -33,6 +36,9 @@ fn matvec_coop_is_the_product_in_every_format() {
 
 #[test]
 fn matvec_coop_makes_every_epilogue_with_and_without_the_norm() {
+    if !matrices("all of it") {
+        return;
+    }
     for epilogue in [Epilogue::Store, Epilogue::Add, Epilogue::SwiGlu] {
         for norm in [false, true] {
             for_all(4, coop_cases(), |gpu, case| {
@@ -44,6 +50,9 @@ fn matvec_coop_makes_every_epilogue_with_and_without_the_norm() {
 
 #[test]
 fn matvec_coop_makes_u_beside_the_product() {
+    if !matrices("all of it") {
+        return;
+    }
     for norm in [false, true] {
         for_all(4, coop_cases(), |gpu, case| {
             check_shrink(gpu, &Case { norm, epilogue: Epilogue::Store, ..case.clone() })
@@ -53,6 +62,9 @@ fn matvec_coop_makes_u_beside_the_product() {
 
 #[test]
 fn matvec_coop_adds_what_u_expands_to() {
+    if !matrices("all of it") {
+        return;
+    }
     for epilogue in [Epilogue::Store, Epilogue::Add] {
         for_all(4, (coop_cases(), (1usize..4, 0usize..40)), |gpu, (case, lora)| {
             check_expand(gpu, &Case { epilogue, norm: false, ..case.clone() }, *lora)

@@ -42,6 +42,8 @@ use half::f16;
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 
+use crate::common::skip::skip;
+
 /// What a test gives back; the error says what differs.
 type Checked<T = ()> = Result<T, Box<dyn Error>>;
 
@@ -74,6 +76,16 @@ static TIERS: LazyLock<Vec<Tier>> = LazyLock::new(|| {
         })
         .collect()
 });
+
+/// Whether the adapter has cooperative matrices; if not, says `what` is left out.
+#[track_caller]
+fn matrices(what: &str) -> bool {
+    let has = TIERS[0].gpu.caps().cooperative_matrix.is_some();
+    if !has {
+        skip(&format!("{what}: no cooperative matrices"));
+    }
+    has
+}
 
 thread_local! {
     /// Cases that this test has had.

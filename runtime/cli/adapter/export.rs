@@ -64,7 +64,7 @@ pub(super) fn run(args: &ExportArgs) -> Result<()> {
     let mut adapters = Vec::with_capacity(args.adapters.len());
     for Weighted { path, weight } in &args.adapters {
         let adapter = Adapter::load(path, base.adapted())?;
-        match base.check(&adapter) {
+        match adapter.check_base(&base.fingerprint) {
             Err(mismatch) if args.force => {
                 output::note(&format!("warning: {}: {mismatch}", path.display()))
             }

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::ModelFile;
-use epiphyte::adapter::{AdaptedBase, Adapter, BaseShape, BaseWeights};
+use epiphyte::adapter::{AdaptedBase, BaseShape, BaseWeights};
 use epiphyte::base::{ModelConfig, fingerprint};
 use epiphyte::error::Result;
 use epiphyte::format::gguf::Gguf;
@@ -68,12 +68,5 @@ impl BaseFile {
 
     pub(super) fn adapted(&self) -> AdaptedBase<'_> {
         AdaptedBase { shape: self.shape, weights: BaseWeights::Open(&self.gguf) }
-    }
-
-    /// Errors: [`epiphyte::Error::BaseMismatch`] when the adapter was made for another base;
-    /// [`epiphyte::Error::FingerprintVersion`] when that can't be told.
-    pub(super) fn check(&self, adapter: &Adapter) -> Result<()> {
-        let made_for = adapter.base_fingerprint.as_deref();
-        made_for.map_or(Ok(()), |made_for| fingerprint::check(made_for, &self.fingerprint))
     }
 }

@@ -147,7 +147,7 @@ impl Bench {
             let mut seconds = 0.0;
             for token in 0..TOKENS_BETWEEN {
                 let start = Instant::now();
-                generation.next_token().ok_or_else(ended)??;
+                generation.next().ok_or_else(ended)??;
                 seconds = start.elapsed().as_secs_f64();
                 if token == 0 && i > 0 {
                     timed[2].push(seconds);
@@ -155,7 +155,7 @@ impl Bench {
             }
             timed[1].push(seconds);
             let start = Instant::now();
-            generation.set_adapters(0, &Change { adapters: &adapters, history: KvPolicy::Keep })?;
+            generation.set_adapters(&Change { adapters: &adapters, history: KvPolicy::Keep })?;
             timed[0].push(start.elapsed().as_secs_f64());
         }
         Ok(timed)

@@ -47,7 +47,7 @@ pub(super) fn run(args: &StartArgs) -> Result<()> {
     files.writes("OUT", &args.out, Kind::Version).check(None)?;
     let base = BaseFile::open(&args.model)?;
     let mut adapter = Adapter::load(&args.adapter, base.adapted())?;
-    base.check(&adapter)?;
+    adapter.check_base(&base.fingerprint)?;
     adapter.base_fingerprint = Some(base.fingerprint);
     let factors = match args.factors {
         First::A => Factors::A,

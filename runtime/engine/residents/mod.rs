@@ -1,9 +1,10 @@
 //! Adapters on the device.
 
-mod arena;
+pub(super) mod arena;
 mod entry;
-mod packed;
+pub(super) mod packed;
 pub mod registry;
 
 pub use entry::{AdapterState, SetId};
+pub(crate) use entry::{Incoming, ReadAgain};
 pub use registry::Registry;

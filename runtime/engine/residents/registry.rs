@@ -8,13 +8,14 @@
 mod residency;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::arena::{Arena, Block};
-use super::entry::{AdapterState, Entry, EntryId, Resident, Set, SetId, Source};
-use super::packed::{Packed, PackedSite};
-use crate::adapter::{Adapter, LoadReport, MAX_RANK};
+use super::entry::{
+    Absent, AdapterState, Entry, EntryId, Incoming, ReadAgain, Resident, Set, SetId, Source,
+};
+use super::packed::PackedSite;
+use crate::adapter::{LoadReport, MAX_RANK};
 use crate::base::BaseShape;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
@@ -42,12 +43,8 @@ pub struct Registry {
 impl Registry {
     /// For passes of up to `rows` rows over a base of `shape`; `budget` in bytes.
     pub fn new(gpu: &Gpu, shape: BaseShape, rows: usize, budget: u64) -> Self {
-        let directory = Directory {
-            rows: rows.next_multiple_of(4) as u32,
-            sets: MAX_SETS as u32,
-            sites: site_count(shape.num_hidden_layers) as u32,
-        };
-        let arena = Arena::new(gpu, u64::from(directory.words()) * 4, budget);
+        let directory = directory(&shape, rows);
+        let arena = Arena::new(gpu.caps(), u64::from(directory.words()) * 4, budget);
         let sets = (0..MAX_SETS).map(|_| None).collect();
         Self {
             directory,
@@ -67,6 +64,11 @@ impl Registry {
         Some(Factors { directory: self.directory, a, b, moves })
     }
 
+    /// The shape of the directory.
+    pub fn directory(&self) -> Directory {
+        self.directory
+    }
+
     /// Adds an adapter that fits the base, or puts it in the place of one of the same id. Sets in
     /// use keep that one; it goes with the last of them.
     ///
@@ -76,24 +78,21 @@ impl Registry {
         &mut self,
         gpu: &Gpu,
         id: &str,
-        adapter: &Adapter,
-        source: Option<PathBuf>,
+        Incoming { packed, digest, source, report }: Incoming,
     ) -> Result<()> {
-        check_ranks(id, adapter)?;
-        let packed = Arc::new(Packed::new(adapter, &self.shape));
         let before = self.ids.get(id).copied();
         // Its room is there for the new one.
         let unused =
             before.filter(|before| !self.is_pinned(*before)).and_then(|before| self.take(before));
         let entry = Entry {
             id: id.to_string(),
-            digest: adapter.digest(),
+            digest,
             bytes: packed.bytes(),
             source: source.map_or_else(|| Source::Memory(Arc::clone(&packed)), Source::Path),
             resident: None,
             pins: 0,
             last_used: 0,
-            report: Arc::new(adapter.report.clone()),
+            report,
         };
         let new = self.next;
         self.next += 1;
@@ -110,6 +109,11 @@ impl Registry {
             }
         }
         Ok(())
+    }
+
+    /// Whether it could be on the device by itself.
+    pub(crate) fn fits(&self, adapter: &Incoming) -> bool {
+        adapter.packed.bytes() <= self.arena.budget()
     }
 
     fn is_pinned(&self, entry: EntryId) -> bool {
@@ -167,13 +171,40 @@ impl Registry {
         self.current(id).map(|entry| Arc::clone(&entry.report))
     }
 
+    /// Those of `adapters` that have to be read again before [`Registry::acquire`], and are not in
+    /// `read`.
+    ///
+    /// Errors: as [`Registry::acquire`], for ids and weights.
+    pub(crate) fn absent(
+        &self,
+        adapters: &[(String, f32)],
+        read: &ReadAgain,
+    ) -> Result<Vec<Absent>> {
+        let wanted = self.find(adapters)?.into_iter();
+        let absent = wanted.filter(|(number, _)| !read.contains_key(number));
+        Ok(absent.filter_map(|(number, _)| self.absentee(number)).collect())
+    }
+
+    /// An adapter, if it is off the device and in a file.
+    fn absentee(&self, number: EntryId) -> Option<Absent> {
+        let entry = self.entries.get(&number).filter(|entry| entry.resident.is_none())?;
+        let Source::Path(path) = &entry.source else { return None };
+        let (id, path, digest) = (entry.id.clone(), path.clone(), entry.digest.clone());
+        Some(Absent { number, id, path, digest })
+    }
+
     /// A set of `adapters` with weights, held until [`Registry::release`]: a known one where there
     /// is one, else one made now, with adapters loaded again that had to make room.
     ///
     /// Errors: [`Error::InvalidArgument`] for an unknown id, one given twice, a weight that is not
     /// finite, or more than the limits allow; [`Error::AdapterBudget`]; those of loading again.
     /// Nothing has changed then.
-    pub fn acquire(&mut self, gpu: &Gpu, adapters: &[(String, f32)]) -> Result<SetId> {
+    pub(crate) fn acquire(
+        &mut self,
+        gpu: &Gpu,
+        adapters: &[(String, f32)],
+        read: &ReadAgain,
+    ) -> Result<SetId> {
         if adapters.is_empty() {
             return Ok(SetId(0));
         }
@@ -183,7 +214,7 @@ impl Registry {
             self.sets.iter().position(|set| set.as_ref().is_some_and(|set| set.entries == entries));
         let index = match known {
             Some(index) => index,
-            None => self.make_set(gpu, adapters, &entries)?,
+            None => self.make_set(gpu, adapters, &entries, read)?,
         };
         if let Some(set) = &mut self.sets[index] {
             set.users += 1;
@@ -252,10 +283,10 @@ impl Registry {
             self.sets[id.0 as usize].as_ref().map(|set| set.pass.clone()).unwrap_or_default()
         };
         let joined = sets.filter(|id| *id != first).fold(pass(first), |a, b| LoraPass {
-            u_rows: std::array::from_fn(|kind| a.u_rows[kind].max(pass(b).u_rows[kind])),
+            u_width: std::array::from_fn(|kind| a.u_width[kind].max(pass(b).u_width[kind])),
             alone: None,
         });
-        (joined.u_rows != [0; 6]).then_some(joined)
+        (joined.u_width != [0; 6]).then_some(joined)
     }
 
     /// Tells the device which sets the rows of the next pass use.
@@ -304,6 +335,7 @@ impl Registry {
         gpu: &Gpu,
         adapters: &[(String, f32)],
         entries: &[(EntryId, f32)],
+        read: &ReadAgain,
     ) -> Result<usize> {
         let free =
             (1..MAX_SETS).filter(|&i| self.sets[i].as_ref().is_none_or(|set| set.users == 0));
@@ -315,7 +347,8 @@ impl Registry {
         };
         // Pinned, so that one does not make room for the next.
         self.pin(entries, 1);
-        let resident = entries.iter().try_for_each(|(entry, _)| self.make_resident(gpu, *entry));
+        let resident =
+            entries.iter().try_for_each(|(entry, _)| self.make_resident(gpu, *entry, read));
         self.pin(entries, -1);
         resident?;
         let pass = self.checked_pass(entries)?;
@@ -339,8 +372,8 @@ impl Registry {
                 let reason = format!("ranks of {rank} together; at most {MAX_RANK}, merge some");
                 return Err(Error::InvalidArgument { name: "adapters", reason });
             }
-            let u_rows = &mut pass.u_rows[kind as usize];
-            *u_rows = (*u_rows).max(rank * kind.targets().len() as u32);
+            let u_width = &mut pass.u_width[kind as usize];
+            *u_width = (*u_width).max(rank * kind.targets().len() as u32);
         }
         Ok(pass)
     }
@@ -399,14 +432,12 @@ impl Registry {
     }
 }
 
-fn check_ranks(id: &str, adapter: &Adapter) -> Result<()> {
-    let invalid = |reason: String| Err(Error::InvalidAdapter { what: id.into(), reason });
-    match adapter.modules.iter().map(|module| module.rank).max() {
-        None => invalid("it changes no module".into()),
-        Some(rank) if rank > MAX_RANK as usize => invalid(format!(
-            "rank {rank}; at most {MAX_RANK} can run, merge it into the base instead"
-        )),
-        Some(_) => Ok(()),
+/// That of passes of up to `rows` rows over a base of `shape`.
+pub(crate) fn directory(shape: &BaseShape, rows: usize) -> Directory {
+    Directory {
+        rows: rows.next_multiple_of(4) as u32,
+        sets: MAX_SETS as u32,
+        sites: site_count(shape.num_hidden_layers) as u32,
     }
 }
 

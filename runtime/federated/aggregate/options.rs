@@ -244,7 +244,11 @@ impl AggregateOptions {
                     rolora or ffa with uniform weights",
                 );
             }
-            if plan.clip_norm.is_none() || noise.expected == 0 || noise.sigma.is_nan() || noise.sigma <= 0.0 {
+            if plan.clip_norm.is_none()
+                || noise.expected == 0
+                || noise.sigma.is_nan()
+                || noise.sigma <= 0.0
+            {
                 return refuse("noise", "it needs the plan's clip norm and an expected number");
             }
             if plan.sigma > 0.0 {

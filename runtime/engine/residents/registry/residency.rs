@@ -3,44 +3,46 @@
 
 use std::sync::Arc;
 
-use super::super::arena::Block;
-use super::super::entry::{EntryId, Resident, Source};
+use super::super::arena::{Block, Room};
+use super::super::entry::{EntryId, ReadAgain, Resident, Source};
 use super::super::packed::{Eight, Packed};
 use super::{MAX_SETS, Registry};
-use crate::adapter::{AdaptedBase, Adapter, BaseWeights};
 use crate::error::{Error, Result};
-use crate::gpu::Gpu;
+use crate::gpu::{Commands, Gpu};
 use crate::parallel;
 
 /// f16 that are copied to the device's memory at a time; a multiple of an [`Eight`].
 const PIECE: usize = 1 << 20;
 
 impl Registry {
-    pub(super) fn make_resident(&mut self, gpu: &Gpu, number: EntryId) -> Result<()> {
+    /// Sends an adapter to the device, unless it is there.
+    ///
+    /// Errors: as [`Registry::send`]; as [`super::super::entry::Absent::read`] for one that is
+    /// neither in memory nor in `read`.
+    pub(super) fn make_resident(
+        &mut self,
+        gpu: &Gpu,
+        number: EntryId,
+        read: &ReadAgain,
+    ) -> Result<()> {
         let Some(entry) = self.entries.get(&number).filter(|entry| entry.resident.is_none()) else {
             return Ok(());
         };
-        let packed = match &entry.source {
-            Source::Memory(packed) => Arc::clone(packed),
-            Source::Path(path) => {
-                let compared = AdaptedBase { shape: self.shape, weights: BaseWeights::Compared };
-                let adapter = Adapter::load(path, compared)?;
-                if adapter.digest() != entry.digest {
-                    let reason =
-                        "the file has changed since it was loaded; load it again".to_string();
-                    return Err(Error::InvalidAdapter { what: entry.id.clone(), reason });
-                }
-                Arc::new(Packed::new(&adapter, &self.shape))
-            }
+        let packed = match (&entry.source, read.get(&number)) {
+            (Source::Memory(packed), _) | (_, Some(packed)) => Arc::clone(packed),
+            (Source::Path(_), None) => match self.absentee(number) {
+                Some(absent) => absent.read(&self.shape)?,
+                None => return Ok(()),
+            },
         };
         self.send(gpu, number, &packed)
     }
 
     /// Sends factors to the device, making room if need be.
     pub(super) fn send(&mut self, gpu: &Gpu, number: EntryId, packed: &Packed) -> Result<()> {
-        let (a, b) = [&packed.a, &packed.b]
-            .map(|factors| (factors.len() / Eight::default().len()) as u32)
-            .into();
+        let [a, b] =
+            [&packed.a, &packed.b].map(|factors| (factors.len() / Eight::default().len()) as u32);
+        let room = Room { a, b };
         let (needed_bytes, budget_bytes) = (packed.bytes(), self.arena.budget());
         let id = self.entries.get(&number).map(|entry| entry.id.clone()).unwrap_or_default();
         let full = || Error::AdapterBudget { id: id.clone(), needed_bytes, budget_bytes };
@@ -51,11 +53,11 @@ impl Registry {
             return Err(full());
         }
         let block = loop {
-            if let Some(block) = self.arena.allocate(a, b) {
+            if let Some(block) = self.arena.allocate(room) {
                 break block;
             }
-            if self.arena.can_make_room(a, b) {
-                self.move_arena(gpu, a, b)?;
+            if self.arena.can_make_room(room) {
+                self.move_arena(gpu, room)?;
             } else if !self.evict(number) {
                 return Err(full());
             }
@@ -108,12 +110,16 @@ impl Registry {
     }
 
     /// Larger or tidier buffers: every adapter and the directory move.
-    fn move_arena(&mut self, gpu: &Gpu, a: u32, b: u32) -> Result<()> {
+    fn move_arena(&mut self, gpu: &Gpu, room: Room) -> Result<()> {
         let mut residents: Vec<_> =
             self.entries.values_mut().filter_map(|entry| entry.resident.as_mut()).collect();
         let mut blocks: Vec<&mut Block> =
             residents.iter_mut().map(|resident| &mut resident.block).collect();
-        self.arena.rebuild(gpu, a, b, &mut blocks)?;
+        let mut commands = Commands::new(gpu)?;
+        self.arena.rebuild(gpu, room, &mut blocks, &mut |copy| {
+            commands.copy(copy.from, copy.from_offset, copy.to, copy.to_offset, copy.bytes);
+        })?;
+        commands.submit();
         (1..MAX_SETS).for_each(|index| self.write_set(gpu, index));
         Ok(())
     }

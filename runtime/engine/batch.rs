@@ -1,4 +1,4 @@
-//! The decode loop: one submission a token, sampling on the device, ids read back a few tokens
+//! Several sessions answering at once. The decode loop: one submission a token, sampling on the device, ids read back a few tokens
 //! late.
 //!
 //! Nothing is allocated, compiled or bound per token. The host runs ahead of the device by `DEPTH`
@@ -11,15 +11,18 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::gpu::Tensor;
-use crate::gpu::tensor::mapped;
 use crate::model::activations::LOGIT_ROWS;
 use crate::model::attend::Run;
 use crate::model::kv_cache::PAGE_LEN;
+use crate::model::llama::Llama;
 
 use super::adapters::{Change, KvPolicy};
-use super::executor::{Executor, MAX_BIASES, RING_SLOTS, Row};
+use super::executor::{Choice, Executor, Row, Space};
 use super::lane::Lane;
 use super::options::{AnswerStats, FinishReason, GenerateOptions, Token};
+use super::pass::Pass;
+use super::turns::Turn;
+use super::working::{MAX_BIASES, RING_SLOTS};
 use super::{Engine, Session};
 
 /// Steps submitted before the first one's tokens are awaited.
@@ -32,10 +35,28 @@ struct Flight {
     index: wgpu::SubmissionIndex,
 }
 
-/// A running generation. As an iterator, the tokens of its first session; dropping it leaves the
-/// sessions at the last token that was handed out.
-pub struct Generation<'s> {
+/// One sequence of a batch.
+pub struct Sequence<'s> {
+    /// It goes on from what it holds.
+    pub session: &'s mut Session,
+    /// How to choose its tokens and when to stop.
+    pub options: GenerateOptions,
+}
+
+/// A token of a batch, and whose it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BatchToken {
+    /// Which sequence, from 0.
+    pub index: usize,
+    /// What was generated.
+    pub token: Token,
+}
+
+/// Several sequences that are generated together. As an iterator, the tokens of all as they come;
+/// dropping it leaves the sessions at the last token that was handed out.
+pub struct Batch<'s> {
     engine: Arc<Engine>,
+    /// Of the rows as they were loaded.
     id: u64,
     lanes: Vec<Lane<'s>>,
     /// Unfinished lanes, in the order of the rows on the device.
@@ -43,14 +64,16 @@ pub struct Generation<'s> {
     in_flight: VecDeque<Flight>,
     next_slot: usize,
     readbacks: Vec<Tensor>,
-    ready: VecDeque<(usize, Token)>,
+    ready: VecDeque<BatchToken>,
     failed: bool,
 }
 
-impl<'s> Generation<'s> {
-    pub(super) fn new(sequences: Vec<(&'s mut Session, GenerateOptions)>) -> Result<Self> {
+impl<'s> Batch<'s> {
+    /// Errors: [`Error::InvalidArgument`] for no sequence or too many, an empty session, sessions
+    /// of two engines, or settings out of range; [`Error::OutOfMemory`].
+    pub fn new(sequences: Vec<Sequence<'s>>) -> Result<Self> {
         let engine = match sequences.first() {
-            Some((session, _)) => Arc::clone(&session.engine),
+            Some(first) => Arc::clone(&first.session.engine),
             None => {
                 return Err(Error::InvalidArgument {
                     name: "sequences",
@@ -63,8 +86,8 @@ impl<'s> Generation<'s> {
             return Err(Error::InvalidArgument { name: "sequences", reason });
         }
         let mut lanes = Vec::with_capacity(sequences.len());
-        for (session, options) in sequences {
-            lanes.push(Lane::new(&engine, session, options)?);
+        for sequence in sequences {
+            lanes.push(Lane::new(&engine, sequence)?);
         }
         let biases: usize = lanes.iter().map(|lane| lane.options.sampling.logit_bias.len()).sum();
         if biases > MAX_BIASES {
@@ -101,11 +124,16 @@ impl<'s> Generation<'s> {
         self.lanes.get(index).map(Lane::stats)
     }
 
-    /// The next token of any sequence, with the sequence's index; `None` when all have ended.
+    /// Why the sequences ended; `None` for those that go on.
+    pub fn finish_reasons(&self) -> Vec<Option<FinishReason>> {
+        self.lanes.iter().map(|lane| lane.finished).collect()
+    }
+
+    /// The next token of any sequence; `None` when all have ended.
     ///
-    /// Errors: as [`crate::gpu::Gpu::check`]; the generation is then over, the sessions keep what
-    /// was handed out.
-    pub fn next_token(&mut self) -> Option<Result<(usize, Token)>> {
+    /// Errors: as [`crate::gpu::Gpu::check`]; the batch is then over, the sessions keep what was
+    /// handed out.
+    fn next_token(&mut self) -> Option<Result<BatchToken>> {
         loop {
             if let Some(ready) = self.ready.pop_front() {
                 return Some(Ok(ready));
@@ -142,7 +170,7 @@ impl<'s> Generation<'s> {
         if let Some(row) =
             self.active.iter().position(|&i| i == index).filter(|_| executor.owner == self.id)
         {
-            executor.set_row_adapters(&self.engine.gpu, row, session.set)?;
+            executor.set_row_adapters(row, session.set);
         }
         Ok(())
     }
@@ -151,17 +179,26 @@ impl<'s> Generation<'s> {
     fn advance(&mut self) -> Result<()> {
         let engine = Arc::clone(&self.engine);
         while self.in_flight.len() < DEPTH && self.may_submit() {
-            let mut executor = engine.executor();
-            if executor.owner != self.id {
-                if !self.in_flight.is_empty() {
-                    break; // someone else took a turn: take our tokens first, then load anew
-                }
-                self.load(&mut executor)?;
-                if self.active.is_empty() {
-                    return Ok(());
-                }
+            let claim = engine.steps.take();
+            let turn = engine.executor();
+            if turn.owner == self.id {
+                self.submit(turn)?;
+                continue;
             }
-            self.submit(&mut executor)?;
+            drop(turn);
+            drop(claim);
+            if !self.in_flight.is_empty() {
+                break; // someone else was here: take our tokens first, then load anew
+            }
+            self.prepare()?;
+            if self.active.is_empty() {
+                return Ok(());
+            }
+            let _claim = engine.steps.take();
+            let mut turn = engine.executor();
+            let rows: Vec<Row<'_>> = self.active.iter().map(|&i| self.lanes[i].row()).collect();
+            turn.load_rows(&engine.gpu, self.id, &rows);
+            self.submit(turn)?;
         }
         match self.in_flight.pop_front() {
             Some(flight) => self.take(flight),
@@ -196,40 +233,43 @@ impl<'s> Generation<'s> {
         self.retire();
     }
 
-    /// Puts the active lanes on the device; one that is cancelled before its first token ends here,
+    /// Computes the active lanes' prompts; one that is cancelled before its first token ends here,
     /// alone.
-    fn load(&mut self, executor: &mut Executor) -> Result<()> {
+    fn prepare(&mut self) -> Result<()> {
         for &i in &self.active {
             let lane = &mut self.lanes[i];
-            match lane.prepare(executor) {
+            match lane.prepare() {
                 Err(Error::Cancelled) => lane.finished = Some(FinishReason::Cancelled),
                 prepared => prepared?,
             }
         }
         self.active.retain(|&i| self.lanes[i].finished.is_none());
-        let rows: Vec<Row<'_>> = self.active.iter().map(|&i| self.lanes[i].row()).collect();
-        executor.load_rows(&self.engine.gpu, self.id, &rows)
+        Ok(())
     }
 
-    fn submit(&mut self, executor: &mut Executor) -> Result<()> {
-        let gpu = &self.engine.gpu;
-        let ahead = self.in_flight.len();
+    /// Submits a step of the loaded lanes.
+    fn submit(&mut self, mut turn: Turn<'_, Executor>) -> Result<()> {
+        let engine = Arc::clone(&self.engine);
+        let (gpu, ahead) = (&engine.gpu, self.in_flight.len());
         let mut runs = [Run { row0: 0, count: 1, positions: 0 }; LOGIT_ROWS];
         for (m, &i) in self.active.iter().enumerate() {
             let session = &mut *self.lanes[i].session;
             let positions = session.kv_len + ahead + 1;
             if session.pages.len() * PAGE_LEN < positions {
-                let page = executor.allocate_page(gpu)?;
-                executor.set_page(gpu, m, session.pages.len(), page);
+                let page = turn.allocate_page(gpu)?;
+                turn.set_page(gpu, m, session.pages.len(), page);
                 session.pages.push(page);
             }
             runs[m] = Run { row0: m as u32, count: 1, positions: positions as u32 };
         }
-        let slot = self.next_slot;
+        let (slot, rows) = (self.next_slot, self.active.len());
         let samplers = self.active.iter().map(|&i| self.lanes[i].sampler);
-        let runs = &runs[..self.active.len()];
-        let index = executor.step(gpu, runs, samplers, slot, &self.readbacks[slot])?;
-        self.readbacks[slot].buffer.slice(..).map_async(wgpu::MapMode::Read, |_| {});
+        let choice = Choice { samplers, slot, readback: &self.readbacks[slot] };
+        let pass = Pass { space: Space::Steps, runs: &runs[..rows], cancel: None };
+        let parts = turn.parts().chain(Llama::head_parts(0, rows as u32));
+        let index = engine.run(turn, &pass, parts, |executor, commands| {
+            executor.record_choice(commands, rows as u32, choice);
+        })?;
         self.next_slot = (slot + 1) % RING_SLOTS;
         self.in_flight.push_back(Flight { slot, index });
         Ok(())
@@ -237,15 +277,12 @@ impl<'s> Generation<'s> {
 
     /// Waits for a step and hands its tokens to the lanes.
     fn take(&mut self, flight: Flight) -> Result<()> {
-        self.engine.gpu.wait(Some(flight.index))?;
-        let readback = &self.readbacks[flight.slot];
         let mut ids = [0_u32; LOGIT_ROWS];
-        let taken = mapped(readback, &mut ids[..self.active.len()]);
-        readback.buffer.unmap();
-        taken?;
-        for (&i, &id) in self.active.iter().zip(&ids) {
-            let text = self.lanes[i].accept(id);
-            self.ready.push_back((i, Token { id, text }));
+        let ids = &mut ids[..self.active.len()];
+        self.engine.gpu.take(&self.readbacks[flight.slot], flight.index, ids)?;
+        for (&i, &mut id) in self.active.iter().zip(ids) {
+            let token = Token { id, text: self.lanes[i].accept(id) };
+            self.ready.push_back(BatchToken { index: i, token });
         }
         if self.active.iter().any(|&i| self.lanes[i].finished.is_some()) {
             self.retire();
@@ -257,28 +294,17 @@ impl<'s> Generation<'s> {
     fn retire(&mut self) {
         // The device finishes them before whatever is submitted next, so there is nothing to wait
         // for.
-        for flight in self.in_flight.drain(..) {
-            self.readbacks[flight.slot].buffer.unmap();
-        }
+        self.in_flight.clear();
         self.active.retain(|&i| self.lanes[i].finished.is_none());
-        let mut executor = self.engine.executor();
-        if executor.owner == self.id {
-            executor.owner = 0;
-        }
+        self.id = self.engine.run_id();
     }
 }
 
-impl Drop for Generation<'_> {
-    fn drop(&mut self) {
-        self.retire();
-    }
-}
+impl Iterator for Batch<'_> {
+    type Item = Result<BatchToken>;
 
-impl Iterator for Generation<'_> {
-    type Item = Result<Token>;
-
-    fn next(&mut self) -> Option<Result<Token>> {
-        self.next_token().map(|result| result.map(|(_, token)| token))
+    fn next(&mut self) -> Option<Self::Item> {
+        self.next_token()
     }
 }
 
@@ -286,17 +312,17 @@ impl Iterator for Generation<'_> {
 /// token with its sequence's index and may end everything. Gives the reasons by sequence; `None`
 /// where `each` ended it.
 ///
-/// Errors: as [`Session::generate`] and [`Generation::next_token`].
+/// Errors: as [`Batch::new`] and [`Session::prefill`].
 pub fn generate_batch(
-    sequences: Vec<(&mut Session, GenerateOptions)>,
+    sequences: Vec<Sequence<'_>>,
     mut each: impl FnMut(usize, Token) -> ControlFlow<()>,
 ) -> Result<Vec<Option<FinishReason>>> {
-    let mut generation = Generation::new(sequences)?;
-    while let Some(next) = generation.next_token() {
-        let (index, token) = next?;
+    let mut batch = Batch::new(sequences)?;
+    while let Some(next) = batch.next_token() {
+        let BatchToken { index, token } = next?;
         if each(index, token).is_break() {
             break;
         }
     }
-    Ok(generation.lanes.iter().map(|lane| lane.finished).collect())
+    Ok(batch.finish_reasons())
 }
