@@ -11,6 +11,7 @@
 )]
 
 /// An associated function that only our own tests and benches see from outside.
+#[cfg(feature = "gpu")]
 macro_rules! internal {
     ($(#[$meta:meta])* pub fn $($rest:tt)*) => {
         #[cfg(feature = "internals")]

@@ -8,14 +8,14 @@ use crate::adapter::Adapter;
 use crate::base::ModelConfig;
 use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;
+use crate::gpu::Memory;
 use crate::gpu::commands::RING_BYTES;
 use crate::gpu::memory::Share;
-use crate::gpu::{Memory, Tally};
 use crate::model::kv_cache::PAGE_LEN;
 use crate::model::lora::LoraBuffers;
 use crate::model::weights::Weights;
 
-pub use crate::gpu::{Buffer, Caps, Class, MemoryPlan, human_bytes};
+pub use crate::gpu::{Buffer, Caps, Class, MemoryPlan, Tally, human_bytes};
 
 /// What an engine is to hold.
 #[derive(Clone, Debug, Default)]

@@ -46,6 +46,7 @@ pub(crate) fn to_bytes<'a>(
 /// order: for files that are written piece by piece. Equal contents give equal bytes.
 ///
 /// Errors: as [`Metadata::new`].
+#[cfg(feature = "gpu")]
 pub(crate) fn head(
     tensors: Vec<(String, Dtype, Vec<usize>)>,
     metadata: HashMap<String, String>,

@@ -110,6 +110,7 @@ fn temporary_name(path: &Path) -> PathBuf {
 }
 
 /// Whether `name` is that of any staged file.
+#[cfg(feature = "gpu")]
 pub(crate) fn is_temporary(name: &std::ffi::OsStr) -> bool {
     name.to_str().is_some_and(|name| name.starts_with('.') && name.ends_with(".tmp"))
 }

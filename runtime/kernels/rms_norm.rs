@@ -27,7 +27,6 @@ pub fn spec(caps: &Caps) -> KernelSpec {
         fills: vec![reduce(caps)],
         bindings: &[Read, Read, Write],
         params: RmsNormParams::LAYOUT,
-        ..Default::default()
     }
 }
 

@@ -33,7 +33,6 @@ pub fn spec(caps: &Caps, add: bool) -> KernelSpec {
         fills: vec![reduce(caps)],
         bindings: &[Read, Read, Read, Write],
         params: RmsNormBackwardParams::LAYOUT,
-        ..Default::default()
     }
 }
 

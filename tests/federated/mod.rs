@@ -40,7 +40,7 @@ const BASE: &str = "epiphyte.base.1:0123";
 const TARGETS: [Target; 2] = [Target::QProj, Target::VProj];
 
 pub(crate) fn key(number: u8) -> SigningKey {
-    let kind = if number % 2 == 0 { KeyKind::Ed25519 } else { KeyKind::P256 };
+    let kind = if number.is_multiple_of(2) { KeyKind::Ed25519 } else { KeyKind::P256 };
     SigningKey::from_bytes(kind, &[number + 1; 32]).unwrap()
 }
 
