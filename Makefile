@@ -24,6 +24,7 @@ test-files: ## lint and test the library without a GPU: what reads and writes fi
 check: ## what CI runs: format, lints, tests, documentation
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
+	cargo clippy --release -p epiphyte-cli --all-targets -- -D warnings
 	@$(MAKE) test
 	@$(MAKE) test-files
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps

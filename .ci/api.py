@@ -26,7 +26,7 @@ def listing(folder):
         path = "::".join((*page.parent.relative_to(folder.parent).parts, found[2]))
         yield f"{found[1]} {path}"
         own = text if found[1] == "trait" else TRAITS.split(text)[0]
-        yield from sorted({f"  {path}::{member.replace('.field.', '.')}" for member in MEMBER.findall(own)})
+        yield from sorted({f"  {path}::{member.replace('.field.', '.')}" for member in MEMBER.findall(own) if not member.endswith(".fields")})
 
 
 def main():

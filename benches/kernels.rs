@@ -62,14 +62,14 @@ fn linears(c: &mut Criterion, gpu: &Gpu) -> Result<()> {
         for m in [1, 2, 4, 8, 512] {
             let (x, y) = (floats(gpu, m * k)?, floats(gpu, m * n)?);
             let params = LinearParams { m, n, k_blocks: k / 32, y_stride: n, ..Default::default() };
-            let group = gpu.bind(matvec::BINDINGS, &[&x, &x, &words, &scales, &y]);
+            let tensors = [&x, &x, &words, &scales, &y];
             if m <= MAX_COLS {
                 let (tiling, cols) = (matvec::tiling(gpu.caps(), n, k / 32), matvec::cols(m));
                 let variant =
                     Variant { tiling, cols, norm: false, epilogue: Epilogue::Store, lora: None };
-                let kernel = gpu.kernel(&matvec::spec(gpu.caps(), DTYPE, variant))?;
+                let op = gpu.op(&matvec::spec(gpu.caps(), DTYPE, variant), &tensors)?;
                 time(c, gpu, ("matvec", format!("{name} x{m}")), bytes, |commands| {
-                    matvec::record(commands, (&kernel, &group), variant, &params, bytes);
+                    matvec::record(commands, &op, variant, &params, bytes);
                     Ok(())
                 });
                 let Some(shape) = Shape::of(gpu.caps()).filter(|_| m > COLS) else { continue };
@@ -77,16 +77,17 @@ fn linears(c: &mut Criterion, gpu: &Gpu) -> Result<()> {
                     (shape.tiling(n), false, Epilogue::Store, None);
                 let guard = tiling.guard(k / 32);
                 let variant = matvec_coop::Variant { shape, tiling, guard, norm, epilogue, lora };
-                let kernel = gpu.kernel(&matvec_coop::spec(DTYPE, variant))?;
+                let op = gpu.op(&matvec_coop::spec(DTYPE, variant), &tensors)?;
                 time(c, gpu, ("matvec_coop", format!("{name} x{m}")), bytes, |commands| {
-                    matvec_coop::record(commands, (&kernel, &group), variant, &params, bytes);
+                    matvec_coop::record(commands, &op, variant, &params, bytes);
                     Ok(())
                 });
             } else if !gpu.caps().software {
                 let tile = Tile::choose(gpu.caps(), m, n);
-                let kernel = gpu.kernel(&matmul::spec(gpu.caps(), DTYPE, Epilogue::Store, tile))?;
+                let spec = matmul::spec(gpu.caps(), DTYPE, Epilogue::Store, tile);
+                let op = gpu.op(&spec, &tensors)?;
                 time(c, gpu, ("matmul", format!("{name} x{m}")), bytes, |commands| {
-                    matmul::record(commands, (gpu.caps(), tile), (&kernel, &group), &params, bytes);
+                    matmul::record(commands, &op, tile, &params, bytes);
                     Ok(())
                 });
             }
@@ -136,15 +137,8 @@ fn attentions(c: &mut Criterion, gpu: &Gpu) -> Result<()> {
         let (qkv, out) = (floats(gpu, positions * width)?, floats(gpu, positions * h * e)?);
         let op =
             gpu.op(&attention::prefill_spec(heads), &[&rows, &pages, &qkv, &keys, &values, &out])?;
-        let params = PrefillParams {
-            heads: h,
-            kv_heads: g,
-            max_pages,
-            row0: 0,
-            count: positions,
-            scale,
-            pad: [0; 2],
-        };
+        let params =
+            PrefillParams { heads: h, kv_heads: g, max_pages, row0: 0, count: positions, scale };
         time(c, gpu, ("attention_prefill", format!("{positions}")), bytes, |commands| {
             attention::record_prefill(commands, &op, &params, bytes);
             Ok(())

@@ -165,6 +165,14 @@ pub enum Error {
         /// The digest of the loaded adapter.
         got: String,
     },
+    /// A delta, a version of an adapter or a key can't be used: a field or tensor of it.
+    #[error("`{what}`: {reason}")]
+    InvalidDelta {
+        /// The field, tensor or module.
+        what: String,
+        /// What is wrong and what to do.
+        reason: String,
+    },
     /// A training run can't go on; what it had learned is kept.
     #[error("training: {0}")]
     Training(String),

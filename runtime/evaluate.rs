@@ -72,6 +72,7 @@ pub struct EvaluateOptions {
 }
 
 /// An answer beside the one that is wanted.
+#[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Answer {
     /// Where its record stands.
@@ -85,6 +86,7 @@ pub struct Answer {
 }
 
 /// What was measured.
+#[non_exhaustive]
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Evaluation {
     /// Greedy answers to pairs, and to chats that end with the assistant, in the order of the
@@ -115,6 +117,7 @@ impl Evaluation {
 }
 
 /// How far an evaluation is.
+#[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EvaluateProgress {
     /// Answers and losses done.

@@ -28,6 +28,7 @@ pub(crate) const MERGED_KEY: &str = "epiphyte.merged_adapters";
 const PIECE: usize = 1 << 20;
 
 /// What was written, and what rounding took.
+#[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ExportReport {
     /// Type of the merged tensors.
@@ -46,6 +47,7 @@ pub struct ExportReport {
 }
 
 /// One merged tensor.
+#[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct MergedTensor {
     /// As the file spells it.

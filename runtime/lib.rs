@@ -6,7 +6,7 @@
 //! promises nothing.
 #![cfg_attr(
     not(feature = "internals"),
-    allow(dead_code, unreachable_pub, reason = "tests and benches use the rest"),
+    allow(dead_code, unreachable_pub, unused_imports, reason = "tests and benches use the rest"),
     deny(unnameable_types)
 )]
 
@@ -38,6 +38,7 @@ pub mod error;
 pub mod evaluate;
 pub mod export;
 mod face;
+pub mod federated;
 pub mod format;
 #[cfg(all(feature = "gpu", not(feature = "internals")))]
 mod gpu;
@@ -51,6 +52,7 @@ mod kernels;
 #[doc(hidden)]
 pub mod kernels;
 mod kind;
+pub mod merge;
 #[cfg(all(feature = "gpu", not(feature = "internals")))]
 mod model;
 #[cfg(all(feature = "gpu", feature = "internals"))]

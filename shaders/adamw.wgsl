@@ -1,24 +1,15 @@
-// adamw: w -= lr weight_decay w + lr m^ / (sqrt(v^) + eps)      Loshchilov & Hutter 2019,
-// arXiv:1711.05101, algorithm 2 m = beta1 m + (1 - beta1) g, m^ = m / (1 - beta1^step); v = beta2 v
-// + (1 - beta2) g^2, v^ = v / (1 - beta2^step) 0 norm     f32  read  [slot + 1]            1 grads
-// f32  read_write  [offset + len], clipped here, then zeroed 2 weights  f32  read_write  the same
-// 3 m, 4 v  the same Where the norm is not finite only the gradients are zeroed: the last good
-// state survives. Grid: (ceil(len / 1024), 1, 1); 256 lanes, 4 elements each. Host:
-// runtime/kernels/adamw.rs    Oracle: tests/kernels/adamw.rs
-struct Params {
-    offset: u32,
-    len: u32,
-    slot: u32,
-    max_norm: f32,
-    decay: f32,      // 1 - lr weight_decay
-    step_size: f32,  // lr / (1 - beta1^step)
-    beta1: f32,
-    gain1: f32,      // 1 - beta1
-    beta2: f32,
-    gain2: f32,      // 1 - beta2
-    correction: f32, // 1 / sqrt(1 - beta2^step)
-    eps: f32,
-}
+// adamw: w -= lr weight_decay w + lr m^ / (sqrt(v^) + eps)
+//   Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2
+//   m = beta1 m + (1 - beta1) g, m^ = m / (1 - beta1^step); v = beta2 v + (1 - beta2) g^2, v^ = v /
+//     (1 - beta2^step)
+//   0 norm     f32  read  [slot + 1]
+//   1 grads  f32  read_write  [offset + len], clipped here, then zeroed
+//   2 weights  f32  read_write  the same
+//   3 m, 4 v  the same
+// Where the norm is not finite only the gradients are zeroed: the last good state survives.
+// Grid: (ceil(len / 1024), 1, 1); 256 lanes, 4 elements each.
+// Host: runtime/kernels/adamw.rs    Oracle: tests/kernels/adamw.rs
+//import shared/clip
 @group(0) @binding(0) var<storage, read> norm: array<f32>;
 @group(0) @binding(1) var<storage, read_write> grads: array<f32>;
 @group(0) @binding(2) var<storage, read_write> weights: array<f32>;
@@ -39,7 +30,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let v = p.beta2 * second[at] + p.gain2 * g * g;
             first[at] = m;
             second[at] = v;
-            weights[at] = p.decay * weights[at] - p.step_size * (m / (sqrt(v) * p.correction + p.eps));
+            weights[at] =
+                p.decay * weights[at] - p.step_size * (m / (sqrt(v) * p.correction + p.eps));
         }
     }
 }

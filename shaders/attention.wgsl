@@ -1,25 +1,23 @@
 // attention: causal softmax(q k^T scale) v of single rows over the paged cache, all q heads of a kv
-// head at once; with SPLIT, one part of the positions each, joined by attention_reduce       Dao et
-// al. 2023, "Flash-Decoding" 0 rows   vec2<u32>  read  [M]: page table, position      1 pages  u32
-// read  [tables, max_pages] 2 qkv    f32  read  [M, (H + 2 G) E], q rotated 3 keys   vec4<kv>  read
-// [pages, G, PAGE, E]              4 values  the same 5 out    f32  read_write  [M, H E], or with
-// SPLIT [M, splits, H E] not yet divided by the sum 6 stats  vec2<f32>  read_write  [M, splits, H]:
-// largest score, sum of exponentials; SPLIT only, in attention/split.wgsl With an adapter on what
-// follows, lora/shrink_tile.wgsl makes the heads' share of its u; not with SPLIT. Needs: E a
-// multiple of 16, CHUNK of PAGE. Grid: (G, splits, M); WG lanes, a lane a position for the scores,
-// then a lane 4 columns of a head. Host: runtime/kernels/attention.rs    Oracle:
-// tests/kernels/attention.rs
-struct Params {
-    heads: u32,
-    kv_heads: u32,
-    max_pages: u32,
-    splits: u32,
-    scale: f32,
-    row0: u32,
-    site: u32,
-    u_rows: u32,
-    lora: vec4<u32>,
-}
+// head at once;
+//   with SPLIT, one part of the positions each, joined by attention_reduce
+//   Dao et al. 2023, "Flash-Decoding"
+//   0 rows   vec2<u32>  read  [M]: page table, position
+//   1 pages  u32  read  [tables, max_pages]
+//   2 qkv    f32  read  [M, (H + 2 G) E], q rotated
+//   3 keys   vec4<kv>  read  [pages, G, PAGE, E]
+//   4 values  the same
+//   5 out    f32  read_write  [M, H E], or with SPLIT [M, splits, H E] not yet divided by the sum
+//   6 stats  vec2<f32>  read_write  [M, splits, H]: largest score, sum of exponentials; SPLIT only,
+//     in attention/split.wgsl
+// With an adapter on what follows, lora/shrink_tile.wgsl makes the heads' share of its u; not with
+// SPLIT.
+// Needs: E a multiple of 16, CHUNK of PAGE.
+// Grid: (G, splits, M); WG lanes, a lane a position for the scores, then a lane 4 columns of a
+// head.
+// Host: runtime/kernels/attention.rs    Oracle: tests/kernels/attention.rs
+//needs kv, reduce, stats, shrink_tile
+//const WG, L, E, GROUP, PAGE, CHUNK
 @group(0) @binding(0) var<storage, read> rows: array<vec2<u32>>;
 @group(0) @binding(1) var<storage, read> pages: array<u32>;
 @group(0) @binding(2) var<storage, read> qkv: array<vec4<f32>>;
@@ -27,6 +25,7 @@ struct Params {
 @group(0) @binding(4) var<storage, read> values: array<vec4<kv>>;
 @group(0) @binding(5) var<storage, read_write> out: array<vec4<f32>>;
 
+const TILE: u32 = GROUP * E; // of lora/shrink_tile.wgsl
 const E4: u32 = E / 4u;
 const PARTS: u32 = WG / E4;
 const NONE: f32 = -3.0e38;
@@ -48,7 +47,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let row = rows[m];
     let start = group.y * CHUNK;
     let columns = GROUP * E;
-    let share = Share(p.lora, p.site, m * p.kv_heads + kv_head, p.u_rows, kv_head * columns, columns, p.heads * E / 8u);
+    let share = Share(
+        p.alone, p.site, m * p.kv_heads + kv_head, p.u_width,
+        kv_head * columns, columns, p.heads * E / 8u);
     let ahead = shrink_ahead(m, share, index);
     let len = row.y + 1u;
     let count = min(max(len, start) - start, CHUNK);
@@ -83,7 +84,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         sum = reduce_add(sum, index);
         if mine && index % L == 0u {
             tile_sum[h] = sum;
-            keep((group.z * p.splits + group.y) * p.heads + kv_head * GROUP + h, vec2<f32>(top, sum));
+            keep((group.z * p.splits + group.y) * p.heads + kv_head * GROUP + h,
+                vec2<f32>(top, sum));
         }
     }
     workgroupBarrier();
@@ -101,7 +103,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let v3 = vec4<f32>(values[slot(kv_head, t + 3u * PARTS) + column]);
         for (var h = 0u; h < GROUP; h++) {
             let at = h * CHUNK + t;
-            acc[h] += tile_p[at] * v0 + tile_p[at + PARTS] * v1 + tile_p[at + 2u * PARTS] * v2 + tile_p[at + 3u * PARTS] * v3;
+            acc[h] += tile_p[at] * v0 + tile_p[at + PARTS] * v1 + tile_p[at + 2u * PARTS] * v2
+                + tile_p[at + 3u * PARTS] * v3;
         }
     }
     for (; t < count; t += PARTS) {
@@ -115,7 +118,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             var sum = tile_o[index];
             for (var part = 1u; part < PARTS; part++) { sum += tile_o[part * E4 + index]; }
             if SPLIT == 1u {
-                out[((group.z * p.splits + group.y) * p.heads + kv_head * GROUP + h) * E4 + index] = sum;
+                let part = (group.z * p.splits + group.y) * p.heads + kv_head * GROUP + h;
+                out[part * E4 + index] = sum;
             } else {
                 sum /= tile_sum[h];
                 out[(m * p.heads + kv_head * GROUP + h) * E4 + index] = sum;
@@ -138,7 +142,8 @@ fn scores(kv_head: u32, t: u32) {
         let k3 = vec4<f32>(keys[base + e + 3u]);
         for (var h = 0u; h < GROUP; h++) {
             let q = h * E4 + e;
-            acc[h] += dot(tile_q[q], k0) + dot(tile_q[q + 1u], k1) + dot(tile_q[q + 2u], k2) + dot(tile_q[q + 3u], k3);
+            acc[h] += dot(tile_q[q], k0) + dot(tile_q[q + 1u], k1) + dot(tile_q[q + 2u], k2)
+                + dot(tile_q[q + 3u], k3);
         }
     }
     for (var h = 0u; h < GROUP; h++) { tile_p[h * CHUNK + t] = acc[h]; }

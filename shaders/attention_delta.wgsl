@@ -1,17 +1,11 @@
-// attention_delta: delta[t, h] = sum_e d_out[t, h, e] out[t, h, e]                        Dao 2023,
-// arXiv:2307.08691 0 out  f32  read  [row0 + T, H E]      1 d_out  f32  read  [T, H E]      2 delta
-// f32  read_write  [T, H] Grid: (ceil(T H / 64), 1, 1); a lane makes one sum. Host:
-// runtime/kernels/attention_backward.rs    Oracle: tests/kernels/attention_backward.rs
-struct Params {
-    rows: u32,
-    heads: u32,
-    kv_heads: u32,
-    row0: u32,
-    scale: f32,
-    pad0: u32,
-    pad1: u32,
-    pad2: u32,
-}
+// attention_delta: delta[t, h] = sum_e d_out[t, h, e] out[t, h, e]
+//   Dao 2023, arXiv:2307.08691
+//   0 out  f32  read  [row0 + T, H E]
+//   1 d_out  f32  read  [T, H E]
+//   2 delta  f32  read_write  [T, H]
+// Grid: (ceil(T H / 64), 1, 1); a lane makes one sum.
+// Host: runtime/kernels/attention_backward.rs    Oracle: tests/kernels/attention_backward.rs
+//const E
 @group(0) @binding(0) var<storage, read> out: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> d_out: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read_write> delta: array<f32>;

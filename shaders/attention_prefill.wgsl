@@ -1,21 +1,18 @@
-// attention_prefill: causal softmax(q k^T scale) v for runs of consecutive positions, tiled    Dao
-// 2023, arXiv:2307.08691 0 rows   vec2<u32>  read  [M]: page table, position; rows row0.. are
-// consecutive positions of one sequence 1 pages  u32  read  [tables, max_pages] 2 qkv    f32  read
-// [M, (H + 2 G) E], q rotated 3 keys   vec4<kv>  read  [pages, G, PAGE, E]      4 values  the same
-// 5 out    f32  read_write  [M, H E] Grid: (ceil(rows / 32), H, 1); 128 lanes make 32 queries x 32
-// positions. 13 KiB of workgroup memory. A lane makes 2 x 4 scores, then 2 rows x 4 columns of
-// every 32 of E. Softmax in f32, kept running over the tiles. Host: runtime/kernels/attention.rs
-// Oracle: tests/kernels/attention.rs
-struct Params {
-    heads: u32,
-    kv_heads: u32,
-    max_pages: u32,
-    row0: u32,
-    count: u32,
-    scale: f32,
-    pad0: u32,
-    pad1: u32,
-}
+// attention_prefill: causal softmax(q k^T scale) v for runs of consecutive positions, tiled
+//   Dao 2023, arXiv:2307.08691
+//   0 rows   vec2<u32>  read  [M]: page table, position; rows row0.. are consecutive positions of
+//     one sequence
+//   1 pages  u32  read  [tables, max_pages]
+//   2 qkv    f32  read  [M, (H + 2 G) E], q rotated
+//   3 keys   vec4<kv>  read  [pages, G, PAGE, E]
+//   4 values  the same
+//   5 out    f32  read_write  [M, H E]
+// Grid: (ceil(rows / 32), H, 1); 128 lanes make 32 queries x 32 positions. 13 KiB of workgroup
+// memory. A lane makes 2 x 4 scores, then 2 rows x 4 columns of every 32 of E. Softmax in f32, kept
+// running over the tiles.
+// Host: runtime/kernels/attention.rs    Oracle: tests/kernels/attention.rs
+//needs kv
+//const E, PAGE
 @group(0) @binding(0) var<storage, read> rows: array<vec2<u32>>;
 @group(0) @binding(1) var<storage, read> pages: array<u32>;
 @group(0) @binding(2) var<storage, read> qkv: array<vec4<f32>>;
@@ -24,6 +21,7 @@ struct Params {
 @group(0) @binding(5) var<storage, read_write> out: array<vec4<f32>>;
 
 const E4: u32 = E / 4u;
+const ACC: u32 = E / 16u; // [E / 32][2]
 const NONE: f32 = -3.0e38;
 var<workgroup> tile_q: array<vec4<f32>, 288>;  // [32 queries][8 + 1 of E]
 var<workgroup> tile_kv: array<vec4<f32>, 288>; // [32 positions][8 + 1 of E]
@@ -50,7 +48,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let sq = index % 4u;
     var top = NONE;
     var sum = 0.0;
-    var acc: array<vec4<f32>, ACC>; // [E / 32][2]
+    var acc: array<vec4<f32>, ACC>;
     for (var i = 0u; i < ACC; i++) { acc[i] = vec4<f32>(0.0); }
     for (var start = 0u; start < len; start += 32u) {
         var s0 = vec4<f32>(0.0);
@@ -85,7 +83,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         tile_part[index] = part;
         workgroupBarrier();
         let t = sr * 4u;
-        let now = max(max(top, max(tile_part[t], tile_part[t + 1u])), max(tile_part[t + 2u], tile_part[t + 3u]));
+        let now = max(max(top, max(tile_part[t], tile_part[t + 1u])),
+            max(tile_part[t + 2u], tile_part[t + 3u]));
         let fade = exp(top - now);
         top = now;
         part = 0.0;
@@ -120,10 +119,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     workgroupBarrier();
     for (var i = 0u; i < 2u; i++) {
         let q = r + i;
-        let all = tile_part[q * 4u] + tile_part[q * 4u + 1u] + tile_part[q * 4u + 2u] + tile_part[q * 4u + 3u];
+        let all = tile_part[q * 4u] + tile_part[q * 4u + 1u] + tile_part[q * 4u + 2u]
+            + tile_part[q * 4u + 3u];
         if first + q <= last {
             for (var e = 0u; e < E / 32u; e++) {
-                out[((p.row0 + first + q) * p.heads + head) * E4 + e * 8u + c] = acc[2u * e + i] / all;
+                out[((p.row0 + first + q) * p.heads + head) * E4 + e * 8u + c] =
+                    acc[2u * e + i] / all;
             }
         }
     }

@@ -1,24 +1,20 @@
 // attention_reduce: joins the splits of attention: out = sum_s e^(top_s - top) part_s / sum_s
-// e^(top_s - top) sum_s 0 rows   vec2<u32>  read  [M]: page table, position 1 parts  f32
-// read  [M, splits, H E]      2 stats  vec2<f32>  read  [M, splits, H]: top, sum 3 out    f32
-// read_write  [M, H E] With an adapter on what follows, lora/shrink_tile.wgsl makes the columns'
-// share of its u. Grid: (ceil(H E / 4 / 64), M, 1); COLUMNS of the WG lanes 4 columns each; the
-// shares take all. Host: runtime/kernels/attention.rs    Oracle: tests/kernels/attention.rs
-struct Params {
-    heads: u32,
-    splits: u32,
-    row0: u32,
-    site: u32,
-    u_rows: u32,
-    pad0: u32,
-    pad1: u32,
-    pad2: u32,
-    lora: vec4<u32>,
-}
+// e^(top_s - top) sum_s
+//   0 rows   vec2<u32>  read  [M]: page table, position
+//   1 parts  f32        read  [M, splits, H E]
+//   2 stats  vec2<f32>  read  [M, splits, H]: top, sum
+//   3 out    f32        read_write  [M, H E]
+// With an adapter on what follows, lora/shrink_tile.wgsl makes the columns' share of its u.
+// Grid: (ceil(H E / 4 / 64), M, 1); COLUMNS of the WG lanes 4 columns each; the shares take all.
+// Host: runtime/kernels/attention.rs    Oracle: tests/kernels/attention.rs
+//needs shrink_tile
+//const WG, COLUMNS, E, CHUNK
 @group(0) @binding(0) var<storage, read> rows: array<vec2<u32>>;
 @group(0) @binding(1) var<storage, read> parts: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> stats: array<vec2<f32>>;
 @group(0) @binding(3) var<storage, read_write> out: array<vec4<f32>>;
+
+const TILE: u32 = 4u * COLUMNS; // of lora/shrink_tile.wgsl
 
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {
@@ -27,7 +23,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let m = p.row0 + group.y;
     let parts = (width + COLUMNS - 1u) / COLUMNS;
     let count = min(COLUMNS, width - group.x * COLUMNS) * 4u;
-    let share = Share(p.lora, p.site, m * parts + group.x, p.u_rows, group.x * COLUMNS * 4u, count, width / 2u);
+    let share = Share(
+        p.alone, p.site, m * parts + group.x, p.u_width,
+        group.x * COLUMNS * 4u, count, width / 2u);
     let ahead = shrink_ahead(m, share, index);
     if index < COLUMNS && column < width {
         let v = joined(m, group.y, column);

@@ -1,24 +1,16 @@
 // attention_train: causal softmax(q k^T scale) v within packed sequences, and its log-sum-exp
-// Dao 2023, arXiv:2307.08691 0 rows  vec2<u32>  read  [T]: first row and end of the row's sequence
-// 1 qkv   f32  read  [row0 + T, (H + 2 G) E], q and k rotated 2 out   f32  read_write  [row0 + T, H
-// E]      3 lse  f32  read_write  [row0 + T, H] Grid: (ceil(T / 32), H, 1); 128 lanes make 32
-// queries x 32 positions. Softmax in f32, kept running over the tiles. Host:
-// runtime/kernels/attention_train.rs    Oracle: tests/kernels/attention_train.rs
-struct Params {
-    rows: u32,
-    heads: u32,
-    kv_heads: u32,
-    row0: u32,
-    scale: f32,
-    pad0: u32,
-    pad1: u32,
-    pad2: u32,
-}
-@group(0) @binding(0) var<storage, read> rows: array<vec2<u32>>;
-@group(0) @binding(1) var<storage, read> qkv: array<vec4<f32>>;
+//   Dao 2023, arXiv:2307.08691
+//   0 rows, 1 qkv  as in attention/tile.wgsl
+//   2 out   f32  read_write  [row0 + T, H E]
+//   3 lse  f32  read_write  [row0 + T, H]
+// Grid: (ceil(T / 32), H, 1); 128 lanes make 32 queries x 32 positions. Softmax in f32, kept
+// running over the tiles.
+// Host: runtime/kernels/attention_train.rs    Oracle: tests/kernels/attention_train.rs
+//import attention/tile
 @group(0) @binding(2) var<storage, read_write> out: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read_write> lse: array<f32>;
 
+const PIECES: u32 = 2u; // q, k
 const NONE: f32 = -3.0e38;
 var<workgroup> tile_part: array<vec4<f32>, 128>; // [8 rows of four][16 lanes]
 
@@ -38,7 +30,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let part = index % 4u;
     let t = first + 4u * r + vec4<u32>(0u, 1u, 2u, 3u);
     let read = min(t, vec4<u32>(last));
-    let start = vec4<u32>(rows[read.x].x, rows[read.y].x, rows[read.z].x, rows[read.w].x);
+    let start = starts(read);
     var top = vec4<f32>(NONE);
     var sum = vec4<f32>(0.0);
     var acc: array<mat4x4<f32>, ACC>; // [E / 64]: the lane's rows
@@ -49,8 +41,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let q = qkv[q_at + min(first + line, last) * stride + e + part];
             let k = qkv[k_at + min(at + line, last) * stride + e + part];
             workgroupBarrier();
-            tile[line * 5u + part] = q;
-            tile[PIECE + line * 5u + part] = k;
+            put_piece(0u, q, index);
+            put_piece(1u, k, index);
             workgroupBarrier();
             s += dots(0u, 1u, index);
         }
@@ -69,14 +61,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         sum = sum * fade + (p0 + p1); // of this lane's columns; the lanes are added at the end
         keep(mat2x4<f32>(p0, p1), index);
         for (var e = 0u; e < ACC; e++) {
-            workgroupBarrier();
-            for (var i = index; i < 512u; i += LANES) {
-                let column = min(e * 16u + i % 16u, E4 - 1u);
-                tile[i] = qkv[v_at + min(at + i / 16u, last) * stride + column];
-            }
-            workgroupBarrier();
+            stage(v_at, at, last, e, index);
             let a = acc[e];
-            acc[e] = weigh(mat4x4<f32>(a[0] * fade.x, a[1] * fade.y, a[2] * fade.z, a[3] * fade.w), index);
+            let faded = mat4x4<f32>(a[0] * fade.x, a[1] * fade.y, a[2] * fade.z, a[3] * fade.w);
+            acc[e] = weigh(faded, index);
         }
     }
     workgroupBarrier();

@@ -1,13 +1,8 @@
 // bandwidth: sums a large buffer: the device's own limit, which every figure is held against
-//   0 data  u32  read  [N, 4]      1 sums  u32  read_write  [groups]
+//   0 data  u32  read  [N, 4]
+//   1 sums  u32  read_write  [groups]
 // Grid: any; lanes stride over the buffer.
 // Host: runtime/kernels/bandwidth.rs
-struct Params {
-    len: u32,
-    stride: u32,
-    pad0: u32,
-    pad1: u32,
-}
 @group(0) @binding(0) var<storage, read> data: array<vec4<u32>>;
 @group(0) @binding(1) var<storage, read_write> sums: array<u32>;
 

@@ -1,16 +1,15 @@
 // cross_entropy: loss[c] = weight[c] (lse(logits[c]) - logits[c, target[c]]); then logits become
-// their own gradient, weight[c] (softmax(logits[c]) - onehot(target[c])). In place: a second [C, V]
-// would not fit. 0 targets  u32  read  [row0 + C]              1 weights  f32  read  [row0 + C] 2
-// logits   f32  read_write  [C, stride], of which V columns; any V 3 losses   f32  read_write
-// [loss0 + C] Grid: (C, 1, 1); L = WG = 256 lanes a row, which is read three times and written
-// once. Needs: targets below V. Host: runtime/kernels/cross_entropy.rs    Oracle:
-// tests/kernels/cross_entropy.rs
-struct Params {
-    vocab: u32,
-    stride: u32,
-    row0: u32,
-    loss0: u32,
-}
+// their own gradient,
+//   weight[c] (softmax(logits[c]) - onehot(target[c])). In place: a second [C, V] would not fit.
+//   0 targets  u32  read  [row0 + C]
+//   1 weights  f32  read  [row0 + C]
+//   2 logits   f32  read_write  [C, stride], of which V columns; any V
+//   3 losses   f32  read_write  [loss0 + C]
+// Grid: (C, 1, 1); L = WG = 256 lanes a row, which is read three times and written once. Needs:
+// targets below V.
+// Host: runtime/kernels/cross_entropy.rs    Oracle: tests/kernels/cross_entropy.rs
+//import shared/reduce_workgroup
+//const WG
 @group(0) @binding(0) var<storage, read> targets: array<u32>;
 @group(0) @binding(1) var<storage, read> weights: array<f32>;
 @group(0) @binding(2) var<storage, read_write> logits: array<f32>;

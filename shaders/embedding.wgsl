@@ -1,13 +1,11 @@
-// embedding: x[t] = W[token_ids[t]] 0 token_ids  u32   read        [T] 1 words, 2 scales  read
-// rows row0..row0+rows of W [V, K], in the format's blocks of 32 3 x          f32   read_write  [T,
-// K] Grid: (ceil(K / 8 / 64), T, 1); a lane dequantises 8 weights. Rows in other chunks are left
-// alone. Host: runtime/kernels/embedding.rs    Oracle: tests/kernels/embedding.rs
-struct Params {
-    k_blocks: u32,
-    row0: u32,
-    rows: u32,
-    pad: u32,
-}
+// embedding: x[t] = W[token_ids[t]]
+//   0 token_ids  u32   read        [T]
+//   1 words, 2 scales  read        rows row0..row0+rows of W [V, K], in the format's blocks of 32
+//   3 x          f32   read_write  [T, K]
+// Grid: (ceil(K / 8 / 64), T, 1); a lane dequantises 8 weights. Rows in other chunks are left
+// alone.
+// Host: runtime/kernels/embedding.rs    Oracle: tests/kernels/embedding.rs
+//needs quant
 @group(0) @binding(0) var<storage, read> token_ids: array<u32>;
 @group(0) @binding(1) var<storage, read> words: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> scales: array<u32>;

@@ -1,13 +1,11 @@
 // gather_rows: y[i] = x[index[i]], or 0 where index[i] is NONE. With the inverse index it is its
-// own gradient. 0 index  u32  read  [index0 + N]      1 x  f32  read  [x_row + .., K]      2 y  f32
-// read_write  [y_row + N, K] Grid: (ceil(K / 4 / 64), N, 1). Needs: K a multiple of 4. Host:
-// runtime/kernels/gather_rows.rs    Oracle: tests/kernels/gather_rows.rs
-struct Params {
-    k4: u32,
-    index0: u32,
-    x_row: u32,
-    y_row: u32,
-}
+// own gradient.
+//   0 index  u32  read  [index0 + N]
+//   1 x  f32  read  [x_row + .., K]
+//   2 y  f32  read_write  [y_row + N, K]
+// Grid: (ceil(K / 4 / 64), N, 1). Needs: K a multiple of 4.
+// Host: runtime/kernels/gather_rows.rs    Oracle: tests/kernels/gather_rows.rs
+//const NONE
 @group(0) @binding(0) var<storage, read> index: array<u32>;
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read_write> y: array<vec4<f32>>;

@@ -1,13 +1,10 @@
 // grad_norm_final: norm = sqrt(sum of the partials)
-//   0 partials  f32  read  [count]      1 norm  f32  read_write  [slot + 1]
+//   0 partials  f32  read  [count]
+//   1 norm  f32  read_write  [slot + 1]
 // Grid: (1, 1, 1); L = WG = 256 lanes. A NaN or an infinite gradient makes the norm one.
 // Host: runtime/kernels/grad_norm.rs    Oracle: tests/kernels/grad_norm.rs
-struct Params {
-    count: u32,
-    slot: u32,
-    pad0: u32,
-    pad1: u32,
-}
+//import shared/reduce_workgroup
+//const WG
 @group(0) @binding(0) var<storage, read> partials: array<f32>;
 @group(0) @binding(1) var<storage, read_write> norm: array<f32>;
 

@@ -1,13 +1,11 @@
-// grad_norm_partial: sums of squares of gradients, one a run of RUN elements 0 grads  f32  read
-// [offset + len]      1 partials  f32  read_write  [partial0 + ceil(len / RUN)] Grid: (ceil(len /
-// RUN), 1, 1); L = WG = 256 lanes stride over a run and add up in a tree: the same order
-// everywhere. Host: runtime/kernels/grad_norm.rs    Oracle: tests/kernels/grad_norm.rs
-struct Params {
-    offset: u32,
-    len: u32,
-    partial0: u32,
-    pad: u32,
-}
+// grad_norm_partial: sums of squares of gradients, one a run of RUN elements
+//   0 grads  f32  read  [offset + len]
+//   1 partials  f32  read_write  [partial0 + ceil(len / RUN)]
+// Grid: (ceil(len / RUN), 1, 1); L = WG = 256 lanes stride over a run and add up in a tree: the
+// same order everywhere.
+// Host: runtime/kernels/grad_norm.rs    Oracle: tests/kernels/grad_norm.rs
+//import shared/reduce_workgroup
+//const WG, RUN
 @group(0) @binding(0) var<storage, read> grads: array<f32>;
 @group(0) @binding(1) var<storage, read_write> partials: array<f32>;
 

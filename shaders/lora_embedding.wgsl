@@ -1,13 +1,12 @@
-// lora_embedding: x[t, n] += weight * sum_i B[n, i] A[token_ids[t], i]    for every row's own
-// adapters 0 token_ids  u32  read  [T]      1 x  f32  read_write  [T, D] LORA_A  the A factors,
-// here [V, rank]      LORA_B  the B factors, [D, rank] Grid: (ceil(D / 64), T, 1). Host:
-// runtime/kernels/lora.rs    Oracle: tests/kernels/lora.rs
-struct Params {
-    d: u32,
-    site: u32,
-    pad0: u32,
-    pad1: u32,
-}
+// lora_embedding: x[t, n] += weight * sum_i B[n, i] A[token_ids[t], i]
+//   for every row's own adapters
+//   0 token_ids  u32  read  [T]
+//   1 x  f32  read_write  [T, D]
+//   LORA_A  the A factors, here [V, rank]
+//   LORA_B  the B factors, [D, rank]
+// Grid: (ceil(D / 64), T, 1).
+// Host: runtime/kernels/lora.rs    Oracle: tests/kernels/lora.rs
+//import lora/a, lora/b
 @group(0) @binding(0) var<storage, read> token_ids: array<u32>;
 @group(0) @binding(1) var<storage, read_write> x: array<f32>;
 

@@ -1,8 +1,12 @@
 // matmul: y[m, n] (=, +=) sum_k x[m, k] W[n, k]    for many rows m, staged in workgroup memory
-// EPILOGUE 0: y = .  1: y += . Grid: (ceil(N / 64), ceil(M / 64), 1); 256 lanes make a 64 x 64
-// tile, 4 x 4 each, in steps of one block of K. 16 KiB of workgroup memory: WebGPU's default limit.
-// Sums in f32. Params and bindings: shared/linear.wgsl Host: runtime/kernels/matmul.rs    Oracle:
-// tests/kernels/matmul.rs
+// EPILOGUE 0: y = .  1: y += .
+// Grid: (ceil(N / 64), ceil(M / 64), 1); 256 lanes make a 64 x 64 tile, 4 x 4 each, in steps of one
+// block of K. 16 KiB of workgroup memory: WebGPU's default limit. Sums in f32.
+// Bindings: shared/linear.wgsl
+// Host: runtime/kernels/matmul.rs    Oracle: tests/kernels/matmul.rs
+//import shared/linear
+//needs quant
+//const EPILOGUE
 
 var<workgroup> tile_x: array<vec4<f32>, 512>; // [32 k][64 m]
 var<workgroup> tile_w: array<vec4<f32>, 512>; // [32 k][64 n]
@@ -46,7 +50,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         for (var k = 0u; k < 32u; k++) {
             let a = tile_x[k * 16u + tm];
             let b = tile_w[k * 16u + tn];
-            acc = mat4x4<f32>(acc[0] + a.x * b, acc[1] + a.y * b, acc[2] + a.z * b, acc[3] + a.w * b);
+            acc = mat4x4<f32>(
+                acc[0] + a.x * b, acc[1] + a.y * b, acc[2] + a.z * b, acc[3] + a.w * b);
         }
     }
     for (var i = 0u; i < 4u; i++) {

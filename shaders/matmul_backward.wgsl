@@ -1,23 +1,10 @@
-// matmul_backward: dx[m, k] (=, +=) sum_n dy[m, n] W[n, k]    the gradient of matmul's x; W is
-// frozen and gets none 0 dy    f32  read  [., dy_stride], rows from dy_row, columns from dy_offset
-// 1 words, 2 scales  read  W [N, K] in the format's blocks of 32, the buffers of the forward pass 3
-// dx    f32  read_write  [., K], rows from dx_row add 0: dx = .  1: dx += . Grid: (ceil(K / 64),
-// ceil(M / 64), 1); 256 lanes make a 64 x 64 tile, 4 x 4 each, in steps of 32 rows of W. 16 KiB of
-// workgroup memory: WebGPU's default limit. Sums in f32. Host: runtime/kernels/matmul_backward.rs
-// Oracle: tests/kernels/matmul_backward.rs
-struct Params {
-    m: u32,
-    n: u32,
-    k_blocks: u32,
-    dy_row: u32,
-    dy_stride: u32,
-    dy_offset: u32,
-    dx_row: u32,
-    add: u32,
-}
-@group(0) @binding(0) var<storage, read> dy: array<f32>;
-@group(0) @binding(1) var<storage, read> words: array<vec4<u32>>;
-@group(0) @binding(2) var<storage, read> scales: array<u32>;
+// matmul_backward: dx[m, k] (=, +=) sum_n dy[m, n] W[n, k]
+// Grid: (ceil(K / 64), ceil(M / 64), 1); 256 lanes make a 64 x 64 tile, 4 x 4 each, in steps of 32
+// rows of W. 16 KiB of workgroup memory: WebGPU's default limit. Sums in f32.
+// Bindings and `add`: shared/backward.wgsl
+// Host: runtime/kernels/matmul_backward.rs    Oracle: tests/kernels/matmul_backward.rs
+//import shared/backward
+//needs quant
 @group(0) @binding(3) var<storage, read_write> dx: array<vec4<f32>>;
 
 var<workgroup> tile_dy: array<vec4<f32>, 512>; // [64 m][32 n]
@@ -36,7 +23,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let tm = index / 16u;
     var acc = mat4x4<f32>();
     for (var n0 = 0u; n0 < p.n; n0 += 32u) {
-        let w = dequant(min(n0 + w_row, p.n - 1u) * p.k_blocks + min(w_block, p.k_blocks - 1u), part);
+        let w_line = min(n0 + w_row, p.n - 1u) * p.k_blocks;
+        let w = dequant(w_line + min(w_block, p.k_blocks - 1u), part);
         let n = min(n0 + column, p.n - 1u);
         workgroupBarrier();
         let to = w_row * 16u + index / 4u % 2u * 8u + part;

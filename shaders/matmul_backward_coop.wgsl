@@ -1,29 +1,20 @@
-// matmul_backward_coop: dx[m, k] (=, +=) sum_n dy[m, n] W[n, k]    on cooperative matrices, f16 x
-// f16 -> f32 0 dy    f32  read  [., dy_stride], rows from dy_row, columns from dy_offset 1 words, 2
-// scales  read  W [N, K] in the format's blocks of 32, the buffers of the forward pass 3 dx    f32
-// read_write  [., K], rows from dx_row      4 exponents  u32  read  [M], by row_exponents add 0: dx
-// = .  1: dx += .    S: side of a fragment, 8 or 16.  WG: 4 subgroups. Grid: (ceil(K / T), ceil(M /
-// T), 1); 2 x 2 subgroups make a T x T tile, 2 x 2 fragments each, in steps of NS of N. dy and W
-// are rounded to f16 on staging; sums in f32. Gradients are small: each row of dy is scaled by a
-// power of two, so that its largest element lies in [2^14, 2^15) (Micikevicius et al. 2017,
-// arXiv:1710.03740, section 3.2, scale the whole loss). Off per term, with h = 2^-11 (2^-10 where
-// f16 is cut off instead of rounded):
-//   |w| (h |dy| + 2^-28 max |dy|) + |dy| (h |w| + 2^-14 if |w| < 2^-14),    as subnormal f16 may be flushed.
+// matmul_backward_coop: dx[m, k] (=, +=) sum_n dy[m, n] W[n, k]
+//   on cooperative matrices, f16 x f16 -> f32
+//   4 exponents  u32  read  [M], by row_exponents
+// S: side of a fragment, 8 or 16.  WG: 4 subgroups.
+// Grid: (ceil(K / T), ceil(M / T), 1); 2 x 2 subgroups make a T x T tile, 2 x 2 fragments each, in
+// steps of NS of N. dy and W are rounded to f16 on staging; sums in f32. Gradients are small: each
+// row of dy is scaled by a power of two, so that its largest element lies in [2^14, 2^15)
+// (Micikevicius et al. 2017, arXiv:1710.03740, section 3.2, scale the whole loss). Off per term,
+// with h = 2^-11 (2^-10 where f16 is cut off instead of rounded):
+//   |w| (h |dy| + 2^-28 max |dy|) + |dy| (h |w| + 2^-14 if |w| < 2^-14),
+//   as subnormal f16 may be flushed.
 // Fragments are named, not indexed: drivers keep indexed ones in memory.
+// Bindings and `add`: shared/backward.wgsl
 // Host: runtime/kernels/matmul_backward.rs    Oracle: tests/kernels/matmul_backward.rs
-struct Params {
-    m: u32,
-    n: u32,
-    k_blocks: u32,
-    dy_row: u32,
-    dy_stride: u32,
-    dy_offset: u32,
-    dx_row: u32,
-    add: u32,
-}
-@group(0) @binding(0) var<storage, read> dy: array<f32>;
-@group(0) @binding(1) var<storage, read> words: array<vec4<u32>>;
-@group(0) @binding(2) var<storage, read> scales: array<u32>;
+//import shared/backward, shared/quads_scalar, shared/fragment_store
+//needs quant, fragments
+//const WG, NS
 @group(0) @binding(3) var<storage, read_write> dx: array<f32>;
 @group(0) @binding(4) var<storage, read> exponents: array<u32>;
 
@@ -33,26 +24,21 @@ const W_PARTS: u32 = T * NS / 8u / WG;  // eighths of weights
 // 8 halves of padding against bank conflicts.
 const DY_STRIDE: u32 = NS + 8u;
 const W_STRIDE: u32 = T + 8u;
-var<workgroup> tile_dy: array<f16, T * DY_STRIDE>;
-var<workgroup> tile_w: array<f16, NS * W_STRIDE>;
+const W_TILE: u32 = T * DY_STRIDE;        // where that of W begins
+var<workgroup> tile: array<f16, W_TILE + NS * W_STRIDE>;
 var<workgroup> tile_scale: array<f32, T>; // of the rows of dy
-var<workgroup> edge: array<f32, 4u * S * S>;
 
 fn load_dy(m0: u32, i: u32, n0: u32) -> vec4<f32> {
     let n = n0 + i % (NS / 4u) * 4u + vec4<u32>(0u, 1u, 2u, 3u);
     let row = (p.dy_row + min(m0 + i / (NS / 4u), p.m - 1u)) * p.dy_stride + p.dy_offset;
     let at = row + min(n, vec4<u32>(p.n - 1u));
-    return select(vec4<f32>(), vec4<f32>(dy[at.x], dy[at.y], dy[at.z], dy[at.w]), n < vec4<u32>(p.n));
+    let v = vec4<f32>(dy[at.x], dy[at.y], dy[at.z], dy[at.w]);
+    return select(vec4<f32>(), v, n < vec4<u32>(p.n));
 }
 
 fn keep_dy(i: u32, v: vec4<f32>) {
     let line = i / (NS / 4u);
-    let h = vec4<f16>(tile_scale[line] * v);
-    let to = line * DY_STRIDE + i % (NS / 4u) * 4u;
-    tile_dy[to] = h.x;
-    tile_dy[to + 1u] = h.y;
-    tile_dy[to + 2u] = h.z;
-    tile_dy[to + 3u] = h.w;
+    put_quad(line * (DY_STRIDE / 4u) + i % (NS / 4u), vec4<f16>(tile_scale[line] * v));
 }
 
 // Four at a time, so that their loads are under way together.
@@ -72,34 +58,17 @@ fn stage_dy(m0: u32, i: u32, n0: u32) {
 fn stage_w(block0: u32, i: u32, n0: u32) {
     let block = min(block0 + i % (T / 8u) / 4u, p.k_blocks - 1u);
     let w = dequant(min(n0 + i / (T / 8u), p.n - 1u) * p.k_blocks + block, i % 4u);
-    let lo = vec4<f16>(w[0]);
-    let hi = vec4<f16>(w[1]);
-    let to = i / (T / 8u) * W_STRIDE + i % (T / 8u) / 4u * 32u + i % 4u * 4u;
-    tile_w[to] = lo.x;
-    tile_w[to + 1u] = lo.y;
-    tile_w[to + 2u] = lo.z;
-    tile_w[to + 3u] = lo.w;
-    tile_w[to + 16u] = hi.x;
-    tile_w[to + 17u] = hi.y;
-    tile_w[to + 18u] = hi.z;
-    tile_w[to + 19u] = hi.w;
+    let to = W_TILE / 4u + i / (T / 8u) * (W_STRIDE / 4u) + i % (T / 8u) / 4u * 8u + i % 4u;
+    put_quad(to, vec4<f16>(w[0]));
+    put_quad(to + 4u, vec4<f16>(w[1]));
 }
 
-// A fragment to dx, through the subgroup's patch of workgroup memory, since it may hang over dx's
-// edge.
-fn store(c: coop_c, subgroup: u32, lane: u32, m0: u32, k0: u32) {
-    let base = subgroup * S * S;
-    workgroupBarrier();
-    coopStoreT(c, &edge[base], S);
-    workgroupBarrier();
-    for (var e = lane; e < S * S; e += WG / 4u) {
-        let m = m0 + e / S;
-        let k = k0 + e % S;
-        if m < p.m && k < p.k_blocks * 32u {
-            let at = (p.dx_row + m) * p.k_blocks * 32u + k;
-            let unscale = bitcast<f32>((exponents[m] - 14u) << 23u);
-            dx[at] = unscale * edge[base + e] + select(0.0, dx[at], p.add == 1u);
-        }
+// An element of a fragment.
+fn put(m: u32, k: u32, v: f32) {
+    if m < p.m && k < p.k_blocks * 32u {
+        let at = (p.dx_row + m) * p.k_blocks * 32u + k;
+        let unscale = bitcast<f32>((exponents[m] - 14u) << 23u);
+        dx[at] = unscale * v + select(0.0, dx[at], p.add == 1u);
     }
 }
 
@@ -119,7 +88,8 @@ fn main(
     var c10 = coop_c();
     var c11 = coop_c();
     for (var i = index; i < T; i += WG) {
-        tile_scale[i] = bitcast<f32>((268u - exponents[min(m0 + i, p.m - 1u)]) << 23u); // 2^(141 - exponent)
+        // 2^(141 - exponent)
+        tile_scale[i] = bitcast<f32>((268u - exponents[min(m0 + i, p.m - 1u)]) << 23u);
     }
     for (var n0 = 0u; n0 < p.n; n0 += NS) {
         workgroupBarrier();
@@ -127,12 +97,12 @@ fn main(
         for (var i = 0u; i < W_PARTS; i++) { stage_w(block0, index + i * WG, n0); }
         workgroupBarrier();
         for (var n = 0u; n < NS; n += S) {
-            let w_at = n * W_STRIDE + sk;
+            let w_at = W_TILE + n * W_STRIDE + sk;
             let dy_at = sm * DY_STRIDE + n;
-            let b0 = coopLoadT<coop_b>(&tile_w[w_at], W_STRIDE);
-            let b1 = coopLoadT<coop_b>(&tile_w[w_at + S], W_STRIDE);
-            let a0 = coopLoadT<coop_a>(&tile_dy[dy_at], DY_STRIDE);
-            let a1 = coopLoadT<coop_a>(&tile_dy[dy_at + S * DY_STRIDE], DY_STRIDE);
+            let b0 = coopLoadT<coop_b>(&tile[w_at], W_STRIDE);
+            let b1 = coopLoadT<coop_b>(&tile[w_at + S], W_STRIDE);
+            let a0 = coopLoadT<coop_a>(&tile[dy_at], DY_STRIDE);
+            let a1 = coopLoadT<coop_a>(&tile[dy_at + S * DY_STRIDE], DY_STRIDE);
             c00 = coopMultiplyAdd(a0, b0, c00);
             c01 = coopMultiplyAdd(a0, b1, c01);
             c10 = coopMultiplyAdd(a1, b0, c10);

@@ -1,23 +1,12 @@
-// matmul_backward_direct: dx[m, k] (=, +=) sum_n dy[m, n] W[n, k]    in registers, for devices
-// where barriers are slow 0 dy    f32  read  [., dy_stride], rows from dy_row, columns from
-// dy_offset 1 words, 2 scales  read  W [N, K] in the format's blocks of 32, the buffers of the
-// forward pass 3 dx    f32  read_write  [., K], rows from dx_row add 0: dx = .  1: dx += . Grid:
-// (ceil(K / 8 / WG), ceil(M / 4), 1); a lane sums 4 rows of dx at 8 columns, a quarter of a block:
-// the weights are read once for 4 rows. Sums in f32. Host: runtime/kernels/matmul_backward.rs
-// Oracle: tests/kernels/matmul_backward.rs
-struct Params {
-    m: u32,
-    n: u32,
-    k_blocks: u32,
-    dy_row: u32,
-    dy_stride: u32,
-    dy_offset: u32,
-    dx_row: u32,
-    add: u32,
-}
-@group(0) @binding(0) var<storage, read> dy: array<f32>;
-@group(0) @binding(1) var<storage, read> words: array<vec4<u32>>;
-@group(0) @binding(2) var<storage, read> scales: array<u32>;
+// matmul_backward_direct: dx[m, k] (=, +=) sum_n dy[m, n] W[n, k]
+//   in registers, for devices where barriers are slow
+// Grid: (ceil(K / 8 / WG), ceil(M / 4), 1); a lane sums 4 rows of dx at 8 columns, a quarter of a
+// block: the weights are read once for 4 rows. Sums in f32.
+// Bindings and `add`: shared/backward.wgsl
+// Host: runtime/kernels/matmul_backward.rs    Oracle: tests/kernels/matmul_backward.rs
+//import shared/backward
+//needs quant
+//const WG
 @group(0) @binding(3) var<storage, read_write> dx: array<vec4<f32>>;
 
 @compute @workgroup_size(WG)
@@ -36,8 +25,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var n = 0u; n < p.n; n++) {
         let w = dequant(n * p.k_blocks + kb, part);
         let d = vec4<f32>(dy[first.x + n], dy[first.y + n], dy[first.z + n], dy[first.w + n]);
-        lo = mat4x4<f32>(lo[0] + d.x * w[0], lo[1] + d.y * w[0], lo[2] + d.z * w[0], lo[3] + d.w * w[0]);
-        hi = mat4x4<f32>(hi[0] + d.x * w[1], hi[1] + d.y * w[1], hi[2] + d.z * w[1], hi[3] + d.w * w[1]);
+        lo = mat4x4<f32>(
+            lo[0] + d.x * w[0], lo[1] + d.y * w[0], lo[2] + d.z * w[0], lo[3] + d.w * w[0]);
+        hi = mat4x4<f32>(
+            hi[0] + d.x * w[1], hi[1] + d.y * w[1], hi[2] + d.z * w[1], hi[3] + d.w * w[1]);
     }
     for (var i = 0u; i < 4u; i++) {
         if m + i < p.m {

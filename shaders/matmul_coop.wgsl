@@ -1,71 +1,50 @@
 // matmul_coop: y[m, n] (=, +=) sum_k x[m, k] W[n, k]    on cooperative matrices, f16 x f16 -> f32
-// EPILOGUE 0: y = .  1: y += .    S: side of a fragment, 8 or 16.  WG: 4 subgroups. Grid: (ceil(N /
-// TN), ceil(M / TM), 1); 2 x 2 subgroups make a TM x TN tile, F x F fragments each, F 2 or 4, in
-// steps of KS blocks of K. x and W are rounded to f16 on staging; sums in f32. Fragments are named,
-// not indexed: drivers keep indexed ones in memory, which takes three times as long. Params and
-// bindings: shared/linear.wgsl Host: runtime/kernels/matmul.rs    Oracle: tests/kernels/matmul.rs
+// EPILOGUE 0: y = .  1: y += .    S: side of a fragment, 8 or 16.  WG: 4 subgroups.
+// Grid: (ceil(N / TN), ceil(M / TM), 1); 2 x 2 subgroups make a TM x TN tile, F x F fragments each,
+// F 2 or 4, in steps of KS blocks of K. x and W are rounded to f16 on staging; sums in f32.
+// Fragments are named, not indexed: drivers keep indexed ones in memory, which takes three times as
+// long.
+// Bindings: shared/linear.wgsl
+// Host: runtime/kernels/matmul.rs    Oracle: tests/kernels/matmul.rs
+//import shared/linear, shared/quads_scalar, shared/fragment_store
+//needs quant, fragments
+//const WG, F, KS, EPILOGUE
 
 const TM: u32 = 2u * F * S;
 const TN: u32 = 2u * F * S;
 const LINE: u32 = 4u * KS;           // parts of a line
 const PARTS: u32 = TM * LINE / WG;   // of x that a lane stages, and as many of W
 const STRIDE: u32 = 32u * KS + 8u;   // 8 halves of padding against bank conflicts
-var<workgroup> tile_x: array<f16, TM * STRIDE>;
-var<workgroup> tile_w: array<f16, TN * STRIDE>;
-var<workgroup> edge: array<f32, 4u * S * S>;
+// TM lines of x, then TN of W.
+var<workgroup> tile: array<f16, (TM + TN) * STRIDE>;
 
 // A part is 8 values of a line's block: 4 at 4 * part and 4 at 16 + 4 * part.
-fn place(i: u32) -> u32 {
-    return i / LINE * STRIDE + i % LINE / 4u * 32u + i % 4u * 4u;
+fn put_part(line0: u32, i: u32, lo: vec4<f32>, hi: vec4<f32>) {
+    let to = (line0 + i / LINE) * (STRIDE / 4u) + i % LINE / 4u * 8u + i % 4u;
+    put_quad(to, vec4<f16>(lo));
+    put_quad(to + 4u, vec4<f16>(hi));
 }
 
 fn stage_x(m0: u32, i: u32, kb: u32) {
     let block = kb + i % LINE / 4u;
-    let at = ((p.x_row + min(m0 + i / LINE, p.m - 1u)) * p.k_blocks + min(block, p.k_blocks - 1u)) * 8u + i % 4u;
+    let row = p.x_row + min(m0 + i / LINE, p.m - 1u);
+    let at = (row * p.k_blocks + min(block, p.k_blocks - 1u)) * 8u + i % 4u;
     let inside = block < p.k_blocks;
-    let lo = vec4<f16>(select(vec4<f32>(), x[at], inside));
-    let hi = vec4<f16>(select(vec4<f32>(), x[at + 4u], inside));
-    let to = place(i);
-    tile_x[to] = lo.x;
-    tile_x[to + 1u] = lo.y;
-    tile_x[to + 2u] = lo.z;
-    tile_x[to + 3u] = lo.w;
-    tile_x[to + 16u] = hi.x;
-    tile_x[to + 17u] = hi.y;
-    tile_x[to + 18u] = hi.z;
-    tile_x[to + 19u] = hi.w;
+    let none = vec4<f32>();
+    put_part(0u, i, select(none, x[at], inside), select(none, x[at + 4u], inside));
 }
 
 fn stage_w(n0: u32, i: u32, kb: u32) {
     let block = min(kb + i % LINE / 4u, p.k_blocks - 1u);
     let w = dequant(min(n0 + i / LINE, p.n - 1u) * p.k_blocks + block, i % 4u);
-    let lo = vec4<f16>(w[0]);
-    let hi = vec4<f16>(w[1]);
-    let to = place(i);
-    tile_w[to] = lo.x;
-    tile_w[to + 1u] = lo.y;
-    tile_w[to + 2u] = lo.z;
-    tile_w[to + 3u] = lo.w;
-    tile_w[to + 16u] = hi.x;
-    tile_w[to + 17u] = hi.y;
-    tile_w[to + 18u] = hi.z;
-    tile_w[to + 19u] = hi.w;
+    put_part(TM, i, w[0], w[1]);
 }
 
-// A fragment to y, through the subgroup's patch of workgroup memory, since it may hang over y's
-// edge.
-fn store(c: coop_c, subgroup: u32, lane: u32, m0: u32, n0: u32) {
-    let base = subgroup * S * S;
-    workgroupBarrier();
-    coopStoreT(c, &edge[base], S);
-    workgroupBarrier();
-    for (var e = lane; e < S * S; e += WG / 4u) {
-        let m = m0 + e / S;
-        let n = n0 + e % S;
-        if m < p.m && n < p.n {
-            let at = m * p.y_stride + p.y_offset + n;
-            y[at] = edge[base + e] + select(0.0, y[at], EPILOGUE == 1u);
-        }
+// An element of a fragment.
+fn put(m: u32, n: u32, v: f32) {
+    if m < p.m && n < p.n {
+        let at = m * p.y_stride + p.y_offset + n;
+        y[at] = v + select(0.0, y[at], EPILOGUE == 1u);
     }
 }
 
@@ -91,23 +70,23 @@ fn main(
         workgroupBarrier();
         for (var k = 0u; k < 32u * KS; k += S) {
             let x_at = sm * STRIDE + k;
-            let w_at = sn * STRIDE + k;
-            let b0 = coopLoad<coop_b>(&tile_w[w_at], STRIDE);
-            let b1 = coopLoad<coop_b>(&tile_w[w_at + S * STRIDE], STRIDE);
+            let w_at = (TM + sn) * STRIDE + k;
+            let b0 = coopLoad<coop_b>(&tile[w_at], STRIDE);
+            let b1 = coopLoad<coop_b>(&tile[w_at + S * STRIDE], STRIDE);
             var b2 = coop_b();
             var b3 = coop_b();
             if F > 2u {
-                b2 = coopLoad<coop_b>(&tile_w[w_at + 2u * S * STRIDE], STRIDE);
-                b3 = coopLoad<coop_b>(&tile_w[w_at + 3u * S * STRIDE], STRIDE);
+                b2 = coopLoad<coop_b>(&tile[w_at + 2u * S * STRIDE], STRIDE);
+                b3 = coopLoad<coop_b>(&tile[w_at + 3u * S * STRIDE], STRIDE);
             }
-            let a0 = coopLoadT<coop_a>(&tile_x[x_at], STRIDE);
+            let a0 = coopLoadT<coop_a>(&tile[x_at], STRIDE);
             c00 = coopMultiplyAdd(a0, b0, c00);
             c01 = coopMultiplyAdd(a0, b1, c01);
             if F > 2u {
                 c02 = coopMultiplyAdd(a0, b2, c02);
                 c03 = coopMultiplyAdd(a0, b3, c03);
             }
-            let a1 = coopLoadT<coop_a>(&tile_x[x_at + S * STRIDE], STRIDE);
+            let a1 = coopLoadT<coop_a>(&tile[x_at + S * STRIDE], STRIDE);
             c10 = coopMultiplyAdd(a1, b0, c10);
             c11 = coopMultiplyAdd(a1, b1, c11);
             if F > 2u {
@@ -115,12 +94,12 @@ fn main(
                 c13 = coopMultiplyAdd(a1, b3, c13);
             }
             if F > 2u {
-                let a2 = coopLoadT<coop_a>(&tile_x[x_at + 2u * S * STRIDE], STRIDE);
+                let a2 = coopLoadT<coop_a>(&tile[x_at + 2u * S * STRIDE], STRIDE);
                 c20 = coopMultiplyAdd(a2, b0, c20);
                 c21 = coopMultiplyAdd(a2, b1, c21);
                 c22 = coopMultiplyAdd(a2, b2, c22);
                 c23 = coopMultiplyAdd(a2, b3, c23);
-                let a3 = coopLoadT<coop_a>(&tile_x[x_at + 3u * S * STRIDE], STRIDE);
+                let a3 = coopLoadT<coop_a>(&tile[x_at + 3u * S * STRIDE], STRIDE);
                 c30 = coopMultiplyAdd(a3, b0, c30);
                 c31 = coopMultiplyAdd(a3, b1, c31);
                 c32 = coopMultiplyAdd(a3, b2, c32);

@@ -1,19 +1,22 @@
-// matmul_dense: C[m, n] = beta C[m, n] + alpha sum_k A(m, k) B(k, n)    for LoRA's factors and
-// their gradients 0 a     f32  read  A(m, k) at a_offset + m a_m + k a_k 1 b     f32  read  B(k, n)
-// at b_offset + k b_k + n b_n; may be the buffer of A 2 c     f32  read_write  C[m, n] at c_offset
-// + m c_m + n; not read when beta is 0 Grid: (ceil(N / TN), ceil(M / TM), 1); 256 lanes in SPLIT
-// teams, each with all of the TM x TN tile, 4 x 4 a lane, and every SPLIT-th k. In steps of KT of
-// K, a multiple of 8. The teams' sums are added in their order: the same every time. TILE vec4 of
-// workgroup memory, at most 16 KiB: WebGPU's default limit. Sums in f32. Params, bindings and
-// store: shared/dense.wgsl Host: runtime/kernels/matmul_dense.rs    Oracle:
-// tests/kernels/matmul_dense.rs
+// matmul_dense: C[m, n] = beta C[m, n] + alpha sum_k A(m, k) B(k, n)
+//   for LoRA's factors and their gradients
+// Grid: (ceil(N / TN), ceil(M / TM), 1); 256 lanes in SPLIT teams, each with all of the TM x TN
+// tile, 4 x 4 a lane, and every SPLIT-th k. In steps of KT of K, a multiple of 8. The teams' sums
+// are added in their order: the same every time. At most 16 KiB of
+// workgroup memory: WebGPU's default limit. Sums in f32.
+// Bindings and store: shared/dense.wgsl
+// Host: runtime/kernels/matmul_dense.rs    Oracle: tests/kernels/matmul_dense.rs
+//import shared/dense
+//const TM, TN, KT
 
+const SPLIT: u32 = 4096u / (TM * TN);
 const TEAM: u32 = 256u / SPLIT;
 // A row of the staged tiles, one for each k, with a vec4 of padding against bank conflicts.
 const A_ROW: u32 = TM / 4u + 1u;
 const B_ROW: u32 = TN / 4u + 1u;
 const B_TILE: u32 = KT * A_ROW; // where that of B begins
-var<workgroup> tile: array<vec4<f32>, TILE>; // then the teams' sums
+// Then the teams' sums.
+var<workgroup> tile: array<vec4<f32>, max(KT * (A_ROW + B_ROW), select(0u, 1024u, SPLIT > 1u))>;
 
 // Element e of a tile with `width` rows or columns, as (k, which of them): neighbours take
 // neighbouring addresses, 8 at a time along K where K is what lies side by side.
@@ -53,7 +56,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         for (var k = team; k < steps; k += SPLIT) {
             let x = tile[k * A_ROW + tm];
             let y = tile[B_TILE + k * B_ROW + tn];
-            acc = mat4x4<f32>(acc[0] + x.x * y, acc[1] + x.y * y, acc[2] + x.z * y, acc[3] + x.w * y);
+            acc = mat4x4<f32>(
+                acc[0] + x.x * y, acc[1] + x.y * y, acc[2] + x.z * y, acc[3] + x.w * y);
         }
     }
     if SPLIT > 1u {

@@ -1,9 +1,11 @@
-// matmul_dense_direct: C[m, n] = beta C[m, n] + alpha sum_k A(m, k) B(k, n)    in registers, where
-// barriers are slow 0 a     f32  read  A(m, k) at a_offset + m a_m + k a_k 1 b     f32  read  B(k,
-// n) at b_offset + k b_k + n b_n; may be the buffer of A 2 c     f32  read_write  C[m, n] at
-// c_offset + m c_m + n; not read when beta is 0 Grid: ceil(M / 4) ceil(N / 4) lanes in workgroups
-// of WG, filled up over x and y; a lane makes 4 x 4. Sums in f32. Params, bindings and store:
-// shared/dense.wgsl Host: runtime/kernels/matmul_dense.rs    Oracle: tests/kernels/matmul_dense.rs
+// matmul_dense_direct: C[m, n] = beta C[m, n] + alpha sum_k A(m, k) B(k, n)
+//   in registers, where barriers are slow
+// Grid: ceil(M / 4) ceil(N / 4) lanes in workgroups of WG, filled up over x and y; a lane makes 4 x
+// 4. Sums in f32.
+// Bindings and store: shared/dense.wgsl
+// Host: runtime/kernels/matmul_dense.rs    Oracle: tests/kernels/matmul_dense.rs
+//import shared/dense
+//const WG
 
 @compute @workgroup_size(WG)
 fn main(

@@ -1,11 +1,11 @@
-// matmul_dense_thin: C[m, n] = beta C[m, n] + alpha sum_k A(m, k) B(k, n)    where C is small and K
-// long: U = X A^T 0 a     f32  read  A(m, k) at a_offset + m a_m + k a_k 1 b     f32  read  B(k, n)
-// at b_offset + k b_k + n b_n; may be the buffer of A 2 c     f32  read_write  C[m, n] at c_offset
-// + m c_m + n; not read when beta is 0 Grid: (ceil(N / 16), ceil(M / 4), 1); 64 teams of 4 lanes, a
-// lane 4 x 4 of a 4 x 16 tile and every 64th k, straight from memory: nothing waits for a barrier
-// until the end. The teams' sums are added in their order: the same every time. Sums in f32.
-// Params, bindings and store: shared/dense.wgsl Host: runtime/kernels/matmul_dense.rs    Oracle:
-// tests/kernels/matmul_dense.rs
+// matmul_dense_thin: C[m, n] = beta C[m, n] + alpha sum_k A(m, k) B(k, n)
+//   where C is small and K long: U = X A^T
+// Grid: (ceil(N / 16), ceil(M / 4), 1); 64 teams of 4 lanes, a lane 4 x 4 of a 4 x 16 tile and
+// every 64th k, straight from memory: nothing waits for a barrier until the end. The teams' sums
+// are added in their order: the same every time. Sums in f32.
+// Bindings and store: shared/dense.wgsl
+// Host: runtime/kernels/matmul_dense.rs    Oracle: tests/kernels/matmul_dense.rs
+//import shared/dense
 
 const TEAMS: u32 = 64u;
 var<workgroup> tile: array<vec4<f32>, TEAMS * 16u>; // [team][row][4 of N]

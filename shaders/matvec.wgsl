@@ -1,13 +1,20 @@
-// matvec: y[m, n] (=, +=) sum_k x[m, k] W[n, k]    for few rows m: the weights are read once for
-// COLS of them NORM 1: x is RMS-normalised on the way: the squares are summed beside the products
-// and applied at the end. EPILOGUE 0: y = .  1: y += .  2: y[m, i] = silu(W x)[i] * (W x)[i + pair]
-// (SwiGLU, Shazeer 2020, arXiv:2002.05202) With an adapter: lora/matvec_shrink.wgsl lets A's rows
-// ride along, lora/matvec_expand.wgsl adds B u to the sums. Grid: (ceil(N / (WG / L / SPLIT * 4)),
-// ceil(M / COLS), 1), or pair / 2 for N / 4 with SwiGLU; SPLIT teams of L lanes share 4 rows of W,
-// a lane takes QUARTERS quarters of a block, UNROLL times, L SPLIT apart. The teams' sums are added
-// in their order. matvec/quarters.wgsl or matvec/blocks.wgsl says what a lane takes at a time.
-// Params and bindings: shared/linear.wgsl Host: runtime/kernels/matvec.rs    Oracle:
-// tests/kernels/matvec.rs
+// matvec: y[m, n] (=, +=) sum_k x[m, k] W[n, k]
+//   for few rows m: the weights are read once for COLS of them
+// NORM 1: x is RMS-normalised on the way: the squares are summed beside the products and applied at
+// the end.
+// EPILOGUE 0: y = .  1: y += .  2: y[m, i] = silu(W x)[i] * (W x)[i + pair]   (SwiGLU, Shazeer
+// 2020, arXiv:2002.05202)
+// With an adapter: lora/matvec_shrink.wgsl lets A's rows ride along, lora/matvec_expand.wgsl adds B
+// u to the sums.
+// Grid: (ceil(N / (WG / L / SPLIT * 4)), ceil(M / COLS), 1), or pair / 2 for N / 4 with SwiGLU;
+// SPLIT teams of L lanes share 4 rows of W, a lane takes QUARTERS quarters of a block, UNROLL
+// times, L SPLIT apart. The teams' sums are added in their order. matvec/quarters.wgsl or
+// matvec/blocks.wgsl says what a lane takes at a time.
+// Bindings: shared/linear.wgsl
+// Host: runtime/kernels/matvec.rs    Oracle: tests/kernels/matvec.rs
+//import shared/linear
+//needs quant, reduce, accumulate, adapters
+//const WG, L, SPLIT, UNROLL, COLS, NORM, EPILOGUE
 
 // A lane sums 4 rows of W, for up to 4 rows of x.
 var<private> sums: array<vec4<f32>, COLS>;

@@ -1,12 +1,17 @@
-// matvec_coop: y[m, n] (=, +=) sum_k x[m, k] W[n, k]    for up to 8 rows m on cooperative matrices,
-// f16 x f16 -> f32 NORM, EPILOGUE and adapters as in matvec. What the norm makes of x, and W, are
-// rounded to f16 on staging; sums in f32. Grid: (ceil(N / TN), 1, 1), or pair / (TN / 2) with
-// SwiGLU. A workgroup of SUBGROUPS makes TN columns: SPLIT of them share a fragment of S columns,
-// each with its part of a step of STEP blocks of K. While a step is multiplied, the next two are
-// under way. The subgroups' sums are added in their order. GUARD 1: the last step reaches past the
-// end of K. Within a step the terms are in an order of their own, the same for x and W, so that
-// neighbouring lanes store side by side. Params and bindings: shared/linear.wgsl Host:
-// runtime/kernels/matvec_coop.rs    Oracle: tests/kernels/matvec_coop.rs
+// matvec_coop: y[m, n] (=, +=) sum_k x[m, k] W[n, k]
+//   for up to 8 rows m on cooperative matrices, f16 x f16 -> f32
+// NORM, EPILOGUE and adapters as in matvec. What the norm makes of x, and W, are rounded to f16 on
+// staging; sums in f32.
+// Grid: (ceil(N / TN), 1, 1), or pair / (TN / 2) with SwiGLU. A workgroup of SUBGROUPS makes TN
+// columns: SPLIT of them share a fragment of S columns, each with its part of a step of STEP blocks
+// of K. While a step is multiplied, the next two are under way. The subgroups' sums are added in
+// their order. GUARD 1: the last step reaches past the end of K. Within a step the terms are in an
+// order of their own, the same for x and W, so that neighbouring lanes store side by side.
+// Bindings: shared/linear.wgsl
+// Host: runtime/kernels/matvec_coop.rs    Oracle: tests/kernels/matvec_coop.rs
+//import shared/linear
+//needs halves, fragments, quads, reduce, adapters, begin
+//const WG, SUBGROUPS, SPLIT, STEP, COLS, GUARD, NORM, EPILOGUE
 
 const LANES: u32 = WG / COLS;                             // that stage a row of x
 const SN: u32 = SUBGROUPS / SPLIT;                        // fragments side by side
@@ -15,8 +20,8 @@ const OUT: u32 = select(TN, TN / 2u, EPILOGUE == 2u);     // columns of y
 const PARTS: u32 = 4u * STEP;                             // of a line of x: 8 values each
 const QUADS: u32 = 8u * STEP;                             // of a line, of 4 values
 const STRIDE: u32 = QUADS + 2u;                           // padded against bank conflicts
-const W_BLOCKS: u32 = max(TN * STEP / WG, 1u);            // that a lane stages, the first two of them two steps ahead
-const X_PARTS: u32 = (PARTS + LANES - 1u) / LANES;        // likewise, the first two a step ahead
+const W_BLOCKS: u32 = max(TN * STEP / WG, 1u);            // that a lane stages, two of them ahead
+const X_PARTS: u32 = (PARTS + LANES - 1u) / LANES;        // likewise
 // COLS lines of x, then TN of W. A fragment of x that is taller goes on in W: its rows are not
 // used.
 var<workgroup> tile: array<cell, (COLS + TN) * STRIDE * QUAD>;
@@ -96,9 +101,10 @@ fn squares(row: u32, k: u32) -> f32 {
 fn rms_scale(row: u32, index: u32) -> f32 {
     var sum = 0.0;
     for (var k = index % LANES; k < p.k_blocks * 8u; k += 8u * LANES) {
-        sum += squares(row, k) + squares(row, k + LANES) + squares(row, k + 2u * LANES) + squares(row, k + 3u * LANES)
-            + squares(row, k + 4u * LANES) + squares(row, k + 5u * LANES) + squares(row, k + 6u * LANES)
-            + squares(row, k + 7u * LANES);
+        sum += squares(row, k) + squares(row, k + LANES)
+            + squares(row, k + 2u * LANES) + squares(row, k + 3u * LANES)
+            + squares(row, k + 4u * LANES) + squares(row, k + 5u * LANES)
+            + squares(row, k + 6u * LANES) + squares(row, k + 7u * LANES);
     }
     return 1.0 / sqrt(reduce_add_of(LANES, sum, index) / f32(32u * p.k_blocks) + p.eps);
 }
@@ -125,7 +131,9 @@ fn product(n0: u32, index: u32, subgroup: u32) {
         workgroupBarrier();
         put_w(index, w0);
         if W_BLOCKS > 1u { put_w(index + WG, w1); }
-        for (var i = 2u; i < W_BLOCKS; i++) { put_w(index + i * WG, fetch_w(n0, index + i * WG, kb)); }
+        for (var i = 2u; i < W_BLOCKS; i++) {
+            put_w(index + i * WG, fetch_w(n0, index + i * WG, kb));
+        }
         w0 = next0;
         w1 = next1;
         put_x(line, part, x0);
@@ -166,7 +174,9 @@ fn add_up(c: coop_c, index: u32, subgroup: u32) {
         for (var e = index; e < COLS * TN; e += WG) {
             for (var team = 0u; team < SPLIT; team++) {
                 let fragment = team * SN + e % TN / S;
-                if fragment / HALF == half { total[e] += edge[(fragment % HALF * S + e / TN) * S + e % S]; }
+                if fragment / HALF == half {
+                    total[e] += edge[(fragment % HALF * S + e / TN) * S + e % S];
+                }
             }
         }
     }

@@ -1,13 +1,12 @@
-// rms_norm: y[t] = x[t] / sqrt(mean(x[t]^2) + eps) * gain          Zhang & Sennrich 2019,
-// arXiv:1910.07467 0 x  f32  read  [T, K]    1 gain  f32  read  [K]    2 y  f32  read_write  [T, K]
-// Grid: (ceil(T / (WG / L)), 1, 1); L lanes a row stride over K. Needs: K a multiple of 4. Host:
-// runtime/kernels/rms_norm.rs    Oracle: tests/kernels/rms_norm.rs
-struct Params {
-    rows: u32,
-    k4: u32,
-    eps: f32,
-    pad: u32,
-}
+// rms_norm: y[t] = x[t] / sqrt(mean(x[t]^2) + eps) * gain
+//   Zhang & Sennrich 2019, arXiv:1910.07467
+//   0 x  f32  read  [T, K]
+//   1 gain  f32  read  [K]
+//   2 y  f32  read_write  [T, K]
+// Grid: (ceil(T / (WG / L)), 1, 1); L lanes a row stride over K. Needs: K a multiple of 4.
+// Host: runtime/kernels/rms_norm.rs    Oracle: tests/kernels/rms_norm.rs
+//needs reduce
+//const WG, L
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> gain: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read_write> y: array<vec4<f32>>;

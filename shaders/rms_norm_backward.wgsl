@@ -1,19 +1,14 @@
 // rms_norm_backward: dx[t] (=, +=) s (g - x[t] s^2 mean(g x[t])), g = dy[t] gain, s = 1 /
-// sqrt(mean(x[t]^2) + eps) 0 x   f32  read  [x_row + T, K]       1 gain  f32  read  [K] 2 dy  f32
-// read  [dy_row + T, K]      3 dx    f32  read_write  [dx_row + T, K] ADD 0: dx = .  1: dx += .
-// The gain is frozen: it gets no gradient. Grid: (ceil(T / (WG / L)), 1, 1); L lanes a row stride
-// over K. Needs: K a multiple of 4. Host: runtime/kernels/rms_norm_backward.rs    Oracle:
-// tests/kernels/rms_norm_backward.rs
-struct Params {
-    rows: u32,
-    k4: u32,
-    eps: f32,
-    x_row: u32,
-    dy_row: u32,
-    dx_row: u32,
-    pad0: u32,
-    pad1: u32,
-}
+// sqrt(mean(x[t]^2) + eps)
+//   0 x   f32  read  [x_row + T, K]
+//   1 gain  f32  read  [K]
+//   2 dy  f32  read  [dy_row + T, K]
+//   3 dx    f32  read_write  [dx_row + T, K]
+// ADD 0: dx = .  1: dx += .  The gain is frozen: it gets no gradient.
+// Grid: (ceil(T / (WG / L)), 1, 1); L lanes a row stride over K. Needs: K a multiple of 4.
+// Host: runtime/kernels/rms_norm_backward.rs    Oracle: tests/kernels/rms_norm_backward.rs
+//needs reduce
+//const WG, L, ADD
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> gain: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> dy: array<vec4<f32>>;

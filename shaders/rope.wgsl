@@ -1,24 +1,20 @@
-// rope: rotates q and k by their position and appends k and v to the cache       Su et al. 2021,
-// arXiv:2104.09864 0 rows       vec2<u32>  read  [M]: page table, position 1 pages      u32
-// read  [tables, max_pages] 2 rotations  vec2<f32>  read  [256 + coarse, E/2]: cos, sin of fine
-// positions 0..255, then of multiples of 256 3 qkv        f32        read_write  [M, (H + 2 G) E];
-// q is rotated in place 4 keys       kv         read_write  [pages, G, PAGE, E]      5 values  the
-// same The angle is the sum of a fine and a coarse one, so that no sine of a large argument is ever
-// asked of the GPU. NEOX 1: pairs are (i, i + E/2), as in Hugging Face files.  0: (2i, 2i + 1).
-// With an adapter on what came before, lora/expand_two.wgsl adds it to q, k and v first. Grid:
-// (ceil((H + 2 G) E / 2 / 64), M, 1); a lane makes one pair. Host: runtime/kernels/rope.rs
-// Oracle: tests/kernels/rope.rs
-struct Params {
-    heads: u32,
-    kv_heads: u32,
-    max_pages: u32,
-    site: u32,
-    u_rows: u32,
-    pad0: u32,
-    pad1: u32,
-    pad2: u32,
-    lora: vec4<u32>,
-}
+// rope: rotates q and k by their position and appends k and v to the cache
+//   Su et al. 2021, arXiv:2104.09864
+//   0 rows       vec2<u32>  read  [M]: page table, position
+//   1 pages      u32        read  [tables, max_pages]
+//   2 rotations  vec2<f32>  read  [256 + coarse, E/2]: cos, sin of fine positions 0..255, then of
+//     multiples of 256
+//   3 qkv        f32        read_write  [M, (H + 2 G) E]; q is rotated in place
+//   4 keys       kv         read_write  [pages, G, PAGE, E]
+//   5 values  the same
+// The angle is the sum of a fine and a coarse one, so that no sine of a large argument is ever
+// asked of the GPU.
+// NEOX 1: pairs are (i, i + E/2), as in Hugging Face files.  0: (2i, 2i + 1).
+// With an adapter on what came before, lora/expand_two.wgsl adds it to q, k and v first.
+// Grid: (ceil((H + 2 G) E / 2 / 64), M, 1); a lane makes one pair.
+// Host: runtime/kernels/rope.rs    Oracle: tests/kernels/rope.rs
+//needs kv, expand_two
+//const E, PAGE, NEOX
 @group(0) @binding(0) var<storage, read> rows: array<vec2<u32>>;
 @group(0) @binding(1) var<storage, read> pages: array<u32>;
 @group(0) @binding(2) var<storage, read> rotations: array<vec2<f32>>;
@@ -45,7 +41,8 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let coarse = rotations[(256u + row.y / 256u) * half_dim + i];
     let c = fine.x * coarse.x - fine.y * coarse.y;
     let s = fine.y * coarse.x + fine.x * coarse.y;
-    ab += expand_two(id.y, p.site, p.lora, p.u_rows, vec2<u32>(which), head * E + vec2<u32>(first, second));
+    let n = head * E + vec2<u32>(first, second);
+    ab += expand_two(id.y, p.site, p.alone, p.u_width, vec2<u32>(which), n);
     let rotated = vec2<f32>(ab.x * c - ab.y * s, ab.x * s + ab.y * c);
     if head < p.heads {
         qkv[at + first] = rotated.x;

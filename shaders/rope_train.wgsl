@@ -1,17 +1,15 @@
-// rope_train: rotates q and k by their position in a packed sequence, or back      Su et al. 2021,
-// arXiv:2104.09864 0 rows       vec2<u32>  read  [T]: first row and end of the row's sequence; row
-// t is at position t - first 1 rotations  vec2<f32>  read  [256 + coarse, E/2]: cos, sin of fine
-// positions 0..255, then of multiples of 256 2 qkv        f32        read_write  [row0 + T, (H + 2
-// G) E]; q and k are rotated in place direction 1: forward.  -1: the inverse, which is the
-// transpose: what takes gradients back. Pairs are (i, i + E/2). Grid: (ceil((H + G) E / 2 / 64), T,
-// 1); a lane makes one pair. Host: runtime/kernels/rope_train.rs    Oracle:
-// tests/kernels/rope_train.rs
-struct Params {
-    heads: u32,
-    kv_heads: u32,
-    row0: u32,
-    direction: f32,
-}
+// rope_train: rotates q and k by their position in a packed sequence, or back
+//   Su et al. 2021, arXiv:2104.09864
+//   0 rows       vec2<u32>  read  [T]: first row and end of the row's sequence; row t is at
+//     position t - first
+//   1 rotations  vec2<f32>  read  [256 + coarse, E/2]: cos, sin of fine positions 0..255, then of
+//     multiples of 256
+//   2 qkv        f32        read_write  [row0 + T, (H + 2 G) E]; q and k are rotated in place
+// direction 1: forward.  -1: the inverse, which is the transpose: what takes gradients back. Pairs
+// are (i, i + E/2).
+// Grid: (ceil((H + G) E / 2 / 64), T, 1); a lane makes one pair.
+// Host: runtime/kernels/rope_train.rs    Oracle: tests/kernels/rope_train.rs
+//const E
 @group(0) @binding(0) var<storage, read> rows: array<vec2<u32>>;
 @group(0) @binding(1) var<storage, read> rotations: array<vec2<f32>>;
 @group(0) @binding(2) var<storage, read_write> qkv: array<f32>;

@@ -1,14 +1,10 @@
 // row_exponents: exponents[m] = e with 2^(e - 127) <= max_n |dy[m, n]| < 2^(e - 126), as f32 stores
-// it; at least 15, so that 2^(141 - e) and its inverse are both normal numbers 0 dy  f32  read  [.,
-// dy_stride], rows from dy_row, columns from dy_offset      1 exponents  u32  read_write  [M] Grid:
-// (M, 1, 1); 256 lanes a row. Host: runtime/kernels/row_exponents.rs    Oracle:
-// tests/kernels/row_exponents.rs
-struct Params {
-    n: u32,
-    dy_row: u32,
-    dy_stride: u32,
-    dy_offset: u32,
-}
+// it; at least 15, so that
+//   2^(141 - e) and its inverse are both normal numbers
+//   0 dy  f32  read  [., dy_stride], rows from dy_row, columns from dy_offset
+//   1 exponents  u32  read_write  [M]
+// Grid: (M, 1, 1); 256 lanes a row.
+// Host: runtime/kernels/row_exponents.rs    Oracle: tests/kernels/row_exponents.rs
 @group(0) @binding(0) var<storage, read> dy: array<f32>;
 @group(0) @binding(1) var<storage, read_write> exponents: array<u32>;
 

@@ -1,14 +1,12 @@
 // sample_adjust: repetition penalty (Keskar et al. 2019, arXiv:1909.05858) and logit biases, in
-// place 0 samplers  Sampler     read  [M] 1 seen      u32         read  [M, seen_words]: bit v is
-// set when token v is in the context 2 biases    vec2<u32>   read  [sum of bias_count]: token, f32
-// bits 3 logits    f32         read_write  [M, V] Grid: (ceil(V / 64), M, 1). Host:
-// runtime/kernels/sample.rs    Oracle: tests/kernels/sample.rs
-struct Params {
-    vocab: u32,
-    seen_words: u32,
-    pad0: u32,
-    pad1: u32,
-}
+// place
+//   0 samplers  Sampler     read  [M]
+//   1 seen      u32         read  [M, seen_words]: bit v is set when token v is in the context
+//   2 biases    vec2<u32>   read  [sum of bias_count]: token, f32 bits
+//   3 logits    f32         read_write  [M, V]
+// Grid: (ceil(V / 64), M, 1).
+// Host: runtime/kernels/sample.rs    Oracle: tests/kernels/sample.rs
+//import shared/sampler
 @group(0) @binding(0) var<storage, read> samplers: array<Sampler>;
 @group(0) @binding(1) var<storage, read> seen: array<u32>;
 @group(0) @binding(2) var<storage, read> biases: array<vec2<u32>>;

@@ -1,16 +1,12 @@
-// sample_final: picks the best of the runs and makes it the next token of each row 0 partials
-// vec2<u32>  read  [M, runs]: f32 bits of the best value, its token 1 token_ids  u32
-// read_write  [M]: the row's next input 2 rows       vec2<u32>  read_write  [M]: page table,
-// position; the position advances 3 seen       u32        read_write  [M, seen_words]: bit v is set
-// when token v is in the context 4 ring       u32        read_write  [slots, M]: what the host
-// reads back Grid: (M, 1, 1). Of equal values the lowest token wins. Host:
-// runtime/kernels/sample.rs    Oracle: tests/kernels/sample.rs
-struct Params {
-    runs: u32,
-    seen_words: u32,
-    ring_offset: u32,
-    pad: u32,
-}
+// sample_final: picks the best of the runs and makes it the next token of each row
+//   0 partials   vec2<u32>  read  [M, runs]: f32 bits of the best value, its token
+//   1 token_ids  u32        read_write  [M]: the row's next input
+//   2 rows       vec2<u32>  read_write  [M]: page table, position; the position advances
+//   3 seen       u32        read_write  [M, seen_words]: bit v is set when token v is in the
+//     context
+//   4 ring       u32        read_write  [slots, M]: what the host reads back
+// Grid: (M, 1, 1). Of equal values the lowest token wins.
+// Host: runtime/kernels/sample.rs    Oracle: tests/kernels/sample.rs
 @group(0) @binding(0) var<storage, read> partials: array<vec2<u32>>;
 @group(0) @binding(1) var<storage, read_write> token_ids: array<u32>;
 @group(0) @binding(2) var<storage, read_write> rows: array<vec2<u32>>;
@@ -40,7 +36,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         if index < step {
             let value = tile_value[index + step];
             let other = tile_token[index + step];
-            if value > tile_value[index] || (value == tile_value[index] && other < tile_token[index]) {
+            if value > tile_value[index]
+                || (value == tile_value[index] && other < tile_token[index]) {
                 tile_value[index] = value;
                 tile_token[index] = other;
             }

@@ -1,16 +1,16 @@
 // sample_partial: the best token of each run of the vocabulary: argmax of the logits when greedy,
-// else of logit / temperature + Gumbel noise, which draws from their softmax (Gumbel 1954; Maddison
-// et al. 2014, arXiv:1411.0030) 0 samplers    Sampler    read  [M] 1 rows        vec2<u32>  read
-// [M]: page table, position; the position is the counter of the noise 2 logits      f32        read
-// [M, V]      3 thresholds  f32  read  [M] 4 partials    vec2<u32>  read_write  [M, runs]: f32 bits
-// of the best value, its token Grid: (runs = ceil(V / 1024), M, 1). Of equal values the lowest
-// token wins. Host: runtime/kernels/sample.rs    Oracle: tests/kernels/sample.rs
-struct Params {
-    vocab: u32,
-    runs: u32,
-    pad0: u32,
-    pad1: u32,
-}
+// else of
+//   logit / temperature + Gumbel noise, which draws from their softmax (Gumbel 1954; Maddison et
+//     al. 2014, arXiv:1411.0030)
+//   0 samplers    Sampler    read  [M]
+//   1 rows        vec2<u32>  read  [M]: page table, position; the position is the counter of the
+//     noise
+//   2 logits      f32        read  [M, V]
+//   3 thresholds  f32  read  [M]
+//   4 partials    vec2<u32>  read_write  [M, runs]: f32 bits of the best value, its token
+// Grid: (runs = ceil(V / 1024), M, 1). Of equal values the lowest token wins.
+// Host: runtime/kernels/sample.rs    Oracle: tests/kernels/sample.rs
+//import shared/sampler
 @group(0) @binding(0) var<storage, read> samplers: array<Sampler>;
 @group(0) @binding(1) var<storage, read> rows: array<vec2<u32>>;
 @group(0) @binding(2) var<storage, read> logits: array<f32>;
@@ -55,7 +55,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let logit = logits[group.y * p.vocab + v];
             var value = logit;
             if s.temperature > 0.0 {
-                value = logit / s.temperature + gumbel(pcg4d(vec4<u32>(s.seed_lo, s.seed_hi, position, v)).w);
+                value = logit / s.temperature
+                    + gumbel(pcg4d(vec4<u32>(s.seed_lo, s.seed_hi, position, v)).w);
             }
             if logit >= threshold && (value > best || token == 0xffffffffu) {
                 best = value;
@@ -70,13 +71,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         if index < step {
             let value = tile_value[index + step];
             let other = tile_token[index + step];
-            if value > tile_value[index] || (value == tile_value[index] && other < tile_token[index]) {
+            if value > tile_value[index]
+                || (value == tile_value[index] && other < tile_token[index]) {
                 tile_value[index] = value;
                 tile_token[index] = other;
             }
         }
     }
     if index == 0u {
-        partials[group.y * p.runs + group.x] = vec2<u32>(bitcast<u32>(tile_value[0]), tile_token[0]);
+        partials[group.y * p.runs + group.x] =
+            vec2<u32>(bitcast<u32>(tile_value[0]), tile_token[0]);
     }
 }

@@ -1,21 +1,21 @@
 // sample_threshold: the smallest logit that top-k, top-p (Holtzman et al. 2020, arXiv:1904.09751)
-// and min-p (Nguyen et al. 2024, arXiv:2407.01082) let through, after the temperature, in that
-// order; ties stay in 0 samplers    Sampler  read  [M] 1 logits      f32      read  [M, V] 2
-// thresholds  f32      read_write  [M] Grid: (M, 1, 1), a workgroup a row. Radix selection over
-// order-preserving keys, 4 bits a pass: no sort, no atomics. Host: runtime/kernels/sample.rs
-// Oracle: tests/kernels/sample.rs
-struct Params {
-    vocab: u32,
-    pad0: u32,
-    pad1: u32,
-    pad2: u32,
-}
+// and min-p
+//   (Nguyen et al. 2024, arXiv:2407.01082) let through, after the temperature, in that order; ties
+//     stay in
+//   0 samplers    Sampler  read  [M]
+//   1 logits      f32      read  [M, V]
+//   2 thresholds  f32      read_write  [M]
+// Grid: (M, 1, 1), a workgroup a row. Radix selection over order-preserving keys, 4 bits a pass: no
+// sort, no atomics.
+// Host: runtime/kernels/sample.rs    Oracle: tests/kernels/sample.rs
+//import shared/sampler
 @group(0) @binding(0) var<storage, read> samplers: array<Sampler>;
 @group(0) @binding(1) var<storage, read> logits: array<f32>;
 @group(0) @binding(2) var<storage, read_write> thresholds: array<f32>;
 
 const WG: u32 = 256u;
-var<workgroup> tile: array<vec4<f32>, 1024>; // [WG][16 buckets]: all of the 16 KiB that every device has
+// [WG][16 buckets]: all of the 16 KiB that every device has.
+var<workgroup> tile: array<vec4<f32>, 1024>;
 
 fn key_of(v: f32) -> u32 {
     let b = bitcast<u32>(v);
@@ -70,7 +70,8 @@ fn select_key(row: u32, index: u32, wanted: f32, top: f32, temperature: f32, by_
             let w = select(0.0, weight(v, top, temperature, by_mass), matches);
             let bucket = vec4<u32>(key >> (shift - 4u) & 15u);
             for (var j = 0u; j < 4u; j++) {
-                sums[j] += select(vec4<f32>(0.0), vec4<f32>(w), bucket == vec4<u32>(4u * j, 4u * j + 1u, 4u * j + 2u, 4u * j + 3u));
+                sums[j] += select(vec4<f32>(0.0), vec4<f32>(w),
+                    bucket == vec4<u32>(4u * j, 4u * j + 1u, 4u * j + 2u, 4u * j + 3u));
             }
         }
         for (var j = 0u; j < 4u; j++) { tile[index * 4u + j] = sums[j]; }

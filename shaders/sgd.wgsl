@@ -1,19 +1,14 @@
-// sgd: b = momentum b + g + weight_decay w; w -= lr b                 torch.optim.SGD, dampening 0,
-// without Nesterov 0 norm     f32  read  [slot + 1]            1 grads   f32  read_write  [offset +
-// len], clipped here, then zeroed 2 weights  f32  read_write  the same        3 buffer  the same
-// with MOMENTUM 1, unused with 0 Where the norm is not finite only the gradients are zeroed: the
-// last good state survives. Grid: (ceil(len / 1024), 1, 1); 256 lanes, 4 elements each. Host:
-// runtime/kernels/sgd.rs    Oracle: tests/kernels/sgd.rs
-struct Params {
-    offset: u32,
-    len: u32,
-    slot: u32,
-    max_norm: f32,
-    lr: f32,
-    momentum: f32,
-    weight_decay: f32,
-    pad: u32,
-}
+// sgd: b = momentum b + g + weight_decay w; w -= lr b
+//   torch.optim.SGD, dampening 0, without Nesterov
+//   0 norm     f32  read  [slot + 1]
+//   1 grads   f32  read_write  [offset + len], clipped here, then zeroed
+//   2 weights  f32  read_write  the same
+//   3 buffer  the same with MOMENTUM 1, unused with 0
+// Where the norm is not finite only the gradients are zeroed: the last good state survives.
+// Grid: (ceil(len / 1024), 1, 1); 256 lanes, 4 elements each.
+// Host: runtime/kernels/sgd.rs    Oracle: tests/kernels/sgd.rs
+//import shared/clip
+//const MOMENTUM
 @group(0) @binding(0) var<storage, read> norm: array<f32>;
 @group(0) @binding(1) var<storage, read_write> grads: array<f32>;
 @group(0) @binding(2) var<storage, read_write> weights: array<f32>;

@@ -1,14 +1,9 @@
-// swiglu_backward: with h = silu(gate) up, (gate, up) becomes dh (up silu'(gate), silu(gate)) 0 dh
-// f32  read  [dh_row + T, F]      1 gu  f32  read_write  [gu_row + T, 2 F]: gate, up; then their
-// gradients In place: nothing else asks for gate and up once their gradients are known. Grid:
-// (ceil(F / 4 / 64), T, 1). Needs: F a multiple of 4. Host: runtime/kernels/swiglu_backward.rs
-// Oracle: tests/kernels/swiglu_backward.rs
-struct Params {
-    f4: u32,
-    dh_row: u32,
-    gu_row: u32,
-    pad: u32,
-}
+// swiglu_backward: with h = silu(gate) up, (gate, up) becomes dh (up silu'(gate), silu(gate))
+//   0 dh  f32  read  [dh_row + T, F]
+//   1 gu  f32  read_write  [gu_row + T, 2 F]: gate, up; then their gradients
+// In place: nothing else asks for gate and up once their gradients are known.
+// Grid: (ceil(F / 4 / 64), T, 1). Needs: F a multiple of 4.
+// Host: runtime/kernels/swiglu_backward.rs    Oracle: tests/kernels/swiglu_backward.rs
 @group(0) @binding(0) var<storage, read> dh: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read_write> gu: array<vec4<f32>>;
 

@@ -11,11 +11,13 @@ mod common;
 mod default_model;
 #[cfg(feature = "gpu")]
 mod engine;
+mod federated;
 mod floors;
 mod gguf;
 mod identity;
 #[cfg(feature = "gpu")]
 mod kernels;
+mod merge;
 #[cfg(feature = "gpu")]
 mod model;
 mod quant;

@@ -1,8 +1,11 @@
 //! Every kernel in every variant parses and validates; bindings are numbered 0..n with the access
-//! that the host declares, `Params` has the size of its Rust mirror, and workgroup memory is within
-//! WebGPU's default.
+//! that the host declares, structs lie in memory as in Rust, and workgroup memory is within WebGPU's
+//! default.
+
+use std::path::Path;
 
 use epiphyte::DType;
+use epiphyte::gpu::params::{Field, Layout};
 use epiphyte::gpu::{Access, Caps, KernelSpec};
 use epiphyte::kernels::attention::Leaves;
 use epiphyte::kernels::lora::{self, Directory};
@@ -130,15 +133,22 @@ fn training_specs(caps: &Caps) -> Vec<KernelSpec> {
     specs
 }
 
-fn check(spec: &KernelSpec, immediates: bool) {
-    let text = spec.source.text(immediates);
-    let name = spec.source.name;
+/// Gives the text that it has checked.
+fn check(spec: &KernelSpec, immediates: bool) -> String {
+    let KernelSpec { name, consts, fills, .. } = spec;
+    let text = spec.text(immediates).unwrap_or_else(|e| panic!("{name} {fills:?}: {e}"));
     let module = naga::front::wgsl::parse_str(&text)
-        .unwrap_or_else(|e| panic!("{name} {:?}: {}", spec.source.consts, e.emit_to_string(&text)));
+        .unwrap_or_else(|e| panic!("{name} {consts:?}: {}", e.emit_to_string(&text)));
     let capabilities = Capabilities::all();
     let info = Validator::new(ValidationFlags::all(), capabilities)
         .validate(&module)
-        .unwrap_or_else(|e| panic!("{name} {:?}: {}", spec.source.consts, e.emit_to_string(&text)));
+        .unwrap_or_else(|e| panic!("{name} {consts:?}: {}", e.emit_to_string(&text)));
+    for (of, layout) in [("Params", &spec.params), ("Sampler", &sample::Sampler::LAYOUT)] {
+        let ty = module.types.iter().find(|(_, ty)| ty.name.as_deref() == Some(of));
+        if let Some((_, ty)) = ty {
+            assert_eq!(differs(&module, ty, layout), None, "{name}: {of}");
+        }
+    }
     translate(name, &module, &info);
     let mut accesses = vec![None; spec.bindings.len()];
     let mut workgroup_bytes = 0;
@@ -150,10 +160,6 @@ fn check(spec: &KernelSpec, immediates: bool) {
                 let write = access.contains(naga::StorageAccess::STORE);
                 accesses[binding] = Some(if write { Access::Write } else { Access::Read });
             }
-            naga::AddressSpace::Immediate | naga::AddressSpace::Uniform => {
-                let size = module.types[variable.ty].inner.size(module.to_ctx());
-                assert_eq!(size, spec.params_bytes, "{name}: Params");
-            }
             naga::AddressSpace::WorkGroup => {
                 workgroup_bytes += module.types[variable.ty].inner.size(module.to_ctx());
             }
@@ -161,11 +167,35 @@ fn check(spec: &KernelSpec, immediates: bool) {
         }
     }
     // GPUs with cooperative matrices have 32 KiB at least.
-    let most = if spec.source.cooperative_matrix { 32 << 10 } else { 16 << 10 };
+    let matrices = text.contains("enable wgpu_cooperative_matrix;");
+    let most = if matrices { 32 << 10 } else { 16 << 10 };
     assert!(workgroup_bytes <= most, "{name}: {workgroup_bytes} bytes of workgroup memory");
     let declared: Vec<_> = spec.bindings.iter().copied().map(Some).collect();
     assert_eq!(accesses, declared, "{name}: bindings");
     assert!(spec.bindings.len() <= 8, "{name}: more than 8 storage buffers");
+    text
+}
+
+/// In what a struct's members in the shader differ from those in Rust: names, types, offsets, size.
+fn differs(module: &naga::Module, ty: &naga::Type, layout: &Layout) -> Option<String> {
+    let naga::TypeInner::Struct { members, span } = &ty.inner else {
+        return Some("no struct".into());
+    };
+    let type_of = |member: &naga::StructMember| match module.types[member.ty].inner {
+        naga::TypeInner::Scalar(naga::Scalar::U32) => "u32",
+        naga::TypeInner::Scalar(naga::Scalar::F32) => "f32",
+        naga::TypeInner::Vector { size: naga::VectorSize::Quad, scalar: naga::Scalar::U32 } => {
+            "vec4<u32>"
+        }
+        _ => "another type",
+    };
+    let there: Vec<_> =
+        members.iter().map(|m| (m.name.as_deref(), type_of(m), m.offset as usize)).collect();
+    let fields = layout.fields.iter();
+    let here: Vec<_> =
+        fields.filter_map(|field| Some((Some(field.name), field.wgsl?, field.offset))).collect();
+    (there != here || *span != layout.bytes)
+        .then(|| format!("{there:?}, {span} bytes, and in Rust {here:?}, {} bytes", layout.bytes))
 }
 
 /// What the Vulkan and Metal backends will be given.
@@ -187,23 +217,90 @@ fn translate(name: &str, module: &naga::Module, info: &naga::valid::ModuleInfo) 
     .unwrap_or_else(|e| panic!("{name}: MSL: {e}"));
 }
 
-fn check_all(caps: &Caps) {
-    for dtype in DType::ALL {
-        for spec in linear_specs(caps, dtype) {
-            check(&spec, caps.immediates);
+fn all_specs(caps: &Caps) -> Vec<KernelSpec> {
+    let linears = DType::ALL.into_iter().flat_map(|dtype| linear_specs(caps, dtype));
+    linears.chain(other_specs(caps)).chain(training_specs(caps)).collect()
+}
+
+/// One file of `shaders/` without the `.wgsl`, and its text.
+fn files() -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders");
+    let (mut folders, mut files) = (vec![root.clone()], vec![]);
+    while let Some(folder) = folders.pop() {
+        for entry in folder.read_dir().unwrap().map(Result::unwrap) {
+            if entry.file_type().unwrap().is_dir() {
+                folders.push(entry.path());
+                continue;
+            }
+            let stem = entry.path().with_extension("");
+            let stem = stem.strip_prefix(&root).unwrap().to_str().unwrap().replace('\\', "/");
+            files.push((stem, std::fs::read_to_string(entry.path()).unwrap()));
         }
     }
-    for spec in other_specs(caps).into_iter().chain(training_specs(caps)) {
-        check(&spec, caps.immediates);
-    }
+    files
 }
 
 #[test]
-fn every_kernel_validates_on_every_tier() {
+fn every_kernel_validates_on_every_tier_and_no_file_is_left_over() {
+    let mut unused = files();
+    let mut check_all = |caps: &Caps| {
+        for spec in all_specs(caps) {
+            let text = check(&spec, caps.immediates);
+            unused.retain(|(_, file)| !text.contains(file.as_str()));
+        }
+    };
     check_all(&CAPS);
     check_all(&Caps { subgroup_size: Some(4), software: true, ..CAPS });
+    check_all(&Caps { subgroup_size: None, software: true, ..CAPS });
     check_all(&Caps { subgroup_size: None, f16: false, immediates: false, ..CAPS });
     for side in [8, 16] {
         check_all(&Caps { cooperative_matrix: Some(side), scalar_fragments: side == 8, ..CAPS });
     }
+    assert!(unused.is_empty(), "{:?}", unused.iter().map(|(stem, _)| stem).collect::<Vec<_>>());
+}
+
+/// What the joiner says of `swiglu` without adapters, once `change`d.
+fn refused(change: impl FnOnce(&mut KernelSpec)) -> String {
+    let mut spec = swiglu::spec(&CAPS, None);
+    assert!(spec.text(true).is_ok());
+    change(&mut spec);
+    spec.text(true).unwrap_err().to_string()
+}
+
+#[test]
+fn the_joiner_refuses_what_does_not_fit() {
+    let said = refused(|spec| spec.name = "swigloo");
+    assert!(said.contains("there is no shaders/swigloo.wgsl"), "{said}");
+    let said = refused(|spec| spec.fills[0] = "lora/no_too");
+    assert!(said.contains("there is no shaders/lora/no_too.wgsl"), "{said}");
+    let said = refused(|spec| spec.consts.clear());
+    assert!(said.contains("constant WG is given 0 times"), "{said}");
+    let said = refused(|spec| spec.consts.push(("WG", 64)));
+    assert!(said.contains("constant WG is given 2 times"), "{said}");
+    let said = refused(|spec| spec.consts.push(("WAGE", 64)));
+    assert!(said.contains("constant WAGE is given, but no file declares it"), "{said}");
+    let said = refused(|spec| spec.fills.truncate(1));
+    assert!(said.contains("one file must fill `shrink_tile`, not []"), "{said}");
+    let said = refused(|spec| spec.fills.push("lora/shrink_tile"));
+    assert!(said.contains("[lora/no_tile, lora/shrink_tile]"), "{said}");
+    let said = refused(|spec| spec.fills.push("shared/quads"));
+    assert!(said.contains("shared/quads fills no interface that is needed"), "{said}");
+}
+
+#[test]
+fn a_struct_that_lies_otherwise_in_memory_is_seen() {
+    let text = "struct Params { a: u32, b: vec4<u32> } var<immediate> p: Params;";
+    let module = naga::front::wgsl::parse_str(text).unwrap();
+    let (_, ty) = module.types.iter().find(|(_, ty)| ty.name.is_some()).unwrap();
+    let field = |name, wgsl, offset| Field { name, wgsl: Some(wgsl), offset };
+    let fields = |b| [field("a", "u32", 0), b];
+    let differs = |b: Field, bytes| {
+        let fields = Vec::leak(fields(b).to_vec());
+        differs(&module, ty, &Layout { fields, bytes }).is_some()
+    };
+    assert!(!differs(field("b", "vec4<u32>", 16), 32));
+    assert!(differs(field("b", "vec4<u32>", 4), 32));
+    assert!(differs(field("b", "u32", 16), 32));
+    assert!(differs(field("c", "vec4<u32>", 16), 32));
+    assert!(differs(field("b", "vec4<u32>", 16), 20));
 }

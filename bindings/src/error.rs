@@ -15,6 +15,8 @@ pub enum ErrorKind {
     Device,
     /// The device has no memory for it.
     OutOfMemory,
+    /// The adapter does not fit the bytes set aside for adapters.
+    AdapterBudget,
     /// The context has no room; nothing was lost.
     ContextFull,
     /// The call was cancelled; what was computed stays.
@@ -52,6 +54,7 @@ impl From<epiphyte::Error> for EpiphyteError {
             E::Tokenizer(_) | E::ChatTemplate(_) => ErrorKind::Text,
             E::NoGpu(_) | E::Gpu { .. } | E::DeviceLost(_) => ErrorKind::Device,
             E::OutOfMemory { .. } | E::OverBudget { .. } => ErrorKind::OutOfMemory,
+            E::AdapterBudget { .. } => ErrorKind::AdapterBudget,
             E::ContextFull { .. } => ErrorKind::ContextFull,
             E::Cancelled => ErrorKind::Cancelled,
             E::BaseMismatch { .. } | E::FingerprintVersion { .. } => ErrorKind::BaseMismatch,

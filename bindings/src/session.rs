@@ -86,7 +86,7 @@ impl From<epiphyte::engine::FinishReason> for FinishReason {
             R::Stop => Self::Stop,
             R::MaxTokens => Self::MaxTokens,
             R::ContextFull => Self::ContextFull,
-            R::Cancelled => Self::Cancelled,
+            _ => Self::Cancelled,
         }
     }
 }
@@ -192,7 +192,7 @@ impl Session {
         let options = epiphyte::engine::GenerateOptions { cancel, ..options.into() };
         let mut generation = session.generate(options)?;
         while let Some(token) = generation.next() {
-            let epiphyte::engine::Token { id, text } = token?;
+            let epiphyte::engine::Token { id, text, .. } = token?;
             let more = sink.on_token(Token { id, text });
             *lock(&self.stats) = Some(generation.stats());
             if !more {

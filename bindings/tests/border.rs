@@ -49,7 +49,7 @@ fn a_model_answers_as_in_the_runtime() {
     let expected: Vec<Token> = expected
         .generate(options)
         .unwrap()
-        .map(|token| token.map(|epiphyte::Token { id, text }| Token { id, text }).unwrap())
+        .map(|token| token.map(|epiphyte::Token { id, text, .. }| Token { id, text }).unwrap())
         .collect();
 
     let session = engine().session();

@@ -16,7 +16,7 @@ use std::path::Path;
 
 use super::config::{LoraConfig, Modules};
 use super::module::LoraModule;
-use super::parts::{Factor, Found, Parts};
+use super::parts::{Factor, Found, MANIFEST_KEY, Origin, Parts};
 use super::peft::{FINGERPRINT_KEY, FORMAT, FORMAT_KEY, too_large};
 use super::report::{AdapterFormat, Item};
 use crate::base::{BaseShape, ModulePath, Target};
@@ -73,8 +73,9 @@ pub(crate) fn parts(gguf: &Gguf, shape: &BaseShape) -> Result<Parts> {
     }
     let base_fingerprint = gguf.find::<&str>(FINGERPRINT_KEY)?.map(String::from);
     let (config, n_bytes) = (config(&found, alpha, shape), gguf.n_bytes());
+    let manifest = gguf.find::<&str>(MANIFEST_KEY)?.map(String::from);
     let (format, copies) = (AdapterFormat::Gguf, Vec::new());
-    Ok(Parts { format, config, keys, found, others, copies, base_fingerprint, n_bytes })
+    Ok(Parts { format, config, keys, found, others, copies, base_fingerprint, manifest, n_bytes })
 }
 
 fn judge(key: &str, value: Value<'_>) -> Item {
@@ -85,7 +86,8 @@ fn judge(key: &str, value: Value<'_>) -> Item {
         | "adapter.type"
         | ALPHA
         | FINGERPRINT_KEY
-        | FORMAT_KEY => Item::matched(name),
+        | FORMAT_KEY
+        | MANIFEST_KEY => Item::matched(name),
         "adapter.alora.invocation_tokens" if matches!(value, Value::Array(tokens) if tokens.is_empty()) => {
             Item::ignored(name, "off")
         }
@@ -199,7 +201,7 @@ fn transpose(values: &[f32], rows: usize) -> Vec<f32> {
 pub(crate) fn save(
     path: &Path,
     modules: &[LoraModule],
-    fingerprint: Option<&str>,
+    origin: Origin<'_>,
     (alpha, shape, dtype): (f64, &BaseShape, DType),
 ) -> Result<()> {
     if let Some(module) =
@@ -220,8 +222,10 @@ pub(crate) fn save(
         .text("adapter.type", "lora")
         .text(FORMAT_KEY, FORMAT);
     writer.f32(ALPHA, alpha).u32("general.file_type", u32::from(dtype == DType::F16));
-    if let Some(fingerprint) = fingerprint {
-        writer.text(FINGERPRINT_KEY, fingerprint);
+    for (key, text) in [(FINGERPRINT_KEY, origin.fingerprint), (MANIFEST_KEY, origin.manifest)] {
+        if let Some(text) = text {
+            writer.text(key, text);
+        }
     }
     for module in modules {
         for factor in [Factor::A, Factor::B] {

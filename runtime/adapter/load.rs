@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use super::config::LoraConfig;
 use super::copies::AdaptedBase;
 use super::module::LoraModule;
-use super::parts::Found;
+use super::parts::{Found, Origin};
 use super::report::LoadReport;
 use super::{gguf_lora, peft};
 use crate::base::{BaseShape, ModulePath, fingerprint};
@@ -35,6 +35,9 @@ pub struct Adapter {
     pub modules: Vec<LoraModule>,
     /// The base it was made for; `None` for a foreign adapter, which does not say.
     pub base_fingerprint: Option<String>,
+    /// What it was merged from and how, as [`crate::merge::Manifest`] reads it; `None` for an adapter
+    /// that was trained.
+    pub manifest: Option<String>,
     /// What became of each key and tensor of the file; empty for an adapter made here.
     pub report: LoadReport,
 }
@@ -58,7 +61,8 @@ impl Adapter {
             }
         }
         modules.iter().try_for_each(|module| module.check(shape))?;
-        Ok(Self { config, modules, base_fingerprint, report: LoadReport::default() })
+        let report = LoadReport::default();
+        Ok(Self { config, modules, base_fingerprint, manifest: None, report })
     }
 
     /// The module's factors, if it has any.
@@ -71,19 +75,7 @@ impl Adapter {
     /// scaling by path. The type of numbers in the file, padding and what else the config says
     /// leave it alone.
     pub fn digest(&self) -> String {
-        let hashes = parallel::map(self.modules.iter().collect(), |module: &LoraModule| {
-            [&module.a, &module.b].map(|factor| identity::hash_floats(factor))
-        });
-        let mut identity = Identity::new("epiphyte.factors.1");
-        for (module, [a, b]) in self.modules.iter().zip(hashes) {
-            let (path, r) = (module.path, module.rank);
-            let width = |factor: &[f32]| factor.len().checked_div(r).unwrap_or(0);
-            let tensor = |shape: [usize; 2], hash| identity::tensor("F32", &shape, hash);
-            identity.add(format!("{path}.lora_A"), tensor([r, width(&module.a)], a));
-            identity.add(format!("{path}.lora_B"), tensor([width(&module.b), r], b));
-            identity.add(format!("{path}.scaling"), identity::bits(module.scaling));
-        }
-        identity.name()
+        digest(&self.modules)
     }
 
     /// That it was made for the base of this fingerprint, or does not say for which.
@@ -154,7 +146,7 @@ impl Adapter {
     /// As [`Self::save_peft`], to a folder that was checked already.
     pub(crate) fn write_peft(&self, dir: &Path, dtype: DType, shape: &BaseShape) -> Result<()> {
         self.check(shape)?;
-        peft::save(dir, &self.config, &self.modules, self.base_fingerprint.as_deref(), dtype)
+        peft::save(dir, &self.config, &self.modules, self.origin(), dtype)
     }
 
     /// Writes a GGUF LoRA for llama.cpp, with tensors in `dtype`: F32 or F16. A file that is there
@@ -167,13 +159,17 @@ impl Adapter {
     /// of a base where they are one, which llama.cpp can't load.
     pub fn save_gguf(&self, path: impl AsRef<Path>, dtype: DType, shape: &BaseShape) -> Result<()> {
         self.check(shape)?;
-        let fingerprint = self.base_fingerprint.as_deref();
         gguf_lora::save(
             path.as_ref(),
             &self.modules,
-            fingerprint,
+            self.origin(),
             (self.config.lora_alpha, shape, dtype),
         )
+    }
+
+    fn origin(&self) -> Origin<'_> {
+        let (fingerprint, manifest) = (self.base_fingerprint.as_deref(), self.manifest.as_deref());
+        Origin { fingerprint, manifest }
     }
 
     /// That the modules fit the base, and are what the config says: else readers would see another
@@ -194,6 +190,23 @@ impl Adapter {
         }
         Ok(())
     }
+}
+
+/// [`Adapter::digest`] of modules sorted by path.
+pub(crate) fn digest(modules: &[LoraModule]) -> String {
+    let hashes = parallel::map(modules.iter().collect(), |module: &LoraModule| {
+        [&module.a, &module.b].map(|factor| identity::hash_floats(factor))
+    });
+    let mut identity = Identity::new("epiphyte.factors.1");
+    for (module, [a, b]) in modules.iter().zip(hashes) {
+        let (path, r) = (module.path, module.rank);
+        let width = |factor: &[f32]| factor.len().checked_div(r).unwrap_or(0);
+        let tensor = |shape: [usize; 2], hash| identity::tensor("F32", &shape, hash);
+        identity.add(format!("{path}.lora_A"), tensor([r, width(&module.a)], a));
+        identity.add(format!("{path}.lora_B"), tensor([width(&module.b), r], b));
+        identity.add(format!("{path}.scaling"), identity::bits(module.scaling));
+    }
+    identity.name()
 }
 
 /// What [`Parts::assemble`] gives.
@@ -217,7 +230,9 @@ impl Read {
                 reason: format!("{}{others}", first.reason),
             });
         }
-        Ok(Adapter { config, modules, base_fingerprint: report.base_fingerprint.clone(), report })
+        let (base_fingerprint, manifest) =
+            (report.base_fingerprint.clone(), report.manifest.clone());
+        Ok(Adapter { config, modules, base_fingerprint, manifest, report })
     }
 }
 

@@ -12,6 +12,10 @@ pub(crate) mod peft;
 pub mod report;
 pub mod targets;
 
+pub(crate) use load::digest;
+pub(crate) use parts::Factor;
+pub(crate) use peft::{CONFIG_KEY, FINGERPRINT_KEY, FORMAT, FORMAT_KEY, factor_of, tensor_name};
+
 pub use config::{LoraConfig, Modules};
 pub use copies::{AdaptedBase, BaseWeights};
 pub use load::Adapter;

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::parallel;
 
 /// One of a module's two factors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Factor {
     A,
     B,
@@ -42,8 +42,21 @@ pub(crate) struct Parts {
     /// Tensors that may be copies of the base's; the judgements on them go to `others`.
     pub(crate) copies: Vec<Copied>,
     pub(crate) base_fingerprint: Option<String>,
+    pub(crate) manifest: Option<String>,
     pub(crate) n_bytes: u64,
 }
+
+/// Where an adapter comes from, as files of both kinds say it.
+#[derive(Clone, Copy)]
+pub(crate) struct Origin<'a> {
+    /// The base it was made for.
+    pub(crate) fingerprint: Option<&'a str>,
+    /// How it was merged.
+    pub(crate) manifest: Option<&'a str>,
+}
+
+/// The key of [`Origin::manifest`].
+pub(crate) const MANIFEST_KEY: &str = "epiphyte.merge";
 
 /// Reads a tensor's numbers; from several threads.
 pub(crate) type Read<'a> = dyn Fn(&Found) -> Result<Vec<f32>> + Sync + 'a;
@@ -66,6 +79,7 @@ impl Parts {
         let mut report = LoadReport {
             format: self.format,
             base_fingerprint: self.base_fingerprint,
+            manifest: self.manifest,
             n_bytes: self.n_bytes,
             keys: self.keys,
             tensors: self.others,

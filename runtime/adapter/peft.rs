@@ -11,7 +11,7 @@ use safetensors::tensor::{Dtype, TensorInfo, TensorView};
 use super::config::{LoraConfig, MAX_CONFIG_BYTES};
 use super::copies::{self, BaseWeights, Copied};
 use super::module::LoraModule;
-use super::parts::{Factor, Found, Parts};
+use super::parts::{Factor, Found, MANIFEST_KEY, Origin, Parts};
 use super::report::{AdapterFormat, Item};
 use crate::base::{BaseShape, ModulePath, Target};
 use crate::dtype::DType;
@@ -31,7 +31,7 @@ pub(crate) const LOCK: &str = ".lock";
 const TENSORS: &str = "adapter_model.safetensors";
 const PICKLE: &str = "adapter_model.bin";
 /// Keys of the tensor file's metadata.
-const CONFIG_KEY: &str = "epiphyte.adapter_config";
+pub(crate) const CONFIG_KEY: &str = "epiphyte.adapter_config";
 pub(crate) const FINGERPRINT_KEY: &str = "epiphyte.base_fingerprint";
 /// Where a file of either kind says what we call its format; files of others do not.
 pub(crate) const FORMAT_KEY: &str = "epiphyte.format";
@@ -101,10 +101,10 @@ pub(crate) fn parts<R: Read + Seek>(
             Kind::Other(item) => others.push(item),
         }
     }
-    let (base_fingerprint, n_bytes) =
-        (file.metadata(FINGERPRINT_KEY).map(String::from), file.n_bytes());
-    let format = AdapterFormat::Peft;
-    Ok(Parts { format, config, keys, found, others, copies, base_fingerprint, n_bytes })
+    let [base_fingerprint, manifest] =
+        [FINGERPRINT_KEY, MANIFEST_KEY].map(|key| file.metadata(key).map(String::from));
+    let (format, n_bytes) = (AdapterFormat::Peft, file.n_bytes());
+    Ok(Parts { format, config, keys, found, others, copies, base_fingerprint, manifest, n_bytes })
 }
 
 /// What a tensor is.
@@ -212,6 +212,11 @@ pub(crate) fn judge_copy<R: Read + Seek>(
     })
 }
 
+/// The factor that a tensor is, by its name.
+pub(crate) fn factor_of(name: &str) -> Option<(ModulePath, Factor)> {
+    factor(name.strip_prefix(PREFIX).unwrap_or(name))
+}
+
 /// `<module>.lora_A.weight` or `<module>.lora_embedding_A`, perhaps with the adapter's name after
 /// the A.
 fn factor(name: &str) -> Option<(ModulePath, Factor)> {
@@ -229,7 +234,8 @@ fn factor(name: &str) -> Option<(ModulePath, Factor)> {
     Some((path, factor))
 }
 
-fn tensor_name(path: ModulePath, factor: Factor) -> String {
+/// What a factor is called in a file.
+pub(crate) fn tensor_name(path: ModulePath, factor: Factor) -> String {
     match path.target {
         Target::EmbedTokens => format!("{PREFIX}{path}.lora_embedding_{factor:?}"),
         _ => format!("{PREFIX}{path}.lora_{factor:?}.weight"),
@@ -244,11 +250,11 @@ pub(crate) fn save(
     dir: &Path,
     config: &LoraConfig,
     modules: &[LoraModule],
-    fingerprint: Option<&str>,
+    origin: Origin<'_>,
     dtype: DType,
 ) -> Result<()> {
     let json = config.to_json();
-    let bytes = encode(dir, &json, modules, fingerprint, dtype)?;
+    let bytes = encode(dir, &json, modules, origin, dtype)?;
     std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
     let (old, tensors) = (dir.join(CONFIG), dir.join(TENSORS));
     let (staged_tensors, staged_config) =
@@ -306,7 +312,7 @@ fn encode(
     dir: &Path,
     json: &str,
     modules: &[LoraModule],
-    fingerprint: Option<&str>,
+    origin: Origin<'_>,
     dtype: DType,
 ) -> Result<Vec<u8>> {
     let element = if dtype == DType::F16 { Dtype::F16 } else { Dtype::F32 };
@@ -325,9 +331,9 @@ fn encode(
         (FORMAT_KEY.into(), FORMAT.into()),
         (CONFIG_KEY.into(), json.into()),
     ]);
-    metadata.extend(
-        fingerprint.map(|fingerprint| (FINGERPRINT_KEY.to_string(), fingerprint.to_string())),
-    );
+    let origin = [(FINGERPRINT_KEY, origin.fingerprint), (MANIFEST_KEY, origin.manifest)];
+    metadata
+        .extend(origin.iter().filter_map(|(key, text)| Some((key.to_string(), (*text)?.into()))));
     let invalid = |e| Error::InvalidFile { path: dir.into(), reason: format!("safetensors: {e}") };
     let views = data.iter().map(|(name, shape, bytes)| {
         Ok((name.as_str(), TensorView::new(element, shape.clone(), bytes)?))

@@ -5,6 +5,7 @@ use serde::Serialize;
 use crate::base::ModulePath;
 
 /// What became of a key or tensor.
+#[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
@@ -17,6 +18,7 @@ pub enum Verdict {
 }
 
 /// A key or tensor, under the file's name.
+#[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Item {
     /// As the file spells it.
@@ -28,6 +30,7 @@ pub struct Item {
 }
 
 /// LoRA on one module, as it takes effect.
+#[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ModuleItem {
     /// The module.
@@ -41,6 +44,7 @@ pub struct ModuleItem {
 }
 
 /// How a file was spelled.
+#[non_exhaustive]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AdapterFormat {
@@ -52,12 +56,16 @@ pub enum AdapterFormat {
 }
 
 /// Everything that was in an adapter, and what became of it.
+#[non_exhaustive]
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct LoadReport {
     /// The file's format.
     pub format: AdapterFormat,
     /// The base it was made for; `None` for a foreign adapter, which does not say.
     pub base_fingerprint: Option<String>,
+    /// How a merged adapter was made, as `epiphyte.merge` in the file's metadata has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<String>,
     /// Bytes of the tensor file.
     pub n_bytes: u64,
     /// The config's keys.

@@ -86,7 +86,8 @@ impl Answer {
     /// No answer, for a session that was cancelled before there was one. Errors: any other.
     pub(super) fn cancelled(error: Error) -> Result<Self> {
         let finish_reason = Some(FinishReason::Cancelled);
-        let stats = AnswerStats { finish_reason, ..AnswerStats::default() };
+        let mut stats = AnswerStats::default();
+        stats.finish_reason = finish_reason;
         match error {
             Error::Cancelled => {
                 Ok(Self { ids: Vec::new(), text: String::new(), finish_reason, stats })

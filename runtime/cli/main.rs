@@ -5,8 +5,10 @@
 //! it.
 
 mod adapter;
+mod aggregate;
 mod bench;
 mod chat;
+mod delta;
 mod doctor;
 mod eval;
 mod generate;
@@ -17,6 +19,7 @@ mod output;
 mod paths;
 mod perplexity;
 mod plan;
+mod privacy;
 mod prompt;
 mod shape;
 mod shell;
@@ -62,6 +65,9 @@ enum Command {
     Train(Box<train::TrainArgs>),
     Eval(eval::EvalArgs),
     Plan(plan::PlanArgs),
+    Delta(delta::DeltaArgs),
+    Aggregate(Box<aggregate::AggregateArgs>),
+    Privacy(privacy::PrivacyArgs),
     Doctor(doctor::DoctorArgs),
     Completions(shell::CompletionsArgs),
     Man(shell::ManArgs),
@@ -225,6 +231,9 @@ fn run_command(cli: Cli) -> Result<()> {
         Command::Train(args) => train::run(&args, gpu),
         Command::Eval(args) => eval::run(&args, gpu),
         Command::Plan(args) => plan::run(&args, gpu),
+        Command::Delta(args) => delta::run(&args),
+        Command::Aggregate(args) => aggregate::run(&args),
+        Command::Privacy(args) => privacy::run(&args),
         Command::Doctor(args) => doctor::run(&args, gpu),
         Command::Completions(args) => shell::completions(&args),
         Command::Man(args) => shell::man(&args),

@@ -48,6 +48,18 @@ pub(super) enum Kind {
     Picture,
     /// Steps of a training, a line of JSON each.
     StepLog,
+    /// What a device sends.
+    Delta,
+    /// A published version of an adapter.
+    Version,
+    /// A part of a round of averaging.
+    Part,
+    /// What quantising lost.
+    Residual,
+    /// What a server's optimizer remembers.
+    ServerState,
+    /// What became of a round, as JSON or HTML.
+    Report,
 }
 
 impl Files {
@@ -153,6 +165,12 @@ impl Kind {
             Self::MergedModel => "a merged model",
             Self::Picture => "a picture",
             Self::StepLog => "a log of training steps",
+            Self::Delta => "a delta",
+            Self::Version => "a version of an adapter",
+            Self::Part => "a part of a round",
+            Self::Residual => "a residual",
+            Self::ServerState => "a server's state",
+            Self::Report => "a report of a round",
         }
     }
 
@@ -177,6 +195,15 @@ impl Kind {
                     || text.starts_with(b"<svg")
                     || text.starts_with(b"<?xml")
             }
+            Self::Delta => says(path, "epiphyte.delta."),
+            Self::Version => says(path, "epiphyte.manifest"),
+            Self::Part => says(path, "epiphyte.partial."),
+            Self::Residual => says(path, "epiphyte.residual."),
+            Self::ServerState => says(path, "epiphyte.server_state."),
+            Self::Report => {
+                let head = head(path);
+                head.starts_with(b"{\n  \"adapter\"") || head.starts_with(b"<!doctype html>")
+            }
             Self::StepLog => {
                 let head = head(path);
                 match head.iter().position(|byte| *byte == b'\n') {
@@ -187,6 +214,11 @@ impl Kind {
             }
         }
     }
+}
+
+/// Whether the head of a safetensors file names a format.
+fn says(path: &Path, format: &str) -> bool {
+    head(path).windows(format.len()).any(|window| window == format.as_bytes())
 }
 
 fn head(path: &Path) -> Vec<u8> {

@@ -13,6 +13,7 @@ use super::residents::{AdapterState, Incoming, ReadAgain};
 use super::{Engine, Session};
 
 /// What becomes of the transcript when a session's adapters change.
+#[non_exhaustive]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum KvPolicy {
     /// It is computed again under the new adapters when it is next needed: as if they had been
@@ -34,6 +35,7 @@ pub struct Change<'a> {
 }
 
 /// What an adapter does to the logits of one prompt.
+#[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Probe {
     /// Tokens of the prompt.

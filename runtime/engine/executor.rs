@@ -151,7 +151,7 @@ impl Executor {
         let biases = words("biases", 2 * MAX_BIASES)?;
         let thresholds = words("thresholds", LOGIT_ROWS)?;
         let partials = words("partials", 2 * LOGIT_ROWS * vocab.div_ceil(sample::RUN) as usize)?;
-        let ring = words("ring", RING_SLOTS * rows)?;
+        let ring = words("ring", RING_SLOTS * LOGIT_ROWS)?;
         let a = &steps.llama.activations;
         let ops = SampleOps {
             adjust: gpu.op(&sample::adjust_spec(), &[&samplers, &seen, &biases, &a.logits])?,

@@ -110,6 +110,7 @@ impl Default for GenerateOptions {
 }
 
 /// Why a generation ended.
+#[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FinishReason {
@@ -126,6 +127,7 @@ pub enum FinishReason {
 }
 
 /// What an answer took so far.
+#[non_exhaustive]
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
 pub struct AnswerStats {
     /// Tokens that the session held when the answer began.
@@ -165,6 +167,7 @@ fn rate(count: usize, seconds: f64) -> Option<f64> {
 }
 
 /// One generated token.
+#[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token {
     /// Its id.

@@ -194,15 +194,15 @@ impl Session {
     /// Writes tokens, keys and values, and the adapters' ids and weights to a file, which
     /// [`Engine::restore`] reads. Complete or not there at all.
     ///
-    /// Errors: [`Error::Io`]; as [`crate::gpu::Gpu::check`].
+    /// Errors: [`Error::Io`], [`Error::Gpu`].
     pub fn save(&self, path: impl AsRef<std::path::Path>) -> Result<()> {
         snapshot::save(self, path.as_ref())
     }
 
     /// Computes all pending tokens but the last, which the first decode step takes.
     ///
-    /// Errors: [`Error::Cancelled`], [`Error::ContextFull`], [`Error::OutOfMemory`]; as
-    /// [`crate::gpu::Gpu::check`]. What was computed stays.
+    /// Errors: [`Error::Cancelled`], [`Error::ContextFull`], [`Error::OutOfMemory`],
+    /// [`Error::Gpu`]. What was computed stays.
     pub fn prefill(&mut self, cancel: &CancelToken) -> Result<()> {
         self.compute_pending(cancel).map(drop)
     }

@@ -87,6 +87,7 @@ impl<T> DerefMut for Turn<'_, T> {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed test panics")]
 mod tests {
     use std::sync::mpsc;
 

@@ -22,6 +22,13 @@ pub use staged::{is_in_place, remove_unfinished};
 /// The bytes of one file: a mapping, or memory that the caller gave.
 pub(crate) type Bytes = Box<dyn AsRef<[u8]> + Send + Sync>;
 
+/// Writes a file that appears whole or not at all.
+///
+/// Errors: [`Error::Io`].
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    staged::Staged::write(path, bytes)?.commit()
+}
+
 /// Opens a regular file for reading.
 pub(crate) fn open(path: &Path) -> Result<File> {
     let kind = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;

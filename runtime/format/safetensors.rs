@@ -148,6 +148,27 @@ impl<R: Read + Seek> SafetensorsFile<R> {
         self.header.metadata().as_ref()?.get(key).map(String::as_str)
     }
 
+    /// All texts of the header's metadata.
+    pub(crate) fn all_metadata(&self) -> HashMap<String, String> {
+        self.header.metadata().clone().unwrap_or_default()
+    }
+
+    /// Every tensor's name, type, shape and place in the file, sorted by name.
+    pub(crate) fn places(
+        &self,
+    ) -> impl Iterator<Item = (String, Dtype, Vec<usize>, Range<usize>)> + '_ {
+        let start = self.data_start as usize;
+        self.tensors().into_iter().map(move |(name, info)| {
+            let (from, to) = info.data_offsets;
+            (name, info.dtype, info.shape.clone(), start + from..start + to)
+        })
+    }
+
+    /// What it was read from.
+    pub(crate) fn into_reader(self) -> R {
+        self.reader
+    }
+
     /// Every tensor, sorted by name.
     pub(crate) fn tensors(&self) -> Vec<(String, &TensorInfo)> {
         let mut tensors: Vec<_> = self.header.tensors().into_iter().collect();

@@ -123,6 +123,7 @@ fn sync_folder(path: &Path) {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed test panics")]
 mod tests {
     use super::Staged;
 

@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
-use super::device::Gpu;
-use super::pipeline::Kernel;
+use super::device::{Caps, Gpu};
+use super::pipeline::Op;
 use super::tensor::Tensor;
 use crate::cancel::CancelToken;
 use crate::error::Result;
@@ -73,6 +73,16 @@ impl<'a> Commands<'a> {
         })
     }
 
+    /// The device that will do it.
+    pub fn gpu(&self) -> &'a Gpu {
+        self.gpu
+    }
+
+    /// What that device can do.
+    pub fn caps(&self) -> &'a Caps {
+        self.gpu.caps()
+    }
+
     /// From now on [`Commands::bound`] gives up once `cancel` is set.
     pub fn cancel_on(&mut self, cancel: &'a CancelToken) {
         self.cancel = Some(cancel);
@@ -83,11 +93,6 @@ impl<'a> Commands<'a> {
     pub(crate) fn by_hand(mut self) -> Self {
         self.by_hand = true;
         self
-    }
-
-    /// The device.
-    pub fn gpu(&self) -> &'a Gpu {
-        self.gpu
     }
 
     /// Adds `operations` of arithmetic; what was recorded is submitted once that makes a unit of
@@ -126,8 +131,7 @@ impl<'a> Commands<'a> {
     /// counters.
     pub fn dispatch(
         &mut self,
-        kernel: &Kernel,
-        group: &wgpu::BindGroup,
+        op: &Op,
         params: &impl bytemuck::NoUninit,
         grid: [u32; 3],
         read_bytes: u64,
@@ -136,6 +140,7 @@ impl<'a> Commands<'a> {
             return;
         }
         let params = bytemuck::bytes_of(params);
+        let kernel = &op.kernel;
         debug_assert_eq!(params.len(), kernel.params_bytes as usize, "{}", kernel.name);
         if self.ring.as_ref().is_some_and(Ring::is_full) {
             self.flush();
@@ -146,7 +151,7 @@ impl<'a> Commands<'a> {
                 .forget_lifetime()
         });
         pass.set_pipeline(&kernel.pipeline);
-        pass.set_bind_group(0, group, &[]);
+        pass.set_bind_group(0, &op.group, &[]);
         match &mut self.ring {
             None => pass.set_immediates(0, params),
             Some(ring) => {

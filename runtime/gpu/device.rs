@@ -389,6 +389,8 @@ fn caps(adapter: &wgpu::Adapter, options: &GpuOptions) -> Caps {
                 && c.cr_type == wgpu::CooperativeScalarType::F32
         })
         .map(|c| c.m_size)
+        // The sides that WGSL has.
+        .filter(|side| [8, 16].contains(side))
         .max()
         .filter(|_| options.cooperative_matrix && f16 && subgroup_size.is_some())
         .filter(|_| features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX));

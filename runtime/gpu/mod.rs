@@ -3,11 +3,13 @@
 pub mod commands;
 pub mod device;
 pub mod instance;
+pub mod params;
 pub mod pipeline;
 pub mod shader;
 pub mod tensor;
 
 pub use commands::Commands;
 pub use device::{Caps, Gpu, GpuOptions};
-pub use pipeline::{Access, Kernel, KernelSpec, Op};
+pub use pipeline::{Access, Kernel, Op};
+pub use shader::KernelSpec;
 pub use tensor::Tensor;

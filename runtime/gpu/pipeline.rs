@@ -1,14 +1,14 @@
 //! Compute pipelines: compiled once by their text, kept on disk between runs where the driver
 //! allows it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::commands::Ring;
+use super::commands::{Commands, Ring};
 use super::device::{Gpu, GpuOptions, from_wgpu};
-use super::shader::Source;
+use super::shader::KernelSpec;
 use super::tensor::Tensor;
 use crate::error::Result;
 use crate::identity::{Hash, sha256};
@@ -21,17 +21,6 @@ pub enum Access {
     Read,
     /// `var<storage, read_write>`
     Write,
-}
-
-/// What a kernel is: its text and the layout of its bindings.
-#[derive(Clone, Debug)]
-pub struct KernelSpec {
-    /// Its text.
-    pub source: Source,
-    /// Storage bindings 0.. of group 0.
-    pub bindings: &'static [Access],
-    /// Size of `Params`.
-    pub params_bytes: u32,
 }
 
 /// A compiled kernel.
@@ -53,15 +42,15 @@ pub struct Op {
 }
 
 impl Op {
-    /// Records it; see [`super::Commands::dispatch`].
+    /// Records it; see [`Commands::dispatch`].
     pub fn record(
         &self,
-        commands: &mut super::Commands<'_>,
+        commands: &mut Commands<'_>,
         params: &impl bytemuck::NoUninit,
         grid: [u32; 3],
         read_bytes: u64,
     ) {
-        commands.dispatch(&self.kernel, &self.group, params, grid, read_bytes);
+        commands.dispatch(self, params, grid, read_bytes);
     }
 }
 
@@ -130,10 +119,10 @@ impl Gpu {
     /// Compiles `spec`, or gives the kernel compiled before from the same text. Callable from many
     /// threads.
     ///
-    /// Errors: [`crate::Error::Gpu`] with what the compiler or driver said; the device stays
-    /// usable.
+    /// Errors: [`crate::Error::Gpu`] with what the joiner, the compiler or the driver said; the
+    /// device stays usable.
     pub fn kernel(&self, spec: &KernelSpec) -> Result<Arc<Kernel>> {
-        let text = spec.source.text(self.caps().immediates);
+        let text = spec.text(self.caps().immediates)?;
         let key = sha256([&text]);
         let lock = || self.pipelines.compiled.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kernel) = lock().get(&key) {
@@ -155,11 +144,11 @@ impl Gpu {
         specs: Vec<KernelSpec>,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<()> {
-        let mut texts = HashSet::new();
-        let specs: Vec<_> = specs
-            .into_iter()
-            .filter(|spec| texts.insert(spec.source.text(self.caps().immediates)))
-            .collect();
+        let mut texts = HashMap::new();
+        for spec in specs {
+            texts.insert(spec.text(self.caps().immediates)?, spec);
+        }
+        let specs: Vec<_> = texts.into_values().collect();
         let compiled =
             parallel::map_reporting(&specs, |spec| self.kernel(spec).map(drop), &mut |done| {
                 progress(done, specs.len());
@@ -168,12 +157,12 @@ impl Gpu {
     }
 
     fn compile(&self, spec: &KernelSpec, text: &str) -> Result<Kernel> {
-        let name = spec.source.name;
+        let name = spec.name;
         let internal = self.device.push_error_scope(wgpu::ErrorFilter::Internal);
         let validation = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let layout = self.group_layout(spec.bindings);
         let module = self.module(name, text);
-        let immediate_size = if self.caps().immediates { spec.params_bytes } else { 0 };
+        let immediate_size = if self.caps().immediates { spec.params.bytes } else { 0 };
         let groups = [Some(&layout), Some(&self.pipelines.ring_layout)];
         let pipeline_layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label: Some(name),
@@ -194,7 +183,7 @@ impl Gpu {
         let errors = [pollster::block_on(validation.pop()), pollster::block_on(internal.pop())];
         match errors.into_iter().flatten().next() {
             Some(error) => Err(from_wgpu(&format!("compile {name}"), error)),
-            None => Ok(Kernel { pipeline, params_bytes: spec.params_bytes, name }),
+            None => Ok(Kernel { pipeline, params_bytes: spec.params.bytes, name }),
         }
     }
 

@@ -1,146 +1,267 @@
-//! The text of a kernel: a generated header, the imported files, the body.
+//! The text of a kernel: what the host writes, then the kernel's file and all that it is made of.
 //!
-//! Three ways to vary and no `#ifdef`: numbers are `const` lines, types are `alias` lines,
-//! functions are joined files.
+//! A file of `shaders/` says at its head, before its first line of code, what it is made of:
+//!
+//! - `//import NAME, …`: other files, each joined once.
+//! - `//needs NAME, …`: interfaces. Of the files that say `//fills NAME` the host chooses one.
+//! - `//const NAME, …`: `u32` constants that the host gives.
+//! - `//enable NAME, …`: extensions of the language.
+//!
+//! Numbers vary by constants, types and functions by the file that fills an interface; there is no
+//! `#ifdef`. `Params` is written from its Rust struct, see [`super::params`].
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use crate::dtype::DType;
+use super::params::Layout;
+use super::pipeline::Access;
+use crate::error::{Error, Result};
 use crate::identity;
 
-/// Every shader of the runtime by its stem.
-const SOURCES: &[(&str, &str)] = &[
-    ("embedding", include_str!("../../shaders/embedding.wgsl")),
-    ("rms_norm", include_str!("../../shaders/rms_norm.wgsl")),
-    ("rms_norm_backward", include_str!("../../shaders/rms_norm_backward.wgsl")),
-    ("matvec", include_str!("../../shaders/matvec.wgsl")),
-    ("matvec_coop", include_str!("../../shaders/matvec_coop.wgsl")),
-    ("matmul", include_str!("../../shaders/matmul.wgsl")),
-    ("matmul_coop", include_str!("../../shaders/matmul_coop.wgsl")),
-    ("matmul_backward", include_str!("../../shaders/matmul_backward.wgsl")),
-    ("matmul_backward_coop", include_str!("../../shaders/matmul_backward_coop.wgsl")),
-    ("matmul_backward_direct", include_str!("../../shaders/matmul_backward_direct.wgsl")),
-    ("matmul_dense", include_str!("../../shaders/matmul_dense.wgsl")),
-    ("matmul_dense_direct", include_str!("../../shaders/matmul_dense_direct.wgsl")),
-    ("matmul_dense_thin", include_str!("../../shaders/matmul_dense_thin.wgsl")),
-    ("rope", include_str!("../../shaders/rope.wgsl")),
-    ("rope_train", include_str!("../../shaders/rope_train.wgsl")),
-    ("row_exponents", include_str!("../../shaders/row_exponents.wgsl")),
-    ("attention", include_str!("../../shaders/attention.wgsl")),
-    ("attention_prefill", include_str!("../../shaders/attention_prefill.wgsl")),
-    ("attention_reduce", include_str!("../../shaders/attention_reduce.wgsl")),
-    ("attention_train", include_str!("../../shaders/attention_train.wgsl")),
-    ("attention_delta", include_str!("../../shaders/attention_delta.wgsl")),
-    ("attention_dq", include_str!("../../shaders/attention_dq.wgsl")),
-    ("attention_dkv", include_str!("../../shaders/attention_dkv.wgsl")),
-    ("swiglu", include_str!("../../shaders/swiglu.wgsl")),
-    ("swiglu_backward", include_str!("../../shaders/swiglu_backward.wgsl")),
-    ("cross_entropy", include_str!("../../shaders/cross_entropy.wgsl")),
-    ("gather_rows", include_str!("../../shaders/gather_rows.wgsl")),
-    ("grad_norm_partial", include_str!("../../shaders/grad_norm_partial.wgsl")),
-    ("grad_norm_final", include_str!("../../shaders/grad_norm_final.wgsl")),
-    ("adamw", include_str!("../../shaders/adamw.wgsl")),
-    ("sgd", include_str!("../../shaders/sgd.wgsl")),
-    ("sample_adjust", include_str!("../../shaders/sample_adjust.wgsl")),
-    ("sample_threshold", include_str!("../../shaders/sample_threshold.wgsl")),
-    ("sample_partial", include_str!("../../shaders/sample_partial.wgsl")),
-    ("sample_final", include_str!("../../shaders/sample_final.wgsl")),
-    ("lora_shrink", include_str!("../../shaders/lora_shrink.wgsl")),
-    ("lora_expand", include_str!("../../shaders/lora_expand.wgsl")),
-    ("lora_embedding", include_str!("../../shaders/lora_embedding.wgsl")),
-    ("lora/a", include_str!("../../shaders/lora/a.wgsl")),
-    ("lora/b", include_str!("../../shaders/lora/b.wgsl")),
-    ("lora/coop_expand", include_str!("../../shaders/lora/coop_expand.wgsl")),
-    ("lora/coop_none", include_str!("../../shaders/lora/coop_none.wgsl")),
-    ("lora/expand_two", include_str!("../../shaders/lora/expand_two.wgsl")),
-    ("lora/matvec_expand", include_str!("../../shaders/lora/matvec_expand.wgsl")),
-    ("lora/matvec_none", include_str!("../../shaders/lora/matvec_none.wgsl")),
-    ("lora/matvec_shrink", include_str!("../../shaders/lora/matvec_shrink.wgsl")),
-    ("lora/no_two", include_str!("../../shaders/lora/no_two.wgsl")),
-    ("lora/no_tile", include_str!("../../shaders/lora/no_tile.wgsl")),
-    ("lora/shrink_rows", include_str!("../../shaders/lora/shrink_rows.wgsl")),
-    ("lora/shrink_tile", include_str!("../../shaders/lora/shrink_tile.wgsl")),
-    ("matvec/blocks", include_str!("../../shaders/matvec/blocks.wgsl")),
-    ("matvec/quarters", include_str!("../../shaders/matvec/quarters.wgsl")),
-    ("matvec/x_own", include_str!("../../shaders/matvec/x_own.wgsl")),
-    ("matvec/x_shared", include_str!("../../shaders/matvec/x_shared.wgsl")),
-    ("attention/split", include_str!("../../shaders/attention/split.wgsl")),
-    ("attention/whole", include_str!("../../shaders/attention/whole.wgsl")),
-    ("bandwidth", include_str!("../../shaders/bandwidth.wgsl")),
-    ("quant/half/any", include_str!("../../shaders/quant/half/any.wgsl")),
-    ("quant/half/nibbles", include_str!("../../shaders/quant/half/nibbles.wgsl")),
-    ("quant/half/q4_1", include_str!("../../shaders/quant/half/q4_1.wgsl")),
-    ("quant/half/q4_k", include_str!("../../shaders/quant/half/q4_k.wgsl")),
-    ("quant/half/q8_0", include_str!("../../shaders/quant/half/q8_0.wgsl")),
-    ("quant/half/q4_0", include_str!("../../shaders/quant/half/q4_0.wgsl")),
-    ("shared/quads", include_str!("../../shaders/shared/quads.wgsl")),
-    ("shared/quads_scalar", include_str!("../../shaders/shared/quads_scalar.wgsl")),
-    ("shared/attention_tile", include_str!("../../shaders/shared/attention_tile.wgsl")),
-    ("shared/dense", include_str!("../../shaders/shared/dense.wgsl")),
-    ("shared/linear", include_str!("../../shaders/shared/linear.wgsl")),
-    ("shared/clip", include_str!("../../shaders/shared/clip.wgsl")),
-    ("shared/reduce_subgroup", include_str!("../../shaders/shared/reduce_subgroup.wgsl")),
-    ("shared/sampler", include_str!("../../shaders/shared/sampler.wgsl")),
-    ("shared/reduce_workgroup", include_str!("../../shaders/shared/reduce_workgroup.wgsl")),
-];
-
-/// What a kernel's text depends on.
-#[derive(Clone, Debug, Default)]
-pub struct Source {
-    /// Stem in `shaders/`.
-    pub name: &'static str,
-    /// `const NAME: u32 = value;` lines.
-    pub consts: Vec<(&'static str, u32)>,
-    /// `alias name = type;` lines.
-    pub aliases: Vec<(&'static str, String)>,
-    /// Files joined besides the body.
-    pub imports: Vec<&'static str>,
-    /// The weight format whose `dequant` and `dot_part` are joined.
-    pub quant: Option<DType>,
-    /// `enable f16;`
-    pub f16: bool,
-    /// `enable wgpu_cooperative_matrix;`
-    pub cooperative_matrix: bool,
+macro_rules! sources {
+    ($($stem:literal,)*) => {
+        &[$(($stem, include_str!(concat!("../../shaders/", $stem, ".wgsl"))),)*]
+    };
 }
 
-impl Source {
+/// Every file of `shaders/` by its stem.
+const SOURCES: &[(&str, &str)] = sources![
+    "adamw",
+    "attention",
+    "attention/backward",
+    "attention/split",
+    "attention/tile",
+    "attention/whole",
+    "attention_delta",
+    "attention_dkv",
+    "attention_dq",
+    "attention_prefill",
+    "attention_reduce",
+    "attention_train",
+    "bandwidth",
+    "cross_entropy",
+    "embedding",
+    "gather_rows",
+    "grad_norm_final",
+    "grad_norm_partial",
+    "lora/a",
+    "lora/b",
+    "lora/coop_expand",
+    "lora/coop_none",
+    "lora/expand_two",
+    "lora/matvec_expand",
+    "lora/matvec_none",
+    "lora/matvec_shrink",
+    "lora/no_tile",
+    "lora/no_two",
+    "lora/shrink_rows",
+    "lora/shrink_tile",
+    "lora_embedding",
+    "lora_expand",
+    "lora_shrink",
+    "matmul",
+    "matmul_backward",
+    "matmul_backward_coop",
+    "matmul_backward_direct",
+    "matmul_coop",
+    "matmul_dense",
+    "matmul_dense_direct",
+    "matmul_dense_thin",
+    "matvec",
+    "matvec/blocks",
+    "matvec/quarters",
+    "matvec/x_own",
+    "matvec/x_shared",
+    "matvec_coop",
+    "quant/bf16",
+    "quant/dot_generic",
+    "quant/f16",
+    "quant/f32",
+    "quant/fifth_bits",
+    "quant/half/any",
+    "quant/half/nibbles",
+    "quant/half/q4_0",
+    "quant/half/q4_1",
+    "quant/half/q4_k",
+    "quant/half/q8_0",
+    "quant/k_scales",
+    "quant/nibbles",
+    "quant/q4_0",
+    "quant/q4_1",
+    "quant/q4_k",
+    "quant/q5_0",
+    "quant/q5_1",
+    "quant/q5_k",
+    "quant/q6_k",
+    "quant/q8_0",
+    "rms_norm",
+    "rms_norm_backward",
+    "rope",
+    "rope_train",
+    "row_exponents",
+    "sample_adjust",
+    "sample_final",
+    "sample_partial",
+    "sample_threshold",
+    "sgd",
+    "shared/backward",
+    "shared/clip",
+    "shared/dense",
+    "shared/fragment_store",
+    "shared/fragments_16",
+    "shared/fragments_8",
+    "shared/kv_f16",
+    "shared/kv_f32",
+    "shared/linear",
+    "shared/quads",
+    "shared/quads_scalar",
+    "shared/reduce_subgroup",
+    "shared/reduce_workgroup",
+    "shared/sampler",
+    "swiglu",
+    "swiglu_backward",
+];
+
+/// What a kernel is: its text and the layout of its bindings.
+#[derive(Clone, Debug, Default)]
+pub struct KernelSpec {
+    /// Stem of its file in `shaders/`.
+    pub name: &'static str,
+    /// The constants that its files declare, each once.
+    pub consts: Vec<(&'static str, u32)>,
+    /// A file for each interface that its files need.
+    pub fills: Vec<&'static str>,
+    /// Storage bindings 0.. of group 0.
+    pub bindings: &'static [Access],
+    /// `Params`, which it reads as `p`.
+    pub params: Layout,
+}
+
+impl KernelSpec {
     /// The whole text; `immediates` says how `p` arrives.
-    pub fn text(&self, immediates: bool) -> String {
+    ///
+    /// Errors: [`Error::Gpu`] naming a file, interface or constant that is unknown, missing or one
+    /// too many.
+    pub fn text(&self, immediates: bool) -> Result<String> {
+        let joined = Joined::of(self)
+            .map_err(|reason| Error::Gpu { op: format!("join {}", self.name), reason })?;
         let mut text = String::new();
-        if self.f16 {
-            text.push_str("enable f16;\n");
-        }
-        if self.cooperative_matrix {
-            text.push_str("enable wgpu_cooperative_matrix;\n");
+        for extension in &joined.extensions {
+            let _ = writeln!(text, "enable {extension};");
         }
         for (name, value) in &self.consts {
             let _ = writeln!(text, "const {name}: u32 = {value}u;");
         }
-        for (name, ty) in &self.aliases {
-            let _ = writeln!(text, "alias {name} = {ty};");
+        if !self.params.fields.is_empty() {
+            text.push_str(&self.params.wgsl("Params"));
+            text.push_str(if immediates {
+                "var<immediate> p: Params;\n"
+            } else {
+                "@group(1) @binding(0) var<uniform> p: Params;\n"
+            });
         }
-        text.push_str(if immediates {
-            "var<immediate> p: Params;\n"
-        } else {
-            "@group(1) @binding(0) var<uniform> p: Params;\n"
-        });
-        for import in &self.imports {
-            text.push_str(file(import));
-        }
-        if let Some(dtype) = self.quant {
-            text.push_str(crate::quant::format(dtype).wgsl());
-        }
-        text.push_str(file(self.name));
-        text
+        joined.files.iter().for_each(|(_, file)| text.push_str(file));
+        Ok(text)
     }
 }
 
-fn file(name: &str) -> &'static str {
-    SOURCES.iter().find(|(stem, _)| *stem == name).map_or("", |(_, text)| text)
+/// The files of a kernel, and what their heads ask for.
+#[derive(Default)]
+struct Joined {
+    files: Vec<(&'static str, &'static str)>,
+    extensions: BTreeSet<&'static str>,
+    consts: BTreeSet<&'static str>,
+}
+
+impl Joined {
+    fn of(spec: &KernelSpec) -> Result<Self, String> {
+        let mut joined = Self::default();
+        joined.join(spec.name, &spec.fills)?;
+        joined.check(spec)?;
+        Ok(joined)
+    }
+
+    /// Adds the file `stem` and what it is made of.
+    fn join(&mut self, stem: &str, fills: &[&'static str]) -> Result<(), String> {
+        if self.files.iter().any(|(joined, _)| *joined == stem) {
+            return Ok(());
+        }
+        let source @ (_, text) = source(stem)?;
+        self.files.push(source);
+        for Line { word, name } in head(text) {
+            match word {
+                "import" => self.join(name, fills)?,
+                "needs" => {
+                    let filling = filling(name, fills)?;
+                    let [fill] = filling[..] else {
+                        let all = filling.join(", ");
+                        return Err(format!("one file must fill `{name}`, not [{all}]"));
+                    };
+                    self.join(fill, fills)?;
+                }
+                "const" => drop(self.consts.insert(name)),
+                "enable" => drop(self.extensions.insert(name)),
+                "fills" => {}
+                _ => return Err(format!("{stem} says `//{word}`, which means nothing")),
+            }
+        }
+        Ok(())
+    }
+
+    /// The host has given each constant once, and no others, nor files that nobody needs.
+    fn check(&self, spec: &KernelSpec) -> Result<(), String> {
+        let joined = |fill: &str| self.files.iter().any(|(stem, _)| *stem == fill);
+        if let Some(fill) = spec.fills.iter().find(|fill| !joined(fill)) {
+            return Err(format!("{fill} fills no interface that is needed"));
+        }
+        for name in &self.consts {
+            match spec.consts.iter().filter(|(given, _)| given == name).count() {
+                1 => {}
+                times => return Err(format!("constant {name} is given {times} times, not once")),
+            }
+        }
+        if let Some((name, _)) = spec.consts.iter().find(|(name, _)| !self.consts.contains(name)) {
+            return Err(format!("constant {name} is given, but no file declares it"));
+        }
+        Ok(())
+    }
+}
+
+/// A name that a file's head lists, and the word before it.
+struct Line {
+    word: &'static str,
+    name: &'static str,
+}
+
+/// What the head of a file says: its lines that begin with `//` and no space.
+fn head(text: &'static str) -> impl Iterator<Item = Line> {
+    text.lines()
+        .map_while(|line| line.strip_prefix("//"))
+        .filter(|line| line.starts_with(|c: char| c.is_ascii_lowercase()))
+        .flat_map(|line| {
+            let (word, names) = line.split_once(' ').unwrap_or((line, ""));
+            names.split(", ").map(move |name| Line { word, name })
+        })
+}
+
+/// Those of `fills` that fill `interface`.
+fn filling(interface: &str, fills: &[&'static str]) -> Result<Vec<&'static str>, String> {
+    let mut filling = Vec::new();
+    for fill in fills {
+        let (_, text) = source(fill)?;
+        if head(text).any(|line| line.word == "fills" && line.name == interface) {
+            filling.push(*fill);
+        }
+    }
+    Ok(filling)
+}
+
+fn source(stem: &str) -> Result<(&'static str, &'static str), String> {
+    let found = SOURCES.iter().find(|(name, _)| *name == stem);
+    found.copied().ok_or_else(|| format!("there is no shaders/{stem}.wgsl"))
 }
 
 /// The hash of every shader's text: verdicts on kernels hold for no others.
 pub(crate) fn hash() -> String {
-    let formats = DType::ALL.into_iter().map(|dtype| crate::quant::format(dtype).wgsl());
-    identity::list(SOURCES.iter().map(|(_, text)| *text).chain(formats))
+    identity::list(SOURCES.iter().map(|(_, text)| *text))
 }

@@ -2,10 +2,8 @@
 
 use std::ops::Range;
 
-use bytemuck::{Pod, Zeroable};
-
+use crate::gpu::params::params;
 use crate::gpu::pipeline::Access::{Read, Write};
-use crate::gpu::shader::Source;
 use crate::gpu::{Commands, KernelSpec, Op};
 
 /// Elements that one workgroup of an optimiser takes.
@@ -31,34 +29,34 @@ impl Default for AdamW {
     }
 }
 
-/// Mirror of `Params` in the shader.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
-pub struct AdamWParams {
-    /// First element.
-    pub offset: u32,
-    /// Elements.
-    pub len: u32,
-    /// Where in `norm` the gradients' norm is.
-    pub slot: u32,
-    /// Gradients are scaled down to this norm; [`super::grad_norm::NO_CLIP`] leaves them.
-    pub max_norm: f32,
-    /// `1 - lr weight_decay`.
-    pub decay: f32,
-    /// `lr / (1 - beta1^step)`.
-    pub step_size: f32,
-    /// See [`AdamW`].
-    pub beta1: f32,
-    /// `1 - beta1`.
-    pub gain1: f32,
-    /// See [`AdamW`].
-    pub beta2: f32,
-    /// `1 - beta2`.
-    pub gain2: f32,
-    /// `1 / sqrt(1 - beta2^step)`.
-    pub correction: f32,
-    /// See [`AdamW`].
-    pub eps: f32,
+params! {
+    /// What a dispatch says.
+    pub struct AdamWParams {
+        /// First element.
+        pub offset: u32,
+        /// Elements.
+        pub len: u32,
+        /// Where in `norm` the gradients' norm is.
+        pub slot: u32,
+        /// Gradients are scaled down to this norm; [`super::grad_norm::NO_CLIP`] leaves them.
+        pub max_norm: f32,
+        /// `1 - lr weight_decay`.
+        pub decay: f32,
+        /// `lr / (1 - beta1^step)`.
+        pub step_size: f32,
+        /// See [`AdamW`].
+        pub beta1: f32,
+        /// `1 - beta1`.
+        pub gain1: f32,
+        /// See [`AdamW`].
+        pub beta2: f32,
+        /// `1 - beta2`.
+        pub gain2: f32,
+        /// `1 / sqrt(1 - beta2^step)`.
+        pub correction: f32,
+        /// See [`AdamW`].
+        pub eps: f32,
+    }
 }
 
 impl AdamW {
@@ -86,9 +84,11 @@ impl AdamW {
 /// Bindings: `norm`, `grads`, `weights`, `m`, `v`.
 pub fn spec() -> KernelSpec {
     KernelSpec {
-        source: Source { name: "adamw", imports: vec!["shared/clip"], ..Default::default() },
+        name: "adamw",
+
         bindings: &[Read, Write, Write, Write, Write],
-        params_bytes: size_of::<AdamWParams>() as u32,
+        params: AdamWParams::LAYOUT,
+        ..Default::default()
     }
 }
 

@@ -1,12 +1,10 @@
 //! Causal attention over the paged KV cache: see `shaders/attention.wgsl`, `attention_reduce.wgsl`,
 //! `attention_prefill.wgsl`.
 
-use bytemuck::{Pod, Zeroable};
-
-use super::lora::{Directory, Entry, Joined};
-use super::{kv_type, reduction};
-use crate::gpu::pipeline::Access::{self, Read, Write};
-use crate::gpu::shader::Source;
+use super::lora::{Directory, Entry};
+use super::{kv, lanes, reduce};
+use crate::gpu::params::params;
+use crate::gpu::pipeline::Access::{Read, Write};
 use crate::gpu::{Caps, Commands, KernelSpec, Op};
 
 /// Positions that one workgroup of `attention` takes.
@@ -32,68 +30,66 @@ pub struct Heads {
     pub kv_f16: bool,
 }
 
-/// Mirror of `Params` in `attention.wgsl`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
-pub struct AttentionParams {
-    /// H.
-    pub heads: u32,
-    /// G.
-    pub kv_heads: u32,
-    /// Length of a page table.
-    pub max_pages: u32,
-    /// Parts that the positions are split into.
-    pub splits: u32,
-    /// On the scores: 1 / sqrt(E).
-    pub scale: f32,
-    /// First row.
-    pub row0: u32,
-    /// With adapters: the site of what follows.
-    pub site: u32,
-    /// With adapters: elements of a row of its u.
-    pub u_rows: u32,
-    /// With adapters: the rows' only one there, see [`super::lora::Entry`].
-    pub lora: Entry,
+params! {
+    /// What a dispatch of `attention` says.
+    pub struct AttentionParams {
+        /// H.
+        pub heads: u32,
+        /// G.
+        pub kv_heads: u32,
+        /// Length of a page table.
+        pub max_pages: u32,
+        /// Parts that the positions are split into.
+        pub splits: u32,
+        /// On the scores: 1 / sqrt(E).
+        pub scale: f32,
+        /// First row.
+        pub row0: u32,
+        /// With adapters: the site of what follows.
+        pub site: u32,
+        /// With adapters: elements of a row of its u.
+        pub u_width: u32,
+        /// With adapters: the rows' only one there, see [`super::lora::Entry`].
+        pub alone: Entry,
+    }
 }
 
-/// Mirror of `Params` in `attention_reduce.wgsl`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
-pub struct ReduceParams {
-    /// H.
-    pub heads: u32,
-    /// Parts that the positions were split into.
-    pub splits: u32,
-    /// First row.
-    pub row0: u32,
-    /// With adapters: the site of what follows.
-    pub site: u32,
-    /// With adapters: elements of a row of its u.
-    pub u_rows: u32,
-    /// Unused.
-    pub pad: [u32; 3],
-    /// With adapters: the rows' only one there.
-    pub lora: Entry,
+params! {
+    /// What a dispatch of `attention_reduce` says.
+    pub struct ReduceParams {
+        /// H.
+        pub heads: u32,
+        /// Parts that the positions were split into.
+        pub splits: u32,
+        /// First row.
+        pub row0: u32,
+        /// With adapters: the site of what follows.
+        pub site: u32,
+        /// With adapters: elements of a row of its u.
+        pub u_width: u32,
+        /// Unused.
+        pub pad: [u32; 3],
+        /// With adapters: the rows' only one there.
+        pub alone: Entry,
+    }
 }
 
-/// Mirror of `Params` in `attention_prefill.wgsl`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
-pub struct PrefillParams {
-    /// H.
-    pub heads: u32,
-    /// G.
-    pub kv_heads: u32,
-    /// Length of a page table.
-    pub max_pages: u32,
-    /// First row.
-    pub row0: u32,
-    /// Rows.
-    pub count: u32,
-    /// On the scores: 1 / sqrt(E).
-    pub scale: f32,
-    /// Unused.
-    pub pad: [u32; 2],
+params! {
+    /// What a dispatch of `attention_prefill` says.
+    pub struct PrefillParams {
+        /// H.
+        pub heads: u32,
+        /// G.
+        pub kv_heads: u32,
+        /// Length of a page table.
+        pub max_pages: u32,
+        /// First row.
+        pub row0: u32,
+        /// Rows.
+        pub count: u32,
+        /// On the scores: 1 / sqrt(E).
+        pub scale: f32,
+    }
 }
 
 /// What `attention` leaves behind.
@@ -111,64 +107,61 @@ pub enum Leaves {
 
 /// The kernel that takes [`CHUNK`] positions.
 pub fn spec(caps: &Caps, heads: Heads, leaves: Leaves) -> KernelSpec {
-    let (reduce, lanes) = reduction(caps);
-    let group = heads.heads / heads.kv_heads;
-    let mut source = Source {
+    let mut spec = KernelSpec {
         name: "attention",
         consts: vec![
             ("WG", WG),
-            ("L", lanes),
+            ("L", lanes(caps)),
             ("E", heads.head_dim),
-            ("GROUP", group),
+            ("GROUP", heads.heads / heads.kv_heads),
             ("PAGE", heads.page_len),
             ("CHUNK", CHUNK),
-            ("SPLIT", u32::from(leaves == Leaves::Split)),
-            ("TILE", group * heads.head_dim),
         ],
-        aliases: vec![("kv", kv_type(heads.kv_f16))],
-        imports: vec![reduce],
-        f16: heads.kv_f16,
+        fills: vec![reduce(caps), kv(heads.kv_f16)],
+        params: AttentionParams::LAYOUT,
         ..Default::default()
     };
-    let bindings: &[Access] = match leaves {
+    match leaves {
         Leaves::Whole => {
-            source.imports.extend(["attention/whole", "lora/no_tile"]);
-            &[Read, Read, Read, Read, Read, Write]
+            spec.fills.extend(["attention/whole", "lora/no_tile"]);
+            spec.bindings = &[Read, Read, Read, Read, Read, Write];
         }
         Leaves::WholeAndU(directory) => {
-            source.imports.extend(["attention/whole", "lora/shrink_tile"]);
-            Joined { directory, a: true, b: false, u: false, parts: true }.join(&mut source, 6);
-            &[Read, Read, Read, Read, Read, Write, Read, Write]
+            spec.fills.extend(["attention/whole", "lora/shrink_tile"]);
+            spec.bindings = &[Read, Read, Read, Read, Read, Write, Read, Write];
+            directory.bind(&mut spec, 6, &["LORA_A", "LORA_PARTS"]);
         }
         Leaves::Split => {
-            source.imports.extend(["attention/split", "lora/no_tile"]);
-            &[Read, Read, Read, Read, Read, Write, Write]
+            spec.fills.extend(["attention/split", "lora/no_tile"]);
+            spec.bindings = &[Read, Read, Read, Read, Read, Write, Write];
         }
-    };
-    KernelSpec { source, bindings, params_bytes: size_of::<AttentionParams>() as u32 }
+    }
+    spec
 }
 
-/// Bindings: `rows`, `parts`, `stats`, `out`; with `lora` then A and the parts of the u of what
+/// Bindings: `rows`, `parts`, `stats`, `out`; with `directory` then A and the parts of the u of what
 /// follows.
-pub fn reduce_spec(caps: &Caps, head_dim: u32, lora: Option<Directory>) -> KernelSpec {
-    let (reduce, lanes) = reduction(caps);
-    let wg = if lora.is_some() && !caps.software { REDUCE_WG } else { REDUCE_COLUMNS };
-    let (columns, tile) = (("COLUMNS", REDUCE_COLUMNS), ("TILE", 4 * REDUCE_COLUMNS));
-    let consts = vec![("WG", wg), columns, ("L", lanes), tile, ("E", head_dim), ("CHUNK", CHUNK)];
-    let mut source = Source { name: "attention_reduce", consts, ..Default::default() };
-    let all: &[Access] = &[Read, Read, Read, Write, Read, Write];
-    let bindings = match lora {
+pub fn reduce_spec(caps: &Caps, head_dim: u32, directory: Option<Directory>) -> KernelSpec {
+    let wg = if directory.is_some() && !caps.software { REDUCE_WG } else { REDUCE_COLUMNS };
+    let mut spec = KernelSpec {
+        name: "attention_reduce",
+        consts: vec![("WG", wg), ("COLUMNS", REDUCE_COLUMNS), ("E", head_dim), ("CHUNK", CHUNK)],
+        params: ReduceParams::LAYOUT,
+        ..Default::default()
+    };
+    match directory {
         None => {
-            source.imports.push("lora/no_tile");
-            &all[..4]
+            spec.fills.push("lora/no_tile");
+            spec.bindings = &[Read, Read, Read, Write];
         }
         Some(directory) => {
-            source.imports.extend([reduce, "lora/shrink_tile"]);
-            Joined { directory, a: true, b: false, u: false, parts: true }.join(&mut source, 4);
-            all
+            spec.consts.push(("L", lanes(caps)));
+            spec.fills.extend([reduce(caps), "lora/shrink_tile"]);
+            spec.bindings = &[Read, Read, Read, Write, Read, Write];
+            directory.bind(&mut spec, 4, &["LORA_A", "LORA_PARTS"]);
         }
-    };
-    KernelSpec { source, bindings, params_bytes: size_of::<ReduceParams>() as u32 }
+    }
+    spec
 }
 
 /// Parts in which [`reduce_spec`]'s kernel leaves the u of what follows; [`spec`]'s leaves one a
@@ -180,19 +173,11 @@ pub fn reduce_parts(heads: u32, head_dim: u32) -> u32 {
 /// Bindings: `rows`, `pages`, `qkv`, `keys`, `values`, `out`.
 pub fn prefill_spec(heads: Heads) -> KernelSpec {
     KernelSpec {
-        source: Source {
-            name: "attention_prefill",
-            consts: vec![
-                ("E", heads.head_dim),
-                ("PAGE", heads.page_len),
-                ("ACC", heads.head_dim / 16),
-            ],
-            aliases: vec![("kv", kv_type(heads.kv_f16))],
-            f16: heads.kv_f16,
-            ..Default::default()
-        },
+        name: "attention_prefill",
+        consts: vec![("E", heads.head_dim), ("PAGE", heads.page_len)],
+        fills: vec![kv(heads.kv_f16)],
         bindings: &[Read, Read, Read, Read, Read, Write],
-        params_bytes: size_of::<PrefillParams>() as u32,
+        params: PrefillParams::LAYOUT,
     }
 }
 

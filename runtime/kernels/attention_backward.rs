@@ -7,31 +7,28 @@
 
 use super::attention_train::{AttentionTrainParams, grid, tiled};
 use crate::gpu::pipeline::Access::{Read, Write};
-use crate::gpu::shader::Source;
 use crate::gpu::{Commands, KernelSpec, Op};
 
 /// Bindings: `out [T, H E]`, `d_out [T, H E]`, `delta [T, H]`.
 pub fn delta_spec(head_dim: u32) -> KernelSpec {
     KernelSpec {
-        source: Source {
-            name: "attention_delta",
-            consts: vec![("E", head_dim)],
-            ..Default::default()
-        },
+        name: "attention_delta",
+        consts: vec![("E", head_dim)],
         bindings: &[Read, Read, Write],
-        params_bytes: size_of::<AttentionTrainParams>() as u32,
+        params: AttentionTrainParams::LAYOUT,
+        ..Default::default()
     }
 }
 
 /// Bindings: `rows [T]`, `qkv [T, (H + 2 G) E]`, `lse [T, H]`, `d_out [T, H E]`, `delta [T, H]`,
 /// `d_qkv [T, (H + 2 G) E]`.
 pub fn dq_spec(head_dim: u32) -> KernelSpec {
-    tiled("attention_dq", &[Read, Read, Read, Read, Read, Write], head_dim, 4)
+    tiled("attention_dq", &[Read, Read, Read, Read, Read, Write], head_dim)
 }
 
 /// Bindings: as [`dq_spec`].
 pub fn dkv_spec(head_dim: u32) -> KernelSpec {
-    tiled("attention_dkv", &[Read, Read, Read, Read, Read, Write], head_dim, 4)
+    tiled("attention_dkv", &[Read, Read, Read, Read, Read, Write], head_dim)
 }
 
 /// Records the rows' `delta`, which the other two read.

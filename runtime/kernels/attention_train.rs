@@ -1,59 +1,39 @@
 //! Causal attention within packed sequences, for training: see `shaders/attention_train.wgsl`.
 
-use bytemuck::{Pod, Zeroable};
-
+use crate::gpu::params::params;
 use crate::gpu::pipeline::Access::{self, Read, Write};
-use crate::gpu::shader::Source;
 use crate::gpu::{Commands, KernelSpec, Op};
 
 /// Rows that a workgroup takes of queries or of positions.
 const TILE: u32 = 32;
 
-/// Mirror of `Params` in `attention_train.wgsl` and the three of `attention_backward`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
-pub struct AttentionTrainParams {
-    /// T.
-    pub rows: u32,
-    /// H, query heads.
-    pub heads: u32,
-    /// G, key and value heads; divides H.
-    pub kv_heads: u32,
-    /// First row of `qkv`, `out` and `lse`: what the forward pass saves. Gradients begin at row 0.
-    pub row0: u32,
-    /// On the scores: 1 / sqrt(E).
-    pub scale: f32,
-    /// Unused.
-    pub pad: [u32; 3],
+params! {
+    /// Mirror of `Params` in `attention_train.wgsl` and the three of `attention_backward`.
+    pub struct AttentionTrainParams {
+        /// T.
+        pub rows: u32,
+        /// H, query heads.
+        pub heads: u32,
+        /// G, key and value heads; divides H.
+        pub kv_heads: u32,
+        /// First row of `qkv`, `out` and `lse`: what the forward pass saves. Gradients begin at row 0.
+        pub row0: u32,
+        /// On the scores: 1 / sqrt(E).
+        pub scale: f32,
+    }
 }
 
 /// Bindings: `rows [T]`, `qkv [T, (H + 2 G) E]`, `out [T, H E]`, `lse [T, H]`. `head_dim` is a
 /// multiple of 16, at most 256.
 pub fn spec(head_dim: u32) -> KernelSpec {
-    tiled("attention_train", &[Read, Read, Write, Write], head_dim, 2)
+    tiled("attention_train", &[Read, Read, Write, Write], head_dim)
 }
 
-/// A kernel on the tiles of `shared/attention_tile`, which holds so many `pieces` at a time.
-pub(super) fn tiled(
-    name: &'static str,
-    bindings: &'static [Access],
-    head_dim: u32,
-    pieces: u32,
-) -> KernelSpec {
-    KernelSpec {
-        source: Source {
-            name,
-            consts: vec![
-                ("E", head_dim),
-                ("ACC", head_dim.div_ceil(64)),
-                ("TILE", (160 * pieces).max(512)),
-            ],
-            imports: vec!["shared/attention_tile"],
-            ..Default::default()
-        },
-        bindings,
-        params_bytes: size_of::<AttentionTrainParams>() as u32,
-    }
+/// A kernel on the tiles of `attention/tile`.
+pub(super) fn tiled(name: &'static str, bindings: &'static [Access], head_dim: u32) -> KernelSpec {
+    let consts = vec![("E", head_dim)];
+    let params = AttentionTrainParams::LAYOUT;
+    KernelSpec { name, consts, bindings, params, ..Default::default() }
 }
 
 /// Records the attention of `params.rows` rows.

@@ -3,31 +3,28 @@
 
 use std::time::Instant;
 
-use bytemuck::{Pod, Zeroable};
-
 use crate::error::{Error, Result};
+use crate::gpu::params::params;
 use crate::gpu::pipeline::Access::{Read, Write};
-use crate::gpu::shader::Source;
 use crate::gpu::{Commands, Gpu, KernelSpec, Tensor};
 
-/// Mirror of `Params` in the shader.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
-pub struct BandwidthParams {
-    /// vec4 words.
-    pub len: u32,
-    /// Lanes in the grid.
-    pub stride: u32,
-    /// Unused.
-    pub pad: [u32; 2],
+params! {
+    /// What a dispatch says.
+    pub struct BandwidthParams {
+        /// vec4 words.
+        pub len: u32,
+        /// Lanes in the grid.
+        pub stride: u32,
+    }
 }
 
 /// Bindings: `data`, `sums`.
 pub fn spec() -> KernelSpec {
     KernelSpec {
-        source: Source { name: "bandwidth", ..Default::default() },
+        name: "bandwidth",
         bindings: &[Read, Write],
-        params_bytes: size_of::<BandwidthParams>() as u32,
+        params: BandwidthParams::LAYOUT,
+        ..Default::default()
     }
 }
 
@@ -76,7 +73,7 @@ pub fn measure_read(gpu: &Gpu) -> Result<f64> {
     let Probe { bytes, groups, reads } = probe;
     let sums = gpu.storage("bandwidth sums", u64::from(groups) * 1024)?;
     let op = gpu.op(&spec(), &[&data, &sums])?;
-    let params = BandwidthParams { len: (bytes / 16) as u32, stride: groups * 256, pad: [0; 2] };
+    let params = BandwidthParams { len: (bytes / 16) as u32, stride: groups * 256 };
     let mut best = f64::INFINITY;
     for _ in 0..5 {
         let mut commands = Commands::new(gpu)?;
@@ -94,7 +91,7 @@ pub fn measure_read(gpu: &Gpu) -> Result<f64> {
 pub fn measure_dispatch(gpu: &Gpu) -> Result<f64> {
     let (data, sums) = (gpu.storage("bandwidth data", 4096)?, gpu.storage("bandwidth sums", 1024)?);
     let op = gpu.op(&spec(), &[&data, &sums])?;
-    let params = BandwidthParams { len: 1, stride: 256, pad: [0; 2] };
+    let params = BandwidthParams { len: 1, stride: 256 };
     let dispatches = 500;
     let mut best = f64::INFINITY;
     for _ in 0..5 {

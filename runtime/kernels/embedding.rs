@@ -1,32 +1,31 @@
 //! `x[t] = W[token_ids[t]]`: see `shaders/embedding.wgsl`.
 
-use bytemuck::{Pod, Zeroable};
-
 use crate::dtype::DType;
+use crate::gpu::params::params;
 use crate::gpu::pipeline::Access::{Read, Write};
-use crate::gpu::shader::Source;
 use crate::gpu::{Commands, KernelSpec, Op};
+use crate::quant;
 
-/// Mirror of `Params` in the shader.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
-pub struct EmbeddingParams {
-    /// Blocks of 32 in a row of W.
-    pub k_blocks: u32,
-    /// First row of this chunk of W.
-    pub row0: u32,
-    /// Rows of this chunk.
-    pub rows: u32,
-    /// Unused.
-    pub pad: u32,
+params! {
+    /// What a dispatch says.
+    pub struct EmbeddingParams {
+        /// Blocks of 32 in a row of W.
+        pub k_blocks: u32,
+        /// First row of this chunk of W.
+        pub row0: u32,
+        /// Rows of this chunk.
+        pub rows: u32,
+    }
 }
 
 /// Bindings: `token_ids [T]`, `words`, `scales`, `x [T, K]`.
 pub fn spec(dtype: DType) -> KernelSpec {
     KernelSpec {
-        source: Source { name: "embedding", quant: Some(dtype), ..Default::default() },
+        name: "embedding",
+        fills: vec![quant::format(dtype).wgsl()],
         bindings: &[Read, Read, Read, Write],
-        params_bytes: size_of::<EmbeddingParams>() as u32,
+        params: EmbeddingParams::LAYOUT,
+        ..Default::default()
     }
 }
 

@@ -1,35 +1,35 @@
 //! Rows by index, and back: see `shaders/gather_rows.wgsl`.
 
-use bytemuck::{Pod, Zeroable};
-
 use crate::error::{Error, Result};
+use crate::gpu::params::params;
 use crate::gpu::pipeline::Access::{Read, Write};
-use crate::gpu::shader::Source;
 use crate::gpu::{Commands, KernelSpec, Op};
 
 /// The index of no row: gives zeros.
 pub const NONE: u32 = u32::MAX;
 
-/// Mirror of `Params` in the shader.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
-pub struct GatherRowsParams {
-    /// K / 4.
-    pub k4: u32,
-    /// First of `index`.
-    pub index0: u32,
-    /// Row of `x` that index 0 means.
-    pub x_row: u32,
-    /// First row of `y`.
-    pub y_row: u32,
+params! {
+    /// What a dispatch says.
+    pub struct GatherRowsParams {
+        /// K / 4.
+        pub k4: u32,
+        /// First of `index`.
+        pub index0: u32,
+        /// Row of `x` that index 0 means.
+        pub x_row: u32,
+        /// First row of `y`.
+        pub y_row: u32,
+    }
 }
 
 /// Bindings: `index [N]`, rows of `x` or [`NONE`]; `x [.., K]`; `y [N, K]`.
 pub fn spec() -> KernelSpec {
     KernelSpec {
-        source: Source { name: "gather_rows", consts: vec![("NONE", NONE)], ..Default::default() },
+        name: "gather_rows",
+        consts: vec![("NONE", NONE)],
         bindings: &[Read, Read, Write],
-        params_bytes: size_of::<GatherRowsParams>() as u32,
+        params: GatherRowsParams::LAYOUT,
+        ..Default::default()
     }
 }
 

@@ -3,10 +3,8 @@
 //! First a sum for each run of each flat buffer, then one of all of them: the order is the same on
 //! every tier.
 
-use bytemuck::{Pod, Zeroable};
-
-use crate::gpu::pipeline::Access::{self, Read, Write};
-use crate::gpu::shader::Source;
+use crate::gpu::params::params;
+use crate::gpu::pipeline::Access::{Read, Write};
 use crate::gpu::{Commands, KernelSpec, Op};
 
 /// Lanes of a workgroup.
@@ -16,57 +14,47 @@ pub const RUN: u32 = 16 * 1024;
 /// A largest norm that clips nothing.
 pub const NO_CLIP: f32 = f32::MAX;
 
-/// Mirror of `Params` in `grad_norm_partial.wgsl`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
-pub struct PartialParams {
-    /// First gradient.
-    pub offset: u32,
-    /// Gradients.
-    pub len: u32,
-    /// First of the partial sums that this makes.
-    pub partial0: u32,
-    /// Unused.
-    pub pad: u32,
+params! {
+    /// What a dispatch of `grad_norm_partial` says.
+    pub struct PartialParams {
+        /// First gradient.
+        pub offset: u32,
+        /// Gradients.
+        pub len: u32,
+        /// First of the partial sums that this makes.
+        pub partial0: u32,
+    }
 }
 
-/// Mirror of `Params` in `grad_norm_final.wgsl`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
-pub struct FinalParams {
-    /// Partial sums.
-    pub count: u32,
-    /// Where in `norm` the result goes.
-    pub slot: u32,
-    /// Unused.
-    pub pad: [u32; 2],
+params! {
+    /// What a dispatch of `grad_norm_final` says.
+    pub struct FinalParams {
+        /// Partial sums.
+        pub count: u32,
+        /// Where in `norm` the result goes.
+        pub slot: u32,
+    }
 }
 
 /// Bindings: `grads`, `partials`.
 pub fn partial_spec() -> KernelSpec {
-    kernel(
-        "grad_norm_partial",
-        vec![("WG", LANES), ("L", LANES), ("RUN", RUN)],
-        size_of::<PartialParams>(),
-    )
+    KernelSpec {
+        name: "grad_norm_partial",
+        consts: vec![("WG", LANES), ("L", LANES), ("RUN", RUN)],
+        bindings: &[Read, Write],
+        params: PartialParams::LAYOUT,
+        ..Default::default()
+    }
 }
 
 /// Bindings: `partials`, `norm`.
 pub fn final_spec() -> KernelSpec {
-    kernel("grad_norm_final", vec![("WG", LANES), ("L", LANES)], size_of::<FinalParams>())
-}
-
-fn kernel(name: &'static str, consts: Vec<(&'static str, u32)>, params_bytes: usize) -> KernelSpec {
-    const BINDINGS: &[Access] = &[Read, Write];
     KernelSpec {
-        source: Source {
-            name,
-            consts,
-            imports: vec!["shared/reduce_workgroup"],
-            ..Default::default()
-        },
-        bindings: BINDINGS,
-        params_bytes: params_bytes as u32,
+        name: "grad_norm_final",
+        consts: vec![("WG", LANES), ("L", LANES)],
+        bindings: &[Read, Write],
+        params: FinalParams::LAYOUT,
+        ..Default::default()
     }
 }
 

@@ -1,11 +1,9 @@
 //! The LoRA path, `y += B A x`, for rows with adapters of their own: see `shaders/lora_*.wgsl` and
 //! `shaders/lora/`.
 
-use bytemuck::{Pod, Zeroable};
-
-use super::reduction;
+use super::{lanes, reduce};
+use crate::gpu::params::params;
 use crate::gpu::pipeline::Access::{Read, Write};
-use crate::gpu::shader::Source;
 use crate::gpu::{Caps, Commands, KernelSpec, Op};
 
 /// Most adapters that a row may use at once.
@@ -45,134 +43,100 @@ impl Directory {
         self.rows + self.sets * self.set_words()
     }
 
-    fn consts(&self) -> [(&'static str, u32); 3] {
-        [("LORA_ROWS", self.rows), ("SITES", self.sites), ("ENTRIES", ENTRIES)]
+    /// Tells a kernel joined with files of `shaders/lora/` the shape, and the numbers of the
+    /// bindings that they have after the kernel's own `bound`: of A, B, u and the parts of u.
+    pub(super) fn bind(self, spec: &mut KernelSpec, bound: u32, names: &[&'static str]) {
+        let shape = [("LORA_ROWS", self.rows), ("SITES", self.sites), ("ENTRIES", ENTRIES)];
+        spec.consts.extend(shape);
+        spec.consts.extend(names.iter().copied().zip(bound..));
     }
 }
 
-/// Which of the LoRA files a kernel is joined with, and where they are bound: after its own `bound`
-/// bindings come, in this order, A, B, u and the parts of u, as far as it has them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Joined {
-    pub(crate) directory: Directory,
-    pub(crate) a: bool,
-    pub(crate) b: bool,
-    pub(crate) u: bool,
-    pub(crate) parts: bool,
-}
-
-impl Joined {
-    /// Adds the bindings' numbers and the files of the factors to `source`.
-    pub(crate) fn join(self, source: &mut Source, bound: u32) {
-        source.consts.extend(self.directory.consts());
-        let names = [
-            ("LORA_A", self.a),
-            ("LORA_B", self.b),
-            ("LORA_U", self.u),
-            ("LORA_PARTS", self.parts),
-        ];
-        let own = names.into_iter().filter(|(_, has)| *has).map(|(name, _)| name);
-        source.consts.extend(own.zip(bound..));
-        source.imports.extend(self.a.then_some("lora/a"));
-        source.imports.extend(self.b.then_some("lora/b"));
+params! {
+    /// What a dispatch of `lora_shrink` says.
+    pub struct ShrinkParams {
+        /// K / 8.
+        pub k8s: u32,
+        /// First row of x and u.
+        pub x_row: u32,
+        /// Which group of linears.
+        pub site: u32,
+        /// Elements of a row of u.
+        pub u_width: u32,
     }
 }
 
-/// Mirror of `Params` in `lora_shrink.wgsl`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
-pub struct ShrinkParams {
-    /// K / 8.
-    pub k8s: u32,
-    /// First row of x and u.
-    pub x_row: u32,
-    /// Which group of linears.
-    pub site: u32,
-    /// Elements of a row of u.
-    pub u_rows: u32,
+params! {
+    /// What a dispatch of `lora_expand` says.
+    pub struct ExpandParams {
+        /// N, also the stride of y.
+        pub n: u32,
+        /// First row of u.
+        pub x_row: u32,
+        /// First row of y.
+        pub y_row: u32,
+        /// Which group of linears.
+        pub site: u32,
+        /// Elements of a row of u.
+        pub u_width: u32,
+        /// Where the first module's rows of N end.
+        pub end0: u32,
+        /// Where the second one's end.
+        pub end1: u32,
+    }
 }
 
-/// Mirror of `Params` in `lora_expand.wgsl`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
-pub struct ExpandParams {
-    /// N, also the stride of y.
-    pub n: u32,
-    /// First row of u.
-    pub x_row: u32,
-    /// First row of y.
-    pub y_row: u32,
-    /// Which group of linears.
-    pub site: u32,
-    /// Elements of a row of u.
-    pub u_rows: u32,
-    /// Where the first module's rows of N end.
-    pub end0: u32,
-    /// Where the second one's end.
-    pub end1: u32,
-    /// Unused.
-    pub pad: u32,
+params! {
+    /// What a dispatch of `lora_embedding` says.
+    pub struct EmbeddingParams {
+        /// D.
+        pub d: u32,
+        /// Which group of linears.
+        pub site: u32,
+    }
 }
 
-/// Mirror of `Params` in `lora_embedding.wgsl`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
-pub struct EmbeddingParams {
-    /// D.
-    pub d: u32,
-    /// Which group of linears.
-    pub site: u32,
-    /// Unused.
-    pub pad: [u32; 2],
-}
-
-/// Bindings: `x [M, K]`, A, `u [M, u_rows]`.
+/// Bindings: `x [M, K]`, A, `u [M, u_width]`.
 pub fn shrink_spec(caps: &Caps, directory: Directory) -> KernelSpec {
-    let (reduce, lanes) = reduction(caps);
-    let mut source = Source { name: "lora_shrink", ..Default::default() };
-    source.consts = vec![("WG", WG), ("L", lanes)];
-    source.imports = vec![reduce, "lora/shrink_rows"];
-    Joined { directory, a: true, b: false, u: true, parts: false }.join(&mut source, 1);
-    KernelSpec {
-        source,
+    let mut spec = KernelSpec {
+        name: "lora_shrink",
+        consts: vec![("WG", WG), ("L", lanes(caps))],
+        fills: vec![reduce(caps)],
         bindings: &[Read, Read, Write],
-        params_bytes: size_of::<ShrinkParams>() as u32,
-    }
+        params: ShrinkParams::LAYOUT,
+    };
+    directory.bind(&mut spec, 1, &["LORA_A", "LORA_U"]);
+    spec
 }
 
-/// Bindings: `y [M, N]`, B, `u [M, u_rows]`.
+/// Bindings: `y [M, N]`, B, `u [M, u_width]`.
 pub fn expand_spec(directory: Directory) -> KernelSpec {
-    let mut source =
-        Source { name: "lora_expand", imports: vec!["lora/expand_two"], ..Default::default() };
-    Joined { directory, a: false, b: true, u: true, parts: false }.join(&mut source, 1);
-    KernelSpec {
-        source,
+    let mut spec = KernelSpec {
+        name: "lora_expand",
         bindings: &[Write, Read, Read],
-        params_bytes: size_of::<ExpandParams>() as u32,
-    }
+        params: ExpandParams::LAYOUT,
+        ..Default::default()
+    };
+    directory.bind(&mut spec, 1, &["LORA_B", "LORA_U"]);
+    spec
 }
 
 /// Bindings: `token_ids [T]`, `x [T, D]`, A, B.
 pub fn embedding_spec(directory: Directory) -> KernelSpec {
-    let mut source = Source { name: "lora_embedding", ..Default::default() };
-    Joined { directory, a: true, b: true, u: false, parts: false }.join(&mut source, 2);
-    KernelSpec {
-        source,
+    let mut spec = KernelSpec {
+        name: "lora_embedding",
         bindings: &[Read, Write, Read, Read],
-        params_bytes: size_of::<EmbeddingParams>() as u32,
-    }
+        params: EmbeddingParams::LAYOUT,
+        ..Default::default()
+    };
+    directory.bind(&mut spec, 2, &["LORA_A", "LORA_B"]);
+    spec
 }
 
 /// Records u of `rows` rows.
-pub fn record_shrink(
-    commands: &mut Commands<'_>,
-    caps: &Caps,
-    op: &Op,
-    params: &ShrinkParams,
-    rows: u32,
-) {
-    let (_, lanes) = reduction(caps);
-    op.record(commands, params, [(params.u_rows / 4).div_ceil(WG / lanes), rows, 1], 0);
+pub fn record_shrink(commands: &mut Commands<'_>, op: &Op, params: &ShrinkParams, rows: u32) {
+    let fours = WG / lanes(commands.caps());
+    op.record(commands, params, [(params.u_width / 4).div_ceil(fours), rows, 1], 0);
 }
 
 /// Records what u adds to `rows` rows.

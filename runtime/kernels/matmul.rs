@@ -2,9 +2,10 @@
 
 use super::ENOUGH_GROUPS;
 use super::matvec::{BINDINGS, Epilogue, LinearParams};
+use super::matvec_coop::{Shape, fragments};
 use crate::dtype::DType;
-use crate::gpu::shader::Source;
-use crate::gpu::{Caps, Commands, Kernel, KernelSpec};
+use crate::gpu::{Caps, Commands, KernelSpec, Op};
+use crate::quant;
 
 /// How much of y a workgroup makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,56 +53,30 @@ impl Tile {
 
 /// The variant on cooperative matrices where there are any, else the tiled one.
 pub fn spec(caps: &Caps, dtype: DType, epilogue: Epilogue, tile: Tile) -> KernelSpec {
-    let source = match caps.cooperative_matrix.zip(caps.subgroup_size) {
-        Some((side, subgroup)) => cooperative(side, subgroup, (dtype, epilogue, tile)),
-        None => Source {
-            name: "matmul",
-            consts: vec![("EPILOGUE", epilogue as u32)],
-            imports: vec!["shared/linear"],
-            quant: Some(dtype),
-            ..Default::default()
-        },
+    let mut spec = KernelSpec {
+        name: "matmul",
+        consts: vec![("EPILOGUE", epilogue as u32)],
+        fills: vec![quant::format(dtype).wgsl()],
+        bindings: BINDINGS,
+        params: LinearParams::LAYOUT,
     };
-    KernelSpec { source, bindings: BINDINGS, params_bytes: size_of::<LinearParams>() as u32 }
-}
-
-/// The types of fragments of f16 factors and f32 sums.
-pub(super) fn fragments(side: u32) -> Vec<(&'static str, String)> {
-    let ty = |scalar: &str, role: &str| format!("coop_mat{side}x{side}<{scalar}, {role}>");
-    vec![("coop_a", ty("f16", "A")), ("coop_b", ty("f16", "B")), ("coop_c", ty("f32", "C"))]
-}
-
-fn cooperative(
-    side: u32,
-    subgroup: u32,
-    (dtype, epilogue, tile): (DType, Epilogue, Tile),
-) -> Source {
-    Source {
-        name: "matmul_coop",
-        consts: vec![
-            ("WG", 4 * subgroup),
-            ("S", side),
-            ("F", tile.fragments()),
-            ("KS", tile.step()),
-            ("EPILOGUE", epilogue as u32),
-        ],
-        aliases: fragments(side),
-        imports: vec!["shared/linear"],
-        quant: Some(dtype),
-        f16: true,
-        cooperative_matrix: true,
+    if let Some(Shape { side, lanes, .. }) = Shape::of(caps) {
+        spec.name = "matmul_coop";
+        spec.consts.extend([("WG", 4 * lanes), ("F", tile.fragments()), ("KS", tile.step())]);
+        spec.fills.push(fragments(side));
     }
+    spec
 }
 
 /// Records one product; `weight_bytes` is the size of W.
 pub fn record(
     commands: &mut Commands<'_>,
-    (caps, tile): (&Caps, Tile),
-    (kernel, group): (&Kernel, &wgpu::BindGroup),
+    op: &Op,
+    tile: Tile,
     params: &LinearParams,
     weight_bytes: u64,
 ) {
-    let side = tile.side(caps);
+    let side = tile.side(commands.caps());
     let grid = [params.n.div_ceil(side), params.m.div_ceil(side), 1];
-    commands.dispatch(kernel, group, params, grid, weight_bytes);
+    op.record(commands, params, grid, weight_bytes);
 }

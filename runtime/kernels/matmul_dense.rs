@@ -5,15 +5,24 @@
 //! arXiv:2106.09685): `U = X Aᵀ` and `Y += s U Bᵀ` forward, `dU = s dY B`, `dB += s dYᵀ U`, `dA +=
 //! dUᵀ X` and `dX += dU A` backward.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::ENOUGH_GROUPS;
+use crate::gpu::params::params;
 use crate::gpu::pipeline::Access::{self, Read, Write};
-use crate::gpu::shader::Source;
 use crate::gpu::{Caps, Commands, KernelSpec, Op};
 
 /// Bindings of every variant: those of A, B and C.
 pub const BINDINGS: &[Access] = &[Read, Read, Write];
+
+/// Of a product of `A [m, k]` and `B [k, n]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Rows of A and C.
+    pub m: u32,
+    /// Columns of B and C.
+    pub n: u32,
+    /// Columns of A, rows of B.
+    pub k: u32,
+}
 
 /// Where a matrix lies in a buffer: element (i, j) at `offset + i * row + j * column`. All in
 /// elements.
@@ -40,49 +49,43 @@ impl View {
     }
 }
 
-/// Mirror of `Params` in `shared/dense.wgsl`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
-pub struct MatmulDenseParams {
-    /// Rows of A and C.
-    pub m: u32,
-    /// Columns of B and C.
-    pub n: u32,
-    /// Columns of A, rows of B.
-    pub k: u32,
-    /// A(m, k) is at `a_offset + m a_m + k a_k`.
-    pub a_offset: u32,
-    /// See `a_offset`.
-    pub a_m: u32,
-    /// See `a_offset`.
-    pub a_k: u32,
-    /// B(k, n) is at `b_offset + k b_k + n b_n`.
-    pub b_offset: u32,
-    /// See `b_offset`.
-    pub b_k: u32,
-    /// See `b_offset`.
-    pub b_n: u32,
-    /// C(m, n) is at `c_offset + m c_m + n`.
-    pub c_offset: u32,
-    /// See `c_offset`.
-    pub c_m: u32,
-    /// Factor of the product.
-    pub alpha: f32,
-    /// Factor of what C holds; 0 leaves that unread.
-    pub beta: f32,
-    /// Zero.
-    pub pad: [u32; 3],
+params! {
+    /// What a dispatch of `shared/dense` says.
+    pub struct MatmulDenseParams {
+        /// Rows of A and C.
+        pub m: u32,
+        /// Columns of B and C.
+        pub n: u32,
+        /// Columns of A, rows of B.
+        pub k: u32,
+        /// A(m, k) is at `a_offset + m a_m + k a_k`.
+        pub a_offset: u32,
+        /// See `a_offset`.
+        pub a_m: u32,
+        /// See `a_offset`.
+        pub a_k: u32,
+        /// B(k, n) is at `b_offset + k b_k + n b_n`.
+        pub b_offset: u32,
+        /// See `b_offset`.
+        pub b_k: u32,
+        /// See `b_offset`.
+        pub b_n: u32,
+        /// C(m, n) is at `c_offset + m c_m + n`.
+        pub c_offset: u32,
+        /// See `c_offset`.
+        pub c_m: u32,
+        /// Factor of the product.
+        pub alpha: f32,
+        /// Factor of what C holds; 0 leaves that unread.
+        pub beta: f32,
+    }
 }
 
 impl MatmulDenseParams {
-    /// `A [m, k]` times `B [k, n]` into rows of C from `c_offset`, `c_stride` apart; alpha is 1 and
+    /// `A [m, k]` times `B [k, n]` into `C [m, n]`, whose rows must lie side by side; alpha is 1 and
     /// beta 0.
-    pub fn new(
-        (m, n, k): (u32, u32, u32),
-        a: View,
-        b: View,
-        (c_offset, c_stride): (u32, u32),
-    ) -> Self {
+    pub fn new(Sizes { m, n, k }: Sizes, a: View, b: View, c: View) -> Self {
+        debug_assert_eq!(c.column, 1, "columns of C are neighbours");
         Self {
             m,
             n,
@@ -93,11 +96,10 @@ impl MatmulDenseParams {
             b_offset: b.offset,
             b_k: b.row,
             b_n: b.column,
-            c_offset,
-            c_m: c_stride,
+            c_offset: c.offset,
+            c_m: c.row,
             alpha: 1.0,
             beta: 0.0,
-            pad: [0; 3],
         }
     }
 }
@@ -121,8 +123,6 @@ pub enum Tiling {
 const DIRECT_WG: u32 = 32;
 /// The most workgroups along one side of a grid: WebGPU's default limit.
 const MAX_GROUPS: u32 = 65_535;
-/// Workgroup memory in vec4, for the sums of the teams.
-const SUMS: u32 = 1024;
 
 impl Tiling {
     /// Every tiling.
@@ -160,27 +160,13 @@ impl Tiling {
             Self::Direct => ("matmul_dense_direct", vec![("WG", DIRECT_WG)]),
             Self::Thin => ("matmul_dense_thin", vec![]),
             _ => {
-                let split = 256 * 16 / (tile_m * tile_n);
                 // As an adapter's rank often is, where it is all of K.
                 let step = if self == Self::Square { 16 } else { 32 };
-                let staged = step * (tile_m / 4 + tile_n / 4 + 2);
-                let tile = if split > 1 { staged.max(SUMS) } else { staged };
-                let consts = [
-                    ("TM", tile_m),
-                    ("TN", tile_n),
-                    ("SPLIT", split),
-                    ("KT", step),
-                    ("TILE", tile),
-                ];
-                ("matmul_dense", consts.to_vec())
+                ("matmul_dense", vec![("TM", tile_m), ("TN", tile_n), ("KT", step)])
             }
         };
-        let source = Source { name, consts, imports: vec!["shared/dense"], ..Default::default() };
-        KernelSpec {
-            source,
-            bindings: BINDINGS,
-            params_bytes: size_of::<MatmulDenseParams>() as u32,
-        }
+        let params = MatmulDenseParams::LAYOUT;
+        KernelSpec { name, consts, bindings: BINDINGS, params, ..Default::default() }
     }
 }
 

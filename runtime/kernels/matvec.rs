@@ -1,21 +1,20 @@
 //! `y = x Wᵀ` for few rows of x, with the norm folded in and an epilogue: see
 //! `shaders/matvec.wgsl`.
 
-use bytemuck::{Pod, Zeroable};
-
-use super::lora::{Directory, Entry, Joined};
-use super::reduction;
+use super::lora::{Directory, Entry};
+use super::{lanes, reduce};
 use crate::dtype::DType;
+use crate::gpu::params::params;
 use crate::gpu::pipeline::Access::{self, Read, Write};
-use crate::gpu::shader::Source;
-use crate::gpu::{Caps, Commands, Kernel, KernelSpec};
+use crate::gpu::{Caps, Commands, KernelSpec, Op};
+use crate::quant;
 
 /// Bindings of `matvec`, `matvec_coop`, `matmul` and `matmul_coop`: `x [M, K]`, `gain [K]`,
 /// `words`, `scales`, `y [M, y_stride]`.
 pub const BINDINGS: &[Access] = &[Read, Read, Read, Read, Write];
-/// Bindings of `matvec` with [`Lora::Shrink`]: A and `u [M, u_rows]` after the others.
+/// Bindings of `matvec` with [`Lora::Shrink`]: A and `u [M, u_width]` after the others.
 pub const SHRINK_BINDINGS: &[Access] = &[Read, Read, Read, Read, Write, Read, Write];
-/// Bindings of `matvec` with [`Lora::Expand`]: B and `parts [M, parts, u_rows]` after the others.
+/// Bindings of `matvec` with [`Lora::Expand`]: B and `parts [M, parts, u_width]` after the others.
 pub const EXPAND_BINDINGS: &[Access] = &[Read, Read, Read, Read, Write, Read, Read];
 /// The largest number of rows of x that count as few.
 pub const MAX_COLS: u32 = 8;
@@ -23,60 +22,67 @@ pub const MAX_COLS: u32 = 8;
 /// have more workgroups under way.
 pub const COLS: u32 = 4;
 
-/// Mirror of `Params` in `shaders/shared/linear.wgsl`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
-pub struct LinearParams {
-    /// Rows of x.
-    pub m: u32,
-    /// Rows of W in this chunk.
-    pub n: u32,
-    /// Blocks of 32 in a row of W.
-    pub k_blocks: u32,
-    /// First row of x.
-    pub x_row: u32,
-    /// Elements from one row of y to the next.
-    pub y_stride: u32,
-    /// First column of y.
-    pub y_offset: u32,
-    /// With [`Epilogue::SwiGlu`]: rows of gate, after which come those of up.
-    pub pair: u32,
-    /// Of the folded norm.
-    pub eps: f32,
-    /// First row of W in this chunk, among those of the linear.
-    pub row0: u32,
-    /// With [`Lora`]: which group of linears this is.
-    pub site: u32,
-    /// With [`Lora`]: elements of a row of u.
-    pub u_rows: u32,
-    /// Workgroups of A, before the others; [`record`] sets it.
-    pub lora_groups: u32,
-    /// With [`Lora::Expand`]: parts that u comes in.
-    pub parts: u32,
-    /// Unused.
-    pub pad: [u32; 3],
-    /// With [`Lora`]: the rows' only adapter, see [`super::lora::Entry`].
-    pub lora: Entry,
+params! {
+    /// What a dispatch of `shared/linear` says.
+    pub struct LinearParams {
+        /// Rows of x.
+        pub m: u32,
+        /// Rows of W in this chunk.
+        pub n: u32,
+        /// Blocks of 32 in a row of W.
+        pub k_blocks: u32,
+        /// First row of x.
+        pub x_row: u32,
+        /// Elements from one row of y to the next.
+        pub y_stride: u32,
+        /// First column of y.
+        pub y_offset: u32,
+        /// With [`Epilogue::SwiGlu`]: rows of gate, after which come those of up.
+        pub pair: u32,
+        /// Of the folded norm.
+        pub eps: f32,
+        /// First row of W in this chunk, among those of the linear.
+        pub row0: u32,
+        /// With [`Lora`]: which group of linears this is.
+        pub site: u32,
+        /// With [`Lora`]: elements of a row of u.
+        pub u_width: u32,
+        /// Workgroups of A, before the others; [`record`] sets it.
+        pub lora_groups: u32,
+        /// With [`Lora::Expand`]: parts that u comes in.
+        pub parts: u32,
+        /// Unused.
+        pub pad: [u32; 3],
+        /// With [`Lora`]: the rows' only adapter, see [`super::lora::Entry`].
+        pub alone: Entry,
+    }
 }
 
 impl LinearParams {
-    /// These for a pass over `rows` rows of x, and its workgroups: each sums `columns` rows of W or
-    /// makes `elements` elements of u.
+    /// These for a pass over `rows` rows of x, and its workgroups, each with its `share`.
     pub(super) fn shared(
         self,
         epilogue: Epilogue,
         lora: Option<Lora>,
         rows: u32,
-        [columns, elements]: [u32; 2],
+        share: Share,
     ) -> (Self, u32) {
         let shrinks = matches!(lora, Some(Lora::Shrink(_)));
-        let lora_groups = if shrinks { (self.u_rows * rows).div_ceil(elements) } else { 0 };
+        let lora_groups = if shrinks { (self.u_width * rows).div_ceil(share.elements) } else { 0 };
         let groups = match epilogue {
-            Epilogue::SwiGlu => self.pair.div_ceil(columns / 2),
-            _ => self.n.div_ceil(columns),
+            Epilogue::SwiGlu => self.pair.div_ceil(share.columns / 2),
+            _ => self.n.div_ceil(share.columns),
         };
         (Self { lora_groups, ..self }, lora_groups + groups)
     }
+}
+
+/// What one workgroup does.
+pub(super) struct Share {
+    /// Rows of W that it sums.
+    pub(super) columns: u32,
+    /// Or elements of u that it makes.
+    pub(super) elements: u32,
 }
 
 /// What else the kernel does where rows have adapters.
@@ -148,7 +154,7 @@ pub fn tiling(caps: &Caps, rows: u32, k_blocks: u32) -> Tiling {
     if caps.software {
         return SOFTWARE;
     }
-    let (_, most) = reduction(caps);
+    let most = lanes(caps);
     // As many lanes as stay busy at least three quarters of the time.
     let quarters = 4 * k_blocks;
     let steps = |lanes: u32| quarters.div_ceil(lanes);
@@ -201,58 +207,55 @@ pub struct Variant {
 
 /// The kernel for `variant`. Bindings: [`BINDINGS`], [`SHRINK_BINDINGS`] or [`EXPAND_BINDINGS`].
 pub fn spec(caps: &Caps, dtype: DType, variant: Variant) -> KernelSpec {
-    let (reduce, _) = reduction(caps);
     let Variant { tiling, cols, norm, epilogue, lora } = variant;
     debug_assert!(cols <= COLS, "columns are unrolled by hand");
     debug_assert!(
         !tiling.blocks || (tiling.lanes, tiling.split, tiling.unroll) == (1, 1, 1),
         "a lane has whole rows"
     );
-    let mut source = Source {
+    let mut spec = KernelSpec {
         name: "matvec",
         consts: vec![
             ("WG", tiling.wg),
             ("L", tiling.lanes),
             ("SPLIT", tiling.split),
             ("UNROLL", tiling.unroll),
-            ("GUARD", u32::from(tiling.guard)),
             ("COLS", cols),
             ("NORM", u32::from(norm)),
             ("EPILOGUE", epilogue as u32),
         ],
-        imports: vec![reduce, "shared/linear"],
-        quant: Some(dtype),
+        fills: vec![reduce(caps), quant::format(dtype).wgsl()],
+        params: LinearParams::LAYOUT,
         ..Default::default()
     };
     match (tiling.blocks, caps.subgroup_size) {
-        (false, _) => source.imports.push("matvec/quarters"),
-        (true, None) => source.imports.extend(["matvec/blocks", "matvec/x_own"]),
+        (false, _) => {
+            spec.consts.push(("GUARD", u32::from(tiling.guard)));
+            spec.fills.push("matvec/quarters");
+        }
+        (true, None) => spec.fills.extend(["matvec/blocks", "matvec/x_own"]),
         (true, Some(size)) => {
-            source.consts.push(("SUBGROUP", size));
-            source.imports.extend(["matvec/blocks", "matvec/x_shared"]);
+            spec.consts.push(("SUBGROUP", size));
+            spec.fills.extend(["matvec/blocks", "matvec/x_shared"]);
         }
     }
-    let bindings = join_lora(&mut source, lora);
-    KernelSpec { source, bindings, params_bytes: size_of::<LinearParams>() as u32 }
+    join_lora(&mut spec, lora);
+    spec
 }
 
-/// Joins `source` with what it does for adapters, and gives the bindings it then has.
-pub(super) fn join_lora(source: &mut Source, lora: Option<Lora>) -> &'static [Access] {
+/// Says what the kernel does for adapters, and the bindings that it then has.
+pub(super) fn join_lora(spec: &mut KernelSpec, lora: Option<Lora>) {
     let bound = BINDINGS.len() as u32;
+    spec.bindings = lora.map_or(BINDINGS, Lora::bindings);
     match lora {
-        None => {
-            source.imports.push("lora/matvec_none");
-            BINDINGS
-        }
+        None => spec.fills.push("lora/matvec_none"),
         Some(Lora::Shrink(directory)) => {
-            source.imports.extend(["lora/shrink_rows", "lora/matvec_shrink"]);
-            Joined { directory, a: true, b: false, u: true, parts: false }.join(source, bound);
-            SHRINK_BINDINGS
+            spec.fills.push("lora/matvec_shrink");
+            directory.bind(spec, bound, &["LORA_A", "LORA_U"]);
         }
         Some(Lora::Expand(directory)) => {
-            source.imports.push("lora/matvec_expand");
-            Joined { directory, a: false, b: true, u: false, parts: true }.join(source, bound);
-            EXPAND_BINDINGS
+            spec.fills.push("lora/matvec_expand");
+            directory.bind(spec, bound, &["LORA_B", "LORA_PARTS"]);
         }
     }
 }
@@ -260,7 +263,7 @@ pub(super) fn join_lora(source: &mut Source, lora: Option<Lora>) -> &'static [Ac
 /// Records one pass; `weight_bytes` is the size of W.
 pub fn record(
     commands: &mut Commands<'_>,
-    (kernel, group): (&Kernel, &wgpu::BindGroup),
+    op: &Op,
     variant: Variant,
     params: &LinearParams,
     weight_bytes: u64,
@@ -269,13 +272,7 @@ pub fn record(
     let passes = params.m.div_ceil(cols);
     let lane_groups = tiling.wg / tiling.lanes;
     // A lane group for every element of u and row of x.
-    let (params, groups) =
-        params.shared(epilogue, lora, cols, [lane_groups / tiling.split * ROWS, lane_groups]);
-    commands.dispatch(
-        kernel,
-        group,
-        &params,
-        [groups, passes, 1],
-        weight_bytes * u64::from(passes),
-    );
+    let share = Share { columns: lane_groups / tiling.split * ROWS, elements: lane_groups };
+    let (params, groups) = params.shared(epilogue, lora, cols, share);
+    op.record(commands, &params, [groups, passes, 1], weight_bytes * u64::from(passes));
 }

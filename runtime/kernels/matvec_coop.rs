@@ -1,10 +1,8 @@
 //! `y = x Wᵀ` for few rows of x on cooperative matrices: see `shaders/matvec_coop.wgsl`.
 
-use super::matmul::fragments;
-use super::matvec::{Epilogue, LinearParams, Lora, MAX_COLS, join_lora};
+use super::matvec::{Epilogue, LinearParams, Lora, MAX_COLS, Share, join_lora};
 use crate::dtype::DType;
-use crate::gpu::shader::Source;
-use crate::gpu::{Caps, Commands, Kernel, KernelSpec};
+use crate::gpu::{Caps, Commands, KernelSpec, Op};
 use crate::quant;
 
 /// Lanes of a workgroup at most: WebGPU's default limit.
@@ -77,6 +75,11 @@ impl Shape {
     }
 }
 
+/// The file of fragments of this side.
+pub(super) fn fragments(side: u32) -> &'static str {
+    if side == 8 { "shared/fragments_8" } else { "shared/fragments_16" }
+}
+
 impl Tiling {
     /// [`Variant::guard`] for rows of `k_blocks`.
     pub fn guard(self, k_blocks: u32) -> bool {
@@ -101,12 +104,11 @@ impl Variant {
 pub fn spec(dtype: DType, variant: Variant) -> KernelSpec {
     let Variant { shape, tiling, guard, norm, epilogue, lora } = variant;
     let expands = matches!(lora, Some(Lora::Expand(_)));
-    let mut source = Source {
+    let mut spec = KernelSpec {
         name: "matvec_coop",
         consts: vec![
             ("WG", shape.lanes * tiling.subgroups),
             ("SUBGROUPS", tiling.subgroups),
-            ("S", shape.side),
             ("L", variant.lora_lanes()),
             ("SPLIT", tiling.split),
             ("STEP", tiling.step),
@@ -115,30 +117,28 @@ pub fn spec(dtype: DType, variant: Variant) -> KernelSpec {
             ("NORM", u32::from(norm)),
             ("EPILOGUE", epilogue as u32),
         ],
-        aliases: fragments(shape.side),
-        imports: vec!["shared/reduce_subgroup", "shared/linear"],
-        quant: Some(dtype),
-        f16: true,
-        cooperative_matrix: true,
+        fills: vec!["shared/reduce_subgroup", fragments(shape.side)],
+        params: LinearParams::LAYOUT,
+        ..Default::default()
     };
-    source.imports.extend(quant::format(dtype).half_wgsl());
-    source.imports.push(if shape.scalar { "shared/quads_scalar" } else { "shared/quads" });
-    source.imports.push(if expands { "lora/coop_expand" } else { "lora/coop_none" });
-    let bindings = join_lora(&mut source, lora);
-    KernelSpec { source, bindings, params_bytes: size_of::<LinearParams>() as u32 }
+    spec.fills.extend(quant::format(dtype).half_wgsl());
+    spec.fills.push(if shape.scalar { "shared/quads_scalar" } else { "shared/quads" });
+    spec.fills.push(if expands { "lora/coop_expand" } else { "lora/coop_none" });
+    join_lora(&mut spec, lora);
+    spec
 }
 
 /// Records one product; `weight_bytes` is the size of W.
 pub fn record(
     commands: &mut Commands<'_>,
-    (kernel, group): (&Kernel, &wgpu::BindGroup),
+    op: &Op,
     variant: Variant,
     params: &LinearParams,
     weight_bytes: u64,
 ) {
     let Variant { shape, tiling, epilogue, lora, .. } = variant;
     // A subgroup for every element of u and row of x.
-    let (params, groups) =
-        params.shared(epilogue, lora, MAX_COLS, [tiling.columns(shape), tiling.subgroups]);
-    commands.dispatch(kernel, group, &params, [groups, 1, 1], weight_bytes);
+    let share = Share { columns: tiling.columns(shape), elements: tiling.subgroups };
+    let (params, groups) = params.shared(epilogue, lora, MAX_COLS, share);
+    op.record(commands, &params, [groups, 1, 1], weight_bytes);
 }

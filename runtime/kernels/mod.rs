@@ -31,15 +31,20 @@ use crate::gpu::Caps;
 /// Workgroups that keep a large GPU busy.
 const ENOUGH_GROUPS: u32 = 128;
 
-/// The joined file that reduces over lanes, and the most lanes it can reduce over.
-pub(crate) fn reduction(caps: &Caps) -> (&'static str, u32) {
+/// The file that reduces over lanes.
+pub(crate) fn reduce(caps: &Caps) -> &'static str {
     match caps.subgroup_size {
-        Some(size) => ("shared/reduce_subgroup", size.min(32)),
-        None => ("shared/reduce_workgroup", 32),
+        Some(_) => "shared/reduce_subgroup",
+        None => "shared/reduce_workgroup",
     }
 }
 
+/// The most lanes that [`reduce`] reduces over.
+pub(crate) fn lanes(caps: &Caps) -> u32 {
+    caps.subgroup_size.map_or(32, |size| size.min(32))
+}
+
 /// The element type of the KV cache: f16, or f32 where there is no f16.
-pub(crate) fn kv_type(f16: bool) -> String {
-    if f16 { "f16".into() } else { "f32".into() }
+pub(crate) fn kv(f16: bool) -> &'static str {
+    if f16 { "shared/kv_f16" } else { "shared/kv_f32" }
 }

@@ -1,65 +1,62 @@
 //! Rotary position embedding and the append to the KV cache: see `shaders/rope.wgsl`.
 
-use bytemuck::{Pod, Zeroable};
-
-use super::kv_type;
-use super::lora::{Directory, Entry, Joined};
-use crate::gpu::pipeline::Access::{self, Read, Write};
-use crate::gpu::shader::Source;
+use super::kv;
+use super::lora::{Directory, Entry};
+use crate::gpu::params::params;
+use crate::gpu::pipeline::Access::{Read, Write};
 use crate::gpu::{Commands, KernelSpec, Op};
 
 /// Positions whose rotations are tabulated one by one; beyond, multiples of it.
 pub const FINE: usize = 256;
 
-/// Mirror of `Params` in the shader.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
-pub struct RopeParams {
-    /// H, query heads.
-    pub heads: u32,
-    /// G, key and value heads.
-    pub kv_heads: u32,
-    /// Length of a page table.
-    pub max_pages: u32,
-    /// With adapters: the site of q, k and v.
-    pub site: u32,
-    /// With adapters: elements of a row of u.
-    pub u_rows: u32,
-    /// Unused.
-    pub pad: [u32; 3],
-    /// With adapters: the rows' only one, see [`super::lora::Entry`].
-    pub lora: Entry,
+params! {
+    /// What a dispatch says.
+    pub struct RopeParams {
+        /// H, query heads.
+        pub heads: u32,
+        /// G, key and value heads.
+        pub kv_heads: u32,
+        /// Length of a page table.
+        pub max_pages: u32,
+        /// With adapters: the site of q, k and v.
+        pub site: u32,
+        /// With adapters: elements of a row of u.
+        pub u_width: u32,
+        /// Unused.
+        pub pad: [u32; 3],
+        /// With adapters: the rows' only one, see [`super::lora::Entry`].
+        pub alone: Entry,
+    }
 }
 
 /// Bindings: `rows [M]`, `pages`, `rotations`, `qkv [M, (H + 2 G) E]`, `keys`, `values [pages, G,
-/// page_len, E]`; with `lora` then B and `u`, whose product is added to qkv first.
+/// page_len, E]`; with `directory` then B and `u`, whose product is added to qkv first.
 pub fn spec(
     head_dim: u32,
     page_len: u32,
     neox: bool,
     kv_f16: bool,
-    lora: Option<Directory>,
+    directory: Option<Directory>,
 ) -> KernelSpec {
-    let mut source = Source {
+    let mut spec = KernelSpec {
         name: "rope",
         consts: vec![("E", head_dim), ("PAGE", page_len), ("NEOX", u32::from(neox))],
-        aliases: vec![("kv", kv_type(kv_f16))],
-        f16: kv_f16,
+        fills: vec![kv(kv_f16)],
+        params: RopeParams::LAYOUT,
         ..Default::default()
     };
-    let own: &[Access] = &[Read, Read, Read, Write, Write, Write, Read, Read];
-    let bindings = match lora {
+    match directory {
         None => {
-            source.imports.push("lora/no_two");
-            &own[..6]
+            spec.fills.push("lora/no_two");
+            spec.bindings = &[Read, Read, Read, Write, Write, Write];
         }
         Some(directory) => {
-            source.imports.push("lora/expand_two");
-            Joined { directory, a: false, b: true, u: true, parts: false }.join(&mut source, 6);
-            own
+            spec.fills.push("lora/expand_two");
+            spec.bindings = &[Read, Read, Read, Write, Write, Write, Read, Read];
+            directory.bind(&mut spec, 6, &["LORA_B", "LORA_U"]);
         }
-    };
-    KernelSpec { source, bindings, params_bytes: size_of::<RopeParams>() as u32 }
+    }
+    spec
 }
 
 /// Cosines and sines, `[256 + coarse, head_dim / 2, 2]`, for positions below `max_positions`,

@@ -1,9 +1,7 @@
 //! Rotary position embedding of packed sequences, and its inverse: see `shaders/rope_train.wgsl`.
 
-use bytemuck::{Pod, Zeroable};
-
+use crate::gpu::params::params;
 use crate::gpu::pipeline::Access::{Read, Write};
-use crate::gpu::shader::Source;
 use crate::gpu::{Commands, KernelSpec, Op};
 
 /// Rotates q and k.
@@ -11,26 +9,28 @@ pub const FORWARD: f32 = 1.0;
 /// Rotates the gradients of q and k back.
 pub const BACKWARD: f32 = -1.0;
 
-/// Mirror of `Params` in the shader.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
-pub struct RopeTrainParams {
-    /// H, query heads.
-    pub heads: u32,
-    /// G, key and value heads.
-    pub kv_heads: u32,
-    /// First row of `qkv`.
-    pub row0: u32,
-    /// [`FORWARD`] or [`BACKWARD`].
-    pub direction: f32,
+params! {
+    /// What a dispatch says.
+    pub struct RopeTrainParams {
+        /// H, query heads.
+        pub heads: u32,
+        /// G, key and value heads.
+        pub kv_heads: u32,
+        /// First row of `qkv`.
+        pub row0: u32,
+        /// [`FORWARD`] or [`BACKWARD`].
+        pub direction: f32,
+    }
 }
 
 /// Bindings: `rows [T]`, `rotations` (see [`super::rope::rotations`]), `qkv [T, (H + 2 G) E]`.
 pub fn spec(head_dim: u32) -> KernelSpec {
     KernelSpec {
-        source: Source { name: "rope_train", consts: vec![("E", head_dim)], ..Default::default() },
+        name: "rope_train",
+        consts: vec![("E", head_dim)],
         bindings: &[Read, Read, Write],
-        params_bytes: size_of::<RopeTrainParams>() as u32,
+        params: RopeTrainParams::LAYOUT,
+        ..Default::default()
     }
 }
 

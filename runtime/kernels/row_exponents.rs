@@ -1,25 +1,23 @@
 //! The exponent of each row's largest gradient, by which `matmul_backward_coop` scales: see
 //! `shaders/row_exponents.wgsl`.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::matmul_backward::MatmulBackwardParams;
+use crate::gpu::params::params;
 use crate::gpu::pipeline::Access::{Read, Write};
-use crate::gpu::shader::Source;
 use crate::gpu::{Commands, KernelSpec, Op};
 
-/// Mirror of `Params` in the shader.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
-pub struct RowExponentsParams {
-    /// Elements of a row that count.
-    pub n: u32,
-    /// First row of dy.
-    pub dy_row: u32,
-    /// Elements from one row of dy to the next.
-    pub dy_stride: u32,
-    /// Column of dy that is the first.
-    pub dy_offset: u32,
+params! {
+    /// What a dispatch says.
+    pub struct RowExponentsParams {
+        /// Elements of a row that count.
+        pub n: u32,
+        /// First row of dy.
+        pub dy_row: u32,
+        /// Elements from one row of dy to the next.
+        pub dy_stride: u32,
+        /// Column of dy that is the first.
+        pub dy_offset: u32,
+    }
 }
 
 impl From<&MatmulBackwardParams> for RowExponentsParams {
@@ -32,9 +30,10 @@ impl From<&MatmulBackwardParams> for RowExponentsParams {
 /// Bindings: `dy [., dy_stride]`, `exponents [M]`.
 pub fn spec() -> KernelSpec {
     KernelSpec {
-        source: Source { name: "row_exponents", ..Default::default() },
+        name: "row_exponents",
         bindings: &[Read, Write],
-        params_bytes: size_of::<RowExponentsParams>() as u32,
+        params: RowExponentsParams::LAYOUT,
+        ..Default::default()
     }
 }
 

@@ -1,38 +1,35 @@
 //! Logits to tokens, on the device: see `shaders/sample_{adjust,threshold,partial,final}.wgsl`.
 
-use bytemuck::{Pod, Zeroable};
-
-use crate::gpu::pipeline::Access::{Read, Write};
-use crate::gpu::shader::Source;
+use crate::gpu::params::{Layout, params};
+use crate::gpu::pipeline::Access::{self, Read, Write};
 use crate::gpu::{Commands, KernelSpec, Op};
 
 /// Logits that one workgroup of `sample_partial` looks at.
 pub const RUN: u32 = 1024;
 
-/// Mirror of `Sampler` in `shaders/shared/sampler.wgsl`: one row's settings.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
-pub struct Sampler {
-    /// Divides the logits; 0 is greedy.
-    pub temperature: f32,
-    /// Smallest set of tokens of at least this mass; 1 is off.
-    pub top_p: f32,
-    /// Least probability, as a part of the largest; 0 is off.
-    pub min_p: f32,
-    /// Divides positive and multiplies negative logits of tokens in the context; 1 is off.
-    pub repetition_penalty: f32,
-    /// Most tokens; 0 is off.
-    pub top_k: u32,
-    /// The seed's low half.
-    pub seed_lo: u32,
-    /// The seed's high half.
-    pub seed_hi: u32,
-    /// First of this row's biases.
-    pub bias_start: u32,
-    /// This row's biases.
-    pub bias_count: u32,
-    /// Unused.
-    pub pad: [u32; 3],
+params! {
+    /// Mirror of `Sampler` in `shaders/shared/sampler.wgsl`: one row's settings.
+    #[derive(PartialEq)]
+    pub struct Sampler {
+        /// Divides the logits; 0 is greedy.
+        pub temperature: f32,
+        /// Smallest set of tokens of at least this mass; 1 is off.
+        pub top_p: f32,
+        /// Least probability, as a part of the largest; 0 is off.
+        pub min_p: f32,
+        /// Divides positive and multiplies negative logits of tokens in the context; 1 is off.
+        pub repetition_penalty: f32,
+        /// Most tokens; 0 is off.
+        pub top_k: u32,
+        /// The seed's low half.
+        pub seed_lo: u32,
+        /// The seed's high half.
+        pub seed_hi: u32,
+        /// First of this row's biases.
+        pub bias_start: u32,
+        /// This row's biases.
+        pub bias_count: u32,
+    }
 }
 
 impl Sampler {
@@ -47,41 +44,62 @@ impl Sampler {
     }
 }
 
-/// Mirror of `Params` in the four shaders; each reads the fields it knows.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
-pub struct SampleParams {
-    /// The shader's four numbers, in its order.
-    pub fields: [u32; 4],
+params! {
+    /// What a dispatch of `sample_adjust` says.
+    pub struct AdjustParams {
+        /// V.
+        pub vocab: u32,
+        /// See [`seen_words`].
+        pub seen_words: u32,
+    }
+
+    /// What a dispatch of `sample_threshold` says.
+    pub struct ThresholdParams {
+        /// V.
+        pub vocab: u32,
+    }
+
+    /// What a dispatch of `sample_partial` says.
+    pub struct PartialParams {
+        /// V.
+        pub vocab: u32,
+        /// Of [`RUN`] logits, the last excepted.
+        pub runs: u32,
+    }
+
+    /// What a dispatch of `sample_final` says.
+    pub struct FinalParams {
+        /// See [`PartialParams`].
+        pub runs: u32,
+        /// See [`seen_words`].
+        pub seen_words: u32,
+        /// First of the ring's tokens to write.
+        pub ring_offset: u32,
+    }
 }
 
-fn kernel(name: &'static str, bindings: &'static [crate::gpu::Access]) -> KernelSpec {
-    let imports = if name == "sample_final" { vec![] } else { vec!["shared/sampler"] };
-    KernelSpec {
-        source: Source { name, imports, ..Default::default() },
-        bindings,
-        params_bytes: size_of::<SampleParams>() as u32,
-    }
+fn kernel(name: &'static str, bindings: &'static [Access], params: Layout) -> KernelSpec {
+    KernelSpec { name, bindings, params, ..Default::default() }
 }
 
 /// Bindings: `samplers`, `seen`, `biases`, `logits`.
 pub fn adjust_spec() -> KernelSpec {
-    kernel("sample_adjust", &[Read, Read, Read, Write])
+    kernel("sample_adjust", &[Read, Read, Read, Write], AdjustParams::LAYOUT)
 }
 
 /// Bindings: `samplers`, `logits`, `thresholds`.
 pub fn threshold_spec() -> KernelSpec {
-    kernel("sample_threshold", &[Read, Read, Write])
+    kernel("sample_threshold", &[Read, Read, Write], ThresholdParams::LAYOUT)
 }
 
 /// Bindings: `samplers`, `rows`, `logits`, `thresholds`, `partials`.
 pub fn partial_spec() -> KernelSpec {
-    kernel("sample_partial", &[Read, Read, Read, Read, Write])
+    kernel("sample_partial", &[Read, Read, Read, Read, Write], PartialParams::LAYOUT)
 }
 
 /// Bindings: `partials`, `token_ids`, `rows`, `seen`, `ring`.
 pub fn final_spec() -> KernelSpec {
-    kernel("sample_final", &[Read, Write, Write, Write, Write])
+    kernel("sample_final", &[Read, Write, Write, Write, Write], FinalParams::LAYOUT)
 }
 
 /// Words of the bit set of seen tokens.
@@ -91,23 +109,23 @@ pub fn seen_words(vocab: u32) -> u32 {
 
 /// Records the penalties and biases of `rows` rows.
 pub fn record_adjust(commands: &mut Commands<'_>, op: &Op, vocab: u32, rows: u32) {
-    let params = SampleParams { fields: [vocab, seen_words(vocab), 0, 0] };
+    let params = AdjustParams { vocab, seen_words: seen_words(vocab) };
     op.record(commands, &params, [vocab.div_ceil(64), rows, 1], 0);
 }
 
 /// Records the thresholds of `rows` rows.
 pub fn record_threshold(commands: &mut Commands<'_>, op: &Op, vocab: u32, rows: u32) {
-    op.record(commands, &SampleParams { fields: [vocab, 0, 0, 0] }, [rows, 1, 1], 0);
+    op.record(commands, &ThresholdParams { vocab }, [rows, 1, 1], 0);
 }
 
 /// Records the best of each run of the vocabulary, for `rows` rows.
 pub fn record_partial(commands: &mut Commands<'_>, op: &Op, vocab: u32, rows: u32) {
     let runs = vocab.div_ceil(RUN);
-    op.record(commands, &SampleParams { fields: [vocab, runs, 0, 0] }, [runs, rows, 1], 0);
+    op.record(commands, &PartialParams { vocab, runs }, [runs, rows, 1], 0);
 }
 
 /// Records the choice; the tokens land in `ring[ring_offset..]`.
 pub fn record_final(commands: &mut Commands<'_>, op: &Op, vocab: u32, rows: u32, ring_offset: u32) {
-    let params = SampleParams { fields: [vocab.div_ceil(RUN), seen_words(vocab), ring_offset, 0] };
-    op.record(commands, &params, [rows, 1, 1], 0);
+    let (runs, seen_words) = (vocab.div_ceil(RUN), seen_words(vocab));
+    op.record(commands, &FinalParams { runs, seen_words, ring_offset }, [rows, 1, 1], 0);
 }

@@ -4,47 +4,40 @@
 //! The semantics are those of `torch.optim.SGD` with dampening 0 and without Nesterov's; weight
 //! decay is coupled.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::adamw::RUN;
+use crate::gpu::params::params;
 use crate::gpu::pipeline::Access::{Read, Write};
-use crate::gpu::shader::Source;
 use crate::gpu::{Commands, KernelSpec, Op};
 
-/// Mirror of `Params` in the shader.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
-pub struct SgdParams {
-    /// First element.
-    pub offset: u32,
-    /// Elements.
-    pub len: u32,
-    /// Where in `norm` the gradients' norm is.
-    pub slot: u32,
-    /// Gradients are scaled down to this norm; [`super::grad_norm::NO_CLIP`] leaves them.
-    pub max_norm: f32,
-    /// Learning rate.
-    pub lr: f32,
-    /// What stays of the buffer.
-    pub momentum: f32,
-    /// A part of each weight, added to its gradient.
-    pub weight_decay: f32,
-    /// Unused.
-    pub pad: u32,
+params! {
+    /// What a dispatch says.
+    pub struct SgdParams {
+        /// First element.
+        pub offset: u32,
+        /// Elements.
+        pub len: u32,
+        /// Where in `norm` the gradients' norm is.
+        pub slot: u32,
+        /// Gradients are scaled down to this norm; [`super::grad_norm::NO_CLIP`] leaves them.
+        pub max_norm: f32,
+        /// Learning rate.
+        pub lr: f32,
+        /// What stays of the buffer.
+        pub momentum: f32,
+        /// A part of each weight, added to its gradient.
+        pub weight_decay: f32,
+    }
 }
 
 /// Bindings: `norm`, `grads`, `weights`, `buffer`, which begins as zeros; without momentum any
 /// buffer of its own.
 pub fn spec(momentum: bool) -> KernelSpec {
     KernelSpec {
-        source: Source {
-            name: "sgd",
-            consts: vec![("MOMENTUM", u32::from(momentum))],
-            imports: vec!["shared/clip"],
-            ..Default::default()
-        },
+        name: "sgd",
+        consts: vec![("MOMENTUM", u32::from(momentum))],
         bindings: &[Read, Write, Write, Write],
-        params_bytes: size_of::<SgdParams>() as u32,
+        params: SgdParams::LAYOUT,
+        ..Default::default()
     }
 }
 

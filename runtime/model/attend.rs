@@ -45,9 +45,9 @@ pub(crate) struct Around {
 pub(crate) struct Site {
     pub(crate) number: u32,
     /// Elements of a row of its u.
-    pub(crate) u_rows: u32,
+    pub(crate) u_width: u32,
     /// Where all rows use the same adapter.
-    pub(crate) lora: Entry,
+    pub(crate) alone: Entry,
 }
 
 /// What the adapted variant is bound to as well.
@@ -128,15 +128,15 @@ impl Attend {
     ) -> u32 {
         let Heads { heads, kv_heads, head_dim, .. } = self.heads;
         let max_pages = self.max_pages;
-        let Site { number: site, u_rows, lora } = around.expanded;
-        let params = RopeParams { heads, kv_heads, max_pages, site, u_rows, pad: [0; 3], lora };
+        let Site { number: site, u_width, alone } = around.expanded;
+        let params =
+            RopeParams { heads, kv_heads, max_pages, site, u_width, alone, ..Default::default() };
         rope::record(commands, &kernels.cache.rope, head_dim, params, rows);
-        let software = commands.gpu().caps().software;
+        let software = commands.caps().software;
         let tiled = |run: &Run| run.count > MAX_COLS && !software;
         for run in runs.iter().filter(|run| tiled(run)) {
             let (row0, count, scale) = (run.row0, run.count, self.scale());
-            let params =
-                PrefillParams { heads, kv_heads, max_pages, row0, count, scale, pad: [0; 2] };
+            let params = PrefillParams { heads, kv_heads, max_pages, row0, count, scale };
             attention::record_prefill(
                 commands,
                 &kernels.cache.attention_prefill,
@@ -162,7 +162,7 @@ impl Attend {
         commands: &mut Commands<'_>,
         Kernels { cache: ops, reduce }: Kernels<'_>,
         group: &[Run],
-        Site { number: site, u_rows, lora }: Site,
+        Site { number: site, u_width, alone }: Site,
     ) -> u32 {
         let Heads { heads, kv_heads, head_dim, .. } = self.heads;
         let (max_pages, scale) = (self.max_pages, self.scale());
@@ -181,15 +181,23 @@ impl Attend {
                 scale,
                 row0,
                 site,
-                u_rows,
-                lora,
+                u_width,
+                alone,
             };
             let bytes = self.cache_bytes(positions) * u64::from(count);
             if splits == 1 {
                 attention::record(commands, &ops.attention, &params, count, bytes);
             } else {
                 attention::record(commands, &ops.attention_split, &params, count, bytes);
-                let params = ReduceParams { heads, splits, row0, site, u_rows, pad: [0; 3], lora };
+                let params = ReduceParams {
+                    heads,
+                    splits,
+                    row0,
+                    site,
+                    u_width,
+                    alone,
+                    ..Default::default()
+                };
                 attention::record_reduce(commands, reduce, head_dim, &params, count);
             }
         }

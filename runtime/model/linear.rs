@@ -3,12 +3,12 @@
 //! In: weight views of a file. Out: [`Linear`], and [`LinearOp`], a linear bound to its input and
 //! output. Models know neither the format of the weights nor which kernel multiplies them.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format::TensorView;
-use crate::gpu::{Caps, Commands, Gpu, Kernel, KernelSpec, Tensor};
+use crate::gpu::{Caps, Commands, Gpu, KernelSpec, Op, Tensor};
 use crate::kernels::lora::Entry;
 use crate::kernels::matmul::{self, Tile};
 use crate::kernels::matvec::{self, Epilogue, LinearParams, Lora, MAX_COLS, Variant};
@@ -189,11 +189,11 @@ pub struct LoraBinding<'a> {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct USize {
     /// Elements of a row.
-    pub rows: u32,
+    pub width: u32,
     /// Parts that it comes in.
     pub parts: u32,
     /// The rows' only adapter, as [`crate::kernels::lora::Entry`] has it.
-    pub lora: Entry,
+    pub alone: Entry,
 }
 
 /// Rows of a pass.
@@ -219,7 +219,7 @@ struct OnMatrices {
     rows: u32,
     shape: Shape,
     tiling: Tiling,
-    kernel: OnceLock<Arc<Kernel>>,
+    op: OnceLock<Op>,
 }
 
 /// A [`Linear`] bound to its input and output.
@@ -242,10 +242,26 @@ struct ChunkOp {
     bytes: u64,
     lora: Option<Lora>,
     /// For 1, 2 and 4 rows of x.
-    matvec: [OnceLock<Arc<Kernel>>; 3],
+    matvec: [OnceLock<Op>; 3],
     on_matrices: Option<OnMatrices>,
     /// For each [`Tile`].
-    matmul: [OnceLock<Arc<Kernel>>; 2],
+    matmul: [OnceLock<Op>; 2],
+}
+
+impl ChunkOp {
+    /// The kernel in `slot`, compiled on first use.
+    fn op<'a>(
+        &self,
+        slot: &'a OnceLock<Op>,
+        gpu: &Gpu,
+        spec: impl FnOnce() -> KernelSpec,
+    ) -> Result<&'a Op> {
+        if let Some(op) = slot.get() {
+            return Ok(op);
+        }
+        let op = Op { kernel: gpu.kernel(&spec())?, group: self.group.clone() };
+        Ok(slot.get_or_init(|| op))
+    }
 }
 
 impl LinearOp {
@@ -305,8 +321,7 @@ impl LinearOp {
     /// Few rows of x, however few, are multiplied on cooperative matrices, in this way.
     pub(crate) fn on_matrices(mut self, shape: Shape, tiling: Tiling) -> Self {
         for chunk in &mut self.chunks {
-            chunk.on_matrices =
-                Some(OnMatrices { rows: 1, shape, tiling, kernel: OnceLock::new() });
+            chunk.on_matrices = Some(OnMatrices { rows: 1, shape, tiling, op: OnceLock::new() });
         }
         self
     }
@@ -315,7 +330,7 @@ impl LinearOp {
     ///
     /// Errors: as [`Gpu::kernel`] on the first use of a variant; as [`Commands::bound`].
     pub fn record(&self, commands: &mut Commands<'_>, rows: RowRange, u: USize) -> Result<()> {
-        let caps = commands.gpu().caps();
+        let caps = commands.caps();
         for chunk in &self.chunks {
             let params = LinearParams {
                 m: rows.count,
@@ -328,9 +343,9 @@ impl LinearOp {
                 eps: self.eps.unwrap_or(0.0),
                 row0: chunk.row0,
                 site: self.site,
-                u_rows: u.rows,
+                u_width: u.width,
                 parts: u.parts,
-                lora: u.lora,
+                alone: u.alone,
                 ..Default::default()
             };
             if rows.count <= MAX_COLS || row_by_row(caps) {
@@ -355,19 +370,17 @@ impl LinearOp {
             let (shape, tiling) = (on.shape, on.tiling);
             let guard = tiling.guard(self.k_blocks);
             let variant = matvec_coop::Variant { shape, tiling, guard, norm, epilogue, lora };
-            let kernel = get_or_compile(&on.kernel, || {
-                gpu.kernel(&matvec_coop::spec(chunk.dtype, variant))
-            })?;
-            matvec_coop::record(commands, (&kernel, &chunk.group), variant, params, chunk.bytes);
+            let op = chunk.op(&on.op, gpu, || matvec_coop::spec(chunk.dtype, variant))?;
+            matvec_coop::record(commands, op, variant, params, chunk.bytes);
             return Ok(());
         }
         let cols = matvec::cols(params.m);
         let tiling = matvec::tiling(caps, chunk.rows, self.k_blocks);
         let tiling = if cols > 1 && lora.is_some() { tiling.beside_adapters(caps) } else { tiling };
         let variant = Variant { tiling, cols, norm, epilogue, lora };
-        let spec = || gpu.kernel(&matvec::spec(caps, chunk.dtype, variant));
-        let kernel = get_or_compile(&chunk.matvec[cols.ilog2() as usize], spec)?;
-        matvec::record(commands, (&kernel, &chunk.group), variant, params, chunk.bytes);
+        let slot = &chunk.matvec[cols.ilog2() as usize];
+        let op = chunk.op(slot, gpu, || matvec::spec(caps, chunk.dtype, variant))?;
+        matvec::record(commands, op, variant, params, chunk.bytes);
         Ok(())
     }
 
@@ -384,9 +397,9 @@ impl LinearOp {
         let gpu = commands.gpu();
         let caps = gpu.caps();
         let tile = Tile::choose(caps, params.m, params.n);
-        let spec = || gpu.kernel(&matmul::spec(caps, chunk.dtype, self.epilogue, tile));
-        let kernel = get_or_compile(&chunk.matmul[tile as usize], spec)?;
-        matmul::record(commands, (caps, tile), (&kernel, &chunk.group), params, chunk.bytes);
+        let spec = || matmul::spec(caps, chunk.dtype, self.epilogue, tile);
+        let op = chunk.op(&chunk.matmul[tile as usize], gpu, spec)?;
+        matmul::record(commands, op, tile, params, chunk.bytes);
         Ok(())
     }
 }
@@ -406,17 +419,6 @@ fn on_matrices(caps: &Caps, blocks: usize, rows: u32) -> Option<OnMatrices> {
         rows: matvec::COLS + 1,
         shape,
         tiling: shape.tiling(rows),
-        kernel: OnceLock::new(),
+        op: OnceLock::new(),
     })
-}
-
-fn get_or_compile(
-    slot: &OnceLock<Arc<Kernel>>,
-    compile: impl FnOnce() -> Result<Arc<Kernel>>,
-) -> Result<Arc<Kernel>> {
-    if let Some(kernel) = slot.get() {
-        return Ok(Arc::clone(kernel));
-    }
-    let kernel = compile()?;
-    Ok(Arc::clone(slot.get_or_init(|| kernel)))
 }

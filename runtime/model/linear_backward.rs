@@ -1,10 +1,8 @@
 //! Backward through a [`Linear`]: `dX = dY W` from the one copy of the weights. They are frozen and
 //! get no gradient.
 
-use std::sync::Arc;
-
 use crate::error::Result;
-use crate::gpu::{Commands, Gpu, Kernel, Op, Tensor};
+use crate::gpu::{Commands, Gpu, Op, Tensor};
 use crate::kernels::matmul_backward::{self, MatmulBackwardParams};
 use crate::kernels::row_exponents;
 use crate::quant::BLOCK;
@@ -22,8 +20,7 @@ pub struct LinearBackwardOp {
 }
 
 struct ChunkOp {
-    kernel: Arc<Kernel>,
-    group: wgpu::BindGroup,
+    op: Op,
     row0: u32,
     rows: u32,
     bytes: u64,
@@ -45,8 +42,7 @@ impl LinearBackwardOp {
             let mut tensors = vec![dy, &chunk.words, &chunk.scales, dx];
             tensors.extend(matmul_backward::reads_exponents(gpu.caps()).then_some(exponents));
             chunks.push(ChunkOp {
-                kernel: gpu.kernel(&matmul_backward::spec(gpu.caps(), chunk.dtype))?,
-                group: gpu.bind(matmul_backward::bindings(gpu.caps()), &tensors),
+                op: gpu.op(&matmul_backward::spec(gpu.caps(), chunk.dtype), &tensors)?,
                 row0: chunk.row0 as u32,
                 rows: chunk.rows as u32,
                 bytes: chunk.words.bytes() + chunk.scales.bytes(),
@@ -69,7 +65,7 @@ impl LinearBackwardOp {
     ///
     /// Errors: as [`Commands::bound`].
     pub fn record(&self, commands: &mut Commands<'_>, rows: u32, dx_row: u32) -> Result<()> {
-        let caps = commands.gpu().caps();
+        let caps = commands.caps();
         for (i, chunk) in self.chunks.iter().enumerate() {
             let params = MatmulBackwardParams {
                 m: rows,
@@ -84,13 +80,7 @@ impl LinearBackwardOp {
             if let Some(op) = &self.exponents {
                 row_exponents::record(commands, op, (&params).into(), rows);
             }
-            matmul_backward::record(
-                commands,
-                caps,
-                (&chunk.kernel, &chunk.group),
-                &params,
-                chunk.bytes,
-            );
+            matmul_backward::record(commands, &chunk.op, caps, &params, chunk.bytes);
         }
         commands.bound(u64::from(rows) * self.operations)
     }

@@ -270,7 +270,7 @@ impl Llama {
         pass: Pass<'a>,
         sites: [SiteKind; 2],
     ) -> Option<(&'a LoraOps, &'a LoraPass)> {
-        let active = |lora: &LoraPass| sites.iter().any(|&kind| lora.u_rows[kind as usize] > 0);
+        let active = |lora: &LoraPass| sites.iter().any(|&kind| lora.u_width[kind as usize] > 0);
         self.lora.as_ref().zip(pass.lora).filter(|(_, lora)| active(lora))
     }
 
@@ -281,7 +281,7 @@ impl Llama {
             None => self.layers[i].qkv.record(commands, range, USize::default()),
             Some((ops, lora)) => {
                 let site = ops.adapted_site(SiteKind::Qkv, i, lora);
-                let size = USize { rows: site.u_rows, parts: 1, lora: site.a };
+                let size = USize { width: site.u_width, parts: 1, alone: site.a };
                 ops.by_layer[i].qkv.record(commands, range, size)
             }
         }
@@ -303,7 +303,7 @@ impl Llama {
         let kernels = Kernels { cache: &adapted.cache, reduce: &ops.reduce };
         let around = Around { expanded: qkv.to_expand(), shrunk: o_proj.to_shrink() };
         let parts = self.attend.record(commands, kernels, pass.rows, pass.runs, around);
-        let size = USize { rows: o_proj.u_rows, parts, lora: o_proj.b };
+        let size = USize { width: o_proj.u_width, parts, alone: o_proj.b };
         adapted.o_proj.record(commands, range, size)
     }
 
@@ -312,7 +312,7 @@ impl Llama {
         match (self.adapted(pass, AROUND_SWIGLU), &self.layers[i].gate_up) {
             (Some((ops, lora)), _) => {
                 let site = ops.adapted_site(SiteKind::GateUp, i, lora);
-                let size = USize { rows: site.u_rows, parts: 1, lora: site.a };
+                let size = USize { width: site.u_width, parts: 1, alone: site.a };
                 ops.by_layer[i].gate_up.record(commands, range, size)
             }
             (None, Some(fused)) => fused.record(commands, range, USize::default()),
@@ -329,19 +329,19 @@ impl Llama {
             return layer.down_proj.record(commands, range, USize::default());
         };
         let [gate_up, down] = AROUND_SWIGLU.map(|kind| ops.adapted_site(kind, i, lora));
-        let (caps, f) = (commands.gpu().caps(), self.config.intermediate_size as u32);
+        let (caps, f) = (commands.caps(), self.config.intermediate_size as u32);
         let params = SwiGluParams {
             f,
             gate_up_site: gate_up.number,
-            gate_up_rows: gate_up.u_rows,
+            gate_up_width: gate_up.u_width,
             down_site: down.number,
-            down_rows: down.u_rows,
+            down_width: down.u_width,
             pad: [0; 3],
-            gate_up_lora: gate_up.b,
-            down_lora: down.a,
+            gate_up_alone: gate_up.b,
+            down_alone: down.a,
         };
-        swiglu::record(commands, caps, &ops.swiglu, &params, pass.rows);
-        let size = USize { rows: down.u_rows, parts: swiglu::parts(caps, f), lora: down.b };
+        swiglu::record(commands, &ops.swiglu, &params, pass.rows);
+        let size = USize { width: down.u_width, parts: swiglu::parts(caps, f), alone: down.b };
         ops.by_layer[i].down_proj.record(commands, range, size)
     }
 
@@ -386,13 +386,13 @@ impl Llama {
 
     fn swiglu(&self, commands: &mut Commands<'_>, pass: Pass<'_>) {
         let params = SwiGluParams { f: self.config.intermediate_size as u32, ..Default::default() };
-        swiglu::record(commands, commands.gpu().caps(), &self.swiglu, &params, pass.rows);
+        swiglu::record(commands, &self.swiglu, &params, pass.rows);
     }
 
     fn norm(&self, commands: &mut Commands<'_>, op: &Op, rows: u32) {
         let (k4, eps) = (self.config.hidden_size as u32 / 4, self.config.rms_norm_eps);
-        let params = RmsNormParams { rows, k4, eps, pad: 0 };
-        rms_norm::record(commands, op, commands.gpu().caps(), params);
+        let params = RmsNormParams { rows, k4, eps };
+        rms_norm::record(commands, op, params);
     }
 
     /// What the adapters add to the first rows of a group of linears.
@@ -404,7 +404,7 @@ impl Llama {
 
     fn head_lora(&self, commands: &mut Commands<'_>, range: RowRange, pass: Pass<'_>) {
         let head = SiteKind::LmHead;
-        let active = |lora: &LoraPass| lora.u_rows[head as usize] > 0;
+        let active = |lora: &LoraPass| lora.u_width[head as usize] > 0;
         if let Some((ops, lora)) = self.lora.as_ref().zip(pass.lora.filter(|lora| active(lora))) {
             self.norm(commands, &self.norm, range.x_row + range.count);
             ops.record_wide(commands, head, 0, lora, range);
@@ -496,7 +496,6 @@ fn embed_ops(gpu: &Gpu, weights: &Weights, a: &Activations) -> Result<Vec<(Op, E
             k_blocks: (table.k / crate::quant::BLOCK) as u32,
             row0: chunk.row0 as u32,
             rows: chunk.rows as u32,
-            pad: 0,
         };
         let op = gpu.op(
             &embedding::spec(chunk.dtype),

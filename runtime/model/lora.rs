@@ -52,9 +52,9 @@ struct WideOps {
 
 /// u, whole and in parts.
 pub(crate) struct LoraBuffers {
-    /// f32 `[rows, u_rows]`.
+    /// f32 `[rows, u_width]`.
     u: Tensor,
-    /// f32 `[MAX_COLS, parts, u_rows]`.
+    /// f32 `[MAX_COLS, parts, u_width]`.
     parts: Tensor,
 }
 
@@ -69,10 +69,10 @@ impl LoraBuffers {
             attention.max(swiglu::parts(gpu.caps(), config.intermediate_size as u32) as usize);
         let floats = |label: &str, n: usize| gpu.storage(label, n as u64 * 4);
         Ok(Self {
-            u: floats("adapters u", rows * SiteKind::Qkv.most_u_rows() as usize)?,
+            u: floats("adapters u", rows * SiteKind::Qkv.most_u_width() as usize)?,
             parts: floats(
                 "adapters u parts",
-                MAX_COLS as usize * parts * SiteKind::OProj.most_u_rows() as usize,
+                MAX_COLS as usize * parts * SiteKind::OProj.most_u_width() as usize,
             )?,
         })
     }
@@ -101,7 +101,7 @@ struct Bound<'a> {
 pub(crate) struct AdaptedSite {
     pub(crate) number: u32,
     /// Elements of a row of its u.
-    pub(crate) u_rows: u32,
+    pub(crate) u_width: u32,
     /// The rows' only adapter in A, and in B.
     pub(crate) a: Entry,
     pub(crate) b: Entry,
@@ -110,12 +110,12 @@ pub(crate) struct AdaptedSite {
 impl AdaptedSite {
     /// For what makes u.
     pub(crate) fn to_shrink(self) -> Site {
-        Site { number: self.number, u_rows: self.u_rows, lora: self.a }
+        Site { number: self.number, u_width: self.u_width, alone: self.a }
     }
 
     /// For what adds B's part.
     pub(crate) fn to_expand(self) -> Site {
-        Site { number: self.number, u_rows: self.u_rows, lora: self.b }
+        Site { number: self.number, u_width: self.u_width, alone: self.b }
     }
 }
 
@@ -166,7 +166,7 @@ impl LoraOps {
     ) -> AdaptedSite {
         let number = self.site(kind, layer);
         let [a, b] = pass.alone(number);
-        AdaptedSite { number, u_rows: pass.u_rows[kind as usize], a, b }
+        AdaptedSite { number, u_width: pass.u_width[kind as usize], a, b }
     }
 
     /// Records what a group of linears of `layer` adds to `rows` rows, unless no row has adapters
@@ -179,29 +179,23 @@ impl LoraOps {
         pass: &LoraPass,
         RowRange { count: rows, x_row, y_row }: RowRange,
     ) {
-        let (op, site, u_rows) =
-            (&self.wide[kind as usize], self.site(kind, layer), pass.u_rows[kind as usize]);
-        if u_rows == 0 {
+        let (op, site, u_width) =
+            (&self.wide[kind as usize], self.site(kind, layer), pass.u_width[kind as usize]);
+        if u_width == 0 {
             return;
         }
-        let caps = commands.gpu().caps();
-        lora::record_shrink(
-            commands,
-            caps,
-            &op.shrink,
-            &ShrinkParams { k8s: op.k8s, x_row, site, u_rows },
-            rows,
-        );
+        let params = ShrinkParams { k8s: op.k8s, x_row, site, u_width };
+        lora::record_shrink(commands, &op.shrink, &params, rows);
         let [end0, end1] = op.ends;
-        let params = ExpandParams { n: op.n, x_row, y_row, site, u_rows, end0, end1, pad: 0 };
+        let params = ExpandParams { n: op.n, x_row, y_row, site, u_width, end0, end1 };
         lora::record_expand(commands, &op.expand, &params, rows);
     }
 
     /// Records what the adapters add to the embeddings of `rows` tokens.
     pub(crate) fn record_embedding(&self, commands: &mut Commands<'_>, pass: &LoraPass, rows: u32) {
-        if pass.u_rows[SiteKind::EmbedTokens as usize] > 0 {
+        if pass.u_width[SiteKind::EmbedTokens as usize] > 0 {
             let site = self.site(SiteKind::EmbedTokens, 0);
-            let params = EmbeddingParams { d: self.hidden_size, site, pad: [0; 2] };
+            let params = EmbeddingParams { d: self.hidden_size, site };
             lora::record_embedding(commands, &self.embed, &params, rows);
         }
     }

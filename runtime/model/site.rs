@@ -43,7 +43,7 @@ impl SiteKind {
     }
 
     /// Largest u of any set, in elements of a row.
-    pub(crate) const fn most_u_rows(self) -> u32 {
+    pub(crate) const fn most_u_width(self) -> u32 {
         self.targets().len() as u32 * MAX_RANK
     }
 
@@ -74,7 +74,7 @@ pub fn sites(layers: usize) -> impl Iterator<Item = (SiteKind, Option<usize>)> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LoraPass {
     /// Most elements of a row of u, by [`SiteKind`]; 0 where no row has an adapter.
-    pub u_rows: [u32; 6],
+    pub u_width: [u32; 6],
     /// By site, where all rows have the same adapter and no other.
     pub(crate) alone: Option<Arc<[Entries]>>,
 }

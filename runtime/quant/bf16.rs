@@ -31,9 +31,6 @@ impl BlockFormat for Format {
     }
 
     fn wgsl(&self) -> &'static str {
-        concat!(
-            include_str!("../../shaders/quant/bf16.wgsl"),
-            include_str!("../../shaders/quant/dot_generic.wgsl")
-        )
+        "quant/bf16"
     }
 }

@@ -31,10 +31,7 @@ impl BlockFormat for Format {
     }
 
     fn wgsl(&self) -> &'static str {
-        concat!(
-            include_str!("../../shaders/quant/f16.wgsl"),
-            include_str!("../../shaders/quant/dot_generic.wgsl")
-        )
+        "quant/f16"
     }
 }
 

@@ -31,9 +31,6 @@ impl BlockFormat for Format {
     }
 
     fn wgsl(&self) -> &'static str {
-        concat!(
-            include_str!("../../shaders/quant/f32.wgsl"),
-            include_str!("../../shaders/quant/dot_generic.wgsl")
-        )
+        "quant/f32"
     }
 }

@@ -41,13 +41,12 @@ pub trait BlockFormat: Send + Sync {
     /// [`Self::packed_len`] gives. A tensor may be repacked in pieces of a multiple of 64
     /// [`BLOCK`]s, the last excepted.
     fn repack(&self, blocks: &[u8], words: &mut [u32], scales: &mut [u32]);
-    /// The WGSL that reads what [`Self::repack`] writes: `dequant` and `dot_part`. A kernel
-    /// declares `words` and `scales`.
+    /// The file of `shaders/` that reads what [`Self::repack`] writes: `dequant` and `dot_part`. A
+    /// kernel declares `words` and `scales`.
     fn wgsl(&self) -> &'static str;
-    /// The stems of the WGSL that makes halves of it for cooperative matrices: `fetch` and
-    /// `halves`.
-    fn half_wgsl(&self) -> &'static [&'static str] {
-        &["quant/half/any"]
+    /// The files that make halves of it for cooperative matrices: `fetch` and `halves`.
+    fn half_wgsl(&self) -> Vec<&'static str> {
+        vec!["quant/half/any", self.wgsl()]
     }
 
     /// `u32`s that `blocks` [`BLOCK`]s take in the `words` and in the `scales` binding.

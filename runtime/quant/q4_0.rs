@@ -49,13 +49,10 @@ impl BlockFormat for Format {
     }
 
     fn wgsl(&self) -> &'static str {
-        concat!(
-            include_str!("../../shaders/quant/q4_0.wgsl"),
-            include_str!("../../shaders/quant/nibbles.wgsl")
-        )
+        "quant/q4_0"
     }
 
-    fn half_wgsl(&self) -> &'static [&'static str] {
-        &["quant/half/q4_0"]
+    fn half_wgsl(&self) -> Vec<&'static str> {
+        vec!["quant/half/q4_0"]
     }
 }

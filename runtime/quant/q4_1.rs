@@ -46,13 +46,10 @@ impl BlockFormat for Format {
     }
 
     fn wgsl(&self) -> &'static str {
-        concat!(
-            include_str!("../../shaders/quant/q4_1.wgsl"),
-            include_str!("../../shaders/quant/nibbles.wgsl")
-        )
+        "quant/q4_1"
     }
 
-    fn half_wgsl(&self) -> &'static [&'static str] {
-        &["quant/half/nibbles", "quant/half/q4_1"]
+    fn half_wgsl(&self) -> Vec<&'static str> {
+        vec!["quant/half/q4_1"]
     }
 }

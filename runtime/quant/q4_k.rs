@@ -106,14 +106,10 @@ impl BlockFormat for Format {
     }
 
     fn wgsl(&self) -> &'static str {
-        concat!(
-            include_str!("../../shaders/quant/q4_k.wgsl"),
-            include_str!("../../shaders/quant/k_scales.wgsl"),
-            include_str!("../../shaders/quant/nibbles.wgsl")
-        )
+        "quant/q4_k"
     }
 
-    fn half_wgsl(&self) -> &'static [&'static str] {
-        &["quant/half/nibbles", "quant/half/q4_k"]
+    fn half_wgsl(&self) -> Vec<&'static str> {
+        vec!["quant/half/q4_k"]
     }
 }

@@ -45,10 +45,6 @@ impl BlockFormat for Format {
     }
 
     fn wgsl(&self) -> &'static str {
-        concat!(
-            include_str!("../../shaders/quant/q5_1.wgsl"),
-            include_str!("../../shaders/quant/fifth_bits.wgsl"),
-            include_str!("../../shaders/quant/dot_generic.wgsl")
-        )
+        "quant/q5_1"
     }
 }

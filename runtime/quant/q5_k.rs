@@ -70,10 +70,6 @@ impl BlockFormat for Format {
     }
 
     fn wgsl(&self) -> &'static str {
-        concat!(
-            include_str!("../../shaders/quant/q5_k.wgsl"),
-            include_str!("../../shaders/quant/k_scales.wgsl"),
-            include_str!("../../shaders/quant/dot_generic.wgsl")
-        )
+        "quant/q5_k"
     }
 }

@@ -46,11 +46,11 @@ impl BlockFormat for Format {
     }
 
     fn wgsl(&self) -> &'static str {
-        include_str!("../../shaders/quant/q8_0.wgsl")
+        "quant/q8_0"
     }
 
-    fn half_wgsl(&self) -> &'static [&'static str] {
-        &["quant/half/q8_0"]
+    fn half_wgsl(&self) -> Vec<&'static str> {
+        vec!["quant/half/q8_0"]
     }
 }
 

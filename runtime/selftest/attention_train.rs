@@ -63,7 +63,7 @@ fn rotate(gpu: &Gpu, direction: f32) -> Result<Vec<Outcome>> {
 
 fn params() -> AttentionTrainParams {
     let (rows, heads, kv_heads) = (T as u32, H as u32, G as u32);
-    AttentionTrainParams { rows, heads, kv_heads, row0: 0, scale: SCALE, pad: [0; 3] }
+    AttentionTrainParams { rows, heads, kv_heads, row0: 0, scale: SCALE }
 }
 
 /// Where q, k and v of row t lie, for a query head.

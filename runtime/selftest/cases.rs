@@ -161,9 +161,9 @@ fn rms_norm(gpu: &Gpu) -> Result<Vec<Outcome>> {
         &rms_norm::spec(gpu.caps()),
         &[&gpu.upload("x", &x)?, &gpu.upload("gain", &gain)?, &y],
     )?;
-    let params = RmsNormParams { rows: rows as u32, k4: k as u32 / 4, eps, pad: 0 };
+    let params = RmsNormParams { rows: rows as u32, k4: k as u32 / 4, eps };
     submit(gpu, |commands| {
-        rms_norm::record(commands, &op, gpu.caps(), params);
+        rms_norm::record(commands, &op, params);
         Ok(())
     })?;
     let row = |x: &[f32]| {
@@ -184,7 +184,7 @@ fn swiglu(gpu: &Gpu) -> Result<Vec<Outcome>> {
     let op = gpu.op(&swiglu::spec(gpu.caps(), None), &[&gpu.upload("gu", &gu)?, &h])?;
     submit(gpu, |commands| {
         let params = SwiGluParams { f: f as u32, ..Default::default() };
-        swiglu::record(commands, gpu.caps(), &op, &params, rows as u32);
+        swiglu::record(commands, &op, &params, rows as u32);
         Ok(())
     })?;
     let near = |(gate, up): (&f32, &f32)| Near {

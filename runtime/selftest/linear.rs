@@ -32,12 +32,26 @@ const ROWS: [usize; 5] = [1, 2, 3, 5, 19];
 
 /// With a folded norm or without, and the epilogue: those that models use, the first two also on
 /// many rows.
-const PASSES: [(bool, Epilogue); 4] = [
-    (false, Epilogue::Store),
-    (false, Epilogue::Add),
-    (true, Epilogue::Store),
-    (true, Epilogue::SwiGlu),
+const PASSES: [Pass; 4] = [
+    Pass { norm: false, epilogue: Epilogue::Store },
+    Pass { norm: false, epilogue: Epilogue::Add },
+    Pass { norm: true, epilogue: Epilogue::Store },
+    Pass { norm: true, epilogue: Epilogue::SwiGlu },
 ];
+
+/// What is fused into a product.
+#[derive(Clone, Copy)]
+struct Pass {
+    norm: bool,
+    epilogue: Epilogue,
+}
+
+/// Of making few rows on cooperative matrices.
+#[derive(Clone, Copy)]
+struct Way {
+    shape: Shape,
+    tiling: Tiling,
+}
 
 pub(super) fn cases(gpu: &Gpu) -> Vec<Case> {
     let caps = gpu.caps();
@@ -73,7 +87,7 @@ fn is_sampled(format: usize, rows: usize, pass: usize) -> bool {
     if many { pass == format % 2 } else { rows == format && pass == format }
 }
 
-fn product(caps: &Caps, dtype: DType, rows: usize, (norm, epilogue): (bool, Epilogue)) -> Case {
+fn product(caps: &Caps, dtype: DType, rows: usize, Pass { norm, epilogue }: Pass) -> Case {
     let narrow = rows <= MAX_COLS as usize;
     let (kernel, uses) = match caps.cooperative_matrix {
         Some(_) if !narrow => ("matmul_coop", vec![CooperativeMatrix]),
@@ -87,16 +101,16 @@ fn product(caps: &Caps, dtype: DType, rows: usize, (norm, epilogue): (bool, Epil
     let variant = format!("{}, {rows} rows{norm_name}, {epilogue:?}", dtype.name());
     let tolerance = if kernel.ends_with("_coop") { HALVES } else { 1e-4 };
     case(kernel, variant, uses, move |gpu| {
-        multiply(gpu, dtype, (rows, None), (norm, epilogue), tolerance)
+        multiply(gpu, dtype, rows, None, Pass { norm, epilogue }, tolerance)
     })
 }
 
 /// Few rows on cooperative matrices, in every way that is chosen from.
-fn few_on_matrices(caps: &Caps, dtype: DType, passes: &'static [(bool, Epilogue)]) -> Vec<Case> {
-    let ways = Shape::of(caps).map(|shape| shape.tilings().map(|tiling| (shape, tiling)));
+fn few_on_matrices(caps: &Caps, dtype: DType, passes: &'static [Pass]) -> Vec<Case> {
+    let ways = Shape::of(caps).map(|shape| shape.tilings().map(|tiling| Way { shape, tiling }));
     let each =
         ways.into_iter().flatten().flat_map(|way| passes.iter().map(move |pass| (way, *pass)));
-    let name = |tiling: Tiling, norm: bool, epilogue: Epilogue| {
+    let name = |tiling: Tiling, Pass { norm, epilogue }: Pass| {
         let norm = if norm { ", norm" } else { "" };
         format!(
             "{}, {} of {} subgroups together{norm}, {epilogue:?}",
@@ -106,8 +120,8 @@ fn few_on_matrices(caps: &Caps, dtype: DType, passes: &'static [(bool, Epilogue)
         )
     };
     let all = each.map(|(way, pass)| {
-        let run = move |gpu: &Gpu| multiply(gpu, dtype, (5, Some(way)), pass, HALVES);
-        case("matvec_coop", name(way.1, pass.0, pass.1), vec![CooperativeMatrix], run)
+        let run = move |gpu: &Gpu| multiply(gpu, dtype, 5, Some(way), pass, HALVES);
+        case("matvec_coop", name(way.tiling, pass), vec![CooperativeMatrix], run)
     });
     all.collect()
 }
@@ -164,7 +178,7 @@ fn look_up(gpu: &Gpu, dtype: DType) -> Result<Vec<Outcome>> {
     let ids = [7_u32, 0, 39, 7, 16];
     let x = poisoned(gpu, &[], ids.len() * K)?;
     let token_ids = gpu.upload("token_ids", &ids)?;
-    let params = EmbeddingParams { k_blocks: (K / BLOCK) as u32, row0: 0, rows: N as u32, pad: 0 };
+    let params = EmbeddingParams { k_blocks: (K / BLOCK) as u32, row0: 0, rows: N as u32 };
     for chunk in &weights.linear.chunks {
         let op = gpu.op(&embedding::spec(dtype), &[&token_ids, &chunk.words, &chunk.scales, &x])?;
         submit(gpu, |commands| {
@@ -183,8 +197,9 @@ fn look_up(gpu: &Gpu, dtype: DType) -> Result<Vec<Outcome>> {
 fn multiply(
     gpu: &Gpu,
     dtype: DType,
-    (rows, way): (usize, Option<(Shape, Tiling)>),
-    (norm, epilogue): (bool, Epilogue),
+    rows: usize,
+    way: Option<Way>,
+    Pass { norm, epilogue }: Pass,
     tolerance: f64,
 ) -> Result<Vec<Outcome>> {
     let mut random = Random(4 + rows as u64);
@@ -201,7 +216,7 @@ fn multiply(
         Binding { x: &x_tensor, norm, y: &y, y_stride: width, epilogue, lora: None },
     )?;
     let op = match way {
-        Some((shape, tiling)) => op.on_matrices(shape, tiling),
+        Some(Way { shape, tiling }) => op.on_matrices(shape, tiling),
         None => op,
     };
     submit(gpu, |commands| op.record(commands, RowRange::first(rows as u32), USize::default()))?;
@@ -237,13 +252,7 @@ fn multiply_large(gpu: &Gpu, dtype: DType) -> Result<Vec<Outcome>> {
         let spec = matmul::spec(gpu.caps(), dtype, Epilogue::Store, Tile::Large);
         let op = gpu.op(&spec, &[&x_tensor, &x_tensor, &chunk.words, &chunk.scales, &y])?;
         submit(gpu, |commands| {
-            matmul::record(
-                commands,
-                (gpu.caps(), Tile::Large),
-                (&op.kernel, &op.group),
-                &params,
-                0,
-            );
+            matmul::record(commands, &op, Tile::Large, &params, 0);
             Ok(())
         })?;
     }

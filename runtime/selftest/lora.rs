@@ -83,7 +83,7 @@ impl Site {
         Self { k, modules, a: random.vec(RANKS * modules * k), b }
     }
 
-    fn u_rows(&self) -> u32 {
+    fn u_width(&self) -> u32 {
         (RANKS * self.modules) as u32
     }
 
@@ -167,9 +167,9 @@ fn shrink(gpu: &Gpu) -> Result<Vec<Outcome>> {
     let (directory, a, _) = upload(gpu, std::slice::from_ref(&site))?;
     let u = poisoned(gpu, &[], ROWS * RANKS)?;
     let op = gpu.op(&lora::shrink_spec(gpu.caps(), directory), &[&gpu.upload("x", &x)?, &a, &u])?;
-    let params = ShrinkParams { k8s: k as u32 / 8, u_rows: site.u_rows(), ..Default::default() };
+    let params = ShrinkParams { k8s: k as u32 / 8, u_width: site.u_width(), ..Default::default() };
     submit(gpu, |commands| {
-        lora::record_shrink(commands, gpu.caps(), &op, &params, ROWS as u32);
+        lora::record_shrink(commands, &op, &params, ROWS as u32);
         Ok(())
     })?;
     Ok(vec![Outcome::read(gpu, &u, rows_with(RANKS, |m| site.u(&exact(&x[m * k..][..k]))))?])
@@ -182,8 +182,8 @@ fn expand(gpu: &Gpu) -> Result<Vec<Outcome>> {
     let (directory, _, b) = upload(gpu, std::slice::from_ref(&site))?;
     let y_tensor = poisoned(gpu, &y, y.len())?;
     let op = gpu.op(&lora::expand_spec(directory), &[&y_tensor, &b, &gpu.upload("u", &u)?])?;
-    let (u_rows, end0, end1) = (site.u_rows(), 30, n as u32);
-    let params = ExpandParams { n: n as u32, u_rows, end0, end1, ..Default::default() };
+    let (u_width, end0, end1) = (site.u_width(), 30, n as u32);
+    let params = ExpandParams { n: n as u32, u_width, end0, end1, ..Default::default() };
     submit(gpu, |commands| {
         lora::record_expand(commands, &op, &params, ROWS as u32);
         Ok(())
@@ -244,7 +244,7 @@ fn matvec_shrink(gpu: &Gpu, way: Way) -> Result<Vec<Outcome>> {
     let binding =
         Binding { x: &x_tensor, norm, y: &y, y_stride: n, epilogue: Epilogue::Store, lora };
     let (op, tolerance) = in_way(LinearOp::new(gpu, &weights.linear, binding)?, way);
-    let size = USize { rows: site.u_rows(), parts: 1, ..Default::default() };
+    let size = USize { width: site.u_width(), parts: 1, ..Default::default() };
     submit(gpu, |commands| op.record(commands, RowRange::first(ROWS as u32), size))?;
     let product = |x: &[f32]| linear::reference(&weights.values, x, Some(&gain), tolerance);
     let made = rows_with(RANKS, |m| site.u(&linear::normed(&x[m * k..][..k], Some(&gain))));
@@ -273,7 +273,7 @@ fn matvec_expand(gpu: &Gpu, way: Way) -> Result<Vec<Outcome>> {
     let binding =
         Binding { x: &x_tensor, norm: None, y: &y, y_stride: n, epilogue: Epilogue::Add, lora };
     let (op, tolerance) = in_way(LinearOp::new(gpu, &weights.linear, binding)?, way);
-    let size = USize { rows: site.u_rows(), parts: parts as u32, ..Default::default() };
+    let size = USize { width: site.u_width(), parts: parts as u32, ..Default::default() };
     submit(gpu, |commands| op.record(commands, RowRange::first(ROWS as u32), size))?;
     let row = |m: usize| {
         let shares = &shares[m * parts * RANKS..][..parts * RANKS];
@@ -306,11 +306,11 @@ fn around_swiglu(gpu: &Gpu) -> Result<Vec<Outcome>> {
         &swiglu::spec(gpu.caps(), Some(directory)),
         &[&gu_tensor, &h, &a, &b, &u_tensor, &shares],
     )?;
-    let (gate_up_rows, down_rows) = (gate_up.u_rows(), down.u_rows());
+    let (gate_up_width, down_width) = (gate_up.u_width(), down.u_width());
     let params =
-        SwiGluParams { f: f as u32, gate_up_rows, down_site: 1, down_rows, ..Default::default() };
+        SwiGluParams { f: f as u32, gate_up_width, down_site: 1, down_width, ..Default::default() };
     submit(gpu, |commands| {
-        swiglu::record(commands, gpu.caps(), &op, &params, ROWS as u32);
+        swiglu::record(commands, &op, &params, ROWS as u32);
         Ok(())
     })?;
     let whole = |m: usize, which: usize, i: usize| {

@@ -39,6 +39,7 @@ pub enum Ability {
 }
 
 /// How one variant of a kernel did.
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct KernelCheck {
     /// The stem of its shader.
@@ -58,6 +59,7 @@ pub struct KernelCheck {
 }
 
 /// What the self-test found.
+#[cfg_attr(not(feature = "internals"), non_exhaustive)]
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
     /// What the device may be used with.

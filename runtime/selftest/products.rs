@@ -8,7 +8,7 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::{Caps, Gpu};
 use crate::kernels::matmul_backward::{self, MatmulBackwardParams};
-use crate::kernels::matmul_dense::{self, MatmulDenseParams, Tiling, View};
+use crate::kernels::matmul_dense::{self, MatmulDenseParams, Sizes, Tiling, View};
 use crate::kernels::row_exponents;
 use crate::quant::BLOCK;
 
@@ -23,19 +23,19 @@ pub(super) fn cases(caps: &Caps) -> Vec<Case> {
     let mut cases: Vec<Case> = formats.map(|dtype| backward(caps, dtype)).collect();
     let here = |tiling: &Tiling| caps.software == (*tiling == Tiling::Direct);
     cases.extend(Tiling::ALL.into_iter().filter(here).map(|tiling| {
-        let kernel = tiling.spec().source.name;
+        let kernel = tiling.spec().name;
         case(kernel, format!("{tiling:?}"), vec![], move |gpu| dense(gpu, tiling))
     }));
     cases
 }
 
 fn backward(caps: &Caps, dtype: DType) -> Case {
-    let source = matmul_backward::spec(caps, dtype).source;
+    let kernel = matmul_backward::spec(caps, dtype).name;
     // Cooperative matrices round both factors to f16.
     let (uses, tolerance) =
-        if source.cooperative_matrix { (vec![CooperativeMatrix], 2e-3) } else { (vec![], 1e-4) };
+        if kernel.ends_with("_coop") { (vec![CooperativeMatrix], 2e-3) } else { (vec![], 1e-4) };
     let variant = format!("{}, {ROWS} rows", dtype.name());
-    case(source.name, variant, uses, move |gpu| multiply_backward(gpu, dtype, tolerance))
+    case(kernel, variant, uses, move |gpu| multiply_backward(gpu, dtype, tolerance))
 }
 
 /// `dx = dy W`, and the same once more added to it.
@@ -63,7 +63,7 @@ fn multiply_backward(gpu: &Gpu, dtype: DType, tolerance: f64) -> Result<Vec<Outc
             if matmul_backward::reads_exponents(gpu.caps()) {
                 row_exponents::record(commands, &row_exponents, (&params).into(), ROWS as u32);
             }
-            matmul_backward::record(commands, gpu.caps(), (&op.kernel, &op.group), &params, 0);
+            matmul_backward::record(commands, &op, gpu.caps(), &params, 0);
             Ok(())
         })?;
     }
@@ -86,10 +86,11 @@ fn dense(gpu: &Gpu, tiling: Tiling) -> Result<Vec<Outcome>> {
     let c = poisoned(gpu, &before, m * n)?;
     let op = gpu.op(&tiling.spec(), &[&gpu.upload("a", &a)?, &gpu.upload("b", &b)?, &c])?;
     let (rows, columns) = (View::new(0, k as u32), View::new(0, k as u32).transposed());
+    let sizes = Sizes { m: m as u32, n: n as u32, k: k as u32 };
     let params = MatmulDenseParams {
         alpha: 3.0,
         beta: 0.5,
-        ..MatmulDenseParams::new((m as u32, n as u32, k as u32), rows, columns, (0, n as u32))
+        ..MatmulDenseParams::new(sizes, rows, columns, View::new(0, n as u32))
     };
     submit(gpu, |commands| {
         matmul_dense::record(commands, &op, tiling, &params);

@@ -51,7 +51,7 @@ fn rms_norm(gpu: &Gpu, add: bool) -> Result<Vec<Outcome>> {
     let params =
         RmsNormBackwardParams { rows: rows as u32, k4: k as u32 / 4, eps, ..Default::default() };
     submit(gpu, |commands| {
-        rms_norm_backward::record(commands, &op, gpu.caps(), params);
+        rms_norm_backward::record(commands, &op, params);
         Ok(())
     })?;
     let near = |i: usize| {

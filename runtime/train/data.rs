@@ -83,6 +83,7 @@ impl DataOptions {
 }
 
 /// What became of a file.
+#[non_exhaustive]
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct DataReport {
     /// Records read, or windows of a text.

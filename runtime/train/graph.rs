@@ -77,7 +77,7 @@ impl Graph {
         let mut embed = Vec::with_capacity(table.chunks.len());
         for chunk in &table.chunks {
             let (row0, rows) = (chunk.row0 as u32, chunk.rows as u32);
-            let params = EmbeddingParams { k_blocks: (table.k / BLOCK) as u32, row0, rows, pad: 0 };
+            let params = EmbeddingParams { k_blocks: (table.k / BLOCK) as u32, row0, rows };
             let tensors = [
                 buffers.get("token_ids"),
                 &chunk.words,
@@ -136,11 +136,11 @@ impl Graph {
             embedding::record(&mut commands, op, *params, rows);
         }
         for layer in &self.layers {
-            layer.forward(gpu, &mut commands, &self.buffers, rows, true)?;
+            layer.forward(&mut commands, &self.buffers, rows, true)?;
         }
-        self.head.record(gpu, &mut commands, scored, rows, train)?;
+        self.head.record(&mut commands, scored, rows, train)?;
         if train {
-            self.backward_layers(gpu, &mut commands, rows)?;
+            self.backward_layers(&mut commands, rows)?;
         }
         commands.submit();
         let losses: Vec<f32> = gpu.read(self.buffers.get("head.losses"), 0, scored as usize)?;
@@ -148,7 +148,7 @@ impl Graph {
         Ok(losses.iter().map(|&loss| f64::from(loss)).sum())
     }
 
-    fn backward_layers(&self, gpu: &Gpu, commands: &mut Commands<'_>, rows: u32) -> Result<()> {
+    fn backward_layers(&self, commands: &mut Commands<'_>, rows: u32) -> Result<()> {
         let last = (self.layers.len() - 1) / self.segment;
         for segment in (0..=last).rev() {
             let start = segment * self.segment;
@@ -157,11 +157,11 @@ impl Graph {
                 // The slots hold a later segment's layers: make this one's again. The last output
                 // is not needed.
                 for (i, layer) in layers.iter().enumerate() {
-                    layer.forward(gpu, commands, &self.buffers, rows, i + 1 < layers.len())?;
+                    layer.forward(commands, &self.buffers, rows, i + 1 < layers.len())?;
                 }
             }
             for (i, layer) in layers.iter().enumerate().rev() {
-                layer.backward(gpu, commands, rows, start + i > 0)?;
+                layer.backward(commands, rows, start + i > 0)?;
             }
         }
         Ok(())

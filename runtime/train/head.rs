@@ -74,7 +74,6 @@ impl HeadOps {
     /// the layers' output.
     pub(crate) fn record(
         &self,
-        gpu: &Gpu,
         commands: &mut Commands<'_>,
         scored: u32,
         rows: u32,
@@ -83,12 +82,7 @@ impl HeadOps {
         let (k4, eps) = (self.k4, self.eps);
         let gather = GatherRowsParams { k4, ..Default::default() };
         gather_rows::record(commands, &self.gather, gather, scored);
-        rms_norm::record(
-            commands,
-            &self.norm,
-            gpu.caps(),
-            RmsNormParams { rows: scored, k4, eps, pad: 0 },
-        );
+        rms_norm::record(commands, &self.norm, RmsNormParams { rows: scored, k4, eps });
         for row0 in (0..scored).step_by(self.chunk as usize) {
             let count = self.chunk.min(scored - row0);
             let range = RowRange { count, x_row: row0, y_row: 0 };
@@ -102,7 +96,7 @@ impl HeadOps {
         }
         if train {
             let params = RmsNormBackwardParams { rows: scored, k4, eps, ..Default::default() };
-            rms_norm_backward::record(commands, &self.norm_backward, gpu.caps(), params);
+            rms_norm_backward::record(commands, &self.norm_backward, params);
             gather_rows::record(commands, &self.scatter, gather, rows);
         }
         Ok(())

@@ -20,7 +20,7 @@ use crate::model::weights::LayerWeights;
 
 use super::factors::{Factor, Layout};
 use super::graph::Buffers;
-use super::products::{Around, Kernels, LoraOps};
+use super::products::{Around, FactorOps, Kernels};
 
 /// Where a layer's input and output are, and its slot.
 #[derive(Clone, Copy)]
@@ -53,7 +53,7 @@ pub(crate) struct LayerOps {
     swiglu: Op,
     swiglu_backward: Op,
     /// By the linear they sit beside: qkv, o, gate and up, down.
-    loras: [Vec<LoraOps>; 4],
+    loras: [Vec<FactorOps>; 4],
 }
 
 #[derive(Clone, Copy)]
@@ -85,7 +85,6 @@ impl Sizes {
             kv_heads: self.kv_heads,
             row0: 0,
             scale: 1.0 / (self.head_dim as f32).sqrt(),
-            pad: [0; 3],
         }
     }
 
@@ -153,7 +152,6 @@ impl LayerOps {
     /// Errors: as [`Commands::bound`].
     pub(crate) fn forward(
         &self,
-        gpu: &Gpu,
         commands: &mut Commands<'_>,
         buffers: &Buffers,
         rows: u32,
@@ -164,9 +162,9 @@ impl LayerOps {
         let bytes = u64::from(rows * sizes.d) * 4;
         let (input, x_mid, output) =
             (buffers.get(&self.input), buffers.get(&self.x_mid), buffers.get(&self.output));
-        self.norm(gpu, commands, 0, rows);
+        self.norm(commands, 0, rows);
         self.qkv.record(commands, range, none)?;
-        self.adapt(gpu, commands, 0, rows)?;
+        self.adapt(commands, 0, rows)?;
         let rope = |direction| RopeTrainParams {
             heads: sizes.heads,
             kv_heads: sizes.kv_heads,
@@ -177,18 +175,18 @@ impl LayerOps {
         attention_train::record(commands, &self.attention, &sizes.attention(rows));
         commands.copy(input, 0, x_mid, 0, bytes);
         self.o_proj.record(commands, range, none)?;
-        self.adapt(gpu, commands, 1, rows)?;
-        self.norm(gpu, commands, 1, rows);
+        self.adapt(commands, 1, rows)?;
+        self.norm(commands, 1, rows);
         self.gate_up.record(commands, range, none)?;
-        self.adapt(gpu, commands, 2, rows)?;
-        self.swiglu(gpu, commands, rows);
+        self.adapt(commands, 2, rows)?;
+        self.swiglu(commands, rows);
         if finish {
             commands.copy(x_mid, 0, output, 0, bytes);
             self.down_proj.record(commands, range, none)?;
-            self.adapt(gpu, commands, 3, rows)?;
+            self.adapt(commands, 3, rows)?;
         } else {
             // Its u is part of what the backward pass needs.
-            self.loras[3].iter().try_for_each(|lora| lora.shrink_only(gpu, commands, rows))?;
+            self.loras[3].iter().try_for_each(|lora| lora.shrink_only(commands, rows))?;
         }
         Ok(())
     }
@@ -199,20 +197,19 @@ impl LayerOps {
     /// Errors: as [`Commands::bound`].
     pub(crate) fn backward(
         &self,
-        gpu: &Gpu,
         commands: &mut Commands<'_>,
         rows: u32,
         through: bool,
     ) -> Result<()> {
         let sizes = self.sizes;
-        self.swiglu(gpu, commands, rows);
-        self.linear_backward(gpu, commands, 3, rows, true)?;
+        self.swiglu(commands, rows);
+        self.linear_backward(commands, 3, rows, true)?;
         let params = SwiGluBackwardParams { f4: sizes.f / 4, ..Default::default() };
         swiglu_backward::record(commands, &self.swiglu_backward, params, rows);
-        self.norm(gpu, commands, 1, rows);
-        self.linear_backward(gpu, commands, 2, rows, true)?;
-        self.norm_backward(gpu, commands, 1, rows);
-        self.linear_backward(gpu, commands, 1, rows, true)?;
+        self.norm(commands, 1, rows);
+        self.linear_backward(commands, 2, rows, true)?;
+        self.norm_backward(commands, 1, rows);
+        self.linear_backward(commands, 1, rows, true)?;
         let params = sizes.attention(rows);
         backward::record_delta(commands, &self.delta, &params);
         backward::record_dq(commands, &self.dq, &params);
@@ -220,17 +217,16 @@ impl LayerOps {
         let (heads, kv_heads, direction) = (sizes.heads, sizes.kv_heads, rope_train::BACKWARD);
         let rope = RopeTrainParams { heads, kv_heads, row0: 0, direction };
         rope_train::record(commands, &self.rope_backward, sizes.head_dim, rope, rows);
-        self.norm(gpu, commands, 0, rows);
-        self.linear_backward(gpu, commands, 0, rows, through)?;
+        self.norm(commands, 0, rows);
+        self.linear_backward(commands, 0, rows, through)?;
         if through {
-            self.norm_backward(gpu, commands, 0, rows);
+            self.norm_backward(commands, 0, rows);
         }
         Ok(())
     }
 
     fn linear_backward(
         &self,
-        gpu: &Gpu,
         commands: &mut Commands<'_>,
         which: usize,
         rows: u32,
@@ -239,31 +235,31 @@ impl LayerOps {
         if through {
             self.linears_backward[which].record(commands, rows, 0)?;
         }
-        self.loras[which].iter().try_for_each(|lora| lora.backward(gpu, commands, rows, through))
+        self.loras[which].iter().try_for_each(|lora| lora.backward(commands, rows, through))
     }
 
-    fn adapt(&self, gpu: &Gpu, commands: &mut Commands<'_>, which: usize, rows: u32) -> Result<()> {
-        self.loras[which].iter().try_for_each(|lora| lora.forward(gpu, commands, rows))
+    fn adapt(&self, commands: &mut Commands<'_>, which: usize, rows: u32) -> Result<()> {
+        self.loras[which].iter().try_for_each(|lora| lora.forward(commands, rows))
     }
 
-    fn norm(&self, gpu: &Gpu, commands: &mut Commands<'_>, which: usize, rows: u32) {
-        let params = RmsNormParams { rows, k4: self.sizes.d / 4, eps: self.sizes.eps, pad: 0 };
-        rms_norm::record(commands, &self.norms[which], gpu.caps(), params);
+    fn norm(&self, commands: &mut Commands<'_>, which: usize, rows: u32) {
+        let params = RmsNormParams { rows, k4: self.sizes.d / 4, eps: self.sizes.eps };
+        rms_norm::record(commands, &self.norms[which], params);
     }
 
-    fn norm_backward(&self, gpu: &Gpu, commands: &mut Commands<'_>, which: usize, rows: u32) {
+    fn norm_backward(&self, commands: &mut Commands<'_>, which: usize, rows: u32) {
         let params = RmsNormBackwardParams {
             rows,
             k4: self.sizes.d / 4,
             eps: self.sizes.eps,
             ..Default::default()
         };
-        rms_norm_backward::record(commands, &self.norms_backward[which], gpu.caps(), params);
+        rms_norm_backward::record(commands, &self.norms_backward[which], params);
     }
 
-    fn swiglu(&self, gpu: &Gpu, commands: &mut Commands<'_>, rows: u32) {
+    fn swiglu(&self, commands: &mut Commands<'_>, rows: u32) {
         let params = SwiGluParams { f: self.sizes.f, ..Default::default() };
-        swiglu::record(commands, gpu.caps(), &self.swiglu, &params, rows);
+        swiglu::record(commands, &self.swiglu, &params, rows);
     }
 }
 
@@ -296,12 +292,12 @@ fn loras(
     ends: Ends<'_>,
     factors: &[Factor],
     (layout, sizes): (&Layout, Sizes),
-) -> Result<[Vec<LoraOps>; 4]> {
+) -> Result<[Vec<FactorOps>; 4]> {
     let kernels = Kernels::new(gpu)?;
     let b = |name: &str| buffers.get(name);
     let slot = |name: &str| buffers.get(&format!("slots.{}.{name}", ends.slot));
     let (q, kv) = (sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim);
-    let mut all: [Vec<LoraOps>; 4] = Default::default();
+    let mut all: [Vec<FactorOps>; 4] = Default::default();
     for factor in factors {
         let target = factor.path.target;
         let u = slot(&format!("u.{}", target.name()));
@@ -322,7 +318,7 @@ fn loras(
             _ => (b("h"), b(ends.output), b("dx"), b("dh"), sizes.d),
         };
         let at = Around { x, y, dy, dx, u, y_stride, y_column };
-        all[which].push(LoraOps::new(
+        all[which].push(FactorOps::new(
             gpu,
             &kernels,
             buffers,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::gpu::{Commands, Gpu, Kernel, Op, Tensor};
-use crate::kernels::matmul_dense::{self, BINDINGS, MatmulDenseParams, Tiling, View};
+use crate::kernels::matmul_dense::{self, BINDINGS, MatmulDenseParams, Sizes, Tiling, View};
 
 use super::factors::Factor;
 use super::graph::Buffers;
@@ -51,7 +51,7 @@ pub(crate) struct Around<'a> {
 }
 
 /// One module's LoRA, bound.
-pub(crate) struct LoraOps {
+pub(crate) struct FactorOps {
     kernels: Kernels,
     factor: Factor,
     rank: u32,
@@ -66,7 +66,7 @@ pub(crate) struct LoraOps {
     dx: Product,
 }
 
-impl LoraOps {
+impl FactorOps {
     /// Binds `factor`, with `scaling` on its product.
     pub(crate) fn new(
         gpu: &Gpu,
@@ -96,61 +96,52 @@ impl LoraOps {
     }
 
     /// Records `u = x Aᵀ` and `y += s u Bᵀ`.
-    pub(crate) fn forward(&self, gpu: &Gpu, commands: &mut Commands<'_>, rows: u32) -> Result<()> {
+    pub(crate) fn forward(&self, commands: &mut Commands<'_>, rows: u32) -> Result<()> {
         let (n, r) = (self.factor.n, self.rank);
-        self.shrink_only(gpu, commands, rows)?;
+        self.shrink_only(commands, rows)?;
         let u = View::new(0, r);
         let expand = MatmulDenseParams {
             alpha: self.scaling,
             beta: 1.0,
-            ..MatmulDenseParams::new(
-                (rows, n, r),
-                u,
-                self.b().transposed(),
-                (self.y_column, self.y_stride),
-            )
+            ..MatmulDenseParams::new(Sizes { m: rows, n, k: r }, u, self.b().transposed(), self.y())
         };
-        self.record(gpu, commands, &self.expand, expand)
+        self.record(commands, &self.expand, expand)
     }
 
     /// Records `u = x Aᵀ`.
-    pub(crate) fn shrink_only(
-        &self,
-        gpu: &Gpu,
-        commands: &mut Commands<'_>,
-        rows: u32,
-    ) -> Result<()> {
+    pub(crate) fn shrink_only(&self, commands: &mut Commands<'_>, rows: u32) -> Result<()> {
         let (k, r) = (self.factor.k, self.rank);
-        let params =
-            MatmulDenseParams::new((rows, r, k), View::new(0, k), self.a().transposed(), (0, r));
-        self.record(gpu, commands, &self.shrink, params)
+        let sizes = Sizes { m: rows, n: r, k };
+        let (x, u) = (View::new(0, k), View::new(0, r));
+        let params = MatmulDenseParams::new(sizes, x, self.a().transposed(), u);
+        self.record(commands, &self.shrink, params)
     }
 
     /// Records `du = s dy B`, `dB += s dyᵀ u`, `dA += duᵀ x`, and with `through` `dx += du A`.
     pub(crate) fn backward(
         &self,
-        gpu: &Gpu,
         commands: &mut Commands<'_>,
         rows: u32,
         through: bool,
     ) -> Result<()> {
-        let (Factor { n, k, a, b, .. }, r) = (self.factor, self.rank);
-        let dy = View::new(self.y_column, self.y_stride);
+        let (Factor { n, k, .. }, r) = (self.factor, self.rank);
+        let (a, b, dy) = (self.a(), self.b(), self.y());
         let (u, du, x) = (View::new(0, r), View::new(0, r), View::new(0, k));
+        let product = |m, n, k, a, b, c| MatmulDenseParams::new(Sizes { m, n, k }, a, b, c);
         let scaled = |params| MatmulDenseParams { alpha: self.scaling, ..params };
         let added = |params| MatmulDenseParams { beta: 1.0, ..params };
-        let params = scaled(MatmulDenseParams::new((rows, r, n), dy, self.b(), (0, r)));
-        self.record(gpu, commands, &self.du, params)?;
-        let params =
-            added(scaled(MatmulDenseParams::new((n, r, rows), dy.transposed(), u, (b, r))));
-        self.record(gpu, commands, &self.d_b, params)?;
-        let params = added(MatmulDenseParams::new((r, k, rows), du.transposed(), x, (a, k)));
-        self.record(gpu, commands, &self.d_a, params)?;
+        self.record(commands, &self.du, scaled(product(rows, r, n, dy, b, du)))?;
+        let d_b = added(scaled(product(n, r, rows, dy.transposed(), u, b)));
+        self.record(commands, &self.d_b, d_b)?;
+        self.record(commands, &self.d_a, added(product(r, k, rows, du.transposed(), x, a)))?;
         if through {
-            let params = added(MatmulDenseParams::new((rows, k, r), du, self.a(), (0, k)));
-            self.record(gpu, commands, &self.dx, params)?;
+            self.record(commands, &self.dx, added(product(rows, k, r, du, a, x)))?;
         }
         Ok(())
+    }
+
+    fn y(&self) -> View {
+        View::new(self.y_column, self.y_stride)
     }
 
     fn a(&self) -> View {
@@ -163,12 +154,11 @@ impl LoraOps {
 
     fn record(
         &self,
-        gpu: &Gpu,
         commands: &mut Commands<'_>,
         product: &Product,
         params: MatmulDenseParams,
     ) -> Result<()> {
-        let tiling = Tiling::choose(gpu.caps(), params.m, params.n);
+        let tiling = Tiling::choose(commands.caps(), params.m, params.n);
         if let Some((_, kernel)) = self.kernels.0.iter().find(|(known, _)| *known == tiling) {
             let op = Op { kernel: Arc::clone(kernel), group: product.group.clone() };
             matmul_dense::record(commands, &op, tiling, &params);

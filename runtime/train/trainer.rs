@@ -111,7 +111,7 @@ impl Update {
         grad_norm::record_partial(
             commands,
             &self.partial,
-            PartialParams { offset: 0, len, partial0: 0, pad: 0 },
+            PartialParams { offset: 0, len, partial0: 0 },
         );
         grad_norm::record_final(
             commands,
@@ -139,7 +139,6 @@ impl Update {
                         lr: lr as f32,
                         momentum: momentum as f32,
                         weight_decay: options.weight_decay as f32,
-                        pad: 0,
                     };
                     sgd::record(commands, &self.step, &params);
                 }
@@ -152,8 +151,8 @@ impl Trainer {
     /// A run over `data`, from fresh factors or those of `init`.
     ///
     /// Errors: [`Error::InvalidArgument`] naming a setting; as [`Loader::new`];
-    /// [`Error::InvalidAdapter`] for an `init` of other modules; [`Error::OutOfMemory`]; as
-    /// [`Gpu::kernel`].
+    /// [`Error::InvalidAdapter`] for an `init` of other modules; [`Error::OutOfMemory`];
+    /// [`Error::Gpu`].
     pub fn new(
         engine: &Arc<Engine>,
         data: Arc<Dataset>,
@@ -299,8 +298,8 @@ impl Trainer {
     /// Takes one step of the optimiser; `None` when the run is over.
     ///
     /// Errors: [`Error::Cancelled`], and the step can be taken again; [`Error::Training`] when loss
-    /// or gradients are no numbers: the factors are as they were after the step before; as
-    /// [`Gpu::check`].
+    /// or gradients are no numbers: the factors are as they were after the step before;
+    /// [`Error::Gpu`].
     pub fn step(&mut self) -> Result<Option<StepRecord>> {
         let start = Instant::now();
         let before = self.loader.clone();
@@ -376,7 +375,7 @@ impl Trainer {
     /// Mean loss of `batches` by their weights, in nats a token.
     ///
     /// Errors: [`Error::Cancelled`]; [`Error::InvalidArgument`] when nothing has a weight, or a
-    /// batch is longer than those of the run; as [`Gpu::check`].
+    /// batch is longer than those of the run; [`Error::Gpu`].
     pub fn evaluate(&self, batches: &[MicroBatch]) -> Result<f64> {
         let weight: f64 = batches.iter().map(MicroBatch::weight).sum();
         let most = self.options.micro_batch * self.options.seq_len;
@@ -393,7 +392,7 @@ impl Trainer {
 
     /// The factors as they are now.
     ///
-    /// Errors: as [`Gpu::read`].
+    /// Errors: [`Error::Gpu`].
     pub fn adapter(&self) -> Result<Adapter> {
         let params = self.read("adapter.params")?;
         let base = self.engine.base();
@@ -408,7 +407,7 @@ impl Trainer {
 
     /// Writes everything that [`Trainer::resume`] needs to `path`: whole or not at all.
     ///
-    /// Errors: [`Error::Io`]; as [`Gpu::read`].
+    /// Errors: [`Error::Io`]; [`Error::Gpu`].
     pub fn save(&self, path: &Path) -> Result<()> {
         let names = checkpoint::state_names(self.options.optimizer);
         let states =

@@ -1,8 +1,11 @@
 // The A factors of all adapters, eight f16 an element; in front of them the directory: who uses
-// what. row m's set: word m; then from word LORA_ROWS on [set][SITES][ENTRIES] of (at, rows | MORE,
-// weight, before). An entry's rows of A start at element `at` and make elements before.. of u.
-// MORE: another entry of the set follows. An entry without rows is none. Ranks are multiples of 8.
+// what.
+//   row m's set: word m; then from word LORA_ROWS on [set][SITES][ENTRIES] of (at, rows | MORE,
+//     weight, before).
+// An entry's rows of A start at element `at` and make elements before.. of u. MORE: another entry
+// of the set follows. An entry without rows is none. Ranks are multiples of 8.
 // Host: runtime/kernels/lora.rs, runtime/adapter/registry.rs
+//const LORA_A, LORA_ROWS, SITES, ENTRIES
 @group(0) @binding(LORA_A) var<storage, read> lora_a: array<vec4<u32>>;
 
 struct FactorA {
@@ -14,7 +17,8 @@ struct FactorA {
 }
 
 fn factor_a(entry: vec4<u32>, next: u32) -> FactorA {
-    return FactorA(entry.x, entry.y & 0x7fffffffu, bitcast<f32>(entry.z), entry.w, select(0u, next, entry.y >= 0x80000000u));
+    return FactorA(entry.x, entry.y & 0x7fffffffu, bitcast<f32>(entry.z), entry.w,
+        select(0u, next, entry.y >= 0x80000000u));
 }
 
 // The first of row m's set; `alone` is it when all rows have the same and no other: nothing is

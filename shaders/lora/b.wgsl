@@ -1,6 +1,7 @@
 // The B factors of all adapters, eight f16 an element; in front of them the directory, as in
 // lora/a.wgsl, of (at, rank | MORE, weight, before). B is [N, rank]; the rows of the site's module
 // number `which` meet elements before + which * rank.. of u.
+//const LORA_B, LORA_ROWS, SITES, ENTRIES
 @group(0) @binding(LORA_B) var<storage, read> lora_b: array<vec4<u32>>;
 
 struct FactorB {
@@ -11,7 +12,8 @@ struct FactorB {
 }
 
 fn factor_b(entry: vec4<u32>, next: u32) -> FactorB {
-    return FactorB(entry.x, entry.y & 0x7fffffffu, entry.w, select(0u, next, entry.y >= 0x80000000u));
+    return FactorB(entry.x, entry.y & 0x7fffffffu, entry.w,
+        select(0u, next, entry.y >= 0x80000000u));
 }
 
 // The first of row m's set; `alone` is it when all rows have the same and no other: nothing is

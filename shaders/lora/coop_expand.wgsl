@@ -1,4 +1,7 @@
 // matvec_coop's sums begin with B u.
+//fills begin
+//needs reduce
+//const WG, L, COLS
 var<private> sums: array<vec4<f32>, 1>; // by matvec_expand
 
 fn begin(n0: u32, index: u32) {

@@ -1,5 +1,9 @@
 // matvec with A's rows riding along: the first workgroups make u = A x from the same x, norm and
 // all.
+//fills adapters
+//import shared/linear, lora/shrink_rows
+//needs reduce
+//const WG, L, COLS, NORM
 fn shrinks(group: u32) -> bool {
     return group < p.lora_groups;
 }
@@ -12,7 +16,7 @@ fn shrink(group: vec3<u32>, index: u32) {
     let m = p.x_row + group.y * COLS + unit % COLS;
     let i = unit / COLS;
     var f = FactorA();
-    if m < p.x_row + p.m && i < p.u_rows { f = factor_of(m, p.site, i, p.lora); }
+    if m < p.x_row + p.m && i < p.u_width { f = factor_of(m, p.site, i, p.alone); }
     let k8s = p.k_blocks * 4u;
     var sum = vec2<f32>(0.0);
     if f.rows > 0u {
@@ -27,7 +31,7 @@ fn shrink(group: vec3<u32>, index: u32) {
         v *= 1.0 / sqrt(reduce_add(sum.y, index) / f32(32u * p.k_blocks) + p.eps);
     }
     if lane == 0u && f.rows > 0u {
-        lora_u[m * p.u_rows + i] = f.weight * v;
+        lora_u[m * p.u_width + i] = f.weight * v;
     }
 }
 

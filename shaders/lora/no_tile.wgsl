@@ -1,9 +1,10 @@
 // Joined where no adapter is active.
+//fills shrink_tile
 struct Share {
     alone: vec4<u32>,
     site: u32,
     part: u32,
-    u_rows: u32,
+    u_width: u32,
     column: u32,
     count: u32,
     k8s: u32,

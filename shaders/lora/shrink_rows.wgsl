@@ -1,5 +1,7 @@
 // Joined with what makes u[m, i] = weight * sum_k A[i, k] x[m, k].
-@group(0) @binding(LORA_U) var<storage, read_write> lora_u: array<f32>; // [M, u_rows]
+//import lora/a
+//const LORA_U
+@group(0) @binding(LORA_U) var<storage, read_write> lora_u: array<f32>; // [M, u_width]
 
 // Where row i of u's row m comes from.
 fn factor_of(m: u32, site: u32, i: u32, alone: vec4<u32>) -> FactorA {

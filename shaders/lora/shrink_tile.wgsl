@@ -1,7 +1,12 @@
 // Joined with a kernel whose workgroup holds columns column..column+count of a linear's input:
-// their share of u = A x. The shares are added by the linear that follows, in order.       Needs
-// WG, L, TILE, reduce_add_of
-@group(0) @binding(LORA_PARTS) var<storage, read_write> lora_parts: array<f32>; // [M, parts, u_rows]
+// their share of u = A x. The shares are added by the linear that follows, in order. TILE is the
+// kernel's: the most columns that a workgroup holds.
+//fills shrink_tile
+//import lora/a
+//needs reduce
+//const WG, L, LORA_PARTS
+// [M, parts, u_width]
+@group(0) @binding(LORA_PARTS) var<storage, read_write> lora_parts: array<f32>;
 var<workgroup> lora_tile: array<f32, TILE>;
 
 // Lanes that share a row of A: 16 rows at a time.
@@ -17,7 +22,7 @@ struct Share {
     site: u32,
     // Row of u's parts.
     part: u32,
-    u_rows: u32,
+    u_width: u32,
     column: u32,
     count: u32,
     // Columns of A / 8.
@@ -63,7 +68,7 @@ fn shrink_tile(m: u32, s: Share, ahead: Eights, index: u32) {
             }
             let total = reduce_add_of(SHARING, sum, index);
             if lane == 0u && i < f.rows {
-                lora_parts[s.part * s.u_rows + f.before + i] = f.weight * total;
+                lora_parts[s.part * s.u_width + f.before + i] = f.weight * total;
             }
         }
     }
@@ -72,7 +77,9 @@ fn shrink_tile(m: u32, s: Share, ahead: Eights, index: u32) {
 fn times_tile(a: vec4<u32>, k: u32, s: Share) -> f32 {
     let c = TILE / 8u;
     let i = min(k, s.count / 8u - 1u);
-    let lo = vec4<f32>(lora_tile[i], lora_tile[i + c], lora_tile[i + 2u * c], lora_tile[i + 3u * c]);
-    let hi = vec4<f32>(lora_tile[i + 4u * c], lora_tile[i + 5u * c], lora_tile[i + 6u * c], lora_tile[i + 7u * c]);
+    let lo = vec4<f32>(lora_tile[i], lora_tile[i + c], lora_tile[i + 2u * c],
+        lora_tile[i + 3u * c]);
+    let hi = vec4<f32>(lora_tile[i + 4u * c], lora_tile[i + 5u * c], lora_tile[i + 6u * c],
+        lora_tile[i + 7u * c]);
     return select(0.0, dot_a(a, lo, hi), k < s.count / 8u);
 }

@@ -1,5 +1,8 @@
 // matvec by whole blocks, for GPUs that are software: a load costs them more than its arithmetic,
 // so that weights serve all columns, and lanes share x (see x_shared.wgsl).
+//fills accumulate
+//needs quant, x_block
+//const COLS
 const QUARTERS: u32 = 4u;
 
 // Adds a block of the rows: 32 products for each.

@@ -1,6 +1,9 @@
 // matvec by quarters of a block: neighbouring lanes load side by side, many loads are under way.
 // Named and unrolled by hand: drivers keep indexed arrays in memory and wait for each load of a
 // loop in turn.
+//fills accumulate
+//needs quant, reduce
+//const COLS, NORM, GUARD
 const QUARTERS: u32 = 1u;
 
 // Adds quarter u of the rows: 8 products for each. GUARD 1: u may be past the end.

@@ -1,5 +1,6 @@
-// A block of each column of x, that every lane loads for itself: without subgroups. Same interface
-// as x_shared.
+// A block of each column of x, that every lane loads for itself: without subgroups.
+//fills x_block
+//const NORM
 fn hold(c: u32, kb: u32, col: u32, index: u32) {
     if NORM == 1u {
         for (var i = 0u; i < 4u; i++) {

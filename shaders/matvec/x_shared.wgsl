@@ -1,5 +1,7 @@
-// A block of each column of x, that a subgroup's lanes hold together: each loads its part. Same
-// interface as x_own.
+// A block of each column of x, that a subgroup's lanes hold together: each loads its part.
+//fills x_block
+//needs reduce
+//const COLS, NORM, SUBGROUP
 const SHARE: u32 = min(SUBGROUP, 8u);
 var<private> held_x: array<vec4<f32>, COLS * 8u / SHARE>;
 

@@ -2,9 +2,12 @@
 //   words   4 vec4 a block, 8 weights each, as in the file
 //   scales  none
 // Host: runtime/quant/bf16.rs
+//fills quant
+//import quant/dot_generic
 
 fn from_bf16(w: vec2<u32>) -> vec4<f32> {
-    return bitcast<vec4<f32>>(vec4<u32>(w.x << 16u, w.x & 0xffff0000u, w.y << 16u, w.y & 0xffff0000u));
+    return bitcast<vec4<f32>>(vec4<u32>(w.x << 16u, w.x & 0xffff0000u, w.y << 16u,
+        w.y & 0xffff0000u));
 }
 
 // Weights 4p..4p+3 and 16+4p..16+4p+3 of block b.

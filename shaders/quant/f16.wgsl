@@ -2,6 +2,8 @@
 //   words   4 vec4 a block, 8 weights each, as in the file
 //   scales  none
 // Host: runtime/quant/f16.rs
+//fills quant
+//import quant/dot_generic
 
 fn from_f16(w: vec2<u32>) -> vec4<f32> {
     return vec4<f32>(unpack2x16float(w.x), unpack2x16float(w.y));

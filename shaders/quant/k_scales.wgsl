@@ -1,4 +1,3 @@
-
 // (d * sc, dmin * m) of block b, whose superblock's scales start at scales[i]: d low and dmin high;
 // 8 lower nibbles of sc; 8 of m; the upper 2 bits of 8 sc (low half) and of 8 m (high half).
 fn block_scales(b: u32, i: u32) -> vec2<f32> {

@@ -2,6 +2,8 @@
 //   words   1 vec4 a block: byte j holds weight j (low) and j + 16 (high), as in the file
 //   scales  two f16 d a u32: block b is half b & 1 of scales[b >> 1]
 // Host: runtime/quant/q4_0.rs
+//fills quant
+//import quant/nibbles
 
 fn block_scale(b: u32) -> f32 {
     return unpack2x16float(scales[b >> 1u] >> ((b & 1u) << 4u)).x;

@@ -2,6 +2,8 @@
 //   words   1 vec4 a block: byte j holds weight j (low) and j + 16 (high), as in the file
 //   scales  one u32 a block: d low, m high
 // Host: runtime/quant/q4_1.rs
+//fills quant
+//import quant/nibbles
 
 // Weights 4p..4p+3 and 16+4p..16+4p+3 of block b.
 fn dequant(b: u32, p: u32) -> mat2x4<f32> {

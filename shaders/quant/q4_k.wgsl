@@ -1,6 +1,10 @@
 // q4_k: w = (d * sc) * q - dmin * m, 32 weights a block, 8 blocks a superblock, q 4 bits, sc and m
-// 6 bits, d and dmin f16. words   1 vec4 a block: byte j holds weight j (low) and j + 16 (high)
-// scales  4 u32 a superblock, see k_scales.wgsl Host: runtime/quant/q4_k.rs
+// 6 bits, d and dmin f16.
+//   words   1 vec4 a block: byte j holds weight j (low) and j + 16 (high)
+//   scales  4 u32 a superblock, see k_scales.wgsl
+// Host: runtime/quant/q4_k.rs
+//fills quant
+//import quant/nibbles, quant/k_scales
 
 // Weights 4p..4p+3 and 16+4p..16+4p+3 of block b.
 fn dequant(b: u32, p: u32) -> mat2x4<f32> {

@@ -1,7 +1,11 @@
-// q5_0: w = d * (q - 16), 32 weights a block, q 5 bits, d f16. words   1 vec4 a block, the lower 4
-// bits: byte j holds weight j (low) and j + 16 (high), as in the file scales  3 u32 for 2 blocks:
-// their two d, then the fifth bits of each block, bit j that of weight j Host:
-// runtime/quant/q5_0.rs
+// q5_0: w = d * (q - 16), 32 weights a block, q 5 bits, d f16.
+//   words   1 vec4 a block, the lower 4 bits: byte j holds weight j (low) and j + 16 (high), as in
+//     the file
+//   scales  3 u32 for 2 blocks: their two d, then the fifth bits of each block, bit j that of
+//     weight j
+// Host: runtime/quant/q5_0.rs
+//fills quant
+//import quant/fifth_bits, quant/dot_generic
 
 // Weights 4p..4p+3 and 16+4p..16+4p+3 of block b.
 fn dequant(b: u32, p: u32) -> mat2x4<f32> {

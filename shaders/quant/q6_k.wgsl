@@ -1,8 +1,12 @@
 // q6_k: w = (d * sc) * (q - 32), 32 weights a block, 8 blocks a superblock, q 6 bits, sc a signed
-// byte for 16 weights, d f16. words   1 vec4 a block, the lower 4 bits: byte j holds weight j (low)
-// and j + 16 (high) scales  41 u32 for 2 superblocks: their two d, then for each 16 sc and 64 bytes
-// of upper bits, 32 for 4 blocks: bits 2r, 2r + 1 of byte i are those of weight i of block r Host:
-// runtime/quant/q6_k.rs
+// byte for 16 weights, d f16.
+//   words   1 vec4 a block, the lower 4 bits: byte j holds weight j (low) and j + 16 (high)
+//   scales  41 u32 for 2 superblocks: their two d, then for each 16 sc and 64 bytes of upper bits,
+//     32 for 4 blocks:
+//           bits 2r, 2r + 1 of byte i are those of weight i of block r
+// Host: runtime/quant/q6_k.rs
+//fills quant
+//import quant/dot_generic
 
 // Weights 4p..4p+3 and 16+4p..16+4p+3 of block b.
 fn dequant(b: u32, p: u32) -> mat2x4<f32> {

@@ -1,4 +1,5 @@
 // A tile of f16 in quads, stored one by one: Metal loads fragments from scalars only.
+//fills quads
 const QUAD: u32 = 4u; // cells of a quad
 alias cell = f16;
 

@@ -1,5 +1,7 @@
 // Reductions over L consecutive lanes, L a power of two that divides every subgroup size the driver
-// may choose. Every lane gets the result. Same interface as reduce_workgroup.
+// may choose. Every lane gets the result.
+//fills reduce
+//const L
 
 fn reduce_add(value: f32, index: u32) -> f32 {
     return reduce_add_of(L, value, index);

@@ -1,6 +1,7 @@
 // Reductions over L consecutive lanes through workgroup memory: the reference, for any WebGPU
-// device. Called in uniform control flow by all WG lanes; every lane gets the result. Same
-// interface as reduce_subgroup.
+// device. Called in uniform control flow by all WG lanes; every lane gets the result.
+//fills reduce
+//const WG, L
 var<workgroup> reduce_tile: array<f32, WG>;
 
 fn reduce_add(value: f32, index: u32) -> f32 {

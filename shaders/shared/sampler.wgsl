@@ -1,4 +1,4 @@
-// One row's sampling settings; Rust mirror: kernels::sample::Sampler.
+// One row's sampling settings; in Rust kernels::sample::Sampler.
 struct Sampler {
     temperature: f32, // 0: greedy
     top_p: f32,       // 1: off
@@ -9,9 +9,6 @@ struct Sampler {
     seed_hi: u32,
     bias_start: u32,
     bias_count: u32,
-    pad0: u32,
-    pad1: u32,
-    pad2: u32,
 }
 
 fn restricted(s: Sampler) -> bool {

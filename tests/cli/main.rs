@@ -9,6 +9,7 @@ mod chat;
 mod common;
 mod curves;
 mod eval;
+mod federated;
 mod outputs;
 mod quiet;
 mod runs;
@@ -79,6 +80,9 @@ fn help_names_every_command() {
         "plan",
         "doctor",
         "adapter",
+        "delta",
+        "aggregate",
+        "privacy",
         "completions",
         "man",
     ];

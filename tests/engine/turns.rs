@@ -109,6 +109,27 @@ fn what_needs_no_device_takes_a_turn_or_none() {
     assert_eq!(turns(&engine, || drop(generation)).0, 0, "a generation");
 }
 
+#[test]
+fn an_adapter_is_read_again_between_two_turns() {
+    let dir = tempfile::tempdir().unwrap();
+    sized(1, 8).save_peft(dir.path().join("a"), DType::F32, &shape()).unwrap();
+    let bytes = {
+        let engine = in_small_turns(EngineOptions::default());
+        engine.load_adapter("a", dir.path().join("a")).unwrap();
+        engine.adapters()[0].n_bytes
+    };
+    let engine =
+        in_small_turns(EngineOptions { adapter_budget: bytes, ..EngineOptions::default() });
+    engine.load_adapter("a", dir.path().join("a")).unwrap();
+    engine.add_adapter("b", &sized(2, 8)).unwrap();
+    assert!(!engine.adapters()[0].resident, "a made room");
+    let mut session = session(&engine, &prompt(4, 5));
+    // One to find that it is absent, one to send it.
+    assert_eq!(turns(&engine, || change(&mut session, &[("a", 1.0)])).0, 2);
+    assert_eq!(turns(&engine, || change(&mut session, &[])).0, 1);
+    assert_eq!(turns(&engine, || change(&mut session, &[("a", 1.0)])).0, 1, "it is there");
+}
+
 /// Pages are all given back, also those of sessions that were dropped while others computed.
 #[test]
 fn pages_that_were_given_back_serve_others() {

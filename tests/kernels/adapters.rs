@@ -144,15 +144,15 @@ impl Adapters {
     }
 
     /// What a row of u must hold for the rows from `skipped` on.
-    pub(super) fn u_rows(&self, site: usize, skipped: usize) -> usize {
+    pub(super) fn u_width(&self, site: usize, skipped: usize) -> usize {
         (skipped..self.rows.len()).map(|m| self.used(site, m)).max().unwrap_or(0)
     }
 
-    /// u of all rows, each in `parts`, `[rows, parts, u_rows]`.
+    /// u of all rows, each in `parts`, `[rows, parts, u_width]`.
     pub(super) fn random_u(
         &self,
         site: usize,
-        (parts, u_rows): (usize, usize),
+        (parts, u_width): (usize, usize),
         random: &mut Random,
     ) -> Vec<f32> {
         let row = |m: usize| {
@@ -161,8 +161,8 @@ impl Adapters {
         let used: Vec<usize> = (0..self.rows.len()).map(row).collect();
         let mut value =
             |m: usize, i: usize| if i < used[m] { random.signed(1.0) } else { f32::NAN };
-        (0..self.rows.len() * parts * u_rows)
-            .map(|i| value(i / u_rows / parts, i % u_rows))
+        (0..self.rows.len() * parts * u_width)
+            .map(|i| value(i / u_width / parts, i % u_width))
             .collect()
     }
 

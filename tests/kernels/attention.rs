@@ -214,8 +214,8 @@ fn check(gpu: &Gpu, case: &Case, split: bool, adapted: bool) -> Checked {
     let stats = Output::poisoned(gpu, 2 * stat_count)?;
     let first = if split { &parts } else { &setup.out };
     let next = Next::new(gpu, case, heads, split)?;
-    let (site, u_rows) = (3, next.u_rows as u32);
-    let [lora, _] = next.adapters.alone(0, case.row0);
+    let (site, u_width) = (3, next.u_width as u32);
+    let [alone, _] = next.adapters.alone(0, case.row0);
     let mut tensors = vec![&rows, pages, &setup.qkv_tensor, keys, values, &first.tensor];
     let leaves = match (split, adapted) {
         (true, _) => Leaves::Split,
@@ -247,13 +247,20 @@ fn check(gpu: &Gpu, case: &Case, split: bool, adapted: bool) -> Checked {
             scale,
             row0,
             site,
-            u_rows,
-            lora,
+            u_width,
+            alone,
         };
         attention::record(commands, &op, &params, count, 0);
         if split {
-            let params =
-                ReduceParams { heads: heads.heads, splits, row0, site, u_rows, pad: [0; 3], lora };
+            let params = ReduceParams {
+                heads: heads.heads,
+                splits,
+                row0,
+                site,
+                u_width,
+                alone,
+                ..Default::default()
+            };
             attention::record_reduce(commands, &join, heads.head_dim, &params, count);
         }
     })?;
@@ -268,7 +275,7 @@ struct Next {
     adapters: Adapters,
     a: Tensor,
     u: Output,
-    u_rows: usize,
+    u_width: usize,
     /// Columns of a part.
     columns: usize,
     width: usize,
@@ -284,10 +291,10 @@ impl Next {
         let site = Site { number: 3, k: width, modules: vec![1] };
         let adapters =
             Adapters::random(vec![site], case.row0, case.lens.len(), &mut Random(!case.seed));
-        let u_rows = adapters.u_rows(0, case.row0);
+        let u_width = adapters.u_width(0, case.row0);
         let u = Output::poisoned(
             gpu,
-            (case.row0 + case.lens.len()) * width.div_ceil(columns) * u_rows,
+            (case.row0 + case.lens.len()) * width.div_ceil(columns) * u_width,
         )?;
         let [a, _] = adapters.upload(gpu)?;
         let wg = match (split, gpu.caps().software) {
@@ -300,13 +307,13 @@ impl Next {
                 }
             }
         };
-        Ok(Self { adapters, a, u, u_rows, columns, width, wg })
+        Ok(Self { adapters, a, u, u_width, columns, width, wg })
     }
 
     /// Each part is what its columns of `out` make.
     fn check(&self, gpu: &Gpu, case: &Case, out: &[Option<Near>]) -> Checked {
         let parts = self.width.div_ceil(self.columns);
-        let mut expected = vec![None; (case.row0 + case.lens.len()) * parts * self.u_rows];
+        let mut expected = vec![None; (case.row0 + case.lens.len()) * parts * self.u_width];
         for (m, part) in (case.row0..case.row0 + case.lens.len())
             .flat_map(|m| (0..parts).map(move |part| (m, part)))
         {
@@ -316,7 +323,7 @@ impl Next {
                 out[m * self.width + column].unwrap_or(Near { value: f64::NAN, bound: 0.0 })
             };
             let made = self.adapters.shrink((0, m), columns, of, depth);
-            let at = (m * parts + part) * self.u_rows;
+            let at = (m * parts + part) * self.u_width;
             made.into_iter().enumerate().for_each(|(i, near)| expected[at + i] = Some(near));
         }
         self.u.check(gpu, &expected).map_err(|e| format!("u{e}").into())
@@ -360,7 +367,6 @@ fn check_prefill(gpu: &Gpu, case: &Case) -> Checked {
         row0: case.row0 as u32,
         count: count as u32,
         scale: setup.scale,
-        pad: [0; 2],
     };
     submit(gpu, |commands| attention::record_prefill(commands, &op, &params, 0))?;
     let tiles = (before + count).div_ceil(32);

@@ -61,7 +61,6 @@ impl Case {
             kv_heads: self.kv_heads as u32,
             row0: self.row0 as u32,
             scale: 1.0 / (self.head_dim as f32).sqrt(),
-            pad: [0; 3],
         }
     }
 

@@ -19,12 +19,11 @@ fn norm(gpu: &Gpu, grads: &[f32], offset: usize, others: &[f32]) -> Checked<Outp
     let (one, two) = (sum_op(grads)?, sum_op(others)?);
     let last = gpu.op(&grad_norm::final_spec(), &[&partials.tensor, &out.tensor])?;
     submit(gpu, |commands| {
-        let first = PartialParams { offset: offset as u32, len, partial0: 0, pad: 0 };
+        let first = PartialParams { offset: offset as u32, len, partial0: 0 };
         grad_norm::record_partial(commands, &one, first);
-        let second =
-            PartialParams { offset: 0, len: more, partial0: grad_norm::partials(len), pad: 0 };
+        let second = PartialParams { offset: 0, len: more, partial0: grad_norm::partials(len) };
         grad_norm::record_partial(commands, &two, second);
-        grad_norm::record_final(commands, &last, FinalParams { count, slot: 1, pad: [0; 2] });
+        grad_norm::record_final(commands, &last, FinalParams { count, slot: 1 });
     })?;
     let after = partials.read(gpu)?;
     let kept = after[count as usize..].iter().zip(&partials.before[count as usize..]);

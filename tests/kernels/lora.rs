@@ -28,26 +28,24 @@ fn lora_shrink_makes_u_of_every_row_from_its_own_adapters() {
         let site = Site { number: 1, k, modules: vec![1; modules] };
         let adapters = Adapters::random(vec![site], x_row, rows, &mut random);
         let x = random.vec((x_row + rows) * k, 1.0);
-        let u_rows = adapters.u_rows(0, x_row) + 8 * rest;
-        let u = Output::poisoned(gpu, (x_row + rows) * u_rows)?;
+        let u_width = adapters.u_width(0, x_row) + 8 * rest;
+        let u = Output::poisoned(gpu, (x_row + rows) * u_width)?;
         let [a, _] = adapters.upload(gpu)?;
         let op = gpu.op(
             &lora::shrink_spec(gpu.caps(), adapters.directory),
             &[&gpu.upload("x", &x)?, &a, &u.tensor],
         )?;
         let params =
-            ShrinkParams { k8s: k8 as u32, x_row: x_row as u32, site: 1, u_rows: u_rows as u32 };
-        submit(gpu, |commands| {
-            lora::record_shrink(commands, gpu.caps(), &op, &params, rows as u32)
-        })?;
-        let mut expected = vec![None; (x_row + rows) * u_rows];
+            ShrinkParams { k8s: k8 as u32, x_row: x_row as u32, site: 1, u_width: u_width as u32 };
+        submit(gpu, |commands| lora::record_shrink(commands, &op, &params, rows as u32))?;
+        let mut expected = vec![None; (x_row + rows) * u_width];
         for m in x_row..x_row + rows {
             let exact = |column: usize| Near { value: x[m * k + column].into(), bound: 0.0 };
             // Eight products and the weight beside the additions.
             let made = adapters.shrink((0, m), 0..k, exact, 6 + strided_depth(k8, lanes(gpu)));
             made.into_iter()
                 .enumerate()
-                .for_each(|(i, near)| expected[m * u_rows + i] = Some(near));
+                .for_each(|(i, near)| expected[m * u_width + i] = Some(near));
         }
         u.check(gpu, &expected)
     });
@@ -68,8 +66,8 @@ fn expand(gpu: &Gpu, case: &Expand) -> Checked {
     let (mut random, n) = (Random(case.seed), case.modules.iter().sum::<usize>());
     let site = Site { number: 2, k: 4, modules: case.modules.clone() };
     let adapters = Adapters::random(vec![site], x_row, rows, &mut random);
-    let u_rows = adapters.u_rows(0, x_row) + 8 * rest;
-    let u = adapters.random_u(0, (1, u_rows), &mut random);
+    let u_width = adapters.u_width(0, x_row) + 8 * rest;
+    let u = adapters.random_u(0, (1, u_width), &mut random);
     let y = Output::holding(gpu, random.vec((y_row + rows) * n, 2.0), false)?;
     let [_, b] = adapters.upload(gpu)?;
     let op =
@@ -81,16 +79,15 @@ fn expand(gpu: &Gpu, case: &Expand) -> Checked {
         x_row: x_row as u32,
         y_row: y_row as u32,
         site: 2,
-        u_rows: u_rows as u32,
+        u_width: u_width as u32,
         end0: end(0),
         end1: end(1),
-        pad: 0,
     };
     submit(gpu, |commands| lora::record_expand(commands, &op, &params, rows as u32))?;
     let mut expected = vec![None; y_row * n];
     for (m, i) in (0..rows).flat_map(|m| (0..n).map(move |i| (m, i))) {
         let row = x_row + m;
-        let added = adapters.expand_row((0, row), i, |j| u[row * u_rows + j]);
+        let added = adapters.expand_row((0, row), i, |j| u[row * u_width + j]);
         let value = f64::from(y.before[(y_row + m) * n + i]) + added.value;
         let rounding = if added.bound > 0.0 { EPS * (value.abs() + added.bound) } else { 0.0 };
         expected.push(Some(Near { value, bound: 1.001 * (added.bound + rounding) }));
@@ -125,7 +122,7 @@ fn lora_embedding_adds_columns_of_a_to_every_row() {
         let [a, b] = adapters.upload(gpu)?;
         let tensors = [&gpu.upload("token_ids", &ids)?, &x.tensor, &a, &b];
         let op = gpu.op(&lora::embedding_spec(adapters.directory), &tensors)?;
-        let params = EmbeddingParams { d: d as u32, site: 3, pad: [0; 2] };
+        let params = EmbeddingParams { d: d as u32, site: 3 };
         submit(gpu, |commands| lora::record_embedding(commands, &op, &params, rows as u32))?;
         let element = |i: usize| {
             let added = adapters.embedded((0, i / d), ids[i / d] as usize, i % d);

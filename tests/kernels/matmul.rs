@@ -74,9 +74,7 @@ fn check_tile(
     let spec =
         matmul::spec(gpu.caps(), dtype, if add { Epilogue::Add } else { Epilogue::Store }, tile);
     let op = gpu.op(&spec, &[&x_tensor, &gain, &words, &scales, &y.tensor])?;
-    submit(gpu, |commands| {
-        matmul::record(commands, (gpu.caps(), tile), (&op.kernel, &op.group), &p, 0)
-    })?;
+    submit(gpu, |commands| matmul::record(commands, &op, tile, &p, 0))?;
     let mut expected = vec![None; m * stride];
     for i in 0..m * n {
         let at = i / n * stride + y_offset + i % n;

@@ -148,11 +148,11 @@ fn check_variant(gpu: &Gpu, caps: &Caps, dtype: DType, case: &Case) -> Checked {
             if matmul_backward::reads_exponents(caps) {
                 row_exponents::record(commands, &row_exponents, (&p).into(), p.m);
             }
-            matmul_backward::record(commands, caps, (&op.kernel, &op.group), &p, 0);
+            matmul_backward::record(commands, &op, caps, &p, 0);
         })?;
     }
     let mut expected = vec![None; len];
-    let products = expect(&dy, &w, &whole, spec.source.cooperative_matrix);
+    let products = expect(&dy, &w, &whole, spec.name.ends_with("_coop"));
     for ((near, expected), before) in products
         .into_iter()
         .zip(&mut expected[case.dx_row * k..])
@@ -163,7 +163,7 @@ fn check_variant(gpu: &Gpu, caps: &Caps, dtype: DType, case: &Case) -> Checked {
         let sum = before.abs() + near.value.abs() + near.bound;
         *expected = Some(Near { value: before + near.value, bound: near.bound + 2.0 * EPS * sum });
     }
-    dx.check(gpu, &expected).map_err(|e| format!("{}, {dtype:?}: {e}", spec.source.name).into())
+    dx.check(gpu, &expected).map_err(|e| format!("{}, {dtype:?}: {e}", spec.name).into())
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! and backward pass.
 
 use epiphyte::gpu::Gpu;
-use epiphyte::kernels::matmul_dense::{self, MatmulDenseParams, Tiling, View};
+use epiphyte::kernels::matmul_dense::{self, MatmulDenseParams, Sizes, Tiling, View};
 use proptest::prelude::*;
 
 use super::oracle::{check_gradient, gamma};
@@ -97,10 +97,11 @@ fn check(gpu: &Gpu, tiling: Tiling, case: &Case) -> Checked {
         Output::holding(gpu, random.vec(len, 1.0), false)?
     };
     let (m, n, k) = (case.m as u32, case.n as u32, case.k as u32);
+    let c_view = View::new(case.c.0 as u32, stride as u32);
     let p = MatmulDenseParams {
         alpha: case.alpha,
         beta: case.beta,
-        ..MatmulDenseParams::new((m, n, k), a_view, b_view, (case.c.0 as u32, stride as u32))
+        ..MatmulDenseParams::new(Sizes { m, n, k }, a_view, b_view, c_view)
     };
     let a_tensor = gpu.upload("a", &a)?;
     let b_tensor = if case.shared { None } else { Some(gpu.upload("b", &b)?) };
@@ -188,7 +189,7 @@ fn the_oracle_of_matmul_dense_makes_lora_forward_and_backward() {
     let lora = Lora { x: vec(M * K), w: vec(N * K), factors: vec(R * K + N * R) };
     let (x, y, u) = (View::new(0, K), View::new(0, N), View::new(0, R));
     let (a, b) = (View::new(0, K), View::new(B_OFFSET, R));
-    let product = |sizes,
+    let product = |(m, n, k),
                    left: (&[f64], View),
                    right: (&[f64], View),
                    c: &[f64],
@@ -198,7 +199,7 @@ fn the_oracle_of_matmul_dense_makes_lora_forward_and_backward() {
         let p = MatmulDenseParams {
             alpha,
             beta,
-            ..MatmulDenseParams::new(sizes, left.1, right.1, (offset, stride))
+            ..MatmulDenseParams::new(Sizes { m, n, k }, left.1, right.1, View::new(offset, stride))
         };
         oracle(left.0, right.0, c, &p)
     };

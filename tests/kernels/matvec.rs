@@ -63,10 +63,8 @@ impl Kernel {
 
     fn record(&self, commands: &mut Commands<'_>, op: &Op, p: &LinearParams) {
         match *self {
-            Self::Rows(variant) => matvec::record(commands, (&op.kernel, &op.group), variant, p, 0),
-            Self::Coop(variant) => {
-                matvec_coop::record(commands, (&op.kernel, &op.group), variant, p, 0)
-            }
+            Self::Rows(variant) => matvec::record(commands, op, variant, p, 0),
+            Self::Coop(variant) => matvec_coop::record(commands, op, variant, p, 0),
         }
     }
 
@@ -319,14 +317,14 @@ pub(super) fn check_shrink(gpu: &Gpu, case: &Case) -> Checked {
     let mut random = Random(case.seed);
     let k = row_unit(DType::Q4_0) * (2 * case.odd + 1);
     let adapters = adapters(case, k, 0, &mut random);
-    let u_rows = adapters.u_rows(0, case.x_row);
-    let [lora, _] = adapters.alone(0, case.x_row);
-    let p = LinearParams { site: 1, u_rows: u_rows as u32, lora, ..case.params(k) };
+    let u_width = adapters.u_width(0, case.x_row);
+    let [alone, _] = adapters.alone(0, case.x_row);
+    let p = LinearParams { site: 1, u_width: u_width as u32, alone, ..case.params(k) };
     let w = Weights::random(DType::Q4_0, case.n, k, &mut random);
     let (x, gain) = (random.vec((case.x_row + case.m) * k, 1.0), random.vec(k, 2.0));
     let rows = case.m * p.y_stride as usize;
     let y = Output::poisoned(gpu, rows)?;
-    let u = Output::poisoned(gpu, (case.x_row + case.m) * u_rows)?;
+    let u = Output::poisoned(gpu, (case.x_row + case.m) * u_width)?;
     let ((words, scales), [a, _]) = (w.upload(gpu, 0..w.n)?, adapters.upload(gpu)?);
     let lora = Some(Lora::Shrink(adapters.directory));
     let Some(kernel) = case.kernel(gpu.caps(), k, case.norm, lora) else { return Ok(()) };
@@ -337,7 +335,7 @@ pub(super) fn check_shrink(gpu: &Gpu, case: &Case) -> Checked {
     let gain = case.norm.then_some(&*gain);
     let product = oracle(&x, gain, &w, &y.before[..rows], &p, (kernel, case.epilogue));
     y.check(gpu, &product).map_err(|e| format!("y{e}, {kernel:?}"))?;
-    let mut expected = vec![None; (case.x_row + case.m) * u_rows];
+    let mut expected = vec![None; (case.x_row + case.m) * u_width];
     for m in case.x_row..case.x_row + case.m {
         let row = &x[m * k..][..k];
         // Eight products, and four of these together.
@@ -349,7 +347,7 @@ pub(super) fn check_shrink(gpu: &Gpu, case: &Case) -> Checked {
         };
         for (i, near) in adapters.shrink((0, m), 0..k, scaled, depth + 1).into_iter().enumerate() {
             let bound = 1.001 * (near.bound + (scale_error + EPS) * near.value.abs()) * scale;
-            expected[m * u_rows + i] = Some(Near { value: near.value * scale, bound });
+            expected[m * u_width + i] = Some(Near { value: near.value * scale, bound });
         }
     }
     u.check(gpu, &expected).map_err(|e| format!("u{e}, {kernel:?}").into())
@@ -360,20 +358,20 @@ pub(super) fn check_expand(gpu: &Gpu, case: &Case, (parts, row0): (usize, usize)
     let mut random = Random(case.seed);
     let k = row_unit(DType::Q4_1) * (2 * case.odd + 1);
     let adapters = adapters(case, k, row0, &mut random);
-    let u_rows = adapters.u_rows(0, case.x_row);
-    let [row0_u32, u_rows_u32, parts_u32] = [row0, u_rows, parts].map(|n| n as u32);
-    let [_, lora] = adapters.alone(0, case.x_row);
+    let u_width = adapters.u_width(0, case.x_row);
+    let [row0_u32, u_width_u32, parts_u32] = [row0, u_width, parts].map(|n| n as u32);
+    let [_, alone] = adapters.alone(0, case.x_row);
     let p = LinearParams {
         row0: row0_u32,
         site: 1,
-        u_rows: u_rows_u32,
+        u_width: u_width_u32,
         parts: parts_u32,
-        lora,
+        alone,
         ..case.params(k)
     };
     let w = Weights::random(DType::Q4_1, case.n, k, &mut random);
     let x = random.vec((case.x_row + case.m) * k, 1.0);
-    let u = adapters.random_u(0, (parts, u_rows), &mut random);
+    let u = adapters.random_u(0, (parts, u_width), &mut random);
     let add = case.epilogue == Epilogue::Add;
     let rows = case.m * p.y_stride as usize;
     let y = if add {
@@ -392,7 +390,9 @@ pub(super) fn check_expand(gpu: &Gpu, case: &Case, (parts, row0): (usize, usize)
     for (m, n) in (0..case.m).flat_map(|m| (0..case.n).map(move |n| (m, n))) {
         let row = case.x_row + m;
         let of = |i: usize| {
-            (0..parts).map(move |part| (row * parts + part) * u_rows + i).map(|at| f64::from(u[at]))
+            (0..parts)
+                .map(move |part| (row * parts + part) * u_width + i)
+                .map(|at| f64::from(u[at]))
         };
         let added =
             adapters.expand((0, row), row0 + n, |i| (of(i).sum(), of(i).map(f64::abs).sum()));

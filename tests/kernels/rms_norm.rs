@@ -35,8 +35,8 @@ fn rms_norm_is_the_formula() {
             &spec(gpu.caps()),
             &[&gpu.upload("x", &x)?, &gpu.upload("gain", &gain)?, &y.tensor],
         )?;
-        let params = RmsNormParams { rows: rows as u32, k4: k4 as u32, eps, pad: 0 };
-        submit(gpu, |commands| record(commands, &op, gpu.caps(), params))?;
+        let params = RmsNormParams { rows: rows as u32, k4: k4 as u32, eps };
+        submit(gpu, |commands| record(commands, &op, params))?;
         let lanes = gpu.caps().subgroup_size.map_or(32, |size| size.min(32));
         y.check(gpu, &oracle(&x, &gain, &params, lanes))
     });

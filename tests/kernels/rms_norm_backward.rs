@@ -64,9 +64,8 @@ fn rms_norm_backward_is_the_gradient() {
             x_row: x_row as u32,
             dy_row: dy_row as u32,
             dx_row: dx_row as u32,
-            pad: [0; 2],
         };
-        submit(gpu, |commands| record(commands, &op, gpu.caps(), params))?;
+        submit(gpu, |commands| record(commands, &op, params))?;
         let lanes = gpu.caps().subgroup_size.map_or(32, |size| size.min(32));
         let mut expected = vec![None; dx_row * k];
         for (x, dy) in x[x_row * k..].chunks(k).zip(dy[dy_row * k..].chunks(k)) {

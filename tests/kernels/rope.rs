@@ -156,8 +156,8 @@ fn check(gpu: &Gpu, case: &Case, adapted: bool) -> Checked {
     let [q, kv] = [heads, case.kv_heads].map(|heads| heads * case.head_dim);
     let site = Site { number: 2, k: 4, modules: vec![q, kv, kv] };
     let adapters = Adapters::random(vec![site], 0, case.rows.len(), &mut random);
-    let (u_rows, width) = (adapters.u_rows(0, 0), q + 2 * kv);
-    let u = adapters.random_u(0, (1, u_rows), &mut random);
+    let (u_width, width) = (adapters.u_width(0, 0), q + 2 * kv);
+    let u = adapters.random_u(0, (1, u_width), &mut random);
     let ([_, b], u_tensor) = (adapters.upload(gpu)?, gpu.upload("u", &u)?);
     let directory = adapted.then_some(adapters.directory);
     let spec = spec(case.head_dim as u32, case.page_len as u32, case.neox, kv_f16, directory);
@@ -174,16 +174,16 @@ fn check(gpu: &Gpu, case: &Case, adapted: bool) -> Checked {
     let op = gpu.op(&spec, if adapted { &tensors } else { &tensors[..6] })?;
     let max_pages = (POSITIONS / case.page_len) as u32;
     let (heads_u32, kv_heads) = (heads as u32, case.kv_heads as u32);
-    let (site, u_rows_u32) = if adapted { (2, u_rows as u32) } else { (0, 0) };
-    let lora = if adapted { adapters.alone(0, 0)[1] } else { [0; 4] };
+    let (site, u_width_u32) = if adapted { (2, u_width as u32) } else { (0, 0) };
+    let alone = if adapted { adapters.alone(0, 0)[1] } else { [0; 4] };
     let params = RopeParams {
         heads: heads_u32,
         kv_heads,
         max_pages,
         site,
-        u_rows: u_rows_u32,
+        u_width: u_width_u32,
         pad: [0; 3],
-        lora,
+        alone,
     };
     submit(gpu, |commands| {
         record(commands, &op, case.head_dim as u32, params, case.rows.len() as u32)
@@ -193,7 +193,7 @@ fn check(gpu: &Gpu, case: &Case, adapted: bool) -> Checked {
         if !adapted || adapters.used(0, m) == 0 {
             return Near { value: before, bound: 0.0 };
         }
-        let added = adapters.expand_row((0, m), i % width, |j| u[m * u_rows + j]);
+        let added = adapters.expand_row((0, m), i % width, |j| u[m * u_width + j]);
         let value = before + added.value;
         Near { value, bound: added.bound + EPS * (value.abs() + added.bound) }
     };

@@ -17,7 +17,6 @@ const OFF: Sampler = Sampler {
     seed_hi: 0,
     bias_start: 0,
     bias_count: 0,
-    pad: [0; 3],
 };
 
 /// One call of the sampler: a row of logits for each of `samplers`.

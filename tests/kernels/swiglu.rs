@@ -18,7 +18,7 @@ fn swiglu_is_the_formula() {
         let h = Output::poisoned(gpu, rows * f)?;
         let params = SwiGluParams { f: f as u32, ..Default::default() };
         let op = gpu.op(&spec(gpu.caps(), None), &[&gpu.upload("gu", &gu)?, &h.tensor])?;
-        submit(gpu, |commands| record(commands, gpu.caps(), &op, &params, rows as u32))?;
+        submit(gpu, |commands| record(commands, &op, &params, rows as u32))?;
         let exact = |v: f32| Near { value: v.into(), bound: 0.0 };
         let expected: Vec<_> = gu
             .chunks(2 * f)
@@ -36,31 +36,31 @@ fn swiglu_expands_before_and_shrinks_after() {
         let gate_up = Site { number: 2, k: 4, modules: vec![f; 2] };
         let down = Site { number: 0, k: f, modules: vec![1] };
         let adapters = Adapters::random(vec![gate_up, down], 0, rows, &mut random);
-        let [gate_up_rows, down_rows] = [0, 1].map(|site| adapters.u_rows(site, 0) + 8 * rest);
-        let u = adapters.random_u(0, (1, gate_up_rows), &mut random);
+        let [gate_up_width, down_width] = [0, 1].map(|site| adapters.u_width(site, 0) + 8 * rest);
+        let u = adapters.random_u(0, (1, gate_up_width), &mut random);
         let gu = random.vec(rows * 2 * f, 4.0);
         let parts = parts(gpu.caps(), f as u32) as usize;
         let (h, next) =
-            (Output::poisoned(gpu, rows * f)?, Output::poisoned(gpu, rows * parts * down_rows)?);
+            (Output::poisoned(gpu, rows * f)?, Output::poisoned(gpu, rows * parts * down_width)?);
         let ([a, b], gu_tensor, u_tensor) =
             (adapters.upload(gpu)?, gpu.upload("gu", &gu)?, gpu.upload("u", &u)?);
         let tensors = [&gu_tensor, &h.tensor, &a, &b, &u_tensor, &next.tensor];
         let op = gpu.op(&spec(gpu.caps(), Some(adapters.directory)), &tensors)?;
-        let [f_u32, gate_up_rows_u32, down_rows_u32] =
-            [f, gate_up_rows, down_rows].map(|n| n as u32);
+        let [f_u32, gate_up_width_u32, down_width_u32] =
+            [f, gate_up_width, down_width].map(|n| n as u32);
         let params = SwiGluParams {
             f: f_u32,
             gate_up_site: 2,
-            gate_up_rows: gate_up_rows_u32,
+            gate_up_width: gate_up_width_u32,
             down_site: 0,
-            down_rows: down_rows_u32,
+            down_width: down_width_u32,
             pad: [0; 3],
-            gate_up_lora: adapters.alone(0, 0)[1],
-            down_lora: adapters.alone(1, 0)[0],
+            gate_up_alone: adapters.alone(0, 0)[1],
+            down_alone: adapters.alone(1, 0)[0],
         };
-        submit(gpu, |commands| record(commands, gpu.caps(), &op, &params, rows as u32))?;
+        submit(gpu, |commands| record(commands, &op, &params, rows as u32))?;
         let whole = |t: usize, n: usize| {
-            let added = adapters.expand_row((0, t), n, |j| u[t * gate_up_rows + j]);
+            let added = adapters.expand_row((0, t), n, |j| u[t * gate_up_width + j]);
             let value = f64::from(gu[t * 2 * f + n]) + added.value;
             Near { value, bound: added.bound + EPS * (value.abs() + added.bound) }
         };
@@ -70,12 +70,12 @@ fn swiglu_expands_before_and_shrinks_after() {
         h.check(gpu, &expected.iter().copied().map(Some).collect::<Vec<_>>())
             .map_err(|e| format!("h{e}"))?;
         let width = if gpu.caps().software { 64 } else { 256 };
-        let mut shares = vec![None; rows * parts * down_rows];
+        let mut shares = vec![None; rows * parts * down_width];
         for (t, part) in (0..rows).flat_map(|t| (0..parts).map(move |part| (t, part))) {
             let columns = part * width..f.min((part + 1) * width);
             let depth = share_depth(gpu, columns.len(), width as u32);
             let made = adapters.shrink((1, t), columns, |column| expected[t * f + column], depth);
-            let at = (t * parts + part) * down_rows;
+            let at = (t * parts + part) * down_width;
             made.into_iter().enumerate().for_each(|(i, near)| shares[at + i] = Some(near));
         }
         next.check(gpu, &shares).map_err(|e| format!("u{e}").into())

@@ -45,12 +45,8 @@ fn swiglu_backward_is_the_gradient() {
         let dh = random.vec((dh_row + rows) * f, 1.0);
         let gu = Output::holding(gpu, random.vec((gu_row + rows) * 2 * f, size), false)?;
         let op = gpu.op(&spec(), &[&gpu.upload("dh", &dh)?, &gu.tensor])?;
-        let params = SwiGluBackwardParams {
-            f4: f4 as u32,
-            dh_row: dh_row as u32,
-            gu_row: gu_row as u32,
-            pad: 0,
-        };
+        let params =
+            SwiGluBackwardParams { f4: f4 as u32, dh_row: dh_row as u32, gu_row: gu_row as u32 };
         submit(gpu, |commands| record(commands, &op, params, rows as u32))?;
         let mut expected = vec![None; gu.before.len() - super::GUARD];
         for (i, dh) in dh[dh_row * f..].iter().enumerate() {

@@ -1,6 +1,7 @@
 //! Random blocks and their values by another implementation, see `tests/golden/quant.py`.
 
 use epiphyte::DType;
+use epiphyte::gpu::KernelSpec;
 use epiphyte::quant::format;
 use safetensors::SafeTensors;
 
@@ -37,9 +38,12 @@ fn every_format_dequantizes_bit_for_bit() {
 fn every_type_finds_its_own_format() {
     for dtype in DType::ALL {
         assert_eq!(format(dtype).dtype(), dtype);
-        let header = format!("// {}: ", dtype.name().to_lowercase());
+        let name = dtype.name().to_lowercase();
+        let spec = KernelSpec { name: format(dtype).wgsl(), ..Default::default() };
+        assert_eq!(spec.name, format!("quant/{name}"));
+        let header = format!("// {name}: ");
         assert!(
-            format(dtype).wgsl().starts_with(&header),
+            spec.text(false).unwrap().starts_with(&header),
             "{dtype:?}'s shader does not start with {header:?}"
         );
     }

@@ -1,6 +1,7 @@
 //! The WGSL of every format: valid for any device, and `dequant` and `dot_part` equal to the CPU.
 
 use epiphyte::DType;
+use epiphyte::gpu::KernelSpec;
 use epiphyte::quant::{BLOCK, format};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use wgpu::util::{BufferInitDescriptor, DeviceExt};
@@ -40,7 +41,8 @@ fn scales_bound() -> vec3<f32> {
 const CORE: Capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
 
 fn source(dtype: DType) -> String {
-    format!("{}{KERNEL}", format(dtype).wgsl())
+    let spec = KernelSpec { name: format(dtype).wgsl(), ..Default::default() };
+    spec.text(false).unwrap() + KERNEL
 }
 
 #[test]

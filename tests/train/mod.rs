@@ -4,6 +4,7 @@ mod batch;
 mod data;
 mod default_model;
 mod files;
+mod folder;
 mod golden;
 mod gradients;
 mod optimizers;

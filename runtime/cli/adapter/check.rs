@@ -51,7 +51,7 @@ pub(super) fn run(args: &CheckArgs, gpu: GpuOptions) -> Result<()> {
     if args.json {
         return output::json(&report);
     }
-    let Probe { tokens, max_abs_difference, rms_difference, changes_next_token } = report.probe;
+    let Probe { tokens, max_abs_difference, rms_difference, changes_next_token, .. } = report.probe;
     output::line(&format!(
         "logits after {tokens} tokens move by {max_abs_difference:.3e} at most, \
         {rms_difference:.3e} rms"

@@ -86,6 +86,7 @@ fn print(inspected: &Report) -> Result<()> {
     let format = match report.format {
         AdapterFormat::Peft => "PEFT",
         AdapterFormat::Gguf => "GGUF",
+        _ => "another",
     };
     output::line(&format!("adapter   {}", inspected.path.display()))?;
     output::line(&format!("format    {format}, {}", output::human_bytes(report.n_bytes)))?;

@@ -48,15 +48,15 @@ pub(super) fn run(args: &AdapterCommandArgs, gpu: GpuOptions) -> Result<()> {
 }
 
 /// A base that is read but not on a device.
-struct BaseFile {
+pub(super) struct BaseFile {
     path: PathBuf,
     gguf: Gguf,
-    shape: BaseShape,
-    fingerprint: String,
+    pub(super) shape: BaseShape,
+    pub(super) fingerprint: String,
 }
 
 impl BaseFile {
-    fn open(model: &ModelFile) -> Result<Self> {
+    pub(super) fn open(model: &ModelFile) -> Result<Self> {
         let path = model.path()?;
         let gguf = Gguf::open(&path)?;
         let config = ModelConfig::from_gguf(&gguf)?;
@@ -66,7 +66,7 @@ impl BaseFile {
         Ok(Self { path, gguf, shape: config.base_shape(), fingerprint })
     }
 
-    fn adapted(&self) -> AdaptedBase<'_> {
+    pub(super) fn adapted(&self) -> AdaptedBase<'_> {
         AdaptedBase { shape: self.shape, weights: BaseWeights::Open(&self.gguf) }
     }
 }

@@ -102,6 +102,7 @@ impl View {
             dropped,
             skipped,
             first_skipped,
+            ..
         } = report;
         self.say(&format!(
             "{records} records, {examples} examples, {tokens} tokens, {trained_tokens} of them \

@@ -121,6 +121,7 @@ pub(super) struct Resident {
 }
 
 /// How an adapter fares.
+#[non_exhaustive]
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct AdapterState {
     /// Its id.

@@ -69,7 +69,7 @@ impl Registry {
     }
 
     /// The shape of the directory.
-    pub fn directory(&self) -> Directory {
+    pub(crate) fn directory(&self) -> Directory {
         self.directory
     }
 
@@ -282,10 +282,10 @@ impl Registry {
             self.sets[id.0 as usize].as_ref().map(|set| set.pass.clone()).unwrap_or_default()
         };
         let joined = sets.filter(|id| *id != first).fold(pass(first), |a, b| LoraPass {
-            u_rows: std::array::from_fn(|kind| a.u_rows[kind].max(pass(b).u_rows[kind])),
+            u_width: std::array::from_fn(|kind| a.u_width[kind].max(pass(b).u_width[kind])),
             alone: None,
         });
-        (joined.u_rows != [0; 6]).then_some(joined)
+        (joined.u_width != [0; 6]).then_some(joined)
     }
 
     /// Tells the device which sets the rows of the next pass use.
@@ -371,8 +371,8 @@ impl Registry {
                 let reason = format!("ranks of {rank} together; at most {MAX_RANK}, merge some");
                 return Err(Error::InvalidArgument { name: "adapters", reason });
             }
-            let u_rows = &mut pass.u_rows[kind as usize];
-            *u_rows = (*u_rows).max(rank * kind.targets().len() as u32);
+            let u_width = &mut pass.u_width[kind as usize];
+            *u_width = (*u_width).max(rank * kind.targets().len() as u32);
         }
         Ok(pass)
     }

@@ -82,6 +82,7 @@ pub struct Wish {
 }
 
 /// What a run is to be.
+#[non_exhaustive]
 #[derive(Clone, Debug)]
 pub struct Choice {
     /// The settings that fit. A step means what it meant in the wish.

@@ -21,6 +21,7 @@ const LEAST_STEPS: u64 = 16;
 const LEARNT: f64 = 0.05;
 
 /// A sign of trouble; displays as what was seen and what to change.
+#[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Warning {

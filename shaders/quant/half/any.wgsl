@@ -1,5 +1,7 @@
 // Weights in f16 for cooperative matrices, for formats without a faster way: dequantised when they
 // are fetched.
+//fills halves
+//needs quant
 
 // A block.
 struct Fetched {
@@ -10,7 +12,8 @@ struct Fetched {
 }
 
 fn fetch(b: u32) -> Fetched {
-    return Fetched(rounded(dequant(b, 0u)), rounded(dequant(b, 1u)), rounded(dequant(b, 2u)), rounded(dequant(b, 3u)));
+    return Fetched(rounded(dequant(b, 0u)), rounded(dequant(b, 1u)), rounded(dequant(b, 2u)),
+        rounded(dequant(b, 3u)));
 }
 
 fn rounded(w: mat2x4<f32>) -> Halves {

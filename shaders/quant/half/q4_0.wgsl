@@ -1,5 +1,6 @@
 // q4_0 in f16 for cooperative matrices, without a conversion: 1024 + q has q in its lowest bits.
 // Few registers are taken while a block is on its way.
+//fills halves
 
 // A block.
 struct Fetched {

@@ -1,5 +1,6 @@
 // q8_0 in f16 for cooperative matrices, without a conversion: 1024 + q + 128 has q + 128 in its
 // lowest bits.
+//fills halves
 
 // A block.
 struct Fetched {
