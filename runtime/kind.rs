@@ -6,6 +6,7 @@ use crate::adapter::gguf_lora;
 use crate::export::MERGED_KEY;
 use crate::format::gguf::Gguf;
 use crate::format::safetensors::is_safetensors;
+use crate::stack::STACKED_KEY;
 
 /// What a file can be opened as.
 #[non_exhaustive]
@@ -15,6 +16,8 @@ pub enum FileKind {
     Model,
     /// A model in GGUF that [`crate::export::export_gguf`] wrote: adapters are part of it.
     MergedModel,
+    /// A model in GGUF that [`crate::stack::stack_gguf`] wrote, of other models' layers.
+    StackedModel,
     /// A LoRA adapter in GGUF.
     GgufAdapter,
     /// Tensors such as those of a LoRA adapter.
@@ -35,6 +38,8 @@ impl FileKind {
             Self::GgufAdapter
         } else if gguf.find::<u32>(MERGED_KEY).is_ok_and(|count| count.is_some()) {
             Self::MergedModel
+        } else if gguf.find::<&str>(STACKED_KEY).is_ok_and(|told| told.is_some()) {
+            Self::StackedModel
         } else {
             Self::Model
         }

@@ -58,6 +58,7 @@ mod model;
 #[cfg(all(feature = "gpu", feature = "internals"))]
 #[doc(hidden)]
 pub mod model;
+pub mod numbers;
 mod parallel;
 pub mod progress;
 #[cfg(not(feature = "internals"))]
@@ -70,6 +71,7 @@ mod selftest;
 #[cfg(all(feature = "gpu", feature = "internals"))]
 #[doc(hidden)]
 pub mod selftest;
+pub mod stack;
 pub mod tokenizer;
 #[cfg(feature = "gpu")]
 pub mod train;

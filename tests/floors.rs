@@ -6,8 +6,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Rooms that need no GPU, whatever else joins them.
-const FILES: [&str; 9] =
-    ["adapter", "base", "chat", "export", "federated", "format", "merge", "quant", "tokenizer"];
+const FILES: [&str; 10] = [
+    "adapter",
+    "base",
+    "chat",
+    "export",
+    "federated",
+    "format",
+    "merge",
+    "quant",
+    "stack",
+    "tokenizer",
+];
 
 fn root() -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "runtime"].iter().collect()

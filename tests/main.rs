@@ -20,12 +20,14 @@ mod kernels;
 mod merge;
 #[cfg(feature = "gpu")]
 mod model;
+mod numbers;
 mod quant;
 mod said;
 #[cfg(feature = "gpu")]
 mod selftest;
 #[cfg(feature = "gpu")]
 mod shaders;
+mod stack;
 mod templates;
 mod tokenizer;
 #[cfg(feature = "gpu")]

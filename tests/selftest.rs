@@ -151,6 +151,7 @@ fn the_least_demanding_failure_names_the_culprit() {
         f16: true,
         cooperative_matrix: Some(16),
         scalar_fragments: false,
+        block_bytes: 0,
         immediates: true,
         software: false,
         max_binding_bytes: 128 << 20,

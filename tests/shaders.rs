@@ -28,6 +28,7 @@ const CAPS: Caps = Caps {
     f16: true,
     cooperative_matrix: None,
     scalar_fragments: false,
+    block_bytes: 0,
     immediates: true,
     software: false,
     max_binding_bytes: 128 << 20,

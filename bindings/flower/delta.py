@@ -30,27 +30,27 @@ def _twice(pairs):
     return keys
 
 
-def _parse(text):
-    try:
-        return json.loads(text, object_pairs_hook=_twice)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DeltaError("damaged JSON") from error
-
-
 class Delta:
     """A delta: `name`, `manifest`, and by factor (`model.layers.0.self_attn.q_proj.lora_A`) f32."""
 
     def __init__(self, data, verify=True):
+        try:
+            self._load(data, verify)
+        except DeltaError:
+            raise
+        except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+            raise DeltaError(f"damaged: {error!r}") from error
+
+    def _load(self, data, verify):
         _require(len(data) >= 8, "cut short")
         (length,) = struct.unpack("<Q", data[:8])
         _require(length <= min(len(data) - 8, 16 << 20), "cut short")
-        header = _parse(data[8 : 8 + length])
-        _require(isinstance(header, dict), "no header")
+        header = json.loads(data[8 : 8 + length], object_pairs_hook=_twice)
         self._metadata = header.pop("__metadata__", {})
         _require(self._metadata.get("epiphyte.format") == FORMAT, f"not of format {FORMAT}")
         self._tensors = self._read(header, data[8 + length :])
         self.name = self._hash()
-        self.manifest = _parse(self._metadata.get("epiphyte.manifest", ""))
+        self.manifest = json.loads(self._metadata["epiphyte.manifest"], object_pairs_hook=_twice)
         critical = self.manifest.get("critical", [])
         _require(not critical, f"readers must know {critical}, and this one does not")
         if verify:
@@ -70,7 +70,8 @@ class Delta:
             start, stop = info["data_offsets"]
             dtype = np.dtype(_DTYPES.get(info["dtype"], "V0"))
             count = int(np.prod(info["shape"], dtype=object))
-            fits = start == end and stop - start == count * dtype.itemsize and dtype.itemsize
+            size = count * dtype.itemsize
+            fits = start == end and 0 < size == stop - start <= len(data) - start
             _require(fits, f"{name}: type, shape or place")
             values = np.frombuffer(data[start:stop], dtype).reshape(info["shape"])
             tensors[name], end = (info, data[start:stop], values), stop

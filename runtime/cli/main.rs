@@ -11,10 +11,12 @@ mod chat;
 mod delta;
 mod doctor;
 mod eval;
+mod formats;
 mod generate;
 mod inspect;
 mod interrupt;
 mod lines;
+mod merge;
 mod output;
 mod paths;
 mod perplexity;
@@ -23,6 +25,7 @@ mod privacy;
 mod prompt;
 mod shape;
 mod shell;
+mod stack;
 mod train;
 
 use std::path::PathBuf;
@@ -61,6 +64,9 @@ enum Command {
     Perplexity(perplexity::PerplexityArgs),
     Bench(bench::BenchArgs),
     Adapter(adapter::AdapterCommandArgs),
+    Merge(Box<merge::MergeArgs>),
+    Formats(formats::FormatsArgs),
+    Stack(stack::StackArgs),
     Inspect(inspect::InspectArgs),
     Train(Box<train::TrainArgs>),
     Eval(eval::EvalArgs),
@@ -227,6 +233,9 @@ fn run_command(cli: Cli) -> Result<()> {
         Command::Perplexity(args) => perplexity::run(&args, gpu),
         Command::Bench(args) => bench::run(&args, gpu),
         Command::Adapter(args) => adapter::run(&args, gpu),
+        Command::Merge(args) => merge::run(&args),
+        Command::Stack(args) => stack::run(&args),
+        Command::Formats(args) => formats::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Train(args) => train::run(&args, gpu),
         Command::Eval(args) => eval::run(&args, gpu),

@@ -44,6 +44,8 @@ pub(super) enum Kind {
     AdapterFolder,
     /// Base and adapters as one GGUF.
     MergedModel,
+    /// Layers of models as one GGUF.
+    StackedModel,
     /// SVG or PNG.
     Picture,
     /// Steps of a training, a line of JSON each.
@@ -163,6 +165,7 @@ impl Kind {
             Self::Adapter => "an adapter in GGUF",
             Self::AdapterFolder => "an adapter's folder",
             Self::MergedModel => "a merged model",
+            Self::StackedModel => "a stacked model",
             Self::Picture => "a picture",
             Self::StepLog => "a log of training steps",
             Self::Delta => "a delta",
@@ -188,6 +191,7 @@ impl Kind {
             Self::Adapter => FileKind::of(path) == FileKind::GgufAdapter,
             Self::AdapterFolder => true,
             Self::MergedModel => FileKind::of(path) == FileKind::MergedModel,
+            Self::StackedModel => FileKind::of(path) == FileKind::StackedModel,
             Self::Picture => {
                 let head = head(path);
                 let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&head).trim_ascii_start();

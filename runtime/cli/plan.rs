@@ -1,18 +1,22 @@
 //! `epiphyte plan`: the memory that answering or training takes, before any of it is taken. Where
 //! there is a GPU, on it; else as on a phone's.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use serde::Serialize;
 
 use super::shape::ShapeArgs;
 use super::{ModelArgs, output};
-use epiphyte::GpuOptions;
+use epiphyte::adapter::{AdaptedBase, Adapter, BaseWeights, Target};
 use epiphyte::base::ModelConfig;
+use epiphyte::engine::plan::{Buffer, Caps, Class, MemoryPlan, Serving, human_bytes, tally};
 use epiphyte::error::{Error, Result};
 use epiphyte::format::gguf::Gguf;
 use epiphyte::train::TrainOptions;
-use epiphyte::train::buffers::{Class, TrainShape};
-use epiphyte::train::plan::{Device, MemoryPlan, Model, Textbook, Wish, choose, human_bytes};
+use epiphyte::train::buffers::{Optimizer, TrainShape};
+use epiphyte::train::plan::{Textbook, Wish, choose};
+use epiphyte::{EngineOptions, GpuOptions};
 
 /// Characters of the longest bar.
 const BAR: f64 = 40.0;
@@ -39,6 +43,9 @@ pub(super) struct PlanArgs {
     /// Positions of conversations that are kept [default: the context, or 0 with --train]
     #[arg(long, value_name = "N")]
     kv_tokens: Option<usize>,
+    /// An adapter that is loaded (repeatable; where nothing is trained)
+    #[arg(long = "adapter", value_name = "PATH", conflicts_with_all = ["train", "params"])]
+    adapters: Vec<PathBuf>,
     /// Keep the KV cache in f32, as on a device without f16
     #[arg(long)]
     kv_f32: bool,
@@ -53,15 +60,57 @@ pub(super) struct PlanArgs {
 #[derive(Serialize)]
 struct Report {
     total_bytes: u64,
+    /// What the driver is asked for: whole blocks, which small buffers share.
+    reserved_bytes: u64,
     budget_bytes: Option<u64>,
     classes: Vec<ClassReport>,
     /// Null without `--params`.
     textbook: Option<Textbook>,
     /// Null unless training a model file.
-    training: Option<TrainShape>,
+    training: Option<TrainingReport>,
     /// Parameters of the adapter.
     trainable_parameters: Option<usize>,
     buffers: Vec<BufferReport>,
+}
+
+/// What is trained, in pieces of which size.
+#[derive(Serialize)]
+struct TrainingReport {
+    micro_batch: usize,
+    seq_len: usize,
+    checkpoint_every: Option<usize>,
+    rank: usize,
+    targets: Vec<TargetReport>,
+    optimizer: Optimizer,
+    /// Rows of logits at a time.
+    logit_rows: usize,
+}
+
+/// A linear of each layer: its last name, its rows and its inputs.
+#[derive(Serialize)]
+struct TargetReport {
+    name: &'static str,
+    n: usize,
+    k: usize,
+}
+
+impl TrainingReport {
+    fn new(shape: TrainShape, config: &ModelConfig, caps: &Caps) -> Self {
+        let base = config.base_shape();
+        let target = |&target: &Target| {
+            let [n, k] = base.shape(target);
+            TargetReport { name: target.name(), n, k }
+        };
+        Self {
+            micro_batch: shape.micro_batch,
+            seq_len: shape.seq_len,
+            checkpoint_every: shape.checkpoint_every,
+            rank: shape.rank,
+            targets: shape.targets.iter().map(target).collect(),
+            optimizer: shape.optimizer,
+            logit_rows: shape.logit_rows(caps),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -101,7 +150,7 @@ fn textbook(args: &PlanArgs, parameters: f64) -> Result<Report> {
             });
         }
     }
-    let states = args.shape.optimizer().states().len();
+    let states = args.shape.optimizer().states();
     let training = args.train.then_some((trained, states));
     let textbook = Textbook { parameters, bytes_per_param: args.bytes_per_param, training };
     let plan = textbook.plan();
@@ -113,44 +162,54 @@ fn model_file(args: &PlanArgs, gpu: GpuOptions) -> Result<Report> {
     let gguf = Gguf::open(args.model.file.path()?)?;
     let config = ModelConfig::from_gguf(&gguf)?;
     config.check_tensors(&gguf)?;
-    let mut device = match Device::open(gpu) {
-        Ok(device) => device,
+    let caps = match Caps::open(gpu) {
+        Ok(caps) => caps,
         Err(Error::NoGpu { .. }) => {
             output::note("there is no GPU here; the sum is for a phone's");
-            Device::ASSUMED
+            Caps::PHONE
         }
         Err(error) => return Err(error),
     };
-    device.f16 &= !args.kv_f32;
     if !args.train {
-        return inference(args, &device.model(&gguf, &config, 0)?, device.pass_rows);
+        return answering(args, &gguf, &config, &caps);
     }
     let wish = Wish {
         options: args.shape.options(TrainOptions::default(), None, config.max_position_embeddings),
         free: args.shape.free(),
         budget_bytes: args.memory_budget,
         kv_tokens: args.kv_tokens.unwrap_or(0),
+        kv_f32: args.kv_f32,
     };
-    let choice = choose(&gguf, &config, &device, wish)?;
+    let choice = choose(&gguf, &config, &caps, wish)?;
     let trainable_parameters = Some(choice.shape.parameters(&config));
-    Ok(Report { trainable_parameters, training: Some(choice.shape), ..report(&choice.plan, args) })
+    let training = Some(TrainingReport::new(choice.shape, &config, &caps));
+    Ok(Report { trainable_parameters, training, ..report(&choice.plan, args) })
 }
 
-fn inference(args: &PlanArgs, model: &Model<'_>, pass_rows: usize) -> Result<Report> {
-    let context = model.config.max_position_embeddings;
-    let kv_tokens = args.kv_tokens.or(args.model.context).unwrap_or(context.min(8192));
-    let plan = MemoryPlan::inference(model, pass_rows, kv_tokens);
-    within(&plan, args.memory_budget, || {
+fn answering(args: &PlanArgs, gguf: &Gguf, config: &ModelConfig, caps: &Caps) -> Result<Report> {
+    let context = args.model.context.unwrap_or(config.max_position_embeddings.min(8192));
+    let base = AdaptedBase { shape: config.base_shape(), weights: BaseWeights::Open(gguf) };
+    let load = |path: &PathBuf| Adapter::load(path, base);
+    let adapters = args.adapters.iter().map(load).collect::<Result<Vec<_>>>()?;
+    let plan = |kv_tokens| {
+        let (adapters, adapter_budget) = (&adapters[..], EngineOptions::default().adapter_budget);
+        let serving = Serving { context, kv_f32: args.kv_f32, kv_tokens, adapters, adapter_budget };
+        Ok::<_, Error>(tally(caps, config, Some(gguf), &serving)?.plan())
+    };
+    let kv_tokens = args.kv_tokens.unwrap_or(context);
+    let wanted = plan(kv_tokens)?;
+    within(&wanted, args.memory_budget, || {
         let fits = |tokens: usize| {
-            let bytes = MemoryPlan::inference(model, pass_rows, tokens).total_bytes();
+            let bytes = plan(tokens).map_or(u64::MAX, |plan| plan.total_bytes());
             args.memory_budget.is_some_and(|budget| bytes <= budget)
         };
-        match (1..=kv_tokens / 32).rev().map(|pages| 32 * pages).find(|&tokens| fits(tokens)) {
-            Some(tokens) => format!("`--kv-tokens {tokens}` fits"),
-            None => "use a smaller model".into(),
+        let pages: Vec<usize> = (1..=kv_tokens / 32).collect();
+        match pages.partition_point(|pages| fits(32 * pages)) {
+            0 => "use a smaller model".into(),
+            pages => format!("`--kv-tokens {}` fits", 32 * pages),
         }
     })?;
-    Ok(report(&plan, args))
+    Ok(report(&wanted, args))
 }
 
 /// Errors: [`Error::OverBudget`].
@@ -167,7 +226,7 @@ fn within(plan: &MemoryPlan, budget: Option<u64>, remedy: impl Fn() -> String) -
 }
 
 fn report(plan: &MemoryPlan, args: &PlanArgs) -> Report {
-    let buffer = |buffer: &epiphyte::train::buffers::Buffer| BufferReport {
+    let buffer = |buffer: &Buffer| BufferReport {
         name: buffer.name.clone(),
         class: buffer.class,
         shape: buffer.shape.clone(),
@@ -175,6 +234,7 @@ fn report(plan: &MemoryPlan, args: &PlanArgs) -> Report {
     };
     Report {
         total_bytes: plan.total_bytes(),
+        reserved_bytes: plan.reserved_bytes,
         budget_bytes: args.memory_budget,
         classes: classes(plan),
         textbook: None,
@@ -214,6 +274,10 @@ pub(super) fn table(classes: &[ClassReport], budget_bytes: Option<u64>) -> Vec<S
 
 fn print(report: &Report) -> Result<()> {
     table(&report.classes, report.budget_bytes).iter().try_for_each(|line| output::line(line))?;
+    if report.textbook.is_none() {
+        let blocks = human_bytes(report.reserved_bytes);
+        output::line(&format!("{:<18}{blocks:>11}", "from the driver"))?;
+    }
     let Some(shape) = &report.training else { return Ok(()) };
     let recompute = match shape.checkpoint_every {
         None => "none".into(),
@@ -222,8 +286,7 @@ fn print(report: &Report) -> Result<()> {
     };
     output::line(&format!("pass              {} x {} tokens", shape.micro_batch, shape.seq_len))?;
     output::line(&format!("computed again    {recompute}"))?;
-    let targets =
-        shape.targets.iter().map(|target| target.name.as_str()).collect::<Vec<_>>().join(", ");
+    let targets = shape.targets.iter().map(|target| target.name).collect::<Vec<_>>().join(", ");
     let parameters = report.trainable_parameters.unwrap_or(0);
     output::line(&format!(
         "adapter           rank {} on {targets}: {parameters} parameters",

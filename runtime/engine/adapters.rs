@@ -106,6 +106,9 @@ impl Engine {
         let specs = self.executor().adapted_specs(self.gpu.caps());
         self.gpu.compile_all(specs, &mut |_, _| ())?;
         let mut executor = self.executor();
+        if executor.registry.fits(&incoming) {
+            executor.make_u(&self.gpu)?;
+        }
         let inserted = executor.registry.insert(&self.gpu, id, incoming);
         executor.bind_adapters(&self.gpu)?;
         inserted?;

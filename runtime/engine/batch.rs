@@ -17,11 +17,12 @@ use crate::model::kv_cache::PAGE_LEN;
 use crate::model::llama::Llama;
 
 use super::adapters::{Change, KvPolicy};
-use super::executor::{Choice, Executor, MAX_BIASES, RING_SLOTS, Row, Space};
+use super::executor::{Choice, Executor, Row, Space};
 use super::lane::Lane;
 use super::options::{AnswerStats, FinishReason, GenerateOptions, Token};
 use super::pass::Pass;
 use super::turns::Turn;
+use super::working::{MAX_BIASES, RING_SLOTS};
 use super::{Engine, Session};
 
 /// Steps submitted before the first one's tokens are awaited.

@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Commands, Gpu, KernelSpec, Op, Tensor};
-use crate::kernels::matvec::MAX_COLS;
+use crate::kernels::rope;
 use crate::kernels::sample::{self, Sampler};
-use crate::model::activations::{LOGIT_ROWS, Limits, Scratch};
+use crate::model::activations::LOGIT_ROWS;
 use crate::model::attend::Run;
 use crate::model::kv_cache::{KvCache, PAGE_LEN, PagePool};
 use crate::model::llama::{Llama, Part, Pass};
@@ -21,13 +21,7 @@ use crate::model::weights::Weights;
 
 use super::Base;
 use super::residents::{Registry, SetId};
-
-/// Biases that all rows together may have.
-pub(crate) const MAX_BIASES: usize = 4096;
-/// Steps whose tokens may be on their way to the host.
-pub(crate) const RING_SLOTS: usize = 4;
-/// Pages allocated at first; the cache doubles when they run out.
-const FIRST_PAGES: usize = 32;
+use super::working::{Sampling, Spaces, Working};
 
 /// Where a pass has its activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,36 +116,20 @@ impl Executor {
     pub(crate) fn new(
         gpu: &Gpu,
         base: &Base,
-        context: usize,
-        kv_f16: bool,
+        spaces: &Spaces,
         adapter_budget: u64,
     ) -> Result<Self> {
-        let config = &base.config;
-        let width = config.num_key_value_heads * config.head_dim;
-        let element_bytes = if kv_f16 { 2 } else { 4 };
-        let layers = config.num_hidden_layers;
-        // Every page table may be full, and then some stay for prefixes.
-        let most = context.div_ceil(PAGE_LEN) * LOGIT_ROWS;
-        let first = FIRST_PAGES.min(context.div_ceil(PAGE_LEN));
-        let cache = KvCache::new(gpu, layers, width, element_bytes, first, most)?;
-        let scratch = Scratch::new(gpu, config, context)?;
-        let workspace = |limits| {
-            let llama = Llama::new(gpu, config, &base.weights, &cache, &scratch, limits)?;
+        let (config, vocab) = (&base.config, base.config.vocab_size as u32);
+        let Working { cache, steps, prompts, sampling } = Working::new(gpu, config, spaces)?;
+        let Sampling { samplers, seen, biases, thresholds, partials, ring } = sampling;
+        let rotations = rope::rotations(&config.rope_frequencies(), spaces.steps.positions);
+        gpu.write(&steps.rotations, 0, &rotations);
+        let workspace = |activations, limits| {
+            let llama = Llama::new(gpu, config, &base.weights, &cache, activations, limits)?;
             Ok::<_, Error>(Workspace { llama, row_sets: Vec::new(), lora: None, moves: None })
         };
-        let rows = LOGIT_ROWS;
-        let limits = Limits { rows, tables: rows, logits: rows, positions: context, kv_f16 };
-        let steps = workspace(limits)?;
-        let (rows, logits) = (super::pass_rows(gpu.caps()), MAX_COLS as usize);
-        let prompts = workspace(Limits { rows, tables: 1, logits, ..limits })?;
-        let vocab = config.vocab_size as u32;
-        let words = |label: &str, n: usize| gpu.storage(label, n as u64 * 4);
-        let samplers = words("samplers", LOGIT_ROWS * size_of::<Sampler>() / 4)?;
-        let seen = words("seen", LOGIT_ROWS * sample::seen_words(vocab) as usize)?;
-        let biases = words("biases", 2 * MAX_BIASES)?;
-        let thresholds = words("thresholds", LOGIT_ROWS)?;
-        let partials = words("partials", 2 * LOGIT_ROWS * vocab.div_ceil(sample::RUN) as usize)?;
-        let ring = words("ring", RING_SLOTS * LOGIT_ROWS)?;
+        let steps = workspace(steps, &spaces.steps)?;
+        let prompts = workspace(prompts, &spaces.prompts)?;
         let a = &steps.llama.activations;
         let ops = SampleOps {
             adjust: gpu.op(&sample::adjust_spec(), &[&samplers, &seen, &biases, &a.logits])?,
@@ -165,8 +143,7 @@ impl Executor {
         };
         let mut pool = PagePool::default();
         pool.grow(cache.pages());
-        let registry =
-            Registry::new(gpu, base.adapter_shape(), rows.max(LOGIT_ROWS), adapter_budget);
+        let registry = Registry::new(gpu, base.adapter_shape(), spaces.most_rows(), adapter_budget);
         Ok(Self {
             cache,
             pool,
@@ -213,6 +190,13 @@ impl Executor {
         }
         let capacity = self.pool.capacity() * PAGE_LEN;
         self.pool.allocate().ok_or(Error::ContextFull { needed: capacity + PAGE_LEN, capacity })
+    }
+
+    /// Makes what adapted kernels work on, before anything of an adapter is staged.
+    pub(crate) fn make_u(&mut self, gpu: &Gpu) -> Result<()> {
+        [&mut self.steps, &mut self.prompts]
+            .into_iter()
+            .try_for_each(|workspace| workspace.llama.make_u(gpu))
     }
 
     /// Binds the adapted kernels to the registry's buffers, wherever they are now. Nothing happens

@@ -12,10 +12,12 @@ pub mod generation;
 mod lane;
 pub mod options;
 mod pass;
+pub mod plan;
 mod residents;
 pub mod session;
 mod snapshot;
 mod turns;
+mod working;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,18 +31,20 @@ pub use generation::Generation;
 pub use options::{AnswerStats, FinishReason, GenerateOptions, Sampling, Token};
 pub use residents::AdapterState;
 pub use session::Session;
+pub use working::pass_rows;
 
 use crate::base::ModelConfig;
 pub use crate::cancel::CancelToken;
 use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;
-use crate::gpu::{Caps, Gpu, GpuOptions};
+use crate::gpu::{Gpu, GpuOptions};
 use crate::progress::{LoadPhase, LoadProgress};
 use crate::selftest;
 use executor::Executor;
 use residents::SetId;
 use session::Returned;
 use turns::{Turn, Turns};
+use working::Spaces;
 
 /// How to open an [`Engine`].
 #[derive(Clone, Debug)]
@@ -71,13 +75,6 @@ impl Default for EngineOptions {
             adapter_budget: 128 << 20,
             chat_template: None,
         }
-    }
-}
-
-internal! {
-    /// Most rows of a pass on such a device.
-    pub fn pass_rows(caps: &Caps) -> usize {
-        if caps.software { 64 } else { 512 }
     }
 }
 
@@ -144,7 +141,8 @@ impl Engine {
             let reason = format!("{context} tokens; this model allows 1 to {most}");
             return Err(Error::InvalidArgument { name: "context", reason });
         }
-        let kv_f16 = gpu.caps().f16 && !options.kv_f32;
+        let spaces = Spaces::new(gpu.caps(), context, options.kv_f32);
+        let kv_f16 = spaces.steps.kv_f16;
         let specs = Executor::specs(gpu.caps(), &base, kv_f16);
         gpu.compile_all(specs, &mut |done, total| {
             progress(LoadProgress {
@@ -153,7 +151,9 @@ impl Engine {
                 total: total as u64,
             });
         })?;
-        let executor = Executor::new(&gpu, &base, context, kv_f16, options.adapter_budget)?;
+        // What the weights were staged in is given back first, so that it leaves no gaps.
+        gpu.wait(None)?;
+        let executor = Executor::new(&gpu, &base, &spaces, options.adapter_budget)?;
         gpu.check()?;
         Ok(Arc::new(Self {
             gpu,

@@ -14,6 +14,7 @@ use super::residual::Residual;
 use super::sign::Signer;
 use super::wire::{self, Key};
 use crate::adapter::{Adapter, Factor, LoraModule};
+use crate::base::fingerprint;
 use crate::error::Result;
 
 /// What writes, in manifests.
@@ -38,10 +39,10 @@ pub struct DeltaOptions {
 /// lost in rounds before is added and what is lost now is kept in it; store it once the upload is
 /// done.
 ///
-/// Errors: [`Error::InvalidDelta`](crate::Error::InvalidDelta) when the two are not of the same
+/// Errors: [`Error::InvalidDelta`](crate::error::Error::InvalidDelta) when the two are not of the same
 /// modules, ranks and scalings (a smaller rank takes the parent's first components), when a frozen
 /// factor was trained, or when the plan asks for noise without a clip norm;
-/// [`Error::BaseMismatch`](crate::Error::BaseMismatch); those of the signer.
+/// [`Error::BaseMismatch`](crate::error::Error::BaseMismatch); those of the signer.
 pub fn make(
     parent: &Published,
     trained: &Adapter,
@@ -99,12 +100,8 @@ pub fn make(
 
 fn check_same(parent: &Published, trained: &Adapter) -> Result<()> {
     let manifest = &parent.manifest;
-    if let Some(got) = trained.base_fingerprint.as_ref() {
-        if *got != manifest.base_fingerprint {
-            let (expected, got) = (manifest.base_fingerprint.clone(), got.clone());
-            return Err(crate::Error::BaseMismatch { expected, got });
-        }
-    }
+    let made_for = trained.base_fingerprint.as_deref();
+    made_for.map_or(Ok(()), |made_for| fingerprint::check(made_for, &manifest.base_fingerprint))?;
     if parent.modules.len() != trained.modules.len() {
         let (ours, theirs) = (trained.modules.len(), parent.modules.len());
         return Err(invalid("modules", format!("{ours} were trained; the parent has {theirs}")));

@@ -9,7 +9,7 @@ use ed25519_dalek::pkcs8::{DecodePrivateKey, DecodePublicKey, EncodePrivateKey};
 use p256::ecdsa::signature::{Signer as _, Verifier as _};
 
 use super::{invalid, random};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// The kinds of key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -113,7 +113,7 @@ impl fmt::Display for PublicKey {
 }
 
 impl FromStr for PublicKey {
-    type Err = crate::Error;
+    type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
         let unknown = || {
@@ -155,7 +155,7 @@ enum Kept {
 impl SigningKey {
     /// A new key, by the system's randomness.
     ///
-    /// Errors: [`crate::Error::Unsupported`] where the system gives none.
+    /// Errors: [`Error::Unsupported`] where the system gives none.
     pub fn generate(kind: KeyKind) -> Result<Self> {
         loop {
             // One draw in 2^32 is no P-256 key.

@@ -16,6 +16,8 @@ pub const MAX_PARAMS_BYTES: u32 = 128;
 /// A slot of the uniform ring: the largest alignment a device may ask for.
 const RING_SLOT_BYTES: usize = 256;
 const RING_SLOTS: usize = 1024;
+/// Of the uniform ring, where there are no immediates.
+pub(crate) const RING_BYTES: usize = RING_SLOTS * RING_SLOT_BYTES;
 /// So many are left when a recording counts as full: more than a few linears take.
 const SPARE_SLOTS: usize = 128;
 /// Arithmetic of one submission: about 20 ms on a phone's GPU of 300 GFLOP/s.
@@ -228,7 +230,7 @@ impl Drop for Commands<'_> {
 impl Ring {
     fn new(gpu: &Gpu) -> Result<Self> {
         let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
-        let buffer = gpu.buffer("params ring", (RING_SLOTS * RING_SLOT_BYTES) as u64, usage)?;
+        let buffer = gpu.buffer("params ring", RING_BYTES as u64, usage)?;
         let group = gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some("params ring"),
             layout: &gpu.pipelines.ring_layout,
@@ -241,11 +243,11 @@ impl Ring {
                 }),
             }],
         });
-        Ok(Self { buffer, group, params: Vec::with_capacity(RING_SLOTS * RING_SLOT_BYTES) })
+        Ok(Self { buffer, group, params: Vec::with_capacity(RING_BYTES) })
     }
 
     fn is_full(&self) -> bool {
-        self.params.len() == RING_SLOTS * RING_SLOT_BYTES
+        self.params.len() == RING_BYTES
     }
 
     /// There may not be room for another layer.

@@ -12,9 +12,9 @@ use super::instance::adapters;
 use crate::error::{Error, Result};
 use crate::identity::Identity;
 
-/// Small buffers share blocks of this size. The default's blocks grow to 64 MiB, most of it unused
-/// where memory is short.
-const BLOCK_BYTES: u64 = 8 << 20;
+/// Small buffers share blocks of this size, the least there is. The default's blocks grow to
+/// 64 MiB, most of it unused where memory is short.
+const BLOCK_BYTES: u64 = 4 << 20;
 
 /// What every device can bind.
 const COMMON_BINDING: u64 = 128 << 20;
@@ -103,9 +103,31 @@ pub struct Caps {
     pub software: bool,
     /// Largest storage binding in bytes, at most 2 GiB: so far a signed offset reaches.
     pub max_binding_bytes: u64,
+    /// Buffers up to this size share blocks of it; 0 where each has memory of its own, as on Metal.
+    #[serde(default)]
+    pub block_bytes: u64,
 }
 
 impl Caps {
+    /// Those of the GPU that `options` name.
+    ///
+    /// Errors: [`Error::NoGpu`], [`Error::Gpu`].
+    pub fn open(options: GpuOptions) -> Result<Self> {
+        Gpu::open(options).map(|gpu| gpu.caps().clone())
+    }
+
+    /// A phone's, for plans where there is no GPU to ask.
+    pub const PHONE: Self = Self {
+        subgroup_size: Some(32),
+        f16: true,
+        cooperative_matrix: None,
+        scalar_fragments: false,
+        immediates: true,
+        software: false,
+        max_binding_bytes: COMMON_BINDING,
+        block_bytes: BLOCK_BYTES,
+    };
+
     /// Takes away what `other` does not allow; adds nothing.
     pub fn restrict(&mut self, other: &Self) {
         self.subgroup_size = self.subgroup_size.filter(|_| other.subgroup_size.is_some());
@@ -407,6 +429,7 @@ fn caps(adapter: &wgpu::Adapter, options: &GpuOptions) -> Caps {
             .max_storage_buffer_binding_size
             .min(limits.max_buffer_size)
             .min(if options.large_bindings { LARGEST_BINDING } else { COMMON_BINDING }),
+        block_bytes: if info.backend == wgpu::Backend::Metal { 0 } else { BLOCK_BYTES },
     }
 }
 

@@ -1,8 +1,10 @@
 //! The only floor that talks to wgpu: device, buffers, shaders, pipelines, commands.
 
+mod blocks;
 pub mod commands;
 pub mod device;
 pub mod instance;
+pub mod memory;
 pub mod params;
 pub mod pipeline;
 pub mod shader;
@@ -10,6 +12,7 @@ pub mod tensor;
 
 pub use commands::Commands;
 pub use device::{Caps, Gpu, GpuOptions};
+pub use memory::{Buffer, Class, Memory, MemoryPlan, Tally, human_bytes};
 pub use pipeline::{Access, Kernel, Op};
 pub use shader::KernelSpec;
 pub use tensor::Tensor;

@@ -53,7 +53,7 @@ impl Gpu {
         bytes: u64,
         usage: wgpu::BufferUsages,
     ) -> Result<Tensor> {
-        let size = bytes.max(16).next_multiple_of(4);
+        let size = padded(bytes);
         if size > self.limits().max_buffer_size {
             return Err(Error::OutOfMemory { what: label.to_string(), needed_bytes: bytes });
         }
@@ -153,4 +153,9 @@ impl Gpu {
         staging.buffer.unmap();
         taken
     }
+}
+
+/// The size of a buffer of `bytes`: whole words, and never so few that it can't be bound.
+pub(super) fn padded(bytes: u64) -> u64 {
+    bytes.max(16).checked_next_multiple_of(4).unwrap_or(u64::MAX)
 }

@@ -59,11 +59,19 @@ pub fn spec(
     spec
 }
 
+/// Of the [`rotations`] for positions below `max_positions`.
+pub(crate) fn rotations_shape(max_positions: usize, head_dim: usize) -> [usize; 2] {
+    [FINE + coarse(max_positions), head_dim]
+}
+
+fn coarse(max_positions: usize) -> usize {
+    max_positions.div_ceil(FINE).max(1)
+}
+
 /// Cosines and sines, `[256 + coarse, head_dim / 2, 2]`, for positions below `max_positions`,
 /// computed in f64.
 pub fn rotations(frequencies: &[f32], max_positions: usize) -> Vec<[f32; 2]> {
-    let coarse = max_positions.div_ceil(FINE).max(1);
-    let positions = (0..FINE).chain((0..coarse).map(|i| i * FINE));
+    let positions = (0..FINE).chain((0..coarse(max_positions)).map(|i| i * FINE));
     positions
         .flat_map(|position| {
             frequencies.iter().map(move |&frequency| {

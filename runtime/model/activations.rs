@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::base::ModelConfig;
 use crate::error::Result;
-use crate::gpu::{Gpu, Tensor};
+use crate::gpu::{Class, Memory, Tensor};
 use crate::kernels::{attention, rope};
 use crate::model::kv_cache::PAGE_LEN;
 
@@ -26,76 +26,88 @@ pub struct Limits {
     pub kv_f16: bool,
 }
 
-/// What passes of all kinds share, as nothing of it lives from one part of a pass to the next.
-pub struct Scratch {
-    pub(crate) parts: Arc<Tensor>,
-    pub(crate) stats: Arc<Tensor>,
-    pub(crate) rotations: Arc<Tensor>,
-    /// Rows of `parts` and `stats`.
-    pub(crate) part_rows: u32,
+impl Limits {
+    /// Length of a page table.
+    pub(crate) fn max_pages(&self) -> usize {
+        self.positions.div_ceil(PAGE_LEN)
+    }
+
+    /// Rows of attention in parts.
+    pub(crate) fn part_rows(&self) -> usize {
+        attention::splits(self.positions as u32).max(512) as usize
+    }
 }
 
-impl Scratch {
-    /// For sequences of up to `positions` tokens.
+/// What passes of all kinds share, as nothing of it lives from one part of a pass to the next.
+pub struct Scratch<T = Tensor> {
+    parts: Arc<T>,
+    stats: Arc<T>,
+    rotations: Arc<T>,
+}
+
+impl<T> Scratch<T> {
+    /// For passes within `limits`.
     ///
     /// Errors: [`crate::Error::OutOfMemory`].
-    pub fn new(gpu: &Gpu, config: &ModelConfig, positions: usize) -> Result<Self> {
-        let part_rows = attention::splits(positions as u32).max(512);
-        let (rows, heads) = (part_rows as usize, config.num_attention_heads);
-        let floats = |label: &str, n: usize| gpu.storage(label, n as u64 * 4).map(Arc::new);
-        let rotations = rope::rotations(&config.rope_frequencies(), positions);
+    pub fn new(
+        memory: &impl Memory<Tensor = T>,
+        config: &ModelConfig,
+        limits: &Limits,
+    ) -> Result<Self> {
+        let words = |name: &str, shape| memory.words(Class::Activations, name, shape).map(Arc::new);
+        let (rows, heads, e) = (limits.part_rows(), config.num_attention_heads, config.head_dim);
         Ok(Self {
-            parts: floats("attention parts", rows * heads * config.head_dim)?,
-            stats: floats("attention stats", rows * heads * 2)?,
-            rotations: Arc::new(gpu.upload("rotations", &rotations)?),
-            part_rows,
+            parts: words("attention parts", &[rows, heads * e])?,
+            stats: words("attention stats", &[rows, heads * 2])?,
+            rotations: words("rotations", &rope::rotations_shape(limits.positions, e))?,
         })
     }
 }
 
 /// Activations, by name; `rows` is the most rows of a pass.
-pub struct Activations {
+pub struct Activations<T = Tensor> {
     /// Next inputs, u32 `[rows]`.
-    pub token_ids: Tensor,
+    pub token_ids: T,
     /// Page table and position of each row, u32 `[rows, 2]`.
-    pub rows: Tensor,
+    pub rows: T,
     /// Page tables, u32 `[tables, max_pages]`.
-    pub pages: Tensor,
+    pub pages: T,
     /// f32 `[logits, V]`.
-    pub logits: Tensor,
-    pub(crate) x: Tensor,
-    pub(crate) normed: Tensor,
-    pub(crate) qkv: Tensor,
-    pub(crate) attn: Tensor,
-    pub(crate) gate_up: Tensor,
-    pub(crate) h: Tensor,
-    pub(crate) parts: Arc<Tensor>,
-    pub(crate) stats: Arc<Tensor>,
-    pub(crate) rotations: Arc<Tensor>,
+    pub logits: T,
+    pub(crate) x: T,
+    pub(crate) normed: T,
+    pub(crate) qkv: T,
+    pub(crate) attn: T,
+    pub(crate) gate_up: T,
+    pub(crate) h: T,
+    pub(crate) parts: Arc<T>,
+    pub(crate) stats: Arc<T>,
+    /// Cosines and sines: [`rope::rotations`].
+    pub(crate) rotations: Arc<T>,
 }
 
-impl Activations {
+impl<T> Activations<T> {
     pub(crate) fn new(
-        gpu: &Gpu,
+        memory: &impl Memory<Tensor = T>,
         config: &ModelConfig,
-        scratch: &Scratch,
-        limits: Limits,
+        scratch: &Scratch<T>,
+        limits: &Limits,
     ) -> Result<Self> {
-        let rows = limits.rows;
-        let floats = |label: &str, n: usize| gpu.storage(label, n as u64 * 4);
-        let width = config.num_attention_heads * config.head_dim;
-        let qkv = width + 2 * config.num_key_value_heads * config.head_dim;
+        let words = |name: &str, shape: &[usize]| memory.words(Class::Activations, name, shape);
+        let (rows, e) = (limits.rows, config.head_dim);
+        let (heads, d, f) =
+            (config.num_attention_heads, config.hidden_size, config.intermediate_size);
         Ok(Self {
-            token_ids: floats("token_ids", rows)?,
-            rows: floats("rows", 2 * rows)?,
-            pages: floats("pages", limits.tables * limits.positions.div_ceil(PAGE_LEN))?,
-            logits: floats("logits", limits.logits * config.vocab_size)?,
-            x: floats("x", rows * config.hidden_size)?,
-            normed: floats("normed", rows * config.hidden_size)?,
-            qkv: floats("qkv", rows * qkv)?,
-            attn: floats("attn", rows * width)?,
-            gate_up: floats("gate_up", rows * 2 * config.intermediate_size)?,
-            h: floats("h", rows * config.intermediate_size)?,
+            token_ids: words("token_ids", &[rows])?,
+            rows: words("rows", &[rows, 2])?,
+            pages: words("pages", &[limits.tables, limits.max_pages()])?,
+            logits: words("logits", &[limits.logits, config.vocab_size])?,
+            x: words("x", &[rows, d])?,
+            normed: words("normed", &[rows, d])?,
+            qkv: words("qkv", &[rows, (heads + 2 * config.num_key_value_heads) * e])?,
+            attn: words("attn", &[rows, heads * e])?,
+            gate_up: words("gate_up", &[rows, 2 * f])?,
+            h: words("h", &[rows, f])?,
             parts: Arc::clone(&scratch.parts),
             stats: Arc::clone(&scratch.stats),
             rotations: Arc::clone(&scratch.rotations),

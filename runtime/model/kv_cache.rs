@@ -6,12 +6,16 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use crate::base::ModelConfig;
 use crate::error::{Error, Result};
-use crate::gpu::{Commands, Gpu, Tensor};
+use crate::gpu::{Buffer, Class, Commands, Gpu, Memory, Tensor};
 use crate::identity::sha256;
+use crate::model::activations::Limits;
 
 /// Positions in a page.
 pub const PAGE_LEN: usize = 32;
+/// Pages allocated at first; the cache doubles when they run out.
+const FIRST_PAGES: usize = 32;
 
 /// Names the tokens of a page and all before it: what makes two pages interchangeable.
 pub type PageKey = [u8; 32];
@@ -112,70 +116,98 @@ pub fn page_key(before: Option<&PageKey>, tokens: &[u32]) -> PageKey {
 }
 
 /// The cache on the device: `[pages, kv_heads, PAGE_LEN, head_dim]` keys and values for each layer.
-pub struct KvCache {
+pub struct KvCache<T = Tensor> {
     /// Keys and values by layer.
-    pub layers: Vec<(Tensor, Tensor)>,
+    pub layers: Vec<(T, T)>,
     /// Bytes of a page in one of those buffers.
     pub page_bytes: u64,
     /// Most pages that fit one binding and the context asked for.
     pub max_pages: usize,
+    /// A page in elements, and their bytes.
+    page: PageShape,
+    pages: usize,
 }
 
-impl KvCache {
-    /// `pages` pages for `layers` layers; `width` is `kv_heads` × `head_dim`, `element_bytes` 2 for
-    /// f16 or 4 for f32.
+/// A page of keys or of values.
+#[derive(Clone, Copy, Debug)]
+struct PageShape {
+    kv_heads: usize,
+    head_dim: usize,
+    element_bytes: usize,
+}
+
+impl<T> KvCache<T> {
+    /// A few pages, for sessions within `limits`.
     ///
     /// Errors: [`Error::OutOfMemory`].
     pub fn new(
-        gpu: &Gpu,
-        layers: usize,
-        width: usize,
-        element_bytes: usize,
-        pages: usize,
-        most: usize,
+        memory: &impl Memory<Tensor = T>,
+        config: &ModelConfig,
+        limits: &Limits,
     ) -> Result<Self> {
-        let page_bytes = (width * element_bytes * PAGE_LEN) as u64;
-        let max_pages = most.min((gpu.caps().max_binding_bytes / page_bytes) as usize);
-        let mut cache = Self { layers: Vec::with_capacity(layers), page_bytes, max_pages };
-        for _ in 0..layers {
-            let bytes = pages.min(max_pages) as u64 * page_bytes;
-            cache.layers.push((
-                gpu.storage("kv_cache keys", bytes)?,
-                gpu.storage("kv_cache values", bytes)?,
-            ));
-        }
-        Ok(cache)
+        let element_bytes = if limits.kv_f16 { 2 } else { 4 };
+        let (kv_heads, head_dim) = (config.num_key_value_heads, config.head_dim);
+        let page_bytes = (kv_heads * head_dim * element_bytes * PAGE_LEN) as u64;
+        // Every page table may be full, and then some stay for prefixes.
+        let most = limits.max_pages() * limits.tables;
+        let max_pages = most.min((memory.caps().max_binding_bytes / page_bytes) as usize);
+        let pages = FIRST_PAGES.min(limits.max_pages()).min(max_pages);
+        let page = PageShape { kv_heads, head_dim, element_bytes };
+        let layers = layers(memory, config.num_hidden_layers, page, pages)?;
+        Ok(Self { layers, page_bytes, max_pages, page, pages })
     }
 
     /// Pages there is memory for.
     pub fn pages(&self) -> usize {
-        self.layers.first().map_or(0, |(keys, _)| (keys.bytes() / self.page_bytes) as usize)
+        self.pages
     }
 
-    /// Makes room for at least `pages`, doubling, and copies what there is. Bind groups on the old
-    /// buffers are stale.
+    /// An empty cache with room for at least `pages`, doubled.
     ///
-    /// Errors: [`Error::ContextFull`] beyond `max_pages`; [`Error::OutOfMemory`]; the cache is then
-    /// as it was.
-    pub fn grow(&mut self, gpu: &Gpu, pages: usize) -> Result<()> {
+    /// Errors: [`Error::ContextFull`] beyond `max_pages`; [`Error::OutOfMemory`].
+    pub(crate) fn larger(&self, memory: &impl Memory<Tensor = T>, pages: usize) -> Result<Self> {
         if pages > self.max_pages {
             return Err(Error::ContextFull {
                 needed: pages * PAGE_LEN,
                 capacity: self.max_pages * PAGE_LEN,
             });
         }
-        let bytes = pages.max(2 * self.pages()).min(self.max_pages) as u64 * self.page_bytes;
-        let mut grown = Vec::with_capacity(self.layers.len());
+        let pages = pages.max(2 * self.pages).min(self.max_pages);
+        Ok(Self { layers: layers(memory, self.layers.len(), self.page, pages)?, pages, ..*self })
+    }
+}
+
+/// Keys and values of `pages` pages for each of `layers` layers.
+fn layers<T>(
+    memory: &impl Memory<Tensor = T>,
+    layers: usize,
+    PageShape { kv_heads, head_dim, element_bytes }: PageShape,
+    pages: usize,
+) -> Result<Vec<(T, T)>> {
+    let buffer = |name: String| {
+        let shape = [pages, kv_heads, PAGE_LEN, head_dim];
+        memory.allocate(&Buffer::of(Class::KvCache, name, &shape, element_bytes))
+    };
+    let layer =
+        |i| Ok((buffer(format!("kv_cache.{i}.keys"))?, buffer(format!("kv_cache.{i}.values"))?));
+    (0..layers).map(layer).collect()
+}
+
+impl KvCache {
+    /// Makes room for at least `pages`, doubling, and copies what there is. Bind groups on the old
+    /// buffers are stale.
+    ///
+    /// Errors: [`Error::ContextFull`] beyond `max_pages`; [`Error::OutOfMemory`]; the cache is then
+    /// as it was.
+    pub fn grow(&mut self, gpu: &Gpu, pages: usize) -> Result<()> {
+        let grown = self.larger(gpu, pages)?;
         let mut commands = Commands::new(gpu)?;
-        for (keys, values) in &self.layers {
-            let new =
-                (gpu.storage("kv_cache keys", bytes)?, gpu.storage("kv_cache values", bytes)?);
+        for ((keys, values), new) in self.layers.iter().zip(&grown.layers) {
             commands.copy(keys, 0, &new.0, 0, keys.bytes());
             commands.copy(values, 0, &new.1, 0, values.bytes());
-            grown.push(new);
         }
         commands.submit();
-        self.layers = grown;
+        *self = grown;
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format::TensorView;
-use crate::gpu::{Caps, Commands, Gpu, KernelSpec, Op, Tensor};
+use crate::gpu::{Caps, Class, Commands, Gpu, KernelSpec, Memory, Op, Tensor};
 use crate::kernels::lora::Entry;
 use crate::kernels::matmul::{self, Tile};
 use crate::kernels::matvec::{self, Epilogue, LinearParams, Lora, MAX_COLS, Variant};
@@ -26,22 +26,22 @@ const CHUNK_ROWS: usize = 1 << 17;
 
 /// The weights `[N, K]` of one or several linears with the same input, row after row.
 #[derive(Debug)]
-pub struct Linear {
+pub struct Linear<T = Tensor> {
     /// N.
     pub n: usize,
     /// K.
     pub k: usize,
-    pub(crate) chunks: Vec<Chunk>,
+    pub(crate) chunks: Vec<Chunk<T>>,
 }
 
 /// Rows that share a format and fit one binding.
 #[derive(Debug)]
-pub(crate) struct Chunk {
+pub(crate) struct Chunk<T = Tensor> {
     pub(crate) dtype: DType,
     pub(crate) row0: usize,
     pub(crate) rows: usize,
-    pub(crate) words: Tensor,
-    pub(crate) scales: Tensor,
+    pub(crate) words: T,
+    pub(crate) scales: T,
 }
 
 impl Chunk {
@@ -50,11 +50,11 @@ impl Chunk {
     }
 }
 
-impl Linear {
-    /// Repacks `views`, each `[N, K]` with the same K, and sends them to the device.
+impl<T> Linear<T> {
+    /// Makes room for `views`, each `[N, K]` with the same K.
     ///
     /// Errors: [`Error::InvalidTensor`] when K is no multiple of 32; [`Error::OutOfMemory`].
-    pub fn load(gpu: &Gpu, views: &[TensorView<'_>]) -> Result<Self> {
+    pub fn allocate(memory: &impl Memory<Tensor = T>, views: &[TensorView<'_>]) -> Result<Self> {
         let k = views[0].shape[1];
         let mut linear = Self { n: 0, k, chunks: Vec::new() };
         let mut rest = views;
@@ -71,49 +71,65 @@ impl Linear {
             {
                 together += 1;
             }
-            linear.load_run(gpu, &rest[..together])?;
+            linear.allocate_run(memory, &rest[..together])?;
             rest = &rest[together..];
         }
         Ok(linear)
     }
 
     /// Views of one format, concatenated; split by rows where a binding would grow too large.
-    fn load_run(&mut self, gpu: &Gpu, views: &[TensorView<'_>]) -> Result<()> {
-        let format = quant::format(views[0].dtype);
+    fn allocate_run(
+        &mut self,
+        memory: &impl Memory<Tensor = T>,
+        views: &[TensorView<'_>],
+    ) -> Result<()> {
+        let (name, dtype) = (views[0].name, views[0].dtype);
+        let format = quant::format(dtype);
         let row_blocks = self.k / BLOCK;
-        let row_bytes = row_blocks * format.words_per_block() * 4;
-        let fit = gpu.caps().max_binding_bytes as usize / row_bytes;
+        let fit = memory.caps().max_binding_bytes as usize / row_bytes(format, row_blocks);
         let most = (fit.min(CHUNK_ROWS) / PIECE_ROWS * PIECE_ROWS).max(PIECE_ROWS);
         let rows = views.iter().map(|v| v.shape[0]).sum::<usize>();
-        let first = self.chunks.len();
         for start in (0..rows).step_by(most) {
             let count = most.min(rows - start);
             let (words, scales) = format.packed_len(count * row_blocks);
-            let label = views[0].name;
             self.chunks.push(Chunk {
-                dtype: views[0].dtype,
+                dtype,
                 row0: self.n + start,
                 rows: count,
-                words: gpu.storage(label, words as u64 * 4)?,
-                scales: gpu.storage(label, scales as u64 * 4)?,
+                words: memory.words(Class::Weights, name, &[words])?,
+                scales: memory.words(Class::Weights, name, &[scales])?,
             });
         }
-        let piece_rows = (PIECE_BYTES / row_bytes / PIECE_ROWS * PIECE_ROWS).max(PIECE_ROWS);
-        let mut row = 0;
+        self.n += rows;
+        Ok(())
+    }
+}
+
+/// Of the repacked words of a row.
+fn row_bytes(format: &dyn quant::BlockFormat, row_blocks: usize) -> usize {
+    row_blocks * format.words_per_block() * 4
+}
+
+impl Linear {
+    /// Repacks the views that it was made for and sends them to the device.
+    pub(crate) fn fill(&self, gpu: &Gpu, views: &[TensorView<'_>]) {
+        let row_blocks = self.k / BLOCK;
+        let (mut row, mut chunks) = (0, self.chunks.iter().peekable());
         for view in views {
+            let format = quant::format(view.dtype);
+            let row_bytes = row_bytes(format, row_blocks);
+            let most = (PIECE_BYTES / row_bytes / PIECE_ROWS * PIECE_ROWS).max(PIECE_ROWS);
             let mut at = 0;
             while at < view.shape[0] {
-                let chunk = &self.chunks[first + row / most];
-                let count =
-                    piece_rows.min(view.shape[0] - at).min(chunk.row0 - self.n + chunk.rows - row);
-                let blocks_before = row % most * row_blocks;
-                send(gpu, chunk, format, &view.rows(at, count), blocks_before, count * row_blocks);
+                while chunks.next_if(|chunk| chunk.row0 + chunk.rows <= row).is_some() {}
+                let Some(chunk) = chunks.peek() else { return };
+                let count = most.min(view.shape[0] - at).min(chunk.row0 + chunk.rows - row);
+                let before = (row - chunk.row0) * row_blocks;
+                send(gpu, chunk, format, &view.rows(at, count), before, count * row_blocks);
                 at += count;
                 row += count;
             }
         }
-        self.n += rows;
-        Ok(())
     }
 
     /// The kernels that multiply one row of x, as [`LinearOp::record`] chooses them.

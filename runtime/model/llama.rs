@@ -14,7 +14,7 @@ use crate::kernels::lora::Directory;
 use crate::kernels::matvec::{Epilogue, MAX_COLS};
 use crate::kernels::rms_norm::{self, RmsNormParams};
 use crate::kernels::swiglu::{self, SwiGluParams};
-use crate::model::activations::{Activations, Limits, Scratch};
+use crate::model::activations::{Activations, Limits};
 use crate::model::attend::{Around, Attend, CacheOps, Kernels, Run};
 use crate::model::kv_cache::{KvCache, PAGE_LEN};
 use crate::model::linear::{Binding, LinearOp, RowRange, USize};
@@ -87,7 +87,7 @@ struct Layer {
 }
 
 impl Llama {
-    /// Allocates the activations and binds every kernel to them, to `weights` and to `cache`.
+    /// Binds every kernel to the activations, to `weights` and to `cache`.
     ///
     /// Errors: [`Error::OutOfMemory`]; as [`Gpu::kernel`].
     pub fn new(
@@ -95,13 +95,10 @@ impl Llama {
         config: &ModelConfig,
         weights: &Weights,
         cache: &KvCache,
-        scratch: &Scratch,
-        limits: Limits,
+        a: Activations,
+        limits: &Limits,
     ) -> Result<Self> {
         let heads = heads(config, limits.kv_f16);
-        let max_pages = limits.positions.div_ceil(PAGE_LEN);
-        let part_rows = scratch.part_rows;
-        let a = Activations::new(gpu, config, scratch, limits)?;
         let embed = embed_ops(gpu, weights, &a)?;
         let layers = weights
             .layers
@@ -120,7 +117,11 @@ impl Llama {
         let [reduce, swiglu, norm] = shared_specs(gpu.caps(), heads);
         Ok(Self {
             config: config.clone(),
-            attend: Attend { heads, part_rows, max_pages: max_pages as u32 },
+            attend: Attend {
+                heads,
+                part_rows: limits.part_rows() as u32,
+                max_pages: limits.max_pages() as u32,
+            },
             reduce: gpu.op(&reduce, &[&a.rows, &a.parts, &a.stats, &a.attn])?,
             swiglu: gpu.op(&swiglu, &[&a.gate_up, &a.h])?,
             norm: gpu.op(&norm, &[&a.x, &weights.norm, &a.normed])?,
@@ -174,6 +175,16 @@ impl Llama {
         self.lora.as_ref().map(|lora| lora.moves) != factors.map(|factors| factors.moves)
     }
 
+    /// Makes what adapted kernels work on, if it is not there.
+    ///
+    /// Errors: [`Error::OutOfMemory`].
+    pub(crate) fn make_u(&mut self, gpu: &Gpu) -> Result<()> {
+        if self.lora_buffers.is_none() {
+            self.lora_buffers = Some(LoraBuffers::new(gpu, &self.config, self.rows)?);
+        }
+        Ok(())
+    }
+
     /// Binds the adapted kernels, if the adapters' buffers are not those they are bound to.
     ///
     /// Errors: as [`Gpu::kernel`]; [`Error::OutOfMemory`].
@@ -188,12 +199,9 @@ impl Llama {
             return Ok(());
         }
         let Some(factors) = factors else { return Ok(()) };
+        self.make_u(gpu)?;
+        let Some(buffers) = &self.lora_buffers else { return Ok(()) };
         let (config, heads, activations) = (&self.config, self.attend.heads, &self.activations);
-        let buffers = match self.lora_buffers.take() {
-            Some(buffers) => buffers,
-            None => LoraBuffers::new(gpu, config, self.rows)?,
-        };
-        let buffers = self.lora_buffers.insert(buffers);
         let around = Surroundings { config, weights, heads, cache, activations, buffers };
         self.lora = Some(LoraOps::new(gpu, around, factors)?);
         Ok(())

@@ -7,7 +7,7 @@
 
 use crate::base::ModelConfig;
 use crate::error::Result;
-use crate::gpu::{Caps, Commands, Gpu, KernelSpec, Op, Tensor};
+use crate::gpu::{Caps, Class, Commands, Gpu, KernelSpec, Memory, Op, Tensor};
 use crate::kernels::attention::{self, Heads};
 use crate::kernels::lora::{self, Directory, EmbeddingParams, Entry, ExpandParams, ShrinkParams};
 use crate::kernels::matvec::{Epilogue, Lora, MAX_COLS};
@@ -51,29 +51,34 @@ struct WideOps {
 }
 
 /// u, whole and in parts.
-pub(crate) struct LoraBuffers {
+pub(crate) struct LoraBuffers<T = Tensor> {
     /// f32 `[rows, u_width]`.
-    u: Tensor,
+    u: T,
     /// f32 `[MAX_COLS, parts, u_width]`.
-    parts: Tensor,
+    parts: T,
 }
 
-impl LoraBuffers {
+impl<T> LoraBuffers<T> {
+    /// For passes of up to `rows` rows.
+    ///
     /// Errors: [`crate::Error::OutOfMemory`].
-    pub(crate) fn new(gpu: &Gpu, config: &ModelConfig, rows: usize) -> Result<Self> {
+    pub(crate) fn new(
+        memory: &impl Memory<Tensor = T>,
+        config: &ModelConfig,
+        rows: usize,
+    ) -> Result<Self> {
         let attention = config.num_key_value_heads.max(attention::reduce_parts(
             config.num_attention_heads as u32,
             config.head_dim as u32,
         ) as usize);
         let parts =
-            attention.max(swiglu::parts(gpu.caps(), config.intermediate_size as u32) as usize);
-        let floats = |label: &str, n: usize| gpu.storage(label, n as u64 * 4);
+            attention.max(swiglu::parts(memory.caps(), config.intermediate_size as u32) as usize);
+        let words = |name: &str, shape: &[usize]| memory.words(Class::Activations, name, shape);
+        let [u_width, part_width] =
+            [SiteKind::Qkv, SiteKind::OProj].map(|kind| kind.most_u_width() as usize);
         Ok(Self {
-            u: floats("adapters u", rows * SiteKind::Qkv.most_u_width() as usize)?,
-            parts: floats(
-                "adapters u parts",
-                MAX_COLS as usize * parts * SiteKind::OProj.most_u_width() as usize,
-            )?,
+            u: words("adapters u", &[rows, u_width])?,
+            parts: words("adapters u parts", &[MAX_COLS as usize, parts, part_width])?,
         })
     }
 }

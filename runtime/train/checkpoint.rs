@@ -48,15 +48,6 @@ pub(crate) struct Checkpoint {
     states: HashMap<String, Vec<f32>>,
 }
 
-/// The buffers that a run's state is in.
-pub(crate) fn state_names(optimizer: Optimizer) -> Vec<&'static str> {
-    match optimizer {
-        Optimizer::Sgd => vec!["adapter.params"],
-        Optimizer::Momentum => vec!["adapter.params", "adapter.m"],
-        Optimizer::AdamW => vec!["adapter.params", "adapter.m", "adapter.v"],
-    }
-}
-
 /// Writes `states`, whole or not at all; without any, all the same where the run stands.
 ///
 /// Errors: [`Error::Io`].
@@ -183,7 +174,7 @@ impl Checkpoint {
         self.field("data_fingerprint") == fingerprint
     }
 
-    /// The states by the name of their buffer, each of `len` numbers.
+    /// The states in the order of their names, each of `len` numbers.
     ///
     /// Errors: [`Error::InvalidFile`] for one that is missing or of another length.
     pub(crate) fn states(
@@ -191,9 +182,9 @@ impl Checkpoint {
         path: &Path,
         len: usize,
         optimizer: Optimizer,
-    ) -> Result<Vec<(String, &[f32])>> {
-        let find = |name: &str| match self.states.get(name) {
-            Some(values) if values.len() == len => Ok((name.to_string(), values.as_slice())),
+    ) -> Result<Vec<&[f32]>> {
+        let find = |name: &&str| match self.states.get(*name) {
+            Some(values) if values.len() == len => Ok(values.as_slice()),
             found => {
                 let found = found
                     .map_or("is missing".into(), |values| format!("has {} numbers", values.len()));
@@ -202,6 +193,6 @@ impl Checkpoint {
                 Err(Error::InvalidFile { path: path.into(), reason })
             }
         };
-        state_names(optimizer).into_iter().map(find).collect()
+        optimizer.state_names().iter().map(find).collect()
     }
 }

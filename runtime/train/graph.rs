@@ -5,47 +5,20 @@
 //! factors. Layers go in segments; of each the input is kept, and what else its backward pass needs
 //! is computed again (see [`super::buffers`]).
 
-use std::collections::HashMap;
-
 use crate::cancel::CancelToken;
 use crate::engine::Base;
 use crate::error::Result;
-use crate::gpu::{Commands, Gpu, Op, Tensor};
+use crate::gpu::{Commands, Gpu, Op};
 use crate::kernels::embedding::{self, EmbeddingParams};
 use crate::kernels::rope;
 use crate::quant::BLOCK;
 
-use super::buffers::{TrainShape, layer_input, train_buffers};
+use super::buffers::{Buffers, TrainShape};
 use super::data::MicroBatch;
 use super::factors::Layout;
 use super::head::HeadOps;
-use super::layer::{Ends, LayerOps};
-
-/// The device buffers of a training run, by name.
-pub(crate) struct Buffers(HashMap<String, Tensor>);
-
-impl Buffers {
-    fn new(gpu: &Gpu, base: &Base, shape: &TrainShape) -> Result<Self> {
-        let mut all = HashMap::new();
-        for buffer in train_buffers(&base.config, shape) {
-            let tensor = gpu.storage(&buffer.name, buffer.bytes())?;
-            all.insert(buffer.name, tensor);
-        }
-        let rotations = rope::rotations(&base.config.rope_frequencies(), shape.seq_len);
-        gpu.write(&all["rotations"], 0, &rotations);
-        Ok(Self(all))
-    }
-
-    /// The buffer of this name in [`train_buffers`].
-    pub(crate) fn get(&self, name: &str) -> &Tensor {
-        &self.0[name]
-    }
-
-    /// Bytes of all of them.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.0.values().map(Tensor::bytes).sum()
-    }
-}
+use super::layer::LayerOps;
+use super::products::Kernels;
 
 /// See the module's documentation.
 pub(crate) struct Graph {
@@ -62,32 +35,23 @@ impl Graph {
     ///
     /// Errors: [`crate::Error::OutOfMemory`]; as [`Gpu::kernel`].
     pub(crate) fn new(gpu: &Gpu, base: &Base, shape: &TrainShape, layout: Layout) -> Result<Self> {
-        let buffers = Buffers::new(gpu, base, shape)?;
-        let k = shape.segment(&base.config);
-        let count = base.config.num_hidden_layers;
-        let mut layers = Vec::with_capacity(count);
-        for (layer, factors) in layout.layers.iter().enumerate() {
-            let (input, slot) = (layer_input(layer, k), layer % k);
-            let output =
-                if layer + 1 == count { "x_out".to_string() } else { layer_input(layer + 1, k) };
-            let ends = Ends { input: &input, output: &output, slot };
-            layers.push(LayerOps::new(gpu, base, &buffers, (layer, ends), factors, &layout)?);
-        }
+        let buffers = Buffers::new(gpu, &base.config, shape)?;
+        let rotations = rope::rotations(&base.config.rope_frequencies(), shape.seq_len);
+        gpu.write(&buffers.rotations, 0, &rotations);
+        let kernels = Kernels::new(gpu)?;
+        let layer = |layer| LayerOps::new(gpu, base, &buffers, layer, &layout, &kernels);
+        let layers = (0..layout.layers.len()).map(layer).collect::<Result<_>>()?;
         let table = &base.weights.embed_tokens;
         let mut embed = Vec::with_capacity(table.chunks.len());
         for chunk in &table.chunks {
             let (row0, rows) = (chunk.row0 as u32, chunk.rows as u32);
             let params = EmbeddingParams { k_blocks: (table.k / BLOCK) as u32, row0, rows };
-            let tensors = [
-                buffers.get("token_ids"),
-                &chunk.words,
-                &chunk.scales,
-                buffers.get(&layer_input(0, k)),
-            ];
+            let tensors = [&buffers.token_ids, &chunk.words, &chunk.scales, buffers.input(0)];
             embed.push((gpu.op(&embedding::spec(chunk.dtype), &tensors)?, params));
         }
-        let head = HeadOps::new(gpu, base, &buffers, shape.logit_rows.min(shape.tokens()))?;
-        Ok(Self { buffers, layout, segment: k, embed, layers, head })
+        let head = HeadOps::new(gpu, base, &buffers, shape.logit_rows(gpu.caps()))?;
+        let segment = shape.segment(&base.config);
+        Ok(Self { buffers, layout, segment, embed, layers, head })
     }
 
     /// Adds the gradients of a micro-batch, each token's loss divided by `total_weight`; gives
@@ -143,7 +107,7 @@ impl Graph {
             self.backward_layers(&mut commands, rows)?;
         }
         commands.submit();
-        let losses: Vec<f32> = gpu.read(self.buffers.get("head.losses"), 0, scored as usize)?;
+        let losses: Vec<f32> = gpu.read(&self.buffers.head.losses, 0, scored as usize)?;
         gpu.check()?;
         Ok(losses.iter().map(|&loss| f64::from(loss)).sum())
     }
@@ -178,13 +142,13 @@ impl Graph {
             .map(|row| (f64::from(batch.weights[of(row)]) / total_weight) as f32)
             .collect();
         let places = crate::kernels::gather_rows::inverse(&scored, batch.len())?;
-        let b = |name| self.buffers.get(name);
-        gpu.write(b("token_ids"), 0, &batch.ids);
-        gpu.write(b("rows"), 0, &batch.rows);
-        gpu.write(b("head.rows"), 0, &scored);
-        gpu.write(b("head.places"), 0, &places);
-        gpu.write(b("head.targets"), 0, &targets);
-        gpu.write(b("head.weights"), 0, &weights);
+        let Buffers { token_ids, rows, head, .. } = &self.buffers;
+        gpu.write(token_ids, 0, &batch.ids);
+        gpu.write(rows, 0, &batch.rows);
+        gpu.write(&head.rows, 0, &scored);
+        gpu.write(&head.places, 0, &places);
+        gpu.write(&head.targets, 0, &targets);
+        gpu.write(&head.weights, 0, &weights);
         Ok(scored.len() as u32)
     }
 }

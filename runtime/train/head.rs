@@ -12,7 +12,7 @@ use crate::kernels::rms_norm_backward::{self, RmsNormBackwardParams};
 use crate::model::linear::{Binding, LinearOp, RowRange, USize};
 use crate::model::linear_backward::LinearBackwardOp;
 
-use super::graph::Buffers;
+use super::buffers::{Buffers, Head};
 
 /// The head's kernels, bound.
 pub(crate) struct HeadOps {
@@ -33,9 +33,8 @@ impl HeadOps {
     /// `chunk` rows of logits at a time.
     pub(crate) fn new(gpu: &Gpu, base: &Base, buffers: &Buffers, chunk: usize) -> Result<Self> {
         let (config, gain) = (&base.config, &base.weights.norm);
-        let b = |name: &str| buffers.get(name);
-        let (x, normed, d_normed, logits) =
-            (b("head.x"), b("normed"), b("d_normed"), b("head.logits"));
+        let Buffers { normed, d_normed, x_out, dx, exponents, head, .. } = buffers;
+        let Head { x, logits, rows, places, targets, weights, losses } = head;
         let vocab = config.vocab_size;
         let binding = Binding {
             x: normed,
@@ -46,23 +45,20 @@ impl HeadOps {
             lora: None,
         };
         Ok(Self {
-            gather: gpu.op(&gather_rows::spec(), &[b("head.rows"), b("x_out"), x])?,
+            gather: gpu.op(&gather_rows::spec(), &[rows, x_out, x])?,
             norm: gpu.op(&rms_norm::spec(gpu.caps()), &[x, gain, normed])?,
             logits: LinearOp::new(gpu, base.weights.head(), binding)?,
-            cross_entropy: gpu.op(
-                &cross_entropy::spec(),
-                &[b("head.targets"), b("head.weights"), logits, b("head.losses")],
-            )?,
+            cross_entropy: gpu.op(&cross_entropy::spec(), &[targets, weights, logits, losses])?,
             logits_backward: LinearBackwardOp::new(
                 gpu,
                 base.weights.head(),
                 logits,
                 d_normed,
-                b("exponents"),
+                exponents,
             )?,
             norm_backward: gpu
                 .op(&rms_norm_backward::spec(gpu.caps(), false), &[x, gain, d_normed, normed])?,
-            scatter: gpu.op(&gather_rows::spec(), &[b("head.places"), normed, b("dx")])?,
+            scatter: gpu.op(&gather_rows::spec(), &[places, normed, dx])?,
             k4: config.hidden_size as u32 / 4,
             eps: config.rms_norm_eps,
             vocab: vocab as u32,

@@ -18,24 +18,14 @@ use crate::model::linear::{Binding, LinearOp, RowRange, USize};
 use crate::model::linear_backward::LinearBackwardOp;
 use crate::model::weights::LayerWeights;
 
-use super::factors::{Factor, Layout};
-use super::graph::Buffers;
+use super::buffers::{Buffers, Slot};
+use super::factors::Layout;
 use super::products::{Around, FactorOps, Kernels};
-
-/// Where a layer's input and output are, and its slot.
-#[derive(Clone, Copy)]
-pub(crate) struct Ends<'a> {
-    pub(crate) input: &'a str,
-    pub(crate) output: &'a str,
-    pub(crate) slot: usize,
-}
 
 /// A layer's kernels, bound.
 pub(crate) struct LayerOps {
+    layer: usize,
     sizes: Sizes,
-    input: String,
-    output: String,
-    x_mid: String,
     norms: [Op; 2],
     norms_backward: [Op; 2],
     qkv: LinearOp,
@@ -53,11 +43,12 @@ pub(crate) struct LayerOps {
     swiglu: Op,
     swiglu_backward: Op,
     /// By the linear they sit beside: qkv, o, gate and up, down.
-    loras: [Vec<FactorOps>; 4],
+    factors: [Vec<FactorOps>; 4],
 }
 
 #[derive(Clone, Copy)]
 struct Sizes {
+    layers: usize,
     d: u32,
     f: u32,
     heads: u32,
@@ -69,6 +60,7 @@ struct Sizes {
 impl Sizes {
     fn new(config: &ModelConfig) -> Self {
         Self {
+            layers: config.num_hidden_layers,
             d: config.hidden_size as u32,
             f: config.intermediate_size as u32,
             heads: config.num_attention_heads as u32,
@@ -101,18 +93,15 @@ impl LayerOps {
         gpu: &Gpu,
         base: &Base,
         buffers: &Buffers,
-        (layer, ends): (usize, Ends<'_>),
-        factors: &[Factor],
+        layer: usize,
         layout: &Layout,
+        kernels: &Kernels,
     ) -> Result<Self> {
         let (weights, sizes) = (&base.weights.layers[layer], Sizes::new(&base.config));
-        let b = |name: &str| buffers.get(name);
-        let slot = |name: &str| buffers.get(&format!("slots.{}.{name}", ends.slot));
-        let (x, x_mid, out) = (b(ends.input), slot("x_mid"), b(ends.output));
-        let (normed, h, dx, d_normed) = (b("normed"), b("h"), b("dx"), b("d_normed"));
-        let (qkv, attn, lse, gate_up) = (slot("qkv"), slot("attn"), slot("lse"), slot("gate_up"));
-        let (d_qkv, d_attn, dh, delta) = (b("d_qkv"), b("d_attn"), b("dh"), b("delta"));
-        let (rows, e) = (b("rows"), sizes.head_dim);
+        let Buffers { normed, h, dx, d_normed, d_qkv, d_attn, dh, delta, rows, .. } = buffers;
+        let Slot { qkv, attn, lse, x_mid, gate_up, .. } = buffers.slot(layer);
+        let (x, out, e) =
+            (buffers.input(layer), buffers.output(layer, sizes.layers), sizes.head_dim);
         let gains = [&weights.input_layernorm, &weights.post_attention_layernorm];
         let norm =
             |x: &Tensor, gain: &Tensor| gpu.op(&rms_norm::spec(gpu.caps()), &[x, gain, normed]);
@@ -120,13 +109,11 @@ impl LayerOps {
             gpu.op(&rms_norm_backward::spec(gpu.caps(), true), &[x, gain, d_normed, dx])
         };
         let add = |x, y| Binding { epilogue: Epilogue::Add, ..store(x, y, sizes.d) };
-        let rope = gpu.op(&rope_train::spec(e), &[rows, b("rotations"), qkv])?;
+        let rope = |x| gpu.op(&rope_train::spec(e), &[rows, &buffers.rotations, x]);
         let attention_inputs = [rows, qkv, lse, d_attn, delta, d_qkv];
         Ok(Self {
+            layer,
             sizes,
-            input: ends.input.to_string(),
-            output: ends.output.to_string(),
-            x_mid: format!("slots.{}.x_mid", ends.slot),
             norms: [norm(x, gains[0])?, norm(x_mid, gains[1])?],
             norms_backward: [norm_backward(x, gains[0])?, norm_backward(x_mid, gains[1])?],
             qkv: LinearOp::new(gpu, &weights.qkv, store(normed, qkv, sizes.qkv()))?,
@@ -134,15 +121,15 @@ impl LayerOps {
             gate_up: LinearOp::new(gpu, &weights.gate_up, store(normed, gate_up, 2 * sizes.f))?,
             down_proj: LinearOp::new(gpu, &weights.down_proj, add(h, out))?,
             linears_backward: linears_backward(gpu, buffers, weights, gate_up)?,
-            rope,
-            rope_backward: gpu.op(&rope_train::spec(e), &[rows, b("rotations"), d_qkv])?,
+            rope: rope(qkv)?,
+            rope_backward: rope(d_qkv)?,
             attention: gpu.op(&attention_train::spec(e), &[rows, qkv, attn, lse])?,
             delta: gpu.op(&backward::delta_spec(e), &[attn, d_attn, delta])?,
             dq: gpu.op(&dq_spec(e), &attention_inputs)?,
             dkv: gpu.op(&dkv_spec(e), &attention_inputs)?,
             swiglu: gpu.op(&swiglu::spec(gpu.caps(), None), &[gate_up, h])?,
             swiglu_backward: gpu.op(&swiglu_backward::spec(), &[dh, gate_up])?,
-            loras: loras(gpu, buffers, ends, factors, (layout, sizes))?,
+            factors: factors(gpu, buffers, layer, layout, kernels, sizes),
         })
     }
 
@@ -160,8 +147,8 @@ impl LayerOps {
         let (sizes, range) = (self.sizes, RowRange::first(rows));
         let none = USize::default();
         let bytes = u64::from(rows * sizes.d) * 4;
-        let (input, x_mid, output) =
-            (buffers.get(&self.input), buffers.get(&self.x_mid), buffers.get(&self.output));
+        let (input, x_mid) = (buffers.input(self.layer), &buffers.slot(self.layer).x_mid);
+        let output = buffers.output(self.layer, sizes.layers);
         self.norm(commands, 0, rows);
         self.qkv.record(commands, range, none)?;
         self.adapt(commands, 0, rows)?;
@@ -186,7 +173,7 @@ impl LayerOps {
             self.adapt(commands, 3, rows)?;
         } else {
             // Its u is part of what the backward pass needs.
-            self.loras[3].iter().try_for_each(|lora| lora.shrink_only(commands, rows))?;
+            self.factors[3].iter().try_for_each(|lora| lora.shrink_only(commands, rows))?;
         }
         Ok(())
     }
@@ -235,11 +222,11 @@ impl LayerOps {
         if through {
             self.linears_backward[which].record(commands, rows, 0)?;
         }
-        self.loras[which].iter().try_for_each(|lora| lora.backward(commands, rows, through))
+        self.factors[which].iter().try_for_each(|lora| lora.backward(commands, rows, through))
     }
 
     fn adapt(&self, commands: &mut Commands<'_>, which: usize, rows: u32) -> Result<()> {
-        self.loras[which].iter().try_for_each(|lora| lora.forward(commands, rows))
+        self.factors[which].iter().try_for_each(|lora| lora.forward(commands, rows))
     }
 
     fn norm(&self, commands: &mut Commands<'_>, which: usize, rows: u32) {
@@ -275,33 +262,32 @@ fn linears_backward(
     weights: &LayerWeights,
     gate_up: &Tensor,
 ) -> Result<[LinearBackwardOp; 4]> {
-    let b = |name: &str| buffers.get(name);
-    let back = |linear, dy, dx| LinearBackwardOp::new(gpu, linear, dy, b(dx), b("exponents"));
+    let Buffers { dx, d_normed, d_qkv, d_attn, dh, .. } = buffers;
+    let back = |linear, dy, dx| LinearBackwardOp::new(gpu, linear, dy, dx, &buffers.exponents);
     Ok([
-        back(&weights.qkv, b("d_qkv"), "d_normed")?,
-        back(&weights.o_proj, b("dx"), "d_attn")?,
-        back(&weights.gate_up, gate_up, "d_normed")?,
-        back(&weights.down_proj, b("dx"), "dh")?,
+        back(&weights.qkv, d_qkv, d_normed)?,
+        back(&weights.o_proj, dx, d_attn)?,
+        back(&weights.gate_up, gate_up, d_normed)?,
+        back(&weights.down_proj, dx, dh)?,
     ])
 }
 
-/// The layer's LoRA by the linear it sits beside.
-fn loras(
+/// The layer's factors by the linear they sit beside.
+fn factors(
     gpu: &Gpu,
     buffers: &Buffers,
-    ends: Ends<'_>,
-    factors: &[Factor],
-    (layout, sizes): (&Layout, Sizes),
-) -> Result<[Vec<FactorOps>; 4]> {
-    let kernels = Kernels::new(gpu)?;
-    let b = |name: &str| buffers.get(name);
-    let slot = |name: &str| buffers.get(&format!("slots.{}.{name}", ends.slot));
+    layer: usize,
+    layout: &Layout,
+    kernels: &Kernels,
+    sizes: Sizes,
+) -> [Vec<FactorOps>; 4] {
+    let Buffers { normed, h, dx: d_out, d_normed, d_qkv, d_attn, dh, .. } = buffers;
+    let Slot { qkv, attn, x_mid, gate_up, .. } = buffers.slot(layer);
+    let out = buffers.output(layer, sizes.layers);
     let (q, kv) = (sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim);
     let mut all: [Vec<FactorOps>; 4] = Default::default();
-    for factor in factors {
-        let target = factor.path.target;
-        let u = slot(&format!("u.{}", target.name()));
-        let (which, y_column) = match target {
+    for (factor, u) in layout.layers[layer].iter().zip(&buffers.slot(layer).u) {
+        let (which, y_column) = match factor.path.target {
             Target::QProj => (0, 0),
             Target::KProj => (0, q),
             Target::VProj => (0, q + kv),
@@ -311,20 +297,14 @@ fn loras(
             _ => (3, 0),
         };
         let (x, y, dy, dx, y_stride) = match which {
-            0 => (b("normed"), slot("qkv"), b("d_qkv"), b("d_normed"), sizes.qkv()),
-            1 => (slot("attn"), slot("x_mid"), b("dx"), b("d_attn"), sizes.d),
+            0 => (normed, qkv, d_qkv, d_normed, sizes.qkv()),
+            1 => (attn, x_mid, d_out, d_attn, sizes.d),
             // The gradient of gate and up takes their place.
-            2 => (b("normed"), slot("gate_up"), slot("gate_up"), b("d_normed"), 2 * sizes.f),
-            _ => (b("h"), b(ends.output), b("dx"), b("dh"), sizes.d),
+            2 => (normed, gate_up, gate_up, d_normed, 2 * sizes.f),
+            _ => (h, out, d_out, dh, sizes.d),
         };
         let at = Around { x, y, dy, dx, u, y_stride, y_column };
-        all[which].push(FactorOps::new(
-            gpu,
-            &kernels,
-            buffers,
-            (*factor, layout.rank, layout.scaling),
-            &at,
-        ));
+        all[which].push(FactorOps::new(gpu, kernels, buffers, layout, *factor, &at));
     }
-    Ok(all)
+    all
 }

@@ -24,6 +24,7 @@ pub mod signals;
 mod checkpoint;
 pub mod options;
 pub mod trainer;
+mod update;
 
 pub use options::TrainOptions;
 pub use run::{RunFolder, RunOptions, TrainControl, TrainRun};

@@ -7,7 +7,7 @@ use crate::base::ModelConfig;
 use crate::error::{Error, Result};
 use crate::kernels::adamw::AdamW;
 
-use super::buffers::{self, Optimizer, TrainShape};
+use super::buffers::{Optimizer, TrainShape};
 use super::data::{DataOptions, TrainLength};
 use super::recipe;
 use super::schedule::{Decay, Warmup};
@@ -123,7 +123,7 @@ impl TrainOptions {
     /// The targets, in the order of use.
     ///
     /// Errors: [`Error::InvalidArgument`] for a name that is neither a linear of a layer nor a set
-    /// of them.
+    /// of them, or no name.
     pub fn targets(&self) -> Result<Vec<Target>> {
         let known = &Target::ALL[..7];
         let is_meant = |name: &str, target: &Target| match name {
@@ -134,7 +134,8 @@ impl TrainOptions {
             name => name == target.name(),
         };
         let is_unknown = |name: &&String| !known.iter().any(|target| is_meant(name, target));
-        if let Some(name) = self.target_modules.iter().find(is_unknown) {
+        let unknown = self.target_modules.iter().find(is_unknown).map(String::as_str);
+        if let Some(name) = unknown.or(self.target_modules.is_empty().then_some("")) {
             let names = known.iter().map(|target| target.name()).collect::<Vec<_>>().join(", ");
             let reason = format!("`{name}` is none of {names}, attention, all-linear");
             return Err(Error::InvalidArgument { name: "targets", reason });
@@ -144,20 +145,17 @@ impl TrainOptions {
         Ok(known.iter().copied().filter(wanted).collect())
     }
 
-    /// What a run takes on the device: what [`super::plan::MemoryPlan`] adds up; `coop` with
-    /// cooperative matrices.
+    /// What decides the size of a run on the device.
     ///
     /// Errors: as [`TrainOptions::targets`].
-    pub fn shape(&self, config: &ModelConfig, coop: bool) -> Result<TrainShape> {
-        let names: Vec<&str> = self.targets()?.iter().map(|target| target.name()).collect();
+    pub fn shape(&self) -> Result<TrainShape> {
         Ok(TrainShape {
             micro_batch: self.micro_batch,
             seq_len: self.seq_len,
             checkpoint_every: self.checkpoint_every,
             rank: self.rank,
-            targets: buffers::Target::named(config, &names)?,
+            targets: self.targets()?,
             optimizer: self.optimizer,
-            logit_rows: if coop { 256 } else { 64 },
         })
     }
 

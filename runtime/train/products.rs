@@ -8,8 +8,8 @@ use crate::error::Result;
 use crate::gpu::{Commands, Gpu, Kernel, Op, Tensor};
 use crate::kernels::matmul_dense::{self, BINDINGS, MatmulDenseParams, Sizes, Tiling, View};
 
-use super::factors::Factor;
-use super::graph::Buffers;
+use super::buffers::Buffers;
+use super::factors::{Factor, Layout};
 
 /// A product bound to its three buffers; the kernel depends on how many rows there are.
 struct Product {
@@ -67,23 +67,23 @@ pub(crate) struct FactorOps {
 }
 
 impl FactorOps {
-    /// Binds `factor`, with `scaling` on its product.
+    /// Binds a factor of `layout`.
     pub(crate) fn new(
         gpu: &Gpu,
         kernels: &Kernels,
         buffers: &Buffers,
-        (factor, rank, scaling): (Factor, u32, f32),
+        layout: &Layout,
+        factor: Factor,
         at: &Around<'_>,
     ) -> Self {
         let bind =
             |a: &Tensor, b: &Tensor, c: &Tensor| Product { group: gpu.bind(BINDINGS, &[a, b, c]) };
-        let (params, grads, du) =
-            (buffers.get("adapter.params"), buffers.get("adapter.grads"), buffers.get("du"));
+        let (params, grads, du) = (buffers.params(), &buffers.grads, &buffers.du);
         Self {
             kernels: kernels.clone(),
             factor,
-            rank,
-            scaling,
+            rank: layout.rank,
+            scaling: layout.scaling,
             y_stride: at.y_stride,
             y_column: at.y_column,
             shrink: bind(at.x, params, at.u),

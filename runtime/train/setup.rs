@@ -10,7 +10,7 @@ use crate::format::gguf::Gguf;
 use crate::gpu::{Gpu, GpuOptions};
 use crate::progress::LoadProgress;
 use crate::selftest;
-use crate::train::plan::{Choice, Device, TRAIN_CONTEXT, Wish, choose};
+use crate::train::plan::{Choice, TRAIN_CONTEXT, Wish, choose};
 use crate::train::trainer::computes_wrong;
 
 /// An open device that a run of [`TrainSetup::choice`] fits on, and the model file for it.
@@ -35,12 +35,12 @@ impl<'a> TrainSetup<'a> {
         let config = ModelConfig::from_gguf(gguf)?;
         config.check_tensors(gguf)?;
         // What is wrong whatever the device is refused before one is opened.
-        wish.options.shape(&config, false)?.check(&config)?;
+        wish.options.shape()?.check(&config)?;
         let mut gpu = Gpu::open(gpu)?;
         if !selftest::run_reporting(&mut gpu, progress)?.trains {
             return Err(computes_wrong());
         }
-        let choice = choose(gguf, &config, &Device::of(gpu.caps()), wish)?;
+        let choice = choose(gguf, &config, gpu.caps(), wish)?;
         Ok(Self { choice, gguf, gpu })
     }
 

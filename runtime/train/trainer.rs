@@ -9,20 +9,18 @@ use crate::adapter::Adapter;
 use crate::cancel::CancelToken;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::gpu::{Commands, Gpu, Op, Tensor};
-use crate::kernels::adamw;
-use crate::kernels::grad_norm::{self, FinalParams, NO_CLIP, PartialParams};
-use crate::kernels::sgd::{self, SgdParams};
+use crate::gpu::{Commands, Tally, Tensor};
 
-use super::buffers::Optimizer;
 use super::checkpoint::{self, Checkpoint, Position, RunId};
 use super::data::batch::{BatchOptions, Loader, MicroBatch};
 use super::data::{Cursor, Dataset};
 use super::factors::{FactorOptions, Layout};
 use super::graph::Graph;
 use super::options::TrainOptions;
+use super::plan::Site;
 use super::schedule::Schedule;
 use super::signals::StepRecord;
+use super::update::Update;
 
 /// Fine-tunes an adapter on the resident base, which serves on meanwhile.
 ///
@@ -38,6 +36,7 @@ pub struct Trainer {
     data_fingerprint: String,
     /// The step that the optimiser's moments began after.
     moments_from: u64,
+    bytes: u64,
     /// Stops a step between two submissions; the step is then as if it had not begun.
     pub cancel: CancelToken,
 }
@@ -66,87 +65,6 @@ fn checkpoint_of(
     Ok(checkpoint)
 }
 
-/// The optimiser's kernels and states.
-struct Update {
-    partial: Op,
-    last: Op,
-    step: Op,
-    partials: Tensor,
-    norm: Tensor,
-    count: u32,
-}
-
-impl Update {
-    fn new(gpu: &Gpu, graph: &Graph, options: &TrainOptions) -> Result<Self> {
-        let b = |name: &str| graph.buffers.get(name);
-        let (grads, params) = (b("adapter.grads"), b("adapter.params"));
-        let count = grad_norm::partials(graph.layout.len() as u32);
-        let partials = gpu.storage("gradient norm", u64::from(count) * 4)?;
-        let norm = gpu.storage("gradient norm", 4)?;
-        let step = match options.optimizer {
-            Optimizer::AdamW => {
-                gpu.op(&adamw::spec(), &[&norm, grads, params, b("adapter.m"), b("adapter.v")])?
-            }
-            Optimizer::Momentum => {
-                gpu.op(&sgd::spec(true), &[&norm, grads, params, b("adapter.m")])?
-            }
-            // The last binding is not used.
-            Optimizer::Sgd => gpu.op(&sgd::spec(false), &[&norm, grads, params, &partials])?,
-        };
-        let partial = gpu.op(&grad_norm::partial_spec(), &[grads, &partials])?;
-        let last = gpu.op(&grad_norm::final_spec(), &[&partials, &norm])?;
-        Ok(Self { partial, last, step, partials, norm, count })
-    }
-
-    /// Records norm and update, the moments' `step`-th; the gradients are zero afterwards.
-    fn record(
-        &self,
-        commands: &mut Commands<'_>,
-        layout: &Layout,
-        options: &TrainOptions,
-        lr: f64,
-        step: u64,
-    ) {
-        let len = layout.len() as u32;
-        grad_norm::record_partial(
-            commands,
-            &self.partial,
-            PartialParams { offset: 0, len, partial0: 0 },
-        );
-        grad_norm::record_final(
-            commands,
-            &self.last,
-            FinalParams { count: self.count, ..Default::default() },
-        );
-        let max_norm = options.max_grad_norm.map_or(NO_CLIP, |norm| norm as f32);
-        for (range, lr) in layout.ranges().into_iter().zip([lr, lr * options.lora_plus_ratio]) {
-            match options.optimizer {
-                Optimizer::AdamW => {
-                    let params = options.adamw().params(range, lr, step, max_norm);
-                    adamw::record(commands, &self.step, &params);
-                }
-                Optimizer::Momentum | Optimizer::Sgd => {
-                    let momentum = if options.optimizer == Optimizer::Momentum {
-                        options.momentum
-                    } else {
-                        0.0
-                    };
-                    let params = SgdParams {
-                        offset: range.start,
-                        len: range.end - range.start,
-                        slot: 0,
-                        max_norm,
-                        lr: lr as f32,
-                        momentum: momentum as f32,
-                        weight_decay: options.weight_decay as f32,
-                    };
-                    sgd::record(commands, &self.step, &params);
-                }
-            }
-        }
-    }
-}
-
 impl Trainer {
     /// A run over `data`, from fresh factors or those of `init`.
     ///
@@ -159,13 +77,13 @@ impl Trainer {
         options: TrainOptions,
         init: Option<&Adapter>,
     ) -> Result<Self> {
-        let trainer = Self::at(engine, data, options, Cursor::default())?;
+        let trainer = Self::begin(engine, data, options)?;
         let layout = &trainer.graph.layout;
         let params = init.map_or_else(
             || Ok(layout.fresh(trainer.options.seed)),
             |adapter| layout.of_adapter(adapter),
         )?;
-        engine.gpu().write(trainer.graph.buffers.get("adapter.params"), 0, &params);
+        engine.gpu().write(trainer.graph.buffers.params(), 0, &params);
         engine.gpu().flush_writes();
         engine.gpu().check()?;
         Ok(trainer)
@@ -185,7 +103,7 @@ impl Trainer {
         path: &Path,
     ) -> Result<Self> {
         let checkpoint = checkpoint_of(path, engine, &data, &options)?;
-        let mut trainer = Self::at(engine, data, options, Cursor::default())?;
+        let mut trainer = Self::begin(engine, data, options)?;
         trainer.load(path, &checkpoint)?;
         Ok(trainer)
     }
@@ -221,8 +139,8 @@ impl Trainer {
         let states = checkpoint.states(path, self.graph.layout.len(), self.options.optimizer)?;
         self.go_to(checkpoint)?;
         let gpu = self.engine.gpu();
-        for (name, values) in states {
-            gpu.write(self.graph.buffers.get(&name), 0, values);
+        for (buffer, values) in self.graph.buffers.state.iter().zip(states) {
+            gpu.write(buffer, 0, values);
         }
         gpu.flush_writes();
         gpu.check()
@@ -251,20 +169,15 @@ impl Trainer {
         }
     }
 
-    fn at(
-        engine: &Arc<Engine>,
-        data: Arc<Dataset>,
-        options: TrainOptions,
-        cursor: Cursor,
-    ) -> Result<Self> {
+    /// The first step of a run, without its factors.
+    fn begin(engine: &Arc<Engine>, data: Arc<Dataset>, options: TrainOptions) -> Result<Self> {
         options.check()?;
         if !engine.trains() {
             return Err(computes_wrong());
         }
         let (gpu, base) = (engine.gpu(), engine.base());
         let options = options.resolved(&base.config, data.examples.len());
-        let shape = options.shape(&base.config, gpu.caps().cooperative_matrix.is_some())?;
-        shape.check(&base.config)?;
+        let shape = options.shape()?;
         let data_fingerprint = data.fingerprint();
         let batches = BatchOptions {
             batch_size: options.step_examples(),
@@ -273,12 +186,14 @@ impl Trainer {
             seed: options.seed,
             duration: options.duration,
         };
-        let loader = Loader::new(data, batches, cursor)?;
+        let loader = Loader::new(data, batches, Cursor::default())?;
         let rate = options.learning_rate.unwrap_or_default();
         let schedule = Schedule::new(options.decay, rate, options.warmup, loader.total_steps())?;
         let scaling = options.scaling() as f32;
         let layout =
             Layout::new(&base.adapter_shape(), &options.targets()?, options.rank, scaling)?;
+        let beside = Tally::new(gpu.caps());
+        let bytes = Site { config: &base.config, beside }.training(&shape)?.total_bytes();
         let graph = Graph::new(gpu, base, &shape, layout)?;
         let update = Update::new(gpu, &graph, &options)?;
         let (engine, cancel) = (Arc::clone(engine), CancelToken::default());
@@ -291,6 +206,7 @@ impl Trainer {
             schedule,
             data_fingerprint,
             moments_from: 0,
+            bytes,
             cancel,
         })
     }
@@ -358,18 +274,14 @@ impl Trainer {
             number - self.moments_from,
         );
         commands.submit();
-        let norm: Vec<f32> = gpu.read(&self.update.norm, 0, 1)?;
+        let norm: Vec<f32> = gpu.read(&self.graph.buffers.norm[1], 0, 1)?;
         gpu.check()?;
         Ok((loss, f64::from(norm[0])))
     }
 
     fn clear_gradients(&self) {
         let gpu = self.engine.gpu();
-        gpu.write(
-            self.graph.buffers.get("adapter.grads"),
-            0,
-            &vec![0.0_f32; self.graph.layout.len()],
-        );
+        gpu.write(&self.graph.buffers.grads, 0, &vec![0.0_f32; self.graph.layout.len()]);
     }
 
     /// Mean loss of `batches` by their weights, in nats a token.
@@ -394,7 +306,11 @@ impl Trainer {
     ///
     /// Errors: [`Error::Gpu`].
     pub fn adapter(&self) -> Result<Adapter> {
-        let params = self.read("adapter.params")?;
+        self.as_adapter(&self.read(self.graph.buffers.params())?)
+    }
+
+    /// Values for every factor, as an adapter.
+    fn as_adapter(&self, values: &[f32]) -> Result<Adapter> {
         let base = self.engine.base();
         let options = FactorOptions {
             targets: self.options.targets()?,
@@ -402,16 +318,18 @@ impl Trainer {
             use_rslora: self.options.use_rslora,
             base_fingerprint: base.fingerprint.clone(),
         };
-        self.graph.layout.adapter(&params, &options, &base.adapter_shape())
+        self.graph.layout.adapter(values, &options, &base.adapter_shape())
     }
 
     /// Writes everything that [`Trainer::resume`] needs to `path`: whole or not at all.
     ///
     /// Errors: [`Error::Io`]; [`Error::Gpu`].
     pub fn save(&self, path: &Path) -> Result<()> {
-        let names = checkpoint::state_names(self.options.optimizer);
-        let states =
-            names.iter().map(|name| Ok((*name, self.read(name)?))).collect::<Result<Vec<_>>>()?;
+        let names = self.options.optimizer.state_names().iter();
+        let states = names.zip(&self.graph.buffers.state);
+        let states = states
+            .map(|(name, buffer)| Ok((*name, self.read(buffer)?)))
+            .collect::<Result<Vec<_>>>()?;
         checkpoint::write(path, &states, self.id(), self.position())
     }
 
@@ -427,8 +345,8 @@ impl Trainer {
         Position { cursor: self.cursor(), moments_from: self.moments_from }
     }
 
-    fn read(&self, name: &str) -> Result<Vec<f32>> {
-        self.engine.gpu().read(self.graph.buffers.get(name), 0, self.graph.layout.len())
+    fn read(&self, buffer: &Tensor) -> Result<Vec<f32>> {
+        self.engine.gpu().read(buffer, 0, self.graph.layout.len())
     }
 
     /// Gradients of the factors after a pass over `batches` and no update: `A` and `B` of each
@@ -442,16 +360,9 @@ impl Trainer {
             .iter()
             .map(|batch| self.graph.backward(gpu, batch, weight, &CancelToken::default()));
         let loss = losses.sum::<Result<f64>>();
-        let gradients = self.read("adapter.grads");
+        let gradients = self.read(&self.graph.buffers.grads);
         self.clear_gradients();
-        let base = self.engine.base();
-        let options = FactorOptions {
-            targets: self.options.targets()?,
-            lora_alpha: self.options.lora_alpha,
-            use_rslora: self.options.use_rslora,
-            base_fingerprint: base.fingerprint.clone(),
-        };
-        Ok((loss?, self.graph.layout.adapter(&gradients?, &options, &base.adapter_shape())?))
+        Ok((loss?, self.as_adapter(&gradients?)?))
     }
 
     /// The settings of the run, with what was left to the recipe decided.
@@ -491,6 +402,6 @@ impl Trainer {
 
     /// Bytes on the device, beside the base's.
     pub fn bytes(&self) -> u64 {
-        self.graph.buffers.bytes() + self.update.partials.bytes() + self.update.norm.bytes()
+        self.bytes
     }
 }

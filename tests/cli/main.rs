@@ -10,6 +10,7 @@ mod common;
 mod curves;
 mod eval;
 mod federated;
+mod merge;
 mod outputs;
 mod quiet;
 mod runs;

@@ -10,7 +10,7 @@ use epiphyte::federated::{Factors, Published, RoundPlan};
 
 use super::{Folder, SHAPE, delta_of, options, parent, plan, run, uniform};
 
-const DEVICES: u8 = 20;
+const DEVICES: u8 = 5;
 const PIN: [usize; 4] = [7, 0, 4, 9];
 const STEPS: usize = 300;
 const RATE: f32 = 0.2;

@@ -20,26 +20,26 @@ fn epsilon_is_that_of_dp_accounting() {
     }
 }
 
-/// Sampling, sigma, order, and the divergence of one round.
-const RDPS: [(f64, f64, f64, f64); 14] = [
-    (0.01, 0.6, 1.5, 0.001087172331238313),
+/// Sampling, sigma, order, and the divergence of one round: of whole orders by dp-accounting, of
+/// others by scipy's quadrature (`tests/golden/privacy.py`), below dp-accounting's bound on them.
+const RDPS: [(f64, f64, f64, f64); 13] = [
+    (0.01, 0.6, 1.5, 0.0009655384079612897),
     (0.01, 0.6, 2.0, 0.0015071876890013268),
-    (0.01, 0.6, 3.7, 0.0202410784807151),
+    (0.01, 0.6, 3.7, 0.020236104646308893),
     (0.01, 0.6, 16.0, 17.310040690501594),
     (0.01, 0.6, 64.0, 84.21062076344067),
     (0.1, 1.0, 2.0, 0.017036863236176605),
-    (0.1, 1.0, 3.7, 0.04842059131390521),
+    (0.1, 1.0, 3.7, 0.048331624426028605),
     (0.1, 1.0, 16.0, 5.5439121709021215),
     (0.1, 1.0, 64.0, 29.66086593727589),
-    (0.001, 2.0, 1.5, 2.1351601469493732e-07),
+    (0.001, 2.0, 1.5, 2.1298596995528703e-07),
     (0.001, 2.0, 2.0, 2.840253763520833e-07),
-    (0.001, 2.0, 3.7, 5.257245081059573e-07),
     (0.001, 2.0, 16.0, 2.2821424743719574e-06),
     (0.001, 2.0, 64.0, 0.9827446359630388),
 ];
 
 #[test]
-fn rdp_is_that_of_dp_accounting_at_whole_and_broken_orders() {
+fn the_divergence_is_right_at_whole_and_at_broken_orders() {
     for (sampling, sigma, order, want) in RDPS {
         let got = Rounds { sampling, sigma, rounds: 1 }.rdp(order);
         assert!((got / want - 1.0).abs() < 1e-6, "q {sampling} at {order}: {got:e}, not {want:e}");

@@ -104,7 +104,8 @@ def cross_term(old, clients):
         changes = np.zeros(SHAPES[m])
         for c in range(clients):
             d = delta(old, c, "AB")
-            changes += weight(c) / total * ((old[m, "B"] + d[m, "B"]) @ (old[m, "A"] + d[m, "A"]) - base)
+            product = (old[m, "B"] + d[m, "B"]) @ (old[m, "A"] + d[m, "A"])
+            changes += weight(c) / total * (product - base)
         error += np.sum((changes - (new[m, "B"] @ new[m, "A"] - base)) ** 2)
         exact += np.sum(changes**2)
     return np.sqrt(error / exact)

@@ -134,6 +134,7 @@ fn tiles_are_large_where_there_are_many() {
         f16: true,
         cooperative_matrix: None,
         scalar_fragments: false,
+        block_bytes: 0,
         immediates: true,
         software,
         max_binding_bytes: 128 << 20,

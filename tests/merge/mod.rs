@@ -3,6 +3,7 @@
 
 mod golden;
 mod properties;
+mod recipe_file;
 mod refused;
 
 use epiphyte::adapter::{Adapter, BaseShape, LoraConfig, LoraModule, ModulePath, Modules, Target};

@@ -18,8 +18,31 @@ const RANK: usize = 4;
 /// As `model_step.py` draws.
 const FACTORS_SEED: u64 = 11;
 const SIGNS_SEED: u64 = 12;
-/// Of losses and norms, and of the whole gradient's difference.
-const BAR: f64 = 5e-3;
+
+/// How far off something may be, relative to its size; beside each the most that was seen.
+struct Bounds {
+    /// The whole gradient.
+    gradient: f64,
+    /// One factor's, by random projections.
+    factor: f64,
+    loss: f64,
+    norm: f64,
+}
+
+/// In f32. Seen on lavapipe 22.3.
+const F32: Bounds = Bounds {
+    gradient: 2e-3, // 2.6e-4
+    factor: 6e-3,   // 8.3e-4
+    loss: 1e-5,     // 1.3e-6
+    norm: 2e-4,     // 2.1e-5
+};
+/// Where cooperative matrices round activations and weights to f16. Seen on lavapipe 26.2.
+const F16: Bounds = Bounds {
+    gradient: 1e-2, // 2.9e-3
+    factor: 4e-2,   // 9.2e-3
+    loss: 5e-3,
+    norm: 5e-3,
+};
 
 fn options() -> TrainOptions {
     TrainOptions {
@@ -91,6 +114,8 @@ fn gradients_and_steps_are_those_of_peft() {
     let bytes = std::fs::read(golden("model_step.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let engine = Engine::open(path, EngineOptions::default()).unwrap();
+    let cooperative = engine.gpu().caps().cooperative_matrix.is_some();
+    let bounds = if cooperative { F16 } else { F32 };
     let first = first_factors(&engine.base().adapter_shape());
     let data = Arc::new(Dataset::of([example(&file)]));
     let mut trainer = Trainer::new(&engine, Arc::clone(&data), options(), Some(&first)).unwrap();
@@ -115,7 +140,7 @@ fn gradients_and_steps_are_those_of_peft() {
         "gradients: {whole:.1e} of their norm apart; of one factor {:.1e}, {}",
         worst.0, worst.1
     );
-    assert!(whole <= BAR && worst.0 <= BAR, "{whole} {worst:?}");
+    assert!(whole <= bounds.gradient && worst.0 <= bounds.factor, "{whole} {worst:?}");
 
     for (expected, norm) in f64s(&file, "losses").into_iter().zip(f64s(&file, "norms")) {
         let record = trainer.step().unwrap().unwrap();
@@ -125,7 +150,8 @@ fn gradients_and_steps_are_those_of_peft() {
             "step {}: loss off by {:.1e}, norm by {:.1e}; {:.1} s",
             record.step, off[0], off[1], record.seconds
         );
-        assert!(off.iter().all(|off| *off <= BAR), "{record:?}, not {expected} and {norm}");
+        let fits = off[0] <= bounds.loss && off[1] <= bounds.norm;
+        assert!(fits, "{record:?}, not {expected} and {norm}");
     }
     assert!(trainer.step().unwrap().is_none());
 }

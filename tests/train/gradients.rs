@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use epiphyte::adapter::Adapter;
-use epiphyte::format::gguf::Gguf;
+use epiphyte::gpu::Tally;
 use epiphyte::train::buffers::Optimizer;
 use epiphyte::train::data::batch::{MicroBatch, in_order};
 use epiphyte::train::data::{Dataset, Example};
-use epiphyte::train::plan::{MemoryPlan, Model, weight_bytes};
+use epiphyte::train::plan::Site;
 use epiphyte::train::{TrainOptions, Trainer};
 use epiphyte::{Engine, EngineOptions};
 
@@ -152,12 +152,10 @@ fn packing_changes_no_gradient() {
 
 #[test]
 fn the_trainer_takes_what_the_plan_says() {
-    let gguf = Gguf::open(golden("tiny_llama.gguf")).unwrap();
     // Its own: other tests take and give back meanwhile.
     let engine = Engine::open(golden("tiny_llama.gguf"), EngineOptions::default()).unwrap();
     let (base, gpu) = (engine.base(), engine.gpu());
-    let weight_bytes = weight_bytes(&gguf, &base.config).unwrap();
-    let model = Model { config: &base.config, weight_bytes, kv_element_bytes: 2, engine_bytes: 0 };
+    let site = Site { config: &base.config, beside: Tally::new(gpu.caps()) };
     let attention = ["q_proj", "v_proj"].map(String::from).to_vec();
     let settings = [
         options(),
@@ -168,15 +166,13 @@ fn the_trainer_takes_what_the_plan_says() {
         TrainOptions { rank: 1, micro_batch: 1, seq_len: 25, ..options() },
     ];
     for options in settings {
-        let shape = options.shape(&base.config, gpu.caps().cooperative_matrix.is_some()).unwrap();
-        let planned = MemoryPlan::training(&model, &shape, 0).unwrap().total_bytes() - weight_bytes;
+        let planned = site.training(&options.shape().unwrap()).unwrap().total_bytes();
         let before = gpu.allocated_bytes();
         let trainer = Trainer::new(&engine, examples(6, 4), options, None).unwrap();
         let taken = gpu.allocated_bytes() - before;
         println!("{taken} bytes taken, {planned} planned");
         assert_eq!(taken, trainer.bytes());
-        // Left out: the gradient's norm.
-        assert!(taken.abs_diff(planned) < 1 << 10, "{taken} {planned}");
+        assert_eq!(taken, planned);
         drop(trainer);
         assert_eq!(gpu.allocated_bytes(), before);
     }

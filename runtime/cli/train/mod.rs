@@ -11,9 +11,9 @@ use serde::Serialize;
 
 use super::{interrupt, output};
 use epiphyte::GpuOptions;
+use epiphyte::engine::plan::human_bytes;
 use epiphyte::error::{Error, Result};
 use epiphyte::train::data::{DataReport, TrainLength};
-use epiphyte::train::plan::human_bytes;
 use epiphyte::train::run::{End, Losses, Outcome};
 use epiphyte::train::{RunFolder, TrainControl, TrainOptions, TrainRun};
 

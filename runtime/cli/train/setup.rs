@@ -11,10 +11,11 @@ use epiphyte::GpuOptions;
 use epiphyte::adapter::{AdaptedBase, Adapter, BaseWeights};
 use epiphyte::base::ModelConfig;
 use epiphyte::engine::Engine;
+use epiphyte::engine::plan::human_bytes;
 use epiphyte::error::Result;
 use epiphyte::format::gguf::Gguf;
 use epiphyte::train::RunOptions;
-use epiphyte::train::plan::{Choice, Wish, human_bytes};
+use epiphyte::train::plan::{Choice, Wish};
 use epiphyte::train::setup::TrainSetup;
 
 /// The memory of a run.
@@ -52,6 +53,7 @@ pub(super) fn prepare(
         free: args.shape.free(),
         budget_bytes,
         kv_tokens: 0,
+        kv_f32: false,
     };
     let mut bar = output::LoadingBar::default();
     let setup = TrainSetup::open(&gguf, gpu, wish, &mut |progress| bar.update(progress));

@@ -1,11 +1,12 @@
 //! Two growing buffers, one for the A and one for the B factors, each after room for the directory.
 
 use crate::error::{Error, Result};
-use crate::gpu::{Commands, Gpu, Tensor};
+use crate::gpu::{Caps, Class, Memory, Tensor};
 
 use super::packed::Eight;
 
-const EIGHT: u64 = size_of::<Eight>() as u64;
+/// Bytes of an [`Eight`].
+pub(crate) const EIGHT: u64 = size_of::<Eight>() as u64;
 
 /// An adapter's places, in [`Eight`]s after the directory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,15 +18,21 @@ pub(crate) struct Block {
 }
 
 /// One of the two buffers: who has which range. First fit.
-#[derive(Debug, Default)]
-struct Side {
-    tensor: Option<Tensor>,
+#[derive(Debug)]
+struct Side<T> {
+    tensor: Option<T>,
     capacity: u32,
     /// Taken ranges, sorted.
     taken: Vec<(u32, u32)>,
 }
 
-impl Side {
+impl<T> Default for Side<T> {
+    fn default() -> Self {
+        Self { tensor: None, capacity: 0, taken: Vec::new() }
+    }
+}
+
+impl<T> Side<T> {
     fn used(&self) -> u32 {
         self.taken.iter().map(|(_, len)| len).sum()
     }
@@ -54,21 +61,37 @@ impl Side {
 
 /// See the module's documentation.
 #[derive(Debug)]
-pub(crate) struct Arena {
+pub(crate) struct Arena<T = Tensor> {
     directory_bytes: u64,
     budget: u64,
     most: u32,
-    a: Side,
-    b: Side,
+    a: Side<T>,
+    b: Side<T>,
     moves: u64,
 }
 
-impl Arena {
+/// Room that an adapter needs, in [`Eight`]s.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Room {
+    pub(crate) a: u32,
+    pub(crate) b: u32,
+}
+
+/// Bytes to copy from a place of one buffer to one of another.
+pub(crate) struct Copying<'a, T> {
+    pub(crate) from: &'a T,
+    pub(crate) from_offset: u64,
+    pub(crate) to: &'a T,
+    pub(crate) to_offset: u64,
+    pub(crate) bytes: u64,
+}
+
+impl<T> Arena<T> {
     /// Nothing is allocated yet. `budget` is for the factors, without the directory; it is lowered
     /// to what the device can bind.
-    pub(crate) fn new(gpu: &Gpu, directory_bytes: u64, budget: u64) -> Self {
+    pub(crate) fn new(caps: &Caps, directory_bytes: u64, budget: u64) -> Self {
         let directory_bytes = directory_bytes.next_multiple_of(EIGHT);
-        let most = (gpu.caps().max_binding_bytes.saturating_sub(directory_bytes) / EIGHT)
+        let most = (caps.max_binding_bytes.saturating_sub(directory_bytes) / EIGHT)
             .min(u64::from(u32::MAX));
         let budget = budget.min(2 * EIGHT * most);
         Self {
@@ -86,7 +109,7 @@ impl Arena {
     }
 
     /// The two buffers and how often they have moved; `None` before the first adapter.
-    pub(crate) fn tensors(&self) -> Option<(&Tensor, &Tensor, u64)> {
+    pub(crate) fn tensors(&self) -> Option<(&T, &T, u64)> {
         Some((self.a.tensor.as_ref()?, self.b.tensor.as_ref()?, self.moves))
     }
 
@@ -97,10 +120,10 @@ impl Arena {
     }
 
     /// Room for an adapter, if there is any as things lie.
-    pub(crate) fn allocate(&mut self, a_len: u32, b_len: u32) -> Option<Block> {
-        let block = Block { a: self.a.find(a_len)?, b: self.b.find(b_len)?, a_len, b_len };
-        self.a.take(block.a, a_len);
-        self.b.take(block.b, b_len);
+    pub(crate) fn allocate(&mut self, Room { a, b }: Room) -> Option<Block> {
+        let block = Block { a: self.a.find(a)?, b: self.b.find(b)?, a_len: a, b_len: b };
+        self.a.take(block.a, a);
+        self.b.take(block.b, b);
         Some(block)
     }
 
@@ -110,22 +133,22 @@ impl Arena {
     }
 
     /// Whether growing or tidying would make room without taking any adapter off.
-    pub(crate) fn can_make_room(&self, a: u32, b: u32) -> bool {
+    pub(crate) fn can_make_room(&self, Room { a, b }: Room) -> bool {
         let (a, b) =
             (u64::from(self.a.used()) + u64::from(a), u64::from(self.b.used()) + u64::from(b));
         a <= u64::from(self.most) && b <= u64::from(self.most) && (a + b) * EIGHT <= self.budget
     }
 
-    /// New buffers with room for `a` and `b` more; `blocks` are all there are, and are moved
-    /// together.
+    /// New buffers with room for one more; `blocks` are all there are, and are moved
+    /// together by `copy`.
     ///
     /// Errors: [`crate::Error::OutOfMemory`]; everything is then where it was.
     pub(crate) fn rebuild(
         &mut self,
-        gpu: &Gpu,
-        a: u32,
-        b: u32,
+        memory: &impl Memory<Tensor = T>,
+        Room { a, b }: Room,
         blocks: &mut [&mut Block],
+        copy: &mut dyn FnMut(Copying<'_, T>),
     ) -> Result<()> {
         let (a_needed, b_needed) = (self.a.used() + a, self.b.used() + b);
         let all = u64::from(a_needed) + u64::from(b_needed);
@@ -136,11 +159,12 @@ impl Arena {
             let more = u128::from(spare) * u128::from(needed) / u128::from(all.max(1));
             needed.saturating_add(more as u32).min(self.most).max(needed)
         };
-        let side = |label: &str, capacity: u32| -> Result<Side> {
-            let tensor = gpu.storage(label, self.directory_bytes + u64::from(capacity) * EIGHT)?;
+        let side = |label: &str, capacity: u32| -> Result<Side<T>> {
+            let words = self.directory_bytes / 4 + u64::from(capacity) * (EIGHT / 4);
+            let tensor = memory.words(Class::Adapter, label, &[words as usize])?;
             Ok(Side { tensor: Some(tensor), capacity, taken: Vec::new() })
         };
-        let sides = |spare: u64| -> Result<[Side; 2]> {
+        let sides = |spare: u64| -> Result<[Side<T>; 2]> {
             Ok([
                 side("adapters A", capacity(a_needed, spare))?,
                 side("adapters B", capacity(b_needed, spare))?,
@@ -150,33 +174,28 @@ impl Arena {
             Error::OutOfMemory { .. } if spare > 0 => sides(0),
             error => Err(error),
         })?;
-        let mut commands = Commands::new(gpu)?;
         for block in blocks.iter_mut() {
             let moved = Block { a: a.used(), b: b.used(), ..**block };
-            let place = |at: u32| self.directory_bytes + u64::from(at) * EIGHT;
-            if let (Some(old), Some(new)) = (&self.a.tensor, &a.tensor) {
-                commands.copy(
-                    old,
-                    place(block.a),
-                    new,
-                    place(moved.a),
-                    u64::from(block.a_len) * EIGHT,
-                );
-            }
-            if let (Some(old), Some(new)) = (&self.b.tensor, &b.tensor) {
-                commands.copy(
-                    old,
-                    place(block.b),
-                    new,
-                    place(moved.b),
-                    u64::from(block.b_len) * EIGHT,
-                );
+            let offset = |at: u32| self.directory_bytes + u64::from(at) * EIGHT;
+            let ends = [
+                (&self.a, block.a, &a, moved.a, block.a_len),
+                (&self.b, block.b, &b, moved.b, block.b_len),
+            ];
+            for (old, from, new, to, len) in ends {
+                if let (Some(old), Some(new)) = (&old.tensor, &new.tensor) {
+                    copy(Copying {
+                        from: old,
+                        from_offset: offset(from),
+                        to: new,
+                        to_offset: offset(to),
+                        bytes: u64::from(len) * EIGHT,
+                    });
+                }
             }
             a.take(moved.a, moved.a_len);
             b.take(moved.b, moved.b_len);
             **block = moved;
         }
-        commands.submit();
         (self.a, self.b) = (a, b);
         self.moves += 1;
         Ok(())

@@ -1,9 +1,9 @@
 //! Adapters on the device.
 
-mod arena;
+pub(super) mod arena;
 mod entry;
-mod packed;
-mod registry;
+pub(super) mod packed;
+pub(super) mod registry;
 
 pub use entry::AdapterState;
 pub(crate) use entry::{Incoming, ReadAgain, SetId};

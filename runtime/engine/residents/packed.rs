@@ -11,6 +11,8 @@ use crate::base::{BaseShape, ModulePath, Target};
 use crate::model::site::{SiteKind, sites};
 use crate::parallel;
 
+use super::arena::Room;
+
 /// f16 that a kernel loads at a time; ranks are multiples of it.
 const WIDTH: usize = 8;
 /// As many.
@@ -72,6 +74,16 @@ impl Packed {
     pub(crate) fn bytes(&self) -> u64 {
         ((self.a.len() + self.b.len()) * size_of::<u16>()) as u64
     }
+}
+
+/// What the factors of an adapter take once they are packed.
+pub(crate) fn room(adapter: &Adapter, shape: &BaseShape) -> Room {
+    let works =
+        sites(shape.num_hidden_layers).map(|(kind, layer)| Work::new(kind, layer, adapter, shape));
+    works.fold(Room::default(), |Room { a, b }, work| Room {
+        a: a + work.a_len as u32,
+        b: b + work.b_len as u32,
+    })
 }
 
 /// A site to pack.

@@ -43,12 +43,8 @@ pub(crate) struct Registry {
 impl Registry {
     /// For passes of up to `rows` rows over a base of `shape`; `budget` in bytes.
     pub(crate) fn new(gpu: &Gpu, shape: BaseShape, rows: usize, budget: u64) -> Self {
-        let directory = Directory {
-            rows: rows.next_multiple_of(4) as u32,
-            sets: MAX_SETS as u32,
-            sites: site_count(shape.num_hidden_layers) as u32,
-        };
-        let arena = Arena::new(gpu, u64::from(directory.words()) * 4, budget);
+        let directory = directory(&shape, rows);
+        let arena = Arena::new(gpu.caps(), u64::from(directory.words()) * 4, budget);
         let sets = (0..MAX_SETS).map(|_| None).collect();
         Self {
             directory,
@@ -113,6 +109,11 @@ impl Registry {
             }
         }
         Ok(())
+    }
+
+    /// Whether it could be on the device by itself.
+    pub(crate) fn fits(&self, adapter: &Incoming) -> bool {
+        adapter.packed.bytes() <= self.arena.budget()
     }
 
     fn is_pinned(&self, entry: EntryId) -> bool {
@@ -428,6 +429,15 @@ impl Registry {
         if let Some(set) = &mut self.sets[index] {
             set.pass.alone = alone;
         }
+    }
+}
+
+/// That of passes of up to `rows` rows over a base of `shape`.
+pub(crate) fn directory(shape: &BaseShape, rows: usize) -> Directory {
+    Directory {
+        rows: rows.next_multiple_of(4) as u32,
+        sets: MAX_SETS as u32,
+        sites: site_count(shape.num_hidden_layers) as u32,
     }
 }
 

@@ -147,10 +147,10 @@ impl<'a> Collected<'a> {
     fn sum(&mut self, delta: &Delta, admitted: Admitted, sign: f64) {
         self.weight.add(sign * admitted.weight);
         let factor = sign * admitted.weight * admitted.shrink;
-        for (key, sums) in &mut self.sums {
+        parallel::map(self.sums.iter_mut().collect(), |(key, sums): (&Key, &mut Sums)| {
             let values = delta.values(*key).unwrap_or_default();
             sums.add(values.iter().map(|v| f64::from(*v) * factor));
-        }
+        });
         if let Some(probes) = &mut self.probes {
             probes.add(self.round.parent, delta, admitted.shrink, sign * admitted.weight);
         }

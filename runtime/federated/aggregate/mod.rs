@@ -28,7 +28,7 @@ pub use report::{Entry, ModeError, Report};
 
 use super::published::{Published, RoundPlan};
 use super::sign::Signer;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use admit::Round;
 use collect::Collected;
 
@@ -56,9 +56,8 @@ pub struct Outcome {
 /// Makes the next version. `next` says what comes after it: its round and factors follow from the
 /// parent's and the mode. `state` is the server optimizer's, and is changed when a version is made.
 ///
-/// Errors: [`InvalidArgument`](crate::Error::InvalidArgument) for options that make no sense
-/// together; [`InvalidDelta`](crate::Error::InvalidDelta) for a part of another round, or parts
-/// that hold the same device twice; those of the signer. A delta that can't be used is no error:
+/// Errors: [`Error::InvalidArgument`] for options that make no sense together;
+/// [`Error::InvalidDelta`] for a part of another round, or parts that hold the same device twice; those of the signer. A delta that can't be used is no error:
 /// the report says why.
 pub fn aggregate(
     inputs: &Inputs<'_>,
@@ -77,7 +76,7 @@ pub fn aggregate(
 /// Errors: as [`aggregate`].
 pub fn partial(inputs: &Inputs<'_>, signer: &dyn Signer) -> Result<(Vec<u8>, Report)> {
     if inputs.options.min_cosine.is_some() {
-        return Err(crate::Error::InvalidArgument {
+        return Err(Error::InvalidArgument {
             name: "min_cosine",
             reason: "a part does not know the mean of all; leave it to the last run".into(),
         });

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// A and B each on its own (FedIT). Not exact: the product of means is not the mean of
+    /// A and B each on its own (`FedIT`). Not exact: the product of means is not the mean of
     /// products; the report estimates by how much.
     FedAvg,
     /// One factor a round, in turn, the other common to all (RoLoRA): exact.
@@ -127,14 +127,15 @@ pub enum ServerOptimizer {
         /// 1 for plain averaging.
         lr: f64,
     },
-    /// `m = momentum m + g`, `x += lr m` (FedAvgM).
+    /// `m = momentum m + g`, `x += lr m` (`FedAvgM`).
     Momentum {
         /// Learning rate.
         lr: f64,
         /// How much of the last step is kept.
         momentum: f64,
     },
-    /// `m = b1 m + (1 - b1) g`, `v = b2 v + (1 - b2) g^2`, `x += lr m / (sqrt v + tau)` (FedAdam).
+    /// `m = b1 m + (1 - b1) g`, `v = b2 v + (1 - b2) g^2`, `x += lr m / (sqrt v + tau)`
+    /// (`FedAdam`).
     Adam {
         /// Learning rate.
         lr: f64,
@@ -166,7 +167,7 @@ pub struct AggregateOptions {
     /// What becomes of those above the plan's clip norm.
     pub over_norm: OverNorm,
     /// Versions that a delta's parent may be behind; each lowers its weight to
-    /// `1 / sqrt(1 + versions)` (FedBuff).
+    /// `1 / sqrt(1 + versions)` (`FedBuff`).
     pub max_staleness: u64,
     /// Which mean.
     pub robust: Robust,
@@ -243,7 +244,11 @@ impl AggregateOptions {
                     rolora or ffa with uniform weights",
                 );
             }
-            if plan.clip_norm.is_none() || noise.expected == 0 || !(noise.sigma > 0.0) {
+            if plan.clip_norm.is_none()
+                || noise.expected == 0
+                || noise.sigma.is_nan()
+                || noise.sigma <= 0.0
+            {
                 return refuse("noise", "it needs the plan's clip norm and an expected number");
             }
             if plan.sigma > 0.0 {

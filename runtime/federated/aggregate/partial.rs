@@ -76,7 +76,7 @@ pub(super) fn write(collected: &Collected<'_>, signer: &dyn Signer) -> Result<Ve
     };
     let text = serde_json::to_string(&manifest).map_err(|e| invalid(MANIFEST, e.to_string()))?;
     let sums = collected.sums.iter().map(|((path, factor), s)| (tensor_name(*path, *factor), s));
-    let probes = collected.probes.iter().flat_map(|probes| &probes.0);
+    let probes = collected.probes.iter().flat_map(|probes| &probes.sums);
     let probes = probes.map(|(path, sums)| (format!("{PROBE}{path}"), sums));
     let sums = sums.chain(probes).map(|(name, sums)| {
         let bytes = sums.0.iter().flat_map(|sum| sum.to_le_bytes()).collect();
@@ -139,7 +139,7 @@ pub(super) fn add(collected: &mut Collected<'_>, file: String, sealed: &Sealed) 
     for ((path, factor), sums) in &mut collected.sums {
         merge(sums, sealed, &tensor_name(*path, *factor))?;
     }
-    for (path, sums) in collected.probes.iter_mut().flat_map(|probes| &mut probes.0) {
+    for (path, sums) in collected.probes.iter_mut().flat_map(|probes| &mut probes.sums) {
         merge(sums, sealed, &format!("{PROBE}{path}"))?;
     }
     Ok(())

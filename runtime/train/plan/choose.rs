@@ -1,72 +1,17 @@
 //! The settings of a run by the memory there is: what `plan` prints and `train` takes, from one
 //! function.
 
-use super::{Free, MemoryPlan, Model, engine_bytes, fit, weight_bytes};
+use super::{Free, Site, fit};
 use crate::base::ModelConfig;
-use crate::engine::pass_rows;
+use crate::engine::plan::{Serving, tally};
 use crate::error::Result;
 use crate::format::gguf::Gguf;
-use crate::gpu::{Caps, Gpu, GpuOptions};
+use crate::gpu::{Caps, MemoryPlan};
 use crate::train::TrainOptions;
 use crate::train::buffers::TrainShape;
 
 /// Context of an engine that only trains: sessions are not what it is for.
 pub const TRAIN_CONTEXT: usize = 32;
-
-/// What of a device decides how much memory is taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Device {
-    /// The KV cache is in f16.
-    pub f16: bool,
-    /// It has cooperative matrices.
-    pub cooperative_matrix: bool,
-    /// Rows of a pass when it answers.
-    pub pass_rows: usize,
-}
-
-impl Device {
-    /// A phone's, where there is none to ask.
-    pub const ASSUMED: Self = Self { f16: true, cooperative_matrix: false, pass_rows: 512 };
-
-    /// That of the GPU that `gpu` names.
-    ///
-    /// Errors: [`crate::Error::NoGpu`], [`crate::Error::Gpu`].
-    pub fn open(gpu: GpuOptions) -> Result<Self> {
-        Gpu::open(gpu).map(|gpu| Self::of(gpu.caps()))
-    }
-
-    /// That of an open device.
-    pub(crate) fn of(caps: &Caps) -> Self {
-        Self {
-            f16: caps.f16,
-            cooperative_matrix: caps.cooperative_matrix.is_some(),
-            pass_rows: pass_rows(caps),
-        }
-    }
-
-    /// `config` on this device, with its weights and what an engine of `context` positions takes
-    /// beside them.
-    ///
-    /// Errors: as [`weight_bytes`].
-    pub fn model<'a>(
-        &self,
-        gguf: &Gguf,
-        config: &'a ModelConfig,
-        context: usize,
-    ) -> Result<Model<'a>> {
-        let kv_element_bytes = if self.f16 { 2 } else { 4 };
-        let mut model = Model {
-            config,
-            weight_bytes: weight_bytes(gguf, config)?,
-            kv_element_bytes,
-            engine_bytes: 0,
-        };
-        if context > 0 {
-            model.engine_bytes = engine_bytes(&model, self.pass_rows, context);
-        }
-        Ok(model)
-    }
-}
 
 /// What is asked for.
 #[derive(Clone, Debug)]
@@ -79,6 +24,8 @@ pub struct Wish {
     pub budget_bytes: Option<u64>,
     /// Positions of conversations beside the run.
     pub kv_tokens: usize,
+    /// Those are kept in f32 although there is f16.
+    pub kv_f32: bool,
 }
 
 /// What a run is to be.
@@ -99,12 +46,13 @@ pub struct Choice {
 /// passes of up to a whole step, activations kept, examples of the length asked for.
 ///
 /// Errors: as [`fit`], [`TrainShape::check`] and [`TrainOptions::shape`].
-pub fn choose(gguf: &Gguf, config: &ModelConfig, device: &Device, wish: Wish) -> Result<Choice> {
-    let model = device.model(gguf, config, TRAIN_CONTEXT)?;
-    let Wish { mut options, free, budget_bytes, kv_tokens } = wish;
-    let asked = options.shape(config, device.cooperative_matrix)?;
+pub fn choose(gguf: &Gguf, config: &ModelConfig, caps: &Caps, wish: Wish) -> Result<Choice> {
+    let Wish { mut options, free, budget_bytes, kv_tokens, kv_f32 } = wish;
+    let serving = Serving { context: TRAIN_CONTEXT, kv_tokens, kv_f32, ..Serving::default() };
+    let site = Site { config, beside: tally(caps, config, Some(gguf), &serving)? };
+    let asked = options.shape()?;
     let Some(budget) = budget_bytes else {
-        let plan = MemoryPlan::training(&model, &asked, kv_tokens)?;
+        let plan = site.training(&asked)?;
         return Ok(Choice { options, shape: asked, plan, decided: Vec::new() });
     };
     let wanted = TrainShape {
@@ -112,7 +60,7 @@ pub fn choose(gguf: &Gguf, config: &ModelConfig, device: &Device, wish: Wish) ->
         checkpoint_every: if free.checkpoint { None } else { asked.checkpoint_every },
         ..asked.clone()
     };
-    let (shape, plan) = fit(&model, &wanted, free, kv_tokens, budget)?;
+    let (shape, plan) = fit(&site, &wanted, free, budget)?;
     let decided = decided(&asked, &shape);
     options.micro_batch = shape.micro_batch;
     options.seq_len = shape.seq_len;

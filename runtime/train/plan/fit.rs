@@ -5,8 +5,9 @@
 //! which anything fits; for it, no checkpointing if one row fits without, else the interval that
 //! takes the least (each computes as much again); then the largest micro-batch.
 
-use super::{MemoryPlan, Model, human_bytes};
+use super::Site;
 use crate::error::{Error, Result};
+use crate::gpu::{MemoryPlan, human_bytes};
 use crate::train::buffers::TrainShape;
 
 /// Sequence lengths that are tried are multiples of this, and the one asked for.
@@ -28,29 +29,26 @@ impl Free {
     pub const ALL: Self = Self { micro_batch: true, checkpoint: true, seq_len: true };
 }
 
-/// The best setting up to `wanted` that takes at most `budget_bytes` beside `kv_tokens` positions
-/// of conversations.
+/// The best setting up to `wanted` with which there are at most `budget_bytes`.
 ///
 /// Errors: [`Error::OverBudget`] with the sum and the nearest setting that fits; as
 /// [`TrainShape::check`].
 pub fn fit(
-    model: &Model<'_>,
+    site: &Site<'_>,
     wanted: &TrainShape,
     free: Free,
-    kv_tokens: usize,
     budget_bytes: u64,
 ) -> Result<(TrainShape, MemoryPlan)> {
-    wanted.check(model.config)?;
-    let mut search =
-        Search { model, wanted, thriftiest: wanted.checkpoint_every, kv_tokens, budget_bytes };
+    wanted.check(site.config)?;
+    let mut search = Search { site, wanted, thriftiest: wanted.checkpoint_every, budget_bytes };
     search.thriftiest = search.find_thriftiest()?;
     if let Some(shape) = search.best(free)? {
-        let plan = MemoryPlan::training(model, &shape, kv_tokens)?;
+        let plan = site.training(&shape)?;
         return Ok((shape, plan));
     }
     // The least of what was allowed shows how far away it is.
     let least = search.least(free);
-    let plan = MemoryPlan::training(model, &least, kv_tokens)?;
+    let plan = site.training(&least)?;
     let remedy = match search.best(Free::ALL)? {
         Some(shape) => {
             format!("{} fits in {}", describe(&shape), human_bytes(search.bytes(&shape)?))
@@ -86,17 +84,16 @@ fn describe(shape: &TrainShape) -> String {
 }
 
 struct Search<'a> {
-    model: &'a Model<'a>,
+    site: &'a Site<'a>,
     wanted: &'a TrainShape,
     /// The checkpointing that takes the least, or the one asked for.
     thriftiest: Option<usize>,
-    kv_tokens: usize,
     budget_bytes: u64,
 }
 
 impl Search<'_> {
     fn bytes(&self, shape: &TrainShape) -> Result<u64> {
-        Ok(MemoryPlan::training(self.model, shape, self.kv_tokens)?.total_bytes())
+        Ok(self.site.training(shape)?.total_bytes())
     }
 
     fn fits(&self, shape: &TrainShape) -> Result<bool> {
@@ -109,7 +106,7 @@ impl Search<'_> {
         let with =
             |checkpoint_every| self.bytes(&TrainShape { checkpoint_every, ..self.wanted.clone() });
         let mut least = (with(self.wanted.checkpoint_every)?, self.wanted.checkpoint_every);
-        for k in 1..self.model.config.num_hidden_layers {
+        for k in 1..self.site.config.num_hidden_layers {
             let bytes = with(Some(k))?;
             if bytes < least.0 {
                 least = (bytes, Some(k));

@@ -3,12 +3,12 @@
 
 use std::sync::Arc;
 
-use super::super::arena::Block;
+use super::super::arena::{Block, Room};
 use super::super::entry::{EntryId, ReadAgain, Resident, Source};
 use super::super::packed::{Eight, Packed};
 use super::{MAX_SETS, Registry};
 use crate::error::{Error, Result};
-use crate::gpu::Gpu;
+use crate::gpu::{Commands, Gpu};
 use crate::parallel;
 
 /// f16 that are copied to the device's memory at a time; a multiple of an [`Eight`].
@@ -40,9 +40,9 @@ impl Registry {
 
     /// Sends factors to the device, making room if need be.
     pub(super) fn send(&mut self, gpu: &Gpu, number: EntryId, packed: &Packed) -> Result<()> {
-        let (a, b) = [&packed.a, &packed.b]
-            .map(|factors| (factors.len() / Eight::default().len()) as u32)
-            .into();
+        let [a, b] =
+            [&packed.a, &packed.b].map(|factors| (factors.len() / Eight::default().len()) as u32);
+        let room = Room { a, b };
         let (needed_bytes, budget_bytes) = (packed.bytes(), self.arena.budget());
         let id = self.entries.get(&number).map(|entry| entry.id.clone()).unwrap_or_default();
         let full = || Error::AdapterBudget { id: id.clone(), needed_bytes, budget_bytes };
@@ -53,11 +53,11 @@ impl Registry {
             return Err(full());
         }
         let block = loop {
-            if let Some(block) = self.arena.allocate(a, b) {
+            if let Some(block) = self.arena.allocate(room) {
                 break block;
             }
-            if self.arena.can_make_room(a, b) {
-                self.move_arena(gpu, a, b)?;
+            if self.arena.can_make_room(room) {
+                self.move_arena(gpu, room)?;
             } else if !self.evict(number) {
                 return Err(full());
             }
@@ -110,12 +110,16 @@ impl Registry {
     }
 
     /// Larger or tidier buffers: every adapter and the directory move.
-    fn move_arena(&mut self, gpu: &Gpu, a: u32, b: u32) -> Result<()> {
+    fn move_arena(&mut self, gpu: &Gpu, room: Room) -> Result<()> {
         let mut residents: Vec<_> =
             self.entries.values_mut().filter_map(|entry| entry.resident.as_mut()).collect();
         let mut blocks: Vec<&mut Block> =
             residents.iter_mut().map(|resident| &mut resident.block).collect();
-        self.arena.rebuild(gpu, a, b, &mut blocks)?;
+        let mut commands = Commands::new(gpu)?;
+        self.arena.rebuild(gpu, room, &mut blocks, &mut |copy| {
+            commands.copy(copy.from, copy.from_offset, copy.to, copy.to_offset, copy.bytes);
+        })?;
+        commands.submit();
         (1..MAX_SETS).for_each(|index| self.write_set(gpu, index));
         Ok(())
     }
