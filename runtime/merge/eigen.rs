@@ -67,13 +67,13 @@ pub(super) fn all(mut matrix: Square, count: usize) -> Eigen {
 /// Reduces to diagonal and the numbers beside it; the reflectors' vectors have length 1 or 0.
 fn tridiagonal(matrix: &mut Square) -> (Vec<f64>, Vec<f64>, Vec<Vec<f64>>) {
     let n = matrix.n;
-    let mut beside = vec![0.0; n];
+    let mut beside = Vec::with_capacity(n);
     let mut reflectors = Vec::with_capacity(n.saturating_sub(2));
     for k in 0..n.saturating_sub(1) {
         let mut v: Vec<f64> = (k + 1..n).map(|i| matrix.values[i * n + k]).collect();
         let length = norm(&v);
         let alpha = if v[0] > 0.0 { -length } else { length };
-        beside[k] = if v.len() == 1 { v[0] } else { alpha };
+        beside.push(if v.len() == 1 { v[0] } else { alpha });
         if v.len() == 1 {
             break;
         }
@@ -85,6 +85,7 @@ fn tridiagonal(matrix: &mut Square) -> (Vec<f64>, Vec<f64>, Vec<Vec<f64>>) {
         }
         reflectors.push(v);
     }
+    beside.resize(n, 0.0);
     ((0..n).map(|i| matrix.values[i * n + i]).collect(), beside, reflectors)
 }
 

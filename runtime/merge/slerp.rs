@@ -19,6 +19,13 @@ const PARALLEL: f64 = 0.9995;
 /// Norm up to which a direction counts as none.
 const NO_LENGTH: f64 = 1e-8;
 
+/// A factor with its part of the scaling.
+struct Scaled {
+    values: Vec<f32>,
+    columns: usize,
+    scale: f64,
+}
+
 /// `sin((1-t) x) / sin(x) d_0 + sin(t x) / sin(x) d_1`, x the angle between `d_0` and `d_1`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -73,24 +80,27 @@ impl Slerp {
 
     fn on_factors<'a>(&self, site: &Site<'a>) -> Result<Merging<'a>> {
         site.check_ranks()?;
-        let root = |module: &LoraModule| f64::from(module.scaling).abs().sqrt();
-        let sign = |module: &LoraModule| if module.scaling < 0.0 { -1.0 } else { 1.0 };
         let product = |x: &[f32], y: &[f32]| -> f64 {
             x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum()
         };
-        let mix = |factor: &dyn Fn(&LoraModule) -> (Vec<f32>, usize, f64)| {
+        let mix = |factor: &dyn Fn(&LoraModule) -> Scaled| {
             let weights = self.weights(site, &|x, y| {
-                let ((x, _, xs), (y, _, ys)) = (factor(x), factor(y));
-                xs * ys * product(&x, &y)
+                let (x, y) = (factor(x), factor(y));
+                x.scale * y.scale * product(&x.values, &y.values)
             });
             let parents = site.parts.iter().zip(weights).map(|(part, weight)| {
-                let (values, columns, scale) = factor(part.module);
+                let Scaled { values, columns, scale } = factor(part.module);
                 Sparse::new(Matrix::given(&values, columns), weight * scale, Keep::All)
             });
             Mix { parents: parents.collect(), rule: Rule::Sum { divisor: 1.0 }, lambda: 1.0 }
         };
-        let a = mix(&|m| (m.a.clone(), m.a.len() / m.rank, sign(m) * root(m)));
-        let b = mix(&|m| (m.b.clone(), m.rank, root(m)));
+        let root = |module: &LoraModule| f64::from(module.scaling).abs().sqrt();
+        let a = mix(&|m| Scaled {
+            values: m.a.clone(),
+            columns: m.a.len() / m.rank,
+            scale: root(m).copysign(f64::from(m.scaling)),
+        });
+        let b = mix(&|m| Scaled { values: m.b.clone(), columns: m.rank, scale: root(m) });
         Ok(Merging::Factors { a, b })
     }
 
