@@ -35,7 +35,8 @@ pub struct Slice {
 }
 
 /// Depth up-scaling (Kim et al. 2024, arXiv:2312.15166, SOLAR): a model of n layers twice, without
-/// the last `overlap` layers and then without the first, 2 (n - overlap) in all. SOLAR took 8 of 32.
+/// the last `overlap` layers and then without the first, 2 (n - overlap) in all. SOLAR took 8 of
+/// 32.
 ///
 /// Errors: [`Error::InvalidArgument`] when nothing would be left, or nothing left out.
 pub fn depth_up_scaling(num_hidden_layers: usize, overlap: usize) -> Result<Vec<Slice>> {
@@ -94,7 +95,8 @@ pub fn stack_gguf(
 }
 
 /// The adapter of a model's layers on the stacked model: each copy of a layer gets the LoRA of its
-/// origin, where that is `model`; embedding and head keep theirs if the stacked model's are its own.
+/// origin, where that is `model`; embedding and head keep theirs if the stacked model's are its
+/// own.
 ///
 /// Errors: as [`Adapter::new`].
 pub fn stack_adapter(

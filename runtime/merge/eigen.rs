@@ -104,8 +104,8 @@ fn reflect(matrix: &mut Square, start: usize, v: &[f64]) {
     }
 }
 
-/// QL with implicit shifts; the diagonal becomes the eigenvalues, and the rows given are the vectors
-/// of the tridiagonal matrix.
+/// QL with implicit shifts; the diagonal becomes the eigenvalues, and the rows given are the
+/// vectors of the tridiagonal matrix.
 fn rotate(diagonal: &mut [f64], beside: &mut [f64]) -> Vec<Vec<f64>> {
     let n = diagonal.len();
     let mut rows: Vec<Vec<f64>> = (0..n)

@@ -1,5 +1,6 @@
 //! A module's merged matrix as factors: exactly, as the parents' stacked, or of a smaller rank by
-//! singular values. Nothing of the size of the module is kept: its shorter side squared is the most.
+//! singular values. Nothing of the size of the module is kept: its shorter side squared is the
+//! most.
 
 use std::collections::VecDeque;
 

@@ -1,5 +1,5 @@
-//! The weighted sum of what the parents add. PEFT's `linear` adds factors instead, which gives cross
-//! terms; mergekit's divides by the sum of the weights.
+//! The weighted sum of what the parents add. PEFT's `linear` adds factors instead, which gives
+//! cross terms; mergekit's divides by the sum of the weights.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,11 +1,11 @@
-//! Several adapters as one, on the processor: a method a file. `docs/merging.md` says what each does
-//! and when to take it.
+//! Several adapters as one, on the processor: a method a file. `docs/merging.md` says what each
+//! does and when to take it.
 //!
 //! What an adapter adds to a module is `scaling * B A`; methods work on these products, not on the
-//! factors, which are known up to a change of basis only. Sums of products stay factors all the way.
-//! Methods with a rule for every element make the rows of the product one after another, several
-//! times over, so that a module takes its factors and the square of its shorter side in memory.
-//! Numbers are kept in f32, sums made in f64 and in a fixed order.
+//! factors, which are known up to a change of basis only. Sums of products stay factors all the
+//! way. Methods with a rule for every element make the rows of the product one after another,
+//! several times over, so that a module takes its factors and the square of its shorter side in
+//! memory. Numbers are kept in f32, sums made in f64 and in a fixed order.
 
 mod cat;
 mod dare;
@@ -79,9 +79,9 @@ pub struct Merged {
 /// The result's scaling is 1 whatever the parents' are, also with `use_rslora`, where PEFT's result
 /// is too large by the root of its rank.
 ///
-/// Errors: [`Error::InvalidArgument`] for a recipe that can't be followed; [`Error::InvalidAdapter`]
-/// naming a parent that is of another base, a module of it that does not fit or holds NaN, or a
-/// module of which the merged numbers are too large for f32.
+/// Errors: [`Error::InvalidArgument`] for a recipe that can't be followed;
+/// [`Error::InvalidAdapter`] naming a parent that is of another base, a module of it that does not
+/// fit or holds NaN, or a module of which the merged numbers are too large for f32.
 pub fn merge(
     parents: &[Parent<'_>],
     recipe: &Recipe,

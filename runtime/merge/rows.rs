@@ -1,5 +1,5 @@
-//! Matrices a row at a time: `scaling * B A` is never there as a whole, whatever a method asks of its
-//! elements. Each pass computes the rows again, the same to the last bit.
+//! Matrices a row at a time: `scaling * B A` is never there as a whole, whatever a method asks of
+//! its elements. Each pass computes the rows again, the same to the last bit.
 
 use std::ops::Range;
 

@@ -1,5 +1,5 @@
-//! The weighted sum at a smaller rank: its largest singular values, which lose the least (Eckart and
-//! Young). PEFT's `svd`.
+//! The weighted sum at a smaller rank: its largest singular values, which lose the least (Eckart
+//! and Young). PEFT's `svd`.
 
 use serde::{Deserialize, Serialize};
 

@@ -24,7 +24,8 @@ pub(super) struct MergeArgs {
     adapters: Vec<Weighted>,
     #[command(flatten)]
     recipe: recipe::RecipeArgs,
-    /// The new adapter: a folder, or a file that ends in .gguf; an adapter that is there is replaced
+    /// The new adapter: a folder, or a file that ends in .gguf; an adapter that is there is
+    /// replaced
     #[arg(short, long, value_name = "PATH")]
     out: PathBuf,
     /// Replace a file that is no adapter, too
