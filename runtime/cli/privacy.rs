@@ -70,7 +70,7 @@ pub(super) fn run(args: &PrivacyArgs) -> Result<()> {
     }
     let (sampled, every) = (plan.sampled.epsilon, plan.not_amplified.epsilon);
     output::line(&format!(
-        "epsilon {sampled:.2} at delta {delta:e}, if a device is in a round with probability \
+        "epsilon {sampled:.2} at delta {delta:.1e}, if a device is in a round with probability \
         {sampling:.4}, at random and in secret\nepsilon {every:.2} if devices come when they \
         please: one may be in all {} rounds",
         args.rounds
@@ -120,7 +120,7 @@ fn svg(plan: Rounds, delta: f64) -> Result<String> {
         out,
         "<text x=\"44\" y=\"34\" text-anchor=\"end\">{most:.1}</text><text x=\"44\" y=\"280\" \
         text-anchor=\"end\">0</text><text x=\"620\" y=\"300\" text-anchor=\"end\">{} rounds</text>\
-        <text x=\"330\" y=\"312\" text-anchor=\"middle\">epsilon at delta {delta:e}, sigma {}</text>\
+        <text x=\"330\" y=\"312\" text-anchor=\"middle\">epsilon at delta {delta:.1e}, sigma {}</text>\
         </svg>",
         plan.rounds, plan.sigma
     );
