@@ -71,7 +71,7 @@ fn rooms() -> BTreeMap<String, BTreeSet<String>> {
             path.iter().map(|part| part.to_str().unwrap().to_string()).collect();
         module.pop_if(|last| last == "mod");
         // The public face names every room.
-        if matches!(module[0].as_str(), "lib" | "main") {
+        if matches!(module[0].as_str(), "lib" | "main" | "face") {
             continue;
         }
         let room = module[0].clone();

@@ -39,9 +39,9 @@ pub struct DeltaOptions {
 /// lost in rounds before is added and what is lost now is kept in it; store it once the upload is
 /// done.
 ///
-/// Errors: [`Error::InvalidDelta`](crate::error::Error::InvalidDelta) when the two are not of the same
-/// modules, ranks and scalings (a smaller rank takes the parent's first components), when a frozen
-/// factor was trained, or when the plan asks for noise without a clip norm;
+/// Errors: [`Error::InvalidDelta`](crate::error::Error::InvalidDelta) when the two are not of the
+/// same modules, ranks and scalings (a smaller rank takes the parent's first components), when a
+/// frozen factor was trained, or when the plan asks for noise without a clip norm;
 /// [`Error::BaseMismatch`](crate::error::Error::BaseMismatch); those of the signer.
 pub fn make(
     parent: &Published,

@@ -159,15 +159,16 @@ fn files_that_change_or_vanish_while_off_the_device_are_refused() {
 fn a_set_that_fails_halfway_leaves_the_others_running() {
     let (engine, dir) = (with_budget(3 * unit()), tempfile::tempdir().unwrap());
     // In the end p, q and r fill the buffers in this order.
-    on_disk(&engine, dir.path(), &[("big", 16), ("p", 8), ("q", 8), ("r", 8)]);
+    on_disk(&engine, dir.path(), &[("more", 8), ("big", 16), ("p", 8), ("q", 8), ("r", 8)]);
     assert_eq!(resident(&engine), ["p", "q", "r"]);
     let ids = prompt(403, 15);
     let mut running = under(&engine, &[("q", 1.0)], &ids);
     let mut later = under(&engine, &[("q", 2.0)], &ids);
     let mut generation = running.generate(greedy(8)).unwrap();
     let mut said: Vec<u32> = generation.by_ref().take(3).map(|token| token.unwrap().id).collect();
-    // `big` fits only where p and r were, on either side of q: q has to move. Then p has no room.
-    let refused = change(&mut session(&engine, &ids), &[("big", 1.0), ("p", 1.0)]);
+    // `big` fits only where p and r were, on either side of q: q has to move. Then there is no room
+    // for `more`.
+    let refused = change(&mut session(&engine, &ids), &[("big", 1.0), ("more", 1.0)]);
     assert!(matches!(refused, Err(Error::AdapterBudget { .. })), "{refused:?}");
     assert_eq!(resident(&engine), ["big", "q"]);
     assert_eq!(generate(&mut later, greedy(8)).ids, alone(&sized(4, 8), 2.0, &ids));

@@ -57,8 +57,8 @@ pub struct Outcome {
 /// parent's and the mode. `state` is the server optimizer's, and is changed when a version is made.
 ///
 /// Errors: [`Error::InvalidArgument`] for options that make no sense together;
-/// [`Error::InvalidDelta`] for a part of another round, or parts that hold the same device twice; those of the signer. A delta that can't be used is no error:
-/// the report says why.
+/// [`Error::InvalidDelta`] for a part of another round, or parts that hold the same device twice;
+/// those of the signer. A delta that can't be used is no error: the report says why.
 pub fn aggregate(
     inputs: &Inputs<'_>,
     next: RoundPlan,
