@@ -291,7 +291,11 @@ fn open(path: &Path, context: usize) -> Arc<Engine> {
     Engine::open(path, options).unwrap()
 }
 
-/// What was planned against what was asked for: buffers to the byte, the driver within 1 %.
+/// Bytes of a block, which small buffers share.
+const BLOCK: u64 = 4 << 20;
+
+/// What was planned against what was asked for: buffers to the byte, the driver within 1 % or one
+/// block.
 fn check(engine: &Engine, plan: &MemoryPlan) {
     let gpu = engine.gpu();
     // What was dropped is given back when the device is done with it.
@@ -312,7 +316,9 @@ fn check(engine: &Engine, plan: &MemoryPlan) {
     if !gpu.caps().software {
         return skip("the driver's count: staging has memory of its own, which is the host's");
     }
-    assert!((1.0..=1.01).contains(&ratio), "{ratio}");
+    // On a busy machine something may find room in a block of staging that was to go: one block less.
+    let left = planned.checked_sub(asked).expect("no less is planned than asked for");
+    assert!(ratio <= 1.01 || left <= BLOCK, "{ratio}");
 }
 
 #[test]

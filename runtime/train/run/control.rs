@@ -3,7 +3,7 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::CancelToken;
+use crate::cancel::CancelToken;
 
 /// How often a paused run looks whether it is stopped by a token of somebody else's.
 const LOOK: Duration = Duration::from_millis(50);
