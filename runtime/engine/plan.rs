@@ -34,7 +34,7 @@ pub struct Serving<'a> {
 
 /// Adds up an engine on a device of `caps`; without `gguf` all but the weights.
 ///
-/// Errors: as [`Weights::allocate`]; [`Error::AdapterBudget`]; [`Error::ContextFull`] for more
+/// Errors: as `Weights::allocate`; [`Error::AdapterBudget`]; [`Error::ContextFull`] for more
 /// positions than there are page tables for.
 pub fn tally(
     caps: &Caps,
