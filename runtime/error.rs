@@ -242,6 +242,26 @@ fn is_newer(found: &str, reads: &str) -> bool {
 }
 
 impl Error {
+    /// What to do about it: the end of the message, where it gives a remedy.
+    pub fn hint(&self) -> String {
+        use std::io::ErrorKind as Kind;
+        let of_system = match self {
+            Self::Io { source, .. } => match source.kind() {
+                Kind::NotFound => "see to it that the file is there",
+                Kind::PermissionDenied => "see to it that this program may use the file",
+                Kind::StorageFull | Kind::QuotaExceeded => "free some storage",
+                _ => "see whether file and storage are in order",
+            },
+            Self::Cancelled => "call it again when it is wanted",
+            _ => "",
+        };
+        match self.to_string().rsplit_once("; ") {
+            _ if !of_system.is_empty() => of_system.into(),
+            Some((_, remedy)) => remedy.into(),
+            None => String::new(),
+        }
+    }
+
     /// Wraps an I/O error with the file it happened to.
     pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
         Self::Io { path: path.into(), source }

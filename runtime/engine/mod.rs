@@ -113,7 +113,17 @@ impl Engine {
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Arc<Self>> {
         // The file first: a bad one is refused before a device is opened.
-        let gguf = Gguf::open(path)?;
+        Self::open_gguf(Gguf::open(path)?, options, progress)
+    }
+
+    /// As [`Engine::open_with`], for a model file that is open already.
+    ///
+    /// Errors: as [`Engine::open`].
+    pub fn open_gguf(
+        gguf: Gguf,
+        options: EngineOptions,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Arc<Self>> {
         ModelConfig::from_gguf(&gguf)?.check_tensors(&gguf)?;
         let mut gpu = Gpu::open(options.gpu.clone())?;
         let trains = options.skip_self_test || selftest::run_reporting(&mut gpu, progress)?.trains;
