@@ -141,14 +141,23 @@ pub enum Error {
         /// For all adapters together.
         budget_bytes: u64,
     },
-    /// A saved session was made with an adapter that is not loaded.
-    #[error(
-        "the session was saved with adapter `{id}`, which is not loaded; load it under that id \
-        first"
-    )]
+    /// An adapter is asked for, by a call or by a saved session, under an id that names none.
+    #[error("adapter `{id}` is not loaded; load it under that id first")]
     AdapterNotLoaded {
         /// Its id.
         id: String,
+    },
+    /// An adapter can't go while a session uses it.
+    #[error("adapter `{id}` is in use by a session; change that session's adapters first")]
+    AdapterInUse {
+        /// Its id.
+        id: String,
+    },
+    /// Sessions use as many different sets of adapters as the engine keeps.
+    #[error("{most} different sets of adapters are in use; close a session, or share a set")]
+    AdapterSets {
+        /// Sets that may be in use at once.
+        most: usize,
     },
     /// A saved session was made with another adapter than the one that is loaded under its id.
     #[error(

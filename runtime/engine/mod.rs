@@ -87,6 +87,9 @@ pub struct Engine {
     /// while having a turn at the executor.
     steps: Turns<()>,
     prompts: Turns<()>,
+    /// Arithmetic of the largest part of a long pass so far: what a turn of a short one may hold,
+    /// so that it has not many more of them to wait for.
+    long_part: AtomicU64,
     /// What sessions no longer need, until the next turn.
     returned: Mutex<Vec<Returned>>,
     context: usize,
@@ -171,6 +174,7 @@ impl Engine {
             executor: Turns::new(executor),
             steps: Turns::default(),
             prompts: Turns::default(),
+            long_part: AtomicU64::default(),
             returned: Mutex::default(),
             context,
             kv_f16,
