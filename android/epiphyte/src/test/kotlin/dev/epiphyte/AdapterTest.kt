@@ -123,7 +123,7 @@ class AdapterTest {
             val session = engine.session()
             assertContains(thrown { session.setAdapters("nobody") }.message, "nobody")
             assertTrue(session.adapters().isEmpty())
-            thrown { engine.unloadAdapter("nobody") }
+            engine.unloadAdapter("nobody")
             thrown { engine.probeAdapter("nobody", PROMPT) }
         }
     }
@@ -132,7 +132,7 @@ class AdapterTest {
     fun `an adapter in use is not unloaded`() = running {
         engine().use { engine ->
             val session = engine.session().apply { setAdapters("plain") }
-            thrown { engine.unloadAdapter("plain") }
+            assertEquals("plain", assertThrown<EpiphyteException.AdapterInUse> { engine.unloadAdapter("plain") }.id)
             session.close()
             engine.unloadAdapter("plain")
             assertEquals(listOf("attention"), engine.adapters().map { it.id })

@@ -1,17 +1,19 @@
 package dev.epiphyte
 
+import com.sun.jna.Function
+import com.sun.jna.NativeLong
 import java.io.File
 import kotlin.test.Test
-import kotlin.test.assertEquals
 import kotlin.test.assertTrue
 
 /** Handles are freed when they are closed, not when Java comes round to it. */
 class MemoryTest {
     private val status = File("/proc/self/statm")
 
-    /** Bytes of this process in memory, Java's heap as small as it gets. */
+    /** Bytes of this process in memory, once Java and the C library gave back what is free. */
     private fun resident(): Long {
         System.gc()
+        Function.getFunction("c", "malloc_trim").invokeInt(arrayOf(NativeLong(0)))
         return status.readText().split(" ")[1].toLong() * 4096
     }
 
@@ -31,7 +33,7 @@ class MemoryTest {
         val bytes = engine.deviceBytes
         val growth = growth(1000) { round() }
         println("1,000 sessions: $growth bytes more")
-        assertEquals(bytes, engine.deviceBytes)
+        assertTrue(engine.deviceBytes <= bytes)
         assertTrue(growth < 16 shl 20, "$growth bytes more")
     }
 
