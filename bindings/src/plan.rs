@@ -145,7 +145,7 @@ fn plan(source: ModelSource, options: MemoryPlanOptions) -> Result<MemoryPlan, E
         return Ok(MemoryPlan::from(&plan));
     };
     let mut run = RunOptions::default();
-    training.settings(&mut run)?;
+    training.settings(&mut run, &config)?;
     let wish = Wish {
         options: run,
         free: Free {
