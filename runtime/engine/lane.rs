@@ -138,7 +138,7 @@ impl<'s> Lane<'s> {
         if self.finished.is_none() && options.cancel.is_cancelled() {
             self.finished = Some(FinishReason::Cancelled);
         }
-        if self.finished.is_none() && self.session.tokens.len() >= engine.context {
+        if self.finished.is_none() && self.session.tokens.len() >= engine.context() {
             self.finished = Some(FinishReason::ContextFull);
         }
         if self.finished.is_some() {

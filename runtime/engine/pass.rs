@@ -1,7 +1,9 @@
 //! A pass through the model, turn by turn: after each submission others may have theirs.
 
+use std::time::Instant;
+
 use crate::cancel::CancelToken;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::{Commands, Tensor};
 use crate::kernels::matvec::MAX_COLS;
 use crate::model::attend::Run;
@@ -9,7 +11,8 @@ use crate::model::llama::{Llama, Part};
 
 use super::Engine;
 use super::executor::{Chunk, Executor, Space, few_rows};
-use super::turns::Turn;
+use super::seat::Turn;
+use super::turns;
 
 /// A pass whose rows are in a space that the caller has claimed.
 pub(super) struct Pass<'a> {
@@ -28,37 +31,51 @@ pub(super) struct Computed<'a> {
     pub(super) count: u32,
 }
 
+/// How far a prompt came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Prefilled {
+    /// To its end.
+    Whole,
+    /// Keys and values, or the adapters, have made room meanwhile.
+    Gone,
+}
+
 /// Activations for so many rows.
 struct Claim<'a> {
     space: Space,
     rows: usize,
-    turn: Turn<'a, ()>,
+    turn: turns::Turn<'a, ()>,
 }
 
 impl Engine {
     /// Runs a pass, of which the first turn has begun: submits `parts` and what `finish` records
     /// after them, and lets others have their turns in between.
     ///
-    /// Errors: [`crate::Error::Cancelled`]; [`crate::Error::OutOfMemory`]; as [`crate::gpu::Gpu::check`].
+    /// Errors: [`Error::Cancelled`]; [`Error::Background`]; [`Error::OutOfMemory`];
+    /// [`Error::DeviceLost`]; as [`crate::gpu::Gpu::check`].
     pub(super) fn run<'e>(
         &'e self,
-        mut turn: Turn<'e, Executor>,
+        mut turn: Turn<'e>,
         pass: &Pass<'_>,
         parts: impl Iterator<Item = Part>,
         finish: impl FnOnce(&Executor, &mut Commands<'_>),
     ) -> Result<wgpu::SubmissionIndex> {
-        let mut commands = Commands::new(&self.gpu)?.by_hand();
+        let (gpu, device) = (self.gpu(), self.device_number());
+        let mut commands = Commands::new(gpu)?.by_hand();
         if let Some(cancel) = pass.cancel {
             commands.cancel_on(cancel);
         }
-        turn.resume(&self.gpu, pass.space)?;
+        turn.resume(gpu, pass.space)?;
         for part in parts {
             if commands.is_full() {
                 commands.flush();
                 drop(turn);
                 commands.keep_pace()?;
-                turn = self.executor();
-                turn.resume(&self.gpu, pass.space)?;
+                turn = self.executor()?;
+                if self.device_number() != device {
+                    return Err(Error::DeviceLost("in the middle of a pass".into()));
+                }
+                turn.resume(gpu, pass.space)?;
             }
             turn.record(&mut commands, pass.space, part, pass.runs)?;
         }
@@ -69,21 +86,28 @@ impl Engine {
     /// Runs the tokens of a prompt through the model, a pass of many after the other; `each` is
     /// called after each.
     ///
+    /// Keys, values and adapters stay during a pass; between two they may have to make room.
+    ///
     /// Errors: as [`Engine::run`]; those of `each`.
     pub(super) fn prefill(
         &self,
         prompt: Chunk<'_>,
         cancel: &CancelToken,
         mut each: impl FnMut(&Computed<'_>) -> Result<()>,
-    ) -> Result<()> {
+    ) -> Result<Prefilled> {
         let mut first = 0;
         while first < prompt.tokens.len() {
             cancel.check()?;
+            let began = Instant::now();
             let Claim { space, rows, turn: claim } = self.claim_rows(prompt.tokens.len() - first);
             let (position, count) = (prompt.position + first, rows as u32);
             let tokens = &prompt.tokens[first..first + rows];
-            let mut turn = self.executor();
-            turn.load_chunk(&self.gpu, space, &Chunk { tokens, position, ..prompt });
+            let mut turn = self.executor()?;
+            let gpu = self.gpu();
+            if !turn.holds(prompt.pages, prompt.set) {
+                return Ok(Prefilled::Gone);
+            }
+            turn.load_chunk(gpu, space, &Chunk { tokens, position, ..prompt });
             let runs = [Run { row0: 0, count, positions: position as u32 + count }];
             let pass = Pass { space, runs: &runs, cancel: Some(cancel) };
             let parts = turn.parts();
@@ -91,18 +115,20 @@ impl Engine {
             each(&Computed { pass: &pass, first, count })?;
             drop(claim);
             // Two chunks ahead of the device at most, and faults surface here.
-            if self.gpu.caps().software {
-                self.gpu.wait(Some(index))?;
+            if gpu.caps().software {
+                gpu.wait(Some(index))?;
             }
+            self.lifecycle.rest(began);
             first += rows;
         }
-        self.gpu.check()
+        self.gpu().check()?;
+        Ok(Prefilled::Whole)
     }
 
     /// Activations for the next rows of a prompt that has `left`. One that finds another's long
     /// pass on its way goes beside it, in short ones.
     fn claim_rows(&self, left: usize) -> Claim<'_> {
-        let caps = self.gpu.caps();
+        let caps = self.gpu().caps();
         let (few, many) = (few_rows(caps), super::pass_rows(caps));
         if let Some(turn) = (left > few).then(|| self.prompts.try_take()).flatten() {
             return Claim { space: Space::Prompts, rows: left.min(many), turn };
@@ -127,14 +153,14 @@ impl Engine {
         for first in (0..rows).step_by(MAX_COLS as usize) {
             let count = MAX_COLS.min(rows - first);
             let parts = Llama::head_parts(x_row + first, count);
-            let index = self.run(self.executor(), pass, parts, |executor, commands| {
+            let index = self.run(self.executor()?, pass, parts, |executor, commands| {
                 executor.copy_logits(commands, pass.space, count, readback, first);
             })?;
             copied = Some(index);
         }
         let mut logits = vec![0.0; rows as usize * self.base.config.vocab_size];
         if let Some(copied) = copied {
-            self.gpu.take(readback, copied, &mut logits)?;
+            self.gpu().take(readback, copied, &mut logits)?;
         }
         Ok(logits)
     }

@@ -7,13 +7,15 @@ use crate::cancel::CancelToken;
 use crate::chat::{Message, Prompt};
 use crate::error::{Error, Result};
 use crate::model::activations::LOGIT_ROWS;
-use crate::model::kv_cache::{PAGE_LEN, PageKey, page_key};
+use crate::model::kv_cache::{PAGE_LEN, PageKey, PageRef, page_key};
 use crate::tokenizer::EncodeOptions;
 
 use super::executor::{Chunk, Executor};
 use super::generation::Generation;
 use super::options::GenerateOptions;
+use super::pass::Prefilled;
 use super::residents::SetId;
+use super::seat::Seat;
 use super::{Engine, snapshot};
 
 /// A conversation or a document in progress. Cheap to make, to fork and to drop; many share one
@@ -23,7 +25,7 @@ pub struct Session {
     pub(super) tokens: Vec<u32>,
     /// Tokens whose keys and values are in `pages`; the others are pending.
     pub(super) kv_len: usize,
-    pub(super) pages: Vec<u32>,
+    pub(super) pages: Vec<PageRef>,
     /// All keys and values were computed here, so others may take them over; a file's may be
     /// anything.
     pub(super) own_work: bool,
@@ -78,7 +80,7 @@ impl Session {
             let reason = format!("token {id} is outside the vocabulary of {vocab}");
             return Err(Error::InvalidArgument { name: "ids", reason });
         }
-        let (needed, capacity) = (len + ids.len(), self.engine.context);
+        let (needed, capacity) = (len + ids.len(), self.engine.context());
         if needed > capacity { Err(Error::ContextFull { needed, capacity }) } else { Ok(()) }
     }
 
@@ -178,14 +180,16 @@ impl Session {
     /// goes on.
     #[must_use]
     pub fn fork(&self) -> Self {
-        let mut executor = self.engine.executor();
-        self.pages.iter().for_each(|&page| executor.pool.retain(page));
+        let mut seat = self.engine.seat();
+        if let Seat::Taken(executor) = &mut *seat {
+            self.pages.iter().for_each(|page| executor.pool.retain(page));
+        }
         let mut fork = Self::new(Arc::clone(&self.engine));
         fork.tokens.clone_from(&self.tokens);
         fork.text.clone_from(&self.text);
         fork.kv_len = self.kv_len;
         fork.own_work = self.own_work;
-        executor.registry.retain(self.set);
+        seat.registry_mut().retain(self.set);
         (fork.set, fork.mixed) = (self.set, self.mixed);
         fork.pages.clone_from(&self.pages);
         fork
@@ -201,22 +205,43 @@ impl Session {
 
     /// Computes all pending tokens but the last, which the first decode step takes.
     ///
-    /// Errors: [`Error::Cancelled`], [`Error::ContextFull`], [`Error::OutOfMemory`],
-    /// [`Error::Gpu`]. What was computed stays.
+    /// Errors: [`Error::Cancelled`], [`Error::Background`], [`Error::ContextFull`],
+    /// [`Error::OutOfMemory`], [`Error::DeviceLost`], [`Error::Gpu`]; [`Error::Io`] and
+    /// [`Error::InvalidAdapter`] for an adapter that had to make room and can't be read again. What
+    /// was computed stays.
     pub fn prefill(&mut self, cancel: &CancelToken) -> Result<()> {
-        self.compute_pending(cancel).map(drop)
+        let engine = Arc::clone(&self.engine);
+        engine.surviving(|| self.compute_pending(cancel)).map(drop)
     }
 
-    /// Gives the number of tokens that were computed.
+    /// Gives the number of tokens that were computed. What has made room, also in the middle, is
+    /// computed again.
     pub(super) fn compute_pending(&mut self, cancel: &CancelToken) -> Result<usize> {
         let engine = Arc::clone(&self.engine);
+        let (mut all, mut kept) = (0, None);
+        loop {
+            let (computed, prefilled) = self.compute(cancel)?;
+            all += computed;
+            if prefilled == Prefilled::Whole {
+                return Ok(all);
+            }
+            // It is not taken a second time.
+            kept.get_or_insert_with(|| engine.recoveries.enter_first());
+        }
+    }
+
+    /// Gives the number of tokens that were computed, and whether they are all.
+    fn compute(&mut self, cancel: &CancelToken) -> Result<(usize, Prefilled)> {
+        let engine = Arc::clone(&self.engine);
+        self.forget_gone();
+        engine.restore_set(self.set)?;
         let end = self.tokens.len().saturating_sub(1);
         // The last token is fed by the step that follows it, even where its keys are there already.
         self.kv_len = self.kv_len.min(end);
-        let keys = self.reuse_prefix(&mut engine.executor(), end);
+        let keys = self.reuse_prefix(&mut *engine.executor()?, end);
         let start = self.kv_len;
         if start == end {
-            return Ok(0);
+            return Ok((0, Prefilled::Whole));
         }
         self.reserve(end)?;
         let (mut done, pending) = (start, self.chunk(start..end));
@@ -224,17 +249,31 @@ impl Session {
             done = start + computed.first + computed.count as usize;
             Ok(())
         });
-        if matches!(computed, Ok(()) | Err(Error::Cancelled)) {
-            // Whole pages of a prompt may serve others; what decoding writes is not published.
-            if self.own_work && !self.mixed {
-                let mut executor = engine.executor();
-                let whole = start / PAGE_LEN..done / PAGE_LEN;
-                let pages = self.pages[whole.clone()].iter().zip(&keys[whole]);
-                pages.for_each(|(page, key)| executor.pool.publish(*page, *key));
-            }
+        if matches!(computed, Ok(Prefilled::Whole) | Err(Error::Cancelled | Error::Background)) {
+            self.publish(&keys, start..done);
             self.kv_len = done;
         }
-        computed.map(|()| done - start)
+        computed.map(|prefilled| (done - start, prefilled))
+    }
+
+    /// Lets others have the whole pages of a prompt that was computed; what decoding writes is not
+    /// published.
+    fn publish(&self, keys: &[PageKey], computed: Range<usize>) {
+        let whole = computed.start / PAGE_LEN..computed.end / PAGE_LEN;
+        if let Seat::Taken(executor) = &mut *self.engine.seat()
+            && self.own_work
+            && !self.mixed
+        {
+            let pages = self.pages[whole.clone()].iter().zip(&keys[whole]);
+            pages.for_each(|(page, key)| executor.pool.publish(page, *key));
+        }
+    }
+
+    /// Keys and values that had to make room are pending.
+    pub(super) fn forget_gone(&mut self) {
+        if self.pages.iter().any(PageRef::is_gone) {
+            self.forget_kv();
+        }
     }
 
     /// Some of its tokens, to be computed.
@@ -265,13 +304,13 @@ impl Session {
     /// Pages for positions below `len`, the first one to be written its own.
     pub(super) fn reserve(&mut self, len: usize) -> Result<()> {
         let engine = Arc::clone(&self.engine);
-        let mut executor = engine.executor();
+        let mut executor = engine.executor()?;
         let first = self.kv_len / PAGE_LEN;
         if let Some(page) = self.pages.get_mut(first) {
-            *page = executor.own_page(&engine.gpu, *page)?;
+            *page = executor.own_page(engine.gpu(), page)?;
         }
         while self.pages.len() * PAGE_LEN < len {
-            self.pages.push(executor.allocate_page(&engine.gpu)?);
+            self.pages.push(executor.allocate_page(engine.gpu())?);
         }
         Ok(())
     }
@@ -282,11 +321,29 @@ impl Session {
     /// Errors: as [`Session::prefill`].
     pub fn logits(&mut self, from: usize, mut each: impl FnMut(usize, &[f32])) -> Result<()> {
         let engine = Arc::clone(&self.engine);
+        // What is computed again is not handed out again.
+        let (mut from, mut kept) = (from.max(self.kv_len), None);
+        while engine.surviving(|| self.logits_from(&mut from, &mut each))? == Prefilled::Gone {
+            kept.get_or_insert_with(|| engine.recoveries.enter_first());
+        }
+        Ok(())
+    }
+
+    /// Computes the pending tokens and hands out the logits after each from index `from` on, which
+    /// goes on with them.
+    fn logits_from(
+        &mut self,
+        from: &mut usize,
+        each: &mut impl FnMut(usize, &[f32]),
+    ) -> Result<Prefilled> {
+        let engine = Arc::clone(&self.engine);
+        self.forget_gone();
+        engine.restore_set(self.set)?;
         let (start, end, vocab) = (self.kv_len, self.tokens.len(), engine.base.config.vocab_size);
         self.reserve(end)?;
-        let readback = engine.gpu.readback("logits", (LOGIT_ROWS * vocab * 4) as u64)?;
+        let readback = engine.gpu().readback("logits", (LOGIT_ROWS * vocab * 4) as u64)?;
         let pending = self.chunk(start..end);
-        engine.prefill(pending, &CancelToken::default(), |computed| {
+        let prefilled = engine.prefill(pending, &CancelToken::default(), |computed| {
             let (at, count) = (start + computed.first, computed.count);
             let skip = from.saturating_sub(at).min(count as usize) as u32;
             for row in (skip..count).step_by(LOGIT_ROWS) {
@@ -295,11 +352,14 @@ impl Session {
                 for (i, logits) in logits.chunks_exact(vocab).enumerate() {
                     each(at + row as usize + i, logits);
                 }
+                *from = at + (row + rows) as usize;
             }
             Ok(())
         })?;
-        self.kv_len = end;
-        Ok(())
+        if prefilled == Prefilled::Whole {
+            self.kv_len = end;
+        }
+        Ok(prefilled)
     }
 
     /// Starts generating after the tokens so far: an iterator over tokens.
@@ -313,7 +373,7 @@ impl Session {
 
 /// What a session no longer needs.
 pub(super) struct Returned {
-    pub(super) pages: Vec<u32>,
+    pub(super) pages: Vec<PageRef>,
     pub(super) set: SetId,
 }
 

@@ -3,6 +3,7 @@
 mod blocks;
 pub mod commands;
 pub mod device;
+mod fault;
 pub mod instance;
 pub mod memory;
 pub mod params;

@@ -170,6 +170,11 @@ impl Llama {
         Ok(())
     }
 
+    /// Lets go of the adapters' buffers and of what adapted kernels work on.
+    pub(crate) fn drop_adapters(&mut self) {
+        (self.lora, self.lora_buffers) = (None, None);
+    }
+
     /// Whether the adapters' buffers have moved since; `None` while there are none.
     pub fn adapters_are_stale(&self, factors: Option<Factors<'_>>) -> bool {
         self.lora.as_ref().map(|lora| lora.moves) != factors.map(|factors| factors.moves)

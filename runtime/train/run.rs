@@ -12,7 +12,9 @@ mod options;
 mod progress;
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use control::LOOK;
 pub use control::TrainControl;
 pub use folder::RunFolder;
 pub use options::{RunOptions, ValidationData};
@@ -26,7 +28,7 @@ use super::signals::{
     EarlyStop, History, StepLog, StepRecord, StopDecision, Warning, too_few_steps, warnings,
 };
 use crate::adapter::Adapter;
-use crate::engine::Engine;
+use crate::engine::{Engine, TrainingPace};
 use crate::error::{Error, Result};
 use folder::State;
 use given::Given;
@@ -64,6 +66,7 @@ pub struct TrainRun {
     warned: Vec<Warning>,
     meter: Meter,
     peak_bytes: u64,
+    control: TrainControl,
 }
 
 /// Who hears of a run.
@@ -125,10 +128,11 @@ impl TrainRun {
             written: Some(step).filter(|_| is_end),
             warned: Vec::new(),
             meter: Meter::default(),
+            control: TrainControl::default(),
             history,
             trainer,
         };
-        run.history.validation.iter().for_each(|(_, loss)| run.verdict = run.early.observe(*loss));
+        run.judge();
         match &state {
             None => run.save()?,
             Some(state) => run.note_how_it_goes_on(state),
@@ -194,18 +198,25 @@ impl TrainRun {
     /// thread; `control` pauses and stops it from another. A run that was stopped can be called
     /// again, or opened again later.
     ///
+    /// In the background, and where the device is too hot, it waits ([`crate::engine::lifecycle`]);
+    /// stopped there, it leaves the checkpoints that it has. Where the device was lost and another
+    /// one opened, it goes on from its last checkpoint.
+    ///
     /// Errors: [`Error::Training`] when the loss is no number, and the last good adapter is in the
     /// folder; as [`Trainer::step`] and [`Trainer::save`], and the checkpoints so far are.
     pub fn run(&mut self, control: &TrainControl, listener: Listener<'_>) -> Result<Outcome> {
         self.trainer.cancel = control.cancel().clone();
+        self.control = control.clone();
         let (step, total) = (self.trainer.cursor().step, self.trainer.total_steps());
         let new = if step < total { self.unseen(too_few_steps(total)) } else { Vec::new() };
         listener(&self.progress(TrainPhase::Training, new));
-        match self.steps(control, listener) {
+        match self.steps(listener) {
             Ok(end) => {
                 listener(&self.progress(TrainPhase::Saving, Vec::new()));
-                self.leave(end)?;
-                Ok(self.outcome(end))
+                match self.awake(|run| run.leave(end)) {
+                    Err(Error::Cancelled) => Ok(self.outcome(End::Interrupted)),
+                    left => left.map(|()| self.outcome(end)),
+                }
             }
             Err(Error::Training(reason)) => {
                 let left = self.rescue()?;
@@ -276,37 +287,110 @@ impl TrainRun {
         }
     }
 
-    fn steps(&mut self, control: &TrainControl, listener: Listener<'_>) -> Result<End> {
-        // A run may have been cut off after a step and before its validation, or after the last one
-        // it needed.
+    fn steps(&mut self, listener: Listener<'_>) -> Result<End> {
+        let mut ended = self.catch_up(listener);
+        loop {
+            match ended {
+                Err(Error::Background) if self.control.is_stopped() => return Ok(End::Interrupted),
+                Ok(None) | Err(Error::Background) => {}
+                Ok(Some(end)) => return Ok(end),
+                Err(Error::Cancelled) => return Ok(End::Interrupted),
+                Err(Error::DeviceLost(why)) => self.go_back(why)?,
+                Err(error) => return Err(error),
+            }
+            ended = self.next(listener);
+        }
+    }
+
+    /// Validates the last step, if the run was cut off after it and before its validation, or after
+    /// the last one it needed.
+    fn catch_up(&mut self, listener: Listener<'_>) -> Result<Option<End>> {
         let step = self.trainer.cursor().step;
         let last = self.history.training.last().copied().filter(|(last, _)| *last == step);
         if let Some((_, loss)) = last.filter(|_| self.is_due(step) && !self.is_validated(step)) {
-            let record = StepRecord { step, loss, ..StepRecord::default() };
-            match self.finish_step(record, listener) {
-                Err(Error::Cancelled) => return Ok(End::Interrupted),
-                done => done?,
-            }
+            self.finish_step(StepRecord { step, loss, ..StepRecord::default() }, listener)?;
         }
-        loop {
-            if self.verdict == StopDecision::Stop {
-                return Ok(End::EarlyStop);
+        Ok(None)
+    }
+
+    /// Takes a step, once it may; gives how the run ended.
+    fn next(&mut self, listener: Listener<'_>) -> Result<Option<End>> {
+        if self.verdict == StopDecision::Stop {
+            return Ok(Some(End::EarlyStop));
+        }
+        if self.must_wait() {
+            listener(&self.progress(TrainPhase::Paused, Vec::new()));
+            while self.must_wait() {
+                self.control.wait();
+                if self.engine_pauses() {
+                    self.trainer.engine().wait_for_change(LOOK);
+                }
             }
-            if control.is_paused() && !control.is_stopped() {
-                listener(&self.progress(TrainPhase::Paused, Vec::new()));
-                control.wait();
-                listener(&self.progress(TrainPhase::Training, Vec::new()));
-            }
-            let record = match self.trainer.step() {
-                Ok(Some(record)) => record,
-                Ok(None) => return Ok(End::Finished),
-                Err(Error::Cancelled) => return Ok(End::Interrupted),
-                Err(error) => return Err(error),
+            listener(&self.progress(TrainPhase::Training, Vec::new()));
+        }
+        let began = Instant::now();
+        let Some(record) = self.trainer.step()? else { return Ok(Some(End::Finished)) };
+        let took = began.elapsed();
+        self.finish_step(record, listener)?;
+        self.rest(took);
+        Ok(None)
+    }
+
+    /// Whoever controls it, or the engine, lets it wait.
+    fn must_wait(&self) -> bool {
+        (self.control.is_paused() || self.engine_pauses()) && !self.control.is_stopped()
+    }
+
+    fn engine_pauses(&self) -> bool {
+        self.trainer.engine().state().training == TrainingPace::Paused
+    }
+
+    /// Rests after a step that took so long, where the device is too hot.
+    fn rest(&self, took: Duration) {
+        let (engine, began) = (self.trainer.engine(), Instant::now());
+        while engine.state().training == TrainingPace::Slowed && !self.control.is_stopped() {
+            let Some(left) = took.checked_sub(began.elapsed()).filter(|left| !left.is_zero())
+            else {
+                return;
             };
-            match self.finish_step(record, listener) {
-                Err(Error::Cancelled) => return Ok(End::Interrupted),
-                done => done?,
+            engine.wait_for_change(left.min(LOOK));
+        }
+    }
+
+    /// Does `work`, in the foreground: waits there and begins again.
+    ///
+    /// Errors: those of `work`; [`Error::Cancelled`] when stopped while it waits.
+    fn awake<T>(&mut self, mut work: impl FnMut(&mut Self) -> Result<T>) -> Result<T> {
+        loop {
+            match work(self) {
+                Err(Error::Background) => self.control.cancel().check()?,
+                done => return done,
             }
+            self.trainer.engine().wait_for_change(LOOK);
+        }
+    }
+
+    /// Goes on from the last checkpoint, on the device that was opened after one was lost.
+    ///
+    /// Errors: [`Error::DeviceLost`] where there is none, and the checkpoints are there.
+    fn go_back(&mut self, why: String) -> Result<()> {
+        let Some((step, path)) = self.folder.checkpoints()?.pop() else {
+            return Err(Error::DeviceLost(why));
+        };
+        self.awake(|run| run.trainer.restore(&path))?;
+        self.history.truncate(step);
+        self.log.go_back(step)?;
+        (self.saved, self.written) = (Some(step), None);
+        self.judge();
+        Ok(())
+    }
+
+    /// Whether to go on, by the validations so far.
+    fn judge(&mut self) {
+        self.early = EarlyStop::new(self.patience.unwrap_or(0), 0.0);
+        self.verdict = StopDecision::Continue;
+        for (_, loss) in &self.history.validation {
+            self.verdict = self.early.observe(*loss);
         }
     }
 
@@ -324,7 +408,7 @@ impl TrainRun {
         validated?;
         if step.is_multiple_of(self.checkpoint_every) {
             listener(&self.progress(TrainPhase::Saving, Vec::new()));
-            self.save()?;
+            self.awake(Self::save)?;
         }
         Ok(())
     }
@@ -335,10 +419,10 @@ impl TrainRun {
             return Ok(None);
         }
         listener(&self.progress(TrainPhase::Validating, Vec::new()));
-        let loss = self.trainer.evaluate(&self.validation)?;
+        let loss = self.awake(|run| run.trainer.evaluate(&run.validation))?;
         self.verdict = self.early.observe(loss);
         if self.verdict == StopDecision::Best && self.patience.is_some() {
-            self.write_adapter()?;
+            self.awake(|run| run.write_adapter())?;
         }
         Ok(Some(loss))
     }
