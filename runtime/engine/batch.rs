@@ -21,7 +21,7 @@ use super::adapters::{Change, KvPolicy};
 use super::executor::{Choice, Row, Space};
 use super::lane::Lane;
 use super::options::{AnswerStats, FinishReason, GenerateOptions, Token};
-use super::pass::Pass;
+use super::pass::{How, Pass};
 use super::seat::{Seat, Turn};
 use super::working::{MAX_BIASES, RING_SLOTS};
 use super::{Engine, Session};
@@ -34,6 +34,7 @@ const _: () = assert!(DEPTH < RING_SLOTS, "a ring slot is reused only after it w
 struct Flight {
     slot: usize,
     index: wgpu::SubmissionIndex,
+    how: How,
 }
 
 /// One sequence of a batch.
@@ -305,13 +306,15 @@ impl<'s> Batch<'s> {
         let (slot, rows) = (self.next_slot, self.active.len());
         let samplers = self.active.iter().map(|&i| self.lanes[i].sampler);
         let choice = Choice { samplers, slot, readback: &self.readbacks[slot] };
-        let pass = Pass { space: Space::Steps, runs: &runs[..rows], cancel: None };
+        let runs = &runs[..rows];
+        let how = How::of(rows, runs.iter().map(|run| run.positions).max().unwrap_or(1));
+        let pass = Pass { space: Space::Steps, runs, how, cancel: None };
         let parts = turn.parts().chain(Llama::head_parts(0, rows as u32));
         let index = engine.run(turn, &pass, parts, |executor, commands| {
             executor.record_choice(commands, rows as u32, choice);
         })?;
         self.next_slot = (slot + 1) % RING_SLOTS;
-        self.in_flight.push_back(Flight { slot, index });
+        self.in_flight.push_back(Flight { slot, index, how });
         Ok(())
     }
 
@@ -321,7 +324,7 @@ impl<'s> Batch<'s> {
         let ids = &mut ids[..self.active.len()];
         self.engine.gpu().take(&self.readbacks[flight.slot], flight.index, ids)?;
         for (&i, &mut id) in self.active.iter().zip(ids) {
-            let token = Token { id, text: self.lanes[i].accept(id) };
+            let token = Token { id, text: self.lanes[i].accept(id, flight.how) };
             self.ready.push_back(BatchToken { index: i, token });
         }
         if self.active.iter().any(|&i| self.lanes[i].finished.is_some()) {

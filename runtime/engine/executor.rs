@@ -15,13 +15,13 @@ use crate::gpu::{Caps, Commands, Gpu, KernelSpec, Op, Tensor};
 use crate::kernels::rope;
 use crate::kernels::sample::{self, Sampler};
 use crate::model::activations::LOGIT_ROWS;
-use crate::model::attend::Run;
 use crate::model::kv_cache::{KvCache, PagePool, PageRef};
 use crate::model::llama::{Llama, Part, Pass};
 use crate::model::site::LoraPass;
 use crate::model::weights::Weights;
 use crate::progress::{LoadPhase, LoadProgress};
 
+use super::pass::How;
 use super::residents::{Registry, SetId};
 use super::working::{Sampling, Spaces, Working};
 use super::{Base, Setup};
@@ -88,6 +88,8 @@ pub(crate) struct Chunk<'a> {
     pub(crate) pages: &'a [PageRef],
     /// Its adapters.
     pub(crate) set: SetId,
+    /// As it was computed before; `None`: as the number of rows has it.
+    pub(crate) how: Option<How>,
 }
 
 /// How a decode step chooses its tokens, and where they go.
@@ -310,19 +312,18 @@ impl Executor {
         self.steps.llama.parts()
     }
 
-    /// Records a part of the pass over the rows of a space, which `runs` covers.
+    /// Records a part of a pass.
     ///
     /// Errors: as [`Llama::record`].
     pub(crate) fn record(
         &self,
         commands: &mut Commands<'_>,
-        space: Space,
         part: Part,
-        runs: &[Run],
+        pass: &super::pass::Pass<'_>,
     ) -> Result<()> {
-        let Workspace { llama, lora, .. } = self.workspace(space);
-        let rows = runs.iter().map(|run| run.count).sum();
-        llama.record(commands, part, Pass { rows, runs, lora: lora.as_ref() })
+        let Workspace { llama, lora, .. } = self.workspace(pass.space);
+        let (rows, runs, wide) = (pass.rows(), pass.runs, pass.how == How::Wide);
+        llama.record(commands, part, Pass { rows, runs, wide, lora: lora.as_ref() })
     }
 
     /// Records a copy of `rows` rows of logits to row `to_row` of `readback`.

@@ -7,6 +7,7 @@ pub mod adapters;
 pub mod base;
 pub mod batch;
 mod benches;
+mod compute;
 mod device;
 mod executor;
 mod gate;

@@ -5,6 +5,7 @@ use std::time::Instant;
 use crate::cancel::CancelToken;
 use crate::error::{Error, Result};
 use crate::gpu::{Commands, Tensor};
+use crate::kernels::attention;
 use crate::kernels::matvec::MAX_COLS;
 use crate::model::attend::Run;
 use crate::model::llama::{Llama, Part};
@@ -19,8 +20,43 @@ pub(super) struct Pass<'a> {
     pub(super) space: Space,
     /// Covers the rows, in order.
     pub(super) runs: &'a [Run],
+    /// As [`How::of`] has it, or as it was when the rows were computed before.
+    pub(super) how: How,
     /// Ends it between two submissions.
     pub(super) cancel: Option<&'a CancelToken>,
+}
+
+impl Pass<'_> {
+    pub(super) fn rows(&self) -> u32 {
+        self.runs.iter().map(|run| run.count).sum()
+    }
+}
+
+/// What decides how a row's numbers are rounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum How {
+    /// Among many rows.
+    Wide,
+    /// Among few, whose attention came in so many parts.
+    Narrow { parts: u32 },
+}
+
+impl How {
+    /// That of a pass over so many rows, the longest of which sees so many positions.
+    pub(super) fn of(rows: usize, positions: u32) -> Self {
+        if rows > MAX_COLS as usize {
+            return Self::Wide;
+        }
+        Self::Narrow { parts: attention::splits(positions) }
+    }
+
+    /// Positions that a run has to claim to be computed like this.
+    fn positions(self) -> u32 {
+        match self {
+            Self::Wide => 0,
+            Self::Narrow { parts } => (parts - 1) * attention::CHUNK + 1,
+        }
+    }
 }
 
 /// Rows of a prompt that have gone through the model; their activations are there.
@@ -29,6 +65,12 @@ pub(super) struct Computed<'a> {
     /// Index of the first row among the prompt's tokens.
     pub(super) first: usize,
     pub(super) count: u32,
+}
+
+impl Computed<'_> {
+    pub(super) fn how(&self) -> How {
+        self.pass.how
+    }
 }
 
 /// How far a prompt came.
@@ -77,7 +119,7 @@ impl Engine {
                 }
                 turn.resume(gpu, pass.space)?;
             }
-            turn.record(&mut commands, pass.space, part, pass.runs)?;
+            turn.record(&mut commands, part, pass)?;
         }
         finish(&turn, &mut commands);
         Ok(commands.submit())
@@ -99,7 +141,11 @@ impl Engine {
         while first < prompt.tokens.len() {
             cancel.check()?;
             let began = Instant::now();
-            let Claim { space, rows, turn: claim } = self.claim_rows(prompt.tokens.len() - first);
+            let left = prompt.tokens.len() - first;
+            let Claim { space, rows, turn: claim } = match prompt.how {
+                Some(How::Narrow { .. }) => self.claim_few(left.min(MAX_COLS as usize)),
+                Some(How::Wide) | None => self.claim_rows(left),
+            };
             let (position, count) = (prompt.position + first, rows as u32);
             let tokens = &prompt.tokens[first..first + rows];
             let mut turn = self.executor()?;
@@ -108,8 +154,10 @@ impl Engine {
                 return Ok(Prefilled::Gone);
             }
             turn.load_chunk(gpu, space, &Chunk { tokens, position, ..prompt });
-            let runs = [Run { row0: 0, count, positions: position as u32 + count }];
-            let pass = Pass { space, runs: &runs, cancel: Some(cancel) };
+            let positions = position as u32 + count;
+            let how = prompt.how.unwrap_or_else(|| How::of(rows, positions));
+            let runs = [Run { row0: 0, count, positions: positions.max(how.positions()) }];
+            let pass = Pass { space, runs: &runs, how, cancel: Some(cancel) };
             let parts = turn.parts();
             let index = self.run(turn, &pass, parts, |_, _| ())?;
             each(&Computed { pass: &pass, first, count })?;
@@ -134,7 +182,10 @@ impl Engine {
             return Claim { space: Space::Prompts, rows: left.min(many), turn };
         }
         // All about as many, so that none is so short that other kernels compute it.
-        let rows = left.div_ceil(left.div_ceil(few));
+        self.claim_few(left.div_ceil(left.div_ceil(few)))
+    }
+
+    fn claim_few(&self, rows: usize) -> Claim<'_> {
         Claim { space: Space::Steps, rows, turn: self.steps.take() }
     }
 

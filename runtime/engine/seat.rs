@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use super::Engine;
 use super::executor::Executor;
 use super::lifecycle::Model;
-use super::residents::{Registry, SetId};
+use super::residents::{ReadAgain, Registry, SetId};
 use super::session::Returned;
 use super::turns;
 use crate::error::{Error, Result};
@@ -142,27 +142,28 @@ impl Engine {
         Ok(())
     }
 
-    /// Brings the adapters of a set to the device, if they had to make room. Files are read before
-    /// the turn.
+    /// As [`Engine::executor`], with the adapters of a set, which may have had to make room. Files
+    /// are read before the turn.
     ///
     /// Errors: as [`Engine::executor`]; [`Error::Io`] and [`Error::InvalidAdapter`] for a file that
     /// is gone or has changed; [`Error::AdapterBudget`].
-    pub(super) fn restore_set(&self, set: SetId) -> Result<()> {
-        let mut read = super::residents::ReadAgain::new();
+    pub(super) fn executor_with(&self, set: SetId) -> Result<Turn<'_>> {
+        let mut read = ReadAgain::new();
         let mut executor = self.executor()?;
         while !executor.registry.is_resident(set) {
             let absent = executor.registry.absent_of(set, &read);
             if absent.is_empty() {
                 executor.make_u(self.gpu())?;
                 executor.registry.restore(self.gpu(), set, &read)?;
-                return executor.bind_adapters(self.gpu());
+                executor.bind_adapters(self.gpu())?;
+                break;
             }
             drop(executor);
             let shape = self.base.adapter_shape();
             absent.iter().try_for_each(|absent| absent.read_into(&mut read, &shape))?;
             executor = self.executor()?;
         }
-        Ok(())
+        Ok(executor)
     }
 
     /// Runs `work`, and once more if the device was lost in it and could be opened again.

@@ -3,17 +3,14 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::cancel::CancelToken;
 use crate::chat::{Message, Prompt};
 use crate::error::{Error, Result};
-use crate::model::activations::LOGIT_ROWS;
-use crate::model::kv_cache::{PAGE_LEN, PageKey, PageRef, page_key};
+use crate::model::kv_cache::{PAGE_LEN, PageRef};
 use crate::tokenizer::EncodeOptions;
 
-use super::executor::{Chunk, Executor};
 use super::generation::Generation;
 use super::options::GenerateOptions;
-use super::pass::Prefilled;
+use super::pass::How;
 use super::residents::SetId;
 use super::seat::Seat;
 use super::{Engine, snapshot};
@@ -26,6 +23,9 @@ pub struct Session {
     /// Tokens whose keys and values are in `pages`; the others are pending.
     pub(super) kv_len: usize,
     pub(super) pages: Vec<PageRef>,
+    /// How each position was computed: what is computed again is computed in the same way, and so
+    /// to the same bits.
+    pub(super) how: Vec<How>,
     /// All keys and values were computed here, so others may take them over; a file's may be
     /// anything.
     pub(super) own_work: bool,
@@ -49,8 +49,17 @@ struct TextRun {
 
 impl Session {
     pub(super) fn new(engine: Arc<Engine>) -> Self {
-        let (tokens, pages, set) = (Vec::new(), Vec::new(), SetId::default());
-        Self { engine, tokens, kv_len: 0, pages, own_work: true, set, mixed: false, text: None }
+        Self {
+            engine,
+            tokens: Vec::new(),
+            kv_len: 0,
+            pages: Vec::new(),
+            how: Vec::new(),
+            own_work: true,
+            set: SetId::default(),
+            mixed: false,
+            text: None,
+        }
     }
 
     /// The engine it belongs to.
@@ -155,11 +164,12 @@ impl Session {
     /// Forgets everything after the first `len` tokens.
     pub fn truncate(&mut self, len: usize) {
         self.tokens.truncate(len);
+        self.how.truncate(len);
         self.text.take_if(|run| run.tokens.end > len);
         self.release_kv(len);
     }
 
-    /// Forgets the keys and values from position `len` on.
+    /// Lets go of the keys and values from position `len` on.
     fn release_kv(&mut self, len: usize) {
         self.kv_len = self.kv_len.min(len);
         self.mixed &= self.kv_len > 0;
@@ -170,8 +180,14 @@ impl Session {
         }
     }
 
-    /// Lets go of all keys and values; they are computed again when needed.
+    /// Lets go of all keys and values; they are computed anew when needed.
     pub(super) fn forget_kv(&mut self) {
+        self.how.clear();
+        self.drop_kv();
+    }
+
+    /// Lets go of all keys and values; they are computed again, as they were, when needed.
+    pub(super) fn drop_kv(&mut self) {
         self.release_kv(0);
         self.own_work = true;
     }
@@ -188,6 +204,7 @@ impl Session {
         fork.tokens.clone_from(&self.tokens);
         fork.text.clone_from(&self.text);
         fork.kv_len = self.kv_len;
+        fork.how.clone_from(&self.how);
         fork.own_work = self.own_work;
         seat.registry_mut().retain(self.set);
         (fork.set, fork.mixed) = (self.set, self.mixed);
@@ -201,165 +218,6 @@ impl Session {
     /// Errors: [`Error::Io`], [`Error::Gpu`].
     pub fn save(&self, path: impl AsRef<std::path::Path>) -> Result<()> {
         snapshot::save(self, path.as_ref())
-    }
-
-    /// Computes all pending tokens but the last, which the first decode step takes.
-    ///
-    /// Errors: [`Error::Cancelled`], [`Error::Background`], [`Error::ContextFull`],
-    /// [`Error::OutOfMemory`], [`Error::DeviceLost`], [`Error::Gpu`]; [`Error::Io`] and
-    /// [`Error::InvalidAdapter`] for an adapter that had to make room and can't be read again. What
-    /// was computed stays.
-    pub fn prefill(&mut self, cancel: &CancelToken) -> Result<()> {
-        let engine = Arc::clone(&self.engine);
-        engine.surviving(|| self.compute_pending(cancel)).map(drop)
-    }
-
-    /// Gives the number of tokens that were computed. What has made room, also in the middle, is
-    /// computed again.
-    pub(super) fn compute_pending(&mut self, cancel: &CancelToken) -> Result<usize> {
-        let engine = Arc::clone(&self.engine);
-        let (mut all, mut kept) = (0, None);
-        loop {
-            let (computed, prefilled) = self.compute(cancel)?;
-            all += computed;
-            if prefilled == Prefilled::Whole {
-                return Ok(all);
-            }
-            // It is not taken a second time.
-            kept.get_or_insert_with(|| engine.recoveries.enter_first());
-        }
-    }
-
-    /// Gives the number of tokens that were computed, and whether they are all.
-    fn compute(&mut self, cancel: &CancelToken) -> Result<(usize, Prefilled)> {
-        let engine = Arc::clone(&self.engine);
-        self.forget_gone();
-        engine.restore_set(self.set)?;
-        let end = self.tokens.len().saturating_sub(1);
-        // The last token is fed by the step that follows it, even where its keys are there already.
-        self.kv_len = self.kv_len.min(end);
-        let keys = self.reuse_prefix(&mut *engine.executor()?, end);
-        let start = self.kv_len;
-        if start == end {
-            return Ok((0, Prefilled::Whole));
-        }
-        self.reserve(end)?;
-        let (mut done, pending) = (start, self.chunk(start..end));
-        let computed = engine.prefill(pending, cancel, |computed| {
-            done = start + computed.first + computed.count as usize;
-            Ok(())
-        });
-        if matches!(computed, Ok(Prefilled::Whole) | Err(Error::Cancelled | Error::Background)) {
-            self.publish(&keys, start..done);
-            self.kv_len = done;
-        }
-        computed.map(|prefilled| (done - start, prefilled))
-    }
-
-    /// Lets others have the whole pages of a prompt that was computed; what decoding writes is not
-    /// published.
-    fn publish(&self, keys: &[PageKey], computed: Range<usize>) {
-        let whole = computed.start / PAGE_LEN..computed.end / PAGE_LEN;
-        if let Seat::Taken(executor) = &mut *self.engine.seat()
-            && self.own_work
-            && !self.mixed
-        {
-            let pages = self.pages[whole.clone()].iter().zip(&keys[whole]);
-            pages.for_each(|(page, key)| executor.pool.publish(page, *key));
-        }
-    }
-
-    /// Keys and values that had to make room are pending.
-    pub(super) fn forget_gone(&mut self) {
-        if self.pages.iter().any(PageRef::is_gone) {
-            self.forget_kv();
-        }
-    }
-
-    /// Some of its tokens, to be computed.
-    fn chunk(&self, range: Range<usize>) -> Chunk<'_> {
-        let position = range.start;
-        Chunk { tokens: &self.tokens[range], position, pages: &self.pages, set: self.set }
-    }
-
-    /// Takes over pages that hold this session's next tokens. Gives the keys of all its whole
-    /// pages.
-    fn reuse_prefix(&mut self, executor: &mut Executor, end: usize) -> Vec<PageKey> {
-        let mut keys: Vec<PageKey> = Vec::with_capacity(end / PAGE_LEN);
-        let adapters = executor.registry.digest(self.set);
-        for tokens in self.tokens[..end].chunks_exact(PAGE_LEN) {
-            keys.push(page_key(keys.last().or(Some(&adapters)), tokens));
-        }
-        while !self.mixed
-            && self.kv_len == self.pages.len() * PAGE_LEN
-            && self.kv_len + PAGE_LEN <= end
-        {
-            let Some(page) = executor.pool.find(&keys[self.pages.len()]) else { break };
-            self.pages.push(page);
-            self.kv_len += PAGE_LEN;
-        }
-        keys
-    }
-
-    /// Pages for positions below `len`, the first one to be written its own.
-    pub(super) fn reserve(&mut self, len: usize) -> Result<()> {
-        let engine = Arc::clone(&self.engine);
-        let mut executor = engine.executor()?;
-        let first = self.kv_len / PAGE_LEN;
-        if let Some(page) = self.pages.get_mut(first) {
-            *page = executor.own_page(engine.gpu(), page)?;
-        }
-        while self.pages.len() * PAGE_LEN < len {
-            self.pages.push(executor.allocate_page(engine.gpu())?);
-        }
-        Ok(())
-    }
-
-    /// Computes the pending tokens and hands out the logits after each from index `from` on, `[V]`,
-    /// with its index; indices count all tokens of the session.
-    ///
-    /// Errors: as [`Session::prefill`].
-    pub fn logits(&mut self, from: usize, mut each: impl FnMut(usize, &[f32])) -> Result<()> {
-        let engine = Arc::clone(&self.engine);
-        // What is computed again is not handed out again.
-        let (mut from, mut kept) = (from.max(self.kv_len), None);
-        while engine.surviving(|| self.logits_from(&mut from, &mut each))? == Prefilled::Gone {
-            kept.get_or_insert_with(|| engine.recoveries.enter_first());
-        }
-        Ok(())
-    }
-
-    /// Computes the pending tokens and hands out the logits after each from index `from` on, which
-    /// goes on with them.
-    fn logits_from(
-        &mut self,
-        from: &mut usize,
-        each: &mut impl FnMut(usize, &[f32]),
-    ) -> Result<Prefilled> {
-        let engine = Arc::clone(&self.engine);
-        self.forget_gone();
-        engine.restore_set(self.set)?;
-        let (start, end, vocab) = (self.kv_len, self.tokens.len(), engine.base.config.vocab_size);
-        self.reserve(end)?;
-        let readback = engine.gpu().readback("logits", (LOGIT_ROWS * vocab * 4) as u64)?;
-        let pending = self.chunk(start..end);
-        let prefilled = engine.prefill(pending, &CancelToken::default(), |computed| {
-            let (at, count) = (start + computed.first, computed.count);
-            let skip = from.saturating_sub(at).min(count as usize) as u32;
-            for row in (skip..count).step_by(LOGIT_ROWS) {
-                let rows = (LOGIT_ROWS as u32).min(count - row);
-                let logits = engine.read_logits(computed, row, rows, &readback)?;
-                for (i, logits) in logits.chunks_exact(vocab).enumerate() {
-                    each(at + row as usize + i, logits);
-                }
-                *from = at + (row + rows) as usize;
-            }
-            Ok(())
-        })?;
-        if prefilled == Prefilled::Whole {
-            self.kv_len = end;
-        }
-        Ok(prefilled)
     }
 
     /// Starts generating after the tokens so far: an iterator over tokens.

@@ -18,9 +18,11 @@ use crate::format::safetensors;
 use crate::format::staged::Staged;
 use crate::gpu::{Commands, Gpu, Tensor};
 use crate::identity::check_format;
+use crate::kernels::attention;
 use crate::model::kv_cache::{PAGE_LEN, PageRef, PageShape};
 
 use super::executor::Executor;
+use super::pass::How;
 use super::residents::Registry;
 use super::{Change, Engine, Session};
 
@@ -91,6 +93,8 @@ pub(super) fn save(session: &Session, path: &Path) -> Result<()> {
         ("kv_dtype".to_string(), kv_dtype(engine).to_string()),
         ("kv_len".to_string(), kv_len.to_string()),
         ("adapters".to_string(), adapters),
+        ("computed".to_string(), session.how.len().to_string()),
+        ("narrow".to_string(), narrow_runs(&session.how).map_err(|e| invalid(path, e))?),
         ("mixed".to_string(), (session.mixed && kv_len > 0).to_string()),
     ]);
     let shape = vec![pages.pages.len(), pages.page_bytes as usize];
@@ -172,6 +176,36 @@ fn adapters_of(registry: &Registry, session: &Session) -> serde_json::Result<Str
     )
 }
 
+/// Positions that were computed in narrow passes, as JSON: where each run of them begins and ends,
+/// and the parts of their attention.
+fn narrow_runs(all: &[How]) -> serde_json::Result<String> {
+    let mut at = 0;
+    let runs = all.chunk_by(|a, b| a == b).filter_map(|run| {
+        let start = at;
+        at += run.len();
+        match run[0] {
+            How::Narrow { parts } => Some((start, at, parts)),
+            How::Wide => None,
+        }
+    });
+    serde_json::to_string(&runs.collect::<Vec<_>>())
+}
+
+/// How each of `len` positions was computed, as [`narrow_runs`] has it; without such a list in wide
+/// passes.
+fn how_of(runs: &str, len: usize, most_positions: usize) -> Vec<How> {
+    let runs: Vec<(usize, usize, u32)> = serde_json::from_str(runs).unwrap_or_default();
+    let mut all = vec![How::Wide; len];
+    for (start, end, parts) in runs {
+        // There is no room for more parts than the longest session makes.
+        let parts = parts.clamp(1, attention::splits(most_positions as u32));
+        if let Some(run) = all.get_mut(start..end.min(len)) {
+            run.fill(How::Narrow { parts });
+        }
+    }
+    all
+}
+
 /// Checks the whole file, then makes a session of it.
 pub(super) fn restore(engine: &Arc<Engine>, path: &Path) -> Result<Session> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
@@ -200,6 +234,8 @@ pub(super) fn restore(engine: &Arc<Engine>, path: &Path) -> Result<Session> {
     let set: Vec<(&str, f32)> =
         adapters.iter().map(|saved| (saved.id.as_str(), saved.weight as f32)).collect();
     session.set_adapters(&Change { adapters: &set, ..Change::default() })?;
+    let computed = field("computed").parse::<usize>().unwrap_or(0).min(tokens.len());
+    session.how = how_of(field("narrow"), computed, engine.context());
     // A cache in another element type is computed anew rather than converted.
     if field("kv_dtype") == kv_dtype(engine) {
         match engine.surviving(|| fill(&mut session, &file, kv_len, path)) {
