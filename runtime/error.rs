@@ -147,14 +147,23 @@ pub enum Error {
         /// For all adapters together.
         budget_bytes: u64,
     },
-    /// A saved session was made with an adapter that is not loaded.
-    #[error(
-        "the session was saved with adapter `{id}`, which is not loaded; load it under that id \
-        first"
-    )]
+    /// An adapter is asked for, by a call or by a saved session, under an id that names none.
+    #[error("adapter `{id}` is not loaded; load it under that id first")]
     AdapterNotLoaded {
         /// Its id.
         id: String,
+    },
+    /// An adapter can't go while a session uses it.
+    #[error("adapter `{id}` is in use by a session; change that session's adapters first")]
+    AdapterInUse {
+        /// Its id.
+        id: String,
+    },
+    /// Sessions use as many different sets of adapters as the engine keeps.
+    #[error("{most} different sets of adapters are in use; close a session, or share a set")]
+    AdapterSets {
+        /// Sets that may be in use at once.
+        most: usize,
     },
     /// A saved session was made with another adapter than the one that is loaded under its id.
     #[error(
@@ -248,6 +257,45 @@ fn is_newer(found: &str, reads: &str) -> bool {
 }
 
 impl Error {
+    /// What to do about it: the end of the message, where that gives a remedy. Never empty.
+    pub fn hint(&self) -> String {
+        use std::io::ErrorKind as Kind;
+        let of_cause = match self {
+            Self::Io { source, .. } => match source.kind() {
+                Kind::NotFound => "see to it that the file is there",
+                Kind::PermissionDenied => "see to it that this program may use the file",
+                Kind::StorageFull | Kind::QuotaExceeded => "free some storage",
+                _ => "see whether file and storage are in order",
+            },
+            Self::Cancelled => "call it again when it is wanted",
+            _ => "",
+        };
+        match self.to_string().rsplit_once("; ") {
+            _ if !of_cause.is_empty() => of_cause.into(),
+            Some((_, remedy)) => remedy.into(),
+            None => self.usual_remedy(),
+        }
+    }
+
+    /// The remedy of what has none in its message.
+    fn usual_remedy(&self) -> String {
+        match self {
+            Self::InvalidArgument { name, .. } => format!("change `{name}`"),
+            Self::InvalidFile { .. }
+            | Self::InvalidMetadata { .. }
+            | Self::InvalidTensor { .. }
+            | Self::MissingTensor { .. } => "get the file again, or make it again".into(),
+            Self::InvalidAdapter { .. } | Self::InvalidDelta { .. } => {
+                "make it again, for this base".into()
+            }
+            Self::Unsupported { .. } => "take another model, file or device".into(),
+            Self::NoGpu(_) | Self::Gpu { .. } | Self::DeviceLost(_) => {
+                "open the engine again, with another device where there is one".into()
+            }
+            _ => "change what the message names".into(),
+        }
+    }
+
     /// Wraps an I/O error with the file it happened to.
     pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
         Self::Io { path: path.into(), source }

@@ -131,6 +131,11 @@ impl<'s> Batch<'s> {
         self.lanes.iter().map(|lane| lane.finished).collect()
     }
 
+    /// All sequences have ended, and each of their tokens was handed out.
+    pub fn is_over(&self) -> bool {
+        self.ready.is_empty() && (self.failed || self.active.is_empty())
+    }
+
     /// The next token of any sequence; `None` when all have ended.
     ///
     /// Errors: as [`Session::prefill`]; the batch is then over, the sessions keep what was handed
@@ -140,7 +145,7 @@ impl<'s> Batch<'s> {
             if let Some(ready) = self.ready.pop_front() {
                 return Some(Ok(ready));
             }
-            if self.failed || self.active.is_empty() {
+            if self.is_over() {
                 return None;
             }
             let engine = Arc::clone(&self.engine);

@@ -105,6 +105,9 @@ pub struct Engine {
     recoveries: Gate,
     pub(crate) benches: Benches,
     lifecycle: Lifecycle,
+    /// Arithmetic of the largest part of a long pass so far: what a turn of a short one may hold,
+    /// so that it has not many more of them to wait for.
+    long_part: AtomicU64,
     /// What sessions no longer need, until the next turn.
     returned: Mutex<Vec<Returned>>,
     setup: Setup,
@@ -194,6 +197,7 @@ impl Engine {
             recoveries: Gate::default(),
             benches: Benches::default(),
             lifecycle: Lifecycle::default(),
+            long_part: AtomicU64::default(),
             returned: Mutex::default(),
             setup,
             kv_f16,

@@ -1,5 +1,6 @@
 //! A pass through the model, turn by turn: after each submission others may have theirs.
 
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crate::cancel::CancelToken;
@@ -103,7 +104,9 @@ impl Engine {
         finish: impl FnOnce(&Executor, &mut Commands<'_>),
     ) -> Result<wgpu::SubmissionIndex> {
         let (gpu, device) = (self.gpu(), self.device_number());
-        let mut commands = Commands::new(gpu)?.by_hand();
+        let is_long = pass.space == Space::Prompts;
+        let unit = if is_long { 0 } else { self.long_part.load(Ordering::Relaxed) };
+        let mut commands = Commands::new(gpu)?.by_hand(unit);
         if let Some(cancel) = pass.cancel {
             commands.cancel_on(cancel);
         }
@@ -119,7 +122,12 @@ impl Engine {
                 }
                 turn.resume(gpu, pass.space)?;
             }
+            let before = commands.operations();
             turn.record(&mut commands, part, pass)?;
+            if is_long {
+                let part = commands.operations().saturating_sub(before);
+                self.long_part.fetch_max(part, Ordering::Relaxed);
+            }
         }
         finish(&turn, &mut commands);
         Ok(commands.submit())

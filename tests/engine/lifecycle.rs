@@ -248,6 +248,20 @@ fn pressure_from_another_thread_changes_no_prompt_and_no_answer() {
     assert!(times > 8, "{times}");
 }
 
+/// Positions of the f32 cache that differ anywhere.
+fn differing(one: &[(String, Vec<u8>)], other: &[(String, Vec<u8>)]) -> Vec<usize> {
+    // A page of the tiny model: two heads, then positions of 32 elements.
+    let (position, page) = (4 * 32, 2 * PAGE * 4 * 32);
+    let pairs = one.iter().zip(other).filter(|((name, _), _)| name.starts_with("layers"));
+    let at = pairs.flat_map(|((_, one), (_, other))| {
+        assert_eq!(one.len(), other.len());
+        let differs = one.iter().zip(other).enumerate().filter(|(_, (a, b))| a != b);
+        differs.map(|(at, _)| at / page * PAGE + at % page / position % PAGE)
+    });
+    let at: std::collections::BTreeSet<usize> = at.collect();
+    at.into_iter().collect()
+}
+
 /// Keys and values of a prompt, of an answer and of a prompt after it, over several pages and parts
 /// of attention, are made again as they were.
 #[test]
@@ -268,10 +282,14 @@ fn what_is_computed_again_is_the_same_bit_for_bit() {
             session.push_tokens(&prompt(14, 5)).unwrap();
             prefill(&mut session);
             let before = cache(&session);
+            assert_eq!(session.tokens().len(), 208);
             for level in [MemoryLevel::Moderate, MemoryLevel::Critical, MemoryLevel::Complete] {
                 engine.memory_pressure(level);
                 prefill(&mut session);
-                assert!(cache(&session) == before, "{tier}, {adapters:?}: {level:?}");
+                let mut differing = differing(&before, &cache(&session));
+                // The rest of the last page is whatever was there.
+                differing.retain(|position| *position < session.tokens().len() - 1);
+                assert_eq!(differing, [0_usize; 0], "{tier}, {adapters:?}: {level:?}");
             }
         }
     }
