@@ -84,7 +84,7 @@ pub(super) fn save(session: &Session, path: &Path) -> Result<()> {
     let adapters = adapters_of(engine.seat().registry(), session).map_err(|e| invalid(path, e))?;
     let Computed { kv_len, pages, bytes } = match engine.surviving(|| computed(session)) {
         // What can't be read is computed again.
-        Err(Error::Background) => Computed::nothing(engine),
+        Err(Error::Background | Error::DeviceLost(_)) => Computed::nothing(engine),
         computed => computed?,
     };
     let metadata = HashMap::from([
@@ -240,7 +240,7 @@ pub(super) fn restore(engine: &Arc<Engine>, path: &Path) -> Result<Session> {
     if field("kv_dtype") == kv_dtype(engine) {
         match engine.surviving(|| fill(&mut session, &file, kv_len, path)) {
             // It is computed anew as well.
-            Err(Error::Background) => {}
+            Err(Error::Background | Error::DeviceLost(_)) => {}
             filled => {
                 filled?;
                 session.mixed = mixed && kv_len > 0;

@@ -9,12 +9,12 @@ mod folder;
 mod given;
 mod lock;
 mod options;
+mod pace;
 mod progress;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use control::LOOK;
 pub use control::TrainControl;
 pub use folder::RunFolder;
 pub use options::{RunOptions, ValidationData};
@@ -28,7 +28,7 @@ use super::signals::{
     EarlyStop, History, StepLog, StepRecord, StopDecision, Warning, too_few_steps, warnings,
 };
 use crate::adapter::Adapter;
-use crate::engine::{Engine, TrainingPace};
+use crate::engine::Engine;
 use crate::error::{Error, Result};
 use folder::State;
 use given::Given;
@@ -318,80 +318,13 @@ impl TrainRun {
         if self.verdict == StopDecision::Stop {
             return Ok(Some(End::EarlyStop));
         }
-        if self.must_wait() {
-            listener(&self.progress(TrainPhase::Paused, Vec::new()));
-            while self.must_wait() {
-                self.control.wait();
-                if self.engine_pauses() {
-                    self.trainer.engine().wait_for_change(LOOK);
-                }
-            }
-            listener(&self.progress(TrainPhase::Training, Vec::new()));
-        }
+        self.wait(listener);
         let began = Instant::now();
         let Some(record) = self.trainer.step()? else { return Ok(Some(End::Finished)) };
         let took = began.elapsed();
         self.finish_step(record, listener)?;
         self.rest(took);
         Ok(None)
-    }
-
-    /// Whoever controls it, or the engine, lets it wait.
-    fn must_wait(&self) -> bool {
-        (self.control.is_paused() || self.engine_pauses()) && !self.control.is_stopped()
-    }
-
-    fn engine_pauses(&self) -> bool {
-        self.trainer.engine().state().training == TrainingPace::Paused
-    }
-
-    /// Rests after a step that took so long, where the device is too hot.
-    fn rest(&self, took: Duration) {
-        let (engine, began) = (self.trainer.engine(), Instant::now());
-        while engine.state().training == TrainingPace::Slowed && !self.control.is_stopped() {
-            let Some(left) = took.checked_sub(began.elapsed()).filter(|left| !left.is_zero())
-            else {
-                return;
-            };
-            engine.wait_for_change(left.min(LOOK));
-        }
-    }
-
-    /// Does `work`, in the foreground: waits there and begins again.
-    ///
-    /// Errors: those of `work`; [`Error::Cancelled`] when stopped while it waits.
-    fn awake<T>(&mut self, mut work: impl FnMut(&mut Self) -> Result<T>) -> Result<T> {
-        loop {
-            match work(self) {
-                Err(Error::Background) => self.control.cancel().check()?,
-                done => return done,
-            }
-            self.trainer.engine().wait_for_change(LOOK);
-        }
-    }
-
-    /// Goes on from the last checkpoint, on the device that was opened after one was lost.
-    ///
-    /// Errors: [`Error::DeviceLost`] where there is none, and the checkpoints are there.
-    fn go_back(&mut self, why: String) -> Result<()> {
-        let Some((step, path)) = self.folder.checkpoints()?.pop() else {
-            return Err(Error::DeviceLost(why));
-        };
-        self.awake(|run| run.trainer.restore(&path))?;
-        self.history.truncate(step);
-        self.log.go_back(step)?;
-        (self.saved, self.written) = (Some(step), None);
-        self.judge();
-        Ok(())
-    }
-
-    /// Whether to go on, by the validations so far.
-    fn judge(&mut self) {
-        self.early = EarlyStop::new(self.patience.unwrap_or(0), 0.0);
-        self.verdict = StopDecision::Continue;
-        for (_, loss) in &self.history.validation {
-            self.verdict = self.early.observe(*loss);
-        }
     }
 
     /// Validates, logs, shows and saves, each where it is due.
