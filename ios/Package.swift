@@ -11,7 +11,7 @@ let onlyHere: [Target] = [
     .executableTarget(name: "Docs", dependencies: ["Epiphyte"], path: "Tests/Docs", exclude: ["apple.txt"]),
     .target(name: "Sample", dependencies: ["Epiphyte"], path: "Sample", exclude: ["SampleApp.swift", "ContentView.swift"]),
 ]
-let onlyHereNames: [Target.Dependency] = ["FoundationModels", "Docs", "Sample"]
+let onlyHereNames: [Target.Dependency] = ["FoundationModels", "Sample"]
 #else
 let library: Target = .binaryTarget(name: "EpiphyteFFI", path: "EpiphyteFFI.xcframework")
 let onlyHere: [Target] = []

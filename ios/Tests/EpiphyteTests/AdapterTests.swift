@@ -92,8 +92,18 @@ func peft(_ name: String) -> URL { repository("tests/golden/peft_logits/\(name)"
         let session = try engine.session()
         let error = await thrown { try await session.setAdapters(["nobody"]) }
         #expect(error?.message().contains("nobody") == true)
-        #expect(await thrown { try await engine.unloadAdapter("nobody") } != nil)
         #expect(try await engine.adapterReport("nobody") == nil)
+    }
+
+    @Test func adapterInUseStays() async throws {
+        let engine = try await engine()
+        let session = try engine.session()
+        try await session.setAdapters(["plain"])
+        #expect(await cause { try await engine.unloadAdapter("plain") } == "adapterInUse")
+        session.close()
+        try await engine.unloadAdapter("plain")
+        try await engine.unloadAdapter("plain")
+        #expect(try await engine.adapters().map(\.id) == ["attention"])
     }
 
     @Test func adapterOfAnotherBaseIsRefused() async throws {
