@@ -8,7 +8,7 @@ import PackageDescription
 let library: Target = .systemLibrary(name: "EpiphyteFFI")
 let onlyHere: [Target] = [
     .target(name: "FoundationModels", path: "Tests/FoundationModels"),
-    .executableTarget(name: "Docs", dependencies: ["Epiphyte"], path: "Tests/Docs", exclude: ["apple.txt"]),
+    .executableTarget(name: "Docs", dependencies: ["Epiphyte"], path: "Tests/Docs", exclude: ["Apple.swift"]),
     .target(name: "Sample", dependencies: ["Epiphyte"], path: "Sample", exclude: ["SampleApp.swift", "ContentView.swift"]),
 ]
 let onlyHereNames: [Target.Dependency] = ["FoundationModels", "Sample"]
