@@ -23,8 +23,9 @@ public final class Engine: Sendable {
         onProgress: (@Sendable (LoadProgress) throws -> Void)? = nil
     ) async throws -> Engine {
         let listener = onProgress.map(ProgressListener.init)
+        let cached = options.inCacheFolder()
         return try await untilCancelled {
-            Engine(try await EpiphyteCore.Engine.open(source: source, options: options, listener: listener))
+            Engine(try await EpiphyteCore.Engine.open(source: source, options: cached, listener: listener))
         }
     }
 
@@ -100,6 +101,21 @@ public final class Engine: Sendable {
 
     /// Returns once the engine is closed and its memory free.
     public func closed() async { await core.closed() }
+}
+
+extension EngineOptions {
+    /// Where nothing else is said, what was compiled is kept in the app's own cache folder; the library knows those of
+    /// other systems itself.
+    fileprivate func inCacheFolder() -> EngineOptions {
+        #if canImport(Darwin)
+            var options = self
+            let folder = FileManager.default.urls(for: .cachesDirectory, in: .userDomainMask).first
+            options.cacheDir = cacheDir ?? folder?.appendingPathComponent("epiphyte").path
+            return options
+        #else
+            return self
+        #endif
+    }
 }
 
 private final class ProgressListener: LoadListener {
