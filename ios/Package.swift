@@ -4,10 +4,11 @@ import PackageDescription
 
 #if os(Linux)
 // For the tests: the shared library; the shapes of Apple's framework that the optional target is written against; what the
-// documentation says, as a program; and what of the sample is not SwiftUI.
+// documentation says, as a program; one to be killed; and what of the sample is not SwiftUI.
 let library: Target = .systemLibrary(name: "EpiphyteFFI")
 let onlyHere: [Target] = [
     .target(name: "FoundationModels", path: "Tests/FoundationModels"),
+    .executableTarget(name: "Killed", dependencies: ["Epiphyte"], path: "Tests/Killed"),
     .executableTarget(name: "Docs", dependencies: ["Epiphyte"], path: "Tests/Docs", exclude: ["Apple.swift"]),
     .target(name: "Sample", dependencies: ["Epiphyte"], path: "Sample", exclude: ["SampleApp.swift", "ContentView.swift"]),
 ]

@@ -75,9 +75,9 @@ final class Assistant {
 
     private func train(_ name: String, _ lessons: [(question: String, answer: String)]) async throws {
         guard let engine else { return }
-        let examples = lessons.map { Example.chat(messages: [.user($0.question), .assistant($0.answer)]) }
+        let examples = lessons.map { Example.chat([.user($0.question), .assistant($0.answer)]) }
         let run = folder.appendingPathComponent(name)
-        let trainer = try engine.trainer(TrainOptions(folder: run.path, data: .examples(examples: examples)))
+        let trainer = try engine.trainer(TrainOptions(folder: run.path, data: .examples(examples)))
         let outcome = try await trainer.run { progress in
             guard progress.phase == .step, let loss = progress.loss else { return }
             Task { @MainActor in self.losses.append(loss) }

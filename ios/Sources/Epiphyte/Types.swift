@@ -1,5 +1,6 @@
 // Records and enums cross the border as they are; only what holds something on the device is wrapped.
 import EpiphyteCore
+import Foundation
 
 public typealias AdapterFormat = EpiphyteCore.AdapterFormat
 public typealias AdapterProbe = EpiphyteCore.AdapterProbe
@@ -50,4 +51,23 @@ extension Message {
 extension AdapterWeight: ExpressibleByStringLiteral {
     /// An adapter by its id, at weight 1.
     public init(stringLiteral id: String) { self.init(id: id) }
+}
+
+// What has one part needs no name for it.
+extension TrainData {
+    public static func examples(_ examples: [Example]) -> TrainData { .examples(examples: examples) }
+    /// A file of JSON records, one a line.
+    public static func jsonl(_ file: URL) -> TrainData { .jsonl(path: file.path) }
+    /// One document, plain UTF-8.
+    public static func text(_ file: URL) -> TrainData { .text(path: file.path) }
+}
+
+extension TrainDuration {
+    public static func steps(_ steps: Int64) -> TrainDuration { .steps(steps: steps) }
+    public static func epochs(_ epochs: Int64) -> TrainDuration { .epochs(epochs: epochs) }
+}
+
+extension Example {
+    public static func chat(_ messages: [Message]) -> Example { .chat(messages: messages) }
+    public static func text(_ text: String) -> Example { .text(text: text) }
 }

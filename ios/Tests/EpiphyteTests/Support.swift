@@ -10,6 +10,11 @@ let tinyModel = repository("tests/golden/tiny_llama.gguf")
 let defaultModel = URL(fileURLWithPath: environment["EPIPHYTE_MODEL"]!)
 let prompt = "the sea"
 
+/// A program of this package.
+func built(_ name: String) -> URL {
+    URL(fileURLWithPath: #filePath).appendingPathComponent("../../../.build/debug/\(name)").standardized
+}
+
 /// Engines are opened once for all tests.
 enum Engines {
     static let tiny = Task { try await Engine.open(tinyModel, options: EngineOptions(context: 256)) }

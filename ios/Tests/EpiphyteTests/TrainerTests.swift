@@ -9,9 +9,9 @@ let lessons: [Example] = [
 ]
 
 @Suite struct TrainerTests {
-    func options(_ folder: URL, steps: Int64 = 5, data: TrainData = .examples(examples: lessons)) -> TrainOptions {
+    func options(_ folder: URL, steps: Int64 = 5, data: TrainData = .examples(lessons)) -> TrainOptions {
         TrainOptions(
-            folder: folder.path, data: data, duration: .steps(steps: steps), rank: 4, learningRate: 5e-3, batchSize: 2,
+            folder: folder.path, data: data, duration: .steps(steps), rank: 4, learningRate: 5e-3, batchSize: 2,
             seqLen: 64, seed: 7)
     }
 
@@ -123,7 +123,7 @@ let lessons: [Example] = [
             let file = folder.appendingPathComponent("data.jsonl")
             try Data((line + "\n").utf8).write(to: file)
             let run = folder.appendingPathComponent("run")
-            let error = await thrown { try await tiny().trainer(options(run, data: .jsonl(path: file.path))).run() }
+            let error = await thrown { try await tiny().trainer(options(run, data: .jsonl(file))).run() }
             let found = try #require(error)
             #expect(line.isEmpty || !found.message().contains(line))
         }
@@ -134,7 +134,7 @@ let lessons: [Example] = [
         try await withFolder { folder in
             let file = folder.appendingPathComponent(name)
             let run = folder.appendingPathComponent("run")
-            #expect(await thrown { try await tiny().trainer(options(run, data: .jsonl(path: file.path))).run() } != nil)
+            #expect(await thrown { try await tiny().trainer(options(run, data: .jsonl(file))).run() } != nil)
         }
     }
 
@@ -143,7 +143,35 @@ let lessons: [Example] = [
             var wrong = options(folder)
             wrong.rank = -1
             #expect(await cause { try await tiny().trainer(wrong).run() } == "invalidArgument")
-            #expect(await thrown { try await tiny().trainer(options(folder, data: .examples(examples: []))).run() } != nil)
+            #expect(await thrown { try await tiny().trainer(options(folder, data: .examples([]))).run() } != nil)
+        }
+    }
+}
+
+@Suite struct KilledTests {
+    /// Runs the program that trains to its end, or until it has said so many lines.
+    func train(_ folder: URL, killedAfter lines: Int? = nil) throws {
+        let process = Process(), output = Pipe()
+        process.executableURL = built("Killed")
+        process.arguments = [tinyModel.path, folder.path, "60"]
+        process.standardOutput = output
+        try process.run()
+        var said = 0
+        while let byte = try output.fileHandleForReading.read(upToCount: 1), !byte.isEmpty {
+            said += byte[0] == UInt8(ascii: "\n") ? 1 : 0
+            if said == lines { kill(process.processIdentifier, SIGKILL) }
+        }
+        process.waitUntilExit()
+        #expect(process.terminationReason == (lines == nil ? .exit : .uncaughtSignal))
+    }
+
+    @Test func killedRunGoesOnToTheSameBits() async throws {
+        try await withFolder { folder in
+            let whole = folder.appendingPathComponent("whole"), killed = folder.appendingPathComponent("killed")
+            try train(whole)
+            for _ in 0..<5 { try train(killed, killedAfter: Int.random(in: 1...8)) }
+            try train(killed)
+            #expect(try TrainerTests().adapter(killed) == TrainerTests().adapter(whole))
         }
     }
 }
@@ -162,7 +190,7 @@ final class FakeTask: BackgroundTask, @unchecked Sendable {
     @Test func finishedRunIsASuccess() async throws {
         try await withFolder { folder in
             let task = FakeTask()
-            let outcome = try await tiny().trainer(TrainerTests().options(folder, steps: 3, data: .examples(examples: lessons))).run(in: task).value
+            let outcome = try await tiny().trainer(TrainerTests().options(folder, steps: 3, data: .examples(lessons))).run(in: task).value
             #expect(outcome.end == .finished)
             #expect(task.held.value.success == true)
         }
@@ -171,18 +199,18 @@ final class FakeTask: BackgroundTask, @unchecked Sendable {
     @Test func expiredTaskStopsAndTheNextOneGoesOn() async throws {
         try await withFolder { folder in
             let first = FakeTask()
-            let trainer = try await tiny().trainer(TrainerTests().options(folder, steps: 6, data: .examples(examples: lessons)))
+            let trainer = try await tiny().trainer(TrainerTests().options(folder, steps: 6, data: .examples(lessons)))
             let stopped = try await trainer.run(in: first) { if $0.step == 2 { first.expirationHandler?() } }.value
             #expect(stopped.end == .interrupted && first.held.value.success == false)
             let second = FakeTask()
-            let rest = try await tiny().trainer(TrainerTests().options(folder, steps: 6, data: .examples(examples: lessons))).run(in: second).value
+            let rest = try await tiny().trainer(TrainerTests().options(folder, steps: 6, data: .examples(lessons))).run(in: second).value
             #expect(rest.end == .finished && rest.resumedFrom == stopped.steps && second.held.value.success == true)
         }
     }
 
     @Test func failedRunIsNoSuccess() async throws {
         let task = FakeTask()
-        let options = TrainerTests().options(URL(fileURLWithPath: "/nowhere"), data: .jsonl(path: "/nowhere"))
+        let options = TrainerTests().options(URL(fileURLWithPath: "/nowhere"), data: .jsonl(URL(fileURLWithPath: "/nowhere")))
         #expect(await thrown { _ = try await tiny().trainer(options).run(in: task).value } != nil)
         #expect(task.held.value.success == false)
     }
