@@ -4,7 +4,7 @@ SECONDS_PER_TARGET ?= 600
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: api help demo test test-files check mobile bench model golden fuzz
+.PHONY: api help demo test test-files check mobile bench model flower golden fuzz
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -44,6 +44,9 @@ bench: model ## time prompt and decode on the default model
 
 model: ## fetch the default model into the cache, once
 	@$(PYTHON) .ci/fetch_model.py
+
+flower: ## average by way of Flower (FLWR=1.40.0) and Dask, which it installs into the cache folder
+	@.ci/flower
 
 golden: model ## make the golden data again (needs numpy, gguf and Node; see tests/golden/README.md)
 	$(MAKE) -C tests/golden MODEL="$$($(PYTHON) .ci/fetch_model.py --check)"
