@@ -109,6 +109,7 @@ impl Engine {
         // Before the turn, so that nobody waits for the compiler.
         let specs = self.executor()?.adapted_specs(self.gpu().caps());
         self.gpu().compile_all(specs, &mut |_, _| ())?;
+        self.gpu().save_pipelines();
         let mut executor = self.executor()?;
         let gpu = self.gpu();
         if executor.registry.fits(&incoming) {

@@ -187,6 +187,8 @@ impl Engine {
         let setup = Setup { context, kv_f32, adapter_budget };
         let executor = Executor::load(&gpu, &base, weights, &setup, progress)?;
         let kv_f16 = gpu.caps().f16 && !kv_f32;
+        // At once: the app may be killed, and the next start should find them.
+        gpu.save_pipelines();
         Ok(Arc::new(Self {
             first: gpu,
             second: OnceLock::new(),

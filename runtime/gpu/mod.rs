@@ -5,6 +5,7 @@ pub mod commands;
 pub mod device;
 mod fault;
 pub mod instance;
+mod known;
 pub mod memory;
 pub mod params;
 pub mod pipeline;

@@ -190,6 +190,7 @@ impl Trainer {
         let (engine, cancel) = (Arc::clone(engine), CancelToken::default());
         // Compiled and allocated now, not at the first step.
         bench.work(&cancel, &options, |_, _, _| Ok(()))?;
+        engine.save_pipelines();
         Ok(Self {
             engine,
             options,
