@@ -8,6 +8,8 @@ mod batch;
 mod closing;
 mod errors;
 mod opening;
+mod overhead;
+mod plan;
 mod sessions;
 mod training;
 
