@@ -91,7 +91,7 @@ impl Answer {
         let shared = Arc::new(Shared { state, asked: Condvar::new() });
         sequences.iter().for_each(|(slot, _)| slot.answered_by(&shared));
         let ending = Ending(Arc::clone(&shared));
-        worker::spawn("answer", move || ending.0.run(sequences))?;
+        worker::spawn(move || ending.0.run(sequences))?;
         Ok(Self(shared))
     }
 

@@ -1,6 +1,8 @@
 //! One error across the border, a case a cause: each with its data, a message for people, and what
 //! to do about it.
 
+use std::path::PathBuf;
+
 use epiphyte::Error;
 
 /// The enum, with `text` and `hint` in every case, and what reads them.
@@ -293,4 +295,15 @@ pub(crate) fn count<T: TryFrom<i64>>(
 ) -> Result<T, EpiphyteError> {
     let value = value.into();
     T::try_from(value).map_err(|_| EpiphyteError::invalid(name, format!("{value}; 0 or more")))
+}
+
+/// A path that the caller gave.
+///
+/// Errors: [`EpiphyteError::InvalidArgument`] for an empty one, which the system would take for the
+/// folder that the process happens to be in.
+pub(crate) fn path(name: &'static str, path: String) -> Result<PathBuf, EpiphyteError> {
+    match path.is_empty() {
+        true => Err(EpiphyteError::invalid(name, "empty; give a path".into())),
+        false => Ok(path.into()),
+    }
 }

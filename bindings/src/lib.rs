@@ -9,13 +9,17 @@
 #![recursion_limit = "256"]
 
 mod adapter;
+#[cfg(target_os = "android")]
+mod android;
 mod answer;
+mod app;
 mod batch;
 mod engine;
 mod error;
 mod generation;
 mod held;
 mod options;
+mod plan;
 mod session;
 mod source;
 mod train;
@@ -26,13 +30,15 @@ pub use adapter::{
     AdapterFormat, AdapterProbe, AdapterSource, AdapterState, AdapterWeight, KvPolicy, LoadReport,
     ReportItem, ReportModule, Verdict,
 };
+pub use app::{AppInfo, app_info};
 pub use batch::{BatchGeneration, BatchSequence, BatchToken};
-pub use engine::{Engine, EngineOptions, LoadListener, LoadPhase, LoadProgress};
+pub use engine::{DeviceWork, Engine, EngineOptions, LoadListener, LoadPhase, LoadProgress};
 pub use error::EpiphyteError;
 pub use generation::Generation;
 pub use options::{
     AnswerStats, FinishReason, GenerateOptions, LogitBias, Message, PromptOptions, Sampling, Token,
 };
+pub use plan::{ClassBytes, MemoryClass, MemoryPlan, MemoryPlanOptions, TrainingPlan, memory_plan};
 pub use session::Session;
 pub use source::ModelSource;
 pub use train::{

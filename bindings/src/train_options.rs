@@ -7,7 +7,7 @@ use epiphyte::train::run::{RunOptions, ValidationData};
 use epiphyte::train::schedule::{Decay, Warmup};
 
 use crate::EpiphyteError;
-use crate::error::count;
+use crate::error::{count, path as given};
 use crate::held::Lease;
 use crate::options::{self, Message};
 
@@ -276,8 +276,8 @@ impl TrainOptions {
     /// Errors: [`EpiphyteError::InvalidArgument`]; as [`Adapter::load`] for what it starts from.
     pub(crate) fn run_options(self, engine: &Lease) -> Result<RunOptions, EpiphyteError> {
         let mut run = match self.data.clone() {
-            TrainData::Jsonl { path } => RunOptions::new(path),
-            TrainData::Text { path } => RunOptions::for_text(path),
+            TrainData::Jsonl { path } => RunOptions::new(given("data", path)?),
+            TrainData::Text { path } => RunOptions::for_text(given("data", path)?),
             TrainData::Examples { examples } => RunOptions::for_records(
                 examples.into_iter().map(Record::try_from).collect::<Result<_, _>>()?,
             ),

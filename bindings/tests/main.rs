@@ -9,6 +9,8 @@ mod closing;
 mod errors;
 mod mobile_api;
 mod opening;
+mod overhead;
+mod plan;
 mod sessions;
 mod training;
 

@@ -105,6 +105,7 @@ impl Engine {
         // Before the turn, so that nobody waits for the compiler.
         let specs = self.executor().adapted_specs(self.gpu.caps());
         self.gpu.compile_all(specs, &mut |_, _| ())?;
+        self.gpu.save_pipelines();
         let mut executor = self.executor();
         if executor.registry.fits(&incoming) {
             executor.make_u(&self.gpu)?;

@@ -1,6 +1,6 @@
 //! What one may ask of an engine's device.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Engine;
 use crate::error::Result;
@@ -17,6 +17,10 @@ pub struct DeviceWork {
     pub submits: u64,
     /// Bytes of weights and KV cache that kernels read.
     pub bytes: u64,
+    /// Kernels that the self-test compared with the CPU; none where an earlier start has.
+    pub tested_kernels: u64,
+    /// Kernels compiled that no earlier start with the same cache folder and driver compiled.
+    pub compiled_kernels: u64,
 }
 
 /// How fast a device is.
@@ -55,10 +59,14 @@ impl Engine {
     /// What the device has done so far.
     pub fn device_work(&self) -> DeviceWork {
         let counters = &self.gpu.counters;
-        let [dispatches, submits, bytes] =
-            [&counters.dispatches, &counters.submits, &counters.bytes]
-                .map(|counter| counter.load(Ordering::Relaxed));
-        DeviceWork { dispatches, submits, bytes }
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        DeviceWork {
+            dispatches: read(&counters.dispatches),
+            submits: read(&counters.submits),
+            bytes: read(&counters.bytes),
+            tested_kernels: read(&counters.tested),
+            compiled_kernels: read(&counters.compiled),
+        }
     }
 
     /// Measures the device for about a second.
@@ -75,8 +83,8 @@ impl Engine {
         self.gpu.wait(None)
     }
 
-    /// Keeps compiled kernels for the next start; for a program that leaves without dropping the
-    /// engine, which does it, too.
+    /// Keeps what was compiled since the engine was opened for the next start; for a program that
+    /// leaves without dropping the engine, which does it, too.
     pub fn save_pipelines(&self) {
         self.gpu.save_pipelines();
     }

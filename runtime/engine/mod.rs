@@ -168,6 +168,8 @@ impl Engine {
         gpu.wait(None)?;
         let executor = Executor::new(&gpu, &base, &spaces, options.adapter_budget)?;
         gpu.check()?;
+        // At once: the app may be killed, and the next start should find them.
+        gpu.save_pipelines();
         Ok(Arc::new(Self {
             gpu,
             base,

@@ -148,6 +148,10 @@ pub struct Counters {
     pub submits: AtomicU64,
     /// Pipelines compiled, or fetched from the cache on disk.
     pub pipelines: AtomicU64,
+    /// Those of them that no earlier start with this cache folder compiled on this driver.
+    pub compiled: AtomicU64,
+    /// Kernels that the self-test ran.
+    pub tested: AtomicU64,
     /// Bind groups made.
     pub bind_groups: AtomicU64,
     /// Bytes of weights and KV cache that the dispatches read, by their own count.
@@ -274,15 +278,7 @@ impl Gpu {
 
     /// Identifies GPU and driver version: what was measured for one key holds for no other.
     pub fn driver_key(&self) -> String {
-        let i = &self.info;
-        let mut identity = Identity::new("epiphyte.driver.1");
-        identity.add("backend", i.backend);
-        identity.add("name", &i.name);
-        identity.add("driver", &i.driver);
-        identity.add("driver_info", &i.driver_info);
-        identity.add("vendor", i.vendor);
-        identity.add("device", i.device);
-        identity.hash()[..16].to_string()
+        driver_key(&self.info)
     }
 
     /// Runs `work`; what the driver finds wrong with it, on this thread, becomes the error.
@@ -339,6 +335,18 @@ impl Gpu {
     pub fn reserved_bytes(&self) -> Option<u64> {
         self.device.generate_allocator_report().map(|report| report.total_reserved_bytes)
     }
+}
+
+/// See [`Gpu::driver_key`].
+pub(super) fn driver_key(info: &wgpu::AdapterInfo) -> String {
+    let mut identity = Identity::new("epiphyte.driver.1");
+    identity.add("backend", info.backend);
+    identity.add("name", &info.name);
+    identity.add("driver", &info.driver);
+    identity.add("driver_info", &info.driver_info);
+    identity.add("vendor", info.vendor);
+    identity.add("device", info.device);
+    identity.hash()[..16].to_string()
 }
 
 /// Name, backend and driver on one line.

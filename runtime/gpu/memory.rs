@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::blocks::{Blocks, Place};
 use super::device::{Caps, Gpu};
 use super::tensor::{Tensor, padded};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// What a buffer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -225,6 +225,21 @@ impl MemoryPlan {
     pub fn classes(&self) -> Vec<(Class, u64)> {
         let all = Class::ALL.into_iter().map(|class| (class, self.class_bytes(class)));
         all.filter(|(_, bytes)| *bytes > 0).collect()
+    }
+
+    /// That it is at most `budget_bytes`, if there is a budget.
+    ///
+    /// Errors: [`Error::OverBudget`] with the sum and `remedy`.
+    pub fn within(&self, budget_bytes: Option<u64>, remedy: impl Fn() -> String) -> Result<()> {
+        match budget_bytes.filter(|&budget| self.total_bytes() > budget) {
+            None => Ok(()),
+            Some(budget) => Err(Error::OverBudget {
+                needed: human_bytes(self.total_bytes()),
+                budget: human_bytes(budget),
+                sum: self.sum(),
+                remedy: remedy(),
+            }),
+        }
     }
 
     /// The sum on one line.

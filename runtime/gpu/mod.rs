@@ -4,6 +4,7 @@ mod blocks;
 pub mod commands;
 pub mod device;
 pub mod instance;
+mod known;
 pub mod memory;
 pub mod params;
 pub mod pipeline;

@@ -196,6 +196,7 @@ impl Trainer {
         let bytes = Site { config: &base.config, beside }.training(&shape)?.total_bytes();
         let graph = Graph::new(gpu, base, &shape, layout)?;
         let update = Update::new(gpu, &graph, &options)?;
+        gpu.save_pipelines();
         let (engine, cancel) = (Arc::clone(engine), CancelToken::default());
         Ok(Self {
             engine,
