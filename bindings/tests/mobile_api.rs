@@ -47,6 +47,11 @@ const KOTLIN: Language = Language {
     types: &["class ", "data class ", "sealed interface "],
     members: &["fun ", "suspend fun ", "val "],
 };
+const SWIFT: Language = Language {
+    types: &["final class ", "struct ", "protocol ", "enum "],
+    members: &["func ", "static func ", "var "],
+};
+
 impl Language {
     /// `Type.member` of every public declaration that is no field: of a type that is indented less,
     /// or of the receiver before its name.
@@ -126,4 +131,15 @@ fn rust_is_what_the_page_says() {
         let iterates = call == "next" && pinned.lines().any(|line| line.ends_with(of));
         assert!(known || iterates, "docs/mobile-api.md has {name}, docs/api.txt has not");
     }
+}
+
+#[test]
+fn swift_is_what_the_page_says() {
+    let sources = sources(&repository("ios/Sources/Epiphyte"), "swift");
+    let code: Names = sources.iter().flat_map(|source| SWIFT.members_of(source)).collect();
+    // What protocols of the language's own ask for.
+    let asked = ["makeAsyncIterator", "errorDescription", "recoverySuggestion"];
+    let own = |name: &String| !asked.iter().any(|asked| name.ends_with(asked));
+    let code = code.into_iter().filter(own).collect();
+    assert_same("Swift", &column(&read("docs/mobile-api.md"), 2), &code);
 }
