@@ -4,7 +4,7 @@ SECONDS_PER_TARGET ?= 600
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: api help demo test test-files kotlin check bench model flower golden fuzz
+.PHONY: api help demo test test-files check kotlin mobile bench model flower golden fuzz
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -34,6 +34,9 @@ check: ## what CI runs: format, lints, tests, documentation
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps
 	@$(PYTHON) .ci/api.py --check
 	cargo package --quiet --no-verify --allow-dirty -p epiphyte
+
+mobile: model ## build and test for phones: Kotlin, Swift, Android, iOS, arm64; says what can't be run here (an hour, cold)
+	@.ci/mobile
 
 api: ## pin the public API as it is now
 	rm -rf $${CARGO_TARGET_DIR:-target}/doc/epiphyte
