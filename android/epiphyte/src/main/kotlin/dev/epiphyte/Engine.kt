@@ -11,7 +11,10 @@ public class Engine private constructor(private val core: CoreEngine) : AutoClos
     /** An empty session. */
     public fun session(): Session = Session(calling { core.session() })
 
-    /** A session from a file that [Session.save] wrote; its adapters have to be loaded under the ids they had. */
+    /**
+     * A session from a file that [Session.save] wrote; its adapters have to be loaded under the ids
+     * they had.
+     */
     public suspend fun restore(file: File): Session = Session(calling { core.restore(file.path) })
 
     /**

@@ -1,12 +1,15 @@
 package dev.epiphyte
 
+import android.app.Application
 import android.content.Context
 import android.content.ContextWrapper
 import androidx.work.CoroutineWorker
 import androidx.work.ListenableWorker
 import androidx.work.WorkerParameters
 import androidx.work.workDataOf
+import dev.epiphyte.android.Epiphyte
 import dev.epiphyte.android.WorkResult
+import dev.epiphyte.android.withModelAsset
 import dev.epiphyte.android.work
 import java.io.File
 import kotlin.test.Test
@@ -68,7 +71,23 @@ class DocsTest {
         engine.close()
     }
 
-    private object App {
+    /** Compiled alone: there is no phone here. */
+    @Suppress("unused")
+    private class App : Application() {
+        override fun onCreate() {
+            super.onCreate()
+            Epiphyte.start(this)
+        }
+    }
+
+    /** Compiled alone. */
+    @Suppress("unused")
+    private suspend fun asset(context: Context): Engine {
+        val engine = context.withModelAsset("model.gguf") { Engine.open(it) }
+        return engine
+    }
+
+    private object Teaching {
         lateinit var lesson: TrainOptions
         suspend fun engine() = tiny()
         fun show(progress: TrainProgress) = check(progress.steps > 0)
@@ -76,8 +95,8 @@ class DocsTest {
 
     private class TeachWorker(context: Context, parameters: WorkerParameters) : CoroutineWorker(context, parameters) {
         override suspend fun doWork(): Result {
-            val trainer = App.engine().trainer(App.lesson)
-            return when (val result = trainer.work { App.show(it) }) {
+            val trainer = Teaching.engine().trainer(Teaching.lesson)
+            return when (val result = trainer.work { Teaching.show(it) }) {
                 is WorkResult.Success -> Result.success()
                 is WorkResult.Retry -> Result.retry()
                 is WorkResult.Failure -> Result.failure(workDataOf("problem" to result.error.message))
@@ -99,10 +118,10 @@ class DocsTest {
     @Test
     fun `the page's worker teaches, and says what is wrong`() = running {
         withFolder { folder ->
-            App.lesson = lesson(folder, 2)
+            Teaching.lesson = lesson(folder, 2)
             val context = ContextWrapper(null)
             assertIs<ListenableWorker.Result.Success>(TeachWorker(context, WorkerParameters()).doWork())
-            App.lesson = lesson(folder, data = TrainData.Jsonl("/nowhere"))
+            Teaching.lesson = lesson(folder, data = TrainData.Jsonl("/nowhere"))
             val failure = assertIs<ListenableWorker.Result.Failure>(TeachWorker(context, WorkerParameters()).doWork())
             assertContains(failure.outputData.values["problem"].toString(), "/nowhere")
         }
@@ -117,7 +136,7 @@ class DocsTest {
         val needed = of("android/epiphyte/build.gradle.kts")
         val blocks = Regex("```kotlin( \\w+)?\n(.*?)```", RegexOption.DOT_MATCHES_ALL)
             .findAll(repository("docs/android.md").readText()).map { it.groupValues[1].trim() to it.groupValues[2] }.toList()
-        assertTrue(blocks.size >= 10)
+        assertTrue(blocks.size >= 12)
         for ((kind, block) in blocks) {
             when (kind) {
                 "gradle" -> assertContains(gradle, lines(block))

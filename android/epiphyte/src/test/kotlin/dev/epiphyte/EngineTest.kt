@@ -123,10 +123,17 @@ class EngineTest {
     }
 
     @ParameterizedTest
-    @ValueSource(strings = ["", "/nowhere/model.gguf", "/tmp", "/dev/null", "a\u0000b"])
+    @ValueSource(strings = ["/nowhere/model.gguf", "/tmp", "/dev/null", "a\u0000b"])
     fun `what is no model is refused`(path: String) = running {
         val error = thrown { Engine.open(File(path)) }
-        assertTrue(error is EpiphyteException.Io || error is EpiphyteException.InvalidFile, "$error")
+        val refused = error is EpiphyteException.Io || error is EpiphyteException.InvalidFile ||
+            error is EpiphyteException.InvalidArgument
+        assertTrue(refused, "$error")
+    }
+
+    @Test
+    fun `an empty path is refused by name`() = running {
+        assertEquals("path", assertThrown<EpiphyteException.InvalidArgument> { Engine.open(File("")) }.name)
     }
 
     @Test

@@ -53,7 +53,7 @@ class MemoryTest {
         val bytes = engine.deviceBytes
         val growth = growth(1000) { round() }
         assertTrue(engine.deviceBytes <= bytes)
-        assertTrue(growth < 8 shl 20, "$growth bytes more")
+        assertTrue(growth < 16 shl 20, "$growth bytes more")
     }
 
     @Test

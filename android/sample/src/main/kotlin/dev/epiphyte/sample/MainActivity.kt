@@ -11,6 +11,7 @@ import android.widget.ScrollView
 import android.widget.Spinner
 import android.widget.TextView
 import dev.epiphyte.ModelSource
+import dev.epiphyte.android.Epiphyte
 import java.io.File
 import kotlinx.coroutines.CoroutineScope
 import kotlinx.coroutines.Job
@@ -39,6 +40,7 @@ class MainActivity : Activity() {
 
     override fun onCreate(savedInstanceState: Bundle?) {
         super.onCreate(savedInstanceState)
+        Epiphyte.start(this)
         assistant = Assistant(ModelSource.Path(File(filesDir, "model.gguf").path), emptyMap(), File(filesDir, "adapters"))
         setContentView(layout())
         scope.launch { assistant.open() }
