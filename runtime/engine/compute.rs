@@ -119,9 +119,10 @@ impl Session {
             && self.own_work
             && !self.mixed
         {
-            for number in start / PAGE_LEN..self.kv_len / PAGE_LEN {
+            let pages = self.pages.iter().zip(keys).enumerate().take(self.kv_len / PAGE_LEN);
+            for (number, (page, key)) in pages.skip(start / PAGE_LEN) {
                 if self.is_wide_page(number) {
-                    executor.pool.publish(&self.pages[number], keys[number]);
+                    executor.pool.publish(page, *key);
                 }
             }
         }
