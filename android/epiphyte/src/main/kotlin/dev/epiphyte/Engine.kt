@@ -103,10 +103,10 @@ public class Engine private constructor(private val core: CoreEngine) : AutoClos
         }
 
         /** Adds up what a model takes on this device, and a training run beside it; loads no weight. */
-        public suspend fun plan(
+        public suspend fun memoryPlan(
             model: ModelSource,
             options: MemoryPlanOptions = MemoryPlanOptions(),
-        ): MemoryPlan = calling { memoryPlan(model, options) }
+        ): MemoryPlan = calling { dev.epiphyte.memoryPlan(model, options) }
 
         /** As above, from a GGUF file, or the first of its shards. */
         public suspend fun open(

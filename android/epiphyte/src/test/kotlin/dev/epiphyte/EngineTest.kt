@@ -49,13 +49,13 @@ class EngineTest {
     @Test
     fun `memory is planned before it is taken`() = running {
         val model = ModelSource.Path(defaultModel.path)
-        val plan = Engine.plan(model, MemoryPlanOptions(context = 512))
+        val plan = Engine.memoryPlan(model, MemoryPlanOptions(context = 512))
         assertEquals(plan.totalBytes, plan.classes.sumOf { it.bytes })
         val training = TrainOptions("/nowhere", TrainData.Examples(lessons))
-        val beside = Engine.plan(model, MemoryPlanOptions(training = training))
+        val beside = Engine.memoryPlan(model, MemoryPlanOptions(training = training))
         assertTrue(beside.training!!.trainableParameters > 0 && beside.training!!.seqLen > 0)
         val tooLittle = MemoryPlanOptions(context = 512, memoryBudgetBytes = 1_000_000)
-        assertThrown<EpiphyteException.OverBudget> { Engine.plan(model, tooLittle) }
+        assertThrown<EpiphyteException.OverBudget> { Engine.memoryPlan(model, tooLittle) }
     }
 
     @Test
