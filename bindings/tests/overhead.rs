@@ -50,7 +50,8 @@ fn a_token_costs_little_more_than_in_the_runtime() {
         assert_eq!(tokens, TOKENS);
         start.elapsed()
     };
-    (direct(), border());
+    direct();
+    border();
     let (direct, border): (Vec<_>, Vec<_>) = (0..ROUNDS).map(|_| (direct(), border())).unzip();
     let (direct, border) = (fastest(direct), fastest(border));
     println!(

@@ -37,28 +37,28 @@ impl Engine {
     internal! {
         /// The device.
         pub fn gpu(&self) -> &Gpu {
-            &self.gpu
+            self.second.get().unwrap_or(&self.first)
         }
     }
 
     /// The device on a line: name, backend, driver.
     pub fn device(&self) -> String {
-        self.gpu.description()
+        self.gpu().description()
     }
 
     /// The device computes on the processor.
     pub fn is_software(&self) -> bool {
-        self.gpu.caps().software
+        self.gpu().caps().software
     }
 
     /// Bytes of device memory that everything of this engine takes now, training included.
     pub fn device_bytes(&self) -> u64 {
-        self.gpu.allocated_bytes()
+        self.class_bytes().iter().map(|of_class| of_class.bytes).sum()
     }
 
-    /// What the device has done so far.
+    /// What the device has done since it was opened.
     pub fn device_work(&self) -> DeviceWork {
-        let counters = &self.gpu.counters;
+        let counters = &self.gpu().counters;
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         DeviceWork {
             dispatches: read(&counters.dispatches),
@@ -73,20 +73,20 @@ impl Engine {
     ///
     /// Errors: [`crate::Error::Gpu`], [`crate::Error::OutOfMemory`].
     pub fn device_speed(&self) -> Result<DeviceSpeed> {
-        DeviceSpeed::of(&self.gpu)
+        DeviceSpeed::of(self.gpu())
     }
 
     /// Waits until the device has done all that was asked of it.
     ///
     /// Errors: [`crate::Error::DeviceLost`], [`crate::Error::OutOfMemory`], [`crate::Error::Gpu`].
     pub fn wait(&self) -> Result<()> {
-        self.gpu.wait(None)
+        self.gpu().wait(None)
     }
 
     /// Keeps what was compiled since the engine was opened for the next start; for a program that
     /// leaves without dropping the engine, which does it, too.
     pub fn save_pipelines(&self) {
-        self.gpu.save_pipelines();
+        self.gpu().save_pipelines();
     }
 }
 

@@ -6,6 +6,8 @@
 //! rows, tables and settings first. What else a pass needs (cache, adapters, directory) may be
 //! changed by others between two of its turns: [`Executor::resume`].
 
+mod room;
+
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
@@ -13,15 +15,16 @@ use crate::gpu::{Caps, Commands, Gpu, KernelSpec, Op, Tensor};
 use crate::kernels::rope;
 use crate::kernels::sample::{self, Sampler};
 use crate::model::activations::LOGIT_ROWS;
-use crate::model::attend::Run;
-use crate::model::kv_cache::{KvCache, PAGE_LEN, PagePool};
+use crate::model::kv_cache::{KvCache, PagePool, PageRef};
 use crate::model::llama::{Llama, Part, Pass};
 use crate::model::site::LoraPass;
 use crate::model::weights::Weights;
+use crate::progress::{LoadPhase, LoadProgress};
 
-use super::Base;
+use super::pass::How;
 use super::residents::{Registry, SetId};
 use super::working::{Sampling, Spaces, Working};
+use super::{Base, Setup};
 
 /// Where a pass has its activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,9 +85,11 @@ pub(crate) struct Chunk<'a> {
     pub(crate) tokens: &'a [u32],
     /// Of the first one.
     pub(crate) position: usize,
-    pub(crate) pages: &'a [u32],
+    pub(crate) pages: &'a [PageRef],
     /// Its adapters.
     pub(crate) set: SetId,
+    /// As it was computed before; `None`: as the number of rows has it.
+    pub(crate) how: Option<How>,
 }
 
 /// How a decode step chooses its tokens, and where they go.
@@ -103,7 +108,7 @@ pub(crate) struct Row<'a> {
     pub(crate) token: u32,
     /// Its position.
     pub(crate) position: u32,
-    pub(crate) pages: &'a [u32],
+    pub(crate) pages: &'a [PageRef],
     pub(crate) sampler: Sampler,
     pub(crate) biases: &'a [(u32, f32)],
     /// The context, for the repetition penalty.
@@ -113,9 +118,36 @@ pub(crate) struct Row<'a> {
 }
 
 impl Executor {
-    pub(crate) fn new(
+    /// Compiles what works on `weights`, of which `progress` hears, and makes room for it.
+    ///
+    /// Errors: [`Error::OutOfMemory`]; as [`Gpu::kernel`] and [`Gpu::check`].
+    pub(crate) fn load(
         gpu: &Gpu,
         base: &Base,
+        weights: Weights,
+        setup: &Setup,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Self> {
+        let spaces = Spaces::new(gpu.caps(), setup.context, setup.kv_f32);
+        let specs = Self::specs(gpu.caps(), base, &weights, spaces.steps.kv_f16);
+        gpu.compile_all(specs, &mut |done, total| {
+            progress(LoadProgress {
+                phase: LoadPhase::Shaders,
+                done: done as u64,
+                total: total as u64,
+            });
+        })?;
+        // What the weights were staged in is given back first, so that it leaves no gaps.
+        gpu.wait(None)?;
+        let executor = Self::new(gpu, base, weights, &spaces, setup.adapter_budget)?;
+        gpu.check()?;
+        Ok(executor)
+    }
+
+    fn new(
+        gpu: &Gpu,
+        base: &Base,
+        weights: Weights,
         spaces: &Spaces,
         adapter_budget: u64,
     ) -> Result<Self> {
@@ -125,7 +157,7 @@ impl Executor {
         let rotations = rope::rotations(&config.rope_frequencies(), spaces.steps.positions);
         gpu.write(&steps.rotations, 0, &rotations);
         let workspace = |activations, limits| {
-            let llama = Llama::new(gpu, config, &base.weights, &cache, activations, limits)?;
+            let llama = Llama::new(gpu, config, &weights, &cache, activations, limits)?;
             Ok::<_, Error>(Workspace { llama, row_sets: Vec::new(), lora: None, moves: None })
         };
         let steps = workspace(steps, &spaces.steps)?;
@@ -148,7 +180,7 @@ impl Executor {
             cache,
             pool,
             registry,
-            weights: Arc::clone(&base.weights),
+            weights: Arc::new(weights),
             steps,
             prompts,
             directory_of: None,
@@ -164,7 +196,7 @@ impl Executor {
     }
 
     /// What [`Executor::new`] and the first token need compiled.
-    pub(crate) fn specs(caps: &Caps, base: &Base, kv_f16: bool) -> Vec<KernelSpec> {
+    fn specs(caps: &Caps, base: &Base, weights: &Weights, kv_f16: bool) -> Vec<KernelSpec> {
         let sampling = [
             sample::partial_spec(),
             sample::final_spec(),
@@ -172,24 +204,12 @@ impl Executor {
             sample::threshold_spec(),
         ];
         // The slowest first, so that no one waits for it in the end.
-        Llama::specs(caps, &base.config, &base.weights, kv_f16)
-            .into_iter()
-            .chain(sampling)
-            .collect()
+        Llama::specs(caps, &base.config, weights, kv_f16).into_iter().chain(sampling).collect()
     }
 
-    /// A page for one user; the cache grows when all are taken.
-    pub(crate) fn allocate_page(&mut self, gpu: &Gpu) -> Result<u32> {
-        if self.pool.available() == 0 {
-            self.cache.grow(gpu, self.pool.capacity() + 1)?;
-            for workspace in [&mut self.steps, &mut self.prompts] {
-                workspace.llama.rebind(gpu, &self.cache)?;
-            }
-            self.pool.grow(self.cache.pages());
-            self.bind_adapters(gpu)?;
-        }
-        let capacity = self.pool.capacity() * PAGE_LEN;
-        self.pool.allocate().ok_or(Error::ContextFull { needed: capacity + PAGE_LEN, capacity })
+    /// On the device.
+    pub(crate) fn weights(&self) -> &Arc<Weights> {
+        &self.weights
     }
 
     /// Makes what adapted kernels work on, before anything of an adapter is staged.
@@ -218,19 +238,6 @@ impl Executor {
         }
     }
 
-    /// Makes `page` its user's alone, copying it if others use it or may come to.
-    pub(crate) fn own_page(&mut self, gpu: &Gpu, page: u32) -> Result<u32> {
-        if !self.pool.is_shared(page) {
-            return Ok(page);
-        }
-        let copy = self.allocate_page(gpu)?;
-        let mut commands = Commands::new(gpu)?;
-        let copied = self.cache.copy_page(&mut commands, page, copy);
-        commands.submit();
-        self.pool.release(if copied.is_ok() { page } else { copy });
-        copied.map(|()| copy)
-    }
-
     fn workspace(&self, space: Space) -> &Workspace {
         match space {
             Space::Steps => &self.steps,
@@ -256,7 +263,7 @@ impl Executor {
         let a = &self.workspace(space).llama.activations;
         gpu.write(&a.token_ids, 0, chunk.tokens);
         gpu.write(&a.rows, 0, &rows);
-        gpu.write(&a.pages, 0, chunk.pages);
+        gpu.write(&a.pages, 0, &numbers(chunk.pages));
         self.set_rows(space, std::iter::repeat_n(chunk.set, rows.len()));
     }
 
@@ -305,19 +312,18 @@ impl Executor {
         self.steps.llama.parts()
     }
 
-    /// Records a part of the pass over the rows of a space, which `runs` covers.
+    /// Records a part of a pass.
     ///
     /// Errors: as [`Llama::record`].
     pub(crate) fn record(
         &self,
         commands: &mut Commands<'_>,
-        space: Space,
         part: Part,
-        runs: &[Run],
+        pass: &super::pass::Pass<'_>,
     ) -> Result<()> {
-        let Workspace { llama, lora, .. } = self.workspace(space);
-        let rows = runs.iter().map(|run| run.count).sum();
-        llama.record(commands, part, Pass { rows, runs, lora: lora.as_ref() })
+        let Workspace { llama, lora, .. } = self.workspace(pass.space);
+        let (rows, runs, wide) = (pass.rows(), pass.runs, pass.how == How::Wide);
+        llama.record(commands, part, Pass { rows, runs, wide, lora: lora.as_ref() })
     }
 
     /// Records a copy of `rows` rows of logits to row `to_row` of `readback`.
@@ -345,7 +351,7 @@ impl Executor {
             biases.extend_from_slice(row.biases);
             gpu.write(&a.token_ids, m as u64 * 4, &[row.token]);
             gpu.write(&a.rows, m as u64 * 8, &[m as u32, row.position]);
-            gpu.write(&a.pages, (m * max_pages) as u64 * 4, row.pages);
+            gpu.write(&a.pages, (m * max_pages) as u64 * 4, &numbers(row.pages));
             gpu.write(&self.samplers, (m * size_of::<Sampler>()) as u64, &[sampler]);
             let mut seen = vec![0_u32; seen_words];
             for &token in row.context {
@@ -367,10 +373,10 @@ impl Executor {
     }
 
     /// Tells the device that row `m`'s page number `index` is `page`.
-    pub(crate) fn set_page(&self, gpu: &Gpu, m: usize, index: usize, page: u32) {
+    pub(crate) fn set_page(&self, gpu: &Gpu, m: usize, index: usize, page: &PageRef) {
         let llama = &self.steps.llama;
         let at = (m * llama.max_pages() + index) as u64 * 4;
-        gpu.write(&llama.activations.pages, at, &[page]);
+        gpu.write(&llama.activations.pages, at, &[page.number()]);
     }
 
     /// Records the choice of a token for each of `rows` rows of logits.
@@ -392,4 +398,9 @@ impl Executor {
         sample::record_final(commands, &self.ops.last, self.vocab, rows, offset as u32);
         commands.copy(&self.ring, offset as u64 * 4, readback, 0, u64::from(rows) * 4);
     }
+}
+
+/// As the device knows pages.
+fn numbers(pages: &[PageRef]) -> Vec<u32> {
+    pages.iter().map(PageRef::number).collect()
 }

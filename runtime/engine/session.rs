@@ -3,17 +3,16 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::cancel::CancelToken;
 use crate::chat::{Message, Prompt};
 use crate::error::{Error, Result};
-use crate::model::activations::LOGIT_ROWS;
-use crate::model::kv_cache::{PAGE_LEN, PageKey, page_key};
+use crate::model::kv_cache::{PAGE_LEN, PageRef};
 use crate::tokenizer::EncodeOptions;
 
-use super::executor::{Chunk, Executor};
 use super::generation::Generation;
 use super::options::GenerateOptions;
+use super::pass::How;
 use super::residents::SetId;
+use super::seat::Seat;
 use super::{Engine, snapshot};
 
 /// A conversation or a document in progress. Cheap to make, to fork and to drop; many share one
@@ -23,7 +22,10 @@ pub struct Session {
     pub(super) tokens: Vec<u32>,
     /// Tokens whose keys and values are in `pages`; the others are pending.
     pub(super) kv_len: usize,
-    pub(super) pages: Vec<u32>,
+    pub(super) pages: Vec<PageRef>,
+    /// How each position was computed: what is computed again is computed in the same way, and so
+    /// to the same bits.
+    pub(super) how: Vec<How>,
     /// All keys and values were computed here, so others may take them over; a file's may be
     /// anything.
     pub(super) own_work: bool,
@@ -47,8 +49,17 @@ struct TextRun {
 
 impl Session {
     pub(super) fn new(engine: Arc<Engine>) -> Self {
-        let (tokens, pages, set) = (Vec::new(), Vec::new(), SetId::default());
-        Self { engine, tokens, kv_len: 0, pages, own_work: true, set, mixed: false, text: None }
+        Self {
+            engine,
+            tokens: Vec::new(),
+            kv_len: 0,
+            pages: Vec::new(),
+            how: Vec::new(),
+            own_work: true,
+            set: SetId::default(),
+            mixed: false,
+            text: None,
+        }
     }
 
     /// The engine it belongs to.
@@ -78,7 +89,7 @@ impl Session {
             let reason = format!("token {id} is outside the vocabulary of {vocab}");
             return Err(Error::InvalidArgument { name: "ids", reason });
         }
-        let (needed, capacity) = (len + ids.len(), self.engine.context);
+        let (needed, capacity) = (len + ids.len(), self.engine.context());
         if needed > capacity { Err(Error::ContextFull { needed, capacity }) } else { Ok(()) }
     }
 
@@ -153,11 +164,12 @@ impl Session {
     /// Forgets everything after the first `len` tokens.
     pub fn truncate(&mut self, len: usize) {
         self.tokens.truncate(len);
+        self.how.truncate(len);
         self.text.take_if(|run| run.tokens.end > len);
         self.release_kv(len);
     }
 
-    /// Forgets the keys and values from position `len` on.
+    /// Lets go of the keys and values from position `len` on.
     fn release_kv(&mut self, len: usize) {
         self.kv_len = self.kv_len.min(len);
         self.mixed &= self.kv_len > 0;
@@ -168,8 +180,14 @@ impl Session {
         }
     }
 
-    /// Lets go of all keys and values; they are computed again when needed.
+    /// Lets go of all keys and values; they are computed anew when needed.
     pub(super) fn forget_kv(&mut self) {
+        self.how.clear();
+        self.drop_kv();
+    }
+
+    /// Lets go of all keys and values; they are computed again, as they were, when needed.
+    pub(super) fn drop_kv(&mut self) {
         self.release_kv(0);
         self.own_work = true;
     }
@@ -178,14 +196,17 @@ impl Session {
     /// goes on.
     #[must_use]
     pub fn fork(&self) -> Self {
-        let mut executor = self.engine.executor();
-        self.pages.iter().for_each(|&page| executor.pool.retain(page));
+        let mut seat = self.engine.seat();
+        if let Seat::Taken(executor) = &mut *seat {
+            self.pages.iter().for_each(|page| executor.pool.retain(page));
+        }
         let mut fork = Self::new(Arc::clone(&self.engine));
         fork.tokens.clone_from(&self.tokens);
         fork.text.clone_from(&self.text);
         fork.kv_len = self.kv_len;
+        fork.how.clone_from(&self.how);
         fork.own_work = self.own_work;
-        executor.registry.retain(self.set);
+        seat.registry_mut().retain(self.set);
         (fork.set, fork.mixed) = (self.set, self.mixed);
         fork.pages.clone_from(&self.pages);
         fork
@@ -199,109 +220,6 @@ impl Session {
         snapshot::save(self, path.as_ref())
     }
 
-    /// Computes all pending tokens but the last, which the first decode step takes.
-    ///
-    /// Errors: [`Error::Cancelled`], [`Error::ContextFull`], [`Error::OutOfMemory`],
-    /// [`Error::Gpu`]. What was computed stays.
-    pub fn prefill(&mut self, cancel: &CancelToken) -> Result<()> {
-        self.compute_pending(cancel).map(drop)
-    }
-
-    /// Gives the number of tokens that were computed.
-    pub(super) fn compute_pending(&mut self, cancel: &CancelToken) -> Result<usize> {
-        let engine = Arc::clone(&self.engine);
-        let end = self.tokens.len().saturating_sub(1);
-        // The last token is fed by the step that follows it, even where its keys are there already.
-        self.kv_len = self.kv_len.min(end);
-        let keys = self.reuse_prefix(&mut engine.executor(), end);
-        let start = self.kv_len;
-        if start == end {
-            return Ok(0);
-        }
-        self.reserve(end)?;
-        let (mut done, pending) = (start, self.chunk(start..end));
-        let computed = engine.prefill(pending, cancel, |computed| {
-            done = start + computed.first + computed.count as usize;
-            Ok(())
-        });
-        if matches!(computed, Ok(()) | Err(Error::Cancelled)) {
-            // Whole pages of a prompt may serve others; what decoding writes is not published.
-            if self.own_work && !self.mixed {
-                let mut executor = engine.executor();
-                let whole = start / PAGE_LEN..done / PAGE_LEN;
-                let pages = self.pages[whole.clone()].iter().zip(&keys[whole]);
-                pages.for_each(|(page, key)| executor.pool.publish(*page, *key));
-            }
-            self.kv_len = done;
-        }
-        computed.map(|()| done - start)
-    }
-
-    /// Some of its tokens, to be computed.
-    fn chunk(&self, range: Range<usize>) -> Chunk<'_> {
-        let position = range.start;
-        Chunk { tokens: &self.tokens[range], position, pages: &self.pages, set: self.set }
-    }
-
-    /// Takes over pages that hold this session's next tokens. Gives the keys of all its whole
-    /// pages.
-    fn reuse_prefix(&mut self, executor: &mut Executor, end: usize) -> Vec<PageKey> {
-        let mut keys: Vec<PageKey> = Vec::with_capacity(end / PAGE_LEN);
-        let adapters = executor.registry.digest(self.set);
-        for tokens in self.tokens[..end].chunks_exact(PAGE_LEN) {
-            keys.push(page_key(keys.last().or(Some(&adapters)), tokens));
-        }
-        while !self.mixed
-            && self.kv_len == self.pages.len() * PAGE_LEN
-            && self.kv_len + PAGE_LEN <= end
-        {
-            let Some(page) = executor.pool.find(&keys[self.pages.len()]) else { break };
-            self.pages.push(page);
-            self.kv_len += PAGE_LEN;
-        }
-        keys
-    }
-
-    /// Pages for positions below `len`, the first one to be written its own.
-    pub(super) fn reserve(&mut self, len: usize) -> Result<()> {
-        let engine = Arc::clone(&self.engine);
-        let mut executor = engine.executor();
-        let first = self.kv_len / PAGE_LEN;
-        if let Some(page) = self.pages.get_mut(first) {
-            *page = executor.own_page(&engine.gpu, *page)?;
-        }
-        while self.pages.len() * PAGE_LEN < len {
-            self.pages.push(executor.allocate_page(&engine.gpu)?);
-        }
-        Ok(())
-    }
-
-    /// Computes the pending tokens and hands out the logits after each from index `from` on, `[V]`,
-    /// with its index; indices count all tokens of the session.
-    ///
-    /// Errors: as [`Session::prefill`].
-    pub fn logits(&mut self, from: usize, mut each: impl FnMut(usize, &[f32])) -> Result<()> {
-        let engine = Arc::clone(&self.engine);
-        let (start, end, vocab) = (self.kv_len, self.tokens.len(), engine.base.config.vocab_size);
-        self.reserve(end)?;
-        let readback = engine.gpu.readback("logits", (LOGIT_ROWS * vocab * 4) as u64)?;
-        let pending = self.chunk(start..end);
-        engine.prefill(pending, &CancelToken::default(), |computed| {
-            let (at, count) = (start + computed.first, computed.count);
-            let skip = from.saturating_sub(at).min(count as usize) as u32;
-            for row in (skip..count).step_by(LOGIT_ROWS) {
-                let rows = (LOGIT_ROWS as u32).min(count - row);
-                let logits = engine.read_logits(computed, row, rows, &readback)?;
-                for (i, logits) in logits.chunks_exact(vocab).enumerate() {
-                    each(at + row as usize + i, logits);
-                }
-            }
-            Ok(())
-        })?;
-        self.kv_len = end;
-        Ok(())
-    }
-
     /// Starts generating after the tokens so far: an iterator over tokens.
     ///
     /// Errors: [`Error::InvalidArgument`] for an empty session or settings out of range; as
@@ -313,7 +231,7 @@ impl Session {
 
 /// What a session no longer needs.
 pub(super) struct Returned {
-    pub(super) pages: Vec<u32>,
+    pub(super) pages: Vec<PageRef>,
     pub(super) set: SetId,
 }
 

@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
@@ -27,7 +28,8 @@ pub enum Class {
     Activations,
     /// Keys and values of conversations.
     KvCache,
-    /// A rule of thumb's share for what it does not count.
+    /// What is there for a moment, such as a copy on its way to the host; in a rule of thumb, its
+    /// share for what it does not count.
     Overhead,
 }
 
@@ -54,6 +56,26 @@ impl Class {
             Self::KvCache => "KV cache",
             Self::Overhead => "overhead",
         }
+    }
+}
+
+/// Bytes in buffers that are there, by class.
+#[derive(Debug, Default)]
+pub struct Allocated([AtomicU64; Class::ALL.len()]);
+
+impl Allocated {
+    pub(super) fn of(&self, class: Class) -> &AtomicU64 {
+        &self.0[class as usize]
+    }
+
+    /// Bytes of one class.
+    pub fn class_bytes(&self, class: Class) -> u64 {
+        self.of(class).load(Ordering::Relaxed)
+    }
+
+    /// Bytes of all.
+    pub fn total_bytes(&self) -> u64 {
+        self.0.iter().map(|bytes| bytes.load(Ordering::Relaxed)).sum()
     }
 }
 
@@ -122,7 +144,7 @@ impl Memory for Gpu {
     }
 
     fn allocate(&self, buffer: &Buffer) -> Result<Tensor> {
-        self.storage(&buffer.name, buffer.bytes())
+        self.storage_of(buffer.class, &buffer.name, buffer.bytes())
     }
 }
 

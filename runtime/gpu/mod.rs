@@ -3,6 +3,7 @@
 mod blocks;
 pub mod commands;
 pub mod device;
+mod fault;
 pub mod instance;
 mod known;
 pub mod memory;

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::commands::{Commands, Ring};
-use super::device::{Gpu, GpuOptions, from_wgpu};
+use super::device::{Gpu, GpuOptions};
+use super::fault::from_wgpu;
 use super::known::{Known, replace};
 use super::shader::KernelSpec;
 use super::tensor::Tensor;

@@ -5,6 +5,8 @@
 //! earlier one takes its pages over.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::base::ModelConfig;
 use crate::error::{Error, Result};
@@ -20,6 +22,34 @@ const FIRST_PAGES: usize = 32;
 /// Names the tokens of a page and all before it: what makes two pages interchangeable.
 pub type PageKey = [u8; 32];
 
+/// A page, as those who hold it know it. Its number changes when the cache is made smaller, and it
+/// is gone when what was in it had to make room; neither happens during a pass.
+#[derive(Clone, Debug, Default)]
+pub struct PageRef(Arc<AtomicU32>);
+
+/// Number of a page that is gone.
+const GONE: u32 = u32::MAX;
+
+impl PageRef {
+    fn new(number: usize) -> Self {
+        Self(Arc::new(AtomicU32::new(number as u32)))
+    }
+
+    /// Where it is in the cache; that of a page that is gone is nowhere.
+    pub fn number(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// What was in it is there no more.
+    pub fn is_gone(&self) -> bool {
+        self.number() == GONE
+    }
+
+    fn index(&self) -> Option<usize> {
+        (!self.is_gone()).then(|| self.number() as usize)
+    }
+}
+
 /// Which pages are in use, by whom, and what the idle ones still hold. Knows no GPU.
 #[derive(Debug, Default)]
 pub struct PagePool {
@@ -30,10 +60,17 @@ pub struct PagePool {
     index: HashMap<PageKey, u32>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Page {
+    handle: PageRef,
     users: u32,
     key: Option<PageKey>,
+}
+
+impl Page {
+    fn new(number: usize) -> Self {
+        Self { handle: PageRef::new(number), users: 0, key: None }
+    }
 }
 
 impl PagePool {
@@ -50,62 +87,105 @@ impl PagePool {
     /// Adds pages until there are `capacity`.
     pub fn grow(&mut self, capacity: usize) {
         let old = self.pages.len();
-        self.pages.resize_with(capacity.max(old), Page::default);
+        self.pages.extend((old..capacity).map(Page::new));
         self.free.extend((old..self.pages.len()).rev().map(|page| page as u32));
     }
 
     /// A page for one user, or `None` when all are in use. An idle prefix is forgotten for it if
     /// need be.
-    pub fn allocate(&mut self) -> Option<u32> {
+    pub fn allocate(&mut self) -> Option<PageRef> {
         let page = self.free.pop().or_else(|| self.idle.pop_front())?;
         let entry = &mut self.pages[page as usize];
         entry.users = 1;
         if let Some(key) = entry.key.take() {
             self.index.remove(&key);
         }
-        Some(page)
+        Some(entry.handle.clone())
     }
 
     /// One more user of `page`.
-    pub fn retain(&mut self, page: u32) {
-        self.pages[page as usize].users += 1;
+    pub fn retain(&mut self, page: &PageRef) {
+        if let Some(index) = page.index() {
+            self.pages[index].users += 1;
+        }
     }
 
     /// One user less; the last one's page becomes idle or free.
-    pub fn release(&mut self, page: u32) {
-        let entry = &mut self.pages[page as usize];
+    pub fn release(&mut self, page: &PageRef) {
+        let Some(index) = page.index() else { return };
+        let entry = &mut self.pages[index];
         entry.users -= 1;
         if entry.users == 0 {
             if entry.key.is_some() {
-                self.idle.push_back(page);
+                self.idle.push_back(page.number());
             } else {
-                self.free.push(page);
+                self.free.push(page.number());
             }
         }
     }
 
     /// Others use `page`, or may find it by its key: its contents must stay.
-    pub fn is_shared(&self, page: u32) -> bool {
-        let page = &self.pages[page as usize];
-        page.users > 1 || page.key.is_some()
+    pub fn is_shared(&self, page: &PageRef) -> bool {
+        let page = page.index().map(|index| &self.pages[index]);
+        page.is_some_and(|page| page.users > 1 || page.key.is_some())
     }
 
     /// The page that holds `key`, with one more user.
-    pub fn find(&mut self, key: &PageKey) -> Option<u32> {
+    pub fn find(&mut self, key: &PageKey) -> Option<PageRef> {
         let page = *self.index.get(key)?;
-        if self.pages[page as usize].users == 0 {
+        let entry = &mut self.pages[page as usize];
+        if entry.users == 0 {
             self.idle.retain(|&idle| idle != page);
         }
-        self.retain(page);
-        Some(page)
+        entry.users += 1;
+        Some(entry.handle.clone())
     }
 
     /// Tells that `page` now holds `key`, unless another page does.
-    pub fn publish(&mut self, page: u32, key: PageKey) {
-        if self.pages[page as usize].key.is_none() && !self.index.contains_key(&key) {
-            self.pages[page as usize].key = Some(key);
-            self.index.insert(key, page);
+    pub fn publish(&mut self, page: &PageRef, key: PageKey) {
+        let Some(index) = page.index() else { return };
+        if self.pages[index].key.is_none() && !self.index.contains_key(&key) {
+            self.pages[index].key = Some(key);
+            self.index.insert(key, page.number());
         }
+    }
+
+    /// Forgets the prefixes that nobody uses.
+    pub fn forget_idle(&mut self) {
+        for page in self.idle.drain(..) {
+            if let Some(key) = self.pages[page as usize].key.take() {
+                self.index.remove(&key);
+            }
+            self.free.push(page);
+        }
+    }
+
+    /// The pages in use, in order.
+    pub fn used(&self) -> Vec<u32> {
+        (0..)
+            .zip(&self.pages)
+            .filter(|(_, page)| page.users > 0)
+            .map(|(number, _)| number)
+            .collect()
+    }
+
+    /// Numbers the pages in use anew, from 0 and in their order, and adds free ones until there are
+    /// `capacity`. Idle ones are forgotten.
+    pub fn renumber(&mut self, capacity: usize) {
+        let used = std::mem::take(&mut self.pages).into_iter().filter(|page| page.users > 0);
+        *self = Self { pages: used.collect(), ..Self::default() };
+        for (number, page) in (0..).zip(&self.pages) {
+            page.handle.0.store(number, Ordering::Relaxed);
+            self.index.extend(page.key.map(|key| (key, number)));
+        }
+        self.grow(capacity);
+    }
+
+    /// All pages are gone, whoever uses them; there are `capacity` free ones.
+    pub fn clear(&mut self, capacity: usize) {
+        self.pages.iter().for_each(|page| page.handle.0.store(GONE, Ordering::Relaxed));
+        *self = Self::default();
+        self.grow(capacity);
     }
 }
 
@@ -130,10 +210,21 @@ pub struct KvCache<T = Tensor> {
 
 /// A page of keys or of values.
 #[derive(Clone, Copy, Debug)]
-struct PageShape {
+pub(crate) struct PageShape {
     kv_heads: usize,
     head_dim: usize,
     element_bytes: usize,
+}
+
+impl PageShape {
+    pub(crate) fn new(config: &ModelConfig, kv_f16: bool) -> Self {
+        let (kv_heads, head_dim) = (config.num_key_value_heads, config.head_dim);
+        Self { kv_heads, head_dim, element_bytes: if kv_f16 { 2 } else { 4 } }
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        (self.kv_heads * self.head_dim * self.element_bytes * PAGE_LEN) as u64
+    }
 }
 
 impl<T> KvCache<T> {
@@ -145,14 +236,12 @@ impl<T> KvCache<T> {
         config: &ModelConfig,
         limits: &Limits,
     ) -> Result<Self> {
-        let element_bytes = if limits.kv_f16 { 2 } else { 4 };
-        let (kv_heads, head_dim) = (config.num_key_value_heads, config.head_dim);
-        let page_bytes = (kv_heads * head_dim * element_bytes * PAGE_LEN) as u64;
+        let page = PageShape::new(config, limits.kv_f16);
+        let page_bytes = page.bytes();
         // Every page table may be full, and then some stay for prefixes.
         let most = limits.max_pages() * limits.tables;
         let max_pages = most.min((memory.caps().max_binding_bytes / page_bytes) as usize);
         let pages = FIRST_PAGES.min(limits.max_pages()).min(max_pages);
-        let page = PageShape { kv_heads, head_dim, element_bytes };
         let layers = layers(memory, config.num_hidden_layers, page, pages)?;
         Ok(Self { layers, page_bytes, max_pages, page, pages })
     }
@@ -172,7 +261,13 @@ impl<T> KvCache<T> {
                 capacity: self.max_pages * PAGE_LEN,
             });
         }
-        let pages = pages.max(2 * self.pages).min(self.max_pages);
+        self.of_size(memory, pages.max(2 * self.pages).min(self.max_pages))
+    }
+
+    /// An empty cache of `pages`.
+    ///
+    /// Errors: [`Error::OutOfMemory`].
+    pub(crate) fn of_size(&self, memory: &impl Memory<Tensor = T>, pages: usize) -> Result<Self> {
         Ok(Self { layers: layers(memory, self.layers.len(), self.page, pages)?, pages, ..*self })
     }
 }
@@ -209,6 +304,26 @@ impl KvCache {
         commands.submit();
         *self = grown;
         Ok(())
+    }
+
+    /// A cache of `pages`, whose first ones hold what `kept` do in this one.
+    ///
+    /// Errors: [`Error::OutOfMemory`].
+    pub(crate) fn with_only(&self, gpu: &Gpu, kept: &[u32], pages: usize) -> Result<Self> {
+        let smaller = self.of_size(gpu, pages)?;
+        let mut commands = Commands::new(gpu)?;
+        for ((keys, values), new) in self.layers.iter().zip(&smaller.layers) {
+            let mut to = 0;
+            for run in kept.chunk_by(|a, b| a + 1 == *b) {
+                let from = u64::from(run[0]) * self.page_bytes;
+                let bytes = run.len() as u64 * self.page_bytes;
+                commands.copy(keys, from, &new.0, to, bytes);
+                commands.copy(values, from, &new.1, to, bytes);
+                to += bytes;
+            }
+        }
+        commands.submit();
+        Ok(smaller)
     }
 
     /// Records a copy of page `from` to page `to` in every layer.

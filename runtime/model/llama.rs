@@ -47,6 +47,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) rows: u32,
     /// Covers the rows, in order.
     pub(crate) runs: &'a [Run],
+    /// Norms and SwiGLU have kernels of their own; for more than [`MAX_COLS`] rows.
+    pub(crate) wide: bool,
     /// What the rows need of their adapters.
     pub(crate) lora: Option<&'a LoraPass>,
 }
@@ -170,6 +172,11 @@ impl Llama {
         Ok(())
     }
 
+    /// Lets go of the adapters' buffers and of what adapted kernels work on.
+    pub(crate) fn drop_adapters(&mut self) {
+        (self.lora, self.lora_buffers) = (None, None);
+    }
+
     /// Whether the adapters' buffers have moved since; `None` while there are none.
     pub fn adapters_are_stale(&self, factors: Option<Factors<'_>>) -> bool {
         self.lora.as_ref().map(|lora| lora.moves) != factors.map(|factors| factors.moves)
@@ -246,7 +253,7 @@ impl Llama {
         part: Part,
         pass: Pass<'_>,
     ) -> Result<()> {
-        let wide = pass.rows > MAX_COLS;
+        let wide = pass.wide;
         match part {
             Part::Embedding => self.embedding(commands, pass),
             Part::Qkv(i) if wide => self.qkv_wide(commands, i, pass)?,

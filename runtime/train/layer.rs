@@ -3,7 +3,6 @@
 
 use crate::adapter::Target;
 use crate::base::ModelConfig;
-use crate::engine::Base;
 use crate::error::Result;
 use crate::gpu::{Commands, Gpu, Op, Tensor};
 use crate::kernels::attention_backward::{self as backward, dkv_spec, dq_spec};
@@ -20,6 +19,7 @@ use crate::model::weights::LayerWeights;
 
 use super::buffers::{Buffers, Slot};
 use super::factors::Layout;
+use super::graph::Model;
 use super::products::{Around, FactorOps, Kernels};
 
 /// A layer's kernels, bound.
@@ -91,13 +91,13 @@ impl LayerOps {
     /// Errors: as [`Gpu::kernel`].
     pub(crate) fn new(
         gpu: &Gpu,
-        base: &Base,
+        Model { config, weights }: Model<'_>,
         buffers: &Buffers,
         layer: usize,
         layout: &Layout,
         kernels: &Kernels,
     ) -> Result<Self> {
-        let (weights, sizes) = (&base.weights.layers[layer], Sizes::new(&base.config));
+        let (weights, sizes) = (&weights.layers[layer], Sizes::new(config));
         let Buffers { normed, h, dx, d_normed, d_qkv, d_attn, dh, delta, rows, .. } = buffers;
         let Slot { qkv, attn, lse, x_mid, gate_up, .. } = buffers.slot(layer);
         let (x, out, e) =

@@ -63,7 +63,7 @@ fn a_token_is_one_submission_and_allocates_nothing() {
 fn a_token_reads_the_weights_once_and_the_cache_so_far() {
     let engine = open(EngineOptions::default());
     let bytes = || engine.gpu().counters.bytes.load(Ordering::Relaxed);
-    let weights = &engine.base().weights();
+    let weights = engine.weights().unwrap();
     let linears = weights.layers.iter().flat_map(|l| [&l.qkv, &l.o_proj, &l.gate_up, &l.down_proj]);
     let all: u64 = linears.chain([weights.head()]).map(|linear| linear.bytes()).sum();
     let cost = |len: usize| {

@@ -5,6 +5,7 @@ mod adapters;
 mod batch;
 mod counters;
 mod evaluate;
+pub(crate) mod lifecycle;
 mod loading;
 mod refused;
 mod registry;
