@@ -3,10 +3,12 @@
 use std::sync::{Arc, Mutex};
 
 use epiphyte::chat::Prompt;
+use epiphyte::engine::StateWatch;
 
 use crate::adapter::{AdapterProbe, AdapterSource, AdapterState, LoadReport};
 use crate::error::{bytes, count, number, path as given};
 use crate::held::{Lease, Slot};
+use crate::lifecycle::{self, Bell};
 use crate::options::{self, Message, PromptOptions};
 use crate::worker::{self, Promise, lock};
 use crate::{
@@ -144,9 +146,16 @@ impl From<epiphyte::engine::DeviceWork> for DeviceWork {
 pub struct Engine {
     lease: Mutex<Option<Arc<Lease>>>,
     freed: Arc<Promise<()>>,
+    bell: Arc<Bell>,
+    _watch: StateWatch,
 }
 
 impl Engine {
+    /// Rung at each change of state.
+    pub(crate) fn bell(&self) -> &Bell {
+        &self.bell
+    }
+
     /// Errors: [`EpiphyteError::Closed`].
     pub(crate) fn lease(&self) -> Result<Arc<Lease>, EpiphyteError> {
         lock(&self.lease).clone().ok_or_else(|| EpiphyteError::closed("engine"))
@@ -190,9 +199,9 @@ impl Engine {
             thrown.map_or(Ok(engine), Err)
         };
         let engine = worker::run("open", open).await?;
-        let freed = Arc::new(Promise::default());
-        let lease = Lease::new(engine, Arc::clone(&freed));
-        Ok(Arc::new(Self { lease: Mutex::new(Some(lease)), freed }))
+        let (freed, (bell, watch)) = (Arc::new(Promise::default()), lifecycle::watch(&engine));
+        let lease = Mutex::new(Some(Lease::new(engine, Arc::clone(&freed))));
+        Ok(Arc::new(Self { lease, freed, bell, _watch: watch }))
     }
 
     /// An empty session.
@@ -326,6 +335,7 @@ impl Engine {
         if let Some(lease) = lease {
             lease.close();
         }
+        self.bell.ring();
     }
 
     /// Returns once the engine is closed and its memory free.

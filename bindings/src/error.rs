@@ -90,6 +90,8 @@ errors! {
     }
     /// The device disappeared.
     DeviceLost {}
+    /// The app is in the background, where the GPU must not be used; call again in the foreground.
+    Background {}
     /// The device has no memory for this.
     OutOfMemory {
         /// What was being allocated.
@@ -229,6 +231,7 @@ impl From<Error> for EpiphyteError {
             Error::NoGpu(_) => Self::NoGpu { text, hint },
             Error::Gpu { op, .. } => Self::Gpu { text, hint, op },
             Error::DeviceLost(_) => Self::DeviceLost { text, hint },
+            Error::Background => Self::Background { text, hint },
             Error::OutOfMemory { what, needed_bytes } => {
                 Self::OutOfMemory { text, hint, what, needed_bytes: bytes(needed_bytes) }
             }

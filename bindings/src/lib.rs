@@ -18,6 +18,7 @@ mod engine;
 mod error;
 mod generation;
 mod held;
+mod lifecycle;
 mod options;
 mod plan;
 mod session;
@@ -35,6 +36,10 @@ pub use batch::{BatchGeneration, BatchSequence, BatchToken};
 pub use engine::{DeviceWork, Engine, EngineOptions, LoadListener, LoadPhase, LoadProgress};
 pub use error::EpiphyteError;
 pub use generation::Generation;
+pub use lifecycle::{
+    EnginePhase, EngineState, MemoryLevel, MemoryReport, ThermalState, TrainingPace,
+    memory_level_from_memory_warning, memory_level_from_trim_memory, thermal_state_from_android,
+};
 pub use options::{
     AnswerStats, FinishReason, GenerateOptions, LogitBias, Message, PromptOptions, Sampling, Token,
 };

@@ -51,6 +51,12 @@ pub struct ClassBytes {
     pub bytes: i64,
 }
 
+impl From<&epiphyte::engine::ClassBytes> for ClassBytes {
+    fn from(of_class: &epiphyte::engine::ClassBytes) -> Self {
+        Self { class: of_class.class.into(), bytes: bytes(of_class.bytes) }
+    }
+}
+
 /// What is to be planned.
 #[derive(Clone, Debug, Default, uniffi::Record)]
 pub struct MemoryPlanOptions {
