@@ -25,6 +25,7 @@ impl CancelToken {
             || self.interrupted.as_ref().is_some_and(|n| n.load(Ordering::Relaxed) > 0)
     }
 
+    #[cfg(feature = "gpu")]
     /// This token, which also asks to stop while `interrupted` is not zero.
     pub(crate) fn or_while(&self, interrupted: &Arc<AtomicUsize>) -> Self {
         let cancelled = Arc::clone(&self.cancelled);
