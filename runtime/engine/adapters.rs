@@ -109,7 +109,6 @@ impl Engine {
         // Before the turn, so that nobody waits for the compiler.
         let specs = self.executor()?.adapted_specs(self.gpu().caps());
         self.gpu().compile_all(specs, &mut |_, _| ())?;
-        self.gpu().save_pipelines();
         let mut executor = self.executor()?;
         let gpu = self.gpu();
         if executor.registry.fits(&incoming) {
@@ -119,7 +118,11 @@ impl Engine {
         executor.bind_adapters(gpu)?;
         inserted?;
         gpu.check()?;
-        Ok(executor.registry.report(id).unwrap_or_default())
+        let report = executor.registry.report(id).unwrap_or_default();
+        drop(executor);
+        // Binding the first adapter compiles, too.
+        gpu.save_pipelines();
+        Ok(report)
     }
 
     /// A set of `adapters` for a session that has `current`; `None` where that is it.
