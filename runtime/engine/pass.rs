@@ -130,7 +130,11 @@ impl Engine {
             }
         }
         finish(&turn, &mut commands);
-        Ok(commands.submit())
+        let index = commands.submit();
+        drop(turn);
+        // At once: the app may be killed before it drops the engine.
+        self.gpu().save_pipelines();
+        Ok(index)
     }
 
     /// Runs the tokens of a prompt through the model, a pass of many after the other; `each` is
