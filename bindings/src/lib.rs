@@ -2,8 +2,8 @@
 //!
 //! Names are the runtime's own. Paths are strings; counts are signed, as these languages like them,
 //! and refused below 0. No call blocks: what may wait is asynchronous and works on a thread of its
-//! own ([`worker`]), the rest reads or sets a flag. Handles are usable from any thread, and freed
-//! when they are closed ([`held`]).
+//! own (`worker`), the rest reads or sets a flag. Handles are usable from any thread, and freed
+//! when they are closed (`held`).
 
 // That a future may go from thread to thread is proved down to the types of wgpu.
 #![recursion_limit = "256"]
