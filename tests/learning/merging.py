@@ -136,7 +136,7 @@ def page(found):
         out += [f"A is `{a}`, B is `{b}`:", "", "| | A | B | the lower of the means |",
                 "|---|---|---|---|"]
         for name in ROWS:
-            each = list(zip(*rows[name].values()))
+            each = list(zip(*(exact for _, exact in sorted(rows[name].items()))))
             low = min(map(statistics.mean, each))
             out.append(f"| {name} | {values(each[0])} | {values(each[1])} | {low:.1f} |")
         out.append("")
