@@ -15,7 +15,6 @@ demo: ## build, fetch the default model once, answer, swap adapters, train a few
 test: model ## run every test, and say what could not be run here
 	@.ci/summary cargo test --release --workspace
 	cargo run --release --quiet -p epiphyte-cli --example session
-	@.ci/summary .ci/kotlin
 
 kotlin: model ## test the Kotlin library on a JVM, where there are a JDK and Maven (EPIPHYTE_OVERHEAD=1 also times it)
 	@.ci/summary .ci/kotlin
