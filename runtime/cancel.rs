@@ -25,8 +25,8 @@ impl CancelToken {
             || self.interrupted.as_ref().is_some_and(|n| n.load(Ordering::Relaxed) > 0)
     }
 
-    #[cfg(feature = "gpu")]
     /// This token, which also asks to stop while `interrupted` is not zero.
+    #[cfg(feature = "gpu")]
     pub(crate) fn or_while(&self, interrupted: &Arc<AtomicUsize>) -> Self {
         let cancelled = Arc::clone(&self.cancelled);
         Self { cancelled, interrupted: Some(Arc::clone(interrupted)) }

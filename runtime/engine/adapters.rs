@@ -138,10 +138,7 @@ impl Engine {
             if absent.is_empty() {
                 break;
             }
-            drop(executor);
-            let shape = self.base.adapter_shape();
-            absent.iter().try_for_each(|absent| absent.read_into(&mut read, &shape))?;
-            executor = self.executor()?;
+            executor = self.read_between(executor, &absent, &mut read)?;
         }
         let acquired = executor.registry.acquire(self.gpu(), adapters, &read);
         // The first of a set's adapters may have moved the buffers before the second failed.

@@ -132,7 +132,7 @@ impl Engine {
         finish(&turn, &mut commands);
         let index = commands.submit();
         drop(turn);
-        // At once: the app may be killed before it drops the engine.
+        // Kernels are compiled on first use, and an app may be killed before it drops the engine.
         self.gpu().save_pipelines();
         Ok(index)
     }

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use super::Engine;
 use super::executor::Executor;
 use super::lifecycle::Model;
-use super::residents::{ReadAgain, Registry, SetId};
+use super::residents::{Absent, ReadAgain, Registry, SetId};
 use super::session::Returned;
 use super::turns;
 use crate::error::{Error, Result};
@@ -158,12 +158,24 @@ impl Engine {
                 executor.bind_adapters(self.gpu())?;
                 break;
             }
-            drop(executor);
-            let shape = self.base.adapter_shape();
-            absent.iter().try_for_each(|absent| absent.read_into(&mut read, &shape))?;
-            executor = self.executor()?;
+            executor = self.read_between(executor, &absent, &mut read)?;
         }
         Ok(executor)
+    }
+
+    /// Ends a turn, reads adapters, and takes the next turn: nobody waits for files.
+    ///
+    /// Errors: as [`Engine::executor_with`].
+    pub(super) fn read_between<'e>(
+        &'e self,
+        turn: Turn<'e>,
+        absent: &[Absent],
+        read: &mut ReadAgain,
+    ) -> Result<Turn<'e>> {
+        drop(turn);
+        let shape = self.base.adapter_shape();
+        absent.iter().try_for_each(|absent| absent.read_into(read, &shape))?;
+        self.executor()
     }
 
     /// Runs `work`, and once more if the device was lost in it and could be opened again.
