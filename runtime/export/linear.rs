@@ -58,7 +58,7 @@ pub(super) fn merge(
         weights.iter_mut().zip(&delta).for_each(|(w, d)| *w += d);
         loss.delta_squares += delta.iter().map(|&d| f64::from(d) * f64::from(d)).sum::<f64>();
     }
-    let bytes = quant::quantize(dtype, weights)?;
+    let bytes = quant::quantize(dtype, weights, None)?;
     let mut rounded = vec![0.0_f32; weights.len()];
     quant::format(dtype).dequantize(&bytes, &mut rounded);
     for (w, rounded) in weights.iter().zip(&rounded) {

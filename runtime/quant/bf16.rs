@@ -26,6 +26,15 @@ impl BlockFormat for Format {
         }
     }
 
+    /// The nearest values.
+    fn quantize(&self, weights: &[f32], _importance: Option<&[f32]>) -> Option<Vec<u8>> {
+        let halves = weights.iter().map(|&w| half::bf16::from_f32(w));
+        halves
+            .clone()
+            .all(half::bf16::is_finite)
+            .then(|| halves.flat_map(half::bf16::to_le_bytes).collect())
+    }
+
     fn repack(&self, blocks: &[u8], words: &mut [u32], _scales: &mut [u32]) {
         copy_words(blocks, words);
     }

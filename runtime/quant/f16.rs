@@ -26,6 +26,15 @@ impl BlockFormat for Format {
         }
     }
 
+    /// The nearest values.
+    fn quantize(&self, weights: &[f32], _importance: Option<&[f32]>) -> Option<Vec<u8>> {
+        let halves = weights.iter().map(|&w| half::f16::from_f32(w));
+        halves
+            .clone()
+            .all(half::f16::is_finite)
+            .then(|| halves.flat_map(half::f16::to_le_bytes).collect())
+    }
+
     fn repack(&self, blocks: &[u8], words: &mut [u32], _scales: &mut [u32]) {
         copy_words(blocks, words);
     }
@@ -33,17 +42,4 @@ impl BlockFormat for Format {
     fn wgsl(&self) -> &'static str {
         "quant/f16"
     }
-}
-
-/// The nearest values; `None` beyond the type's range.
-pub(super) fn quantize(weights: &[f32]) -> Option<Vec<u8>> {
-    let mut out = Vec::with_capacity(2 * weights.len());
-    for &w in weights {
-        let half = half::f16::from_f32(w);
-        if !half.is_finite() {
-            return None;
-        }
-        out.extend(half.to_le_bytes());
-    }
-    Some(out)
 }

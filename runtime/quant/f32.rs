@@ -26,6 +26,10 @@ impl BlockFormat for Format {
         }
     }
 
+    fn quantize(&self, weights: &[f32], _importance: Option<&[f32]>) -> Option<Vec<u8>> {
+        Some(weights.iter().flat_map(|w| w.to_le_bytes()).collect())
+    }
+
     fn repack(&self, blocks: &[u8], words: &mut [u32], _scales: &mut [u32]) {
         copy_words(blocks, words);
     }

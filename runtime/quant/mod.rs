@@ -5,12 +5,15 @@
 //! `shaders/quant/<format>.wgsl`. Every format is seen by the kernels as blocks of [`BLOCK`]
 //! consecutive weights of one row.
 //!
+//! The way back, [`quantize`], chooses scales by what the errors cost (`rounding`).
+//!
 //! A new format is one file here, one in `shaders/quant`, and its line in [`format()`].
 
 mod bf16;
 mod f16;
 #[path = "f32.rs"]
 mod float32; // `mod f32` would hide the primitive type
+mod k_scales;
 mod q4_0;
 mod q4_1;
 mod q4_k;
@@ -19,6 +22,7 @@ mod q5_1;
 mod q5_k;
 mod q6_k;
 mod q8_0;
+mod rounding;
 
 use crate::dtype::DType;
 
@@ -37,6 +41,10 @@ pub trait BlockFormat: Send + Sync {
     fn scale_bytes_per_64_blocks(&self) -> usize;
     /// Exact values of `blocks`, one `f32` a weight: `out.len()` weights.
     fn dequantize(&self, blocks: &[u8], out: &mut [f32]);
+    /// The nearest codes of whole rows of finite weights, for scales chosen by what errors cost.
+    /// `importance` is of a row's weights, at least 0 each: what the squared error of one costs,
+    /// beside others; none: all the same. `None` when a weight is too large for the type.
+    fn quantize(&self, weights: &[f32], importance: Option<&[f32]>) -> Option<Vec<u8>>;
     /// Moves every bit of `blocks` to its place in `words` and `scales`, both of the lengths
     /// [`Self::packed_len`] gives. A tensor may be repacked in pieces of a multiple of 64
     /// [`BLOCK`]s, the last excepted.
@@ -74,19 +82,34 @@ pub fn format(dtype: DType) -> &'static dyn BlockFormat {
     }
 }
 
-/// Rounds rows of weights to `dtype`: F16, or `Q8_0` for a whole number of [`BLOCK`]s. `None` when
-/// a weight is too large for the type, or nothing here rounds to it.
-pub fn quantize(dtype: DType, weights: &[f32]) -> Option<Vec<u8>> {
-    match dtype {
-        DType::F16 => f16::quantize(weights),
-        DType::Q8_0 => q8_0::quantize(weights),
-        _ => None,
-    }
+/// Rounds whole rows of weights to `dtype`, see [`BlockFormat::quantize`]. `None` when a weight is
+/// no number or too large for the type, or they are not whole blocks.
+pub fn quantize(dtype: DType, weights: &[f32], importance: Option<&[f32]>) -> Option<Vec<u8>> {
+    let fits = dtype.bytes(weights.len()).is_some() && weights.iter().all(|w| w.is_finite());
+    fits.then(|| format(dtype).quantize(weights, importance)).flatten()
 }
 
 /// The value of a stored `f16`.
 fn f16_value(bytes: [u8; 2]) -> f32 {
     half::f16::from_le_bytes(bytes).to_f32()
+}
+
+/// The nearest `f16`, to be stored; `None` beyond its range.
+fn f16_bytes(v: f32) -> Option<[u8; 2]> {
+    let half = half::f16::from_f32(v);
+    half.is_finite().then(|| half.to_le_bytes())
+}
+
+/// Low nibbles of a block's codes, code j beside j + 16.
+fn nibbles(codes: &[u8; BLOCK]) -> [u8; BLOCK / 2] {
+    let (low, high) = codes.split_at(BLOCK / 2);
+    std::array::from_fn(|i| (low[i] & 15) | (high[i] << 4))
+}
+
+/// Low nibbles of the codes of two blocks, code j of both together: what [`split_nibbles`] takes
+/// apart.
+fn join_nibbles(low: &[u8; BLOCK], high: &[u8; BLOCK]) -> [u8; BLOCK] {
+    std::array::from_fn(|i| (low[i] & 15) | (high[i] << 4))
 }
 
 /// Little-endian bytes to as many words.

@@ -3,10 +3,12 @@
 //!
 //! Shader: `shaders/quant/q4_0.wgsl`.
 
-use super::{BLOCK, BlockFormat, copy_words, f16_value};
+use super::rounding::{Block, Codes, Line, stored};
+use super::{BLOCK, BlockFormat, copy_words, f16_bytes, f16_value, nibbles};
 use crate::dtype::DType;
 
 const BYTES: usize = DType::Q4_0.block_bytes();
+const CODES: Codes = Codes { low: -8.0, high: 7.0 };
 
 pub(super) struct Format;
 
@@ -34,6 +36,17 @@ impl BlockFormat for Format {
                 *hi = d * (f32::from(q >> 4) - 8.0);
             }
         }
+    }
+
+    fn quantize(&self, weights: &[f32], importance: Option<&[f32]>) -> Option<Vec<u8>> {
+        let mut out = Vec::with_capacity(weights.len() / BLOCK * BYTES);
+        for block in Block::<BLOCK>::of_rows(weights, importance) {
+            let d = CODES.scale(&block, stored);
+            let codes = CODES.codes(block.weights, Line::through_zero(d));
+            out.extend(f16_bytes(d)?);
+            out.extend(nibbles(&codes));
+        }
+        Some(out)
     }
 
     fn repack(&self, blocks: &[u8], words: &mut [u32], scales: &mut [u32]) {

@@ -5,8 +5,12 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{BLOCK, BlockFormat, f16_value, split_nibbles};
+use super::k_scales::Scales;
+use super::rounding::{Block, Codes};
+use super::{BLOCK, BlockFormat, join_nibbles, split_nibbles};
 use crate::dtype::DType;
+
+const CODES: Codes = Codes { low: 0.0, high: 15.0 };
 
 pub(super) struct Format;
 
@@ -16,51 +20,6 @@ pub(super) struct Format;
 struct Superblock {
     scales: Scales,
     qs: [u8; 128],
-}
-
-/// The scales of 8 blocks in the file.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub(super) struct Scales {
-    d: [u8; 2],
-    dmin: [u8; 2],
-    packed: [u8; 12],
-}
-
-impl Scales {
-    /// The 6-bit sc and m of block `j` < 8. Blocks 4 to 7 keep their upper two bits on top of those
-    /// of blocks 0 to 3.
-    fn six_bits(&self, j: usize) -> (u8, u8) {
-        let p = &self.packed;
-        if j < 4 {
-            (p[j] & 63, p[j + 4] & 63)
-        } else {
-            ((p[j + 4] & 15) | (p[j - 4] >> 6 << 4), (p[j + 4] >> 4) | (p[j] >> 6 << 4))
-        }
-    }
-
-    /// `(d sc, dmin m)` of each block.
-    pub(super) fn values(&self) -> [(f32, f32); 8] {
-        let (d, dmin) = (f16_value(self.d), f16_value(self.dmin));
-        std::array::from_fn(|j| {
-            let (sc, m) = self.six_bits(j);
-            (d * f32::from(sc), dmin * f32::from(m))
-        })
-    }
-
-    /// As `shaders/quant/k_scales.wgsl` reads them.
-    pub(super) fn words(&self) -> [u32; 4] {
-        let ([d0, d1], [m0, m1]) = (self.d, self.dmin);
-        let mut words = [u32::from_le_bytes([d0, d1, m0, m1]), 0, 0, 0];
-        for j in 0..8 {
-            let (sc, m) = self.six_bits(j);
-            let (sc, m) = (u32::from(sc), u32::from(m));
-            words[1] |= (sc & 15) << (4 * j);
-            words[2] |= (m & 15) << (4 * j);
-            words[3] |= ((sc >> 4) | (m >> 4 << 16)) << (2 * j);
-        }
-        words
-    }
 }
 
 fn superblocks(blocks: &[u8]) -> &[Superblock] {
@@ -92,6 +51,18 @@ impl BlockFormat for Format {
                 }
             }
         }
+    }
+
+    fn quantize(&self, weights: &[f32], importance: Option<&[f32]>) -> Option<Vec<u8>> {
+        let superblock = |block: Block<'_, 256>| {
+            let (scales, codes) = Scales::fit(CODES, &block)?;
+            let qs = codes.as_chunks().0.iter().map(|[low, high]| join_nibbles(low, high));
+            let mut out = Superblock { scales, qs: [0; 128] };
+            out.qs.as_chunks_mut().0.iter_mut().zip(qs).for_each(|(out, qs)| *out = qs);
+            Some(bytemuck::cast::<_, [u8; DType::Q4_K.block_bytes()]>(out))
+        };
+        let superblocks = Block::of_rows(weights, importance).map(superblock);
+        superblocks.collect::<Option<Vec<_>>>().map(|all| all.concat())
     }
 
     fn repack(&self, blocks: &[u8], words: &mut [u32], scales: &mut [u32]) {

@@ -3,10 +3,12 @@
 //!
 //! Shader: `shaders/quant/q5_0.wgsl`.
 
-use super::{BLOCK, BlockFormat, copy_words, f16_value};
+use super::rounding::{Block, Codes, Line, stored};
+use super::{BLOCK, BlockFormat, copy_words, f16_bytes, f16_value, nibbles};
 use crate::dtype::DType;
 
 const BYTES: usize = DType::Q5_0.block_bytes();
+const CODES: Codes = Codes { low: -16.0, high: 15.0 };
 
 pub(super) struct Format;
 
@@ -35,6 +37,18 @@ impl BlockFormat for Format {
         }
     }
 
+    fn quantize(&self, weights: &[f32], importance: Option<&[f32]>) -> Option<Vec<u8>> {
+        let mut out = Vec::with_capacity(weights.len() / BLOCK * BYTES);
+        for block in Block::<BLOCK>::of_rows(weights, importance) {
+            let d = CODES.scale(&block, stored);
+            let codes = CODES.codes(block.weights, Line::through_zero(d));
+            out.extend(f16_bytes(d)?);
+            out.extend(fifth_bits(&codes));
+            out.extend(nibbles(&codes));
+        }
+        Some(out)
+    }
+
     fn repack(&self, blocks: &[u8], words: &mut [u32], scales: &mut [u32]) {
         let pairs =
             blocks.as_chunks::<BYTES>().0.chunks(2).zip(words.as_chunks_mut::<4>().0.chunks_mut(2));
@@ -53,6 +67,12 @@ impl BlockFormat for Format {
     fn wgsl(&self) -> &'static str {
         "quant/q5_0"
     }
+}
+
+/// The fifth bit of each code of a block.
+pub(super) fn fifth_bits(codes: &[u8; BLOCK]) -> [u8; 4] {
+    let bit = |(i, q): (usize, &u8)| u32::from(q >> 4) << i;
+    codes.iter().enumerate().map(bit).fold(0, |all, bit| all | bit).to_le_bytes()
 }
 
 /// The 5-bit codes of a block, in order.

@@ -3,10 +3,15 @@
 //!
 //! Shader: `shaders/quant/q5_1.wgsl`.
 
-use super::{BLOCK, BlockFormat, copy_words, f16_value, q5_0::codes};
+use super::rounding::{Block, Codes, Line};
+use super::{
+    BLOCK, BlockFormat, copy_words, f16_bytes, f16_value, nibbles,
+    q5_0::{codes, fifth_bits},
+};
 use crate::dtype::DType;
 
 const BYTES: usize = DType::Q5_1.block_bytes();
+const CODES: Codes = Codes { low: 0.0, high: 31.0 };
 
 pub(super) struct Format;
 
@@ -33,6 +38,18 @@ impl BlockFormat for Format {
                 *w = d * f32::from(q) + m;
             }
         }
+    }
+
+    fn quantize(&self, weights: &[f32], importance: Option<&[f32]>) -> Option<Vec<u8>> {
+        let mut out = Vec::with_capacity(weights.len() / BLOCK * BYTES);
+        for block in Block::<BLOCK>::of_rows(weights, importance) {
+            let line = CODES.line(&block, f32::INFINITY, Line::stored);
+            let codes = CODES.codes(block.weights, line);
+            out.extend([f16_bytes(line.d)?, f16_bytes(line.m)?].concat());
+            out.extend(fifth_bits(&codes));
+            out.extend(nibbles(&codes));
+        }
+        Some(out)
     }
 
     fn repack(&self, blocks: &[u8], words: &mut [u32], scales: &mut [u32]) {

@@ -6,8 +6,12 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{BLOCK, BlockFormat, copy_words, q4_k::Scales, split_nibbles};
+use super::k_scales::Scales;
+use super::rounding::{Block, Codes};
+use super::{BLOCK, BlockFormat, copy_words, join_nibbles, split_nibbles};
 use crate::dtype::DType;
+
+const CODES: Codes = Codes { low: 0.0, high: 31.0 };
 
 pub(super) struct Format;
 
@@ -49,6 +53,21 @@ impl BlockFormat for Format {
                 }
             }
         }
+    }
+
+    fn quantize(&self, weights: &[f32], importance: Option<&[f32]>) -> Option<Vec<u8>> {
+        let superblock = |block: Block<'_, 256>| {
+            let (scales, codes) = Scales::fit(CODES, &block)?;
+            let mut out = Superblock { scales, fifths: [0; 32], qs: [0; 128] };
+            for (j, codes) in codes.iter().enumerate() {
+                out.fifths.iter_mut().zip(codes).for_each(|(fifth, q)| *fifth |= (q >> 4) << j);
+            }
+            let qs = codes.as_chunks().0.iter().map(|[low, high]| join_nibbles(low, high));
+            out.qs.as_chunks_mut().0.iter_mut().zip(qs).for_each(|(out, qs)| *out = qs);
+            Some(bytemuck::cast::<_, [u8; DType::Q5_K.block_bytes()]>(out))
+        };
+        let superblocks = Block::of_rows(weights, importance).map(superblock);
+        superblocks.collect::<Option<Vec<_>>>().map(|all| all.concat())
     }
 
     fn repack(&self, blocks: &[u8], words: &mut [u32], scales: &mut [u32]) {

@@ -33,6 +33,27 @@ impl BlockFormat for Format {
         }
     }
 
+    /// The smallest scale that reaches each block's largest weight, whatever errors cost.
+    fn quantize(&self, weights: &[f32], _importance: Option<&[f32]>) -> Option<Vec<u8>> {
+        let blocks = weights.as_chunks::<BLOCK>().0;
+        let mut out = Vec::with_capacity(BYTES * blocks.len());
+        for block in blocks {
+            let largest = block.iter().fold(0.0_f32, |largest, w| largest.max(w.abs()));
+            let scale = half::f16::from_f32(largest / 127.0);
+            if !scale.is_finite() {
+                return None;
+            }
+            out.extend(scale.to_le_bytes());
+            // Codes for the scale as it is stored.
+            let d = scale.to_f32();
+            let code = |w: &f32| {
+                if d == 0.0 { 0 } else { (w / d).round_ties_even().clamp(-127.0, 127.0) as i8 }
+            };
+            out.extend(block.iter().map(|w| code(w).cast_unsigned()));
+        }
+        Some(out)
+    }
+
     fn repack(&self, blocks: &[u8], words: &mut [u32], scales: &mut [u32]) {
         let pairs =
             blocks.as_chunks::<BYTES>().0.chunks(2).zip(words.as_chunks_mut::<8>().0.chunks_mut(2));
@@ -52,26 +73,4 @@ impl BlockFormat for Format {
     fn half_wgsl(&self) -> Vec<&'static str> {
         vec!["quant/half/q8_0"]
     }
-}
-
-/// The nearest codes for the smallest scale that reaches each block's largest weight; `None` beyond
-/// the scale's range.
-pub(super) fn quantize(weights: &[f32]) -> Option<Vec<u8>> {
-    let (blocks, []) = weights.as_chunks::<BLOCK>() else { return None };
-    let mut out = Vec::with_capacity(BYTES * blocks.len());
-    for block in blocks {
-        let largest = block.iter().fold(0.0_f32, |largest, w| largest.max(w.abs()));
-        let scale = half::f16::from_f32(largest / 127.0);
-        if !scale.is_finite() || block.iter().any(|w| w.is_nan()) {
-            return None;
-        }
-        out.extend(scale.to_le_bytes());
-        // Codes for the scale as it is stored.
-        let d = scale.to_f32();
-        let code = |w: &f32| {
-            if d == 0.0 { 0 } else { (w / d).round_ties_even().clamp(-127.0, 127.0) as i8 }
-        };
-        out.extend(block.iter().map(|w| code(w).cast_unsigned()));
-    }
-    Some(out)
 }

@@ -2,6 +2,7 @@
 
 mod golden;
 mod repack;
+mod rounding;
 #[cfg(feature = "gpu")]
 mod shader;
 
