@@ -135,7 +135,7 @@ impl Codes {
         }
         let [plain, found] = [largest / self.low, best.d].map(stored);
         let cost = |d| self.cost(block, Line::through_zero(d));
-        if cost(found) <= cost(plain) { found } else { plain }
+        if cost(found) < cost(plain) { found } else { plain }
     }
 
     /// The best scale for the codes that are nearest at scale `d`.

@@ -34,7 +34,7 @@ def weights(rng):
         0.01 * rng.standard_t(3, (4, COLUMNS)),
         np.abs(normal(0.05)),
         -np.abs(normal(0.05)) - 0.01,
-        normal(1e-5),
+        normal(1e-3),
         normal(30.0),
         np.full((1, COLUMNS), 0.375),
         np.zeros((1, COLUMNS)),

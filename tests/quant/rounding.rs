@@ -1,5 +1,7 @@
 //! Weights to blocks: what rounding costs, beside other quantisers and beside the plain scale.
 
+use std::ops::Range;
+
 use epiphyte::DType;
 use epiphyte::quant::{format, quantize};
 use proptest::prelude::*;
@@ -153,8 +155,8 @@ fn plain_cost(dtype: DType, weights: &[f32]) -> f64 {
 }
 
 /// A superblock as models have it: its size is 2^exponent, some weights are far out.
-fn superblock() -> impl Strategy<Value = Vec<f32>> {
-    (any::<u64>(), -8..4_i32, 0..4_u32).prop_map(|(seed, exponent, outliers)| {
+fn superblock(exponents: Range<i32>) -> impl Strategy<Value = Vec<f32>> {
+    (any::<u64>(), exponents, 0..4_u32).prop_map(|(seed, exponent, outliers)| {
         let mut random = Random::new(seed);
         let size = f32::powi(2.0, exponent);
         let mut weights: Vec<f32> =
@@ -172,13 +174,13 @@ fn config() -> ProptestConfig {
 
 #[test]
 fn a_search_costs_no_more_than_plain_scales() {
-    proptest!(config(), |(weights in superblock())| {
+    proptest!(config(), |(weights in superblock(-8..4))| {
         for dtype in SIMPLE.into_iter().chain(K).chain([DType::Q8_0]) {
             let blocks = quantize(dtype, &weights, None).unwrap();
             prop_assert_eq!(Some(blocks.len()), dtype.bytes(weights.len()));
             let ours = cost(&weights, &values(dtype, &blocks, weights.len()), None);
-            // Scales of the file are rounded: to 11 bits, and by six or eight bits of a superblock's.
-            let rounded = if K.contains(&dtype) { 1.1 } else { 1.002 };
+            // Scales of the file are rounded: to 11 bits, and to 6 or 8 of a superblock's.
+            let rounded = if K.contains(&dtype) { 1.1 } else { 1.01 };
             let plain = plain_cost(dtype, &weights);
             prop_assert!(ours <= plain * rounded, "{:?}: {} over {}", dtype, ours, plain);
         }
@@ -187,15 +189,15 @@ fn a_search_costs_no_more_than_plain_scales() {
 
 #[test]
 fn codes_do_not_depend_on_the_unit() {
-    proptest!(config(), |(weights in superblock(), by in -3..3_i32)| {
+    // No scale leaves the normal halves, which all have the same number of bits.
+    proptest!(config(), |(weights in superblock(0..2), by in -2..3_i32)| {
         let by = f32::powi(2.0, by);
         let scaled: Vec<f32> = weights.iter().map(|w| w * by).collect();
         for dtype in DType::ALL {
             let [a, b] = [&weights, &scaled].map(|weights| quantize(dtype, weights, None).unwrap());
             let (a, b) = (values(dtype, &a, 256), values(dtype, &b, 256));
-            // Scales below the normal halves lose bits of their own.
-            let exact = |(a, b): (&f32, &f32)| a * by == *b || dtype == DType::F16;
-            prop_assert!(a.iter().zip(&b).all(exact), "{:?}", dtype);
+            let exact = |(a, b): (&f32, &f32)| a * by == *b;
+            prop_assert!(dtype == DType::F16 || a.iter().zip(&b).all(exact), "{:?}", dtype);
         }
     });
 }
