@@ -69,6 +69,11 @@ impl DType {
         whole.then(|| (len / self.block_len()).checked_mul(self.block_bytes())).flatten()
     }
 
+    /// Bits a weight, with its share of its block's scales.
+    pub const fn bits(self) -> f64 {
+        (8 * self.block_bytes()) as f64 / self.block_len() as f64
+    }
+
     /// The name GGUF gives it, also the stem of its files (lower case) in `runtime/quant` and
     /// `shaders/quant`.
     pub const fn name(self) -> &'static str {
@@ -100,6 +105,23 @@ impl DType {
                         .into(),
             }
         })
+    }
+
+    /// llama.cpp's number (`llama_ftype`) of a file whose matrices are of this type.
+    pub(crate) const fn file_type(self) -> u32 {
+        match self {
+            Self::F32 => 0,
+            Self::F16 => 1,
+            Self::Q4_0 => 2,
+            Self::Q4_1 => 3,
+            Self::Q8_0 => 7,
+            Self::Q5_0 => 8,
+            Self::Q5_1 => 9,
+            Self::Q4_K => 14,
+            Self::Q5_K => 16,
+            Self::Q6_K => 18,
+            Self::BF16 => 32,
+        }
     }
 
     /// GGML's type number (`ggml_type`).

@@ -6,6 +6,7 @@ use crate::adapter::gguf_lora;
 use crate::export::MERGED_KEY;
 use crate::format::gguf::Gguf;
 use crate::format::safetensors::is_safetensors;
+use crate::quantize::QUANTIZED_KEY;
 use crate::stack::STACKED_KEY;
 
 /// What a file can be opened as.
@@ -18,6 +19,8 @@ pub enum FileKind {
     MergedModel,
     /// A model in GGUF that [`crate::stack::stack_gguf`] wrote, of other models' layers.
     StackedModel,
+    /// A model in GGUF that [`crate::quantize::quantize_gguf`] wrote, and nothing merged or stacked.
+    QuantizedModel,
     /// A LoRA adapter in GGUF.
     GgufAdapter,
     /// Tensors such as those of a LoRA adapter.
@@ -40,6 +43,8 @@ impl FileKind {
             Self::MergedModel
         } else if gguf.find::<&str>(STACKED_KEY).is_ok_and(|told| told.is_some()) {
             Self::StackedModel
+        } else if gguf.find::<&str>(QUANTIZED_KEY).is_ok_and(|told| told.is_some()) {
+            Self::QuantizedModel
         } else {
             Self::Model
         }

@@ -67,6 +67,7 @@ mod quant;
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod quant;
+pub mod quantize;
 #[cfg(all(feature = "gpu", not(feature = "internals")))]
 mod selftest;
 #[cfg(all(feature = "gpu", feature = "internals"))]

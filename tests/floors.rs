@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Rooms that need no GPU, whatever else joins them.
-const FILES: [&str; 10] = [
+const FILES: [&str; 11] = [
     "adapter",
     "base",
     "chat",
@@ -15,6 +15,7 @@ const FILES: [&str; 10] = [
     "format",
     "merge",
     "quant",
+    "quantize",
     "stack",
     "tokenizer",
 ];
