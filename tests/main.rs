@@ -22,6 +22,7 @@ mod merge;
 mod model;
 mod numbers;
 mod quant;
+mod quantize;
 mod said;
 #[cfg(feature = "gpu")]
 mod selftest;

@@ -23,6 +23,7 @@ mod perplexity;
 mod plan;
 mod privacy;
 mod prompt;
+mod quantize;
 mod shape;
 mod shell;
 mod stack;
@@ -66,6 +67,7 @@ enum Command {
     Adapter(adapter::AdapterCommandArgs),
     Merge(Box<merge::MergeArgs>),
     Formats(formats::FormatsArgs),
+    Quantize(quantize::QuantizeArgs),
     Stack(stack::StackArgs),
     Inspect(inspect::InspectArgs),
     Train(Box<train::TrainArgs>),
@@ -236,6 +238,7 @@ fn run_command(cli: Cli) -> Result<()> {
         Command::Merge(args) => merge::run(&args),
         Command::Stack(args) => stack::run(&args),
         Command::Formats(args) => formats::run(&args),
+        Command::Quantize(args) => quantize::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Train(args) => train::run(&args, gpu),
         Command::Eval(args) => eval::run(&args, gpu),

@@ -46,6 +46,8 @@ pub(super) enum Kind {
     MergedModel,
     /// Layers of models as one GGUF.
     StackedModel,
+    /// A model in another format.
+    QuantizedModel,
     /// SVG or PNG.
     Picture,
     /// Steps of a training, a line of JSON each.
@@ -166,6 +168,7 @@ impl Kind {
             Self::AdapterFolder => "an adapter's folder",
             Self::MergedModel => "a merged model",
             Self::StackedModel => "a stacked model",
+            Self::QuantizedModel => "a model that `quantize` wrote",
             Self::Picture => "a picture",
             Self::StepLog => "a log of training steps",
             Self::Delta => "a delta",
@@ -192,6 +195,7 @@ impl Kind {
             Self::AdapterFolder => true,
             Self::MergedModel => FileKind::of(path) == FileKind::MergedModel,
             Self::StackedModel => FileKind::of(path) == FileKind::StackedModel,
+            Self::QuantizedModel => FileKind::of(path) == FileKind::QuantizedModel,
             Self::Picture => {
                 let head = head(path);
                 let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&head).trim_ascii_start();

@@ -6,7 +6,8 @@ use super::measure::Loss;
 use super::source::{Source, Tensor};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::{parallel, quant};
+use crate::parallel;
+use crate::quant;
 
 /// Weights of a matrix that are looked at, about.
 const SAMPLE: usize = 1 << 18;

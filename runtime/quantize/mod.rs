@@ -19,7 +19,8 @@ use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;
 use crate::format::gguf_writer::GgufWriter;
 use crate::format::staged::Staged;
-use crate::{parallel, quant};
+use crate::parallel;
+use crate::quant;
 use measure::Loss;
 use source::{Source, Tensor};
 
