@@ -29,6 +29,7 @@ pub mod base;
 mod cache;
 mod cancel;
 pub mod chat;
+pub mod checkpoint;
 #[cfg(feature = "gpu")]
 pub mod diagnosis;
 pub mod dtype;

@@ -6,10 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Rooms that need no GPU, whatever else joins them.
-const FILES: [&str; 11] = [
+const FILES: [&str; 12] = [
     "adapter",
     "base",
     "chat",
+    "checkpoint",
     "export",
     "federated",
     "format",

@@ -6,6 +6,7 @@
 
 mod adapter;
 mod chat;
+mod checkpoint;
 mod common;
 #[cfg(feature = "gpu")]
 mod default_model;

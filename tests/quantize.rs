@@ -10,8 +10,8 @@ use epiphyte::quantize::{Imatrix, QuantizeOptions, QuantizeReport, QuantizeTo, q
 use epiphyte::tokenizer::TokenizerSpec;
 use epiphyte::{DType, Error, FileKind, Result};
 
-use crate::common::golden;
 use crate::common::writer::{Meta, Writer, llama};
+use crate::common::{Random, golden};
 
 struct Folder(tempfile::TempDir);
 
@@ -134,10 +134,9 @@ fn the_same_type_is_a_copy() {
 
 /// A llama of one layer, with a head or without, whose rows are whole superblocks or not.
 fn wide(columns: u64, head: bool) -> Writer {
-    let n = |len: u64| {
-        let random = |i: u64| ((i.wrapping_mul(2_654_435_761) >> 7) % 2000) as f32 / 1000.0 - 1.0;
-        (0..len).flat_map(|i| random(i).to_le_bytes()).collect::<Vec<u8>>()
-    };
+    let mut random = Random::new(columns);
+    let mut n =
+        |len: u64| (0..len).flat_map(|_| random.signed(1.0).to_le_bytes()).collect::<Vec<u8>>();
     let mut writer = llama().without("token_embd.weight").without("blk.0.attn_q.weight");
     writer = writer.tensor("token_embd.weight", &[columns, 40], 0, n(40 * columns));
     writer = writer.tensor("blk.0.attn_q.weight", &[columns, 64], 0, n(64 * columns));

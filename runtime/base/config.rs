@@ -272,6 +272,20 @@ impl ModelConfig {
             .sum()
     }
 
+    /// What Llama 3's scaling or explicit factors divide each inverse frequency by, `head_dim / 2`
+    /// of them: GGUF's `rope_freqs.weight`. `None` where there is no such tensor.
+    pub(crate) fn rope_divisors(&self) -> Option<Vec<f32>> {
+        match &self.rope_scaling {
+            RopeScaling::None | RopeScaling::Linear { .. } => None,
+            RopeScaling::Factors(factors) => Some(factors.clone()),
+            RopeScaling::Llama3 { .. } => {
+                let plain = inverse_frequencies(self.head_dim, self.rope_theta, &RopeScaling::None);
+                let scaled = self.rope_frequencies();
+                Some(plain.iter().zip(scaled).map(|(plain, scaled)| plain / scaled).collect())
+            }
+        }
+    }
+
     /// Inverse frequencies of the rotary embedding with scaling applied, radians a token: `head_dim
     /// / 2` of them, the i-th for dimensions `i` and `i + head_dim / 2` (rows are in Hugging Face's
     /// order, whatever the file's).

@@ -8,6 +8,7 @@ mod adapter;
 mod aggregate;
 mod bench;
 mod chat;
+mod checkpoint;
 mod delta;
 mod doctor;
 mod eval;
@@ -68,6 +69,7 @@ enum Command {
     Merge(Box<merge::MergeArgs>),
     Formats(formats::FormatsArgs),
     Quantize(quantize::QuantizeArgs),
+    Checkpoint(checkpoint::CheckpointArgs),
     Stack(stack::StackArgs),
     Inspect(inspect::InspectArgs),
     Train(Box<train::TrainArgs>),
@@ -239,6 +241,7 @@ fn run_command(cli: Cli) -> Result<()> {
         Command::Stack(args) => stack::run(&args),
         Command::Formats(args) => formats::run(&args),
         Command::Quantize(args) => quantize::run(&args),
+        Command::Checkpoint(args) => checkpoint::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Train(args) => train::run(&args, gpu),
         Command::Eval(args) => eval::run(&args, gpu),

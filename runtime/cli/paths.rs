@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use super::ModelFile;
 use epiphyte::FileKind;
 use epiphyte::adapter::peft_files;
+use epiphyte::checkpoint::{Checkpoint, checkpoint_files};
 use epiphyte::error::{Error, Result};
 use epiphyte::format::gguf::shards_of;
 use epiphyte::format::is_in_place;
@@ -48,6 +49,8 @@ pub(super) enum Kind {
     StackedModel,
     /// A model in another format.
     QuantizedModel,
+    /// A checkpoint's folder.
+    CheckpointFolder,
     /// SVG or PNG.
     Picture,
     /// Steps of a training, a line of JSON each.
@@ -130,7 +133,7 @@ impl Named {
     /// That there is a folder to write to; a PEFT folder is made.
     fn check_folder(&self, kind: Kind) -> Result<()> {
         let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        match folder.filter(|folder| kind != Kind::AdapterFolder && !folder.is_dir()) {
+        match folder.filter(|folder| !kind.is_folder() && !folder.is_dir()) {
             None => Ok(()),
             Some(folder) => {
                 let reason = format!("there is no folder {} to write to", folder.display());
@@ -142,10 +145,10 @@ impl Named {
     fn check_kind(&self, kind: Kind, overwrite: Option<bool>) -> Result<()> {
         let invalid = |reason: String| Err(Error::InvalidFile { path: self.path.clone(), reason });
         match std::fs::metadata(&self.path) {
-            Ok(found) if kind == Kind::AdapterFolder && !found.is_dir() => {
+            Ok(found) if kind.is_folder() && !found.is_dir() => {
                 invalid("a file has that name; give a folder".into())
             }
-            Ok(found) if kind != Kind::AdapterFolder && found.is_dir() => {
+            Ok(found) if !kind.is_folder() && found.is_dir() => {
                 invalid(format!("a folder has that name; `{}` is the file to write", self.option))
             }
             Ok(found) if found.len() > 0 && overwrite != Some(true) && !kind.is(&self.path) => {
@@ -162,6 +165,10 @@ impl Named {
 }
 
 impl Kind {
+    fn is_folder(self) -> bool {
+        matches!(self, Self::AdapterFolder | Self::CheckpointFolder)
+    }
+
     fn noun(self) -> &'static str {
         match self {
             Self::Adapter => "an adapter in GGUF",
@@ -169,6 +176,7 @@ impl Kind {
             Self::MergedModel => "a merged model",
             Self::StackedModel => "a stacked model",
             Self::QuantizedModel => "a model that `quantize` wrote",
+            Self::CheckpointFolder => "a checkpoint's folder",
             Self::Picture => "a picture",
             Self::StepLog => "a log of training steps",
             Self::Delta => "a delta",
@@ -184,6 +192,7 @@ impl Kind {
     fn files(self, path: &Path) -> Vec<PathBuf> {
         match self {
             Self::AdapterFolder => peft_files(path).into(),
+            Self::CheckpointFolder => checkpoint_files(path).into(),
             _ => vec![path.into()],
         }
     }
@@ -193,6 +202,7 @@ impl Kind {
         match self {
             Self::Adapter => FileKind::of(path) == FileKind::GgufAdapter,
             Self::AdapterFolder => true,
+            Self::CheckpointFolder => is_empty(path) || Checkpoint::is_one(path),
             Self::MergedModel => FileKind::of(path) == FileKind::MergedModel,
             Self::StackedModel => FileKind::of(path) == FileKind::StackedModel,
             Self::QuantizedModel => FileKind::of(path) == FileKind::QuantizedModel,
@@ -222,6 +232,11 @@ impl Kind {
             }
         }
     }
+}
+
+/// Whether a folder holds nothing.
+fn is_empty(folder: &Path) -> bool {
+    std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
 }
 
 /// Whether the head of a safetensors file names a format.

@@ -8,17 +8,19 @@ use serde::Serialize;
 
 use crate::output;
 use crate::paths::{Files, Kind};
+use epiphyte::checkpoint::Checkpoint;
 use epiphyte::dtype::DType;
 use epiphyte::error::{Error, Result};
 use epiphyte::format::gguf::{Gguf, shards_of};
 use epiphyte::quantize::{
-    Imatrix, QuantizeOptions, QuantizeReport, QuantizeTo, QuantizedTensor, quantize_gguf,
+    Imatrix, QuantizeOptions, QuantizeReport, QuantizeTo, QuantizedTensor, quantize_checkpoint,
+    quantize_gguf,
 };
 
 /// Write a model with its weights in another format
 #[derive(Args)]
 pub(super) struct QuantizeArgs {
-    /// The model (GGUF; of several shards the first)
+    /// The model: GGUF (of several shards the first), or the folder of a Hugging Face checkpoint
     #[arg(value_name = "MODEL")]
     model: PathBuf,
     /// The new model file; one that `quantize` wrote is replaced
@@ -62,8 +64,10 @@ fn dtype(text: &str) -> Result<DType, String> {
 
 pub(super) fn run(args: &QuantizeArgs) -> Result<()> {
     let mut files = Files::default();
-    for shard in shards_of(&args.model) {
-        files = files.reads("the model", "MODEL", &shard);
+    let is_folder = args.model.is_dir();
+    let inputs = if is_folder { vec![args.model.clone()] } else { shards_of(&args.model) };
+    for input in inputs {
+        files = files.reads("the model", "MODEL", &input);
     }
     for imatrix in &args.imatrix {
         files = files.reads("the imatrix", "--imatrix", imatrix);
@@ -79,13 +83,20 @@ pub(super) fn run(args: &QuantizeArgs) -> Result<()> {
     };
     let mut options = QuantizeOptions::new(to);
     options.imatrix = args.imatrix.as_ref().map(Imatrix::open).transpose()?;
-    let gguf = Gguf::open(&args.model)?;
-    let (start, read) = (Instant::now(), gguf.n_bytes());
+    let start = Instant::now();
     let bar = output::bar(1, "quantising {percent} % {wide_bar} {eta} left");
-    let report = quantize_gguf(&gguf, &options, &args.out, &mut |done, all| {
+    let progress = &mut |done, all| {
         bar.set_length(all);
         bar.set_position(done);
-    });
+    };
+    let (read, report) = if is_folder {
+        let checkpoint = Checkpoint::open(&args.model)?;
+        let report = quantize_checkpoint(&checkpoint, &options, &args.out, progress);
+        (checkpoint.n_bytes(), report)
+    } else {
+        let gguf = Gguf::open(&args.model)?;
+        (gguf.n_bytes(), quantize_gguf(&gguf, &options, &args.out, progress))
+    };
     bar.finish_and_clear();
     let seconds = start.elapsed().as_secs_f64();
     let report = Report {

@@ -42,6 +42,30 @@ impl GgufWriter {
         self.key(key, 8, &counted(value))
     }
 
+    pub(crate) fn truth(&mut self, key: &str, value: bool) -> &mut Self {
+        self.key(key, 7, &[u8::from(value)])
+    }
+
+    pub(crate) fn texts(&mut self, key: &str, values: &[String]) -> &mut Self {
+        self.array(key, 8, values.len(), values.iter().flat_map(|text| counted(text)))
+    }
+
+    pub(crate) fn i32s(&mut self, key: &str, values: &[i32]) -> &mut Self {
+        self.array(key, 5, values.len(), values.iter().flat_map(|v| v.to_le_bytes()))
+    }
+
+    fn array(
+        &mut self,
+        key: &str,
+        kind: u32,
+        len: usize,
+        values: impl Iterator<Item = u8>,
+    ) -> &mut Self {
+        let mut bytes = [&kind.to_le_bytes()[..], &(len as u64).to_le_bytes()].concat();
+        bytes.extend(values);
+        self.key(key, 9, &bytes)
+    }
+
     /// A value as a file has it; `kind` is a `gguf_metadata_value_type`.
     pub(crate) fn key(&mut self, key: &str, kind: u32, value: &[u8]) -> &mut Self {
         self.n_keys += 1;

@@ -46,7 +46,6 @@ pub(crate) fn to_bytes<'a>(
 /// order: for files that are written piece by piece. Equal contents give equal bytes.
 ///
 /// Errors: as [`Metadata::new`].
-#[cfg(feature = "gpu")]
 pub(crate) fn head(
     tensors: Vec<(String, Dtype, Vec<usize>)>,
     metadata: HashMap<String, String>,
@@ -188,12 +187,16 @@ impl<R: Read + Seek> SafetensorsFile<R> {
 
     /// Reads rows of a tensor as f32. Call it for types that [`is_float`] takes.
     pub(crate) fn read_rows(&mut self, name: &str, rows: Range<usize>) -> Result<Vec<f32>> {
+        let dtype = self.info(name)?.dtype;
+        floats(name, dtype, &self.read_row_bytes(name, rows)?)
+    }
+
+    /// Reads rows of a tensor as they are; a vector's rows are its numbers.
+    pub(crate) fn read_row_bytes(&mut self, name: &str, rows: Range<usize>) -> Result<Vec<u8>> {
         let info = self.info(name)?;
-        let (dtype, (start, end)) = (info.dtype, info.data_offsets);
+        let (start, end) = info.data_offsets;
         let row = (end - start) / info.shape.first().copied().unwrap_or(1).max(1);
-        let bytes = self
-            .read_bytes((start + rows.start * row).min(end)..(start + rows.end * row).min(end))?;
-        floats(name, dtype, &bytes)
+        self.read_bytes((start + rows.start * row).min(end)..(start + rows.end * row).min(end))
     }
 
     fn info(&self, name: &str) -> Result<&TensorInfo> {
@@ -229,7 +232,8 @@ pub(crate) fn is_float(dtype: Dtype) -> bool {
     dtype == Dtype::F64 || gguf_type(dtype).is_some()
 }
 
-fn gguf_type(dtype: Dtype) -> Option<DType> {
+/// GGUF's name of a type that both have.
+pub(crate) fn gguf_type(dtype: Dtype) -> Option<DType> {
     match dtype {
         Dtype::F32 => Some(DType::F32),
         Dtype::F16 => Some(DType::F16),

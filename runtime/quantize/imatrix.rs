@@ -75,13 +75,13 @@ impl Imatrix {
     /// What llama.cpp notes of one.
     pub(super) fn keys(&self, writer: &mut GgufWriter) {
         writer.text("quantize.imatrix.file", &self.name);
-        self.dataset.iter().for_each(|text| {
+        if let Some(text) = &self.dataset {
             writer.text("quantize.imatrix.dataset", text);
-        });
+        }
         writer.u32("quantize.imatrix.entries_count", self.columns.len() as u32);
-        self.chunks.iter().for_each(|&chunks| {
+        if let Some(chunks) = self.chunks {
             writer.u32("quantize.imatrix.chunks_count", chunks);
-        });
+        }
     }
 }
 

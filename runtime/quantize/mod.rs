@@ -14,6 +14,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use crate::checkpoint::Checkpoint;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;
@@ -128,6 +129,19 @@ pub fn quantize_gguf(
         return Err(Error::InvalidArgument { name: "path", reason });
     }
     quantize(&source::GgufSource::new(gguf), options, path, progress)
+}
+
+/// As [`quantize_gguf`] for a Hugging Face checkpoint, whose sizes and tokenizer become the new
+/// file's metadata.
+///
+/// Errors: as there.
+pub fn quantize_checkpoint(
+    checkpoint: &Checkpoint,
+    options: &QuantizeOptions,
+    path: &Path,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<QuantizeReport> {
+    quantize(&source::CheckpointSource::new(checkpoint)?, options, path, progress)
 }
 
 fn quantize(

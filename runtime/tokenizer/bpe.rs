@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 
 /// The regular expressions of a pre-tokeniser, applied one after the other to the pieces of the one
 /// before: what matches is a piece, and so is what lies between matches.
-fn patterns(pre: &str) -> Result<&'static [&'static str]> {
+pub(super) fn patterns(pre: &str) -> Result<&'static [&'static str]> {
     Ok(match pre {
         "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone" | "minerva-7b" => {
             &[r"\p{N}", pattern::GPT2]

@@ -5,6 +5,7 @@
 
 mod bpe;
 mod control;
+mod convert;
 mod json;
 mod pattern;
 mod said;
