@@ -13,8 +13,8 @@ use crate::error::{Error, Result};
 use crate::gpu::Tensor;
 use crate::model::activations::LOGIT_ROWS;
 use crate::model::attend::Run;
+use crate::model::decoder::Decoder;
 use crate::model::kv_cache::PAGE_LEN;
-use crate::model::llama::Llama;
 
 use super::adapters::{Change, KvPolicy};
 use super::executor::{Choice, Executor, Row, Space};
@@ -266,7 +266,7 @@ impl<'s> Batch<'s> {
         let samplers = self.active.iter().map(|&i| self.lanes[i].sampler);
         let choice = Choice { samplers, slot, readback: &self.readbacks[slot] };
         let pass = Pass { space: Space::Steps, runs: &runs[..rows], cancel: None };
-        let parts = turn.parts().chain(Llama::head_parts(0, rows as u32));
+        let parts = turn.parts().chain(Decoder::head_parts(0, rows as u32));
         let index = engine.run(turn, &pass, parts, |executor, commands| {
             executor.record_choice(commands, rows as u32, choice);
         })?;

@@ -12,10 +12,10 @@ use crate::error::{Error, Result};
 use crate::gpu::{Caps, Commands, Gpu, KernelSpec, Op, Tensor};
 use crate::kernels::rope;
 use crate::kernels::sample::{self, Sampler};
-use crate::model::activations::LOGIT_ROWS;
+use crate::model::activations::{LOGIT_ROWS, Limits};
 use crate::model::attend::Run;
+use crate::model::decoder::{Decoder, Part, Pass};
 use crate::model::kv_cache::{KvCache, PAGE_LEN, PagePool};
-use crate::model::llama::{Llama, Part, Pass};
 use crate::model::site::LoraPass;
 use crate::model::weights::Weights;
 
@@ -39,7 +39,7 @@ pub(crate) fn few_rows(caps: &Caps) -> usize {
 
 /// The model, bound to the activations of a space.
 struct Workspace {
-    llama: Llama,
+    decoder: Decoder,
     /// The rows' adapters.
     row_sets: Vec<SetId>,
     /// What the rows need of them.
@@ -122,15 +122,16 @@ impl Executor {
         let (config, vocab) = (&base.config, base.config.vocab_size as u32);
         let Working { cache, steps, prompts, sampling } = Working::new(gpu, config, spaces)?;
         let Sampling { samplers, seen, biases, thresholds, partials, ring } = sampling;
-        let rotations = rope::rotations(&config.rope_frequencies(), spaces.steps.positions);
-        gpu.write(&steps.rotations, 0, &rotations);
+        for (rotations, frequencies) in steps.rotations.iter().zip(config.rotaries()) {
+            gpu.write(rotations, 0, &rope::rotations(&frequencies, spaces.steps.positions));
+        }
         let workspace = |activations, limits| {
-            let llama = Llama::new(gpu, config, &base.weights, &cache, activations, limits)?;
-            Ok::<_, Error>(Workspace { llama, row_sets: Vec::new(), lora: None, moves: None })
+            let decoder = Decoder::new(gpu, config, &base.weights, &cache, activations, limits)?;
+            Ok::<_, Error>(Workspace { decoder, row_sets: Vec::new(), lora: None, moves: None })
         };
         let steps = workspace(steps, &spaces.steps)?;
         let prompts = workspace(prompts, &spaces.prompts)?;
-        let a = &steps.llama.activations;
+        let a = &steps.decoder.activations;
         let ops = SampleOps {
             adjust: gpu.op(&sample::adjust_spec(), &[&samplers, &seen, &biases, &a.logits])?,
             threshold: gpu.op(&sample::threshold_spec(), &[&samplers, &a.logits, &thresholds])?,
@@ -164,7 +165,7 @@ impl Executor {
     }
 
     /// What [`Executor::new`] and the first token need compiled.
-    pub(crate) fn specs(caps: &Caps, base: &Base, kv_f16: bool) -> Vec<KernelSpec> {
+    pub(crate) fn specs(caps: &Caps, base: &Base, limits: &Limits) -> Vec<KernelSpec> {
         let sampling = [
             sample::partial_spec(),
             sample::final_spec(),
@@ -172,7 +173,7 @@ impl Executor {
             sample::threshold_spec(),
         ];
         // The slowest first, so that no one waits for it in the end.
-        Llama::specs(caps, &base.config, &base.weights, kv_f16)
+        Decoder::specs(caps, &base.config, &base.weights, limits)
             .into_iter()
             .chain(sampling)
             .collect()
@@ -183,7 +184,7 @@ impl Executor {
         if self.pool.available() == 0 {
             self.cache.grow(gpu, self.pool.capacity() + 1)?;
             for workspace in [&mut self.steps, &mut self.prompts] {
-                workspace.llama.rebind(gpu, &self.cache)?;
+                workspace.decoder.rebind(gpu, &self.weights, &self.cache)?;
             }
             self.pool.grow(self.cache.pages());
             self.bind_adapters(gpu)?;
@@ -196,7 +197,7 @@ impl Executor {
     pub(crate) fn make_u(&mut self, gpu: &Gpu) -> Result<()> {
         [&mut self.steps, &mut self.prompts]
             .into_iter()
-            .try_for_each(|workspace| workspace.llama.make_u(gpu))
+            .try_for_each(|workspace| workspace.decoder.make_u(gpu))
     }
 
     /// Binds the adapted kernels to the registry's buffers, wherever they are now. Nothing happens
@@ -204,8 +205,8 @@ impl Executor {
     /// without.
     pub(crate) fn bind_adapters(&mut self, gpu: &Gpu) -> Result<()> {
         for workspace in [&mut self.steps, &mut self.prompts] {
-            let (llama, factors) = (&mut workspace.llama, self.registry.factors());
-            llama.bind_adapters(gpu, &self.weights, &self.cache, factors)?;
+            let (decoder, factors) = (&mut workspace.decoder, self.registry.factors());
+            decoder.bind_adapters(gpu, &self.weights, &self.cache, factors)?;
         }
         Ok(())
     }
@@ -214,7 +215,7 @@ impl Executor {
     pub(crate) fn adapted_specs(&self, caps: &Caps) -> Vec<KernelSpec> {
         match self.registry.factors() {
             Some(_) => Vec::new(),
-            None => self.steps.llama.adapted_specs(caps, self.registry.directory()),
+            None => self.steps.decoder.adapted_specs(caps, self.registry.directory()),
         }
     }
 
@@ -253,7 +254,7 @@ impl Executor {
         let first = chunk.position as u32;
         let rows: Vec<[u32; 2]> =
             (first..).take(chunk.tokens.len()).map(|position| [0, position]).collect();
-        let a = &self.workspace(space).llama.activations;
+        let a = &self.workspace(space).decoder.activations;
         gpu.write(&a.token_ids, 0, chunk.tokens);
         gpu.write(&a.rows, 0, &rows);
         gpu.write(&a.pages, 0, chunk.pages);
@@ -302,12 +303,12 @@ impl Executor {
 
     /// The parts of a pass.
     pub(crate) fn parts(&self) -> impl Iterator<Item = Part> + use<> {
-        self.steps.llama.parts()
+        self.steps.decoder.parts()
     }
 
     /// Records a part of the pass over the rows of a space, which `runs` covers.
     ///
-    /// Errors: as [`Llama::record`].
+    /// Errors: as [`Decoder::record`].
     pub(crate) fn record(
         &self,
         commands: &mut Commands<'_>,
@@ -315,9 +316,9 @@ impl Executor {
         part: Part,
         runs: &[Run],
     ) -> Result<()> {
-        let Workspace { llama, lora, .. } = self.workspace(space);
+        let Workspace { decoder, lora, .. } = self.workspace(space);
         let rows = runs.iter().map(|run| run.count).sum();
-        llama.record(commands, part, Pass { rows, runs, lora: lora.as_ref() })
+        decoder.record(commands, part, Pass { rows, runs, lora: lora.as_ref() })
     }
 
     /// Records a copy of `rows` rows of logits to row `to_row` of `readback`.
@@ -330,12 +331,12 @@ impl Executor {
         to_row: u32,
     ) {
         let [at, bytes] = [to_row, rows].map(|rows| u64::from(rows) * u64::from(self.vocab) * 4);
-        commands.copy(&self.workspace(space).llama.activations.logits, 0, readback, at, bytes);
+        commands.copy(&self.workspace(space).decoder.activations.logits, 0, readback, at, bytes);
     }
 
     /// Puts a decode batch in its space for `owner`.
     pub(crate) fn load_rows(&mut self, gpu: &Gpu, owner: u64, batch: &[Row<'_>]) {
-        let (a, max_pages) = (&self.steps.llama.activations, self.steps.llama.max_pages());
+        let (a, max_pages) = (&self.steps.decoder.activations, self.steps.decoder.max_pages());
         let seen_words = sample::seen_words(self.vocab) as usize;
         let mut biases: Vec<(u32, f32)> = Vec::new();
         for (m, row) in batch.iter().enumerate() {
@@ -368,9 +369,9 @@ impl Executor {
 
     /// Tells the device that row `m`'s page number `index` is `page`.
     pub(crate) fn set_page(&self, gpu: &Gpu, m: usize, index: usize, page: u32) {
-        let llama = &self.steps.llama;
-        let at = (m * llama.max_pages() + index) as u64 * 4;
-        gpu.write(&llama.activations.pages, at, &[page]);
+        let decoder = &self.steps.decoder;
+        let at = (m * decoder.max_pages() + index) as u64 * 4;
+        gpu.write(&decoder.activations.pages, at, &[page]);
     }
 
     /// Records the choice of a token for each of `rows` rows of logits.

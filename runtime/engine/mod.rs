@@ -142,8 +142,7 @@ impl Engine {
             return Err(Error::InvalidArgument { name: "context", reason });
         }
         let spaces = Spaces::new(gpu.caps(), context, options.kv_f32);
-        let kv_f16 = spaces.steps.kv_f16;
-        let specs = Executor::specs(gpu.caps(), &base, kv_f16);
+        let specs = Executor::specs(gpu.caps(), &base, &spaces.steps);
         gpu.compile_all(specs, &mut |done, total| {
             progress(LoadProgress {
                 phase: LoadPhase::Shaders,
@@ -163,7 +162,7 @@ impl Engine {
             prompts: Turns::default(),
             returned: Mutex::default(),
             context,
-            kv_f16,
+            kv_f16: spaces.steps.kv_f16,
             next_run: AtomicU64::new(1),
             trains: true,
         }))

@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::gpu::{Commands, Tensor};
 use crate::kernels::matvec::MAX_COLS;
 use crate::model::attend::Run;
-use crate::model::llama::{Llama, Part};
+use crate::model::decoder::{Decoder, Part};
 
 use super::Engine;
 use super::executor::{Chunk, Executor, Space, few_rows};
@@ -126,7 +126,7 @@ impl Engine {
         let mut copied = None;
         for first in (0..rows).step_by(MAX_COLS as usize) {
             let count = MAX_COLS.min(rows - first);
-            let parts = Llama::head_parts(x_row + first, count);
+            let parts = Decoder::head_parts(x_row + first, count);
             let index = self.run(self.executor(), pass, parts, |executor, commands| {
                 executor.copy_logits(commands, pass.space, count, readback, first);
             })?;

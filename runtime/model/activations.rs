@@ -11,7 +11,7 @@ use crate::model::kv_cache::PAGE_LEN;
 /// Rows of logits there is room for: sequences decoded in one batch.
 pub const LOGIT_ROWS: usize = 64;
 
-/// What a [`super::llama::Llama`] is made for.
+/// What a [`super::decoder::Decoder`] is made for.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Most rows of a pass.
@@ -42,7 +42,7 @@ impl Limits {
 pub struct Scratch<T = Tensor> {
     parts: Arc<T>,
     stats: Arc<T>,
-    rotations: Arc<T>,
+    rotations: Vec<Arc<T>>,
 }
 
 impl<T> Scratch<T> {
@@ -54,12 +54,16 @@ impl<T> Scratch<T> {
         config: &ModelConfig,
         limits: &Limits,
     ) -> Result<Self> {
-        let words = |name: &str, shape| memory.words(Class::Activations, name, shape).map(Arc::new);
+        let words = |name: &str, shape: &[usize]| {
+            memory.words(Class::Activations, name, shape).map(Arc::new)
+        };
         let (rows, heads, e) = (limits.part_rows(), config.num_attention_heads, config.head_dim);
         Ok(Self {
             parts: words("attention parts", &[rows, heads * e])?,
             stats: words("attention stats", &[rows, heads * 2])?,
-            rotations: words("rotations", &rope::rotations_shape(limits.positions, e))?,
+            rotations: (config.rotaries().iter())
+                .map(|_| words("rotations", &rope::rotations_shape(limits.positions, e)))
+                .collect::<Result<_>>()?,
         })
     }
 }
@@ -82,8 +86,8 @@ pub struct Activations<T = Tensor> {
     pub(crate) h: T,
     pub(crate) parts: Arc<T>,
     pub(crate) stats: Arc<T>,
-    /// Cosines and sines: [`rope::rotations`].
-    pub(crate) rotations: Arc<T>,
+    /// Cosines and sines ([`rope::rotations`]) of each of [`ModelConfig::rotaries`].
+    pub(crate) rotations: Vec<Arc<T>>,
 }
 
 impl<T> Activations<T> {
@@ -110,7 +114,7 @@ impl<T> Activations<T> {
             h: words("h", &[rows, f])?,
             parts: Arc::clone(&scratch.parts),
             stats: Arc::clone(&scratch.stats),
-            rotations: Arc::clone(&scratch.rotations),
+            rotations: scratch.rotations.clone(),
         })
     }
 }

@@ -36,8 +36,9 @@ impl Graph {
     /// Errors: [`crate::Error::OutOfMemory`]; as [`Gpu::kernel`].
     pub(crate) fn new(gpu: &Gpu, base: &Base, shape: &TrainShape, layout: Layout) -> Result<Self> {
         let buffers = Buffers::new(gpu, &base.config, shape)?;
-        let rotations = rope::rotations(&base.config.rope_frequencies(), shape.seq_len);
-        gpu.write(&buffers.rotations, 0, &rotations);
+        for (rotations, frequencies) in buffers.rotations.iter().zip(base.config.rotaries()) {
+            gpu.write(rotations, 0, &rope::rotations(&frequencies, shape.seq_len));
+        }
         let kernels = Kernels::new(gpu)?;
         let layer = |layer| LayerOps::new(gpu, base, &buffers, layer, &layout, &kernels);
         let layers = (0..layout.layers.len()).map(layer).collect::<Result<_>>()?;
@@ -45,7 +46,8 @@ impl Graph {
         let mut embed = Vec::with_capacity(table.chunks.len());
         for chunk in &table.chunks {
             let (row0, rows) = (chunk.row0 as u32, chunk.rows as u32);
-            let params = EmbeddingParams { k_blocks: (table.k / BLOCK) as u32, row0, rows };
+            let (k_blocks, scale) = ((table.k / BLOCK) as u32, base.config.input_scale());
+            let params = EmbeddingParams { k_blocks, row0, rows, scale };
             let tensors = [&buffers.token_ids, &chunk.words, &chunk.scales, buffers.input(0)];
             embed.push((gpu.op(&embedding::spec(chunk.dtype), &tensors)?, params));
         }
@@ -125,7 +127,7 @@ impl Graph {
                 }
             }
             for (i, layer) in layers.iter().enumerate().rev() {
-                layer.backward(commands, rows, start + i > 0)?;
+                layer.backward(commands, &self.buffers, rows, start + i > 0)?;
             }
         }
         Ok(())

@@ -30,6 +30,7 @@ fn a_small_llama() {
         rope_scaling: RopeScaling::None,
         max_position_embeddings: 128,
         tie_word_embeddings: true,
+        traits: epiphyte::base::Traits::default(),
     };
     assert_eq!(config, expected);
     config.check_tensors(&open(&llama())).unwrap();
