@@ -231,6 +231,11 @@ impl ModelConfig {
         }
     }
 
+    /// Positions that tokens see in the layers that have windows; `None` without such layers.
+    pub fn window(&self) -> Option<usize> {
+        (0..self.num_hidden_layers).find_map(|layer| self.attention(layer).window)
+    }
+
     /// A scale of attention, unless it is the usual one.
     pub(super) fn unusual_scale(&self, scale: f32) -> Option<f32> {
         let usual = 1.0 / (self.head_dim as f32).sqrt();

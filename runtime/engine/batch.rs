@@ -255,10 +255,8 @@ impl<'s> Batch<'s> {
         for (m, &i) in self.active.iter().enumerate() {
             let session = &mut *self.lanes[i].session;
             let positions = session.kv_len + ahead + 1;
-            if session.pages.len() * PAGE_LEN < positions {
-                let page = turn.allocate_page(gpu)?;
-                turn.set_page(gpu, m, session.pages.len(), page);
-                session.pages.push(page);
+            if session.pages.all.len() * PAGE_LEN < positions {
+                turn.next_page(gpu, m, &mut session.pages, session.kv_len)?;
             }
             runs[m] = Run { row0: m as u32, count: 1, positions: positions as u32 };
         }

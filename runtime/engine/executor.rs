@@ -12,10 +12,10 @@ use crate::error::{Error, Result};
 use crate::gpu::{Caps, Commands, Gpu, KernelSpec, Op, Tensor};
 use crate::kernels::rope;
 use crate::kernels::sample::{self, Sampler};
-use crate::model::activations::{LOGIT_ROWS, Limits};
+use crate::model::activations::{Activations, LOGIT_ROWS, Limits};
 use crate::model::attend::Run;
 use crate::model::decoder::{Decoder, Part, Pass};
-use crate::model::kv_cache::{KvCache, PAGE_LEN, PagePool};
+use crate::model::kv_cache::{Held, KvCache, PAGE_LEN, PageKey, PagePool, Reach, first_page};
 use crate::model::site::LoraPass;
 use crate::model::weights::Weights;
 
@@ -50,7 +50,10 @@ struct Workspace {
 
 pub(crate) struct Executor {
     pub(crate) cache: KvCache,
-    pub(crate) pool: PagePool,
+    /// By [`Reach`].
+    pools: [PagePool; 2],
+    /// Of layers that have one.
+    window: Option<usize>,
     pub(crate) registry: Registry,
     weights: Arc<Weights>,
     steps: Workspace,
@@ -82,7 +85,8 @@ pub(crate) struct Chunk<'a> {
     pub(crate) tokens: &'a [u32],
     /// Of the first one.
     pub(crate) position: usize,
-    pub(crate) pages: &'a [u32],
+    /// Of its sequence's pages, as far as they may be published.
+    pub(crate) keys: &'a [PageKey],
     /// Its adapters.
     pub(crate) set: SetId,
 }
@@ -103,7 +107,7 @@ pub(crate) struct Row<'a> {
     pub(crate) token: u32,
     /// Its position.
     pub(crate) position: u32,
-    pub(crate) pages: &'a [u32],
+    pub(crate) pages: &'a Held,
     pub(crate) sampler: Sampler,
     pub(crate) biases: &'a [(u32, f32)],
     /// The context, for the repetition penalty.
@@ -142,12 +146,14 @@ impl Executor {
             last: gpu
                 .op(&sample::final_spec(), &[&partials, &a.token_ids, &a.rows, &seen, &ring])?,
         };
-        let mut pool = PagePool::default();
-        pool.grow(cache.pages());
+        let mut pools = [PagePool::default(), PagePool::default()];
+        pools[Reach::All as usize].grow(cache.pages(Reach::All));
+        pools[Reach::Window as usize].grow(cache.pages(Reach::Window));
         let registry = Registry::new(gpu, base.adapter_shape(), spaces.most_rows(), adapter_budget);
         Ok(Self {
             cache,
-            pool,
+            pools,
+            window: config.window(),
             registry,
             weights: Arc::clone(&base.weights),
             steps,
@@ -179,18 +185,67 @@ impl Executor {
             .collect()
     }
 
+    /// The pages of a reach.
+    pub(crate) fn pool(&mut self, reach: Reach) -> &mut PagePool {
+        &mut self.pools[reach as usize]
+    }
+
+    /// Gives pages back.
+    pub(crate) fn release(&mut self, held: &Held) {
+        for reach in [Reach::All, Reach::Window] {
+            held.of(reach).iter().for_each(|&page| self.pool(reach).release(page));
+        }
+    }
+
+    /// One more user of pages.
+    pub(crate) fn retain(&mut self, held: &Held) {
+        for reach in [Reach::All, Reach::Window] {
+            held.of(reach).iter().for_each(|&page| self.pool(reach).retain(page));
+        }
+    }
+
+    /// Pages for the positions from `from` to `to`, the first of them its user's alone; what the
+    /// windows have left behind is given back, under its key if there is one.
+    pub(crate) fn slide(
+        &mut self,
+        gpu: &Gpu,
+        held: &mut Held,
+        (from, to): (usize, usize),
+        keys: &[PageKey],
+    ) -> Result<()> {
+        let Some(window) = self.window else { return Ok(()) };
+        let first = held.window_from;
+        for (i, page) in held.slide(first_page(from, window)).into_iter().enumerate() {
+            if let Some(key) = keys.get(first + i) {
+                self.pool(Reach::Window).publish(page, *key);
+            }
+            self.pool(Reach::Window).release(page);
+        }
+        let written = (from / PAGE_LEN).checked_sub(held.window_from);
+        if let Some(page) = written.and_then(|i| held.window.get_mut(i)) {
+            *page = self.own_page(gpu, Reach::Window, *page)?;
+        }
+        while held.window_end() * PAGE_LEN < to {
+            held.window.push(self.allocate_page(gpu, Reach::Window)?);
+        }
+        Ok(())
+    }
+
     /// A page for one user; the cache grows when all are taken.
-    pub(crate) fn allocate_page(&mut self, gpu: &Gpu) -> Result<u32> {
-        if self.pool.available() == 0 {
-            self.cache.grow(gpu, self.pool.capacity() + 1)?;
+    pub(crate) fn allocate_page(&mut self, gpu: &Gpu, reach: Reach) -> Result<u32> {
+        if self.pool(reach).available() == 0 {
+            let pages = self.pool(reach).capacity() + 1;
+            self.cache.grow(gpu, reach, pages)?;
             for workspace in [&mut self.steps, &mut self.prompts] {
                 workspace.decoder.rebind(gpu, &self.weights, &self.cache)?;
             }
-            self.pool.grow(self.cache.pages());
+            let pages = self.cache.pages(reach);
+            self.pool(reach).grow(pages);
             self.bind_adapters(gpu)?;
         }
-        let capacity = self.pool.capacity() * PAGE_LEN;
-        self.pool.allocate().ok_or(Error::ContextFull { needed: capacity + PAGE_LEN, capacity })
+        let capacity = self.pool(reach).capacity() * PAGE_LEN;
+        let full = Error::ContextFull { needed: capacity + PAGE_LEN, capacity };
+        self.pool(reach).allocate().ok_or(full)
     }
 
     /// Makes what adapted kernels work on, before anything of an adapter is staged.
@@ -220,15 +275,15 @@ impl Executor {
     }
 
     /// Makes `page` its user's alone, copying it if others use it or may come to.
-    pub(crate) fn own_page(&mut self, gpu: &Gpu, page: u32) -> Result<u32> {
-        if !self.pool.is_shared(page) {
+    pub(crate) fn own_page(&mut self, gpu: &Gpu, reach: Reach, page: u32) -> Result<u32> {
+        if !self.pool(reach).is_shared(page) {
             return Ok(page);
         }
-        let copy = self.allocate_page(gpu)?;
+        let copy = self.allocate_page(gpu, reach)?;
         let mut commands = Commands::new(gpu)?;
-        let copied = self.cache.copy_page(&mut commands, page, copy);
+        let copied = self.cache.copy_page(&mut commands, reach, page, copy);
         commands.submit();
-        self.pool.release(if copied.is_ok() { page } else { copy });
+        self.pool(reach).release(if copied.is_ok() { page } else { copy });
         copied.map(|()| copy)
     }
 
@@ -247,7 +302,7 @@ impl Executor {
     }
 
     /// Puts rows of a prompt in their space.
-    pub(crate) fn load_chunk(&mut self, gpu: &Gpu, space: Space, chunk: &Chunk<'_>) {
+    pub(crate) fn load_chunk(&mut self, gpu: &Gpu, space: Space, chunk: &Chunk<'_>, held: &Held) {
         if space == Space::Steps {
             self.owner = 0;
         }
@@ -257,7 +312,7 @@ impl Executor {
         let a = &self.workspace(space).decoder.activations;
         gpu.write(&a.token_ids, 0, chunk.tokens);
         gpu.write(&a.rows, 0, &rows);
-        gpu.write(&a.pages, 0, chunk.pages);
+        write_pages(gpu, a, 0, held);
         self.set_rows(space, std::iter::repeat_n(chunk.set, rows.len()));
     }
 
@@ -346,7 +401,7 @@ impl Executor {
             biases.extend_from_slice(row.biases);
             gpu.write(&a.token_ids, m as u64 * 4, &[row.token]);
             gpu.write(&a.rows, m as u64 * 8, &[m as u32, row.position]);
-            gpu.write(&a.pages, (m * max_pages) as u64 * 4, row.pages);
+            write_pages(gpu, a, m * max_pages, row.pages);
             gpu.write(&self.samplers, (m * size_of::<Sampler>()) as u64, &[sampler]);
             let mut seen = vec![0_u32; seen_words];
             for &token in row.context {
@@ -367,11 +422,19 @@ impl Executor {
         self.adapters_changed(Space::Steps);
     }
 
-    /// Tells the device that row `m`'s page number `index` is `page`.
-    pub(crate) fn set_page(&self, gpu: &Gpu, m: usize, index: usize, page: u32) {
+    /// Gives row `m`, whose first `kv_len` positions are there, the page that follows its last one.
+    pub(crate) fn next_page(
+        &mut self,
+        gpu: &Gpu,
+        m: usize,
+        held: &mut Held,
+        kv_len: usize,
+    ) -> Result<()> {
+        held.all.push(self.allocate_page(gpu, Reach::All)?);
+        self.slide(gpu, held, (kv_len, held.all.len() * PAGE_LEN), &[])?;
         let decoder = &self.steps.decoder;
-        let at = (m * decoder.max_pages() + index) as u64 * 4;
-        gpu.write(&decoder.activations.pages, at, &[page]);
+        write_pages(gpu, &decoder.activations, m * decoder.max_pages(), held);
+        Ok(())
     }
 
     /// Records the choice of a token for each of `rows` rows of logits.
@@ -392,5 +455,13 @@ impl Executor {
         let offset = slot * LOGIT_ROWS;
         sample::record_final(commands, &self.ops.last, self.vocab, rows, offset as u32);
         commands.copy(&self.ring, offset as u64 * 4, readback, 0, u64::from(rows) * 4);
+    }
+}
+
+/// Writes a sequence's page tables, from element `at` on.
+fn write_pages(gpu: &Gpu, a: &Activations, at: usize, held: &Held) {
+    gpu.write(&a.pages, at as u64 * 4, &held.all);
+    if let Some(pages) = &a.window_pages {
+        gpu.write(pages, (at + held.window_from) as u64 * 4, &held.window);
     }
 }

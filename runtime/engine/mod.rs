@@ -220,7 +220,7 @@ impl Engine {
         counters.most_waited.fetch_max(submitted() - before, Ordering::Relaxed);
         let returned = std::mem::take(&mut *self.returned());
         for Returned { pages, set } in returned {
-            pages.into_iter().for_each(|page| turn.pool.release(page));
+            turn.release(&pages);
             turn.registry.release(set);
         }
         turn

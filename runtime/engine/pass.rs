@@ -5,6 +5,7 @@ use crate::error::Result;
 use crate::gpu::{Commands, Tensor};
 use crate::kernels::matvec::MAX_COLS;
 use crate::model::attend::Run;
+use crate::model::kv_cache::Held;
 use crate::model::decoder::{Decoder, Part};
 
 use super::Engine;
@@ -73,6 +74,7 @@ impl Engine {
     pub(super) fn prefill(
         &self,
         prompt: Chunk<'_>,
+        held: &mut Held,
         cancel: &CancelToken,
         mut each: impl FnMut(&Computed<'_>) -> Result<()>,
     ) -> Result<()> {
@@ -83,7 +85,8 @@ impl Engine {
             let (position, count) = (prompt.position + first, rows as u32);
             let tokens = &prompt.tokens[first..first + rows];
             let mut turn = self.executor();
-            turn.load_chunk(&self.gpu, space, &Chunk { tokens, position, ..prompt });
+            turn.slide(&self.gpu, held, (position, position + rows), prompt.keys)?;
+            turn.load_chunk(&self.gpu, space, &Chunk { tokens, position, ..prompt }, held);
             let runs = [Run { row0: 0, count, positions: position as u32 + count }];
             let pass = Pass { space, runs: &runs, cancel: Some(cancel) };
             let parts = turn.parts();

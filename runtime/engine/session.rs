@@ -7,7 +7,7 @@ use crate::cancel::CancelToken;
 use crate::chat::{Message, Prompt};
 use crate::error::{Error, Result};
 use crate::model::activations::LOGIT_ROWS;
-use crate::model::kv_cache::{PAGE_LEN, PageKey, page_key};
+use crate::model::kv_cache::{Held, PAGE_LEN, PageKey, Reach, first_page, page_key};
 use crate::tokenizer::EncodeOptions;
 
 use super::executor::{Chunk, Executor};
@@ -23,7 +23,7 @@ pub struct Session {
     pub(super) tokens: Vec<u32>,
     /// Tokens whose keys and values are in `pages`; the others are pending.
     pub(super) kv_len: usize,
-    pub(super) pages: Vec<u32>,
+    pub(super) pages: Held,
     /// All keys and values were computed here, so others may take them over; a file's may be
     /// anything.
     pub(super) own_work: bool,
@@ -47,7 +47,7 @@ struct TextRun {
 
 impl Session {
     pub(super) fn new(engine: Arc<Engine>) -> Self {
-        let (tokens, pages, set) = (Vec::new(), Vec::new(), SetId::default());
+        let (tokens, pages, set) = (Vec::new(), Held::default(), SetId::default());
         Self { engine, tokens, kv_len: 0, pages, own_work: true, set, mixed: false, text: None }
     }
 
@@ -159,13 +159,28 @@ impl Session {
 
     /// Forgets the keys and values from position `len` on.
     fn release_kv(&mut self, len: usize) {
-        self.kv_len = self.kv_len.min(len);
+        self.shorten(len);
         self.mixed &= self.kv_len > 0;
         let keep = self.kv_len.div_ceil(PAGE_LEN);
-        if keep < self.pages.len() {
+        if keep < self.pages.all.len() {
             let pages = self.pages.split_off(keep);
             self.engine.give_back(Returned { pages, set: SetId::default() });
         }
+    }
+
+    /// Makes at most the first `len` positions count. What the windows have left behind can only be
+    /// computed from the beginning.
+    fn shorten(&mut self, len: usize) {
+        self.kv_len = self.kv_len.min(len);
+        let first = |window| first_page(self.kv_len, window);
+        if self.window().is_some_and(|window| first(window) < self.pages.window_from) {
+            self.kv_len = 0;
+        }
+    }
+
+    /// Of the layers that have one.
+    fn window(&self) -> Option<usize> {
+        self.engine.base.config.window()
     }
 
     /// Lets go of all keys and values; they are computed again when needed.
@@ -179,7 +194,7 @@ impl Session {
     #[must_use]
     pub fn fork(&self) -> Self {
         let mut executor = self.engine.executor();
-        self.pages.iter().for_each(|&page| executor.pool.retain(page));
+        executor.retain(&self.pages);
         let mut fork = Self::new(Arc::clone(&self.engine));
         fork.tokens.clone_from(&self.tokens);
         fork.text.clone_from(&self.text);
@@ -212,35 +227,40 @@ impl Session {
         let engine = Arc::clone(&self.engine);
         let end = self.tokens.len().saturating_sub(1);
         // The last token is fed by the step that follows it, even where its keys are there already.
-        self.kv_len = self.kv_len.min(end);
+        self.shorten(end);
+        if self.kv_len == 0 {
+            self.release_kv(0);
+        }
         let keys = self.reuse_prefix(&mut engine.executor(), end);
         let start = self.kv_len;
         if start == end {
             return Ok(0);
         }
         self.reserve(end)?;
-        let (mut done, pending) = (start, self.chunk(start..end));
-        let computed = engine.prefill(pending, cancel, |computed| {
+        let shared = self.own_work && !self.mixed;
+        let mut done = start;
+        let (tokens, set) = (&self.tokens[start..end], self.set);
+        let pending = Chunk { tokens, position: start, keys: if shared { &keys } else { &[] }, set };
+        let computed = engine.prefill(pending, &mut self.pages, cancel, |computed| {
             done = start + computed.first + computed.count as usize;
             Ok(())
         });
         if matches!(computed, Ok(()) | Err(Error::Cancelled)) {
             // Whole pages of a prompt may serve others; what decoding writes is not published.
-            if self.own_work && !self.mixed {
-                let mut executor = engine.executor();
-                let whole = start / PAGE_LEN..done / PAGE_LEN;
-                let pages = self.pages[whole.clone()].iter().zip(&keys[whole]);
-                pages.for_each(|(page, key)| executor.pool.publish(*page, *key));
+            let mut executor = engine.executor();
+            if shared {
+                let (whole, from) = (start / PAGE_LEN..done / PAGE_LEN, self.pages.window_from);
+                for (i, key) in whole.clone().zip(&keys[whole]) {
+                    executor.pool(Reach::All).publish(self.pages.all[i], *key);
+                    if let Some(page) = i.checked_sub(from).and_then(|i| self.pages.window.get(i)) {
+                        executor.pool(Reach::Window).publish(*page, *key);
+                    }
+                }
             }
             self.kv_len = done;
+            executor.slide(&engine.gpu, &mut self.pages, (done, done), &[])?;
         }
         computed.map(|()| done - start)
-    }
-
-    /// Some of its tokens, to be computed.
-    fn chunk(&self, range: Range<usize>) -> Chunk<'_> {
-        let position = range.start;
-        Chunk { tokens: &self.tokens[range], position, pages: &self.pages, set: self.set }
     }
 
     /// Takes over pages that hold this session's next tokens. Gives the keys of all its whole
@@ -251,14 +271,36 @@ impl Session {
         for tokens in self.tokens[..end].chunks_exact(PAGE_LEN) {
             keys.push(page_key(keys.last().or(Some(&adapters)), tokens));
         }
-        while !self.mixed
-            && self.kv_len == self.pages.len() * PAGE_LEN
-            && self.kv_len + PAGE_LEN <= end
-        {
-            let Some(page) = executor.pool.find(&keys[self.pages.len()]) else { break };
-            self.pages.push(page);
-            self.kv_len += PAGE_LEN;
+        let held = self.pages.all.len();
+        if self.mixed || self.kv_len != held * PAGE_LEN {
+            return keys;
         }
+        let known = |executor: &mut Executor, reach, i: usize| executor.pool(reach).holds(&keys[i]);
+        let mut whole = held;
+        while whole < keys.len() && known(executor, Reach::All, whole) {
+            whole += 1;
+        }
+        if let Some(window) = self.window() {
+            // Of the pages that the next token sees those that are not held have to be there, too.
+            let first = |whole: usize| first_page(whole * PAGE_LEN, window).max(held);
+            while whole > held
+                && !(first(whole)..whole).all(|i| known(executor, Reach::Window, i))
+            {
+                whole -= 1;
+            }
+            if whole > held {
+                let first = first_page(whole * PAGE_LEN, window);
+                let gone = self.pages.slide(first);
+                gone.iter().for_each(|&page| executor.pool(Reach::Window).release(page));
+                let from = self.pages.window_end();
+                self.pages.window.extend(
+                    keys[from..whole].iter().filter_map(|k| executor.pool(Reach::Window).find(k)),
+                );
+            }
+        }
+        let found = keys[held..whole].iter().filter_map(|key| executor.pool(Reach::All).find(key));
+        self.pages.all.extend(found);
+        self.kv_len = whole * PAGE_LEN;
         keys
     }
 
@@ -267,11 +309,15 @@ impl Session {
         let engine = Arc::clone(&self.engine);
         let mut executor = engine.executor();
         let first = self.kv_len / PAGE_LEN;
-        if let Some(page) = self.pages.get_mut(first) {
-            *page = executor.own_page(&engine.gpu, *page)?;
+        if let Some(page) = self.pages.all.get_mut(first) {
+            *page = executor.own_page(&engine.gpu, Reach::All, *page)?;
         }
-        while self.pages.len() * PAGE_LEN < len {
-            self.pages.push(executor.allocate_page(&engine.gpu)?);
+        while self.pages.all.len() * PAGE_LEN < len {
+            self.pages.all.push(executor.allocate_page(&engine.gpu, Reach::All)?);
+        }
+        // Of a prompt they come pass by pass.
+        if len <= self.kv_len + 1 {
+            executor.slide(&engine.gpu, &mut self.pages, (self.kv_len, len), &[])?;
         }
         Ok(())
     }
@@ -285,8 +331,9 @@ impl Session {
         let (start, end, vocab) = (self.kv_len, self.tokens.len(), engine.base.config.vocab_size);
         self.reserve(end)?;
         let readback = engine.gpu.readback("logits", (LOGIT_ROWS * vocab * 4) as u64)?;
-        let pending = self.chunk(start..end);
-        engine.prefill(pending, &CancelToken::default(), |computed| {
+        let (tokens, position, set) = (&self.tokens[start..end], start, self.set);
+        let pending = Chunk { tokens, position, keys: &[], set };
+        engine.prefill(pending, &mut self.pages, &CancelToken::default(), |computed| {
             let (at, count) = (start + computed.first, computed.count);
             let skip = from.saturating_sub(at).min(count as usize) as u32;
             for row in (skip..count).step_by(LOGIT_ROWS) {
@@ -302,6 +349,14 @@ impl Session {
         Ok(())
     }
 
+    internal! {
+        /// Positions of which it holds keys and values: in most layers, and in those with windows.
+        pub fn held_positions(&self) -> [usize; 2] {
+            let Held { all, window, .. } = &self.pages;
+            [all.len() * PAGE_LEN, window.len() * PAGE_LEN]
+        }
+    }
+
     /// Starts generating after the tokens so far: an iterator over tokens.
     ///
     /// Errors: [`Error::InvalidArgument`] for an empty session or settings out of range; as
@@ -313,7 +368,7 @@ impl Session {
 
 /// What a session no longer needs.
 pub(super) struct Returned {
-    pub(super) pages: Vec<u32>,
+    pub(super) pages: Held,
     pub(super) set: SetId,
 }
 

@@ -18,7 +18,7 @@ use crate::format::safetensors;
 use crate::format::staged::Staged;
 use crate::gpu::{Commands, Gpu, Tensor};
 use crate::identity::check_format;
-use crate::model::kv_cache::PAGE_LEN;
+use crate::model::kv_cache::{Held, PAGE_LEN, Reach, first_page};
 
 use super::executor::Executor;
 use super::residents::Registry;
@@ -41,37 +41,47 @@ struct SavedAdapter {
 /// Bytes that are copied from or to the cache at a time.
 const PIECE_BYTES: u64 = 128 << 20;
 
-/// The pages of a session in the cache, as its file has them: tensor after tensor (keys, then
-/// values, of each layer), each page after page.
-struct Pages<'a> {
-    pages: &'a [u32],
+/// The pages of a session in the cache, as its file has them: of each layer the keys, then the
+/// values, page after page.
+struct Pages {
+    /// Layer, whether of its values, and page.
+    blocks: Vec<(usize, bool, u32)>,
+    /// By layer.
+    counts: Vec<usize>,
     page_bytes: u64,
-    tensors: usize,
 }
 
-impl<'a> Pages<'a> {
-    fn new(executor: &Executor, pages: &'a [u32]) -> Self {
+impl Pages {
+    /// Those of the first `kv_len` positions that are kept.
+    fn new(executor: &Executor, held: &Held, kv_len: usize) -> Self {
         let cache = &executor.cache;
-        Self { pages, page_bytes: cache.page_bytes, tensors: 2 * cache.layers.len() }
-    }
-
-    /// Pages of all tensors.
-    fn blocks(&self) -> Range<usize> {
-        0..self.pages.len() * self.tensors
+        let used = kv_len.div_ceil(PAGE_LEN);
+        let of = |layer: usize| match cache.reach(layer) {
+            Reach::All => &held.all[..used],
+            Reach::Window => &held.window[..used.saturating_sub(held.window_from)],
+        };
+        let layers = 0..cache.layers.len();
+        let both = |layer| [false, true].map(|values| (layer, values));
+        let pages = |(layer, values)| of(layer).iter().map(move |&page| (layer, values, page));
+        Self {
+            blocks: layers.clone().flat_map(both).flat_map(pages).collect(),
+            counts: layers.map(|layer| of(layer).len()).collect(),
+            page_bytes: cache.page_bytes,
+        }
     }
 
     /// Blocks to be copied together, as many as `gpu` has a buffer for.
     fn pieces(&self, gpu: &Gpu) -> impl Iterator<Item = Range<usize>> + use<> {
         let most = PIECE_BYTES.min(gpu.limits().max_buffer_size);
-        let (step, end) = ((most / self.page_bytes).max(1) as usize, self.blocks().end);
+        let (step, end) = ((most / self.page_bytes).max(1) as usize, self.blocks.len());
         (0..end).step_by(step).map(move |start| start..end.min(start + step))
     }
 
     /// Where a block is in the cache.
     fn place<'e>(&self, executor: &'e Executor, block: usize) -> (&'e Tensor, u64) {
-        let (tensor, page) = (block / self.pages.len(), self.pages[block % self.pages.len()]);
-        let (keys, values) = &executor.cache.layers[tensor / 2];
-        (if tensor % 2 == 0 { keys } else { values }, u64::from(page) * self.page_bytes)
+        let (layer, is_values, page) = self.blocks[block];
+        let (keys, values) = &executor.cache.layers[layer];
+        (if is_values { values } else { keys }, u64::from(page) * self.page_bytes)
     }
 }
 
@@ -79,8 +89,7 @@ impl<'a> Pages<'a> {
 pub(super) fn save(session: &Session, path: &Path) -> Result<()> {
     let engine = &session.engine;
     let executor = engine.executor();
-    let used = &session.pages[..session.kv_len.div_ceil(PAGE_LEN)];
-    let pages = Pages::new(&executor, used);
+    let pages = Pages::new(&executor, &session.pages, session.kv_len);
     let adapters = adapters_of(&executor.registry, session).map_err(|e| invalid(path, e))?;
     drop(executor);
     let bytes = read_pages(engine, &pages)?;
@@ -92,9 +101,9 @@ pub(super) fn save(session: &Session, path: &Path) -> Result<()> {
         ("adapters".to_string(), adapters),
         ("mixed".to_string(), session.mixed.to_string()),
     ]);
-    let shape = vec![used.len(), pages.page_bytes as usize];
     let mut tensors = vec![("tokens".to_string(), Dtype::U32, vec![session.tokens.len()])];
-    for i in 0..pages.tensors / 2 {
+    for (i, &count) in pages.counts.iter().enumerate() {
+        let shape = vec![count, pages.page_bytes as usize];
         tensors.push((format!("layers.{i}.keys"), Dtype::U8, shape.clone()));
         tensors.push((format!("layers.{i}.values"), Dtype::U8, shape.clone()));
     }
@@ -107,9 +116,9 @@ pub(super) fn save(session: &Session, path: &Path) -> Result<()> {
 
 /// The blocks, one after the other, by way of one staging buffer. Nobody changes them meanwhile:
 /// the session is borrowed, and what it shares is not written to.
-fn read_pages(engine: &Engine, pages: &Pages<'_>) -> Result<Vec<u8>> {
+fn read_pages(engine: &Engine, pages: &Pages) -> Result<Vec<u8>> {
     let page_bytes = pages.page_bytes as usize;
-    let mut bytes = vec![0; pages.blocks().len() * page_bytes];
+    let mut bytes = vec![0; pages.blocks.len() * page_bytes];
     let mut staging = None;
     for piece in pages.pieces(&engine.gpu) {
         let staging = match &mut staging {
@@ -200,47 +209,44 @@ fn check_adapters(registry: &Registry, adapters: &[SavedAdapter]) -> Result<()> 
 /// Puts the file's keys and values into pages of the session's own.
 fn fill(session: &mut Session, file: &SafeTensors<'_>, kv_len: usize, path: &Path) -> Result<()> {
     let engine = Arc::clone(&session.engine);
-    let used = kv_len.div_ceil(PAGE_LEN);
-    let (layers, page_bytes) = {
-        let executor = engine.executor();
-        (executor.cache.layers.len(), executor.cache.page_bytes as usize)
-    };
-    let load = |name: String| {
+    session.reserve(kv_len)?;
+    let mut executor = engine.executor();
+    if let Some(window) = engine.base.config.window() {
+        session.pages.window_from = first_page(kv_len, window);
+        let whole = (kv_len, kv_len);
+        executor.slide(&engine.gpu, &mut session.pages, whole, &[])?;
+    }
+    let pages = Pages::new(&executor, &session.pages, kv_len);
+    drop(executor);
+    let page_bytes = pages.page_bytes as usize;
+    let load = |name: String, count: usize| {
         let view = file.tensor(&name).map_err(|e| invalid(path, e))?;
-        if view.shape() != [used, page_bytes] || view.dtype() != Dtype::U8 {
+        if view.shape() != [count, page_bytes] || view.dtype() != Dtype::U8 {
             return Err(invalid(
                 path,
-                format!("tensor `{name}` has shape {:?}, not [{used}, {page_bytes}]", view.shape()),
+                format!("tensor `{name}` has shape {:?}, not [{count}, {page_bytes}]", view.shape()),
             ));
         }
         Ok(view.data())
     };
-    let mut tensors = Vec::with_capacity(2 * layers);
-    for i in 0..layers {
-        tensors.push(load(format!("layers.{i}.keys"))?);
-        tensors.push(load(format!("layers.{i}.values"))?);
+    let mut blocks: Vec<&[u8]> = Vec::with_capacity(pages.blocks.len());
+    for (i, &count) in pages.counts.iter().enumerate() {
+        blocks.extend(load(format!("layers.{i}.keys"), count)?.chunks_exact(page_bytes));
+        blocks.extend(load(format!("layers.{i}.values"), count)?.chunks_exact(page_bytes));
     }
-    session.reserve(kv_len)?;
-    write_pages(&engine, &session.pages[..used], &tensors)?;
+    write_pages(&engine, &pages, &blocks)?;
     session.kv_len = kv_len;
     session.own_work = false;
     Ok(())
 }
 
-/// Sends what each tensor has to the pages, by way of a buffer for each piece.
-fn write_pages(engine: &Engine, pages: &[u32], tensors: &[&[u8]]) -> Result<()> {
-    let pages = Pages::new(&engine.executor(), pages);
-    let page_bytes = pages.page_bytes as usize;
+/// Sends the blocks to their pages, by way of a buffer for each piece.
+fn write_pages(engine: &Engine, pages: &Pages, blocks: &[&[u8]]) -> Result<()> {
     for piece in pages.pieces(&engine.gpu) {
-        let mut bytes = Vec::with_capacity(piece.len() * page_bytes);
-        for block in piece.clone() {
-            let (tensor, page) = (block / pages.pages.len(), block % pages.pages.len());
-            bytes.extend_from_slice(&tensors[tensor][page * page_bytes..][..page_bytes]);
-        }
-        let staging = engine.gpu.upload("session", &bytes)?;
+        let staging = engine.gpu.upload("session", &blocks[piece.clone()].concat())?;
         let mut commands = Commands::new(&engine.gpu)?;
         let executor = engine.executor();
-        for (block, from) in piece.zip((0..).step_by(page_bytes)) {
+        for (block, from) in piece.zip((0..).step_by(pages.page_bytes as usize)) {
             let (tensor, at) = pages.place(&executor, block);
             commands.copy(&staging, from, tensor, at, pages.page_bytes);
         }

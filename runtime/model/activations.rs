@@ -76,6 +76,8 @@ pub struct Activations<T = Tensor> {
     pub rows: T,
     /// Page tables, u32 `[tables, max_pages]`.
     pub pages: T,
+    /// Those of layers with windows, if there are any, of which the pages before them mean nothing.
+    pub window_pages: Option<T>,
     /// f32 `[logits, V]`.
     pub logits: T,
     pub(crate) x: T,
@@ -105,6 +107,9 @@ impl<T> Activations<T> {
             token_ids: words("token_ids", &[rows])?,
             rows: words("rows", &[rows, 2])?,
             pages: words("pages", &[limits.tables, limits.max_pages()])?,
+            window_pages: (config.window())
+                .map(|_| words("window_pages", &[limits.tables, limits.max_pages()]))
+                .transpose()?,
             logits: words("logits", &[limits.logits, config.vocab_size])?,
             x: words("x", &[rows, d])?,
             normed: words("normed", &[rows, d])?,

@@ -88,7 +88,9 @@ impl CacheOps {
         act: &Activations,
         adapted: Option<Adapted<'_>>,
     ) -> Result<Self> {
-        let (rows, pages, qkv) = (&act.rows, &act.pages, &act.qkv);
+        let (rows, qkv) = (&act.rows, &act.qkv);
+        let pages = act.window_pages.as_ref().filter(|_| layer.window.is_some());
+        let pages = pages.unwrap_or(&act.pages);
         let directory = adapted.map(|adapted| adapted.factors.directory);
         let mut for_rope = vec![rows, pages, &act.rotations[layer.rotary], qkv, keys, values];
         for_rope.extend(beside);

@@ -17,6 +17,7 @@ mod stats;
 mod stops;
 mod text;
 mod turns;
+mod windows;
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock};
