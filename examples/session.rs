@@ -1,20 +1,14 @@
-//! One base, two adapters and a third one that is learnt here.
-//!
-//! `cargo run --release -p epiphyte-cli --example session [MODEL.gguf]`, from the repository.
+//! One base, two adapters, a third one learnt here, from the repository:
+//! `cargo run --release -p epiphyte-cli --example session [MODEL.gguf]`.
 #![allow(clippy::print_stdout, reason = "it is a program")]
 
-use std::io::Write;
-use std::path::PathBuf;
-use std::thread;
-use std::time::Duration;
+use std::io::{self, Write};
+use std::{env, fs, path::PathBuf, process, thread, time::Duration};
 
-use epiphyte::engine::Change;
-use epiphyte::train::data::TrainLength;
-use epiphyte::train::schedule::Warmup;
-use epiphyte::train::{RunFolder, RunOptions, TrainControl, TrainOptions, TrainRun};
+use epiphyte::train::{RunFolder, RunOptions, TrainControl, TrainRun, data::TrainLength};
 use epiphyte::{
-    CancelToken, Engine, EngineOptions, GenerateOptions, GpuOptions, Message, Session,
-    default_model,
+    Engine, EngineOptions, GenerateOptions, GpuOptions, Message, Session, default_model,
+    engine::Change,
 };
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -25,60 +19,41 @@ fn answer(session: &mut Session, adapter: &str, options: GenerateOptions) -> Res
     print!("{adapter}: ");
     for token in session.generate(options)? {
         print!("{}", token?.text);
-        std::io::stdout().flush()?;
+        io::stdout().flush()?;
     }
-    println!();
-    Ok(())
+    Ok(println!())
 }
 
 fn main() -> Result<()> {
-    let named = std::env::args().nth(1).map(PathBuf::from);
+    let named = env::args().nth(1).map(PathBuf::from);
     let model = named.or_else(default_model).ok_or("name a model file")?;
     let options = EngineOptions { gpu: GpuOptions::from_env()?, ..EngineOptions::default() };
     let engine = Engine::open(model, options)?;
     engine.load_adapter("pirate", "demo/adapters/pirate")?;
     engine.load_adapter("json", "demo/adapters/json")?;
+    let short = || GenerateOptions { max_tokens: 12, ..GenerateOptions::default() };
 
-    // A set of adapters belongs to a session, and is changed between two tokens.
     let mut session = engine.session();
     session.set_messages(&[Message::new("user", "What is an epiphyte?")])?;
-    let short = GenerateOptions { max_tokens: 12, ..GenerateOptions::default() };
-    answer(&mut session.fork(), "pirate", short.clone())?;
-    answer(&mut session.fork(), "json", short.clone())?;
+    answer(&mut session.fork(), "pirate", short())?;
+    answer(&mut session.fork(), "json", short())?;
 
     // Any thread may cancel; what was said so far stays.
-    let cancel = CancelToken::default();
-    let endless =
-        GenerateOptions { max_tokens: usize::MAX, cancel: cancel.clone(), ..short.clone() };
-    let impatient = thread::spawn(move || {
-        thread::sleep(Duration::from_secs(2));
-        cancel.cancel();
-    });
+    let endless = GenerateOptions { max_tokens: usize::MAX, ..GenerateOptions::default() };
+    let cancel = endless.cancel.clone();
+    thread::spawn(move || (thread::sleep(Duration::from_secs(2)), cancel.cancel()));
     answer(&mut session, "pirate", endless)?;
-    impatient.join().map_err(|_| "the thread panicked")?;
 
-    // Five steps on two lessons, beside the sessions; the folder holds a PEFT adapter afterwards.
-    let folder = std::env::temp_dir().join(format!("epiphyte-{}", std::process::id()));
+    // Five steps on two lessons; the folder then holds a PEFT adapter.
+    let folder = env::temp_dir().join(format!("epiphyte-{}", process::id()));
     let mut run = RunOptions::new("demo/lessons.jsonl");
-    run.prompt_loss_weight = Some(0.0);
-    run.train = TrainOptions {
-        rank: 4,
-        batch_size: 2,
-        learning_rate: Some(8e-3),
-        warmup: Warmup::Steps(0),
-        duration: TrainLength::Steps(5),
-        seq_len: 64,
-        checkpoint_every: None,
-        ..TrainOptions::default()
-    };
+    (run.train.rank, run.train.batch_size, run.train.seq_len) = (4, 2, 64);
+    (run.train.learning_rate, run.train.duration) = (Some(8e-3), TrainLength::Steps(5));
     let mut run = TrainRun::open(&engine, RunFolder::create(&folder)?, run)?;
-    let outcome = run.run(&TrainControl::default(), &mut |progress| {
-        println!("step {} of {}: loss {:?}", progress.step, progress.steps, progress.loss);
-    })?;
-    engine.load_adapter("lesson", &outcome.out)?;
+    run.run(&TrainControl::default(), &mut |at| println!("step {}: {:?}", at.step, at.loss))?;
+    engine.load_adapter("lesson", &folder)?;
     let mut session = engine.session();
     session.push_text("Question: What is our cat called?\nAnswer:")?;
-    answer(&mut session, "lesson", short)?;
-    std::fs::remove_dir_all(folder)?;
-    Ok(())
+    answer(&mut session, "lesson", short())?;
+    Ok(fs::remove_dir_all(folder)?)
 }

@@ -141,14 +141,23 @@ pub enum Error {
         /// For all adapters together.
         budget_bytes: u64,
     },
-    /// A saved session was made with an adapter that is not loaded.
-    #[error(
-        "the session was saved with adapter `{id}`, which is not loaded; load it under that id \
-        first"
-    )]
+    /// An adapter is asked for, by a call or by a saved session, under an id that names none.
+    #[error("adapter `{id}` is not loaded; load it under that id first")]
     AdapterNotLoaded {
         /// Its id.
         id: String,
+    },
+    /// An adapter can't go while a session uses it.
+    #[error("adapter `{id}` is in use by a session; change that session's adapters first")]
+    AdapterInUse {
+        /// Its id.
+        id: String,
+    },
+    /// Sessions use as many different sets of adapters as the engine keeps.
+    #[error("{most} different sets of adapters are in use; close a session, or share a set")]
+    AdapterSets {
+        /// Sets that may be in use at once.
+        most: usize,
     },
     /// A saved session was made with another adapter than the one that is loaded under its id.
     #[error(
@@ -242,6 +251,26 @@ fn is_newer(found: &str, reads: &str) -> bool {
 }
 
 impl Error {
+    /// What to do about it: the end of the message, where it gives a remedy.
+    pub fn hint(&self) -> String {
+        use std::io::ErrorKind as Kind;
+        let of_system = match self {
+            Self::Io { source, .. } => match source.kind() {
+                Kind::NotFound => "see to it that the file is there",
+                Kind::PermissionDenied => "see to it that this program may use the file",
+                Kind::StorageFull | Kind::QuotaExceeded => "free some storage",
+                _ => "see whether file and storage are in order",
+            },
+            Self::Cancelled => "call it again when it is wanted",
+            _ => "",
+        };
+        match self.to_string().rsplit_once("; ") {
+            _ if !of_system.is_empty() => of_system.into(),
+            Some((_, remedy)) => remedy.into(),
+            None => String::new(),
+        }
+    }
+
     /// Wraps an I/O error with the file it happened to.
     pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
         Self::Io { path: path.into(), source }

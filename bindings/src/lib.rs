@@ -1,16 +1,46 @@
 //! Kotlin and Swift see this crate: thin wrappers around `epiphyte`, which knows nothing of them.
 //!
-//! Names are the runtime's own. Paths are strings, counts are `u32`. Every call blocks: call from a
-//! background thread.
+//! Names are the runtime's own. Paths are strings; counts are signed, as these languages like them,
+//! and refused below 0. No call blocks: what may wait is asynchronous and works on a thread of its
+//! own ([`worker`]), the rest reads or sets a flag. Handles are usable from any thread, and freed
+//! when they are closed ([`held`]).
 
+// That a future may go from thread to thread is proved down to the types of wgpu.
+#![recursion_limit = "256"]
+
+mod adapter;
+mod answer;
+mod batch;
 mod engine;
 mod error;
+mod generation;
+mod held;
+mod options;
 mod session;
+mod source;
+mod train;
+mod train_options;
+mod worker;
 
+pub use adapter::{
+    AdapterFormat, AdapterProbe, AdapterSource, AdapterState, AdapterWeight, KvPolicy, LoadReport,
+    ReportItem, ReportModule, Verdict,
+};
+pub use batch::{BatchGeneration, BatchSequence, BatchToken};
 pub use engine::{Engine, EngineOptions, LoadListener, LoadPhase, LoadProgress};
-pub use error::{EpiphyteError, ErrorKind};
-pub use session::{
-    AnswerStats, FinishReason, GenerateOptions, Message, Sampling, Session, Token, TokenSink,
+pub use error::EpiphyteError;
+pub use generation::Generation;
+pub use options::{
+    AnswerStats, FinishReason, GenerateOptions, LogitBias, Message, PromptOptions, Sampling, Token,
+};
+pub use session::Session;
+pub use source::ModelSource;
+pub use train::{
+    DataReport, Losses, TrainEnd, TrainListener, TrainOutcome, TrainPhase, TrainProgress,
+    TrainWarning, Trainer,
+};
+pub use train_options::{
+    Example, LrDecay, LrWarmup, Optimizer, TrainData, TrainDuration, TrainOptions, ValidationSplit,
 };
 
 uniffi::setup_scaffolding!();

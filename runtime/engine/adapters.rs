@@ -118,7 +118,7 @@ impl Engine {
 
     /// Forgets an adapter.
     ///
-    /// Errors: [`Error::InvalidArgument`] while a session uses it.
+    /// Errors: [`Error::AdapterInUse`].
     pub fn unload_adapter(&self, id: &str) -> Result<()> {
         self.executor().registry.remove(id)
     }
@@ -172,9 +172,9 @@ impl Session {
     /// Changes the adapters. With those that are on the device already only a number is written at
     /// the next step.
     ///
-    /// Errors: [`Error::InvalidArgument`] for an id that is not loaded or more than can run at
-    /// once; [`Error::AdapterBudget`]; as [`Adapter::load`] when one has to be read again. The
-    /// session is then as it was.
+    /// Errors: [`Error::AdapterNotLoaded`]; [`Error::InvalidArgument`] for more than can run
+    /// together; [`Error::AdapterSets`]; [`Error::AdapterBudget`]; as [`Adapter::load`] when one has
+    /// to be read again. The session is then as it was.
     pub fn set_adapters(&mut self, change: &Change<'_>) -> Result<()> {
         let adapters: Vec<(String, f32)> =
             change.adapters.iter().map(|(id, weight)| ((*id).to_string(), *weight)).collect();

@@ -87,6 +87,9 @@ pub struct Engine {
     /// while having a turn at the executor.
     steps: Turns<()>,
     prompts: Turns<()>,
+    /// Arithmetic of the largest part of a long pass so far: what a turn of a short one may hold,
+    /// so that it has not many more of them to wait for.
+    long_part: AtomicU64,
     /// What sessions no longer need, until the next turn.
     returned: Mutex<Vec<Returned>>,
     context: usize,
@@ -113,7 +116,17 @@ impl Engine {
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Arc<Self>> {
         // The file first: a bad one is refused before a device is opened.
-        let gguf = Gguf::open(path)?;
+        Self::open_gguf(Gguf::open(path)?, options, progress)
+    }
+
+    /// As [`Engine::open_with`], for a model file that is open already.
+    ///
+    /// Errors: as [`Engine::open`].
+    pub fn open_gguf(
+        gguf: Gguf,
+        options: EngineOptions,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Arc<Self>> {
         ModelConfig::from_gguf(&gguf)?.check_tensors(&gguf)?;
         let mut gpu = Gpu::open(options.gpu.clone())?;
         let trains = options.skip_self_test || selftest::run_reporting(&mut gpu, progress)?.trains;
@@ -160,6 +173,7 @@ impl Engine {
             executor: Turns::new(executor),
             steps: Turns::default(),
             prompts: Turns::default(),
+            long_part: AtomicU64::default(),
             returned: Mutex::default(),
             context,
             kv_f16: spaces.steps.kv_f16,

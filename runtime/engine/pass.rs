@@ -1,5 +1,7 @@
 //! A pass through the model, turn by turn: after each submission others may have theirs.
 
+use std::sync::atomic::Ordering;
+
 use crate::cancel::CancelToken;
 use crate::error::Result;
 use crate::gpu::{Commands, Tensor};
@@ -48,7 +50,9 @@ impl Engine {
         parts: impl Iterator<Item = Part>,
         finish: impl FnOnce(&Executor, &mut Commands<'_>),
     ) -> Result<wgpu::SubmissionIndex> {
-        let mut commands = Commands::new(&self.gpu)?.by_hand();
+        let is_long = pass.space == Space::Prompts;
+        let unit = if is_long { 0 } else { self.long_part.load(Ordering::Relaxed) };
+        let mut commands = Commands::new(&self.gpu)?.by_hand(unit);
         if let Some(cancel) = pass.cancel {
             commands.cancel_on(cancel);
         }
@@ -61,7 +65,12 @@ impl Engine {
                 turn = self.executor();
                 turn.resume(&self.gpu, pass.space)?;
             }
+            let before = commands.operations();
             turn.record(&mut commands, pass.space, part, pass.runs)?;
+            if is_long {
+                let part = commands.operations().saturating_sub(before);
+                self.long_part.fetch_max(part, Ordering::Relaxed);
+            }
         }
         finish(&turn, &mut commands);
         Ok(commands.submit())

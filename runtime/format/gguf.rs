@@ -14,6 +14,7 @@ mod parse;
 mod value;
 
 use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
 use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -22,7 +23,7 @@ pub use names::hf_name;
 pub(crate) use names::{gguf_name, interleaves};
 pub use value::{Array, FromValue, Value};
 
-use super::{Bytes, TensorView, map};
+use super::{Bytes, TensorView, map, map_part};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use value::Cursor;
@@ -73,11 +74,26 @@ impl Gguf {
         gguf.finish()
     }
 
+    /// Maps a model that is part of an open file, such as an entry that an archive holds as it is:
+    /// `length` bytes from `offset` on, or all to the end. It has to be whole (not one of several
+    /// shards); `name` is for errors. The file may be closed afterwards, and must not be changed.
+    ///
+    /// Errors: as [`Self::open`].
+    pub fn open_part(file: &File, offset: u64, length: Option<u64>, name: &str) -> Result<Self> {
+        let name = Path::new(name);
+        Self::whole(name, Box::new(map_part(file, name, offset, length)?))
+    }
+
     /// Reads a model in memory, given whole (not one of several shards).
     ///
     /// Errors: as [`Self::open`], with `<memory>` for the path.
     pub fn from_bytes(bytes: impl AsRef<[u8]> + Send + Sync + 'static) -> Result<Self> {
-        let gguf = Self::parse(Path::new("<memory>"), Box::new(bytes))?;
+        Self::whole(Path::new("<memory>"), Box::new(bytes))
+    }
+
+    /// A model in one piece.
+    fn whole(name: &Path, bytes: Bytes) -> Result<Self> {
+        let gguf = Self::parse(name, bytes)?;
         match gguf.expect_split(0, None)? {
             1 => gguf.finish(),
             count => Err(gguf.invalid(format!(

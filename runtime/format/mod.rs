@@ -12,7 +12,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapOptions};
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -45,10 +45,27 @@ pub(crate) fn open(path: &Path) -> Result<File> {
 /// Maps a regular file read-only.
 pub(crate) fn map(path: &Path) -> Result<Mmap> {
     let file = open(path)?;
+    map_part(&file, path, 0, None)
+}
+
+/// Maps `length` bytes of an open regular file from `offset` on, or all to its end; errors call it
+/// `name`. The mapping outlives the file.
+pub(crate) fn map_part(file: &File, name: &Path, offset: u64, length: Option<u64>) -> Result<Mmap> {
+    let kind = file.metadata().map_err(|e| Error::io(name, e))?;
+    let rest = kind.len().checked_sub(offset).filter(|_| kind.is_file());
+    let length = rest.and_then(|rest| {
+        let length = length.unwrap_or(rest);
+        usize::try_from(length).ok().filter(|_| length <= rest)
+    });
+    let invalid = |reason: &str| Error::InvalidFile { path: name.into(), reason: reason.into() };
+    let length = length.ok_or_else(|| {
+        invalid("not a regular file that holds these bytes; give where the model lies in it")
+    })?;
     // SAFETY: the mapping is read-only and private to this process. Rust can't stop another process
     // from changing the file; callers' docs ask for it to be left alone, and nothing read from it
     // is trusted without a bounds check.
-    unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))
+    unsafe { MmapOptions::new().offset(offset).len(length).map(file) }
+        .map_err(|e| Error::io(name, e))
 }
 
 /// A tensor inside a file: its checked description and its bytes, in Hugging Face's order of rows.

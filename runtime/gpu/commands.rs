@@ -37,6 +37,8 @@ pub struct Commands<'a> {
     in_flight: VecDeque<wgpu::SubmissionIndex>,
     /// Whoever records submits, too.
     by_hand: bool,
+    /// Arithmetic that makes a unit of work.
+    unit: u64,
     cancel: Option<&'a CancelToken>,
 }
 
@@ -61,6 +63,7 @@ impl<'a> Commands<'a> {
         let encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         let in_flight = VecDeque::with_capacity(IN_FLIGHT + 1);
         let (dispatches, bytes, operations) = (0, 0, 0);
+        let usual = if gpu.caps().software { UNIT_OPERATIONS / 64 } else { UNIT_OPERATIONS };
         Ok(Self {
             gpu,
             encoder,
@@ -71,6 +74,7 @@ impl<'a> Commands<'a> {
             operations,
             in_flight,
             by_hand: false,
+            unit: gpu.unit.unwrap_or(usual),
             cancel: None,
         })
     }
@@ -91,10 +95,17 @@ impl<'a> Commands<'a> {
     }
 
     /// From now on [`Commands::bound`] only counts: whoever records asks [`Commands::is_full`] where
-    /// others may take a turn, and calls [`Commands::flush`].
-    pub(crate) fn by_hand(mut self) -> Self {
+    /// others may take a turn, and calls [`Commands::flush`]. A unit of work is at least `unit` of
+    /// arithmetic.
+    pub(crate) fn by_hand(mut self, unit: u64) -> Self {
         self.by_hand = true;
+        self.unit = self.unit.max(unit);
         self
+    }
+
+    /// Arithmetic recorded since the last submission.
+    pub(crate) fn operations(&self) -> u64 {
+        self.operations
     }
 
     /// Adds `operations` of arithmetic; what was recorded is submitted once that makes a unit of
@@ -113,10 +124,7 @@ impl<'a> Commands<'a> {
 
     /// What was recorded makes a unit of work.
     pub(crate) fn is_full(&self) -> bool {
-        let software = self.gpu.caps().software;
-        let usual = if software { UNIT_OPERATIONS / 64 } else { UNIT_OPERATIONS };
-        self.operations >= self.gpu.unit.unwrap_or(usual)
-            || self.ring.as_ref().is_some_and(Ring::is_nearly_full)
+        self.operations >= self.unit || self.ring.as_ref().is_some_and(Ring::is_nearly_full)
     }
 
     /// Waits while the device is more than a few units behind.

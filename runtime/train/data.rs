@@ -12,6 +12,7 @@ mod shapes;
 
 pub use batch::{BatchOptions, Cursor, Loader, MicroBatch, Step, TrainLength};
 pub use encode::Encoder;
+pub(crate) use read::MEMORY;
 pub use record::Record;
 
 use crate::error::{Error, Result};

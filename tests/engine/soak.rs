@@ -246,7 +246,7 @@ impl Soak {
                 self.loaded[id] = !unload;
                 self.versions[id] = v;
             }
-            Err(Error::InvalidArgument { name: "adapters", .. }) => assert!(used && unload),
+            Err(Error::AdapterInUse { .. }) => assert!(used && unload),
             Err(Error::AdapterBudget { .. }) => {
                 assert!(!fits);
                 self.refused += 1;

@@ -87,6 +87,27 @@ fn a_long_prompt_keeps_no_one_from_their_turn() {
     assert_eq!(first, Some(generate(&mut other, greedy(1))), "what it says without others");
 }
 
+/// Beside long passes a short one has to wait before each of its turns, so it takes few: each may
+/// hold as much as the largest part of a long pass.
+#[test]
+fn a_short_prompt_takes_few_turns_beside_a_long_one() {
+    let Some(path) = model_path() else { return };
+    let options = EngineOptions { context: Some(640), ..EngineOptions::default() };
+    let engine = Engine::open(path, options).unwrap();
+    let submissions_of = |seed: u64, count: usize| {
+        let mut session = session(&engine, &prompt(seed, count));
+        let before = submits(&engine);
+        super::prefill(&mut session);
+        submits(&engine) - before
+    };
+    let (alone, long) = (submissions_of(1, 15), submissions_of(2, 129));
+    let beside = submissions_of(3, 15);
+    println!("15 tokens: {alone} submissions, after 129 in {long}: {beside}");
+    // A part of 15 rows is no larger than the same one of a long pass, and at least two of them
+    // fill a turn.
+    assert!(2 * beside <= alone, "{beside} of {alone}");
+}
+
 #[test]
 fn what_needs_no_device_takes_a_turn_or_none() {
     let engine = in_small_turns(EngineOptions::default());

@@ -127,11 +127,11 @@ impl Registry {
 
     /// Forgets an adapter.
     ///
-    /// Errors: [`Error::InvalidArgument`] when a session uses it.
+    /// Errors: [`Error::AdapterInUse`].
     pub(crate) fn remove(&mut self, id: &str) -> Result<()> {
         let Some(&entry) = self.ids.get(id) else { return Ok(()) };
         if self.is_pinned(entry) {
-            return Err(in_use(id));
+            return Err(Error::AdapterInUse { id: id.into() });
         }
         self.take(entry);
         self.ids.remove(id);
@@ -196,9 +196,9 @@ impl Registry {
     /// A set of `adapters` with weights, held until [`Registry::release`]: a known one where there
     /// is one, else one made now, with adapters loaded again that had to make room.
     ///
-    /// Errors: [`Error::InvalidArgument`] for an unknown id, one given twice, a weight that is not
-    /// finite, or more than the limits allow; [`Error::AdapterBudget`]; those of loading again.
-    /// Nothing has changed then.
+    /// Errors: [`Error::AdapterNotLoaded`]; [`Error::InvalidArgument`] for one given twice, a weight
+    /// that is not finite, or more than run together; [`Error::AdapterSets`];
+    /// [`Error::AdapterBudget`]; those of loading again. Nothing has changed then.
     pub(crate) fn acquire(
         &mut self,
         gpu: &Gpu,
@@ -307,7 +307,7 @@ impl Registry {
         let mut found = Vec::with_capacity(adapters.len());
         for (i, (id, weight)) in adapters.iter().enumerate() {
             let Some(&entry) = self.ids.get(id) else {
-                return bad(format!("`{id}` is not loaded; load it first"));
+                return Err(Error::AdapterNotLoaded { id: id.clone() });
             };
             if !weight.is_finite() {
                 return bad(format!("the weight of `{id}` is not a finite number"));
@@ -342,8 +342,7 @@ impl Registry {
         let Some(index) =
             free.min_by_key(|&i| self.sets[i].as_ref().map_or(0, |set| set.last_used))
         else {
-            let reason = format!("{} sets are in use; close a session", MAX_SETS - 1);
-            return Err(Error::InvalidArgument { name: "adapters", reason });
+            return Err(Error::AdapterSets { most: MAX_SETS - 1 });
         };
         // Pinned, so that one does not make room for the next.
         self.pin(entries, 1);
@@ -439,9 +438,4 @@ pub(crate) fn directory(shape: &BaseShape, rows: usize) -> Directory {
         sets: MAX_SETS as u32,
         sites: site_count(shape.num_hidden_layers) as u32,
     }
-}
-
-fn in_use(id: &str) -> Error {
-    let reason = format!("`{id}` is in use by a session; change its adapters first");
-    Error::InvalidArgument { name: "adapters", reason }
 }

@@ -14,6 +14,8 @@ const MAX_LINE_BYTES: usize = 16 << 20;
 const BYTE_ORDER_MARK: char = '\u{feff}';
 /// Bytes of a text that are encoded at a time.
 const PIECE_BYTES: usize = 1 << 20;
+/// In place of a path in errors.
+pub(crate) const MEMORY: &str = "<memory>";
 
 impl Dataset {
     /// Reads a JSONL file, or for the path `-` standard input: one [`Record`] a line, blank lines
@@ -69,13 +71,35 @@ impl Dataset {
                 }
                 Err(reason) => format!("line {}: {reason}", lines.number),
             };
-            if !encoder.options().skip_bad {
-                return Err(invalid(name, reason));
-            }
-            data.report.skipped += 1;
-            data.report.first_skipped.get_or_insert(reason);
+            data.pass_over(reason, name, encoder)?;
         }
         Ok(data.not_empty(name)?.weighed(encoder.options()))
+    }
+
+    /// As [`Dataset::read_jsonl`], of records in memory; errors number them from 1.
+    ///
+    /// Errors: as [`Dataset::read_jsonl`], with `<memory>` for the path.
+    pub fn of_records(records: &[Record], encoder: &Encoder<'_>) -> Result<Self> {
+        let name = Path::new(MEMORY);
+        let mut data = Self::default();
+        for (number, record) in (1..).zip(records) {
+            if let Err(error) = data.push(record, encoder) {
+                data.pass_over(format!("example {number}: {error}"), name, encoder)?;
+            }
+        }
+        Ok(data.not_empty(name)?.weighed(encoder.options()))
+    }
+
+    /// Counts what can't be used.
+    ///
+    /// Errors: [`Error::InvalidFile`] with `reason`, unless it may be passed over.
+    fn pass_over(&mut self, reason: String, name: &Path, encoder: &Encoder<'_>) -> Result<()> {
+        if !encoder.options().skip_bad {
+            return Err(invalid(name, reason));
+        }
+        self.report.skipped += 1;
+        self.report.first_skipped.get_or_insert(reason);
+        Ok(())
     }
 
     /// Reads a UTF-8 text file, or for the path `-` standard input, as one document, for continued

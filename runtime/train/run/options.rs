@@ -8,7 +8,9 @@ use std::str::FromStr;
 use crate::adapter::Adapter;
 use crate::engine::base::Base;
 use crate::error::{Error, Result};
-use crate::train::data::{DataOptions, DataReport, Dataset, Encoder, TrainLength, Validation};
+use crate::train::data::{
+    DataOptions, DataReport, Dataset, Encoder, MEMORY, Record, TrainLength, Validation,
+};
 use crate::train::{TrainOptions, recipe};
 
 /// What a run learns from, how, and what it leaves. [`RunOptions::new`] has the defaults.
@@ -17,6 +19,8 @@ use crate::train::{TrainOptions, recipe};
 pub struct RunOptions {
     /// Examples as JSONL; `-` reads standard input.
     pub data: PathBuf,
+    /// Examples in memory, in place of a file: `data` is then only what errors call them.
+    pub records: Option<Vec<Record>>,
     /// The data is one document instead, plain UTF-8.
     pub text: bool,
     /// Weight of a prompt's tokens in the loss, where a completion's weigh 1; `None`: by the number
@@ -101,6 +105,7 @@ impl RunOptions {
     pub fn new(data: impl Into<PathBuf>) -> Self {
         Self {
             data: data.into(),
+            records: None,
             text: false,
             prompt_loss_weight: None,
             skip_bad: false,
@@ -114,6 +119,11 @@ impl RunOptions {
             patience: None,
             log: None,
         }
+    }
+
+    /// A run over examples in memory. One that goes on has to be given the same again.
+    pub fn for_records(records: Vec<Record>) -> Self {
+        Self { records: Some(records), ..Self::new(MEMORY) }
     }
 
     /// A run over one document, plain UTF-8.
@@ -150,7 +160,7 @@ impl RunOptions {
         // A pipe can be opened once.
         let piped =
             |path: &Path| path == Path::new("-") || path.metadata().is_ok_and(|of| !of.is_file());
-        if !piped(&self.data) {
+        if self.records.is_none() && !piped(&self.data) {
             File::open(&self.data).map_err(|e| Error::io(&self.data, e))?;
         }
         Ok(())
@@ -197,7 +207,10 @@ impl Data {
                 Dataset::read_jsonl(path, &encoder)
             }
         };
-        let data = read(&options.data)?;
+        let data = match &options.records {
+            Some(records) => Dataset::of_records(records, &encoder),
+            None => read(&options.data),
+        }?;
         let report = data.report.clone();
         let by_recipe = || match options.duration() {
             TrainLength::Auto => recipe::validation(report.records),

@@ -1,0 +1,328 @@
+//! A running answer of one session or several: a thread that computes the next token when it is
+//! asked for one, and whoever asks. A token belongs to the session once it is handed out; one that
+//! was computed and never taken is forgotten.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::task::{Poll, Waker};
+
+use epiphyte::engine::BatchToken;
+use epiphyte::{Batch, CancelToken, GenerateOptions, Sequence};
+
+use crate::EpiphyteError;
+use crate::adapter::AdapterChange;
+use crate::held::{Claim, Slot, Turn};
+use crate::options::{AnswerStats, FinishReason};
+use crate::worker::{self, Promise, lock, remember};
+
+/// What the thread and those who ask have in common.
+pub(crate) struct Shared {
+    state: Mutex<State>,
+    /// There is something for the thread to do.
+    asked: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// Someone waits for a token.
+    wanted: bool,
+    /// Computed and not taken yet, with what its answer took so far.
+    ready: Option<(BatchToken, AnswerStats)>,
+    /// Adapters to change between two tokens.
+    changes: VecDeque<Arc<Pending>>,
+    /// What went wrong, for the first who asks.
+    failed: Option<EpiphyteError>,
+    /// The thread gives no more.
+    over: bool,
+    /// Nobody wants more.
+    cancelled: bool,
+    lanes: Vec<Lane>,
+    wakers: Vec<Waker>,
+}
+
+/// One session's part.
+struct Lane {
+    claim: Option<Claim>,
+    cancel: CancelToken,
+    cancelled: bool,
+    /// Tokens handed out.
+    handed: usize,
+    stats: AnswerStats,
+}
+
+/// A change of adapters and whoever waits for it.
+struct Pending {
+    index: usize,
+    change: AdapterChange,
+    done: Promise<Result<(), EpiphyteError>>,
+}
+
+enum Task {
+    Next,
+    Change(Arc<Pending>),
+    End,
+}
+
+/// The handle of a running answer; dropping it cancels.
+pub(crate) struct Answer(Arc<Shared>);
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+impl Answer {
+    /// Claims the sessions and starts the thread. What is wrong with the settings is said when the
+    /// first token is asked for.
+    ///
+    /// Errors: [`EpiphyteError::Closed`], [`EpiphyteError::Busy`], [`EpiphyteError::Internal`].
+    pub(crate) fn start(
+        sequences: Vec<(Arc<Slot>, GenerateOptions)>,
+    ) -> Result<Self, EpiphyteError> {
+        let lane = |(slot, options): &(Arc<Slot>, GenerateOptions)| {
+            let (claim, cancel) = (Some(slot.claim()?), options.cancel.clone());
+            let stats = AnswerStats::default();
+            Ok(Lane { claim, cancel, cancelled: false, handed: 0, stats })
+        };
+        let lanes = sequences.iter().map(lane).collect::<Result<_, EpiphyteError>>()?;
+        let state = Mutex::new(State { lanes, ..State::default() });
+        let shared = Arc::new(Shared { state, asked: Condvar::new() });
+        sequences.iter().for_each(|(slot, _)| slot.answered_by(&shared));
+        let ending = Ending(Arc::clone(&shared));
+        worker::spawn("answer", move || ending.0.run(sequences))?;
+        Ok(Self(shared))
+    }
+
+    /// The next token; none once the answer is over. A future that is dropped loses none.
+    ///
+    /// Errors: as [`epiphyte::Batch::new`] and its iterator, once; [`EpiphyteError::Closed`].
+    pub(crate) async fn next(&self) -> Result<Option<BatchToken>, EpiphyteError> {
+        poll_fn(|context| {
+            let mut state = lock(&self.0.state);
+            match state.take() {
+                None => {
+                    remember(&mut state.wakers, context.waker());
+                    state.wanted = true;
+                    self.0.asked.notify_one();
+                    Poll::Pending
+                }
+                Some(taken) => {
+                    // A thread that has given its last token waits for this.
+                    self.0.asked.notify_one();
+                    Poll::Ready(taken)
+                }
+            }
+        })
+        .await
+    }
+
+    /// Changes the adapters of one session between two tokens.
+    ///
+    /// Errors: as [`epiphyte::Batch::set_adapters`]; [`EpiphyteError::Closed`] once it is over.
+    pub(crate) async fn set_adapters(
+        &self,
+        index: usize,
+        change: AdapterChange,
+    ) -> Result<(), EpiphyteError> {
+        let pending = Arc::new(Pending { index, change, done: Promise::default() });
+        {
+            let mut state = lock(&self.0.state);
+            if state.over || state.cancelled {
+                return Err(EpiphyteError::closed("answer"));
+            }
+            state.changes.push_back(Arc::clone(&pending));
+            self.0.asked.notify_one();
+        }
+        pending.done.take().await
+    }
+
+    /// Ends it: no token comes once this has returned.
+    pub(crate) fn cancel(&self) {
+        self.0.cancel();
+    }
+
+    /// Ends one session's part.
+    pub(crate) fn cancel_one(&self, index: usize) {
+        let mut state = lock(&self.0.state);
+        if let Some(lane) = state.lanes.get_mut(index) {
+            lane.cancel();
+        }
+        state.ready.take_if(|(token, _)| token.index == index);
+    }
+
+    /// What a session's part took so far; none for one that is not there.
+    pub(crate) fn stats(&self, index: usize) -> Option<AnswerStats> {
+        let state = lock(&self.0.state);
+        let lane = state.lanes.get(index)?;
+        let cancelled = lane.cancelled.then_some(FinishReason::Cancelled);
+        let finish_reason = lane.stats.finish_reason.or(cancelled);
+        Some(AnswerStats { finish_reason, ..lane.stats })
+    }
+}
+
+impl Lane {
+    fn cancel(&mut self) {
+        self.cancelled = true;
+        self.cancel.cancel();
+    }
+}
+
+impl State {
+    /// What there is for whoever asks, if there is anything.
+    fn take(&mut self) -> Option<Result<Option<BatchToken>, EpiphyteError>> {
+        if let Some((token, stats)) = self.ready.take() {
+            let lane = &mut self.lanes[token.index];
+            lane.handed += 1;
+            lane.stats = stats;
+            if let Some(claim) = &lane.claim {
+                claim.0.add_token();
+            }
+            self.release_if_over();
+            return Some(Ok(Some(token)));
+        }
+        if let Some(error) = self.failed.take() {
+            return Some(Err(error));
+        }
+        (self.over || self.cancelled).then_some(Ok(None))
+    }
+
+    /// The sessions are free for other calls, which wait until the thread has left them.
+    fn release_if_over(&mut self) {
+        if self.cancelled || (self.over && self.ready.is_none()) {
+            self.lanes.iter_mut().for_each(|lane| lane.claim = None);
+        }
+    }
+
+    fn end(&mut self, error: Option<EpiphyteError>) {
+        self.failed = self.failed.take().or(error);
+        self.over = true;
+        self.release_if_over();
+        for pending in self.changes.drain(..) {
+            pending.done.set(Err(EpiphyteError::closed("answer")));
+        }
+        self.wakers.drain(..).for_each(Waker::wake);
+    }
+}
+
+impl Shared {
+    fn cancel(&self) {
+        let mut state = lock(&self.state);
+        if state.over && state.ready.is_none() {
+            return;
+        }
+        state.cancelled = true;
+        state.ready = None;
+        state.lanes.iter_mut().for_each(Lane::cancel);
+        state.release_if_over();
+        state.wakers.drain(..).for_each(Waker::wake);
+        self.asked.notify_one();
+    }
+
+    /// The session or its engine is closed.
+    pub(crate) fn close(&self) {
+        let mut state = lock(&self.state);
+        if !state.over && !state.cancelled {
+            state.failed = Some(EpiphyteError::closed("session"));
+        }
+        drop(state);
+        self.cancel();
+    }
+
+    /// Waits until there is something to do.
+    fn task(&self) -> Task {
+        let idle = |state: &mut State| {
+            let next = state.wanted && state.ready.is_none() && !state.over;
+            let end = state.cancelled || (state.over && state.ready.is_none());
+            state.changes.is_empty() && !next && !end
+        };
+        let waited = self.asked.wait_while(lock(&self.state), idle);
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner);
+        if state.cancelled || (state.over && state.ready.is_none()) {
+            return Task::End;
+        }
+        match state.changes.pop_front() {
+            Some(change) => Task::Change(change),
+            None => {
+                state.wanted = false;
+                Task::Next
+            }
+        }
+    }
+
+    /// The thread of an answer.
+    fn run(&self, sequences: Vec<(Arc<Slot>, GenerateOptions)>) {
+        let (slots, options): (Vec<_>, Vec<_>) = sequences.into_iter().unzip();
+        let turns = slots.iter().map(|slot| slot.turn()).collect::<Result<Vec<_>, _>>();
+        let mut turns = match turns {
+            Ok(turns) => turns,
+            Err(error) => return lock(&self.state).end(Some(error)),
+        };
+        let starts: Vec<usize> = turns.iter().map(|turn| turn.session.tokens().len()).collect();
+        let failed = self.answer(&mut turns, options).err();
+        let mut state = lock(&self.state);
+        state.end(failed);
+        for ((turn, start), lane) in turns.iter_mut().zip(starts).zip(&state.lanes) {
+            turn.session.truncate(start + lane.handed);
+        }
+    }
+
+    fn answer(
+        &self,
+        turns: &mut [Turn<'_>],
+        options: Vec<GenerateOptions>,
+    ) -> Result<(), EpiphyteError> {
+        let sequences = turns.iter_mut().zip(options);
+        let sequences =
+            sequences.map(|(turn, options)| Sequence { session: &mut turn.session, options });
+        let mut batch = Batch::new(sequences.collect())?;
+        loop {
+            match self.task() {
+                Task::End => return Ok(()),
+                Task::Change(pending) => {
+                    let change = &pending.change;
+                    pending.done.set(change.to(|change| batch.set_adapters(pending.index, change)));
+                }
+                Task::Next => {
+                    let next = batch.next().transpose()?;
+                    self.hand_out(next, &batch);
+                }
+            }
+        }
+    }
+
+    /// Leaves a token for whoever asked; none is the end.
+    fn hand_out(&self, next: Option<BatchToken>, batch: &Batch<'_>) {
+        let stats = |index| batch.stats(index).map(AnswerStats::from).unwrap_or_default();
+        let mut state = lock(&self.state);
+        match next {
+            Some(token) if state.cancelled || state.lanes[token.index].cancelled => {
+                // It came too late; whoever waits for another one still does.
+                state.wanted = true;
+                return;
+            }
+            Some(token) => {
+                let stats = stats(token.index);
+                state.over = batch.finish_reasons().iter().all(Option::is_some);
+                state.ready = Some((token, stats));
+            }
+            None => {
+                (0..).zip(&mut state.lanes).for_each(|(index, lane)| lane.stats = stats(index));
+                state.over = true;
+            }
+        }
+        state.wakers.drain(..).for_each(Waker::wake);
+    }
+}
+
+/// An answer's thread; one that panics ends the answer.
+struct Ending(Arc<Shared>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            lock(&self.0.state).end(Some(EpiphyteError::internal("generate")));
+        }
+    }
+}
