@@ -120,12 +120,13 @@ impl ModelConfig {
 impl Keys {
     fn read(text: &str) -> Result<Self> {
         let invalid = |reason: String| Error::InvalidMetadata { key: "config.json".into(), reason };
-        let map: Map<String, Value> = serde_json::from_str(text)
-            .map_err(|_| invalid("it is no JSON object".into()))?;
+        let map: Map<String, Value> =
+            serde_json::from_str(text).map_err(|_| invalid("it is no JSON object".into()))?;
         let said = map.get("model_type").and_then(Value::as_str).unwrap_or_default();
         let is = |family: &&Family| family.model_types.contains(&said);
         let Some(family) = FAMILIES.iter().find(is) else {
-            let known: Vec<_> = FAMILIES.iter().flat_map(|family| family.model_types).copied().collect();
+            let known: Vec<_> =
+                FAMILIES.iter().flat_map(|family| family.model_types).copied().collect();
             let said: String = said.chars().take(64).collect();
             let hint = format!("{} are", known.join(", "));
             return Err(unsupported(format!("`model_type` = `{said}`"), &hint));
@@ -144,7 +145,8 @@ impl Keys {
 
     fn size(&self, key: &str, max: usize) -> Result<usize> {
         let n = self.some(key).and_then(Value::as_u64).filter(|&n| (1..=max as u64).contains(&n));
-        n.map(|n| n as usize).ok_or_else(|| Self::invalid(key, &format!("a number from 1 to {max}")))
+        n.map(|n| n as usize)
+            .ok_or_else(|| Self::invalid(key, &format!("a number from 1 to {max}")))
     }
 
     fn positive(&self, key: &str) -> Result<Option<f32>> {
@@ -180,7 +182,8 @@ impl Keys {
         match other.map(String::as_str).or(biased).or(turned).or(act) {
             Some(key) => {
                 let key: String = key.chars().take(64).collect();
-                let what = format!("`{key}` of a {} model, as its config.json has it,", self.family.gguf);
+                let what =
+                    format!("`{key}` of a {} model, as its config.json has it,", self.family.gguf);
                 Err(unsupported(what, &format!("plain {} models are", self.family.gguf)))
             }
             None => Ok(()),
@@ -316,7 +319,10 @@ fn scaling_of(parameters: &Map<String, Value>) -> Result<RopeScaling> {
         }),
         kind => {
             let kind: String = kind.chars().take(64).collect();
-            Err(unsupported(format!("rope scaling `{kind}`"), "none, linear and llama3 scaling are"))
+            Err(unsupported(
+                format!("rope scaling `{kind}`"),
+                "none, linear and llama3 scaling are",
+            ))
         }
     }
 }

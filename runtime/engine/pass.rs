@@ -7,8 +7,8 @@ use crate::error::Result;
 use crate::gpu::{Commands, Tensor};
 use crate::kernels::matvec::MAX_COLS;
 use crate::model::attend::Run;
-use crate::model::kv_cache::Held;
 use crate::model::decoder::{Decoder, Part};
+use crate::model::kv_cache::Held;
 
 use super::Engine;
 use super::executor::{Chunk, Executor, Space, few_rows};

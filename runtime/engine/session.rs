@@ -240,7 +240,8 @@ impl Session {
         let shared = self.own_work && !self.mixed;
         let mut done = start;
         let (tokens, set) = (&self.tokens[start..end], self.set);
-        let pending = Chunk { tokens, position: start, keys: if shared { &keys } else { &[] }, set };
+        let pending =
+            Chunk { tokens, position: start, keys: if shared { &keys } else { &[] }, set };
         let computed = engine.prefill(pending, &mut self.pages, cancel, |computed| {
             done = start + computed.first + computed.count as usize;
             Ok(())
@@ -259,6 +260,9 @@ impl Session {
             }
             self.kv_len = done;
             executor.slide(&engine.gpu, &mut self.pages, (done, done), &[])?;
+        } else {
+            // The windows may have gone on.
+            self.release_kv(start);
         }
         computed.map(|()| done - start)
     }
@@ -283,8 +287,7 @@ impl Session {
         if let Some(window) = self.window() {
             // Of the pages that the next token sees those that are not held have to be there, too.
             let first = |whole: usize| first_page(whole * PAGE_LEN, window).max(held);
-            while whole > held
-                && !(first(whole)..whole).all(|i| known(executor, Reach::Window, i))
+            while whole > held && !(first(whole)..whole).all(|i| known(executor, Reach::Window, i))
             {
                 whole -= 1;
             }
@@ -333,7 +336,8 @@ impl Session {
         let readback = engine.gpu.readback("logits", (LOGIT_ROWS * vocab * 4) as u64)?;
         let (tokens, position, set) = (&self.tokens[start..end], start, self.set);
         let pending = Chunk { tokens, position, keys: &[], set };
-        engine.prefill(pending, &mut self.pages, &CancelToken::default(), |computed| {
+        let never = CancelToken::default();
+        let computed = engine.prefill(pending, &mut self.pages, &never, |computed| {
             let (at, count) = (start + computed.first, computed.count);
             let skip = from.saturating_sub(at).min(count as usize) as u32;
             for row in (skip..count).step_by(LOGIT_ROWS) {
@@ -344,9 +348,13 @@ impl Session {
                 }
             }
             Ok(())
-        })?;
+        });
+        if computed.is_err() {
+            self.release_kv(start);
+            return computed;
+        }
         self.kv_len = end;
-        Ok(())
+        engine.executor().slide(&engine.gpu, &mut self.pages, (end, end), &[])
     }
 
     internal! {

@@ -224,7 +224,10 @@ fn fill(session: &mut Session, file: &SafeTensors<'_>, kv_len: usize, path: &Pat
         if view.shape() != [count, page_bytes] || view.dtype() != Dtype::U8 {
             return Err(invalid(
                 path,
-                format!("tensor `{name}` has shape {:?}, not [{count}, {page_bytes}]", view.shape()),
+                format!(
+                    "tensor `{name}` has shape {:?}, not [{count}, {page_bytes}]",
+                    view.shape()
+                ),
             ));
         }
         Ok(view.data())

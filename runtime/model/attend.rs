@@ -207,7 +207,7 @@ impl Attend {
                 commands,
                 &kernels.cache.attention_prefill,
                 &params,
-                self.cache_bytes(run.positions),
+                self.cache_bytes(run.positions, window),
             );
         }
         // The others row by row: neighbouring runs together.
@@ -252,7 +252,7 @@ impl Attend {
                 window,
                 pad: [0; 3],
             };
-            let bytes = self.cache_bytes(positions) * u64::from(count);
+            let bytes = self.cache_bytes(positions, window) * u64::from(count);
             if splits == 1 {
                 attention::record(commands, &ops.attention, &params, count, bytes);
             } else {
@@ -265,10 +265,10 @@ impl Attend {
         if splits == 1 { kv_heads } else { attention::reduce_parts(heads, head_dim) }
     }
 
-    /// Of keys and values of so many positions in a layer.
-    fn cache_bytes(&self, positions: u32) -> u64 {
+    /// Of keys and values of so many positions in a layer, or of its window.
+    fn cache_bytes(&self, positions: u32, window: u32) -> u64 {
+        let seen = if window == 0 { positions } else { positions.min(window) };
         let element_bytes = if self.heads.kv_f16 { 2 } else { 4 };
-        u64::from(2 * self.heads.kv_heads * self.heads.head_dim * element_bytes)
-            * u64::from(positions)
+        u64::from(2 * self.heads.kv_heads * self.heads.head_dim * element_bytes) * u64::from(seen)
     }
 }

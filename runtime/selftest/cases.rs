@@ -8,7 +8,7 @@ use crate::kernels::rms_norm::{self, RmsNormParams};
 use crate::kernels::swiglu::{self, SwiGluParams};
 
 use super::Ability::{self, Subgroups};
-use super::{attention, linear, lora, products, sample, training};
+use super::{attention, families, linear, lora, products, sample, training};
 
 /// Runs a kernel and gives its outputs.
 type Run = dyn Fn(&Gpu) -> Result<Vec<Outcome>> + Send + Sync;
@@ -33,7 +33,11 @@ pub(super) fn all(gpu: &Gpu) -> Vec<Case> {
     // A software GPU takes seconds to compile them; it trains nobody's adapter, and the tests hold
     // them to more.
     if !caps.software {
-        let training = products::cases(caps).into_iter().chain(training::cases(caps));
+        cases.extend(families::cases(caps));
+        let training = products::cases(caps)
+            .into_iter()
+            .chain(training::cases(caps))
+            .chain(families::training_cases());
         cases.extend(training.map(|case| Case { training: true, ..case }));
     }
     cases.push(case("rms_norm", "5 rows".into(), subgroups(caps), rms_norm));
