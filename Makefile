@@ -4,7 +4,7 @@ SECONDS_PER_TARGET ?= 600
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: api help demo test test-files check bench model golden fuzz
+.PHONY: api help demo test test-files check mobile bench model flower golden fuzz
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,9 @@ check: ## what CI runs: format, lints, tests, documentation
 	@$(PYTHON) .ci/api.py --check
 	cargo package --quiet --no-verify --allow-dirty -p epiphyte
 
+mobile: model ## build and test for phones: Kotlin, Swift, Android, iOS, arm64; says what can't be run here (an hour, cold)
+	@.ci/mobile
+
 api: ## pin the public API as it is now
 	rm -rf $${CARGO_TARGET_DIR:-target}/doc/epiphyte
 	cargo doc --release --quiet -p epiphyte --no-deps
@@ -41,6 +44,9 @@ bench: model ## time prompt and decode on the default model
 
 model: ## fetch a model into the cache, once (MODEL=smollm2, the default, or gemma: Gemma 3 270M)
 	@$(PYTHON) .ci/fetch_model.py $(MODEL)
+
+flower: ## average by way of Flower (FLWR=1.40.0) and Dask, which it installs into the cache folder
+	@.ci/flower
 
 golden: model ## make the golden data again (needs numpy, gguf and Node; see tests/golden/README.md)
 	$(MAKE) -C tests/golden MODEL="$$($(PYTHON) .ci/fetch_model.py --check)"

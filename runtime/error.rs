@@ -251,10 +251,10 @@ fn is_newer(found: &str, reads: &str) -> bool {
 }
 
 impl Error {
-    /// What to do about it: the end of the message, where it gives a remedy.
+    /// What to do about it: the end of the message, where that gives a remedy. Never empty.
     pub fn hint(&self) -> String {
         use std::io::ErrorKind as Kind;
-        let of_system = match self {
+        let of_cause = match self {
             Self::Io { source, .. } => match source.kind() {
                 Kind::NotFound => "see to it that the file is there",
                 Kind::PermissionDenied => "see to it that this program may use the file",
@@ -265,9 +265,28 @@ impl Error {
             _ => "",
         };
         match self.to_string().rsplit_once("; ") {
-            _ if !of_system.is_empty() => of_system.into(),
+            _ if !of_cause.is_empty() => of_cause.into(),
             Some((_, remedy)) => remedy.into(),
-            None => String::new(),
+            None => self.usual_remedy(),
+        }
+    }
+
+    /// The remedy of what has none in its message.
+    fn usual_remedy(&self) -> String {
+        match self {
+            Self::InvalidArgument { name, .. } => format!("change `{name}`"),
+            Self::InvalidFile { .. }
+            | Self::InvalidMetadata { .. }
+            | Self::InvalidTensor { .. }
+            | Self::MissingTensor { .. } => "get the file again, or make it again".into(),
+            Self::InvalidAdapter { .. } | Self::InvalidDelta { .. } => {
+                "make it again, for this base".into()
+            }
+            Self::Unsupported { .. } => "take another model, file or device".into(),
+            Self::NoGpu(_) | Self::Gpu { .. } | Self::DeviceLost(_) => {
+                "open the engine again, with another device where there is one".into()
+            }
+            _ => "change what the message names".into(),
         }
     }
 

@@ -304,7 +304,7 @@ impl Shared {
             }
             Some(token) => {
                 let stats = stats(token.index);
-                state.over = batch.finish_reasons().iter().all(Option::is_some);
+                state.over = batch.is_over();
                 state.ready = Some((token, stats));
             }
             None => {

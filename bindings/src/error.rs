@@ -118,6 +118,16 @@ errors! {
         /// For all adapters together.
         budget_bytes: i64,
     }
+    /// An adapter can't go while sessions use it.
+    AdapterInUse {
+        /// Its id.
+        id: String,
+    }
+    /// More sets of adapters are in use at once than there is room for.
+    AdapterSets {
+        /// Sets that may be in use at once.
+        most: i32,
+    }
     /// A saved session was made with an adapter that is not loaded.
     AdapterNotLoaded {
         /// Its id.
@@ -232,6 +242,8 @@ impl From<Error> for EpiphyteError {
                 needed_bytes: bytes(needed_bytes),
                 budget_bytes: bytes(budget_bytes),
             },
+            Error::AdapterInUse { id } => Self::AdapterInUse { text, hint, id },
+            Error::AdapterSets { most } => Self::AdapterSets { text, hint, most: number(most) },
             Error::AdapterNotLoaded { id } => Self::AdapterNotLoaded { text, hint, id },
             Error::AdapterMismatch { id, .. } => Self::AdapterMismatch { text, hint, id },
             Error::InvalidDelta { what, .. } => Self::InvalidDelta { text, hint, what },

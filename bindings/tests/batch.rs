@@ -31,6 +31,17 @@ fn three_answers_are_those_that_each_gives_alone() {
 }
 
 #[test]
+fn answers_that_end_in_the_same_step_are_whole() {
+    let sessions = [session(&SHARED), session(&SHARED), session(&SHARED)];
+    let batch = SHARED.batch(sessions.iter().map(|s| sequence(s, 6)).collect()).unwrap();
+    let mut tokens: [Vec<Token>; 3] = Default::default();
+    while let Some(next) = block_on(batch.next()).unwrap() {
+        tokens[next.index as usize].push(next.token);
+    }
+    assert!(tokens.iter().all(|tokens| *tokens == expected(6)));
+}
+
+#[test]
 fn one_is_cancelled_and_the_others_go_on() {
     let sessions = [session(&SHARED), session(&SHARED)];
     let before = sessions[0].token_count();

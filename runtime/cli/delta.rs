@@ -11,6 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use crate::output;
 use epiphyte::error::{Error, Result};
 use epiphyte::federated::{Factors, PublicKey, Quantisation, RoundPlan, SigningKey};
 
@@ -53,6 +54,21 @@ pub(super) struct KeyFile {
 impl KeyFile {
     pub(super) fn read(&self) -> Result<SigningKey> {
         SigningKey::from_pem(&text(&self.key)?)
+    }
+}
+
+/// What was done, for programs.
+#[derive(Args)]
+pub(super) struct Report {
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+impl Report {
+    /// Prints `object`, or the line for people.
+    pub(super) fn print(&self, line: &str, object: &serde_json::Value) -> Result<()> {
+        if self.json { output::json(object) } else { output::line(line) }
     }
 }
 

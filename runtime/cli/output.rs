@@ -3,7 +3,8 @@
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+pub(super) use epiphyte::engine::plan::human_bytes;
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use epiphyte::error::{Error, Result};
@@ -55,11 +56,6 @@ fn has_colours() -> bool {
 fn to_stderr(text: &str) {
     // Where it can't be written there is no one left to tell.
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
-}
-
-/// Bytes for people.
-pub(super) fn human_bytes(bytes: u64) -> String {
-    HumanBytes(bytes).to_string()
 }
 
 /// The most memory this process ever had in RAM, in bytes; `None` where the system does not say.

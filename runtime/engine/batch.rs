@@ -129,6 +129,11 @@ impl<'s> Batch<'s> {
         self.lanes.iter().map(|lane| lane.finished).collect()
     }
 
+    /// All sequences have ended, and each of their tokens was handed out.
+    pub fn is_over(&self) -> bool {
+        self.ready.is_empty() && (self.failed || self.active.is_empty())
+    }
+
     /// The next token of any sequence; `None` when all have ended.
     ///
     /// Errors: as [`crate::gpu::Gpu::check`]; the batch is then over, the sessions keep what was
@@ -138,7 +143,7 @@ impl<'s> Batch<'s> {
             if let Some(ready) = self.ready.pop_front() {
                 return Some(Ok(ready));
             }
-            if self.failed || self.active.is_empty() {
+            if self.is_over() {
                 return None;
             }
             if let Err(error) = self.advance() {

@@ -13,6 +13,7 @@ mod quantise;
 mod random;
 mod residual;
 mod sealed;
+pub mod secure;
 mod sign;
 mod wire;
 

@@ -7,6 +7,7 @@ use std::path::Path;
 use safetensors::Dtype;
 
 use super::invalid;
+use super::linalg::dot;
 use super::manifest::Manifest;
 use super::quantise::{Bytes, Encoded, Quantisation, Shape};
 use super::random::Random;
@@ -129,17 +130,12 @@ impl Delta {
 
     /// The sum of a factor's squares; checks everything about it.
     fn squares(&self, key: Key) -> Result<f64> {
-        let (mut sum, mut finite) = (0.0, true);
-        let add = |_, value: f32| {
-            sum += f64::from(value).powi(2);
-            finite &= value.is_finite();
-        };
         let (path, factor) = key;
         let what = || format!("{path}.lora_{factor:?}");
         let unusable = "its size, codes or indices are not what the manifest says";
-        self.visit(key, add).ok_or_else(|| invalid(what(), unusable))?;
-        match finite {
-            true => Ok(sum),
+        let values = self.values(key).ok_or_else(|| invalid(what(), unusable))?;
+        match values.iter().all(|value| value.is_finite()) {
+            true => Ok(dot(&values, &values)),
             false => Err(invalid(what(), "it holds NaN or infinity")),
         }
     }

@@ -39,8 +39,8 @@ fn train(folder: &Folder, from: &Path, name: &str, seed: u64) -> PathBuf {
 fn three_devices_make_the_next_version() {
     let folder = Folder::new();
     let path = |name: &str| folder.path(name).to_str().unwrap().to_string();
-    let server = ok(&["delta", "key", &path("server.pem")]);
-    std::fs::write(folder.path("server.pub"), &server).unwrap();
+    let said = json(&run(&["delta", "key", &path("server.pem"), "--json"]));
+    std::fs::write(folder.path("server.pub"), said["public_key"].as_str().unwrap()).unwrap();
     let mut devices = String::from("# who takes part\n");
     for i in 0..3 {
         let kind = if i == 0 { "p256" } else { "ed25519" };
@@ -52,17 +52,21 @@ fn three_devices_make_the_next_version() {
     let plain = folder.adapter("plain", 1, 0.01, None);
     let (v1, v2) = (path("v1.safetensors"), path("v2.safetensors"));
     let start = ["delta", "start", text(&plain), &v1, "--id", "demo", "--key", &path("server.pem")];
-    ok_on_tiny(&start);
+    let said = json(&on_tiny(&[&start[..], &["--json"]].concat()));
+    assert_eq!((&said["adapter"], &said["version"]), (&"demo".into(), &1.into()));
     std::fs::create_dir(folder.path("round")).unwrap();
     for i in 0..3 {
         let trained = train(&folder, Path::new(&v1), &format!("trained{i}"), i);
         let (out, key) = (path(&format!("round/{i}.delta")), path(&format!("{i}.pem")));
         let make = ["delta", "make", &v1, text(&trained), &out, "--key", &key, "--examples", "9"];
-        let said = ok_on_tiny(&[&make[..], &["--losses", "2.5", "2.0"]].concat());
-        assert!(said.contains("norm"), "{said}");
+        let made = on_tiny(&[&make[..], &["--losses", "2.5", "2.0", "--json"]].concat());
+        let said = json(&made);
+        let bytes = std::fs::metadata(&out).unwrap().len();
+        assert_eq!((&said["bytes"], &said["was_clipped"]), (&bytes.into(), &false.into()));
     }
     let one = path("round/0.delta");
-    ok(&["delta", "verify", &one, "--trust", &path("devices")]);
+    let said = json(&run(&["delta", "verify", &one, "--trust", &path("devices"), "--json"]));
+    assert!(said[0]["name"].as_str().unwrap().starts_with("epiphyte.delta.1:"), "{said}");
     assert_fails(&run(&["delta", "verify", &one, "--trust", &path("server.pub")]), 1, "trusted");
     let report = json(&run(&["delta", "inspect", &one, "--json"]));
     assert_eq!(report["manifest"]["examples"], 8);
@@ -103,7 +107,8 @@ fn three_devices_make_the_next_version() {
     let (applied, trust) = (path("applied"), path("server.pub"));
     let apply = ["delta", "apply", &v2, &applied, "--id", "demo", "--trust", &trust];
     assert_fails(&on_tiny(&[&apply[..], &["--current", "2"]].concat()), 1, "not above 2");
-    ok_on_tiny(&[&apply[..], &["--current", "1"]].concat());
+    let said = json(&on_tiny(&[&apply[..], &["--current", "1", "--json"]].concat()));
+    assert_eq!(said["version"], 2);
     assert_eq!(digest(&applied), digest(&v2));
 }
 

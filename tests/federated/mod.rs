@@ -8,6 +8,7 @@ mod parts;
 mod poison;
 mod privacy;
 mod python;
+mod secure;
 mod size;
 
 use std::path::{Path, PathBuf};

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::public_keys;
+use super::{Report, public_keys};
+use crate::ModelFile;
 use crate::adapter::BaseFile;
 use crate::paths::{Files, Kind};
-use crate::{ModelFile, output};
 use epiphyte::dtype::DType;
 use epiphyte::error::Result;
 use epiphyte::federated::{Accept, Published};
@@ -33,6 +33,8 @@ pub(super) struct ApplyArgs {
     max_norm: Option<f64>,
     #[command(flatten)]
     model: ModelFile,
+    #[command(flatten)]
+    report: Report,
 }
 
 pub(super) fn run(args: &ApplyArgs) -> Result<()> {
@@ -50,5 +52,8 @@ pub(super) fn run(args: &ApplyArgs) -> Result<()> {
     })?;
     version.adapter(&base.shape)?.save_peft(&args.out, DType::F32, &base.shape)?;
     let (out, n, norm) = (args.out.display(), version.manifest.version, version.norm());
-    output::line(&format!("{out}: version {n} of {}, norm {norm:.4}", args.id))
+    let line = format!("{out}: version {n} of {}, norm {norm:.4}", args.id);
+    let object =
+        serde_json::json!({ "out": args.out, "adapter": args.id, "version": n, "norm": norm });
+    args.report.print(&line, &object)
 }

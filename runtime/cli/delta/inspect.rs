@@ -29,6 +29,9 @@ pub(super) struct VerifyArgs {
     /// Public keys: a PEM, or a line each as `delta key` prints them
     #[arg(long, value_name = "FILE")]
     trust: PathBuf,
+    /// Print one JSON array
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Serialize)]
@@ -69,13 +72,20 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
 
 pub(super) fn verify(args: &VerifyArgs) -> Result<()> {
     let keys = public_keys(&args.trust)?;
+    let mut verified = Vec::new();
     for path in &args.paths {
         let delta = Delta::open(path)?;
-        if !keys.contains(&delta.manifest.signer) {
-            let reason = format!("signed by {}, which is not trusted", delta.manifest.signer);
+        let signer = &delta.manifest.signer;
+        if !keys.contains(signer) {
+            let reason = format!("signed by {signer}, which is not trusted");
             return Err(Error::InvalidFile { path: path.clone(), reason });
         }
-        output::line(&format!("{}: {}", path.display(), delta.name()))?;
+        if !args.json {
+            output::line(&format!("{}: {}", path.display(), delta.name()))?;
+        }
+        verified.push(serde_json::json!({
+            "file": path, "name": delta.name(), "signer": signer.to_string(),
+        }));
     }
-    Ok(())
+    if args.json { output::json(&verified) } else { Ok(()) }
 }

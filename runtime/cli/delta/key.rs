@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use crate::output;
+use super::Report;
 use epiphyte::error::{Error, Result};
 use epiphyte::federated::{KeyKind, Signer, SigningKey};
 
@@ -17,6 +17,8 @@ pub(super) struct KeyArgs {
     /// The kind of key
     #[arg(long, default_value = "ed25519")]
     kind: Kind,
+    #[command(flatten)]
+    report: Report,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -38,5 +40,6 @@ pub(super) fn run(args: &KeyArgs) -> Result<()> {
     let io = |e| Error::io(&args.out, e);
     let mut file = options.open(&args.out).map_err(io)?;
     file.write_all(key.to_pem()?.as_bytes()).map_err(io)?;
-    output::line(&key.public_key().to_string())
+    let public = key.public_key().to_string();
+    args.report.print(&public, &serde_json::json!({ "out": args.out, "public_key": public }))
 }

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{KeyFile, Kind as Numbers};
+use super::{KeyFile, Kind as Numbers, Report};
+use crate::ModelFile;
 use crate::adapter::BaseFile;
 use crate::paths::{Files, Kind};
-use crate::{ModelFile, output};
 use epiphyte::adapter::Adapter;
 use epiphyte::error::Result;
 use epiphyte::federated::{Delta, DeltaOptions, Losses, Published, Residual, make};
@@ -41,6 +41,8 @@ pub(super) struct MakeArgs {
     key: KeyFile,
     #[command(flatten)]
     model: ModelFile,
+    #[command(flatten)]
+    report: Report,
 }
 
 pub(super) fn run(args: &MakeArgs) -> Result<()> {
@@ -73,7 +75,11 @@ pub(super) fn run(args: &MakeArgs) -> Result<()> {
     }
     let delta = Delta::from_bytes(bytes)?;
     let (out, n, norm) = (args.out.display(), delta.n_bytes(), delta.norm());
-    let clipped = delta.manifest.clip.is_some_and(|clip| clip.was_clipped);
-    let clipped = if clipped { ", clipped" } else { "" };
-    output::line(&format!("{out}: {n} bytes, norm {norm:.4}{clipped}"))
+    let was_clipped = delta.manifest.clip.is_some_and(|clip| clip.was_clipped);
+    let clipped = if was_clipped { ", clipped" } else { "" };
+    let line = format!("{out}: {n} bytes, norm {norm:.4}{clipped}");
+    let object = serde_json::json!({
+        "out": args.out, "name": delta.name(), "bytes": n, "norm": norm, "was_clipped": was_clipped,
+    });
+    args.report.print(&line, &object)
 }

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::{KeyFile, PlanArgs};
+use super::{KeyFile, PlanArgs, Report};
+use crate::ModelFile;
 use crate::adapter::BaseFile;
 use crate::paths::{Files, Kind};
-use crate::{ModelFile, output};
 use epiphyte::adapter::Adapter;
 use epiphyte::error::Result;
 use epiphyte::federated::{Factors, start};
@@ -32,6 +32,8 @@ pub(super) struct StartArgs {
     key: KeyFile,
     #[command(flatten)]
     model: ModelFile,
+    #[command(flatten)]
+    report: Report,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -57,5 +59,9 @@ pub(super) fn run(args: &StartArgs) -> Result<()> {
     let version = start(&args.id, &adapter, args.plan.plan(None, factors), &args.key.read()?)?;
     write_whole(&args.out, version.bytes())?;
     let n = adapter.modules.len();
-    output::line(&format!("{}: version 1 of {}, {n} modules", args.out.display(), args.id))
+    let line = format!("{}: version 1 of {}, {n} modules", args.out.display(), args.id);
+    let object = serde_json::json!({
+        "out": args.out, "adapter": args.id, "version": 1, "modules": n,
+    });
+    args.report.print(&line, &object)
 }

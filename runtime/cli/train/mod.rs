@@ -11,7 +11,6 @@ use serde::Serialize;
 
 use super::{interrupt, output};
 use epiphyte::GpuOptions;
-use epiphyte::engine::plan::human_bytes;
 use epiphyte::error::{Error, Result};
 use epiphyte::train::data::{DataReport, TrainLength};
 use epiphyte::train::run::{End, Losses, Outcome};
@@ -97,7 +96,7 @@ fn print(report: &Report) -> Result<()> {
     let losses = losses("loss", &outcome.loss) + &losses("validation", &outcome.validation_loss);
     let speed =
         outcome.tokens_per_second.map_or(String::new(), |tps| format!(", {tps:.0} tokens/s"));
-    let memory = human_bytes(outcome.peak_device_bytes);
+    let memory = output::human_bytes(outcome.peak_device_bytes);
     output::line(&format!(
         "{steps} of {total_steps} steps in {seconds:.1} s{losses}{speed}, {memory} on the device"
     ))?;

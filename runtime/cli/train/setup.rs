@@ -11,7 +11,6 @@ use epiphyte::GpuOptions;
 use epiphyte::adapter::{AdaptedBase, Adapter, BaseWeights};
 use epiphyte::base::ModelConfig;
 use epiphyte::engine::Engine;
-use epiphyte::engine::plan::human_bytes;
 use epiphyte::error::Result;
 use epiphyte::format::gguf::Gguf;
 use epiphyte::train::RunOptions;
@@ -81,7 +80,7 @@ fn report(choice: &Choice, budget_bytes: Option<u64>) -> PlanReport {
     };
     table(&report.classes, budget_bytes).iter().for_each(|line| output::note(line));
     if let Some(budget) = budget_bytes {
-        output::note(&format!("within {}: {}", human_bytes(budget), decided.join("; ")));
+        output::note(&format!("within {}: {}", output::human_bytes(budget), decided.join("; ")));
     }
     report
 }

@@ -1,46 +1,91 @@
 //! Sums that do not depend on the order of what is added, nor on how it was split: fixed point in
-//! 128 bits, steps of 2^-80.
+//! 128 bits, steps of 2^-80, of which a number is rounded to eight.
 
 /// One step.
 const STEP: f64 = 1.0 / (1_u128 << 80) as f64;
-/// Where the upper part of a number is cut off: 2^-32.
-const UPPER: f64 = 1.0 / (1_u64 << 32) as f64;
+/// A number is a multiple of 2^-26 and a rest, which is one of 2^-77.
+const UPPER_BITS: u32 = 26;
+const LOWER_BITS: u32 = 77;
+const UPPER: f64 = (1_u64 << UPPER_BITS) as f64;
+const LOWER: f64 = (1_u128 << LOWER_BITS) as f64;
+/// 1.5 * 2^52: what is added to it loses its fraction, and stands in its last bits.
+const ROUNDER: f64 = ((1_u64 << 52) + (1_u64 << 51)) as f64;
 
 /// Largest magnitude of what is added: 2^23 numbers of this size still fit.
 pub(super) const LARGEST: f64 = (1_u64 << 24) as f64;
+/// Both parts of a number are below 2^51, so that 64 bits hold so many.
+const UNCARRIED: u32 = 1 << 12;
 
-/// A number rounded toward zero to a multiple of 2^-80; below [`LARGEST`], an f64 from 2^-27 up
-/// and an f32 from 2^-57 up are exact.
-fn fixed(value: f64) -> i128 {
-    // Two conversions to 64 bits, which processors have, in place of one to 128, which they lack.
-    let upper = (value / UPPER) as i64;
-    let rest = value - upper as f64 * UPPER;
-    let lower = (rest / STEP) as i64;
-    (i128::from(upper) << 48) + i128::from(lower)
+/// To the nearest whole number, of one below 2^51: as a float and as an integer. Without a
+/// conversion, so that several numbers at once go this way.
+fn rounded(value: f64) -> (f64, i64) {
+    let sum = value + ROUNDER;
+    (sum - ROUNDER, sum.to_bits().cast_signed() - ROUNDER.to_bits().cast_signed())
+}
+
+/// A number's parts; below [`LARGEST`], an f64 from 2^-24 up and an f32 from 2^-54 up are exact.
+fn parts(value: f64) -> [i64; 2] {
+    let (whole, upper) = rounded(value * UPPER);
+    [upper, rounded((value - whole / UPPER) * LOWER).1]
+}
+
+/// What parts say in steps.
+fn steps([upper, lower]: [i64; 2]) -> i128 {
+    (i128::from(upper) << (80 - UPPER_BITS)) + (i128::from(lower) << (80 - LOWER_BITS))
 }
 
 /// Sums of as many numbers as a tensor has.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Sums(pub(super) Vec<i128>);
+#[derive(Clone, Debug, Default)]
+pub(super) struct Sums {
+    total: Vec<i128>,
+    /// Parts that are not in the total yet.
+    upper: Vec<i64>,
+    lower: Vec<i64>,
+    /// Numbers in those.
+    uncarried: u32,
+}
 
 impl Sums {
     pub(super) fn new(n: usize) -> Self {
-        Self(vec![0; n])
+        Self { total: vec![0; n], upper: vec![0; n], lower: vec![0; n], uncarried: 0 }
+    }
+
+    /// How many numbers they are of.
+    pub(super) fn len(&self) -> usize {
+        self.total.len()
     }
 
     /// Adds numbers whose magnitudes must be below [`LARGEST`].
     pub(super) fn add(&mut self, values: impl Iterator<Item = f64>) {
-        self.0.iter_mut().zip(values).for_each(|(sum, value)| *sum += fixed(value));
+        if self.uncarried == UNCARRIED {
+            self.total = self.steps().collect();
+            (self.upper, self.lower) = (vec![0; self.len()], vec![0; self.len()]);
+            self.uncarried = 0;
+        }
+        self.uncarried += 1;
+        let sums = self.upper.iter_mut().zip(&mut self.lower);
+        sums.zip(values).for_each(|((upper, lower), value)| {
+            let parts = parts(value);
+            *upper += parts[0];
+            *lower += parts[1];
+        });
     }
 
-    /// Adds the sums of others.
-    pub(super) fn merge(&mut self, others: &Self) {
-        self.0.iter_mut().zip(&others.0).for_each(|(sum, other)| *sum += other);
+    /// Adds sums of others, in steps.
+    pub(super) fn merge(&mut self, others: impl Iterator<Item = i128>) {
+        self.total.iter_mut().zip(others).for_each(|(sum, other)| *sum += other);
+    }
+
+    /// Each sum, in steps.
+    pub(super) fn steps(&self) -> impl Iterator<Item = i128> + '_ {
+        let parts = self.upper.iter().zip(&self.lower);
+        let parts = parts.map(|(upper, lower)| steps([*upper, *lower]));
+        self.total.iter().zip(parts).map(|(total, parts)| total + parts)
     }
 
     /// Each sum, to the nearest f64.
     pub(super) fn values(&self) -> impl Iterator<Item = f64> + '_ {
-        self.0.iter().map(|sum| *sum as f64 * STEP)
+        self.steps().map(|sum| sum as f64 * STEP)
     }
 }
 
@@ -50,10 +95,46 @@ pub(super) struct Sum(pub(super) i128);
 
 impl Sum {
     pub(super) fn add(&mut self, value: f64) {
-        self.0 += fixed(value);
+        self.0 += steps(parts(value));
     }
 
     pub(super) fn value(self) -> f64 {
         self.0 as f64 * STEP
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{LARGEST, Sum, Sums, UNCARRIED};
+
+    #[test]
+    fn numbers_are_exact_or_off_by_half_of_eight_steps() {
+        let largest = LARGEST.next_down();
+        let exact =
+            [0.0, -0.0, 1.0, -1.5, 3e6, largest, -largest, 2_f64.powi(-77), 2_f64.powi(-24)];
+        for value in exact.into_iter().chain([f64::from(1.1e-16_f32), 0.1, -0.3]) {
+            let mut sum = Sum::default();
+            sum.add(value);
+            assert_eq!(sum.value(), value);
+        }
+        for value in [1e-20, -3.3e-22, 1.7e-9] {
+            let mut sum = Sum::default();
+            sum.add(value);
+            assert!((sum.value() - value).abs() <= 2_f64.powi(-78), "{value}");
+        }
+    }
+
+    #[test]
+    fn carrying_changes_no_sum() {
+        let value = |i: u32| f64::from(i % 97) * if i % 2 == 0 { 1e-3 } else { -LARGEST / 100.0 };
+        let (mut sums, mut sum) = (Sums::new(2), Sum::default());
+        for i in 0..2 * UNCARRIED + 3 {
+            sums.add([value(i), -value(i)].into_iter());
+            sum.add(value(i));
+        }
+        assert_eq!(sums.steps().collect::<Vec<_>>(), [sum.0, -sum.0]);
+        let mut half = Sums::new(2);
+        half.merge(sums.steps());
+        assert_eq!(half.values().collect::<Vec<_>>(), [sum.value(), -sum.value()]);
     }
 }

@@ -79,8 +79,8 @@ pub(super) fn write(collected: &Collected<'_>, signer: &dyn Signer) -> Result<Ve
     let probes = collected.probes.iter().flat_map(|probes| &probes.sums);
     let probes = probes.map(|(path, sums)| (format!("{PROBE}{path}"), sums));
     let sums = sums.chain(probes).map(|(name, sums)| {
-        let bytes = sums.0.iter().flat_map(|sum| sum.to_le_bytes()).collect();
-        (name, Encoded { dtype: Dtype::I64, shape: vec![sums.0.len(), 2], bytes })
+        let bytes = sums.steps().flat_map(i128::to_le_bytes).collect();
+        (name, Encoded { dtype: Dtype::I64, shape: vec![sums.len(), 2], bytes })
     });
     let deltas = collected.kept.iter().map(|(name, (delta, _))| {
         let bytes = delta.bytes().to_vec();
@@ -157,12 +157,10 @@ fn checked(collected: &Collected<'_>, sealed: &Sealed) -> Result<PartManifest> {
 
 fn merge(sums: &mut Sums, sealed: &Sealed, name: &str) -> Result<()> {
     let others = sealed.tensor(name).filter(|(place, _)| place.dtype == Dtype::I64);
-    let numbers =
-        others.map(|(_, bytes)| bytes.as_chunks().0.iter().map(|b| i128::from_le_bytes(*b)));
-    let others = Sums(numbers.map(Iterator::collect).unwrap_or_default());
-    match others.0.len() == sums.0.len() {
+    let others = others.map(|(_, bytes)| bytes.as_chunks().0).unwrap_or_default();
+    match others.len() == sums.len() {
         true => {
-            sums.merge(&others);
+            sums.merge(others.iter().map(|b| i128::from_le_bytes(*b)));
             Ok(())
         }
         false => Err(invalid(name, "the part has no sums of its size")),

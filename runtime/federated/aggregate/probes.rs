@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use super::super::linalg::dot;
 use super::super::published::Published;
 use super::super::wire::Delta;
 use super::exact::Sums;
@@ -86,10 +87,6 @@ fn applied(module: &LoraModule, vectors: &[Vector], d_a: &[f64], d_b: &[f64]) ->
         }
     }
     out
-}
-
-fn dot(x: &[f64], y: &[f64]) -> f64 {
-    x.iter().zip(y).map(|(x, y)| x * y).sum()
 }
 
 fn vectors(module: &LoraModule) -> Vec<Vector> {

@@ -1,0 +1,45 @@
+package dev.epiphyte
+
+import java.nio.charset.CharacterCodingException
+import kotlinx.coroutines.CancellationException
+
+/**
+ * Runs a call of the library. What keeps a text from crossing the border, and a panic that the
+ * library did not turn into an error itself, are errors of its own here.
+ */
+internal inline fun <T> calling(call: () -> T): T = try {
+    call()
+} catch (half: CharacterCodingException) {
+    val hint = "cut texts between characters, not within a surrogate pair"
+    val message = "a text holds half a character, which is no Unicode; $hint"
+    throw EpiphyteException.InvalidArgument(message, hint, "text").apply { initCause(half) }
+} catch (panic: InternalException) {
+    val hint = "this is a fault of Epiphyte: report it with what was called"
+    val message = "a call failed unexpectedly; $hint"
+    throw EpiphyteException.Internal(message, hint).apply { initCause(panic) }
+}
+
+/**
+ * Carries what an app's own listener throws around the library, which stops hearing it then: the
+ * call that the listener was given to ends in [EpiphyteException.Callback] with it as the cause, or
+ * in the cancellation that it was.
+ */
+internal class Listening<T>(private val listener: (T) -> Unit) {
+    private var thrown: Throwable? = null
+
+    fun hear(news: T) {
+        try {
+            listener(news)
+        } catch (e: Throwable) {
+            thrown = e
+            throw EpiphyteException.Callback("a listener threw", "catch it in the listener")
+        }
+    }
+
+    inline fun <R> during(call: () -> R): R = try {
+        calling(call)
+    } catch (error: EpiphyteException.Callback) {
+        val cause = thrown
+        throw if (cause is CancellationException) cause else error.apply { cause?.let(::initCause) }
+    }
+}

@@ -1,0 +1,107 @@
+package dev.epiphyte
+
+import java.io.File
+import kotlinx.coroutines.flow.Flow
+import kotlinx.coroutines.flow.StateFlow
+
+/**
+ * One base model in memory, shared by any number of [Session]s. Usable from any thread, and nothing
+ * blocks the calling one. Keep one for the whole app.
+ */
+public class Engine private constructor(private val core: CoreEngine) : AutoCloseable {
+    /** An empty session. */
+    public fun session(): Session = Session(calling { core.session() })
+
+    /** A session from a file that [Session.save] wrote; its adapters have to be loaded under the ids they had. */
+    public suspend fun restore(file: File): Session = Session(calling { core.restore(file.path) })
+
+    /**
+     * Reads an adapter and puts it on the device under [id]. One of that id is replaced; sessions
+     * that use it go on with it until their adapters are set again.
+     */
+    public suspend fun loadAdapter(id: String, source: AdapterSource): LoadReport =
+        calling { core.loadAdapter(id, source) }
+
+    /** As above, from PEFT's folder, a safetensors file with the config inside, or a GGUF LoRA. */
+    public suspend fun loadAdapter(id: String, from: File): LoadReport =
+        loadAdapter(id, AdapterSource.Path(from.path))
+
+    /** Forgets an adapter that no session uses. */
+    public suspend fun unloadAdapter(id: String): Unit = calling { core.unloadAdapter(id) }
+
+    /** The adapters that are loaded, by id. */
+    public suspend fun adapters(): List<AdapterState> = calling { core.adapters() }
+
+    /** What the file of a loaded adapter held; null for an id that is not loaded. */
+    public suspend fun adapterReport(id: String): LoadReport? = calling { core.adapterReport(id) }
+
+    /** Runs [prompt] with and without an adapter. Throws when it changes nothing. */
+    public suspend fun probeAdapter(id: String, prompt: String): AdapterProbe =
+        calling { core.probeAdapter(id, prompt) }
+
+    /** Tokens of [text] as it stands, with what the tokenizer puts before the first. */
+    public suspend fun countTokens(text: String): Int = calling { core.countTokens(text) }
+
+    /** The prompt for a conversation, as the model's chat template writes it. */
+    public suspend fun renderChat(
+        messages: List<Message>,
+        options: PromptOptions = PromptOptions(),
+    ): String = calling { core.renderChat(messages, options) }
+
+    /** Answers of several sessions of this engine, computed together. */
+    public fun batch(sequences: List<BatchSequence>): Flow<BatchToken> = batchOf(core, sequences)
+
+    /** A training run on this engine's model; [Trainer.run] begins it, or goes on with it. */
+    public fun trainer(options: TrainOptions): Trainer = Trainer(calling { core.trainer(options) })
+
+    /** Most tokens of a session. */
+    public val context: Int get() = calling { core.context() }
+
+    /** The device on a line: name, backend, driver. */
+    public val device: String get() = calling { core.device() }
+
+    /** Bytes of device memory that everything of this engine takes now, training included. */
+    public val deviceBytes: Long get() = calling { core.deviceBytes() }
+
+    /** Names the loaded model: what adapters and saved sessions are made for. */
+    public val fingerprint: String get() = calling { core.fingerprint() }
+
+    /** Whether the self-test found that the device computes training right. */
+    public val trains: Boolean get() = calling { core.trains() }
+
+    /**
+     * Closes it with all its sessions, answers and training runs, which throw
+     * [EpiphyteException.Closed] from now on. Never waits: [closed] does. A second close does nothing.
+     */
+    override fun close(): Unit = core.shut()
+
+    /** Returns once the engine is closed and its memory free. */
+    public suspend fun closed(): Unit = calling { core.closed() }
+
+    public companion object {
+        /**
+         * Opens the GPU, checks its driver and loads a model. Takes seconds the first time on a
+         * driver. [onProgress] is called on a thread of the library's; what it throws ends the call.
+         */
+        public suspend fun open(
+            model: ModelSource,
+            options: EngineOptions = EngineOptions(),
+            onProgress: ((LoadProgress) -> Unit)? = null,
+        ): Engine {
+            val listening = Listening(onProgress ?: {})
+            val listener = object : LoadListener {
+                override fun onProgress(progress: LoadProgress) = listening.hear(progress)
+            }
+            return listening.during {
+                Engine(CoreEngine.open(model, options, listener.takeIf { onProgress != null }))
+            }
+        }
+
+        /** As above, from a GGUF file, or the first of its shards. */
+        public suspend fun open(
+            model: File,
+            options: EngineOptions = EngineOptions(),
+            onProgress: ((LoadProgress) -> Unit)? = null,
+        ): Engine = open(ModelSource.Path(model.path), options, onProgress)
+    }
+}

@@ -1,0 +1,41 @@
+// swift-tools-version: 6.0
+// In git this is half a package: `.ci/swift` and `.ci/apple` add the layer that uniffi generates, and the library.
+import PackageDescription
+
+#if os(Linux)
+// For the tests: the shared library; the shapes of Apple's framework that the optional target is written against; what the
+// documentation says, as a program; one to be killed; and what of the sample is not SwiftUI.
+let library: Target = .systemLibrary(name: "EpiphyteFFI")
+let onlyHere: [Target] = [
+    .target(name: "FoundationModels", path: "Tests/FoundationModels"),
+    .executableTarget(name: "Killed", dependencies: ["Epiphyte"], path: "Tests/Killed"),
+    .executableTarget(name: "Docs", dependencies: ["Epiphyte"], path: "Tests/Docs", exclude: ["Apple.swift"]),
+    .target(name: "Sample", dependencies: ["Epiphyte"], path: "Sample", exclude: ["SampleApp.swift", "ContentView.swift"]),
+]
+let onlyHereNames: [Target.Dependency] = ["FoundationModels", "Sample"]
+#else
+let library: Target = .binaryTarget(name: "EpiphyteFFI", path: "EpiphyteFFI.xcframework")
+let onlyHere: [Target] = []
+let onlyHereNames: [Target.Dependency] = []
+#endif
+
+let package = Package(
+    name: "Epiphyte",
+    platforms: [.iOS(.v16), .macOS(.v13)],
+    products: [
+        .library(name: "Epiphyte", targets: ["Epiphyte"]),
+        .library(name: "EpiphyteFoundationModels", targets: ["EpiphyteFoundationModels"]),
+    ],
+    targets: onlyHere + [
+        library,
+        .target(name: "EpiphyteCore", dependencies: ["EpiphyteFFI"], swiftSettings: [.swiftLanguageMode(.v5)]),
+        .target(
+            name: "Epiphyte", dependencies: ["EpiphyteCore"],
+            linkerSettings: [
+                .linkedFramework("Metal", .when(platforms: [.iOS, .macOS])),
+                .linkedFramework("QuartzCore", .when(platforms: [.iOS, .macOS])),
+            ]),
+        .target(name: "EpiphyteFoundationModels", dependencies: ["Epiphyte"] + onlyHereNames.prefix(1)),
+        .testTarget(name: "EpiphyteTests", dependencies: ["Epiphyte", "EpiphyteFoundationModels"] + onlyHereNames),
+    ]
+)

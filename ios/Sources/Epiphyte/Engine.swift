@@ -1,0 +1,127 @@
+import EpiphyteCore
+import Foundation
+
+/// One base model in memory, shared by any number of sessions. Usable from any thread; no call blocks one. Memory on the
+/// device is freed with the last that uses it, or by `close()`.
+public final class Engine: Sendable {
+    let core: EpiphyteCore.Engine
+
+    init(_ core: EpiphyteCore.Engine) { self.core = core }
+
+    /// Opens the GPU, checks its driver and loads a GGUF file. Takes seconds the first time on a driver; `onProgress` hears
+    /// how far it is, on a thread of the library's.
+    public static func open(
+        _ model: URL, options: EngineOptions = EngineOptions(),
+        onProgress: (@Sendable (LoadProgress) throws -> Void)? = nil
+    ) async throws -> Engine {
+        try await open(.path(path: model.path), options: options, onProgress: onProgress)
+    }
+
+    /// As `open(_:options:onProgress:)`, from anything that holds a model.
+    public static func open(
+        _ source: ModelSource, options: EngineOptions = EngineOptions(),
+        onProgress: (@Sendable (LoadProgress) throws -> Void)? = nil
+    ) async throws -> Engine {
+        let listener = onProgress.map(ProgressListener.init)
+        let cached = options.inCacheFolder()
+        return try await untilCancelled {
+            Engine(try await EpiphyteCore.Engine.open(source: source, options: cached, listener: listener))
+        }
+    }
+
+    /// An empty session.
+    public func session() throws -> Session { Session(try core.session()) }
+
+    /// A session from a file that `Session.save` wrote. Its adapters have to be loaded under the ids they had.
+    public func restore(from file: URL) async throws -> Session {
+        try await untilCancelled { [core] in Session(try await core.restore(path: file.path)) }
+    }
+
+    /// Reads an adapter, a PEFT folder or a GGUF LoRA, and puts it on the device under `id`. One of that id is replaced;
+    /// sessions that use it go on with it until their adapters are set again.
+    @discardableResult
+    public func loadAdapter(_ id: String, from file: URL) async throws -> LoadReport {
+        try await loadAdapter(id, from: .path(path: file.path))
+    }
+
+    /// As `loadAdapter(_:from:)`, from anything that holds an adapter.
+    @discardableResult
+    public func loadAdapter(_ id: String, from source: AdapterSource) async throws -> LoadReport {
+        try await untilCancelled { [core] in try await core.loadAdapter(id: id, source: source) }
+    }
+
+    /// Forgets an adapter that no session uses.
+    public func unloadAdapter(_ id: String) async throws { try await core.unloadAdapter(id: id) }
+
+    /// The adapters that are loaded, by id.
+    public func adapters() async throws -> [AdapterState] { try await core.adapters() }
+
+    /// What the file of a loaded adapter held; nil for an id that is not loaded.
+    public func adapterReport(_ id: String) async throws -> LoadReport? { try await core.adapterReport(id: id) }
+
+    /// Runs `prompt` with and without an adapter. Throws when it changes nothing.
+    public func probeAdapter(_ id: String, prompt: String) async throws -> AdapterProbe {
+        try await core.probeAdapter(id: id, prompt: prompt)
+    }
+
+    /// Tokens of a text as it stands, with what the tokenizer puts before the first.
+    public func countTokens(_ text: String) async throws -> Int { Int(try await core.countTokens(text: text)) }
+
+    /// The prompt for a conversation, as the model's chat template writes it.
+    public func renderChat(_ messages: [Message], options: PromptOptions = PromptOptions()) async throws -> String {
+        try await core.renderChat(messages: messages, options: options)
+    }
+
+    /// Answers of several sessions of this engine, computed together.
+    public func batch(_ sequences: [BatchSequence]) throws -> BatchGeneration {
+        BatchGeneration(try core.batch(sequences: sequences.map { .init(session: $0.session.core, options: $0.options) }))
+    }
+
+    /// A training run on this engine's model, in the folder that `options` names.
+    public func trainer(_ options: TrainOptions) throws -> Trainer { Trainer(try core.trainer(options: options)) }
+
+    /// Most tokens of a session.
+    public var context: Int { get throws { Int(try core.context()) } }
+
+    /// The device on a line: name, backend, driver.
+    public var device: String { get throws { try core.device() } }
+
+    /// Bytes of device memory that everything of this engine takes now, training included.
+    public var deviceBytes: Int64 { get throws { try core.deviceBytes() } }
+
+    /// Names the loaded model: what adapters and saved sessions are made for.
+    public var fingerprint: String { get throws { try core.fingerprint() } }
+
+    /// Whether the self-test found that the device computes training right.
+    public var trains: Bool { get throws { try core.trains() } }
+
+    /// Closes it with all its sessions, answers and training runs, which throw `closed` from now on. Never waits; a second
+    /// close does nothing.
+    public func close() { core.close() }
+
+    /// Returns once the engine is closed and its memory free.
+    public func closed() async { await core.closed() }
+}
+
+extension EngineOptions {
+    /// Where nothing else is said, what was compiled is kept in the app's own cache folder; the library knows those of
+    /// other systems itself.
+    fileprivate func inCacheFolder() -> EngineOptions {
+        #if canImport(Darwin)
+            var options = self
+            let folder = FileManager.default.urls(for: .cachesDirectory, in: .userDomainMask).first
+            options.cacheDir = cacheDir ?? folder?.appendingPathComponent("epiphyte").path
+            return options
+        #else
+            return self
+        #endif
+    }
+}
+
+private final class ProgressListener: LoadListener {
+    private let report: @Sendable (LoadProgress) throws -> Void
+
+    init(_ report: @escaping @Sendable (LoadProgress) throws -> Void) { self.report = report }
+
+    func onProgress(progress: LoadProgress) throws { try report(progress) }
+}

@@ -1,0 +1,73 @@
+// Records and enums cross the border as they are; only what holds something on the device is wrapped.
+import EpiphyteCore
+import Foundation
+
+public typealias AdapterFormat = EpiphyteCore.AdapterFormat
+public typealias AdapterProbe = EpiphyteCore.AdapterProbe
+public typealias AdapterSource = EpiphyteCore.AdapterSource
+public typealias AdapterState = EpiphyteCore.AdapterState
+public typealias AdapterWeight = EpiphyteCore.AdapterWeight
+public typealias AnswerStats = EpiphyteCore.AnswerStats
+public typealias BatchToken = EpiphyteCore.BatchToken
+public typealias DataReport = EpiphyteCore.DataReport
+public typealias EngineOptions = EpiphyteCore.EngineOptions
+public typealias EpiphyteError = EpiphyteCore.EpiphyteError
+public typealias Example = EpiphyteCore.Example
+public typealias FinishReason = EpiphyteCore.FinishReason
+public typealias GenerateOptions = EpiphyteCore.GenerateOptions
+public typealias KvPolicy = EpiphyteCore.KvPolicy
+public typealias LoadPhase = EpiphyteCore.LoadPhase
+public typealias LoadProgress = EpiphyteCore.LoadProgress
+public typealias LoadReport = EpiphyteCore.LoadReport
+public typealias LogitBias = EpiphyteCore.LogitBias
+public typealias Losses = EpiphyteCore.Losses
+public typealias LrDecay = EpiphyteCore.LrDecay
+public typealias LrWarmup = EpiphyteCore.LrWarmup
+public typealias Message = EpiphyteCore.Message
+public typealias ModelSource = EpiphyteCore.ModelSource
+public typealias Optimizer = EpiphyteCore.Optimizer
+public typealias PromptOptions = EpiphyteCore.PromptOptions
+public typealias ReportItem = EpiphyteCore.ReportItem
+public typealias ReportModule = EpiphyteCore.ReportModule
+public typealias Sampling = EpiphyteCore.Sampling
+public typealias Token = EpiphyteCore.Token
+public typealias TrainData = EpiphyteCore.TrainData
+public typealias TrainDuration = EpiphyteCore.TrainDuration
+public typealias TrainEnd = EpiphyteCore.TrainEnd
+public typealias TrainOptions = EpiphyteCore.TrainOptions
+public typealias TrainOutcome = EpiphyteCore.TrainOutcome
+public typealias TrainPhase = EpiphyteCore.TrainPhase
+public typealias TrainProgress = EpiphyteCore.TrainProgress
+public typealias TrainWarning = EpiphyteCore.TrainWarning
+public typealias ValidationSplit = EpiphyteCore.ValidationSplit
+public typealias Verdict = EpiphyteCore.Verdict
+
+extension Message {
+    public static func system(_ content: String) -> Message { Message(role: "system", content: content) }
+    public static func user(_ content: String) -> Message { Message(role: "user", content: content) }
+    public static func assistant(_ content: String) -> Message { Message(role: "assistant", content: content) }
+}
+
+extension AdapterWeight: ExpressibleByStringLiteral {
+    /// An adapter by its id, at weight 1.
+    public init(stringLiteral id: String) { self.init(id: id) }
+}
+
+// What has one part needs no name for it.
+extension TrainData {
+    public static func examples(_ examples: [Example]) -> TrainData { .examples(examples: examples) }
+    /// A file of JSON records, one a line.
+    public static func jsonl(_ file: URL) -> TrainData { .jsonl(path: file.path) }
+    /// One document, plain UTF-8.
+    public static func text(_ file: URL) -> TrainData { .text(path: file.path) }
+}
+
+extension TrainDuration {
+    public static func steps(_ steps: Int64) -> TrainDuration { .steps(steps: steps) }
+    public static func epochs(_ epochs: Int64) -> TrainDuration { .epochs(epochs: epochs) }
+}
+
+extension Example {
+    public static func chat(_ messages: [Message]) -> Example { .chat(messages: messages) }
+    public static func text(_ text: String) -> Example { .text(text: text) }
+}

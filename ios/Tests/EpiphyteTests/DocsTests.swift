@@ -1,0 +1,63 @@
+import Epiphyte
+import Foundation
+import Testing
+
+@testable import Sample
+
+@Suite struct DocsTests {
+    /// docs/ios.md as a program, beside which an app's resources lie.
+    @Test func whatThePageSaysRuns() throws {
+        let program = built("Docs")
+        for (name, file) in [("model.gguf", defaultModel), ("pirate", repository("demo/adapters/pirate"))] {
+            let link = program.deletingLastPathComponent().appendingPathComponent(name)
+            try? FileManager.default.removeItem(at: link)
+            try FileManager.default.createSymbolicLink(at: link, withDestinationURL: file)
+        }
+        let home = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString)
+        defer { try? FileManager.default.removeItem(at: home) }
+        let process = Process(), output = Pipe()
+        process.executableURL = program
+        process.environment = environment.merging(["HOME": home.path]) { _, new in new }
+        process.standardOutput = output
+        try process.run()
+        let text = String(decoding: output.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+        process.waitUntilExit()
+        #expect(process.terminationStatus == 0)
+        for line in ["tokens/s", "step 5 of 5", "finished", "nobody"] {
+            #expect(text.contains(line), "\(line) is not in what it prints")
+        }
+    }
+
+    @Test @MainActor func sampleAsksTeachesAndAsksAgain() async throws {
+        try await withFolder { folder in
+            let bundled = ["pirate": repository("demo/adapters/pirate")]
+            let assistant = Assistant(model: defaultModel, bundled: bundled, folder: folder)
+            await assistant.open()
+            #expect(assistant.isReady && assistant.features == ["pirate"] && assistant.problem == nil)
+            assistant.feature = "pirate"
+            async let asked: Void = assistant.ask("What is an epiphyte?")
+            while assistant.tokensPerSecond == nil { try await Task.sleep(for: .milliseconds(20)) }
+            assistant.stop()
+            await asked
+            #expect(!assistant.answer.isEmpty && assistant.problem == nil)
+
+            async let taught: Void = assistant.teach("mine", [("What is our cat called?", "Pixel")])
+            while assistant.losses.isEmpty { try await Task.sleep(for: .milliseconds(20)) }
+            assistant.stop()
+            await taught
+            #expect(assistant.problem == nil && assistant.features == ["pirate"])
+
+            // Begun and stopped: its folder is a feature from the next start on.
+            let again = Assistant(model: defaultModel, bundled: bundled, folder: folder)
+            await again.open()
+            #expect(again.features == ["mine", "pirate"])
+        }
+    }
+
+    @Test @MainActor func sampleSaysWhatIsWrong() async throws {
+        let nowhere = URL(fileURLWithPath: "/nowhere")
+        let assistant = Assistant(model: nowhere, bundled: [:], folder: nowhere)
+        await assistant.open()
+        #expect(assistant.problem?.contains("/nowhere") == true && !assistant.isReady)
+    }
+}
