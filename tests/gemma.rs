@@ -57,9 +57,6 @@ fn greedy_ids_are_the_exact_ones() {
     let mut agreed = 0;
     for prompt in read().prompts {
         let Prompt { name, prompt_ids, ids, second, gap } = prompt;
-        let text = engine.base().tokenizer.decode(&prompt_ids[1..]);
-        let encoded = engine.base().tokenizer.encode(&text, Default::default()).unwrap();
-        assert_eq!(encoded, prompt_ids, "{name}");
         let max_tokens = ids.len();
         let options = GenerateOptions { max_tokens, ignore_eos: true, ..Default::default() };
         let mut session = session(&engine, &prompt_ids);

@@ -4,7 +4,8 @@ usage: gemma.py MODEL.gguf [WINDOWS]     needs torch, transformers, gguf; MODEL 
 
 Greedy ids of the prompts that hold no control tokens, as greedy.py has them; and the perplexity of the first WINDOWS (8) windows of
 the text in llama.cpp's definition, as perplexity.py, the first id of each window being BOS. `prompts` and `text` are ids by
-llama.cpp's rule for SentencePiece vocabularies: of neighbours that are a token together the best of score is joined, over and over.
+llama.cpp's rule for SentencePiece vocabularies: of neighbours that are a token together the best of score is joined, over and over
+(user-defined tokens, such as of several spaces, are not looked for first: some ids are not those of a tokenizer).
 """
 import heapq
 import json
