@@ -5,7 +5,7 @@
 // share of what follows.
 // Grid: (ceil(F / WG), T, 1).
 // Host: runtime/kernels/swiglu.rs    Oracle: tests/kernels/swiglu.rs
-//needs activation, expand_two, shrink_tile
+//needs expand_two, shrink_tile, activation
 //const WG
 @group(0) @binding(0) var<storage, read> gu: array<f32>;
 @group(0) @binding(1) var<storage, read_write> h: array<f32>;

@@ -45,7 +45,6 @@ pub fn spec(caps: &Caps, gate: Activation, directory: Option<Directory>) -> Kern
     let mut spec = KernelSpec {
         name: "swiglu",
         consts: vec![("WG", workgroup(caps))],
-        fills: vec![activation(gate)],
         params: SwiGluParams::LAYOUT,
         ..Default::default()
     };
@@ -61,6 +60,7 @@ pub fn spec(caps: &Caps, gate: Activation, directory: Option<Directory>) -> Kern
             directory.bind(&mut spec, 2, &["LORA_A", "LORA_B", "LORA_U", "LORA_PARTS"]);
         }
     }
+    spec.fills.push(activation(gate));
     spec
 }
 

@@ -3,7 +3,7 @@
 
 use crate::base::layout::{Group, SiteKind, Source};
 use crate::engine::Base;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::{Commands, Gpu, Op, Tensor};
 use crate::kernels::matvec::Epilogue;
 use crate::kernels::rms_norm::{self, RmsNormParams};
@@ -227,7 +227,7 @@ impl<'a> Bind<'a> {
         let epilogue = if added { Epilogue::Add } else { Epilogue::Store };
         let binding = Binding { x, norm: None, y, y_stride: linear.n, epilogue, lora: None };
         let norm = |gain, [x, y]: [&Tensor; 2], [dy, dx]: [&Tensor; 2], add, eps| {
-            Ok::<_, crate::Error>(NormOps {
+            Ok::<_, Error>(NormOps {
                 forward: gpu.op(&rms_norm::spec(gpu.caps(), add), &[x, gain, y])?,
                 backward: gpu.op(&rms_norm_backward::spec(gpu.caps(), !add), &[x, gain, dy, dx])?,
                 eps,
