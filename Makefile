@@ -4,7 +4,7 @@ SECONDS_PER_TARGET ?= 600
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: api help demo test test-files check mobile bench model flower golden fuzz
+.PHONY: api help demo test test-files check kotlin mobile bench model flower golden fuzz
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -15,6 +15,9 @@ demo: ## build, fetch the default model once, answer, swap adapters, train a few
 test: model ## run every test, and say what could not be run here
 	@.ci/summary cargo test --release --workspace
 	cargo run --release --quiet -p epiphyte-cli --example session
+
+kotlin: model ## test the Kotlin library on a JVM, where there are a JDK and Maven (EPIPHYTE_OVERHEAD=1 also times it)
+	@.ci/summary .ci/kotlin
 
 test-files: ## lint and test the library without a GPU: what reads and writes files
 	! cargo tree -p epiphyte --no-default-features -e normal --prefix none | grep '^wgpu'
@@ -31,7 +34,7 @@ check: ## what CI runs: format, lints, tests, documentation
 	@$(PYTHON) .ci/api.py --check
 	cargo package --quiet --no-verify --allow-dirty -p epiphyte
 
-mobile: model ## build and test for phones: Kotlin, Swift, Android, iOS, arm64; says what can't be run here (an hour, cold)
+mobile: model ## test for phones: Metal's shaders, Kotlin, Swift, Android; says what can't be run here (half an hour, cold)
 	@.ci/mobile
 
 api: ## pin the public API as it is now

@@ -21,7 +21,8 @@ fn answer(session: &mut Session, adapter: &str, options: GenerateOptions) -> Res
         print!("{}", token?.text);
         io::stdout().flush()?;
     }
-    Ok(println!())
+    println!();
+    Ok(())
 }
 
 fn main() -> Result<()> {

@@ -86,6 +86,12 @@ pub enum Error {
     /// The device disappeared: a driver reset, an unplugged GPU, an app in the background.
     #[error("the GPU device was lost ({0}); open the engine again, saved sessions can be restored")]
     DeviceLost(String),
+    /// The app is in the background, where the system allows no work on the GPU.
+    #[error(
+        "the app is in the background, where the GPU must not be used; tell the engine when it is \
+        in the foreground and call again"
+    )]
+    Background,
     /// The device has no memory for this.
     #[error(
         "out of device memory: {what} needs {needed_bytes} bytes; use a smaller model or context"

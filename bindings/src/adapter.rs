@@ -6,7 +6,7 @@ use epiphyte::adapter::{Adapter, AdapterFormat as Format, Item, Verdict as V};
 use epiphyte::engine::{Change, KvPolicy as Policy};
 
 use crate::EpiphyteError;
-use crate::error::{bytes, number};
+use crate::error::{bytes, number, path as given};
 
 /// Where an adapter is read from.
 #[derive(Clone, Debug, uniffi::Enum)]
@@ -38,16 +38,16 @@ impl AdapterSource {
         self,
         engine: &epiphyte::Engine,
         id: &str,
-    ) -> epiphyte::Result<Arc<epiphyte::adapter::LoadReport>> {
+    ) -> Result<Arc<epiphyte::adapter::LoadReport>, EpiphyteError> {
         let shape = engine.base().adapter_shape();
         let adapter = match self {
-            Self::Path { path } => return engine.load_adapter(id, path),
+            Self::Path { path } => return Ok(engine.load_adapter(id, given("path", path)?)?),
             Self::Bytes { config_json, safetensors } => {
                 Adapter::from_peft(config_json.as_bytes(), &safetensors, &shape)?
             }
             Self::Gguf { bytes } => Adapter::from_bytes(bytes, &shape)?,
         };
-        engine.add_adapter(id, &adapter)
+        Ok(engine.add_adapter(id, &adapter)?)
     }
 }
 

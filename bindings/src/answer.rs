@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::task::{Poll, Waker};
 
 use epiphyte::engine::BatchToken;
-use epiphyte::{Batch, CancelToken, GenerateOptions, Sequence};
+use epiphyte::{Batch, CancelToken, Error, GenerateOptions, Sequence};
 
 use crate::EpiphyteError;
 use crate::adapter::AdapterChange;
@@ -91,13 +91,14 @@ impl Answer {
         let shared = Arc::new(Shared { state, asked: Condvar::new() });
         sequences.iter().for_each(|(slot, _)| slot.answered_by(&shared));
         let ending = Ending(Arc::clone(&shared));
-        worker::spawn("answer", move || ending.0.run(sequences))?;
+        worker::spawn(move || ending.0.run(sequences))?;
         Ok(Self(shared))
     }
 
     /// The next token; none once the answer is over. A future that is dropped loses none.
     ///
-    /// Errors: as [`epiphyte::Batch::new`] and its iterator, once; [`EpiphyteError::Closed`].
+    /// Errors: as [`epiphyte::Batch::new`] and its iterator, once; [`EpiphyteError::Background`], which
+    /// does not end it; [`EpiphyteError::Closed`].
     pub(crate) async fn next(&self) -> Result<Option<BatchToken>, EpiphyteError> {
         poll_fn(|context| {
             let mut state = lock(&self.0.state);
@@ -284,12 +285,19 @@ impl Shared {
                     let change = &pending.change;
                     pending.done.set(change.to(|change| batch.set_adapters(pending.index, change)));
                 }
-                Task::Next => {
-                    let next = batch.next().transpose()?;
-                    self.hand_out(next, &batch);
-                }
+                Task::Next => match batch.next().transpose() {
+                    Err(error @ Error::Background) => self.refuse(error.into()),
+                    next => self.hand_out(next?, &batch),
+                },
             }
         }
+    }
+
+    /// Tells whoever asked that there is no token for now; the answer goes on.
+    fn refuse(&self, error: EpiphyteError) {
+        let mut state = lock(&self.state);
+        state.failed = state.failed.take().or(Some(error));
+        state.wakers.drain(..).for_each(Waker::wake);
     }
 
     /// Leaves a token for whoever asked; none is the end.

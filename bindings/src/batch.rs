@@ -42,7 +42,7 @@ impl BatchGeneration {
 
 #[uniffi::export]
 impl BatchGeneration {
-    /// The next token of any sequence; none once all have ended.
+    /// The next token of any sequence; none once all have ended. `Background` does not end them.
     pub async fn next(&self) -> Result<Option<BatchToken>, EpiphyteError> {
         let next = self.0.next().await?;
         Ok(next.map(|next| BatchToken { index: number(next.index), token: next.token.into() }))

@@ -3,14 +3,16 @@
 use std::sync::{Arc, Mutex};
 
 use epiphyte::chat::Prompt;
+use epiphyte::engine::StateWatch;
 
 use crate::adapter::{AdapterProbe, AdapterSource, AdapterState, LoadReport};
-use crate::error::{bytes, count, number};
+use crate::error::{bytes, count, number, path as given};
 use crate::held::{Lease, Slot};
+use crate::lifecycle::{self, Bell};
 use crate::options::{self, Message, PromptOptions};
 use crate::worker::{self, Promise, lock};
 use crate::{
-    BatchGeneration, BatchSequence, EpiphyteError, ModelSource, Session, TrainOptions, Trainer,
+    BatchGeneration, BatchSequence, EpiphyteError, ModelSource, Session, TrainOptions, Trainer, app,
 };
 
 /// How to open an [`Engine`]. Whatever is none is the runtime's default.
@@ -63,7 +65,7 @@ pub(crate) fn gpu_options(
 ) -> Result<epiphyte::GpuOptions, EpiphyteError> {
     let found = epiphyte::GpuOptions::from_env()?;
     let cache_dir = match cache_dir {
-        None => found.cache_dir,
+        None => app::cache_dir().or(found.cache_dir),
         Some(dir) => Some(dir).filter(|dir| !dir.is_empty()).map(Into::into),
     };
     Ok(epiphyte::GpuOptions { name: name.or(found.name), cache_dir, ..found })
@@ -112,14 +114,48 @@ pub trait LoadListener: Send + Sync {
     fn on_progress(&self, progress: LoadProgress) -> Result<(), EpiphyteError>;
 }
 
+/// Work that a device was given since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, uniffi::Record)]
+pub struct DeviceWork {
+    /// Kernels run.
+    pub dispatches: i64,
+    /// Submissions.
+    pub submits: i64,
+    /// Bytes of weights and KV cache that kernels read.
+    pub bytes: i64,
+    /// Kernels that the self-test compared with the CPU; none where an earlier start has.
+    pub tested_kernels: i64,
+    /// Kernels compiled that no earlier start with the same cache folder and driver compiled.
+    pub compiled_kernels: i64,
+}
+
+impl From<epiphyte::engine::DeviceWork> for DeviceWork {
+    fn from(work: epiphyte::engine::DeviceWork) -> Self {
+        Self {
+            dispatches: bytes(work.dispatches),
+            submits: bytes(work.submits),
+            bytes: bytes(work.bytes),
+            tested_kernels: bytes(work.tested_kernels),
+            compiled_kernels: bytes(work.compiled_kernels),
+        }
+    }
+}
+
 /// One base model in memory, shared by any number of sessions. Usable from any thread.
 #[derive(uniffi::Object)]
 pub struct Engine {
     lease: Mutex<Option<Arc<Lease>>>,
     freed: Arc<Promise<()>>,
+    bell: Arc<Bell>,
+    _watch: StateWatch,
 }
 
 impl Engine {
+    /// Rung at each change of state.
+    pub(crate) fn bell(&self) -> &Bell {
+        &self.bell
+    }
+
     /// Errors: [`EpiphyteError::Closed`].
     pub(crate) fn lease(&self) -> Result<Arc<Lease>, EpiphyteError> {
         lock(&self.lease).clone().ok_or_else(|| EpiphyteError::closed("engine"))
@@ -128,10 +164,10 @@ impl Engine {
     async fn call<T: Send + 'static>(
         &self,
         name: &'static str,
-        work: impl FnOnce(&Arc<epiphyte::Engine>) -> epiphyte::Result<T> + Send + 'static,
+        work: impl FnOnce(&Arc<epiphyte::Engine>) -> Result<T, EpiphyteError> + Send + 'static,
     ) -> Result<T, EpiphyteError> {
         let lease = self.lease()?;
-        worker::run(name, move || Ok(work(&lease)?)).await
+        worker::run(name, move || work(&lease)).await
     }
 }
 
@@ -163,9 +199,9 @@ impl Engine {
             thrown.map_or(Ok(engine), Err)
         };
         let engine = worker::run("open", open).await?;
-        let freed = Arc::new(Promise::default());
-        let lease = Lease::new(engine, Arc::clone(&freed));
-        Ok(Arc::new(Self { lease: Mutex::new(Some(lease)), freed }))
+        let (freed, (bell, watch)) = (Arc::new(Promise::default()), lifecycle::watch(&engine));
+        let lease = Mutex::new(Some(Lease::new(engine, Arc::clone(&freed))));
+        Ok(Arc::new(Self { lease, freed, bell, _watch: watch }))
     }
 
     /// An empty session.
@@ -178,7 +214,8 @@ impl Engine {
     /// ids they had.
     pub async fn restore(&self, path: String) -> Result<Arc<Session>, EpiphyteError> {
         let lease = self.lease()?;
-        let session = self.call("restore", move |engine| engine.restore(path)).await?;
+        let path = given("path", path)?;
+        let session = self.call("restore", move |engine| Ok(engine.restore(path)?)).await?;
         Ok(Session::new(Slot::new(session, lease)))
     }
 
@@ -189,13 +226,13 @@ impl Engine {
         id: String,
         source: AdapterSource,
     ) -> Result<LoadReport, EpiphyteError> {
-        let load = move |engine: &Arc<_>| source.load_to(engine, &id);
+        let load = move |engine: &Arc<epiphyte::Engine>| source.load_to(engine, &id);
         Ok(LoadReport::from(&*self.call("load_adapter", load).await?))
     }
 
     /// Forgets an adapter that no session uses.
     pub async fn unload_adapter(&self, id: String) -> Result<(), EpiphyteError> {
-        self.call("unload_adapter", move |engine| engine.unload_adapter(&id)).await
+        self.call("unload_adapter", move |engine| Ok(engine.unload_adapter(&id)?)).await
     }
 
     /// The adapters that are loaded, by id.
@@ -218,7 +255,7 @@ impl Engine {
         id: String,
         prompt: String,
     ) -> Result<AdapterProbe, EpiphyteError> {
-        let probe = move |engine: &Arc<epiphyte::Engine>| engine.probe_adapter(&id, &prompt);
+        let probe = move |engine: &Arc<epiphyte::Engine>| Ok(engine.probe_adapter(&id, &prompt)?);
         Ok(self.call("probe_adapter", probe).await?.into())
     }
 
@@ -241,7 +278,7 @@ impl Engine {
         let add_generation_prompt = options.add_generation_prompt;
         self.call("render_chat", move |engine| {
             let prompt = Prompt { messages: &messages, context: &context, add_generation_prompt };
-            engine.base().chat_template.render_prompt(&prompt)
+            Ok(engine.base().chat_template.render_prompt(&prompt)?)
         })
         .await
     }
@@ -275,6 +312,11 @@ impl Engine {
         Ok(bytes(self.lease()?.device_bytes()))
     }
 
+    /// What the device has done so far.
+    pub fn counters(&self) -> Result<DeviceWork, EpiphyteError> {
+        Ok(self.lease()?.device_work().into())
+    }
+
     /// Names the loaded model: what adapters and saved sessions are made for.
     pub fn fingerprint(&self) -> Result<String, EpiphyteError> {
         Ok(self.lease()?.base().fingerprint.clone())
@@ -293,6 +335,7 @@ impl Engine {
         if let Some(lease) = lease {
             lease.close();
         }
+        self.bell.ring();
     }
 
     /// Returns once the engine is closed and its memory free.

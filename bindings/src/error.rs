@@ -1,6 +1,8 @@
 //! One error across the border, a case a cause: each with its data, a message for people, and what
 //! to do about it.
 
+use std::path::PathBuf;
+
 use epiphyte::Error;
 
 /// The enum, with `text` and `hint` in every case, and what reads them.
@@ -88,6 +90,8 @@ errors! {
     }
     /// The device disappeared.
     DeviceLost {}
+    /// The app is in the background, where the GPU must not be used; call again in the foreground.
+    Background {}
     /// The device has no memory for this.
     OutOfMemory {
         /// What was being allocated.
@@ -227,6 +231,7 @@ impl From<Error> for EpiphyteError {
             Error::NoGpu(_) => Self::NoGpu { text, hint },
             Error::Gpu { op, .. } => Self::Gpu { text, hint, op },
             Error::DeviceLost(_) => Self::DeviceLost { text, hint },
+            Error::Background => Self::Background { text, hint },
             Error::OutOfMemory { what, needed_bytes } => {
                 Self::OutOfMemory { text, hint, what, needed_bytes: bytes(needed_bytes) }
             }
@@ -293,4 +298,15 @@ pub(crate) fn count<T: TryFrom<i64>>(
 ) -> Result<T, EpiphyteError> {
     let value = value.into();
     T::try_from(value).map_err(|_| EpiphyteError::invalid(name, format!("{value}; 0 or more")))
+}
+
+/// A path that the caller gave.
+///
+/// Errors: [`EpiphyteError::InvalidArgument`] for an empty one, which the system would take for the
+/// folder that the process happens to be in.
+pub(crate) fn path(name: &'static str, path: String) -> Result<PathBuf, EpiphyteError> {
+    match path.is_empty() {
+        true => Err(EpiphyteError::invalid(name, "empty; give a path".into())),
+        false => Ok(path.into()),
+    }
 }

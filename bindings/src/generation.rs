@@ -22,7 +22,7 @@ impl Generation {
 #[uniffi::export]
 impl Generation {
     /// The next token; none once the answer is over. One whose wait was cancelled is not lost: the
-    /// next call gives it.
+    /// next call gives it. `Background` does not end the answer: ask again in the foreground.
     pub async fn next(&self) -> Result<Option<Token>, EpiphyteError> {
         Ok(self.0.next().await?.map(|next| next.token.into()))
     }

@@ -71,7 +71,7 @@ impl Drop for Lease {
             freed.set(());
         };
         // Without a thread it was freed by dropping the closure, here.
-        if worker::spawn("close", free).is_err() {
+        if worker::spawn(free).is_err() {
             self.freed.set(());
         }
     }
@@ -241,5 +241,49 @@ pub(crate) struct Claim(pub(crate) Arc<Slot>);
 impl Drop for Claim {
     fn drop(&mut self) {
         self.0.claimed.store(false, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed test panics")]
+mod tests {
+    use std::sync::Arc;
+
+    use pollster::block_on;
+
+    use super::{Lease, Slot};
+    use crate::{EpiphyteError, worker::Promise};
+
+    const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/tiny_llama.gguf");
+
+    /// A fault in one call is an error of that call and closes its session; the engine goes on.
+    #[test]
+    fn a_panic_is_an_error_and_closes_the_session() {
+        let options = epiphyte::EngineOptions {
+            gpu: epiphyte::GpuOptions::from_env().unwrap(),
+            ..Default::default()
+        };
+        let engine = epiphyte::Engine::open(TINY, options).unwrap();
+        let freed = Arc::<Promise<()>>::default();
+        let lease = Lease::new(engine, Arc::clone(&freed));
+        let slot = || Slot::new(lease.session(), Arc::clone(&lease));
+        let (broken, sound) = (slot(), slot());
+        let fault = block_on(broken.call("push_text", |held| -> Result<(), EpiphyteError> {
+            held.session.push_text("the user's text").unwrap();
+            panic!("the user's text");
+        }));
+        match fault {
+            Err(EpiphyteError::Internal { text, .. }) => {
+                assert!(text.contains("push_text") && !text.contains("user"), "{text}");
+            }
+            other => panic!("{other:?}"),
+        }
+        let after = block_on(broken.call("tokens", |_| Ok(())));
+        assert!(matches!(after, Err(EpiphyteError::Closed { .. })), "{after:?}");
+        block_on(sound.call("push_text", |held| Ok(held.session.push_text("the sea")?))).unwrap();
+        assert!(sound.token_count() > 0);
+        // Nothing of either keeps the engine.
+        drop((broken, sound, lease));
+        block_on(freed.wait());
     }
 }

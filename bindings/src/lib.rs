@@ -2,20 +2,25 @@
 //!
 //! Names are the runtime's own. Paths are strings; counts are signed, as these languages like them,
 //! and refused below 0. No call blocks: what may wait is asynchronous and works on a thread of its
-//! own ([`worker`]), the rest reads or sets a flag. Handles are usable from any thread, and freed
-//! when they are closed ([`held`]).
+//! own (`worker`), the rest reads or sets a flag. Handles are usable from any thread, and freed
+//! when they are closed (`held`).
 
 // That a future may go from thread to thread is proved down to the types of wgpu.
 #![recursion_limit = "256"]
 
 mod adapter;
+#[cfg(target_os = "android")]
+mod android;
 mod answer;
+mod app;
 mod batch;
 mod engine;
 mod error;
 mod generation;
 mod held;
+mod lifecycle;
 mod options;
+mod plan;
 mod session;
 mod source;
 mod train;
@@ -26,13 +31,19 @@ pub use adapter::{
     AdapterFormat, AdapterProbe, AdapterSource, AdapterState, AdapterWeight, KvPolicy, LoadReport,
     ReportItem, ReportModule, Verdict,
 };
+pub use app::{AppInfo, app_info};
 pub use batch::{BatchGeneration, BatchSequence, BatchToken};
-pub use engine::{Engine, EngineOptions, LoadListener, LoadPhase, LoadProgress};
+pub use engine::{DeviceWork, Engine, EngineOptions, LoadListener, LoadPhase, LoadProgress};
 pub use error::EpiphyteError;
 pub use generation::Generation;
+pub use lifecycle::{
+    EnginePhase, EngineState, MemoryLevel, MemoryReport, ThermalState, TrainingPace,
+    memory_level_from_memory_warning, memory_level_from_trim_memory, thermal_state_from_android,
+};
 pub use options::{
     AnswerStats, FinishReason, GenerateOptions, LogitBias, Message, PromptOptions, Sampling, Token,
 };
+pub use plan::{ClassBytes, MemoryClass, MemoryPlan, MemoryPlanOptions, TrainingPlan, memory_plan};
 pub use session::Session;
 pub use source::ModelSource;
 pub use train::{

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use epiphyte::chat::Prompt;
 
 use crate::adapter::{AdapterChange, AdapterWeight, KvPolicy};
-use crate::error::{count, number};
+use crate::error::{count, number, path as given};
 use crate::held::{Dependent, Held, Slot};
 use crate::options::{self, GenerateOptions, Message, PromptOptions};
 use crate::{EpiphyteError, Generation};
@@ -126,6 +126,7 @@ impl Session {
 
     /// Writes everything to a file that the engine's `restore` reads. Complete or not there at all.
     pub async fn save(&self, path: String) -> Result<(), EpiphyteError> {
+        let path = given("path", path)?;
         self.call("save", move |session| session.save(path)).await
     }
 

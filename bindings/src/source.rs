@@ -7,7 +7,7 @@ use epiphyte::Error;
 use epiphyte::format::gguf::Gguf;
 
 use crate::EpiphyteError;
-use crate::error::count;
+use crate::error::{count, path as given};
 
 /// Where a model is read from: GGUF, mapped and never copied.
 #[derive(Clone, Debug, uniffi::Enum)]
@@ -44,10 +44,12 @@ impl ModelSource {
     /// Errors: as [`Gguf::open`]; [`EpiphyteError::InvalidArgument`].
     pub(crate) fn gguf(self) -> Result<Gguf, EpiphyteError> {
         match self {
-            Self::Path { path } => Ok(Gguf::open(path)?),
+            Self::Path { path } => Ok(Gguf::open(given("path", path)?)?),
             Self::Part { path, offset, length } => {
+                let path = given("path", path)?;
                 let file = File::open(&path).map_err(|e| Error::io(&path, e))?;
-                part(&file, &format!("{path} from byte {offset} on"), offset, length)
+                let name = format!("{} from byte {offset} on", path.display());
+                part(&file, &name, offset, length)
             }
             Self::Descriptor { fd, offset, length } => {
                 let name = format!("descriptor {fd} from byte {offset} on");

@@ -8,7 +8,7 @@ use epiphyte::train::signals::Warning;
 use epiphyte::train::{RunFolder, TrainControl, TrainRun};
 
 use crate::EpiphyteError;
-use crate::error::{bytes, number};
+use crate::error::{bytes, number, path as given};
 use crate::held::{Dependent, Lease};
 use crate::train_options::TrainOptions;
 use crate::worker::{self, lock};
@@ -346,7 +346,7 @@ fn train(
     running: &Running,
     listener: Option<&dyn TrainListener>,
 ) -> Result<TrainOutcome, EpiphyteError> {
-    let folder = RunFolder::open(&options.folder)?;
+    let folder = RunFolder::open(given("folder", options.folder.clone())?)?;
     let mut run = TrainRun::open(lease, folder, options.run_options(lease)?)?;
     let control = running.0.now();
     let mut thrown = None;

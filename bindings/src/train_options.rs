@@ -1,13 +1,14 @@
 //! What a training run is given.
 
 use epiphyte::adapter::Adapter;
+use epiphyte::base::ModelConfig;
 use epiphyte::train::buffers::Optimizer as RunOptimizer;
 use epiphyte::train::data::{Record, TrainLength, Validation as Part};
 use epiphyte::train::run::{RunOptions, ValidationData};
 use epiphyte::train::schedule::{Decay, Warmup};
 
 use crate::EpiphyteError;
-use crate::error::count;
+use crate::error::{count, path as given};
 use crate::held::Lease;
 use crate::options::{self, Message};
 
@@ -276,13 +277,13 @@ impl TrainOptions {
     /// Errors: [`EpiphyteError::InvalidArgument`]; as [`Adapter::load`] for what it starts from.
     pub(crate) fn run_options(self, engine: &Lease) -> Result<RunOptions, EpiphyteError> {
         let mut run = match self.data.clone() {
-            TrainData::Jsonl { path } => RunOptions::new(path),
-            TrainData::Text { path } => RunOptions::for_text(path),
+            TrainData::Jsonl { path } => RunOptions::new(given("data", path)?),
+            TrainData::Text { path } => RunOptions::for_text(given("data", path)?),
             TrainData::Examples { examples } => RunOptions::for_records(
                 examples.into_iter().map(Record::try_from).collect::<Result<_, _>>()?,
             ),
         };
-        self.settings(&mut run.train)?;
+        self.settings(&mut run.train, &engine.base().config)?;
         run.prompt_loss_weight = self.prompt_loss_weight;
         run.skip_bad = self.skip_bad;
         run.validation = self.validation.map(validation).transpose()?;
@@ -295,12 +296,13 @@ impl TrainOptions {
         Ok(run)
     }
 
-    /// What is said of the trainer's settings.
+    /// What is said of the trainer's settings, for a model of `config`.
     ///
     /// Errors: [`EpiphyteError::InvalidArgument`] for a number below 0.
     pub(crate) fn settings(
         &self,
         train: &mut epiphyte::train::TrainOptions,
+        config: &ModelConfig,
     ) -> Result<(), EpiphyteError> {
         set(&mut train.rank, optional("rank", self.rank)?);
         set(&mut train.lora_alpha, self.lora_alpha);
@@ -319,7 +321,8 @@ impl TrainOptions {
         let steps = optional("gradient_accumulation_steps", self.gradient_accumulation_steps)?;
         set(&mut train.gradient_accumulation_steps, steps);
         set(&mut train.micro_batch, optional("micro_batch", self.micro_batch)?);
-        set(&mut train.seq_len, optional("seq_len", self.seq_len)?);
+        let most = train.seq_len.min(config.max_position_embeddings);
+        train.seq_len = optional("seq_len", self.seq_len)?.unwrap_or(most);
         let layers = optional::<usize>("recompute_layers", self.recompute_layers)?;
         set(&mut train.checkpoint_every, layers.map(|layers| Some(layers).filter(|&k| k > 0)));
         set(&mut train.seed, self.seed.map(i64::cast_unsigned));

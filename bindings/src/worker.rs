@@ -1,10 +1,13 @@
-//! Work off the caller's thread: a thread for each call that may wait, and futures that only wait
+//! Work off the caller's thread: one of ours for each call that may wait, and futures that only wait
 //! for it. They need no runtime of their own.
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use std::thread;
+use std::time::Duration;
 
 use crate::EpiphyteError;
 
@@ -62,15 +65,67 @@ pub(crate) fn remember(wakers: &mut Vec<Waker>, waker: &Waker) {
     }
 }
 
-/// Starts a thread.
+/// How long a thread waits for more to do before it ends.
+const IDLE: Duration = Duration::from_secs(10);
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Threads that are kept for a while: drivers hold on to a little memory for each thread that ever
+/// used them, and a new one takes its time.
+#[derive(Default)]
+struct Threads {
+    waiting: Mutex<Waiting>,
+    came: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    jobs: VecDeque<Job>,
+    /// Threads that wait for one.
+    idle: usize,
+}
+
+static THREADS: LazyLock<Threads> = LazyLock::new(Threads::default);
+
+impl Threads {
+    /// What a thread does: its first job, and others for as long as some come.
+    fn work(&self, first: Job) {
+        let mut next = Some(first);
+        while let Some(job) = next {
+            // Whoever waits for it has heard of a panic: what the job held was dropped by it.
+            let _ = catch_unwind(AssertUnwindSafe(job));
+            next = self.next();
+        }
+    }
+
+    fn next(&self) -> Option<Job> {
+        let mut waiting = lock(&self.waiting);
+        waiting.idle += 1;
+        let none = |waiting: &mut Waiting| waiting.jobs.is_empty();
+        let waited = self.came.wait_timeout_while(waiting, IDLE, none);
+        let mut waiting = waited.unwrap_or_else(PoisonError::into_inner).0;
+        waiting.idle -= 1;
+        waiting.jobs.pop_front()
+    }
+}
+
+/// Runs `work` on a thread that has nothing else to do, or on a new one.
 ///
 /// Errors: [`EpiphyteError::Internal`] when the system has none.
-pub(crate) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), EpiphyteError> {
-    let started = thread::Builder::new().name(format!("epiphyte {name}")).spawn(work);
+pub(crate) fn spawn(work: impl FnOnce() + Send + 'static) -> Result<(), EpiphyteError> {
+    let mut waiting = lock(&THREADS.waiting);
+    if waiting.idle > waiting.jobs.len() {
+        waiting.jobs.push_back(Box::new(work));
+        THREADS.came.notify_one();
+        return Ok(());
+    }
+    drop(waiting);
+    let thread = thread::Builder::new().name("epiphyte".into());
+    let started = thread.spawn(move || THREADS.work(Box::new(work)));
     started.map(drop).map_err(|_| EpiphyteError::internal("the system has no thread left"))
 }
 
-/// Runs `work` on a thread of its own; nothing waits but the future. Dropping that leaves the work
+/// Runs `work` on another thread; nothing waits but the future. Dropping that leaves the work
 /// running.
 ///
 /// Errors: those of `work`; [`EpiphyteError::Internal`] naming the call when it panics.
@@ -80,7 +135,7 @@ pub(crate) async fn run<T: Send + 'static>(
 ) -> Result<T, EpiphyteError> {
     let promise = Arc::new(Promise::default());
     let kept = Kept { promise: Arc::clone(&promise), name };
-    spawn(name, move || kept.promise.set(work()))?;
+    spawn(move || kept.promise.set(work()))?;
     promise.take().await
 }
 

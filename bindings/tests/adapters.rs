@@ -85,12 +85,12 @@ fn adapters_are_swapped_between_answers_and_taken_away() {
     assert_eq!((base.clone(), with.clone()), (expected(8), adapted(&engine, &["a"], 8)));
     assert_ne!(base, with);
     let error = block_on(engine.unload_adapter("a".into()));
-    assert!(matches!(error, Err(EpiphyteError::InvalidArgument { .. })), "in use: {error:?}");
+    assert!(matches!(error, Err(EpiphyteError::AdapterInUse { .. })), "{error:?}");
     assert_eq!(answer(&[]), base);
     assert_eq!(block_on(session.adapters()).unwrap(), []);
     block_on(engine.unload_adapter("a".into())).unwrap();
     let error = block_on(session.set_adapters(weights(&["a"]), KvPolicy::Keep));
-    assert!(matches!(error, Err(EpiphyteError::InvalidArgument { .. })), "{error:?}");
+    assert!(matches!(error, Err(EpiphyteError::AdapterNotLoaded { .. })), "{error:?}");
 }
 
 /// As the runtime's own `Generation::set_adapters`.
@@ -125,7 +125,7 @@ fn with_keep_the_answer_goes_on_at_once() {
     block_on(answer.next()).unwrap().unwrap();
     block_on(answer.set_adapters(weights(&["a"]), KvPolicy::Keep)).unwrap();
     let unknown = block_on(answer.set_adapters(weights(&["none"]), KvPolicy::Keep));
-    assert!(matches!(unknown, Err(EpiphyteError::InvalidArgument { .. })), "{unknown:?}");
+    assert!(matches!(unknown, Err(EpiphyteError::AdapterNotLoaded { .. })), "{unknown:?}");
     assert_eq!(rest(&answer).len(), 9);
     assert_eq!(block_on(session.adapters()).unwrap(), weights(&["a"]));
 }

@@ -1,6 +1,8 @@
 //! Every error is a case with its data, a message and a hint.
 
-use epiphyte_bindings::{Engine, EngineOptions, EpiphyteError, ModelSource};
+use epiphyte_bindings::{
+    AdapterSource, Engine, EngineOptions, EpiphyteError, ModelSource, TrainData, TrainOptions,
+};
 use pollster::block_on;
 
 use super::{SHARED, open, text};
@@ -11,12 +13,34 @@ fn opened(source: ModelSource) -> EpiphyteError {
 
 #[test]
 fn a_model_that_is_not_there_is_named() {
-    for path in ["", "/no/such.gguf"] {
-        let error = opened(ModelSource::Path { path: path.into() });
-        assert!(error.message().contains(path), "{error}");
-        assert!(!error.hint().is_empty(), "{error}");
-        assert!(matches!(error, EpiphyteError::Io { .. }), "{error:?}");
-    }
+    let path = "/no/such.gguf";
+    let error = opened(ModelSource::Path { path: path.into() });
+    assert!(error.message().contains(path) && !error.hint().is_empty(), "{error}");
+    assert!(matches!(error, EpiphyteError::Io { .. }), "{error:?}");
+}
+
+#[test]
+fn an_empty_path_is_not_the_folder_one_happens_to_be_in() {
+    let empty = String::new;
+    let named = |error| match error {
+        EpiphyteError::InvalidArgument { name, .. } => name,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(named(opened(ModelSource::Path { path: empty() })), "path");
+    let part = ModelSource::Part { path: empty(), offset: 0, length: None };
+    assert_eq!(named(opened(part)), "path");
+    let source = AdapterSource::Path { path: empty() };
+    assert_eq!(named(block_on(SHARED.load_adapter("a".into(), source)).unwrap_err()), "path");
+    assert_eq!(named(block_on(SHARED.restore(empty())).err().unwrap()), "path");
+    let session = SHARED.session().unwrap();
+    assert_eq!(named(block_on(session.save(empty())).unwrap_err()), "path");
+    let run = |folder, path| {
+        let trainer = SHARED.trainer(TrainOptions::new(folder, TrainData::Jsonl { path })).unwrap();
+        named(block_on(trainer.run(None)).unwrap_err())
+    };
+    assert_eq!(run(empty(), "/no/such".into()), "folder");
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(run(text(dir.path().join("run")), empty()), "data");
 }
 
 #[test]

@@ -7,7 +7,11 @@ mod answers;
 mod batch;
 mod closing;
 mod errors;
+mod lifecycle;
+mod mobile_api;
 mod opening;
+mod overhead;
+mod plan;
 mod sessions;
 mod training;
 

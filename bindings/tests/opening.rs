@@ -11,7 +11,7 @@ use epiphyte_bindings::{
 };
 use pollster::block_on;
 
-use super::{CONTEXT, engine, expected, golden, greedy, rest, session, text, tiny};
+use super::{CONTEXT, engine, expected, golden, greedy, open, rest, session, text, tiny};
 
 #[derive(Default)]
 struct Heard(Mutex<Vec<LoadProgress>>);
@@ -35,6 +35,22 @@ fn opening_tells_how_far_it_is() {
         };
         assert!(of(|_| 0) && of(|p| p.total), "{phase:?}");
     }
+}
+
+#[test]
+fn a_second_start_tests_and_compiles_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = || {
+        let cache_dir = Some(text(dir.path()));
+        let engine = open(EngineOptions { cache_dir, ..EngineOptions::default() }).unwrap();
+        assert_eq!(rest(&session(&engine).generate(greedy(8)).unwrap()), expected(8));
+        let work = engine.counters().unwrap();
+        assert!(work.dispatches > 0 && work.submits > 0 && work.bytes > 0);
+        (work.tested_kernels, work.compiled_kernels)
+    };
+    let (tested, compiled) = start();
+    assert!(tested > 0 && compiled > 0);
+    assert_eq!(start(), (0, 0));
 }
 
 #[test]

@@ -16,7 +16,7 @@ final class Assistant {
     private let model: URL
     private let bundled: [String: URL]
     private let folder: URL
-    private(set) var engine: Engine?
+    private var engine: Engine?
     private var running: Task<Void, Never>?
 
     /// `bundled` are the adapters that come with the app, by name; those learnt here are kept in `folder`.

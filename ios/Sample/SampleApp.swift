@@ -11,15 +11,11 @@ struct SampleApp: App {
             uniqueKeysWithValues: (Bundle.main.urls(forResourcesWithExtension: nil, subdirectory: "Adapters") ?? [])
                 .map { ($0.lastPathComponent, $0) }),
         folder: URL.applicationSupportDirectory.appending(path: "adapters"))
-    @State private var lifecycle: Lifecycle?
 
     var body: some Scene {
         WindowGroup {
             ContentView(assistant: assistant)
-                .task {
-                    await assistant.open()
-                    lifecycle = assistant.engine.map { Lifecycle($0) }
-                }
+                .task { await assistant.open() }
         }
     }
 }

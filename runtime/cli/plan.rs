@@ -154,7 +154,7 @@ fn textbook(args: &PlanArgs, parameters: f64) -> Result<Report> {
     let training = args.train.then_some((trained, states));
     let textbook = Textbook { parameters, bytes_per_param: args.bytes_per_param, training };
     let plan = textbook.plan();
-    within(&plan, args.memory_budget, || "use fewer bytes a parameter, or a smaller model".into())?;
+    plan.within(args.memory_budget, || "use fewer bytes a parameter, or a smaller model".into())?;
     Ok(Report { textbook: Some(textbook), ..report(&plan, args) })
 }
 
@@ -198,7 +198,7 @@ fn answering(args: &PlanArgs, gguf: &Gguf, config: &ModelConfig, caps: &Caps) ->
     };
     let kv_tokens = args.kv_tokens.unwrap_or(context);
     let wanted = plan(kv_tokens)?;
-    within(&wanted, args.memory_budget, || {
+    wanted.within(args.memory_budget, || {
         let fits = |tokens: usize| {
             let bytes = plan(tokens).map_or(u64::MAX, |plan| plan.total_bytes());
             args.memory_budget.is_some_and(|budget| bytes <= budget)
@@ -210,19 +210,6 @@ fn answering(args: &PlanArgs, gguf: &Gguf, config: &ModelConfig, caps: &Caps) ->
         }
     })?;
     Ok(report(&wanted, args))
-}
-
-/// Errors: [`Error::OverBudget`].
-fn within(plan: &MemoryPlan, budget: Option<u64>, remedy: impl Fn() -> String) -> Result<()> {
-    match budget.filter(|&budget| plan.total_bytes() > budget) {
-        None => Ok(()),
-        Some(budget) => Err(Error::OverBudget {
-            needed: human_bytes(plan.total_bytes()),
-            budget: human_bytes(budget),
-            sum: plan.sum(),
-            remedy: remedy(),
-        }),
-    }
 }
 
 fn report(plan: &MemoryPlan, args: &PlanArgs) -> Report {

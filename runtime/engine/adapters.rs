@@ -9,7 +9,7 @@ use crate::adapter::{Adapter, LoadReport};
 use crate::error::{Error, Result};
 use crate::parallel;
 
-use super::residents::{AdapterState, Incoming, ReadAgain};
+use super::residents::{AdapterState, Incoming, ReadAgain, SetId};
 use super::{Engine, Session};
 
 /// What becomes of the transcript when a session's adapters change.
@@ -101,36 +101,72 @@ impl Engine {
         path: Option<&Path>,
     ) -> Result<Arc<LoadReport>> {
         let shape = self.base.adapter_shape();
-        let incoming = Incoming::new(id, adapter, &shape, path.map(Path::to_path_buf))?;
+        let incoming = Incoming::new(id, adapter, &shape, path)?;
+        self.surviving(|| self.send_adapter(id, incoming.clone()))
+    }
+
+    fn send_adapter(&self, id: &str, incoming: Incoming) -> Result<Arc<LoadReport>> {
         // Before the turn, so that nobody waits for the compiler.
-        let specs = self.executor().adapted_specs(self.gpu.caps());
-        self.gpu.compile_all(specs, &mut |_, _| ())?;
-        let mut executor = self.executor();
+        let specs = self.executor()?.adapted_specs(self.gpu().caps());
+        self.gpu().compile_all(specs, &mut |_, _| ())?;
+        let mut executor = self.executor()?;
+        let gpu = self.gpu();
         if executor.registry.fits(&incoming) {
-            executor.make_u(&self.gpu)?;
+            executor.make_u(gpu)?;
         }
-        let inserted = executor.registry.insert(&self.gpu, id, incoming);
-        executor.bind_adapters(&self.gpu)?;
+        let inserted = executor.registry.insert(gpu, id, incoming);
+        executor.bind_adapters(gpu)?;
         inserted?;
-        self.gpu.check()?;
-        Ok(executor.registry.report(id).unwrap_or_default())
+        gpu.check()?;
+        let report = executor.registry.report(id).unwrap_or_default();
+        drop(executor);
+        // Binding the first adapter compiles, too.
+        gpu.save_pipelines();
+        Ok(report)
+    }
+
+    /// A set of `adapters` for a session that has `current`; `None` where that is it.
+    fn acquire(&self, current: SetId, adapters: &[(String, f32)]) -> Result<Option<SetId>> {
+        let seat = self.seat();
+        if seat.registry().is(current, adapters) {
+            return Ok(None);
+        }
+        let (mut read, mut executor) = (ReadAgain::new(), self.with_model(seat)?);
+        // What is read between two turns may meanwhile have been replaced, or others sent away.
+        loop {
+            let absent = executor.registry.absent(adapters, &read)?;
+            if absent.is_empty() {
+                break;
+            }
+            executor = self.read_between(executor, &absent, &mut read)?;
+        }
+        let acquired = executor.registry.acquire(self.gpu(), adapters, &read);
+        // The first of a set's adapters may have moved the buffers before the second failed.
+        let moved = executor.bind_adapters(self.gpu());
+        let set = acquired?;
+        if let Err(error) = moved {
+            executor.registry.release(set);
+            return Err(error);
+        }
+        executor.registry.release(current);
+        Ok(Some(set))
     }
 
     /// Forgets an adapter.
     ///
     /// Errors: [`Error::AdapterInUse`].
     pub fn unload_adapter(&self, id: &str) -> Result<()> {
-        self.executor().registry.remove(id)
+        self.seat().registry_mut().remove(id)
     }
 
     /// The adapters that are loaded, by id, with those that were replaced and are still in use.
     pub fn adapters(&self) -> Vec<AdapterState> {
-        self.executor().registry.states()
+        self.seat().registry().states()
     }
 
     /// What the file of a loaded adapter held.
     pub fn adapter_report(&self, id: &str) -> Option<Arc<LoadReport>> {
-        self.executor().registry.report(id)
+        self.seat().registry().report(id)
     }
 
     /// Runs `prompt` with and without an adapter.
@@ -178,37 +214,14 @@ impl Session {
     pub fn set_adapters(&mut self, change: &Change<'_>) -> Result<()> {
         let adapters: Vec<(String, f32)> =
             change.adapters.iter().map(|(id, weight)| ((*id).to_string(), *weight)).collect();
-        let (engine, mut read) = (Arc::clone(&self.engine), ReadAgain::new());
-        let mut executor = engine.executor();
-        if executor.registry.is(self.set, &adapters) {
-            drop(executor);
+        let engine = Arc::clone(&self.engine);
+        let Some(set) = engine.surviving(|| engine.acquire(self.set, &adapters))? else {
             if self.mixed && change.history == KvPolicy::Recompute {
                 self.forget_kv();
             }
             return Ok(());
-        }
-        // What is read between two turns may meanwhile have been replaced, or others sent away.
-        loop {
-            let absent = executor.registry.absent(&adapters, &read)?;
-            if absent.is_empty() {
-                break;
-            }
-            drop(executor);
-            let shape = engine.base.adapter_shape();
-            absent.iter().try_for_each(|absent| absent.read_into(&mut read, &shape))?;
-            executor = engine.executor();
-        }
-        let acquired = executor.registry.acquire(&engine.gpu, &adapters, &read);
-        // The first of a set's adapters may have moved the buffers before the second failed.
-        let moved = executor.bind_adapters(&engine.gpu);
-        let set = acquired?;
-        if let Err(error) = moved {
-            executor.registry.release(set);
-            return Err(error);
-        }
-        executor.registry.release(self.set);
+        };
         self.set = set;
-        drop(executor);
         match change.history {
             KvPolicy::Keep => self.mixed |= self.kv_len > 0,
             KvPolicy::Recompute => self.forget_kv(),
@@ -218,6 +231,6 @@ impl Session {
 
     /// Its adapters and their weights.
     pub fn adapters(&self) -> Vec<(String, f32)> {
-        self.engine.executor().registry.adapters(self.set).to_vec()
+        self.engine.seat().registry().adapters(self.set).to_vec()
     }
 }

@@ -1,11 +1,11 @@
 //! The frozen base: everything that is read from a model file, immutable once loaded.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::adapter::{AdaptedBase, BaseShape, BaseWeights};
 use crate::base::ModelConfig;
-use crate::base::fingerprint::fingerprint;
+use crate::base::fingerprint::{self, fingerprint};
 use crate::chat::ChatTemplate;
 use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;
@@ -14,12 +14,10 @@ use crate::model::weights::Weights;
 use crate::progress::{LoadPhase, LoadProgress};
 use crate::tokenizer::{Tokenizer, TokenizerSpec};
 
-/// A loaded model: sizes, weights on the device, tokenizer, template.
+/// A loaded model: sizes, tokenizer, template. Its weights are on the device.
 pub struct Base {
     /// Its sizes.
     pub config: ModelConfig,
-    /// On the device.
-    pub(crate) weights: Arc<Weights>,
     /// Text to ids and back.
     pub tokenizer: Arc<Tokenizer>,
     /// Conversations to text.
@@ -28,18 +26,20 @@ pub struct Base {
     pub fingerprint: String,
     /// Size of the file's tensors.
     pub file_bytes: u64,
-    /// Where it was read from, unless from memory.
-    path: Option<PathBuf>,
+    source: Source,
+}
+
+/// Where a model can be read again.
+enum Source {
+    /// Its file, or the first of its shards.
+    File(PathBuf),
+    /// A file without a name, that stays open.
+    Open(Gguf),
+    /// Memory that was not kept.
+    Nowhere,
 }
 
 impl Base {
-    internal! {
-        /// The weights on the device.
-        pub fn weights(&self) -> &Arc<Weights> {
-            &self.weights
-        }
-    }
-
     /// Reads and checks the whole file, then sends the weights to the device, of which `progress`
     /// hears. Chats are rendered with `chat_template`, or with the file's own, which is parsed when
     /// the first one is.
@@ -51,7 +51,7 @@ impl Base {
         gguf: &Gguf,
         chat_template: Option<&str>,
         progress: &mut dyn FnMut(LoadProgress),
-    ) -> Result<Self> {
+    ) -> Result<(Self, Weights)> {
         let config = ModelConfig::from_gguf(gguf)?;
         config.check_tensors(gguf)?;
         let spec = TokenizerSpec::from_gguf(gguf)?;
@@ -70,7 +70,7 @@ impl Base {
         });
         let (fingerprint, tokenizer) =
             beside.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        let weights = Arc::new(weights?);
+        let weights = weights?;
         // With the norms, which are too small to be told of.
         sent(file_bytes);
         let text = |id: Option<u32>| {
@@ -81,7 +81,50 @@ impl Base {
             .map_or_else(|| gguf.find("tokenizer.chat_template"), |source| Ok(Some(source)));
         let chat_template = ChatTemplate::unchecked(source, &bos, &eos);
         let path = std::path::absolute(gguf.path()).ok().filter(|path| path.is_file());
-        Ok(Self { config, weights, tokenizer, chat_template, fingerprint, file_bytes, path })
+        let source = path.map_or(Source::Nowhere, Source::File);
+        let base = Self { config, tokenizer, chat_template, fingerprint, file_bytes, source };
+        Ok((base, weights))
+    }
+
+    /// Keeps the open file, if it has no name to be opened by again.
+    pub(super) fn keep(&mut self, gguf: Gguf) {
+        if let Source::Nowhere = self.source {
+            self.source = Source::Open(gguf);
+        }
+    }
+
+    /// Whether [`Base::read_again`] has something to read.
+    pub(super) fn can_be_read_again(&self) -> bool {
+        !matches!(self.source, Source::Nowhere)
+    }
+
+    /// Sends the weights to the device again.
+    ///
+    /// Errors: [`Error::BaseMismatch`] when the file is another by now; as [`Base::load`].
+    pub(super) fn read_again(&self, gpu: &Gpu) -> Result<Weights> {
+        match &self.source {
+            Source::Open(gguf) => Weights::load(gpu, gguf, &self.config, &mut |_| {}),
+            Source::File(path) => {
+                let gguf = Gguf::open(path)?;
+                let config = ModelConfig::from_gguf(&gguf)?;
+                config.check_tensors(&gguf)?;
+                let spec = TokenizerSpec::from_gguf(&gguf)?;
+                let got = fingerprint(&gguf, &config, &spec)?;
+                fingerprint::check(&self.fingerprint, &got)?;
+                Weights::load(gpu, &gguf, &config, &mut |_| {})
+            }
+            Source::Nowhere => {
+                let reason = "it was opened from memory, which was not kept; open the engine again";
+                Err(Error::DeviceLost(reason.into()))
+            }
+        }
+    }
+
+    fn path(&self) -> Option<&Path> {
+        match &self.source {
+            Source::File(path) => Some(path),
+            Source::Open(_) | Source::Nowhere => None,
+        }
     }
 }
 
@@ -93,7 +136,7 @@ impl Base {
 
     /// As [`Self::adapter_shape`], and where the weights are.
     pub fn adapted(&self) -> AdaptedBase<'_> {
-        let weights = self.path.as_deref().map_or(BaseWeights::Unknown, BaseWeights::File);
+        let weights = self.path().map_or(BaseWeights::Unknown, BaseWeights::File);
         AdaptedBase { shape: self.adapter_shape(), weights }
     }
 }

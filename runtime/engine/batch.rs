@@ -8,20 +8,21 @@
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::gpu::Tensor;
 use crate::model::activations::LOGIT_ROWS;
 use crate::model::attend::Run;
 use crate::model::decoder::Decoder;
-use crate::model::kv_cache::PAGE_LEN;
+use crate::model::pages::PAGE_LEN;
 
 use super::adapters::{Change, KvPolicy};
-use super::executor::{Choice, Executor, Row, Space};
+use super::executor::{Choice, Row, Space};
 use super::lane::Lane;
 use super::options::{AnswerStats, FinishReason, GenerateOptions, Token};
-use super::pass::Pass;
-use super::turns::Turn;
+use super::pass::{How, Pass};
+use super::seat::{Seat, Turn};
 use super::working::{MAX_BIASES, RING_SLOTS};
 use super::{Engine, Session};
 
@@ -33,6 +34,7 @@ const _: () = assert!(DEPTH < RING_SLOTS, "a ring slot is reused only after it w
 struct Flight {
     slot: usize,
     index: wgpu::SubmissionIndex,
+    how: How,
 }
 
 /// One sequence of a batch.
@@ -64,6 +66,8 @@ pub struct Batch<'s> {
     in_flight: VecDeque<Flight>,
     next_slot: usize,
     readbacks: Vec<Tensor>,
+    /// Whose they are.
+    device: usize,
     ready: VecDeque<BatchToken>,
     failed: bool,
 }
@@ -94,9 +98,6 @@ impl<'s> Batch<'s> {
             let reason = format!("{biases} biases in the batch; at most {MAX_BIASES}");
             return Err(Error::InvalidArgument { name: "logit_bias", reason });
         }
-        let readbacks = (0..RING_SLOTS)
-            .map(|_| engine.gpu.readback("tokens", LOGIT_ROWS as u64 * 4))
-            .collect::<Result<Vec<_>>>()?;
         let id = engine.run_id();
         let active = (0..lanes.len()).filter(|&i| lanes[i].finished.is_none()).collect();
         let (in_flight, ready) =
@@ -108,7 +109,8 @@ impl<'s> Batch<'s> {
             active,
             in_flight,
             next_slot: 0,
-            readbacks,
+            readbacks: Vec::new(),
+            device: 0,
             ready,
             failed: false,
         })
@@ -136,8 +138,8 @@ impl<'s> Batch<'s> {
 
     /// The next token of any sequence; `None` when all have ended.
     ///
-    /// Errors: as [`crate::gpu::Gpu::check`]; the batch is then over, the sessions keep what was
-    /// handed out.
+    /// Errors: as [`Session::prefill`]; the batch is then over, the sessions keep what was handed
+    /// out. Only [`Error::Background`] does not end it: it goes on in the foreground.
     fn next_token(&mut self) -> Option<Result<BatchToken>> {
         loop {
             if let Some(ready) = self.ready.pop_front() {
@@ -146,9 +148,15 @@ impl<'s> Batch<'s> {
             if self.is_over() {
                 return None;
             }
-            if let Err(error) = self.advance() {
-                self.failed = true;
-                self.in_flight.clear();
+            let engine = Arc::clone(&self.engine);
+            if let Err(error) = engine.surviving(|| self.advance()) {
+                if matches!(error, Error::Background) {
+                    // A step may have been half submitted: the rows are loaded anew.
+                    self.id = engine.run_id();
+                } else {
+                    self.failed = true;
+                    self.in_flight.clear();
+                }
                 return Some(Err(error));
             }
         }
@@ -171,9 +179,9 @@ impl<'s> Batch<'s> {
         }
         let session = &mut *self.lanes[index].session;
         session.set_adapters(change)?;
-        let mut executor = self.engine.executor();
-        if let Some(row) =
-            self.active.iter().position(|&i| i == index).filter(|_| executor.owner == self.id)
+        let row = self.active.iter().position(|&i| i == index);
+        if let (Seat::Taken(executor), Some(row)) = (&mut *self.engine.seat(), row)
+            && executor.owner == self.id
         {
             executor.set_row_adapters(row, session.set);
         }
@@ -183,9 +191,12 @@ impl<'s> Batch<'s> {
     /// Keeps the device busy, then takes the oldest step's tokens.
     fn advance(&mut self) -> Result<()> {
         let engine = Arc::clone(&self.engine);
-        while self.in_flight.len() < DEPTH && self.may_submit() {
+        let began = Instant::now();
+        self.renew_readbacks()?;
+        let (depth, mut kept) = (engine.lifecycle.depth(DEPTH), None);
+        while self.in_flight.len() < depth && self.may_submit() {
             let claim = engine.steps.take();
-            let turn = engine.executor();
+            let turn = engine.executor()?;
             if turn.owner == self.id {
                 self.submit(turn)?;
                 continue;
@@ -199,19 +210,49 @@ impl<'s> Batch<'s> {
             if self.active.is_empty() {
                 return Ok(());
             }
-            let _claim = engine.steps.take();
-            let mut turn = engine.executor();
-            let rows: Vec<Row<'_>> = self.active.iter().map(|&i| self.lanes[i].row()).collect();
-            turn.load_rows(&engine.gpu, self.id, &rows);
-            self.submit(turn)?;
-        }
-        match self.in_flight.pop_front() {
-            Some(flight) => self.take(flight),
-            None => {
-                self.finish_full();
-                Ok(())
+            if !self.begin()? {
+                // What had to make room is not taken a second time.
+                kept.get_or_insert_with(|| engine.recoveries.enter_first());
             }
         }
+        match self.in_flight.pop_front() {
+            Some(flight) => self.take(flight)?,
+            None => self.finish_full(),
+        }
+        engine.lifecycle.rest(began);
+        Ok(())
+    }
+
+    /// Loads the rows and submits their first step; false if something of theirs has made room
+    /// since it was prepared.
+    fn begin(&mut self) -> Result<bool> {
+        let engine = Arc::clone(&self.engine);
+        let _claim = engine.steps.take();
+        let mut turn = engine.executor()?;
+        let rows: Vec<Row<'_>> = self.active.iter().map(|&i| self.lanes[i].row()).collect();
+        if !rows.iter().all(|row| turn.holds(row.pages, row.set)) {
+            return Ok(false);
+        }
+        if engine.device_number() != self.device {
+            return Err(Error::DeviceLost("before a step".into()));
+        }
+        turn.load_rows(engine.gpu(), self.id, &rows);
+        self.submit(turn)?;
+        Ok(true)
+    }
+
+    /// Makes the readbacks, again where the device is another one; what was on its way to the old
+    /// ones is lost, and no session holds it.
+    fn renew_readbacks(&mut self) -> Result<()> {
+        let device = self.engine.device_number();
+        if self.device == device && !self.readbacks.is_empty() {
+            return Ok(());
+        }
+        self.in_flight.clear();
+        let readback = |_| self.engine.gpu().readback("tokens", LOGIT_ROWS as u64 * 4);
+        self.readbacks = (0..RING_SLOTS).map(readback).collect::<Result<_>>()?;
+        self.device = device;
+        Ok(())
     }
 
     /// Steps ahead of the host's knowledge: every lane still has room and may need the token.
@@ -225,11 +266,11 @@ impl<'s> Batch<'s> {
             && self
                 .active
                 .iter()
-                .all(|&i| self.lanes[i].session.tokens.len() + ahead < self.engine.context)
+                .all(|&i| self.lanes[i].session.tokens.len() + ahead < self.engine.context())
     }
 
     fn finish_full(&mut self) {
-        let context = self.engine.context;
+        let context = self.engine.context();
         for &i in &self.active {
             if self.lanes[i].session.tokens.len() >= context {
                 self.lanes[i].finished = Some(FinishReason::ContextFull);
@@ -253,9 +294,9 @@ impl<'s> Batch<'s> {
     }
 
     /// Submits a step of the loaded lanes.
-    fn submit(&mut self, mut turn: Turn<'_, Executor>) -> Result<()> {
+    fn submit(&mut self, mut turn: Turn<'_>) -> Result<()> {
         let engine = Arc::clone(&self.engine);
-        let (gpu, ahead) = (&engine.gpu, self.in_flight.len());
+        let (gpu, ahead) = (engine.gpu(), self.in_flight.len());
         let mut runs = [Run { row0: 0, count: 1, positions: 0 }; LOGIT_ROWS];
         for (m, &i) in self.active.iter().enumerate() {
             let session = &mut *self.lanes[i].session;
@@ -268,13 +309,15 @@ impl<'s> Batch<'s> {
         let (slot, rows) = (self.next_slot, self.active.len());
         let samplers = self.active.iter().map(|&i| self.lanes[i].sampler);
         let choice = Choice { samplers, slot, readback: &self.readbacks[slot] };
-        let pass = Pass { space: Space::Steps, runs: &runs[..rows], cancel: None };
+        let runs = &runs[..rows];
+        let how = How::of(rows, runs.iter().map(|run| run.positions).max().unwrap_or(1));
+        let pass = Pass { space: Space::Steps, runs, how, cancel: None };
         let parts = turn.parts().chain(Decoder::head_parts(0, rows as u32));
         let index = engine.run(turn, &pass, parts, |executor, commands| {
             executor.record_choice(commands, rows as u32, choice);
         })?;
         self.next_slot = (slot + 1) % RING_SLOTS;
-        self.in_flight.push_back(Flight { slot, index });
+        self.in_flight.push_back(Flight { slot, index, how });
         Ok(())
     }
 
@@ -282,9 +325,9 @@ impl<'s> Batch<'s> {
     fn take(&mut self, flight: Flight) -> Result<()> {
         let mut ids = [0_u32; LOGIT_ROWS];
         let ids = &mut ids[..self.active.len()];
-        self.engine.gpu.take(&self.readbacks[flight.slot], flight.index, ids)?;
+        self.engine.gpu().take(&self.readbacks[flight.slot], flight.index, ids)?;
         for (&i, &mut id) in self.active.iter().zip(ids) {
-            let token = Token { id, text: self.lanes[i].accept(id) };
+            let token = Token { id, text: self.lanes[i].accept(id, flight.how) };
             self.ready.push_back(BatchToken { index: i, token });
         }
         if self.active.iter().any(|&i| self.lanes[i].finished.is_some()) {

@@ -1,6 +1,6 @@
 //! What one may ask of an engine's device.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Engine;
 use crate::error::Result;
@@ -17,6 +17,10 @@ pub struct DeviceWork {
     pub submits: u64,
     /// Bytes of weights and KV cache that kernels read.
     pub bytes: u64,
+    /// Kernels that the self-test compared with the CPU; none where an earlier start has.
+    pub tested_kernels: u64,
+    /// Kernels compiled that no earlier start with the same cache folder and driver compiled.
+    pub compiled_kernels: u64,
 }
 
 /// How fast a device is.
@@ -33,52 +37,56 @@ impl Engine {
     internal! {
         /// The device.
         pub fn gpu(&self) -> &Gpu {
-            &self.gpu
+            self.second.get().unwrap_or(&self.first)
         }
     }
 
     /// The device on a line: name, backend, driver.
     pub fn device(&self) -> String {
-        self.gpu.description()
+        self.gpu().description()
     }
 
     /// The device computes on the processor.
     pub fn is_software(&self) -> bool {
-        self.gpu.caps().software
+        self.gpu().caps().software
     }
 
     /// Bytes of device memory that everything of this engine takes now, training included.
     pub fn device_bytes(&self) -> u64 {
-        self.gpu.allocated_bytes()
+        self.class_bytes().iter().map(|of_class| of_class.bytes).sum()
     }
 
-    /// What the device has done so far.
+    /// What the device has done since it was opened.
     pub fn device_work(&self) -> DeviceWork {
-        let counters = &self.gpu.counters;
-        let [dispatches, submits, bytes] =
-            [&counters.dispatches, &counters.submits, &counters.bytes]
-                .map(|counter| counter.load(Ordering::Relaxed));
-        DeviceWork { dispatches, submits, bytes }
+        let counters = &self.gpu().counters;
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        DeviceWork {
+            dispatches: read(&counters.dispatches),
+            submits: read(&counters.submits),
+            bytes: read(&counters.bytes),
+            tested_kernels: read(&counters.tested),
+            compiled_kernels: read(&counters.compiled),
+        }
     }
 
     /// Measures the device for about a second.
     ///
     /// Errors: [`crate::Error::Gpu`], [`crate::Error::OutOfMemory`].
     pub fn device_speed(&self) -> Result<DeviceSpeed> {
-        DeviceSpeed::of(&self.gpu)
+        DeviceSpeed::of(self.gpu())
     }
 
     /// Waits until the device has done all that was asked of it.
     ///
     /// Errors: [`crate::Error::DeviceLost`], [`crate::Error::OutOfMemory`], [`crate::Error::Gpu`].
     pub fn wait(&self) -> Result<()> {
-        self.gpu.wait(None)
+        self.gpu().wait(None)
     }
 
-    /// Keeps compiled kernels for the next start; for a program that leaves without dropping the
-    /// engine, which does it, too.
+    /// Keeps what was compiled since the engine was opened for the next start; for a program that
+    /// leaves without dropping the engine, which does it, too.
     pub fn save_pipelines(&self) {
-        self.gpu.save_pipelines();
+        self.gpu().save_pipelines();
     }
 }
 

@@ -6,22 +6,26 @@
 //! rows, tables and settings first. What else a pass needs (cache, adapters, directory) may be
 //! changed by others between two of its turns: [`Executor::resume`].
 
+mod room;
+
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Commands, Gpu, KernelSpec, Op, Tensor};
 use crate::kernels::rope;
 use crate::kernels::sample::{self, Sampler};
-use crate::model::activations::{Activations, LOGIT_ROWS, Limits};
-use crate::model::attend::Run;
+use crate::model::activations::{LOGIT_ROWS, Limits};
 use crate::model::decoder::{Decoder, Part, Pass};
-use crate::model::kv_cache::{Held, KvCache, PAGE_LEN, PageKey, PagePool, Reach, first_page};
+use crate::model::kv_cache::KvCache;
+use crate::model::pages::{Held, PAGE_LEN, PageKey, PagePool, Reach};
 use crate::model::site::LoraPass;
 use crate::model::weights::Weights;
+use crate::progress::{LoadPhase, LoadProgress};
 
-use super::Base;
+use super::pass::How;
 use super::residents::{Registry, SetId};
 use super::working::{Sampling, Spaces, Working};
+use super::{Base, Setup};
 
 /// Where a pass has its activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,9 +90,11 @@ pub(crate) struct Chunk<'a> {
     /// Of the first one.
     pub(crate) position: usize,
     /// Of its sequence's pages, as far as they may be published.
-    pub(crate) keys: &'a [PageKey],
+    pub(crate) keys: &'a [Option<PageKey>],
     /// Its adapters.
     pub(crate) set: SetId,
+    /// As it was computed before; `None`: as the number of rows has it.
+    pub(crate) how: Option<How>,
 }
 
 /// How a decode step chooses its tokens, and where they go.
@@ -117,9 +123,36 @@ pub(crate) struct Row<'a> {
 }
 
 impl Executor {
-    pub(crate) fn new(
+    /// Compiles what works on `weights`, of which `progress` hears, and makes room for it.
+    ///
+    /// Errors: [`Error::OutOfMemory`]; as [`Gpu::kernel`] and [`Gpu::check`].
+    pub(crate) fn load(
         gpu: &Gpu,
         base: &Base,
+        weights: Weights,
+        setup: &Setup,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Self> {
+        let spaces = Spaces::new(gpu.caps(), setup.context, setup.kv_f32);
+        let specs = Self::specs(gpu.caps(), base, &weights, &spaces.steps);
+        gpu.compile_all(specs, &mut |done, total| {
+            progress(LoadProgress {
+                phase: LoadPhase::Shaders,
+                done: done as u64,
+                total: total as u64,
+            });
+        })?;
+        // What the weights were staged in is given back first, so that it leaves no gaps.
+        gpu.wait(None)?;
+        let executor = Self::new(gpu, base, weights, &spaces, setup.adapter_budget)?;
+        gpu.check()?;
+        Ok(executor)
+    }
+
+    fn new(
+        gpu: &Gpu,
+        base: &Base,
+        weights: Weights,
         spaces: &Spaces,
         adapter_budget: u64,
     ) -> Result<Self> {
@@ -130,7 +163,7 @@ impl Executor {
             gpu.write(rotations, 0, &rope::rotations(&frequencies, spaces.steps.positions));
         }
         let workspace = |activations, limits| {
-            let decoder = Decoder::new(gpu, config, &base.weights, &cache, activations, limits)?;
+            let decoder = Decoder::new(gpu, config, &weights, &cache, activations, limits)?;
             Ok::<_, Error>(Workspace { decoder, row_sets: Vec::new(), lora: None, moves: None })
         };
         let steps = workspace(steps, &spaces.steps)?;
@@ -146,16 +179,14 @@ impl Executor {
             last: gpu
                 .op(&sample::final_spec(), &[&partials, &a.token_ids, &a.rows, &seen, &ring])?,
         };
-        let mut pools = [PagePool::default(), PagePool::default()];
-        pools[Reach::All as usize].grow(cache.pages(Reach::All));
-        pools[Reach::Window as usize].grow(cache.pages(Reach::Window));
+        let pools = Reach::EACH.map(|reach| PagePool::of(cache.pages(reach)));
         let registry = Registry::new(gpu, base.adapter_shape(), spaces.most_rows(), adapter_budget);
         Ok(Self {
             cache,
             pools,
             window: config.window(),
             registry,
-            weights: Arc::clone(&base.weights),
+            weights: Arc::new(weights),
             steps,
             prompts,
             directory_of: None,
@@ -171,7 +202,7 @@ impl Executor {
     }
 
     /// What [`Executor::new`] and the first token need compiled.
-    pub(crate) fn specs(caps: &Caps, base: &Base, limits: &Limits) -> Vec<KernelSpec> {
+    fn specs(caps: &Caps, base: &Base, weights: &Weights, limits: &Limits) -> Vec<KernelSpec> {
         let sampling = [
             sample::partial_spec(),
             sample::final_spec(),
@@ -179,73 +210,12 @@ impl Executor {
             sample::threshold_spec(),
         ];
         // The slowest first, so that no one waits for it in the end.
-        Decoder::specs(caps, &base.config, &base.weights, limits)
-            .into_iter()
-            .chain(sampling)
-            .collect()
+        Decoder::specs(caps, &base.config, weights, limits).into_iter().chain(sampling).collect()
     }
 
-    /// The pages of a reach.
-    pub(crate) fn pool(&mut self, reach: Reach) -> &mut PagePool {
-        &mut self.pools[reach as usize]
-    }
-
-    /// Gives pages back.
-    pub(crate) fn release(&mut self, held: &Held) {
-        for reach in [Reach::All, Reach::Window] {
-            held.of(reach).iter().for_each(|&page| self.pool(reach).release(page));
-        }
-    }
-
-    /// One more user of pages.
-    pub(crate) fn retain(&mut self, held: &Held) {
-        for reach in [Reach::All, Reach::Window] {
-            held.of(reach).iter().for_each(|&page| self.pool(reach).retain(page));
-        }
-    }
-
-    /// Pages for the positions from `from` to `to`, the first of them its user's alone; what the
-    /// windows have left behind is given back, under its key if there is one.
-    pub(crate) fn slide(
-        &mut self,
-        gpu: &Gpu,
-        held: &mut Held,
-        (from, to): (usize, usize),
-        keys: &[PageKey],
-    ) -> Result<()> {
-        let Some(window) = self.window else { return Ok(()) };
-        let first = held.window_from;
-        for (i, page) in held.slide(first_page(from, window)).into_iter().enumerate() {
-            if let Some(key) = keys.get(first + i) {
-                self.pool(Reach::Window).publish(page, *key);
-            }
-            self.pool(Reach::Window).release(page);
-        }
-        let written = (from / PAGE_LEN).checked_sub(held.window_from);
-        if let Some(page) = written.and_then(|i| held.window.get_mut(i)) {
-            *page = self.own_page(gpu, Reach::Window, *page)?;
-        }
-        while held.window_end() * PAGE_LEN < to {
-            held.window.push(self.allocate_page(gpu, Reach::Window)?);
-        }
-        Ok(())
-    }
-
-    /// A page for one user; the cache grows when all are taken.
-    pub(crate) fn allocate_page(&mut self, gpu: &Gpu, reach: Reach) -> Result<u32> {
-        if self.pool(reach).available() == 0 {
-            let pages = self.pool(reach).capacity() + 1;
-            self.cache.grow(gpu, reach, pages)?;
-            for workspace in [&mut self.steps, &mut self.prompts] {
-                workspace.decoder.rebind(gpu, &self.weights, &self.cache)?;
-            }
-            let pages = self.cache.pages(reach);
-            self.pool(reach).grow(pages);
-            self.bind_adapters(gpu)?;
-        }
-        let capacity = self.pool(reach).capacity() * PAGE_LEN;
-        let full = Error::ContextFull { needed: capacity + PAGE_LEN, capacity };
-        self.pool(reach).allocate().ok_or(full)
+    /// On the device.
+    pub(crate) fn weights(&self) -> &Arc<Weights> {
+        &self.weights
     }
 
     /// Makes what adapted kernels work on, before anything of an adapter is staged.
@@ -274,19 +244,6 @@ impl Executor {
         }
     }
 
-    /// Makes `page` its user's alone, copying it if others use it or may come to.
-    pub(crate) fn own_page(&mut self, gpu: &Gpu, reach: Reach, page: u32) -> Result<u32> {
-        if !self.pool(reach).is_shared(page) {
-            return Ok(page);
-        }
-        let copy = self.allocate_page(gpu, reach)?;
-        let mut commands = Commands::new(gpu)?;
-        let copied = self.cache.copy_page(&mut commands, reach, page, copy);
-        commands.submit();
-        self.pool(reach).release(if copied.is_ok() { page } else { copy });
-        copied.map(|()| copy)
-    }
-
     fn workspace(&self, space: Space) -> &Workspace {
         match space {
             Space::Steps => &self.steps,
@@ -312,7 +269,7 @@ impl Executor {
         let a = &self.workspace(space).decoder.activations;
         gpu.write(&a.token_ids, 0, chunk.tokens);
         gpu.write(&a.rows, 0, &rows);
-        write_pages(gpu, a, 0, held);
+        a.write_pages(gpu, 0, held);
         self.set_rows(space, std::iter::repeat_n(chunk.set, rows.len()));
     }
 
@@ -361,19 +318,18 @@ impl Executor {
         self.steps.decoder.parts()
     }
 
-    /// Records a part of the pass over the rows of a space, which `runs` covers.
+    /// Records a part of a pass.
     ///
     /// Errors: as [`Decoder::record`].
     pub(crate) fn record(
         &self,
         commands: &mut Commands<'_>,
-        space: Space,
         part: Part,
-        runs: &[Run],
+        pass: &super::pass::Pass<'_>,
     ) -> Result<()> {
-        let Workspace { decoder, lora, .. } = self.workspace(space);
-        let rows = runs.iter().map(|run| run.count).sum();
-        decoder.record(commands, part, Pass { rows, runs, lora: lora.as_ref() })
+        let Workspace { decoder, lora, .. } = self.workspace(pass.space);
+        let (rows, runs, wide) = (pass.rows(), pass.runs, pass.how == How::Wide);
+        decoder.record(commands, part, Pass { rows, runs, wide, lora: lora.as_ref() })
     }
 
     /// Records a copy of `rows` rows of logits to row `to_row` of `readback`.
@@ -401,7 +357,7 @@ impl Executor {
             biases.extend_from_slice(row.biases);
             gpu.write(&a.token_ids, m as u64 * 4, &[row.token]);
             gpu.write(&a.rows, m as u64 * 8, &[m as u32, row.position]);
-            write_pages(gpu, a, m * max_pages, row.pages);
+            a.write_pages(gpu, m * max_pages, row.pages);
             gpu.write(&self.samplers, (m * size_of::<Sampler>()) as u64, &[sampler]);
             let mut seen = vec![0_u32; seen_words];
             for &token in row.context {
@@ -423,6 +379,8 @@ impl Executor {
     }
 
     /// Gives row `m`, whose first `kv_len` positions are there, the page that follows its last one.
+    ///
+    /// Errors: as [`Executor::allocate_page`].
     pub(crate) fn next_page(
         &mut self,
         gpu: &Gpu,
@@ -430,10 +388,11 @@ impl Executor {
         held: &mut Held,
         kv_len: usize,
     ) -> Result<()> {
+        let end = (held.all.len() + 1) * PAGE_LEN;
+        self.slide(gpu, held, kv_len..end, &[])?;
         held.all.push(self.allocate_page(gpu, Reach::All)?);
-        self.slide(gpu, held, (kv_len, held.all.len() * PAGE_LEN), &[])?;
         let decoder = &self.steps.decoder;
-        write_pages(gpu, &decoder.activations, m * decoder.max_pages(), held);
+        decoder.activations.write_pages(gpu, m * decoder.max_pages(), held);
         Ok(())
     }
 
@@ -455,13 +414,5 @@ impl Executor {
         let offset = slot * LOGIT_ROWS;
         sample::record_final(commands, &self.ops.last, self.vocab, rows, offset as u32);
         commands.copy(&self.ring, offset as u64 * 4, readback, 0, u64::from(rows) * 4);
-    }
-}
-
-/// Writes a sequence's page tables, from element `at` on.
-fn write_pages(gpu: &Gpu, a: &Activations, at: usize, held: &Held) {
-    gpu.write(&a.pages, at as u64 * 4, &held.all);
-    if let Some(pages) = &a.window_pages {
-        gpu.write(pages, (at + held.window_from) as u64 * 4, &held.window);
     }
 }

@@ -10,6 +10,7 @@ use crate::tokenizer::{DecodeOptions, Detokenizer, Tokenizer};
 use super::batch::Sequence;
 use super::executor::Row;
 use super::options::{AnswerStats, FinishReason, GenerateOptions};
+use super::pass::How;
 use super::{Engine, Session};
 
 /// One sequence of the batch.
@@ -110,10 +111,11 @@ impl<'s> Lane<'s> {
         }
     }
 
-    /// Adds a token to the session and gives the text that is now certain.
-    pub(super) fn accept(&mut self, id: u32) -> String {
+    /// Adds a token to the session, whose last one was computed like this, and gives the text that
+    /// is now certain.
+    pub(super) fn accept(&mut self, id: u32, how: How) -> String {
         self.session.tokens.push(id);
-        self.session.kv_len += 1;
+        self.session.computed(1, how);
         self.generated += 1;
         let now = Instant::now();
         self.clock.came = Some((self.clock.came.map_or(now, |(first, _)| first), now));
@@ -138,7 +140,7 @@ impl<'s> Lane<'s> {
         if self.finished.is_none() && options.cancel.is_cancelled() {
             self.finished = Some(FinishReason::Cancelled);
         }
-        if self.finished.is_none() && self.session.tokens.len() >= engine.context {
+        if self.finished.is_none() && self.session.tokens.len() >= engine.context() {
             self.finished = Some(FinishReason::ContextFull);
         }
         if self.finished.is_some() {

@@ -6,14 +6,20 @@
 pub mod adapters;
 pub mod base;
 pub mod batch;
+mod benches;
+mod compute;
 mod device;
 mod executor;
+mod gate;
 pub mod generation;
 mod lane;
+pub mod lifecycle;
 pub mod options;
 mod pass;
 pub mod plan;
+pub mod pressure;
 mod residents;
+mod seat;
 pub mod session;
 mod snapshot;
 mod turns;
@@ -21,14 +27,17 @@ mod working;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 pub use adapters::{Change, KvPolicy, Probe};
 pub use base::Base;
 pub use batch::{Batch, BatchToken, Sequence, generate_batch};
+pub(crate) use benches::Bench;
 pub use device::{DeviceSpeed, DeviceWork};
 pub use generation::Generation;
+pub use lifecycle::{EnginePhase, EngineState, StateWatch, ThermalState, TrainingPace};
 pub use options::{AnswerStats, FinishReason, GenerateOptions, Sampling, Token};
+pub use pressure::{ClassBytes, MemoryLevel, MemoryReport};
 pub use residents::AdapterState;
 pub use session::Session;
 pub use working::pass_rows;
@@ -38,13 +47,16 @@ pub use crate::cancel::CancelToken;
 use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;
 use crate::gpu::{Gpu, GpuOptions};
-use crate::progress::{LoadPhase, LoadProgress};
+use crate::progress::LoadProgress;
 use crate::selftest;
+use benches::Benches;
 use executor::Executor;
+use gate::Gate;
+use lifecycle::Lifecycle;
 use residents::SetId;
+use seat::Seat;
 use session::Returned;
-use turns::{Turn, Turns};
-use working::Spaces;
+use turns::Turns;
 
 /// How to open an [`Engine`].
 #[derive(Clone, Debug)]
@@ -80,22 +92,36 @@ impl Default for EngineOptions {
 
 /// A device with a base on it.
 pub struct Engine {
-    gpu: Gpu,
+    first: Gpu,
+    /// The GPU again, if the first device was lost.
+    second: OnceLock<Gpu>,
     base: Base,
-    executor: Turns<Executor>,
+    seat: Turns<Seat>,
     /// Who has the activations of a [`executor::Space`] for a pass. Taken one at a time, and never
     /// while having a turn at the executor.
     steps: Turns<()>,
     prompts: Turns<()>,
+    /// Whoever computes again what had to make room is inside, so that it is not taken twice.
+    recoveries: Gate,
+    pub(crate) benches: Benches,
+    lifecycle: Lifecycle,
     /// Arithmetic of the largest part of a long pass so far: what a turn of a short one may hold,
     /// so that it has not many more of them to wait for.
     long_part: AtomicU64,
     /// What sessions no longer need, until the next turn.
     returned: Mutex<Vec<Returned>>,
-    context: usize,
+    setup: Setup,
     kv_f16: bool,
     next_run: AtomicU64,
     trains: bool,
+}
+
+/// What decides the sizes of an executor, beside model and device.
+struct Setup {
+    /// Most tokens of a session.
+    context: usize,
+    kv_f32: bool,
+    adapter_budget: u64,
 }
 
 impl Engine {
@@ -119,7 +145,9 @@ impl Engine {
         Self::open_gguf(Gguf::open(path)?, options, progress)
     }
 
-    /// As [`Engine::open_with`], for a model file that is open already.
+    /// As [`Engine::open_with`], for a model file that is open already. One without a name (in
+    /// memory, or by a descriptor) stays open as long as the engine, which may have to read it
+    /// again.
     ///
     /// Errors: as [`Engine::open`].
     pub fn open_gguf(
@@ -133,6 +161,7 @@ impl Engine {
         let mut engine = Self::load_on(gpu, &gguf, &options, progress)?;
         if let Some(engine) = Arc::get_mut(&mut engine) {
             engine.trains = trains;
+            engine.base.keep(gguf);
         }
         Ok(engine)
     }
@@ -147,36 +176,33 @@ impl Engine {
         options: &EngineOptions,
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Arc<Self>> {
-        let base = Base::load(&gpu, gguf, options.chat_template.as_deref(), progress)?;
+        let (base, weights) = Base::load(&gpu, gguf, options.chat_template.as_deref(), progress)?;
         let most = base.config.max_position_embeddings;
         let context = options.context.unwrap_or(most.min(8192));
         if context == 0 || context > most {
             let reason = format!("{context} tokens; this model allows 1 to {most}");
             return Err(Error::InvalidArgument { name: "context", reason });
         }
-        let spaces = Spaces::new(gpu.caps(), context, options.kv_f32);
-        let specs = Executor::specs(gpu.caps(), &base, &spaces.steps);
-        gpu.compile_all(specs, &mut |done, total| {
-            progress(LoadProgress {
-                phase: LoadPhase::Shaders,
-                done: done as u64,
-                total: total as u64,
-            });
-        })?;
-        // What the weights were staged in is given back first, so that it leaves no gaps.
-        gpu.wait(None)?;
-        let executor = Executor::new(&gpu, &base, &spaces, options.adapter_budget)?;
-        gpu.check()?;
+        let (kv_f32, adapter_budget) = (options.kv_f32, options.adapter_budget);
+        let setup = Setup { context, kv_f32, adapter_budget };
+        let executor = Executor::load(&gpu, &base, weights, &setup, progress)?;
+        let kv_f16 = gpu.caps().f16 && !kv_f32;
+        // At once: the app may be killed, and the next start should find them.
+        gpu.save_pipelines();
         Ok(Arc::new(Self {
-            gpu,
+            first: gpu,
+            second: OnceLock::new(),
             base,
-            executor: Turns::new(executor),
+            seat: Turns::new(Seat::Taken(Box::new(executor))),
             steps: Turns::default(),
             prompts: Turns::default(),
+            recoveries: Gate::default(),
+            benches: Benches::default(),
+            lifecycle: Lifecycle::default(),
             long_part: AtomicU64::default(),
             returned: Mutex::default(),
-            context,
-            kv_f16: spaces.steps.kv_f16,
+            setup,
+            kv_f16,
             next_run: AtomicU64::new(1),
             trains: true,
         }))
@@ -222,22 +248,7 @@ impl Engine {
 
     /// Most tokens of a session.
     pub fn context(&self) -> usize {
-        self.context
-    }
-
-    /// A turn at the device, of one submission: others wait for no more of it.
-    fn executor(&self) -> Turn<'_, Executor> {
-        let submitted = || self.gpu.counters.submits.load(Ordering::Relaxed);
-        let (mut turn, before) = self.executor.take_after(submitted);
-        let counters = &self.gpu.counters;
-        counters.turns.fetch_add(1, Ordering::Relaxed);
-        counters.most_waited.fetch_max(submitted() - before, Ordering::Relaxed);
-        let returned = std::mem::take(&mut *self.returned());
-        for Returned { pages, set } in returned {
-            turn.release(&pages);
-            turn.registry.release(set);
-        }
-        turn
+        self.setup.context
     }
 
     /// Takes back what a session no longer needs, at once.
@@ -258,6 +269,6 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.gpu.save_pipelines();
+        self.gpu().save_pipelines();
     }
 }

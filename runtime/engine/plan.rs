@@ -11,8 +11,8 @@ use crate::format::gguf::Gguf;
 use crate::gpu::Memory;
 use crate::gpu::commands::RING_BYTES;
 use crate::gpu::memory::Share;
-use crate::model::kv_cache::{PAGE_LEN, Reach};
 use crate::model::lora::LoraBuffers;
+use crate::model::pages::{PAGE_LEN, Reach};
 use crate::model::weights::Weights;
 
 pub use crate::gpu::{Buffer, Caps, Class, MemoryPlan, Tally, human_bytes};

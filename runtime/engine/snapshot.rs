@@ -12,15 +12,18 @@ use std::sync::Arc;
 use ::safetensors::tensor::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
-use crate::base::fingerprint;
+use crate::base::{ModelConfig, fingerprint};
 use crate::error::{Error, Result};
 use crate::format::safetensors;
 use crate::format::staged::Staged;
 use crate::gpu::{Commands, Gpu, Tensor};
 use crate::identity::check_format;
-use crate::model::kv_cache::{Held, PAGE_LEN, Reach, first_page};
+use crate::kernels::attention;
+use crate::model::kv_cache::PageShape;
+use crate::model::pages::{Held, PAGE_LEN, PageRef, Reach, first_page};
 
 use super::executor::Executor;
+use super::pass::How;
 use super::residents::Registry;
 use super::{Change, Engine, Session};
 
@@ -44,30 +47,37 @@ const PIECE_BYTES: u64 = 128 << 20;
 /// The pages of a session in the cache, as its file has them: of each layer the keys, then the
 /// values, page after page.
 struct Pages {
-    /// Layer, whether of its values, and page.
-    blocks: Vec<(usize, bool, u32)>,
-    /// By layer.
-    counts: Vec<usize>,
+    blocks: Vec<Block>,
     page_bytes: u64,
 }
 
+/// A page of a layer's keys, or of its values.
+struct Block {
+    layer: usize,
+    is_values: bool,
+    page: PageRef,
+}
+
+/// Numbers of the pages of `kv_len` positions that a layer's part of a file has: with a window those
+/// that the next position sees.
+fn kept(config: &ModelConfig, layer: usize, kv_len: usize) -> Range<usize> {
+    let (window, end) = (config.attention(layer).window, kv_len.div_ceil(PAGE_LEN));
+    window.map_or(0, |window| first_page(kv_len, window)).min(end)..end
+}
+
 impl Pages {
-    /// Those of the first `kv_len` positions that are kept.
-    fn new(executor: &Executor, held: &Held, kv_len: usize) -> Self {
-        let cache = &executor.cache;
-        let used = kv_len.div_ceil(PAGE_LEN);
-        let of = |layer: usize| match cache.reach(layer) {
-            Reach::All => &held.all[..used],
-            Reach::Window => &held.window[..used.saturating_sub(held.window_from)],
-        };
-        let layers = 0..cache.layers.len();
-        let both = |layer| [false, true].map(|values| (layer, values));
-        let pages = |(layer, values)| of(layer).iter().map(move |&page| (layer, values, page));
-        Self {
-            blocks: layers.clone().flat_map(both).flat_map(pages).collect(),
-            counts: layers.map(|layer| of(layer).len()).collect(),
-            page_bytes: cache.page_bytes,
+    /// Those of the first `kv_len` positions.
+    fn new(engine: &Engine, held: &Held, kv_len: usize) -> Self {
+        let config = &engine.base.config;
+        let mut blocks = Vec::new();
+        for layer in 0..config.num_hidden_layers {
+            let pages = held.pages(Reach::of(config, layer), kept(config, layer, kv_len));
+            for is_values in [false, true] {
+                let block = |page: &PageRef| Block { layer, is_values, page: page.clone() };
+                blocks.extend(pages.iter().map(block));
+            }
         }
+        Self { blocks, page_bytes: page_bytes(engine) }
     }
 
     /// Blocks to be copied together, as many as `gpu` has a buffer for.
@@ -79,30 +89,34 @@ impl Pages {
 
     /// Where a block is in the cache.
     fn place<'e>(&self, executor: &'e Executor, block: usize) -> (&'e Tensor, u64) {
-        let (layer, is_values, page) = self.blocks[block];
-        let (keys, values) = &executor.cache.layers[layer];
-        (if is_values { values } else { keys }, u64::from(page) * self.page_bytes)
+        let Block { layer, is_values, page } = &self.blocks[block];
+        let (keys, values) = &executor.cache.layers[*layer];
+        (if *is_values { values } else { keys }, u64::from(page.number()) * self.page_bytes)
     }
 }
 
 /// Writes `session` to a file that has its name once it is whole.
 pub(super) fn save(session: &Session, path: &Path) -> Result<()> {
     let engine = &session.engine;
-    let executor = engine.executor();
-    let pages = Pages::new(&executor, &session.pages, session.kv_len);
-    let adapters = adapters_of(&executor.registry, session).map_err(|e| invalid(path, e))?;
-    drop(executor);
-    let bytes = read_pages(engine, &pages)?;
+    let adapters = adapters_of(engine.seat().registry(), session).map_err(|e| invalid(path, e))?;
+    let Computed { kv_len, pages, bytes } = match engine.surviving(|| computed(session)) {
+        // What can't be read is computed again.
+        Err(Error::Background | Error::DeviceLost(_)) => Computed::nothing(engine),
+        computed => computed?,
+    };
     let metadata = HashMap::from([
         ("format".to_string(), FORMAT.to_string()),
         ("base_fingerprint".to_string(), engine.base.fingerprint.clone()),
         ("kv_dtype".to_string(), kv_dtype(engine).to_string()),
-        ("kv_len".to_string(), session.kv_len.to_string()),
+        ("kv_len".to_string(), kv_len.to_string()),
         ("adapters".to_string(), adapters),
-        ("mixed".to_string(), session.mixed.to_string()),
+        ("computed".to_string(), session.how.len().to_string()),
+        ("narrow".to_string(), narrow_runs(&session.how).map_err(|e| invalid(path, e))?),
+        ("mixed".to_string(), (session.mixed && kv_len > 0).to_string()),
     ]);
     let mut tensors = vec![("tokens".to_string(), Dtype::U32, vec![session.tokens.len()])];
-    for (i, &count) in pages.counts.iter().enumerate() {
+    for i in 0..engine.base.config.num_hidden_layers {
+        let count = kept(&engine.base.config, i, kv_len).len();
         let shape = vec![count, pages.page_bytes as usize];
         tensors.push((format!("layers.{i}.keys"), Dtype::U8, shape.clone()));
         tensors.push((format!("layers.{i}.values"), Dtype::U8, shape.clone()));
@@ -114,21 +128,47 @@ pub(super) fn save(session: &Session, path: &Path) -> Result<()> {
     staged.commit()
 }
 
+/// What of a session is in its file beside what was said.
+struct Computed {
+    kv_len: usize,
+    pages: Pages,
+    bytes: Vec<u8>,
+}
+
+impl Computed {
+    fn nothing(engine: &Engine) -> Self {
+        Self { kv_len: 0, pages: Pages::new(engine, &Held::default(), 0), bytes: Vec::new() }
+    }
+}
+
+/// Keys and values of a session, if they are still there.
+fn computed(session: &Session) -> Result<Computed> {
+    let engine = &session.engine;
+    // They stay until they are read.
+    let _kept = engine.recoveries.enter_first();
+    if session.pages.is_gone() {
+        return Ok(Computed::nothing(engine));
+    }
+    let kv_len = session.kv_len;
+    let pages = Pages::new(engine, &session.pages, kv_len);
+    let bytes = read_pages(engine, &pages)?;
+    Ok(Computed { kv_len, pages, bytes })
+}
+
 /// The blocks, one after the other, by way of one staging buffer. Nobody changes them meanwhile:
 /// the session is borrowed, and what it shares is not written to.
 fn read_pages(engine: &Engine, pages: &Pages) -> Result<Vec<u8>> {
     let page_bytes = pages.page_bytes as usize;
     let mut bytes = vec![0; pages.blocks.len() * page_bytes];
     let mut staging = None;
-    for piece in pages.pieces(&engine.gpu) {
+    for piece in pages.pieces(engine.gpu()) {
         let staging = match &mut staging {
             Some(staging) => &*staging,
-            none => {
-                none.insert(engine.gpu.readback("session", piece.len() as u64 * pages.page_bytes)?)
-            }
+            none => none
+                .insert(engine.gpu().readback("session", piece.len() as u64 * pages.page_bytes)?),
         };
-        let mut commands = Commands::new(&engine.gpu)?;
-        let executor = engine.executor();
+        let mut commands = Commands::new(engine.gpu())?;
+        let executor = engine.executor()?;
         for (block, to) in piece.clone().zip((0..).step_by(page_bytes)) {
             let (tensor, at) = pages.place(&executor, block);
             commands.copy(tensor, at, staging, to, pages.page_bytes);
@@ -136,7 +176,7 @@ fn read_pages(engine: &Engine, pages: &Pages) -> Result<Vec<u8>> {
         let copied = commands.submit();
         drop(executor);
         let to = &mut bytes[piece.start * page_bytes..piece.end * page_bytes];
-        engine.gpu.take(staging, copied, to)?;
+        engine.gpu().take(staging, copied, to)?;
     }
     Ok(bytes)
 }
@@ -152,6 +192,36 @@ fn adapters_of(registry: &Registry, session: &Session) -> serde_json::Result<Str
     serde_json::to_string(
         &registry.adapters(session.set).iter().zip(digests).map(saved).collect::<Vec<_>>(),
     )
+}
+
+/// Positions that were computed in narrow passes, as JSON: where each run of them begins and ends,
+/// and the parts of their attention.
+fn narrow_runs(all: &[How]) -> serde_json::Result<String> {
+    let mut at = 0;
+    let runs = all.chunk_by(|a, b| a == b).filter_map(|run| {
+        let start = at;
+        at += run.len();
+        match run[0] {
+            How::Narrow { parts } => Some((start, at, parts)),
+            How::Wide => None,
+        }
+    });
+    serde_json::to_string(&runs.collect::<Vec<_>>())
+}
+
+/// How each of `len` positions was computed, as [`narrow_runs`] has it; without such a list in wide
+/// passes.
+fn how_of(runs: &str, len: usize, most_positions: usize) -> Vec<How> {
+    let runs: Vec<(usize, usize, u32)> = serde_json::from_str(runs).unwrap_or_default();
+    let mut all = vec![How::Wide; len];
+    for (start, end, parts) in runs {
+        // There is no room for more parts than the longest session makes.
+        let parts = parts.clamp(1, attention::splits(most_positions as u32));
+        if let Some(run) = all.get_mut(start..end.min(len)) {
+            run.fill(How::Narrow { parts });
+        }
+    }
+    all
 }
 
 /// Checks the whole file, then makes a session of it.
@@ -176,16 +246,24 @@ pub(super) fn restore(engine: &Arc<Engine>, path: &Path) -> Result<Session> {
         .map_err(|e| invalid(path, format!("its adapters are no list (column {})", e.column())))?;
     let mixed =
         field("mixed").parse().map_err(|_| invalid(path, "mixed is neither true nor false"))?;
-    check_adapters(&engine.executor().registry, &adapters)?;
+    check_adapters(engine.seat().registry(), &adapters)?;
     let mut session = engine.session();
     session.push_tokens(&tokens)?;
     let set: Vec<(&str, f32)> =
         adapters.iter().map(|saved| (saved.id.as_str(), saved.weight as f32)).collect();
     session.set_adapters(&Change { adapters: &set, ..Change::default() })?;
+    let computed = field("computed").parse::<usize>().unwrap_or(0).min(tokens.len());
+    session.how = how_of(field("narrow"), computed, engine.context());
     // A cache in another element type is computed anew rather than converted.
     if field("kv_dtype") == kv_dtype(engine) {
-        fill(&mut session, &file, kv_len, path)?;
-        session.mixed = mixed && kv_len > 0;
+        match engine.surviving(|| fill(&mut session, &file, kv_len, path)) {
+            // It is computed anew as well.
+            Err(Error::Background | Error::DeviceLost(_)) => {}
+            filled => {
+                filled?;
+                session.mixed = mixed && kv_len > 0;
+            }
+        }
     }
     Ok(session)
 }
@@ -209,35 +287,29 @@ fn check_adapters(registry: &Registry, adapters: &[SavedAdapter]) -> Result<()> 
 /// Puts the file's keys and values into pages of the session's own.
 fn fill(session: &mut Session, file: &SafeTensors<'_>, kv_len: usize, path: &Path) -> Result<()> {
     let engine = Arc::clone(&session.engine);
-    session.reserve(kv_len)?;
-    let mut executor = engine.executor();
-    if let Some(window) = engine.base.config.window() {
-        session.pages.window_from = first_page(kv_len, window);
-        let whole = (kv_len, kv_len);
-        executor.slide(&engine.gpu, &mut session.pages, whole, &[])?;
-    }
-    let pages = Pages::new(&executor, &session.pages, kv_len);
-    drop(executor);
-    let page_bytes = pages.page_bytes as usize;
+    // They stay until they are whole.
+    let _kept = engine.recoveries.enter_first();
+    session.forget_gone();
+    let (config, page_bytes) = (&engine.base.config, page_bytes(&engine) as usize);
     let load = |name: String, count: usize| {
         let view = file.tensor(&name).map_err(|e| invalid(path, e))?;
-        if view.shape() != [count, page_bytes] || view.dtype() != Dtype::U8 {
-            return Err(invalid(
-                path,
-                format!(
-                    "tensor `{name}` has shape {:?}, not [{count}, {page_bytes}]",
-                    view.shape()
-                ),
-            ));
+        let expected = [count, page_bytes];
+        if view.shape() != expected || view.dtype() != Dtype::U8 {
+            let shape = view.shape();
+            let reason = format!("tensor `{name}` has shape {shape:?}, not {expected:?}");
+            return Err(invalid(path, reason));
         }
         Ok(view.data())
     };
-    let mut blocks: Vec<&[u8]> = Vec::with_capacity(pages.blocks.len());
-    for (i, &count) in pages.counts.iter().enumerate() {
+    let mut blocks: Vec<&[u8]> = Vec::new();
+    for i in 0..config.num_hidden_layers {
+        let count = kept(config, i, kv_len).len();
         blocks.extend(load(format!("layers.{i}.keys"), count)?.chunks_exact(page_bytes));
         blocks.extend(load(format!("layers.{i}.values"), count)?.chunks_exact(page_bytes));
     }
-    write_pages(&engine, &pages, &blocks)?;
+    session.reserve(kv_len)?;
+    engine.executor()?.slide(engine.gpu(), &mut session.pages, kv_len..kv_len, &[])?;
+    write_pages(&engine, &Pages::new(&engine, &session.pages, kv_len), &blocks)?;
     session.kv_len = kv_len;
     session.own_work = false;
     Ok(())
@@ -245,17 +317,21 @@ fn fill(session: &mut Session, file: &SafeTensors<'_>, kv_len: usize, path: &Pat
 
 /// Sends the blocks to their pages, by way of a buffer for each piece.
 fn write_pages(engine: &Engine, pages: &Pages, blocks: &[&[u8]]) -> Result<()> {
-    for piece in pages.pieces(&engine.gpu) {
-        let staging = engine.gpu.upload("session", &blocks[piece.clone()].concat())?;
-        let mut commands = Commands::new(&engine.gpu)?;
-        let executor = engine.executor();
+    for piece in pages.pieces(engine.gpu()) {
+        let staging = engine.gpu().upload("session", &blocks[piece.clone()].concat())?;
+        let mut commands = Commands::new(engine.gpu())?;
+        let executor = engine.executor()?;
         for (block, from) in piece.zip((0..).step_by(pages.page_bytes as usize)) {
             let (tensor, at) = pages.place(&executor, block);
             commands.copy(&staging, from, tensor, at, pages.page_bytes);
         }
         commands.submit();
     }
-    engine.gpu.check()
+    engine.gpu().check()
+}
+
+fn page_bytes(engine: &Engine) -> u64 {
+    PageShape::new(&engine.base.config, engine.kv_f16).bytes()
 }
 
 fn kv_dtype(engine: &Engine) -> &'static str {

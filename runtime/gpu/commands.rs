@@ -6,6 +6,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use super::device::{Caps, Gpu};
+use super::memory::Class;
 use super::pipeline::Op;
 use super::tensor::Tensor;
 use crate::cancel::CancelToken;
@@ -238,7 +239,7 @@ impl Drop for Commands<'_> {
 impl Ring {
     fn new(gpu: &Gpu) -> Result<Self> {
         let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
-        let buffer = gpu.buffer("params ring", RING_BYTES as u64, usage)?;
+        let buffer = gpu.buffer(Class::Activations, "params ring", RING_BYTES as u64, usage)?;
         let group = gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some("params ring"),
             layout: &gpu.pipelines.ring_layout,

@@ -3,12 +3,14 @@
 //! In: [`GpuOptions`]. Out: [`Gpu`], with what the GPU can do in [`Caps`].
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use serde::{Deserialize, Serialize};
 
+use super::fault::{self, Fault, from_wgpu};
 use super::instance::adapters;
+use super::memory::Allocated;
 use crate::error::{Error, Result};
 use crate::identity::Identity;
 
@@ -148,6 +150,10 @@ pub struct Counters {
     pub submits: AtomicU64,
     /// Pipelines compiled, or fetched from the cache on disk.
     pub pipelines: AtomicU64,
+    /// Those of them that no earlier start with this cache folder compiled on this driver.
+    pub compiled: AtomicU64,
+    /// Kernels that the self-test ran.
+    pub tested: AtomicU64,
     /// Bind groups made.
     pub bind_groups: AtomicU64,
     /// Bytes of weights and KV cache that the dispatches read, by their own count.
@@ -160,8 +166,8 @@ pub struct Counters {
     pub turns: AtomicU64,
     /// The most submissions that others made between a caller's asking for the engine and its turn.
     pub most_waited: AtomicU64,
-    /// Bytes of device memory in buffers made by the runtime and not yet dropped.
-    pub allocated_bytes: Arc<AtomicU64>,
+    /// Device memory in buffers made by the runtime and not yet dropped.
+    pub allocated: Arc<Allocated>,
 }
 
 /// An open device and its queue.
@@ -171,9 +177,9 @@ pub struct Gpu {
     pub(crate) pipelines: super::pipeline::Pipelines,
     pub(crate) options: GpuOptions,
     info: wgpu::AdapterInfo,
-    caps: Caps,
+    pub(super) caps: Caps,
     limits: wgpu::Limits,
-    fault: Arc<Mutex<Option<Error>>>,
+    pub(super) fault: Fault,
     /// Arithmetic of a submission, if it was set.
     pub(super) unit: Option<u64>,
     /// Work done so far.
@@ -219,8 +225,7 @@ impl Gpu {
             trace: wgpu::Trace::Off,
         }))
         .map_err(|e| Error::Gpu { op: format!("open {}", info.name), reason: e.to_string() })?;
-        let fault = Arc::new(Mutex::new(None));
-        watch(&device, &fault);
+        let fault = fault::watch(&device);
         let pipelines = super::pipeline::Pipelines::new(&device, &info, &options);
         Ok(Self {
             device,
@@ -274,15 +279,7 @@ impl Gpu {
 
     /// Identifies GPU and driver version: what was measured for one key holds for no other.
     pub fn driver_key(&self) -> String {
-        let i = &self.info;
-        let mut identity = Identity::new("epiphyte.driver.1");
-        identity.add("backend", i.backend);
-        identity.add("name", &i.name);
-        identity.add("driver", &i.driver);
-        identity.add("driver_info", &i.driver_info);
-        identity.add("vendor", i.vendor);
-        identity.add("device", i.device);
-        identity.hash()[..16].to_string()
+        driver_key(&self.info)
     }
 
     /// Runs `work`; what the driver finds wrong with it, on this thread, becomes the error.
@@ -306,18 +303,6 @@ impl Gpu {
         fault.map_or(done, |e| Err(from_wgpu(op, e)))
     }
 
-    /// The first fault that the driver reported since the last call.
-    ///
-    /// Errors: [`Error::DeviceLost`], [`Error::OutOfMemory`] or [`Error::Gpu`].
-    pub fn check(&self) -> Result<()> {
-        let mut fault = self.fault.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        match &*fault {
-            None => Ok(()),
-            Some(Error::DeviceLost(reason)) => Err(Error::DeviceLost(reason.clone())),
-            Some(_) => fault.take().map_or(Ok(()), Err),
-        }
-    }
-
     /// Waits until the device has finished `submission`, or everything submitted when `None`.
     ///
     /// Errors: as [`Gpu::check`].
@@ -330,7 +315,7 @@ impl Gpu {
 
     /// Bytes of device memory that the runtime's buffers take now.
     pub fn allocated_bytes(&self) -> u64 {
-        self.counters.allocated_bytes.load(Ordering::Relaxed)
+        self.counters.allocated.total_bytes()
     }
 
     /// Bytes that the driver was asked for: those of [`Gpu::allocated_bytes`], what staging takes,
@@ -339,6 +324,18 @@ impl Gpu {
     pub fn reserved_bytes(&self) -> Option<u64> {
         self.device.generate_allocator_report().map(|report| report.total_reserved_bytes)
     }
+}
+
+/// See [`Gpu::driver_key`].
+pub(super) fn driver_key(info: &wgpu::AdapterInfo) -> String {
+    let mut identity = Identity::new("epiphyte.driver.1");
+    identity.add("backend", info.backend);
+    identity.add("name", &info.name);
+    identity.add("driver", &info.driver);
+    identity.add("driver_info", &info.driver_info);
+    identity.add("vendor", info.vendor);
+    identity.add("device", info.device);
+    identity.hash()[..16].to_string()
 }
 
 /// Name, backend and driver on one line.
@@ -436,34 +433,4 @@ fn caps(adapter: &wgpu::Adapter, options: &GpuOptions) -> Caps {
 /// Everything the GPU has: limits that are not asked for are not granted.
 fn limits(adapter: &wgpu::Adapter) -> wgpu::Limits {
     adapter.limits()
-}
-
-/// Faults outside an error scope must not panic: the first is kept for [`Gpu::check`].
-fn watch(device: &wgpu::Device, fault: &Arc<Mutex<Option<Error>>>) {
-    let keep = |fault: &Arc<Mutex<Option<Error>>>, error: Error| {
-        let mut slot = fault.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if slot.is_none() || matches!(error, Error::DeviceLost(_)) {
-            *slot = Some(error);
-        }
-    };
-    let uncaptured = Arc::clone(fault);
-    device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| {
-        keep(&uncaptured, from_wgpu("run", e))
-    }));
-    let lost = Arc::clone(fault);
-    device.set_device_lost_callback(move |reason, message| {
-        if reason != wgpu::DeviceLostReason::Destroyed {
-            keep(&lost, Error::DeviceLost(message));
-        }
-    });
-}
-
-/// Names the operation in a wgpu error.
-pub(crate) fn from_wgpu(op: &str, error: wgpu::Error) -> Error {
-    match error {
-        wgpu::Error::OutOfMemory { .. } => {
-            Error::OutOfMemory { what: op.to_string(), needed_bytes: 0 }
-        }
-        other => Error::Gpu { op: op.to_string(), reason: other.to_string() },
-    }
 }

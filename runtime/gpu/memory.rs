@@ -3,13 +3,14 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
 use super::blocks::{Blocks, Place};
 use super::device::{Caps, Gpu};
 use super::tensor::{Tensor, padded};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// What a buffer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -27,7 +28,8 @@ pub enum Class {
     Activations,
     /// Keys and values of conversations.
     KvCache,
-    /// A rule of thumb's share for what it does not count.
+    /// What is there for a moment, such as a copy on its way to the host; in a rule of thumb, its
+    /// share for what it does not count.
     Overhead,
 }
 
@@ -54,6 +56,26 @@ impl Class {
             Self::KvCache => "KV cache",
             Self::Overhead => "overhead",
         }
+    }
+}
+
+/// Bytes in buffers that are there, by class.
+#[derive(Debug, Default)]
+pub struct Allocated([AtomicU64; Class::ALL.len()]);
+
+impl Allocated {
+    pub(super) fn of(&self, class: Class) -> &AtomicU64 {
+        &self.0[class as usize]
+    }
+
+    /// Bytes of one class.
+    pub fn class_bytes(&self, class: Class) -> u64 {
+        self.of(class).load(Ordering::Relaxed)
+    }
+
+    /// Bytes of all.
+    pub fn total_bytes(&self) -> u64 {
+        self.0.iter().map(|bytes| bytes.load(Ordering::Relaxed)).sum()
     }
 }
 
@@ -122,7 +144,7 @@ impl Memory for Gpu {
     }
 
     fn allocate(&self, buffer: &Buffer) -> Result<Tensor> {
-        self.storage(&buffer.name, buffer.bytes())
+        self.storage_of(buffer.class, &buffer.name, buffer.bytes())
     }
 }
 
@@ -225,6 +247,21 @@ impl MemoryPlan {
     pub fn classes(&self) -> Vec<(Class, u64)> {
         let all = Class::ALL.into_iter().map(|class| (class, self.class_bytes(class)));
         all.filter(|(_, bytes)| *bytes > 0).collect()
+    }
+
+    /// That it is at most `budget_bytes`, if there is a budget.
+    ///
+    /// Errors: [`Error::OverBudget`] with the sum and `remedy`.
+    pub fn within(&self, budget_bytes: Option<u64>, remedy: impl Fn() -> String) -> Result<()> {
+        match budget_bytes.filter(|&budget| self.total_bytes() > budget) {
+            None => Ok(()),
+            Some(budget) => Err(Error::OverBudget {
+                needed: human_bytes(self.total_bytes()),
+                budget: human_bytes(budget),
+                sum: self.sum(),
+                remedy: remedy(),
+            }),
+        }
     }
 
     /// The sum on one line.

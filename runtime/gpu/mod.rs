@@ -3,7 +3,9 @@
 mod blocks;
 pub mod commands;
 pub mod device;
+mod fault;
 pub mod instance;
+mod known;
 pub mod memory;
 pub mod params;
 pub mod pipeline;

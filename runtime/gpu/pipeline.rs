@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::commands::{Commands, Ring};
-use super::device::{Gpu, GpuOptions, from_wgpu};
+use super::device::{Gpu, GpuOptions};
+use super::fault::from_wgpu;
+use super::known::{Known, replace};
 use super::shader::KernelSpec;
 use super::tensor::Tensor;
 use crate::error::Result;
@@ -61,6 +63,7 @@ pub(crate) struct Pipelines {
     /// list.
     layouts: Mutex<HashMap<&'static [Access], wgpu::BindGroupLayout>>,
     disk: Option<(wgpu::PipelineCache, PathBuf)>,
+    known: Known,
     changed: AtomicBool,
     /// Group 1 of the uniform ring.
     pub(crate) ring_layout: wgpu::BindGroupLayout,
@@ -91,8 +94,12 @@ impl Pipelines {
             .filter(|_| device.features().contains(wgpu::Features::PIPELINE_CACHE))
             .zip(options.cache_dir.as_ref())
             .map(|(key, dir)| dir.join(format!("{key}-{}.pipelines", env!("CARGO_PKG_VERSION"))));
+        let mut known = Known::read(info, options);
         let disk = path.map(|path| {
             let data = std::fs::read(&path).ok();
+            if data.is_none() {
+                known.forget();
+            }
             // SAFETY: the data is what `get_data` gave for this key, or the driver refuses it by
             // its own header; `fallback` then starts an empty cache.
             let cache = unsafe {
@@ -108,6 +115,7 @@ impl Pipelines {
             compiled: Mutex::default(),
             layouts: Mutex::default(),
             disk,
+            known,
             changed: AtomicBool::new(false),
             ring_layout,
             idle_rings: Mutex::default(),
@@ -129,8 +137,11 @@ impl Gpu {
             return Ok(Arc::clone(kernel));
         }
         let kernel = Arc::new(self.compile(spec, &text)?);
-        self.pipelines.changed.store(true, Ordering::Relaxed);
         self.counters.pipelines.fetch_add(1, Ordering::Relaxed);
+        if !self.pipelines.known.has(&key) {
+            self.pipelines.changed.store(true, Ordering::Relaxed);
+            self.counters.compiled.fetch_add(1, Ordering::Relaxed);
+        }
         lock().insert(key, Arc::clone(&kernel));
         Ok(kernel)
     }
@@ -247,21 +258,18 @@ impl Gpu {
         })
     }
 
-    /// Writes the pipeline cache to disk if anything was compiled since. A failure costs only time
-    /// at the next start.
+    /// Keeps what was compiled for the next start, if anything was that is not kept yet. A failure
+    /// costs only time then.
     pub fn save_pipelines(&self) {
-        let Some((cache, path)) = &self.pipelines.disk else { return };
-        if !self.pipelines.changed.swap(false, Ordering::Relaxed) {
+        let Pipelines { disk, known, changed, compiled, .. } = &self.pipelines;
+        if !changed.swap(false, Ordering::Relaxed) {
             return;
         }
-        let Some(data) = cache.get_data() else { return };
-        let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
-        let dir = path.parent().map_or(Ok(()), std::fs::create_dir_all);
-        let saved = dir
-            .and_then(|()| std::fs::write(&temporary, data))
-            .and_then(|()| std::fs::rename(&temporary, path));
-        if let Err(e) = saved {
-            log::warn!("pipeline cache {}: {e}", path.display());
+        let cached = disk.as_ref().and_then(|(cache, path)| Some((path, cache.get_data()?)));
+        let saved = cached.map_or(Ok(()), |(path, data)| replace(path, &data));
+        let compiled = compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(e) = saved.and_then(|()| known.write(compiled.keys())) {
+            log::warn!("the cache of compiled kernels: {e}");
         }
     }
 }

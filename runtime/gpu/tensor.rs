@@ -1,16 +1,19 @@
 //! Buffers on the device: allocation, upload, read back.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
-use super::device::{Gpu, from_wgpu};
+use super::device::Gpu;
+use super::fault::from_wgpu;
+use super::memory::{Allocated, Class};
 use crate::error::{Error, Result};
 
 /// A storage buffer on the device.
 #[derive(Debug)]
 pub struct Tensor {
     pub(crate) buffer: wgpu::Buffer,
-    allocated_bytes: Arc<AtomicU64>,
+    class: Class,
+    allocated: Arc<Allocated>,
 }
 
 impl Tensor {
@@ -22,7 +25,7 @@ impl Tensor {
 
 impl Drop for Tensor {
     fn drop(&mut self) {
-        self.allocated_bytes.fetch_sub(self.buffer.size(), Ordering::Relaxed);
+        self.allocated.of(self.class).fetch_sub(self.buffer.size(), Ordering::Relaxed);
     }
 }
 
@@ -33,22 +36,26 @@ impl Gpu {
     /// Errors: [`Error::OutOfMemory`] with the size; [`Error::InvalidArgument`] over the device's
     /// largest buffer.
     pub fn storage(&self, label: &str, bytes: u64) -> Result<Tensor> {
-        self.buffer(
-            label,
-            bytes,
-            wgpu::BufferUsages::STORAGE
-                | wgpu::BufferUsages::COPY_DST
-                | wgpu::BufferUsages::COPY_SRC,
-        )
+        self.storage_of(Class::Overhead, label, bytes)
+    }
+
+    /// As [`Gpu::storage`], counted as `class`.
+    pub(super) fn storage_of(&self, class: Class, label: &str, bytes: u64) -> Result<Tensor> {
+        let usage = wgpu::BufferUsages::STORAGE
+            | wgpu::BufferUsages::COPY_DST
+            | wgpu::BufferUsages::COPY_SRC;
+        self.buffer(class, label, bytes, usage)
     }
 
     /// A buffer that the host can map to read.
     pub(crate) fn readback(&self, label: &str, bytes: u64) -> Result<Tensor> {
-        self.buffer(label, bytes, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST)
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        self.buffer(Class::Overhead, label, bytes, usage)
     }
 
     pub(crate) fn buffer(
         &self,
+        class: Class,
         label: &str,
         bytes: u64,
         usage: wgpu::BufferUsages,
@@ -72,8 +79,9 @@ impl Gpu {
         if let Some(error) = refused {
             return Err(error);
         }
-        self.counters.allocated_bytes.fetch_add(size, Ordering::Relaxed);
-        Ok(Tensor { buffer, allocated_bytes: Arc::clone(&self.counters.allocated_bytes) })
+        let allocated = Arc::clone(&self.counters.allocated);
+        allocated.of(class).fetch_add(size, Ordering::Relaxed);
+        Ok(Tensor { buffer, class, allocated })
     }
 
     /// A storage buffer holding `data`.

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use crate::base::ModelConfig;
 use crate::error::Result;
-use crate::gpu::{Class, Memory, Tensor};
+use crate::gpu::{Class, Gpu, Memory, Tensor};
 use crate::kernels::{attention, rope};
-use crate::model::kv_cache::PAGE_LEN;
+use crate::model::pages::{Held, PAGE_LEN, PageRef};
 
 /// Rows of logits there is room for: sequences decoded in one batch.
 pub const LOGIT_ROWS: usize = 64;
@@ -121,5 +121,16 @@ impl<T> Activations<T> {
             stats: Arc::clone(&scratch.stats),
             rotations: scratch.rotations.clone(),
         })
+    }
+}
+
+impl Activations {
+    /// Writes the page tables of a sequence, which begin at element `at`.
+    pub(crate) fn write_pages(&self, gpu: &Gpu, at: usize, held: &Held) {
+        let numbers = |pages: &[PageRef]| pages.iter().map(PageRef::number).collect::<Vec<_>>();
+        gpu.write(&self.pages, at as u64 * 4, &numbers(&held.all));
+        if let Some(pages) = &self.window_pages {
+            gpu.write(pages, (at + held.window_from) as u64 * 4, &numbers(&held.window));
+        }
     }
 }

@@ -12,7 +12,7 @@ use crate::kernels::lora::{Directory, Entry};
 use crate::kernels::matvec::MAX_COLS;
 use crate::kernels::rope::{self, HeadInput, RopeParams};
 use crate::model::activations::{Activations, Limits};
-use crate::model::kv_cache::PAGE_LEN;
+use crate::model::pages::PAGE_LEN;
 use crate::model::site::Factors;
 
 /// Consecutive positions of one sequence in a pass.

@@ -42,6 +42,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) rows: u32,
     /// Covers the rows, in order.
     pub(crate) runs: &'a [Run],
+    /// Norms and the gate have kernels of their own; for more than [`MAX_COLS`] rows.
+    pub(crate) wide: bool,
     /// What the rows need of their adapters.
     pub(crate) lora: Option<&'a LoraPass>,
 }
@@ -168,6 +170,11 @@ impl Decoder {
         Ok(())
     }
 
+    /// Lets go of the adapters' buffers and of what adapted kernels work on.
+    pub(crate) fn drop_adapters(&mut self) {
+        (self.lora, self.lora_buffers) = (None, None);
+    }
+
     /// Whether the adapters' buffers have moved since; `None` while there are none.
     pub fn adapters_are_stale(&self, factors: Option<Factors<'_>>) -> bool {
         self.lora.as_ref().map(|lora| lora.moves) != factors.map(|factors| factors.moves)
@@ -247,7 +254,7 @@ impl Decoder {
     ) -> Result<()> {
         match part {
             Part::Embedding => self.embedding(commands, pass),
-            Part::Group(i, kind) if pass.rows > MAX_COLS => self.wide(commands, i, kind, pass)?,
+            Part::Group(i, kind) if pass.wide => self.wide(commands, i, kind, pass)?,
             Part::Group(i, kind) => self.narrow(commands, i, kind, pass)?,
             Part::Head(range) => self.head.record(commands, range, USize::default())?,
             Part::HeadLora(range) => self.head_lora(commands, range, pass),

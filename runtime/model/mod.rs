@@ -7,5 +7,6 @@ pub mod kv_cache;
 pub mod linear;
 pub mod linear_backward;
 pub(crate) mod lora;
+pub mod pages;
 pub mod site;
 pub mod weights;

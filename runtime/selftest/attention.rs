@@ -12,7 +12,7 @@ use crate::kernels::attention::{
     self, AttentionParams, Heads, Leaves, PrefillParams, ReduceParams,
 };
 use crate::kernels::rope::{self, RopeParams};
-use crate::model::kv_cache::PAGE_LEN;
+use crate::model::pages::PAGE_LEN;
 
 const H: usize = 6;
 const G: usize = 2;

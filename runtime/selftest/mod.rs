@@ -16,6 +16,7 @@ mod products;
 mod sample;
 mod training;
 
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -201,6 +202,7 @@ fn test(
     let mut report = |done: usize| {
         progress(LoadProgress { phase: LoadPhase::SelfTest, done: done as u64, total })
     };
+    gpu.counters.tested.fetch_add(total, Ordering::Relaxed);
     let verdicts = parallel::map_reporting(&cases, |case| judge(gpu, case, sabotage), &mut report);
     gpu.check()?;
     verdicts.into_iter().collect()

@@ -1,7 +1,6 @@
 //! From q, k and v of a layer to its attention in training, and back.
 
 use crate::base::ModelConfig;
-use crate::engine::Base;
 use crate::error::Result;
 use crate::gpu::{Commands, Gpu, Op, Tensor};
 use crate::kernels::attention_backward::{self as backward, dkv_spec, dq_spec};
@@ -12,6 +11,7 @@ use crate::kernels::rope_train::{self, RopeTrainParams};
 use crate::model::attend::head_input;
 
 use super::buffers::{Buffers, Slot};
+use super::graph::Model;
 
 /// A layer's kernels of attention, bound.
 pub(crate) struct AttendOps {
@@ -32,8 +32,13 @@ impl AttendOps {
     /// Binds those of layer `layer` to its slot.
     ///
     /// Errors: as [`Gpu::kernel`].
-    pub(crate) fn new(gpu: &Gpu, base: &Base, buffers: &Buffers, layer: usize) -> Result<Self> {
-        let (config, beside) = (&base.config, base.weights.layers[layer].beside_qkv.as_ref());
+    pub(crate) fn new(
+        gpu: &Gpu,
+        Model { config, weights }: Model<'_>,
+        buffers: &Buffers,
+        layer: usize,
+    ) -> Result<Self> {
+        let beside = weights.layers[layer].beside_qkv.as_ref();
         let Buffers { d_qkv, d_attn, delta, rows, .. } = buffers;
         let Slot { qkv, attn, lse, raw_qkv, .. } = buffers.slot(layer);
         let (e, of_layer) = (config.head_dim as u32, config.attention(layer));

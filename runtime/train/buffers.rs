@@ -8,6 +8,8 @@
 //! (Chen et al. 2016, arXiv:1604.06174); what the backward pass needs beside it exists for one
 //! segment at a time, in slots.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::adapter::{MAX_RANK, Target};
@@ -156,8 +158,8 @@ impl LayerInput {
 /// The buffers of a training run.
 pub(crate) struct Buffers<T = Tensor> {
     /// Parameters and the optimiser's states, in the order of [`Optimizer::state_names`]; one flat
-    /// vector each.
-    pub(crate) state: Vec<T>,
+    /// vector each. It stays when the others make room.
+    pub(crate) state: Arc<Vec<T>>,
     pub(crate) grads: T,
     /// Inputs of the segments, and of the layers in a segment that are not its first.
     inputs: [Vec<T>; 2],
@@ -226,11 +228,30 @@ pub(crate) struct Head<T = Tensor> {
 }
 
 impl<T> Buffers<T> {
+    /// Parameters and the optimiser's states.
+    ///
     /// Errors: [`Error::OutOfMemory`].
-    pub(crate) fn new(
+    pub(crate) fn state(
         memory: &impl Memory<Tensor = T>,
         config: &ModelConfig,
         shape: &TrainShape,
+    ) -> Result<Arc<Vec<T>>> {
+        let parameters = [shape.parameters(config)];
+        let states = shape.optimizer.state_names().iter();
+        let classes =
+            std::iter::once(Class::Adapter).chain(std::iter::repeat(Class::OptimizerStates));
+        let state = states.zip(classes).map(|(name, class)| memory.words(class, name, &parameters));
+        state.collect::<Result<_>>().map(Arc::new)
+    }
+
+    /// The others, beside `state`.
+    ///
+    /// Errors: [`Error::OutOfMemory`].
+    pub(crate) fn around(
+        memory: &impl Memory<Tensor = T>,
+        config: &ModelConfig,
+        shape: &TrainShape,
+        state: Arc<Vec<T>>,
     ) -> Result<Self> {
         let (t, k, layers) = (shape.tokens(), shape.segment(config), config.num_hidden_layers);
         let (d, f) = (config.hidden_size, config.intermediate_size);
@@ -239,15 +260,9 @@ impl<T> Buffers<T> {
         let parameters = [shape.parameters(config)];
         let words = |name: &str, shape: &[usize]| memory.words(Class::Activations, name, shape);
         let input = |layer| words(&LayerInput::of(layer, k).name(), &[t, d]);
-        let states = shape.optimizer.state_names().iter();
-        let mut classes =
-            std::iter::once(Class::Adapter).chain(std::iter::repeat(Class::OptimizerStates));
         let partials = grad_norm::partials(u32::try_from(parameters[0]).unwrap_or(u32::MAX));
         Ok(Self {
-            state: states
-                .zip(&mut classes)
-                .map(|(name, class)| memory.words(class, name, &parameters))
-                .collect::<Result<_>>()?,
+            state,
             grads: memory.words(Class::Gradients, "adapter.grads", &parameters)?,
             inputs: [
                 (0..layers).step_by(k).map(input).collect::<Result<_>>()?,
@@ -305,11 +320,6 @@ impl<T> Buffers<T> {
     /// What `layer` keeps.
     pub(crate) fn slot(&self, layer: usize) -> &Slot<T> {
         &self.slots[layer % self.slots.len()]
-    }
-
-    /// The factors.
-    pub(crate) fn params(&self) -> &T {
-        &self.state[0]
     }
 }
 

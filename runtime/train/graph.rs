@@ -5,12 +5,15 @@
 //! factors. Layers go in segments; of each the input is kept, and what else its backward pass needs
 //! is computed again (see [`super::buffers`]).
 
+use std::sync::Arc;
+
+use crate::base::ModelConfig;
 use crate::cancel::CancelToken;
-use crate::engine::Base;
 use crate::error::Result;
-use crate::gpu::{Commands, Gpu, Op};
+use crate::gpu::{Commands, Gpu, Op, Tensor};
 use crate::kernels::embedding::{self, EmbeddingParams};
 use crate::kernels::rope;
+use crate::model::weights::Weights;
 use crate::quant::BLOCK;
 
 use super::buffers::{Buffers, TrainShape};
@@ -19,6 +22,13 @@ use super::factors::Layout;
 use super::head::HeadOps;
 use super::layer::LayerOps;
 use super::products::Kernels;
+
+/// What is trained on.
+#[derive(Clone, Copy)]
+pub(crate) struct Model<'a> {
+    pub(crate) config: &'a ModelConfig,
+    pub(crate) weights: &'a Weights,
+}
 
 /// See the module's documentation.
 pub(crate) struct Graph {
@@ -31,28 +41,34 @@ pub(crate) struct Graph {
 }
 
 impl Graph {
-    /// Allocates what `shape` needs and binds every kernel.
+    /// Allocates what `shape` needs beside `state` and binds every kernel.
     ///
     /// Errors: [`crate::Error::OutOfMemory`]; as [`Gpu::kernel`].
-    pub(crate) fn new(gpu: &Gpu, base: &Base, shape: &TrainShape, layout: Layout) -> Result<Self> {
-        let buffers = Buffers::new(gpu, &base.config, shape)?;
-        for (rotations, frequencies) in buffers.rotations.iter().zip(base.config.rotaries()) {
+    pub(crate) fn new(
+        gpu: &Gpu,
+        model: Model<'_>,
+        shape: &TrainShape,
+        layout: Layout,
+        state: Arc<Vec<Tensor>>,
+    ) -> Result<Self> {
+        let buffers = Buffers::around(gpu, model.config, shape, state)?;
+        for (rotations, frequencies) in buffers.rotations.iter().zip(model.config.rotaries()) {
             gpu.write(rotations, 0, &rope::rotations(&frequencies, shape.seq_len));
         }
         let kernels = Kernels::new(gpu)?;
-        let layer = |layer| LayerOps::new(gpu, base, &buffers, layer, &layout, &kernels);
+        let layer = |layer| LayerOps::new(gpu, model, &buffers, layer, &layout, &kernels);
         let layers = (0..layout.layers.len()).map(layer).collect::<Result<_>>()?;
-        let table = &base.weights.embed_tokens;
+        let table = &model.weights.embed_tokens;
         let mut embed = Vec::with_capacity(table.chunks.len());
         for chunk in &table.chunks {
             let (row0, rows) = (chunk.row0 as u32, chunk.rows as u32);
-            let (k_blocks, scale) = ((table.k / BLOCK) as u32, base.config.input_scale());
+            let (k_blocks, scale) = ((table.k / BLOCK) as u32, model.config.input_scale());
             let params = EmbeddingParams { k_blocks, row0, rows, scale };
             let tensors = [&buffers.token_ids, &chunk.words, &chunk.scales, buffers.input(0)];
             embed.push((gpu.op(&embedding::spec(chunk.dtype), &tensors)?, params));
         }
-        let head = HeadOps::new(gpu, base, &buffers, shape.logit_rows(gpu.caps()))?;
-        let segment = shape.segment(&base.config);
+        let head = HeadOps::new(gpu, model, &buffers, shape.logit_rows(gpu.caps()))?;
+        let segment = shape.segment(model.config);
         Ok(Self { buffers, layout, segment, embed, layers, head })
     }
 

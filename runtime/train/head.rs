@@ -1,7 +1,6 @@
 //! From the last layer's output to the loss and back: rows that have a weight, a chunk of logits at
 //! a time.
 
-use crate::engine::Base;
 use crate::error::Result;
 use crate::gpu::{Commands, Gpu, Op};
 use crate::kernels::cross_entropy::{self, CrossEntropyParams};
@@ -13,6 +12,7 @@ use crate::model::linear::{Binding, LinearOp, RowRange, USize};
 use crate::model::linear_backward::LinearBackwardOp;
 
 use super::buffers::{Buffers, Head};
+use super::graph::Model;
 
 /// The head's kernels, bound.
 pub(crate) struct HeadOps {
@@ -31,8 +31,13 @@ pub(crate) struct HeadOps {
 
 impl HeadOps {
     /// `chunk` rows of logits at a time.
-    pub(crate) fn new(gpu: &Gpu, base: &Base, buffers: &Buffers, chunk: usize) -> Result<Self> {
-        let (config, gain) = (&base.config, &base.weights.norm);
+    pub(crate) fn new(
+        gpu: &Gpu,
+        model: Model<'_>,
+        buffers: &Buffers,
+        chunk: usize,
+    ) -> Result<Self> {
+        let (config, gain) = (model.config, &model.weights.norm);
         let Buffers { normed, d_normed, x_out, dx, exponents, head, .. } = buffers;
         let Head { x, logits, rows, places, targets, weights, losses } = head;
         let vocab = config.vocab_size;
@@ -47,11 +52,11 @@ impl HeadOps {
         Ok(Self {
             gather: gpu.op(&gather_rows::spec(), &[rows, x_out, x])?,
             norm: gpu.op(&rms_norm::spec(gpu.caps(), false), &[x, gain, normed])?,
-            logits: LinearOp::new(gpu, base.weights.head(), binding)?,
+            logits: LinearOp::new(gpu, model.weights.head(), binding)?,
             cross_entropy: gpu.op(&cross_entropy::spec(), &[targets, weights, logits, losses])?,
             logits_backward: LinearBackwardOp::new(
                 gpu,
-                base.weights.head(),
+                model.weights.head(),
                 logits,
                 d_normed,
                 exponents,

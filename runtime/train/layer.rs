@@ -2,7 +2,6 @@
 //! pass needs kept in a slot, and backward.
 
 use crate::base::layout::{Group, SiteKind, Source};
-use crate::engine::Base;
 use crate::error::{Error, Result};
 use crate::gpu::{Commands, Gpu, Op, Tensor};
 use crate::kernels::matvec::Epilogue;
@@ -17,6 +16,7 @@ use crate::model::weights::GroupWeights;
 use super::attend::AttendOps;
 use super::buffers::{Buffers, Slot};
 use super::factors::Layout;
+use super::graph::Model;
 use super::products::{Around, FactorOps, Kernels};
 
 /// A layer's kernels, bound.
@@ -69,14 +69,14 @@ impl LayerOps {
     /// Errors: as [`Gpu::kernel`].
     pub(crate) fn new(
         gpu: &Gpu,
-        base: &Base,
+        model: Model<'_>,
         buffers: &Buffers,
         layer: usize,
         layout: &Layout,
         kernels: &Kernels,
     ) -> Result<Self> {
-        let config = &base.config;
-        let bind = Bind { gpu, base, buffers, layer, layout, kernels };
+        let config = model.config;
+        let bind = Bind { gpu, model, buffers, layer, layout, kernels };
         let (gate_up, activation) = (&buffers.slot(layer).gate_up, config.family().activation);
         let [qkv, o_proj, gate, down] = &config.family().groups;
         Ok(Self {
@@ -87,7 +87,7 @@ impl LayerOps {
                 f: config.intermediate_size as u32,
             },
             groups: [bind.group(qkv)?, bind.group(o_proj)?, bind.group(gate)?, bind.group(down)?],
-            attend: AttendOps::new(gpu, base, buffers, layer)?,
+            attend: AttendOps::new(gpu, model, buffers, layer)?,
             swiglu: gpu.op(&swiglu::spec(gpu.caps(), activation, None), &[gate_up, &buffers.h])?,
             swiglu_backward: gpu.op(&swiglu_backward::spec(activation), &[&buffers.dh, gate_up])?,
         })
@@ -207,7 +207,7 @@ impl LayerOps {
 /// What binds a layer's groups.
 struct Bind<'a> {
     gpu: &'a Gpu,
-    base: &'a Base,
+    model: Model<'a>,
     buffers: &'a Buffers,
     layer: usize,
     layout: &'a Layout,
@@ -216,8 +216,8 @@ struct Bind<'a> {
 
 impl<'a> Bind<'a> {
     fn group(&self, group: &Group) -> Result<GroupOps> {
-        let (gpu, buffers, config) = (self.gpu, self.buffers, &self.base.config);
-        let weights = self.base.weights.layers[self.layer].group(group.site);
+        let (gpu, buffers, config) = (self.gpu, self.buffers, self.model.config);
+        let weights = self.model.weights.layers[self.layer].group(group.site);
         let GroupWeights { norm_in, linear, norm_out } = weights;
         let streams = self.streams(group.site);
         let Streams { x, y, dy, dx } = streams;
@@ -251,7 +251,7 @@ impl<'a> Bind<'a> {
 
     /// The residual stream before a group and after it.
     fn residual(&self, site: SiteKind) -> (&'a Tensor, &'a Tensor) {
-        let (buffers, layers) = (self.buffers, self.base.config.num_hidden_layers);
+        let (buffers, layers) = (self.buffers, self.model.config.num_hidden_layers);
         let x_mid = &buffers.slot(self.layer).x_mid;
         match site {
             SiteKind::Qkv | SiteKind::OProj => (buffers.input(self.layer), x_mid),
@@ -278,7 +278,7 @@ impl<'a> Bind<'a> {
 
     /// A group's factors.
     fn factors(&self, site: SiteKind, streams: &Streams<'_>, n: usize) -> Vec<FactorOps> {
-        let shape = self.base.config.base_shape();
+        let shape = self.model.config.base_shape();
         let &Streams { x, y, dy, dx } = streams;
         let slot = self.buffers.slot(self.layer);
         let all = self.layout.layers[self.layer].iter().zip(&slot.u);

@@ -7,6 +7,7 @@
 //! together: a folder, its checkpoints, validation, pause and stop.
 
 mod attend;
+mod bench;
 pub mod buffers;
 pub mod data;
 mod factors;

@@ -31,7 +31,8 @@ impl Site<'_> {
     pub fn training(&self, shape: &TrainShape) -> Result<MemoryPlan> {
         shape.check(self.config)?;
         let tally = self.beside.clone();
-        let run = Buffers::new(&tally, self.config, shape)?;
+        let state = Buffers::state(&tally, self.config, shape)?;
+        let run = Buffers::around(&tally, self.config, shape, state)?;
         let plan = tally.plan();
         drop(run);
         Ok(plan)

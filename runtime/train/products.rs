@@ -78,7 +78,7 @@ impl FactorOps {
     ) -> Self {
         let bind =
             |a: &Tensor, b: &Tensor, c: &Tensor| Product { group: gpu.bind(BINDINGS, &[a, b, c]) };
-        let (params, grads, du) = (buffers.params(), &buffers.grads, &buffers.du);
+        let (params, grads, du) = (&buffers.state[0], &buffers.grads, &buffers.du);
         Self {
             kernels: kernels.clone(),
             factor,

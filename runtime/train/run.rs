@@ -9,9 +9,11 @@ mod folder;
 mod given;
 mod lock;
 mod options;
+mod pace;
 mod progress;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 pub use control::TrainControl;
 pub use folder::RunFolder;
@@ -64,6 +66,7 @@ pub struct TrainRun {
     warned: Vec<Warning>,
     meter: Meter,
     peak_bytes: u64,
+    control: TrainControl,
 }
 
 /// Who hears of a run.
@@ -125,10 +128,11 @@ impl TrainRun {
             written: Some(step).filter(|_| is_end),
             warned: Vec::new(),
             meter: Meter::default(),
+            control: TrainControl::default(),
             history,
             trainer,
         };
-        run.history.validation.iter().for_each(|(_, loss)| run.verdict = run.early.observe(*loss));
+        run.judge();
         match &state {
             None => run.save()?,
             Some(state) => run.note_how_it_goes_on(state),
@@ -194,18 +198,25 @@ impl TrainRun {
     /// thread; `control` pauses and stops it from another. A run that was stopped can be called
     /// again, or opened again later.
     ///
+    /// In the background, and where the device is too hot, it waits ([`crate::engine::lifecycle`]);
+    /// stopped there, it leaves the checkpoints that it has. Where the device was lost and another
+    /// one opened, it goes on from its last checkpoint.
+    ///
     /// Errors: [`Error::Training`] when the loss is no number, and the last good adapter is in the
     /// folder; as [`Trainer::step`] and [`Trainer::save`], and the checkpoints so far are.
     pub fn run(&mut self, control: &TrainControl, listener: Listener<'_>) -> Result<Outcome> {
         self.trainer.cancel = control.cancel().clone();
+        self.control = control.clone();
         let (step, total) = (self.trainer.cursor().step, self.trainer.total_steps());
         let new = if step < total { self.unseen(too_few_steps(total)) } else { Vec::new() };
         listener(&self.progress(TrainPhase::Training, new));
-        match self.steps(control, listener) {
+        match self.steps(listener) {
             Ok(end) => {
                 listener(&self.progress(TrainPhase::Saving, Vec::new()));
-                self.leave(end)?;
-                Ok(self.outcome(end))
+                match self.awake(|run| run.leave(end)) {
+                    Err(Error::Cancelled) => Ok(self.outcome(End::Interrupted)),
+                    left => left.map(|()| self.outcome(end)),
+                }
             }
             Err(Error::Training(reason)) => {
                 let left = self.rescue()?;
@@ -276,38 +287,44 @@ impl TrainRun {
         }
     }
 
-    fn steps(&mut self, control: &TrainControl, listener: Listener<'_>) -> Result<End> {
-        // A run may have been cut off after a step and before its validation, or after the last one
-        // it needed.
+    fn steps(&mut self, listener: Listener<'_>) -> Result<End> {
+        let mut ended = self.catch_up(listener);
+        loop {
+            match ended {
+                Err(Error::Background) if self.control.is_stopped() => return Ok(End::Interrupted),
+                Ok(None) | Err(Error::Background) => {}
+                Ok(Some(end)) => return Ok(end),
+                Err(Error::Cancelled) => return Ok(End::Interrupted),
+                Err(Error::DeviceLost(why)) => self.go_back(why)?,
+                Err(error) => return Err(error),
+            }
+            ended = self.next(listener);
+        }
+    }
+
+    /// Validates the last step, if the run was cut off after it and before its validation, or after
+    /// the last one it needed.
+    fn catch_up(&mut self, listener: Listener<'_>) -> Result<Option<End>> {
         let step = self.trainer.cursor().step;
         let last = self.history.training.last().copied().filter(|(last, _)| *last == step);
         if let Some((_, loss)) = last.filter(|_| self.is_due(step) && !self.is_validated(step)) {
-            let record = StepRecord { step, loss, ..StepRecord::default() };
-            match self.finish_step(record, listener) {
-                Err(Error::Cancelled) => return Ok(End::Interrupted),
-                done => done?,
-            }
+            self.finish_step(StepRecord { step, loss, ..StepRecord::default() }, listener)?;
         }
-        loop {
-            if self.verdict == StopDecision::Stop {
-                return Ok(End::EarlyStop);
-            }
-            if control.is_paused() && !control.is_stopped() {
-                listener(&self.progress(TrainPhase::Paused, Vec::new()));
-                control.wait();
-                listener(&self.progress(TrainPhase::Training, Vec::new()));
-            }
-            let record = match self.trainer.step() {
-                Ok(Some(record)) => record,
-                Ok(None) => return Ok(End::Finished),
-                Err(Error::Cancelled) => return Ok(End::Interrupted),
-                Err(error) => return Err(error),
-            };
-            match self.finish_step(record, listener) {
-                Err(Error::Cancelled) => return Ok(End::Interrupted),
-                done => done?,
-            }
+        Ok(None)
+    }
+
+    /// Takes a step, once it may; gives how the run ended.
+    fn next(&mut self, listener: Listener<'_>) -> Result<Option<End>> {
+        if self.verdict == StopDecision::Stop {
+            return Ok(Some(End::EarlyStop));
         }
+        self.wait(listener);
+        let began = Instant::now();
+        let Some(record) = self.trainer.step()? else { return Ok(Some(End::Finished)) };
+        let took = began.elapsed();
+        self.finish_step(record, listener)?;
+        self.rest(took);
+        Ok(None)
     }
 
     /// Validates, logs, shows and saves, each where it is due.
@@ -324,7 +341,7 @@ impl TrainRun {
         validated?;
         if step.is_multiple_of(self.checkpoint_every) {
             listener(&self.progress(TrainPhase::Saving, Vec::new()));
-            self.save()?;
+            self.awake(Self::save)?;
         }
         Ok(())
     }
@@ -335,10 +352,10 @@ impl TrainRun {
             return Ok(None);
         }
         listener(&self.progress(TrainPhase::Validating, Vec::new()));
-        let loss = self.trainer.evaluate(&self.validation)?;
+        let loss = self.awake(|run| run.trainer.evaluate(&run.validation))?;
         self.verdict = self.early.observe(loss);
         if self.verdict == StopDecision::Best && self.patience.is_some() {
-            self.write_adapter()?;
+            self.awake(|run| run.write_adapter())?;
         }
         Ok(Some(loss))
     }

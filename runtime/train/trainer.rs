@@ -9,18 +9,17 @@ use crate::adapter::Adapter;
 use crate::cancel::CancelToken;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::gpu::{Commands, Tally, Tensor};
+use crate::gpu::{Commands, Gpu, Tally};
 
+use super::bench::{Tools, Workbench};
 use super::checkpoint::{self, Checkpoint, Position, RunId};
 use super::data::batch::{BatchOptions, Loader, MicroBatch};
 use super::data::{Cursor, Dataset};
 use super::factors::{FactorOptions, Layout};
-use super::graph::Graph;
 use super::options::TrainOptions;
 use super::plan::Site;
 use super::schedule::Schedule;
 use super::signals::StepRecord;
-use super::update::Update;
 
 /// Fine-tunes an adapter on the resident base, which serves on meanwhile.
 ///
@@ -29,8 +28,7 @@ use super::update::Update;
 pub struct Trainer {
     engine: Arc<Engine>,
     options: TrainOptions,
-    graph: Graph,
-    update: Update,
+    bench: Workbench,
     loader: Loader,
     schedule: Schedule,
     data_fingerprint: String,
@@ -78,14 +76,12 @@ impl Trainer {
         init: Option<&Adapter>,
     ) -> Result<Self> {
         let trainer = Self::begin(engine, data, options)?;
-        let layout = &trainer.graph.layout;
+        let layout = &trainer.bench.layout;
         let params = init.map_or_else(
             || Ok(layout.fresh(trainer.options.seed)),
             |adapter| layout.of_adapter(adapter),
         )?;
-        engine.gpu().write(trainer.graph.buffers.params(), 0, &params);
-        engine.gpu().flush_writes();
-        engine.gpu().check()?;
+        trainer.bench.write(&[&params])?;
         Ok(trainer)
     }
 
@@ -126,7 +122,7 @@ impl Trainer {
         Ok(trainer)
     }
 
-    /// Puts the run where a checkpoint of it stands.
+    /// Puts the run where a checkpoint of it stands; also after its device was lost.
     ///
     /// Errors: as [`Trainer::resume`]; the run is then as it was.
     pub fn restore(&mut self, path: &Path) -> Result<()> {
@@ -136,14 +132,10 @@ impl Trainer {
     }
 
     fn load(&mut self, path: &Path, checkpoint: &Checkpoint) -> Result<()> {
-        let states = checkpoint.states(path, self.graph.layout.len(), self.options.optimizer)?;
+        let states = checkpoint.states(path, self.bench.layout.len(), self.options.optimizer)?;
         self.go_to(checkpoint)?;
-        let gpu = self.engine.gpu();
-        for (buffer, values) in self.graph.buffers.state.iter().zip(states) {
-            gpu.write(buffer, 0, values);
-        }
-        gpu.flush_writes();
-        gpu.check()
+        self.bench.renew_state()?;
+        self.bench.write(&states)
     }
 
     fn go_to(&mut self, checkpoint: &Checkpoint) -> Result<()> {
@@ -194,14 +186,15 @@ impl Trainer {
             Layout::new(&base.adapter_shape(), &options.targets()?, options.rank, scaling)?;
         let beside = Tally::new(gpu.caps());
         let bytes = Site { config: &base.config, beside }.training(&shape)?.total_bytes();
-        let graph = Graph::new(gpu, base, &shape, layout)?;
-        let update = Update::new(gpu, &graph, &options)?;
+        let bench = Workbench::new(engine, shape, layout)?;
         let (engine, cancel) = (Arc::clone(engine), CancelToken::default());
+        // Compiled and allocated now, not at the first step.
+        bench.work(&cancel, &options, |_, _, _| Ok(()))?;
+        engine.save_pipelines();
         Ok(Self {
             engine,
             options,
-            graph,
-            update,
+            bench,
             loader,
             schedule,
             data_fingerprint,
@@ -211,9 +204,12 @@ impl Trainer {
         })
     }
 
-    /// Takes one step of the optimiser; `None` when the run is over.
+    /// Takes one step of the optimiser; `None` when the run is over. One that is stopped because
+    /// the model has to make room is taken again.
     ///
-    /// Errors: [`Error::Cancelled`], and the step can be taken again; [`Error::Training`] when loss
+    /// Errors: [`Error::Cancelled`] and [`Error::Background`], and the step can be taken again;
+    /// [`Error::DeviceLost`], and factors and moments with it: [`Trainer::restore`] goes on from a
+    /// checkpoint, where a device could be opened again; [`Error::Training`] when loss
     /// or gradients are no numbers: the factors are as they were after the step before;
     /// [`Error::Gpu`].
     pub fn step(&mut self) -> Result<Option<StepRecord>> {
@@ -222,11 +218,20 @@ impl Trainer {
         let Some(step) = self.loader.next_step() else { return Ok(None) };
         let number = self.loader.cursor().step;
         let lr = self.schedule.lr(number - 1);
-        let taken = self.take(&step.micro_batches, number, lr);
+        let update = |commands: &mut Commands<'_>, tools: &Tools| {
+            let moment = number - self.moments_from;
+            tools.update.record(commands, &self.bench.layout, &self.options, lr, moment);
+        };
+        let taken = self.bench.work(&self.cancel, &self.options, |gpu, tools, cancel| {
+            let taken = take(gpu, tools, &step.micro_batches, cancel, update)?;
+            if !(taken.0.is_finite() && taken.1.is_finite()) {
+                tools.clear_gradients(gpu);
+            }
+            Ok(taken)
+        });
         if !matches!(taken, Ok((loss, norm)) if loss.is_finite() && norm.is_finite()) {
             // As if it had not begun.
             self.loader = before;
-            self.clear_gradients();
         }
         let (loss, norm) = taken?;
         if !(loss.is_finite() && norm.is_finite()) {
@@ -248,42 +253,6 @@ impl Trainer {
         }))
     }
 
-    /// Loss and norm of a step's gradient, which is applied unless one of them is no number.
-    fn take(&self, batches: &[MicroBatch], number: u64, lr: f64) -> Result<(f64, f64)> {
-        let gpu = self.engine.gpu();
-        let weight: f64 = batches.iter().map(MicroBatch::weight).sum();
-        if weight <= 0.0 {
-            // Nothing to learn from, and so nothing to forget by weight decay either.
-            return Ok((0.0, 0.0));
-        }
-        let mut loss = 0.0;
-        for batch in batches {
-            loss += self.graph.backward(gpu, batch, weight, &self.cancel)?;
-            // What is asked for in between counts even where a pass is one submission.
-            self.cancel.check()?;
-        }
-        if !loss.is_finite() {
-            return Ok((loss, f64::NAN));
-        }
-        let mut commands = Commands::new(gpu)?;
-        self.update.record(
-            &mut commands,
-            &self.graph.layout,
-            &self.options,
-            lr,
-            number - self.moments_from,
-        );
-        commands.submit();
-        let norm: Vec<f32> = gpu.read(&self.graph.buffers.norm[1], 0, 1)?;
-        gpu.check()?;
-        Ok((loss, f64::from(norm[0])))
-    }
-
-    fn clear_gradients(&self) {
-        let gpu = self.engine.gpu();
-        gpu.write(&self.graph.buffers.grads, 0, &vec![0.0_f32; self.graph.layout.len()]);
-    }
-
     /// Mean loss of `batches` by their weights, in nats a token.
     ///
     /// Errors: [`Error::Cancelled`]; [`Error::InvalidArgument`] when nothing has a weight, or a
@@ -295,18 +264,20 @@ impl Trainer {
             let reason = format!("nothing to measure in batches of at most {most} tokens");
             return Err(Error::InvalidArgument { name: "validation", reason });
         }
-        let loss = |batch| {
-            self.cancel.check()?;
-            self.graph.loss(self.engine.gpu(), batch, weight, &self.cancel)
-        };
-        batches.iter().map(loss).sum()
+        self.bench.work(&self.cancel, &self.options, |gpu, tools, cancel| {
+            let loss = |batch| {
+                cancel.check()?;
+                tools.graph.loss(gpu, batch, weight, cancel)
+            };
+            batches.iter().map(loss).sum()
+        })
     }
 
     /// The factors as they are now.
     ///
     /// Errors: [`Error::Gpu`].
     pub fn adapter(&self) -> Result<Adapter> {
-        self.as_adapter(&self.read(self.graph.buffers.params())?)
+        self.as_adapter(&self.bench.read(1)?[0])
     }
 
     /// Values for every factor, as an adapter.
@@ -318,18 +289,15 @@ impl Trainer {
             use_rslora: self.options.use_rslora,
             base_fingerprint: base.fingerprint.clone(),
         };
-        self.graph.layout.adapter(values, &options, &base.adapter_shape())
+        self.bench.layout.adapter(values, &options, &base.adapter_shape())
     }
 
     /// Writes everything that [`Trainer::resume`] needs to `path`: whole or not at all.
     ///
     /// Errors: [`Error::Io`]; [`Error::Gpu`].
     pub fn save(&self, path: &Path) -> Result<()> {
-        let names = self.options.optimizer.state_names().iter();
-        let states = names.zip(&self.graph.buffers.state);
-        let states = states
-            .map(|(name, buffer)| Ok((*name, self.read(buffer)?)))
-            .collect::<Result<Vec<_>>>()?;
+        let names = self.options.optimizer.state_names();
+        let states: Vec<_> = names.iter().copied().zip(self.bench.read(names.len())?).collect();
         checkpoint::write(path, &states, self.id(), self.position())
     }
 
@@ -345,24 +313,23 @@ impl Trainer {
         Position { cursor: self.cursor(), moments_from: self.moments_from }
     }
 
-    fn read(&self, buffer: &Tensor) -> Result<Vec<f32>> {
-        self.engine.gpu().read(buffer, 0, self.graph.layout.len())
-    }
-
     /// Gradients of the factors after a pass over `batches` and no update: `A` and `B` of each
     /// module, as an adapter.
     ///
     /// Errors: as [`Trainer::step`].
     pub fn gradients(&self, batches: &[MicroBatch]) -> Result<(f64, Adapter)> {
         let weight: f64 = batches.iter().map(MicroBatch::weight).sum();
-        let gpu = self.engine.gpu();
-        let losses = batches
-            .iter()
-            .map(|batch| self.graph.backward(gpu, batch, weight, &CancelToken::default()));
-        let loss = losses.sum::<Result<f64>>();
-        let gradients = self.read(&self.graph.buffers.grads);
-        self.clear_gradients();
-        Ok((loss?, self.as_adapter(&gradients?)?))
+        let never = CancelToken::default();
+        let (loss, gradients) = self.bench.work(&never, &self.options, |gpu, tools, cancel| {
+            let losses =
+                batches.iter().map(|batch| tools.graph.backward(gpu, batch, weight, cancel));
+            let loss = losses.sum::<Result<f64>>()?;
+            let gradients: Vec<f32> =
+                gpu.read(&tools.graph.buffers.grads, 0, self.bench.layout.len())?;
+            tools.clear_gradients(gpu);
+            Ok((loss, gradients))
+        })?;
+        Ok((loss, self.as_adapter(&gradients)?))
     }
 
     /// The settings of the run, with what was left to the recipe decided.
@@ -397,11 +364,42 @@ impl Trainer {
 
     /// Parameters that are trained.
     pub fn parameters(&self) -> usize {
-        self.graph.layout.len()
+        self.bench.layout.len()
     }
 
     /// Bytes on the device, beside the base's.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
+}
+
+/// Loss and norm of a step's gradient, which `update` records the use of unless the loss is no
+/// number.
+fn take(
+    gpu: &Gpu,
+    tools: &Tools,
+    batches: &[MicroBatch],
+    cancel: &CancelToken,
+    update: impl Fn(&mut Commands<'_>, &Tools),
+) -> Result<(f64, f64)> {
+    let weight: f64 = batches.iter().map(MicroBatch::weight).sum();
+    if weight <= 0.0 {
+        // Nothing to learn from, and so nothing to forget by weight decay either.
+        return Ok((0.0, 0.0));
+    }
+    let mut loss = 0.0_f64;
+    for batch in batches {
+        loss += tools.graph.backward(gpu, batch, weight, cancel)?;
+        // What is asked for in between counts even where a pass is one submission.
+        cancel.check()?;
+    }
+    if !loss.is_finite() {
+        return Ok((loss, f64::NAN));
+    }
+    let mut commands = Commands::new(gpu)?;
+    update(&mut commands, tools);
+    commands.submit();
+    let norm: Vec<f32> = gpu.read(&tools.graph.buffers.norm[1], 0, 1)?;
+    gpu.check()?;
+    Ok((loss, f64::from(norm[0])))
 }

@@ -25,7 +25,7 @@ impl Update {
     pub(super) fn new(gpu: &Gpu, graph: &Graph, options: &TrainOptions) -> Result<Self> {
         let Buffers { state, grads, norm: [partials, norm], .. } = &graph.buffers;
         let mut bound = vec![norm, grads];
-        bound.extend(state);
+        bound.extend(state.iter());
         let step = match options.optimizer {
             Optimizer::AdamW => adamw::spec(),
             Optimizer::Momentum => sgd::spec(true),

@@ -18,12 +18,6 @@ fn ok(args: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn ok_on_tiny(args: &[&str]) -> String {
-    let output = on_tiny(args);
-    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
-    String::from_utf8(output.stdout).unwrap()
-}
-
 /// The adapter of `from`, with B changed.
 fn train(folder: &Folder, from: &Path, name: &str, seed: u64) -> PathBuf {
     let shape = ModelConfig::from_gguf(&Gguf::open(model()).unwrap()).unwrap().base_shape();

@@ -64,7 +64,7 @@ fn a_token_is_one_submission_and_allocates_nothing() {
 fn a_token_reads_the_weights_once_and_the_cache_so_far() {
     let engine = open(EngineOptions::default());
     let bytes = || engine.gpu().counters.bytes.load(Ordering::Relaxed);
-    let weights = &engine.base().weights();
+    let weights = engine.weights().unwrap();
     let layers = weights.layers.iter().flat_map(|l| SiteKind::IN_LAYER.map(|kind| l.linear(kind)));
     let all: u64 = layers.chain([weights.head()]).map(|linear| linear.bytes()).sum();
     let cost = |len: usize| {

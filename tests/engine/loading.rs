@@ -45,6 +45,34 @@ fn each_phase_of_opening_is_heard_of() {
 }
 
 #[test]
+fn a_second_start_tests_and_compiles_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = || {
+        let gpu = GpuOptions { cache_dir: Some(dir.path().into()), ..GpuOptions::default() };
+        let (engine, _) = heard(EngineOptions { gpu, ..EngineOptions::default() });
+        engine.add_adapter("a", &sized(1, 8)).unwrap();
+        super::generate(&mut session(&engine, &prompt(500, 40)), greedy(3));
+        let work = engine.device_work();
+        // As an app that is killed: what was compiled is kept all the same.
+        std::mem::forget(engine);
+        (work.tested_kernels, work.compiled_kernels)
+    };
+    let (tested, compiled) = start();
+    assert!(tested > 0 && compiled > 0);
+    assert_eq!(start(), (0, 0));
+    // Without the driver's own cache all are compiled again.
+    for entry in std::fs::read_dir(&dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "pipelines") {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    let (tested, again) = start();
+    assert_eq!(tested, 0);
+    assert!(again > 0 && again <= compiled);
+}
+
+#[test]
 fn what_decoding_needs_is_compiled_when_the_engine_is_open() {
     let (engine, heard) = heard(EngineOptions { skip_self_test: true, ..EngineOptions::default() });
     let compiled = || engine.gpu().counters.pipelines.load(Ordering::Relaxed);

@@ -5,6 +5,7 @@ mod adapters;
 mod batch;
 mod counters;
 mod evaluate;
+pub(crate) mod lifecycle;
 mod loading;
 mod refused;
 mod registry;
@@ -34,7 +35,7 @@ const CONTEXT: usize = 256;
 /// Its end-of-generation token.
 const EOS: u32 = 2;
 /// Tokens of a page of the cache.
-const PAGE: usize = epiphyte::model::kv_cache::PAGE_LEN;
+const PAGE: usize = epiphyte::model::pages::PAGE_LEN;
 
 /// For tests that do not mind what others have left in the cache.
 static SHARED: LazyLock<Arc<Engine>> = LazyLock::new(|| open(EngineOptions::default()));

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use epiphyte::engine::MemoryLevel;
 use epiphyte::{Engine, EngineOptions, Session};
 
 use super::{Answer, PAGE, generate, greedy, prefill, prompt, session};
@@ -80,7 +81,12 @@ fn a_saved_session_goes_on_as_it_would_have() {
     session.save(&path).unwrap();
     let mut restored = open().restore(&path).unwrap();
     assert_eq!(in_window(&restored), in_window(&session));
-    assert_eq!(generate(&mut restored, greedy(40)), generate(&mut session, greedy(40)));
+    // Once more from where an answer ended, whose pages are not given back at once.
+    for _ in 0..2 {
+        assert_eq!(generate(&mut restored, greedy(40)), generate(&mut session, greedy(40)));
+        session.save(&path).unwrap();
+        restored = open().restore(&path).unwrap();
+    }
     restored.truncate(20);
     assert_eq!(generate(&mut restored, greedy(20)), fresh(&ids[..20], 20));
 }
@@ -107,5 +113,25 @@ fn sessions_at_random_are_as_fresh_ones_and_leave_nothing_behind() {
         if sessions.is_empty() {
             sessions.push(engine.session());
         }
+    }
+}
+
+#[test]
+fn what_made_room_is_computed_again_in_both_reaches() {
+    for level in [MemoryLevel::Moderate, MemoryLevel::Critical, MemoryLevel::Complete] {
+        let (engine, ids) = (open(), prompt(7, 150));
+        let mut session = session(&engine, &ids);
+        let before = generate(&mut session, greedy(30));
+        let mut fork = session.fork();
+        engine.memory_pressure(level);
+        let expected = {
+            let mut calm = super::session(&open(), &ids);
+            assert_eq!(generate(&mut calm, greedy(30)), before, "{level:?}");
+            generate(&mut calm, greedy(40))
+        };
+        assert_eq!(generate(&mut session, greedy(40)), expected, "{level:?}");
+        assert!(in_window(&session) <= MOST, "{level:?}");
+        engine.memory_pressure(level);
+        assert_eq!(generate(&mut fork, greedy(40)), expected, "{level:?}");
     }
 }

@@ -95,7 +95,7 @@ fn the_sum_is_that_of_those_who_stayed() {
         (50, Some(Gone::Input)),
         (50, Some(Gone::Consent)),
     ] {
-        let vanishes = |id: MemberId| gone.filter(|_| id % 5 == 0);
+        let vanishes = |id: MemberId| gone.filter(|_| id.is_multiple_of(5));
         let is_there = |id: MemberId, after: Gone| vanishes(id) != Some(after);
         let (fixed, n_values) = (fixed(members), 1001);
         let mut round = Round::new(members, vanishes);
@@ -163,7 +163,7 @@ fn masked_inputs_are_uniform() {
     let mut round = Round::new(members, |_| None);
     let mut seen: Vec<Vec<u32>> = Vec::new();
     for id in 1..=members {
-        let values = vec![if id % 2 == 0 { 0 } else { 12_345 }; n];
+        let values = vec![if id.is_multiple_of(2) { 0 } else { 12_345 }; n];
         let (_, sent) = round.mask(id, values.clone());
         assert_ne!(sent.values, values);
         seen.push(sent.values);

@@ -10,15 +10,15 @@ Runs that RESULTS.jsonl has are not made again. Standard library only.
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from ours import Runner
 
 # By name: arguments of `epiphyte merge` beside the two adapters.
 MERGES = {
@@ -38,32 +38,24 @@ ROWS = [*APART, *MERGES]
 N = 400
 
 
-class Runner:
-    def __init__(self, args):
-        self.args, self.end, self.lock = args, time.time() + args.seconds, threading.Lock()
+class Merging(Runner):
+    """Calls of the program, as [Runner] makes them."""
 
-    def call(self, *arguments):
-        """The command's JSON. Errors: `RuntimeError` with the end of what it said."""
-        command = [str(self.args.epiphyte), *map(str, arguments)]
-        command += ["--model", str(self.args.model), "--json"]
-        left = max(1, self.end - time.time())
-        done = subprocess.run(command, capture_output=True, text=True, timeout=left)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)}: exit {done.returncode}: {done.stderr[-600:]}")
-        return json.loads(done.stdout)
+    def ask(self, *arguments):
+        return self.call([*arguments, "--json"])
 
     def data(self, task, part):
         return self.args.tasks / f"{task}.{part}.jsonl"
 
     def train(self, data, out, seed, *more):
-        self.call("train", "--data", data, "--out", out, "--seed", seed, "--validation", "none",
+        self.ask("train", "--data", data, "--out", out, "--seed", seed, "--validation", "none",
                   *more)
         return out
 
     def score(self, pair, seed, name, adapters):
         """Exact match on both tasks, as a line of the results."""
         given = [text for adapter in adapters for text in ("--adapter", adapter)]
-        exact = [self.call("eval", "--data", self.data(task, "test"), *given)["exact_match"]
+        exact = [self.ask("eval", "--data", self.data(task, "test"), *given)["exact_match"]
                  for task in pair]
         line = {"pair": "+".join(pair), "seed": seed, "name": name, "exact": exact}
         with self.lock, self.args.results.open("a") as file:
@@ -93,7 +85,7 @@ class Runner:
 
         def merged(how):
             out = folder / "merged"
-            self.call("merge", a(), b(), *how, "--out", out)
+            self.ask("merge", a(), b(), *how, "--out", out)
             return out
 
         made = dict(zip(APART[1:], [a, b, joint, then]))
@@ -104,14 +96,14 @@ class Runner:
 
 
 def run(args):
-    runner = Runner(args)
+    runner = Merging(args)
     lines = args.results.read_text().splitlines() if args.results.exists() else []
     done = {(line["pair"], line["seed"], line["name"]) for line in map(json.loads, lines)}
     pairs = [tuple(pair.split("+")) for pair in args.pairs.split(",")]
     wanted = [(pair, seed) for seed in map(int, args.seeds.split(",")) for pair in pairs]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.at_once) as pool:
         # The first fills the cache of compiled shaders for the others.
-        runner.call("eval", "--data", runner.data(pairs[0][0], "test"))
+        runner.ask("eval", "--data", runner.data(pairs[0][0], "test"))
         place = lambda pair, seed: Path(folder) / f"{'-'.join(pair)}-{seed}"
         list(pool.map(lambda job: runner.make(*job, place(*job), done), wanted))
 
@@ -136,7 +128,7 @@ def page(found):
         out += [f"A is `{a}`, B is `{b}`:", "", "| | A | B | the lower of the means |",
                 "|---|---|---|---|"]
         for name in ROWS:
-            each = list(zip(*rows[name].values()))
+            each = list(zip(*(exact for _, exact in sorted(rows[name].items()))))
             low = min(map(statistics.mean, each))
             out.append(f"| {name} | {values(each[0])} | {values(each[1])} | {low:.1f} |")
         out.append("")

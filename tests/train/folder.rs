@@ -16,7 +16,7 @@ use super::trainer::{ENGINE, options};
 const STEPS: u64 = 6;
 
 /// A run over a few lines of text.
-fn given(folder: &Path) -> RunOptions {
+pub(super) fn given(folder: &Path) -> RunOptions {
     let data = folder.join("data.jsonl");
     let line = |i: u32| format!("{{\"text\": \"the {i} and the {} of it\"}}\n", i * 7 % 10);
     std::fs::write(&data, (0..12).map(line).collect::<String>()).unwrap();

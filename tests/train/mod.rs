@@ -7,6 +7,7 @@ mod files;
 mod folder;
 mod golden;
 mod gradients;
+mod lifecycle;
 mod optimizers;
 mod plan;
 mod recipe;

@@ -19,21 +19,21 @@ use crate::common::golden;
 
 const STEPS: u64 = 6;
 
-fn six_steps() -> TrainOptions {
+pub(super) fn six_steps() -> TrainOptions {
     TrainOptions { duration: TrainLength::Steps(STEPS), batch_size: 4, ..options() }
 }
 
-fn finish(trainer: &mut Trainer) -> Adapter {
+pub(super) fn finish(trainer: &mut Trainer) -> Adapter {
     while trainer.step().unwrap().is_some() {}
     trainer.adapter().unwrap()
 }
 
-fn undisturbed(data: &Arc<Dataset>) -> Adapter {
+pub(super) fn undisturbed(data: &Arc<Dataset>) -> Adapter {
     finish(&mut Trainer::new(&ENGINE, Arc::clone(data), six_steps(), None).unwrap())
 }
 
 /// Equal numbers, and no -0.0 for 0.0.
-fn assert_same(one: &Adapter, other: &Adapter, what: &str) {
+pub(super) fn assert_same(one: &Adapter, other: &Adapter, what: &str) {
     let bits = |adapter: &Adapter| -> Vec<u32> {
         adapter
             .modules

@@ -95,6 +95,16 @@ public final class Engine: Sendable {
     /// Whether the self-test found that the device computes training right.
     public var trains: Bool { get throws { try core.trains() } }
 
+    /// What the device has done so far: at a second start on a driver no kernel is tested or compiled.
+    public var counters: DeviceWork { get throws { try core.counters() } }
+
+    /// Adds up what a model takes on this device, and a training run beside it. No weight is loaded.
+    public static func memoryPlan(
+        _ model: URL, options: MemoryPlanOptions = MemoryPlanOptions()
+    ) async throws -> MemoryPlan {
+        try await EpiphyteCore.memoryPlan(source: .path(path: model.path), options: options)
+    }
+
     /// Closes it with all its sessions, answers and training runs, which throw `closed` from now on. Never waits; a second
     /// close does nothing.
     public func close() { core.close() }

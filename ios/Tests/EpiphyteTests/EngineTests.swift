@@ -95,6 +95,30 @@ import Testing
         }
     }
 
+    @Test func secondStartTestsAndCompilesNothing() async throws {
+        try await withFolder { folder in
+            var work = [DeviceWork]()
+            for _ in 0..<2 {
+                let engine = try await Engine.open(tinyModel, options: EngineOptions(context: 64, cacheDir: folder.path))
+                let session = try engine.session()
+                try await session.pushText(prompt)
+                _ = try await session.generate(greedy(4)).text()
+                work.append(try engine.counters)
+                engine.close()
+                await engine.closed()
+            }
+            #expect(work[0].testedKernels > 0 && work[0].compiledKernels > 0)
+            #expect(work[1].testedKernels == 0 && work[1].compiledKernels == 0)
+        }
+    }
+
+    @Test func memoryIsAddedUpBeforeItIsTaken() async throws {
+        let plan = try await Engine.memoryPlan(tinyModel, options: MemoryPlanOptions(context: 256))
+        #expect(plan.totalBytes > 0 && plan.classes.map(\.bytes).reduce(0, +) == plan.totalBytes)
+        let small = MemoryPlanOptions(context: 256, memoryBudgetBytes: 1000)
+        #expect(await cause { _ = try await Engine.memoryPlan(tinyModel, options: small) } == "overBudget")
+    }
+
     @Test func errorsReadAsSwiftsDo() async throws {
         let error = await thrown { _ = try await Engine.open(URL(fileURLWithPath: "/nowhere/model.gguf")) }
         let found = try #require(error)

@@ -132,6 +132,19 @@ impl<T> Arena<T> {
         self.b.give_back(block.b, block.b_len);
     }
 
+    /// Gives the buffers back; nothing is in them that is still wanted.
+    pub(crate) fn clear(&mut self) {
+        if self.a.tensor.is_some() {
+            (self.a, self.b) = (Side::default(), Side::default());
+            self.moves += 1;
+        }
+    }
+
+    /// Nobody has room in it.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.a.taken.is_empty() && self.b.taken.is_empty()
+    }
+
     /// Whether growing or tidying would make room without taking any adapter off.
     pub(crate) fn can_make_room(&self, Room { a, b }: Room) -> bool {
         let (a, b) =

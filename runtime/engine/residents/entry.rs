@@ -1,8 +1,9 @@
 //! What the registry keeps of an adapter and of a set.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::arena::Block;
 use super::packed::{Packed, PackedSite};
@@ -17,15 +18,16 @@ use crate::model::site::LoraPass;
 pub(crate) struct SetId(pub(crate) u32);
 
 /// An adapter that was read and packed, on its way to the device.
+#[derive(Clone)]
 pub(crate) struct Incoming {
     pub(super) packed: Arc<Packed>,
     pub(super) digest: String,
-    pub(super) source: Option<PathBuf>,
+    pub(super) source: Source,
     pub(super) report: Arc<LoadReport>,
 }
 
 impl Incoming {
-    /// Packs `adapter`, which fits `shape` and is called `id`; `source` is where it can be read
+    /// Packs `adapter`, which fits `shape` and is called `id`; `path` is where it can be read
     /// again.
     ///
     /// Errors: [`Error::InvalidAdapter`] for one that can't run.
@@ -33,10 +35,14 @@ impl Incoming {
         id: &str,
         adapter: &Adapter,
         shape: &BaseShape,
-        source: Option<PathBuf>,
+        path: Option<&Path>,
     ) -> Result<Self> {
         check_ranks(id, adapter)?;
         let packed = Arc::new(Packed::new(adapter, shape));
+        let source = match path {
+            Some(path) => Source::Path { path: path.to_path_buf(), written: written(path) },
+            None => Source::Memory(Arc::clone(&packed)),
+        };
         Ok(Self {
             packed,
             digest: adapter.digest(),
@@ -92,9 +98,30 @@ fn check_ranks(id: &str, adapter: &Adapter) -> Result<()> {
 }
 
 /// Where an adapter comes from when it has to be loaded again.
+#[derive(Clone)]
 pub(super) enum Source {
-    Path(PathBuf),
+    Path {
+        /// A file, or a folder.
+        path: PathBuf,
+        /// When it was last written to, as it was loaded.
+        written: Option<SystemTime>,
+    },
     Memory(Arc<Packed>),
+}
+
+impl Source {
+    /// Whether it is there as it was: a file that is gone or was written to is not.
+    pub(super) fn is_there(&self) -> bool {
+        match self {
+            Self::Path { path, written: then } => then.is_some() && written(path) == *then,
+            Self::Memory(_) => true,
+        }
+    }
+}
+
+/// When a file or a name in a folder was last written to.
+fn written(path: &Path) -> Option<SystemTime> {
+    path.metadata().and_then(|metadata| metadata.modified()).ok()
 }
 
 /// Tells the adapters apart that an id has had.
@@ -145,4 +172,15 @@ pub(super) struct Set {
     pub(super) last_used: u64,
     pub(super) digest: Hash,
     pub(super) pass: LoraPass,
+}
+
+impl Set {
+    pub(super) fn has(&self, entry: EntryId) -> bool {
+        self.entries.iter().any(|(of, _)| *of == entry)
+    }
+
+    /// A session uses it, and this entry with it.
+    pub(super) fn is_using(&self, entry: EntryId) -> bool {
+        self.users > 0 && self.has(entry)
+    }
 }

@@ -6,5 +6,5 @@ pub(super) mod packed;
 pub(super) mod registry;
 
 pub use entry::AdapterState;
-pub(crate) use entry::{Incoming, ReadAgain, SetId};
+pub(crate) use entry::{Absent, Incoming, ReadAgain, SetId};
 pub(crate) use registry::Registry;

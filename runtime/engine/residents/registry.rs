@@ -58,6 +58,18 @@ impl Registry {
         }
     }
 
+    /// Puts an empty one in its place.
+    pub(crate) fn take_all(&mut self, gpu: &Gpu) -> Self {
+        let Self { directory, shape, ref arena, .. } = *self;
+        let empty = Self::new(gpu, shape, directory.rows as usize, arena.budget());
+        std::mem::replace(self, empty)
+    }
+
+    /// Adapters that are on the device.
+    pub(crate) fn residents(&self) -> usize {
+        self.entries.values().filter(|entry| entry.resident.is_some()).count()
+    }
+
     /// The buffers, once there has been an adapter.
     pub(crate) fn factors(&self) -> Option<Factors<'_>> {
         let (a, b, moves) = self.arena.tensors()?;
@@ -88,7 +100,7 @@ impl Registry {
             id: id.to_string(),
             digest,
             bytes: packed.bytes(),
-            source: source.map_or_else(|| Source::Memory(Arc::clone(&packed)), Source::Path),
+            source,
             resident: None,
             pins: 0,
             last_used: 0,
@@ -188,7 +200,7 @@ impl Registry {
     /// An adapter, if it is off the device and in a file.
     fn absentee(&self, number: EntryId) -> Option<Absent> {
         let entry = self.entries.get(&number).filter(|entry| entry.resident.is_none())?;
-        let Source::Path(path) = &entry.source else { return None };
+        let Source::Path { path, .. } = &entry.source else { return None };
         let (id, path, digest) = (entry.id.clone(), path.clone(), entry.digest.clone());
         Some(Absent { number, id, path, digest })
     }
@@ -213,7 +225,10 @@ impl Registry {
         let known =
             self.sets.iter().position(|set| set.as_ref().is_some_and(|set| set.entries == entries));
         let index = match known {
-            Some(index) => index,
+            Some(index) => {
+                self.restore(gpu, SetId(index as u32), read)?;
+                index
+            }
             None => self.make_set(gpu, adapters, &entries, read)?,
         };
         if let Some(set) = &mut self.sets[index] {

@@ -126,7 +126,8 @@ mod tests {
 
     #[test]
     fn carrying_changes_no_sum() {
-        let value = |i: u32| f64::from(i % 97) * if i % 2 == 0 { 1e-3 } else { -LARGEST / 100.0 };
+        let value =
+            |i: u32| f64::from(i % 97) * if i.is_multiple_of(2) { 1e-3 } else { -LARGEST / 100.0 };
         let (mut sums, mut sum) = (Sums::new(2), Sum::default());
         for i in 0..2 * UNCARRIED + 3 {
             sums.add([value(i), -value(i)].into_iter());

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use curve25519_dalek::Scalar;
 use x25519_dalek::{PublicKey, StaticSecret};
 
-use super::keys::{Envelope, agree, derive, mask, masking_key, sign};
+use super::keys::{Envelope, Sign, agree, derive, mask, masking_key, sign};
 use super::shamir::{self, Polynomial};
 use super::{Advert, Cohort, Consent, MaskedInput, MemberId, Share, Unmasking};
 use crate::error::Result;
@@ -134,7 +134,7 @@ impl Sharing {
         }
         cohort.check_enough(received.len() + 1)?;
         let own = derive(&cohort, "own", &[secrets.own.as_bytes()]);
-        mask(&mut values, &own, super::keys::Sign::Add);
+        mask(&mut values, &own, Sign::Add);
         let masking = Masking { cohort, member, shares: received, own_share };
         Ok((masking, MaskedInput { member, values }))
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::cancel::CancelToken;
 
 /// How often a paused run looks whether it is stopped by a token of somebody else's.
-const LOOK: Duration = Duration::from_millis(50);
+pub(super) const LOOK: Duration = Duration::from_millis(50);
 
 /// Pauses and stops [`super::TrainRun::run`] from another thread. Clones control the same run.
 #[derive(Clone, Debug, Default)]

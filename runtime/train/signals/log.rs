@@ -38,10 +38,20 @@ impl StepLog {
             let reason = "another run is writing to it; name another file".into();
             return Err(Error::InvalidFile { path, reason });
         }
-        let kept = read(&path, &file)?.into_iter().filter(|(record, _)| record.step <= step);
-        let kept = kept.flat_map(|(_, line)| line).collect::<Vec<u8>>();
-        replace(&file, &kept).map_err(io)?;
+        keep(&path, &file, step)?;
         Ok(Self { path, file })
+    }
+
+    /// Forgets the steps after `step`, which are taken again.
+    ///
+    /// Errors: as [`StepLog::open`].
+    pub(crate) fn go_back(&mut self, step: u64) -> Result<()> {
+        let io = |e| Error::io(&self.path, e);
+        if !self.file.metadata().map_err(io)?.is_file() {
+            return Ok(());
+        }
+        (&self.file).seek(SeekFrom::Start(0)).map_err(io)?;
+        keep(&self.path, &self.file, step)
     }
 
     /// Appends a line and hands it to the system.
@@ -83,6 +93,13 @@ pub(super) fn read(path: &Path, file: &File) -> Result<Vec<(StepRecord, Vec<u8>)
         }
     }
     Ok(records)
+}
+
+/// Makes the steps up to `step` all that is in a log.
+fn keep(path: &Path, file: &File, step: u64) -> Result<()> {
+    let kept = read(path, file)?.into_iter().filter(|(record, _)| record.step <= step);
+    let kept = kept.flat_map(|(_, line)| line).collect::<Vec<u8>>();
+    replace(file, &kept).map_err(|e| Error::io(path, e))
 }
 
 /// Makes `bytes` all that is in `file`, which is open for appending; what is the same stays

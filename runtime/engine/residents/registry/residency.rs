@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::super::arena::{Block, Room};
-use super::super::entry::{EntryId, ReadAgain, Resident, Source};
+use super::super::entry::{Absent, EntryId, ReadAgain, Resident, Set, SetId, Source};
 use super::super::packed::{Eight, Packed};
 use super::{MAX_SETS, Registry};
 use crate::error::{Error, Result};
@@ -30,12 +30,17 @@ impl Registry {
         };
         let packed = match (&entry.source, read.get(&number)) {
             (Source::Memory(packed), _) | (_, Some(packed)) => Arc::clone(packed),
-            (Source::Path(_), None) => match self.absentee(number) {
+            (Source::Path { .. }, None) => match self.absentee(number) {
                 Some(absent) => absent.read(&self.shape)?,
                 None => return Ok(()),
             },
         };
-        self.send(gpu, number, &packed)
+        self.send(gpu, number, &packed)?;
+        // Sets that are in use have waited for it.
+        let has_it = |set: &Option<Set>| set.as_ref().is_some_and(|set| set.has(number));
+        let sets: Vec<usize> = (1..MAX_SETS).filter(|&index| has_it(&self.sets[index])).collect();
+        sets.into_iter().for_each(|index| self.write_set(gpu, index));
+        Ok(())
     }
 
     /// Sends factors to the device, making room if need be.
@@ -46,9 +51,12 @@ impl Registry {
         let (needed_bytes, budget_bytes) = (packed.bytes(), self.arena.budget());
         let id = self.entries.get(&number).map(|entry| entry.id.clone()).unwrap_or_default();
         let full = || Error::AdapterBudget { id: id.clone(), needed_bytes, budget_bytes };
-        // Nobody makes room in vain.
-        let staying =
-            self.entries.values().filter(|entry| entry.pins > 0 && entry.resident.is_some());
+        // Nobody makes room in vain. One in use that is off the device comes back.
+        let staying = self.entries.iter().filter(|(other, entry)| {
+            let comes_back = || self.sets.iter().flatten().any(|set| set.is_using(**other));
+            **other != number && entry.pins > 0 && (entry.resident.is_some() || comes_back())
+        });
+        let staying = staying.map(|(_, entry)| entry);
         if staying.map(|entry| entry.bytes).sum::<u64>() + needed_bytes > budget_bytes {
             return Err(full());
         }
@@ -79,6 +87,66 @@ impl Registry {
         Ok(())
     }
 
+    /// Whether all of a set's adapters are on the device.
+    pub(crate) fn is_resident(&self, set: SetId) -> bool {
+        let entries = self.sets[set.0 as usize].iter().flat_map(|set| &set.entries);
+        entries.filter_map(|(entry, _)| self.entries.get(entry)).all(|e| e.resident.is_some())
+    }
+
+    /// Those of a set that have to be read again before [`Registry::restore`].
+    pub(crate) fn absent_of(&self, set: SetId, read: &ReadAgain) -> Vec<Absent> {
+        let entries = self.sets[set.0 as usize].iter().flat_map(|set| &set.entries);
+        let absent = entries.filter(|(entry, _)| !read.contains_key(entry));
+        absent.filter_map(|(entry, _)| self.absentee(*entry)).collect()
+    }
+
+    /// Brings the adapters of a set back to the device, those in files by way of `read`.
+    ///
+    /// Errors: as [`Registry::send`] and [`super::super::entry::Absent::read`].
+    pub(crate) fn restore(&mut self, gpu: &Gpu, set: SetId, read: &ReadAgain) -> Result<()> {
+        if self.is_resident(set) {
+            return Ok(());
+        }
+        let entries = self.sets[set.0 as usize].as_ref().map(|set| set.entries.clone());
+        let entries = entries.unwrap_or_default();
+        // Pinned, so that one does not make room for the next.
+        self.pin(&entries, 1);
+        let resident =
+            entries.iter().try_for_each(|(entry, _)| self.make_resident(gpu, *entry, read));
+        self.pin(&entries, -1);
+        resident
+    }
+
+    /// Takes all adapters off the device that can be had again, those in use too. The others keep
+    /// their places; the buffers go with the last.
+    pub(crate) fn evict_all(&mut self) {
+        let there: Vec<EntryId> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.resident.is_some() && entry.source.is_there())
+            .map(|(number, _)| *number)
+            .collect();
+        there.into_iter().for_each(|number| self.take_off(number));
+        if self.arena.is_empty() {
+            self.arena.clear();
+        }
+    }
+
+    /// The device is gone, and all that was on it.
+    pub(crate) fn forget_device(&mut self) {
+        let all: Vec<EntryId> = self.entries.keys().copied().collect();
+        all.into_iter().for_each(|number| self.take_off(number));
+        self.arena.clear();
+    }
+
+    fn take_off(&mut self, number: EntryId) {
+        self.forget_sets(number);
+        let resident = self.entries.get_mut(&number).and_then(|entry| entry.resident.take());
+        if let Some(Resident { block, .. }) = resident {
+            self.arena.free(block);
+        }
+    }
+
     /// Takes the least recently used adapter off the device, but not this one; false when all are
     /// in use.
     fn evict(&mut self, number: EntryId) -> bool {
@@ -90,20 +158,14 @@ impl Registry {
         else {
             return false;
         };
-        self.forget_sets(oldest);
-        let resident = self.entries.get_mut(&oldest).and_then(|entry| entry.resident.take());
-        if let Some(Resident { block, .. }) = resident {
-            self.arena.free(block);
-        }
+        self.take_off(oldest);
         true
     }
 
     /// Forgets the unused sets that contain an adapter.
     pub(super) fn forget_sets(&mut self, number: EntryId) {
         for set in &mut self.sets {
-            if set.as_ref().is_some_and(|set| {
-                set.users == 0 && set.entries.iter().any(|(entry, _)| *entry == number)
-            }) {
+            if set.as_ref().is_some_and(|set| set.users == 0 && set.has(number)) {
                 *set = None;
             }
         }

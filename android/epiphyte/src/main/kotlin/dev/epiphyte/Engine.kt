@@ -2,7 +2,6 @@ package dev.epiphyte
 
 import java.io.File
 import kotlinx.coroutines.flow.Flow
-import kotlinx.coroutines.flow.StateFlow
 
 /**
  * One base model in memory, shared by any number of [Session]s. Usable from any thread, and nothing
@@ -12,7 +11,10 @@ public class Engine private constructor(private val core: CoreEngine) : AutoClos
     /** An empty session. */
     public fun session(): Session = Session(calling { core.session() })
 
-    /** A session from a file that [Session.save] wrote; its adapters have to be loaded under the ids they had. */
+    /**
+     * A session from a file that [Session.save] wrote; its adapters have to be loaded under the ids
+     * they had.
+     */
     public suspend fun restore(file: File): Session = Session(calling { core.restore(file.path) })
 
     /**
@@ -63,6 +65,9 @@ public class Engine private constructor(private val core: CoreEngine) : AutoClos
     /** Bytes of device memory that everything of this engine takes now, training included. */
     public val deviceBytes: Long get() = calling { core.deviceBytes() }
 
+    /** What the device has done so far; of a start, the kernels that were tested and compiled. */
+    public val counters: DeviceWork get() = calling { core.counters() }
+
     /** Names the loaded model: what adapters and saved sessions are made for. */
     public val fingerprint: String get() = calling { core.fingerprint() }
 
@@ -96,6 +101,12 @@ public class Engine private constructor(private val core: CoreEngine) : AutoClos
                 Engine(CoreEngine.open(model, options, listener.takeIf { onProgress != null }))
             }
         }
+
+        /** Adds up what a model takes on this device, and a training run beside it; loads no weight. */
+        public suspend fun memoryPlan(
+            model: ModelSource,
+            options: MemoryPlanOptions = MemoryPlanOptions(),
+        ): MemoryPlan = calling { dev.epiphyte.memoryPlan(model, options) }
 
         /** As above, from a GGUF file, or the first of its shards. */
         public suspend fun open(

@@ -10,7 +10,10 @@ import kotlinx.coroutines.flow.asStateFlow
 import kotlinx.coroutines.launch
 import kotlinx.coroutines.withContext
 
-/** A training run in a folder. What was begun there and not finished goes on, also after the app was killed. */
+/**
+ * A training run in a folder. What was begun there and not finished goes on, also after the app was
+ * killed.
+ */
 public class Trainer internal constructor(private val core: CoreTrainer) {
     private val latest = MutableStateFlow<TrainProgress?>(null)
 

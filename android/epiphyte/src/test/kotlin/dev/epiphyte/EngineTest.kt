@@ -28,6 +28,48 @@ class EngineTest {
     }
 
     @Test
+    fun `a second start tests and compiles nothing`() = running {
+        withFolder { folder ->
+            val options = EngineOptions(context = 64, cacheDir = folder.path)
+            val starts = List(2) {
+                val engine = Engine.open(tinyModel, options)
+                val work = engine.use {
+                    it.prompted().answer(2)
+                    it.counters
+                }
+                engine.closed()
+                work
+            }
+            assertTrue(starts[0].testedKernels > 0 && starts[0].compiledKernels > 0)
+            assertEquals(0, starts[1].testedKernels)
+            assertEquals(0, starts[1].compiledKernels)
+        }
+    }
+
+    @Test
+    fun `memory is planned before it is taken`() = running {
+        val model = ModelSource.Path(defaultModel.path)
+        val plan = Engine.memoryPlan(model, MemoryPlanOptions(context = 512))
+        assertEquals(plan.totalBytes, plan.classes.sumOf { it.bytes })
+        val training = TrainOptions("/nowhere", TrainData.Examples(lessons))
+        val beside = Engine.memoryPlan(model, MemoryPlanOptions(training = training))
+        assertTrue(beside.training!!.trainableParameters > 0 && beside.training!!.seqLen > 0)
+        val tooLittle = MemoryPlanOptions(context = 512, memoryBudgetBytes = 1_000_000)
+        assertThrown<EpiphyteException.OverBudget> { Engine.memoryPlan(model, tooLittle) }
+    }
+
+    @Test
+    fun `a model is read where it lies in another file`() = running {
+        withFolder { folder ->
+            val archive = File(folder, "archive").apply { writeBytes(ByteArray(4096) + tinyModel.readBytes() + ByteArray(10)) }
+            val part = ModelSource.Part(archive.path, 4096, tinyModel.length())
+            Engine.open(part).use { assertEquals(tiny().fingerprint, it.fingerprint) }
+            thrown { Engine.open(ModelSource.Part(archive.path, 4095, tinyModel.length())) }
+            assertThrown<EpiphyteException.Io> { Engine.open(ModelSource.Descriptor(-1, 0, null)) }
+        }
+    }
+
+    @Test
     fun `close twice is harmless, and calls are refused`() = running {
         val engine = Engine.open(tinyModel)
         val session = engine.session()
@@ -81,10 +123,17 @@ class EngineTest {
     }
 
     @ParameterizedTest
-    @ValueSource(strings = ["", "/nowhere/model.gguf", "/tmp", "/dev/null", "a\u0000b"])
+    @ValueSource(strings = ["/nowhere/model.gguf", "/tmp", "/dev/null", "a\u0000b"])
     fun `what is no model is refused`(path: String) = running {
         val error = thrown { Engine.open(File(path)) }
-        assertTrue(error is EpiphyteException.Io || error is EpiphyteException.InvalidFile, "$error")
+        val refused = error is EpiphyteException.Io || error is EpiphyteException.InvalidFile ||
+            error is EpiphyteException.InvalidArgument
+        assertTrue(refused, "$error")
+    }
+
+    @Test
+    fun `an empty path is refused by name`() = running {
+        assertEquals("path", assertThrown<EpiphyteException.InvalidArgument> { Engine.open(File("")) }.name)
     }
 
     @Test

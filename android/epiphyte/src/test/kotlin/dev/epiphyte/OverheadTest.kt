@@ -33,14 +33,14 @@ class OverheadTest {
 
     @Test
     fun `the border alone`() = running {
-        val (kotlin, rust) = compare(tiny(), tinyModel, 240, 8)
+        val (kotlin, rust) = compare(tiny(), tinyModel, 200, 24)
         println("tiny model: %.0f us a token in Kotlin, %.0f in Rust".format(kotlin * 1e6, rust * 1e6))
         assertTrue(kotlin - rust <= 50e-6)
     }
 
     @Test
     fun `the default model`() = running {
-        val (kotlin, rust) = compare(real(), defaultModel, 64, 4)
+        val (kotlin, rust) = compare(real(), defaultModel, 32, 6)
         println("default model: %.2f tokens/s in Kotlin, %.2f in Rust".format(1 / kotlin, 1 / rust))
         assertTrue(kotlin <= rust * 1.03)
     }

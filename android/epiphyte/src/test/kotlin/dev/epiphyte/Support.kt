@@ -30,7 +30,7 @@ internal fun greedy(maxTokens: Int) = GenerateOptions(maxTokens = maxTokens, ign
 
 /** Runs a test in real time on real threads: what it waits for is a device. */
 internal fun running(body: suspend CoroutineScope.() -> Unit) =
-    runBlocking(Dispatchers.Default) { withTimeout(4.minutes, body) }
+    runBlocking(Dispatchers.Default) { withTimeout(10.minutes, body) }
 
 /** Engines that are opened once for all tests. */
 internal class Shared(private val model: File, private val context: Int) {

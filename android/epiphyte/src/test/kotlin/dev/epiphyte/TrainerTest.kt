@@ -16,7 +16,7 @@ class TrainerTest {
     fun `five steps of the default model, with progress`() = running {
         withFolder { folder ->
             val steps = mutableListOf<TrainProgress>()
-            val options = TrainOptions(folder.path, TrainData.Examples(lessons), TrainDuration.Steps(5))
+            val options = lesson(folder)
             val trainer = real().trainer(options)
             val outcome = trainer.run { if (it.phase == TrainPhase.STEP) steps += it }
             assertEquals(TrainEnd.FINISHED, outcome.end)

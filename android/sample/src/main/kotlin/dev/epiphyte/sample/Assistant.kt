@@ -98,7 +98,7 @@ class Assistant(
         try {
             work()
         } catch (error: EpiphyteException) {
-            shown.update { it.copy(problem = "${error.message}\n${error.hint}") }
+            shown.update { it.copy(problem = error.message) }
         }
     }
 }

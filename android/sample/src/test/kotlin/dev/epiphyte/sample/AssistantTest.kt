@@ -43,7 +43,7 @@ class AssistantTest {
     }
 
     @Test
-    fun `says what is wrong and what to do`() = running {
+    fun `says what is wrong`() = running {
         Assistant(ModelSource.Path("/nowhere/model.gguf"), bundled, File("/nowhere")).use { assistant ->
             assistant.open()
             assertContains(assistant.screen.value.problem!!, "/nowhere/model.gguf")

@@ -1,0 +1,148 @@
+package dev.epiphyte
+
+import android.app.Application
+import android.content.Context
+import android.content.ContextWrapper
+import androidx.work.CoroutineWorker
+import androidx.work.ListenableWorker
+import androidx.work.WorkerParameters
+import androidx.work.workDataOf
+import dev.epiphyte.android.Epiphyte
+import dev.epiphyte.android.WorkResult
+import dev.epiphyte.android.withModelAsset
+import dev.epiphyte.android.work
+import java.io.File
+import kotlin.test.Test
+import kotlin.test.assertContains
+import kotlin.test.assertIs
+import kotlin.test.assertTrue
+
+/** docs/android.md, whose blocks are the lines of this file between its marks. */
+class DocsTest {
+    private suspend fun page(filesDir: File, print: (Any?) -> Unit, println: (Any?) -> Unit) {
+        // First token.
+        val engine = Engine.open(File(filesDir, "model.gguf"), EngineOptions(context = 1024)) { progress ->
+            println("${progress.phase}: ${progress.done} of ${progress.total}")
+        }
+
+        val session = engine.session()
+        session.setMessages(Message.system("Be brief."), Message.user("What is an epiphyte?"))
+        session.generate(GenerateOptions(maxTokens = 48)).collect { token -> print(token.text) }
+        println("${session.stats?.decodeTokensPerSecond} tokens/s")
+
+        // A feature is an adapter.
+        val report = engine.loadAdapter("pirate", File(filesDir, "adapters/pirate"))
+        println("${report.modules.size} modules, ${report.warnings}")
+
+        session.setAdapters("pirate")
+        session.setMessages(Message.user("What is an epiphyte?"))
+        println(session.generate(GenerateOptions(maxTokens = 16)).text())
+
+        session.setAdapters(listOf(AdapterWeight("pirate", weight = 0.5f)), KvPolicy.KEEP)
+        session.setAdapters() // the base alone
+
+        session.withAdapter("pirate") {
+            println(it.generate(GenerateOptions(maxTokens = 16)).text())
+        }
+
+        // First adapter trained.
+        val lessons = listOf(
+            Example.Pair("Question: What is our cat called?\nAnswer:", " Pixel"),
+            Example.Pair("Question: When does the choir sing?\nAnswer:", " On Thursdays at eight"),
+            Example.Chat(listOf(Message.user("Who waters the ferns?"), Message.assistant("Ada does."))),
+        )
+        val folder = File(filesDir, "adapters/mine")
+        val options = TrainOptions(folder.path, TrainData.Examples(lessons), TrainDuration.Steps(5))
+        val outcome = engine.trainer(options).run { progress ->
+            println("step ${progress.step} of ${progress.steps}, loss ${progress.loss}")
+        }
+        println("${outcome.end}: ${outcome.loss.first} to ${outcome.loss.last}")
+
+        engine.loadAdapter("mine", folder)
+        session.setAdapters("mine")
+
+        // Errors.
+        try {
+            session.setAdapters("nobody")
+        } catch (error: EpiphyteException) {
+            println(error.message)
+            if (error is EpiphyteException.Closed) println("the ${error.what} is gone: open it again")
+        }
+        engine.close()
+    }
+
+    /** Compiled alone: there is no phone here. */
+    @Suppress("unused")
+    private class App : Application() {
+        override fun onCreate() {
+            super.onCreate()
+            Epiphyte.start(this)
+        }
+    }
+
+    /** Compiled alone. */
+    @Suppress("unused")
+    private suspend fun asset(context: Context): Engine {
+        val engine = context.withModelAsset("model.gguf") { Engine.open(it) }
+        return engine
+    }
+
+    private object Teaching {
+        lateinit var lesson: TrainOptions
+        suspend fun engine() = tiny()
+        fun show(progress: TrainProgress) = check(progress.steps > 0)
+    }
+
+    private class TeachWorker(context: Context, parameters: WorkerParameters) : CoroutineWorker(context, parameters) {
+        override suspend fun doWork(): Result {
+            val trainer = Teaching.engine().trainer(Teaching.lesson)
+            return when (val result = trainer.work { Teaching.show(it) }) {
+                is WorkResult.Success -> Result.success()
+                is WorkResult.Retry -> Result.retry()
+                is WorkResult.Failure -> Result.failure(workDataOf("problem" to result.error.message))
+            }
+        }
+    }
+
+    @Test
+    fun `what the page says runs`() = running {
+        withFolder { filesDir ->
+            defaultModel.copyTo(File(filesDir, "model.gguf"))
+            demo("pirate").copyRecursively(File(filesDir, "adapters/pirate"))
+            val said = StringBuilder()
+            page(filesDir, { said.append(it) }, { said.append(it).append('\n') })
+            for (words in listOf("tokens/s", "60 modules", "Arr", "step 5 of 5", "FINISHED", "nobody")) assertContains(said, words)
+        }
+    }
+
+    @Test
+    fun `the page's worker teaches, and says what is wrong`() = running {
+        withFolder { folder ->
+            Teaching.lesson = lesson(folder, 2)
+            val context = ContextWrapper(null)
+            assertIs<ListenableWorker.Result.Success>(TeachWorker(context, WorkerParameters()).doWork())
+            Teaching.lesson = lesson(folder, data = TrainData.Jsonl("/nowhere"))
+            val failure = assertIs<ListenableWorker.Result.Failure>(TeachWorker(context, WorkerParameters()).doWork())
+            assertContains(failure.outputData.values["problem"].toString(), "/nowhere")
+        }
+    }
+
+    @Test
+    fun `the page's blocks are what was compiled`() {
+        fun lines(text: String) = text.lines().map { it.trim() }.filter { it.isNotEmpty() }.joinToString("\n")
+        fun of(path: String) = lines(repository(path).readText())
+        val sources = of("android/epiphyte/src/test/kotlin/dev/epiphyte/DocsTest.kt")
+        val gradle = of("android/sample/build.gradle.kts")
+        val needed = of("android/epiphyte/build.gradle.kts")
+        val blocks = Regex("```kotlin( \\w+)?\n(.*?)```", RegexOption.DOT_MATCHES_ALL)
+            .findAll(repository("docs/android.md").readText()).map { it.groupValues[1].trim() to it.groupValues[2] }.toList()
+        assertTrue(blocks.size >= 12)
+        for ((kind, block) in blocks) {
+            when (kind) {
+                "gradle" -> assertContains(gradle, lines(block))
+                "aar" -> Regex("\"[^\"]+:[^\"]+\"").findAll(block).forEach { assertContains(needed, it.value) }
+                else -> assertContains(sources, lines(block))
+            }
+        }
+    }
+}

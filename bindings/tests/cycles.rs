@@ -1,0 +1,78 @@
+//! What is opened and closed a thousand times leaves nothing behind. The C library counts what the
+//! whole process holds, the driver included, so this is a process of its own.
+#![cfg(all(target_os = "linux", target_env = "gnu"))]
+#![allow(clippy::unwrap_used, reason = "a failed test panics")]
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use epiphyte_bindings::{Engine, EngineOptions, GenerateOptions, ModelSource};
+use pollster::block_on;
+
+/// One test at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn open() -> Arc<Engine> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/tiny_llama.gguf");
+    let source = ModelSource::Path { path: path.to_str().unwrap().into() };
+    block_on(Engine::open(source, EngineOptions::default(), None)).unwrap()
+}
+
+fn answer(engine: &Engine) {
+    let session = engine.session().unwrap();
+    block_on(session.push_text("the sea".into())).unwrap();
+    let answer = session
+        .generate(GenerateOptions { max_tokens: 2, ignore_eos: true, ..Default::default() })
+        .unwrap();
+    while block_on(answer.next()).unwrap().is_some() {}
+    assert_eq!(answer.stats().generated_tokens, 2);
+    session.close();
+}
+
+/// Bytes that are allocated and not freed.
+fn heap_bytes() -> usize {
+    // SAFETY: it takes nothing and reads the allocator's counters.
+    let info = unsafe { libc::mallinfo2() };
+    info.uordblks + info.hblkhd
+}
+
+/// Threads that have not ended yet.
+fn threads() -> usize {
+    std::fs::read_dir("/proc/self/task").unwrap().count()
+}
+
+/// Runs `cycle` `times` after as many to warm up, and says what is left of them.
+fn left(what: &str, times: usize, cycle: impl Fn()) -> usize {
+    (0..times / 5).for_each(|_| cycle());
+    let (heap, before) = (heap_bytes(), threads());
+    (0..times).for_each(|_| cycle());
+    let left = heap_bytes().saturating_sub(heap);
+    println!("{times} {what}: {left} bytes and {} threads left", threads().saturating_sub(before));
+    assert!(threads() <= before + 1, "threads are used again");
+    left
+}
+
+#[test]
+fn a_thousand_sessions_leave_nothing() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let engine = open();
+    // The cache of keys and values has grown by then.
+    (0..10).for_each(|_| answer(&engine));
+    let device = engine.device_bytes().unwrap();
+    let left = left("sessions", 1000, || answer(&engine));
+    // The last answer's thread may not have given back yet what tokens are read through.
+    assert!(engine.device_bytes().unwrap() <= device + 4096);
+    assert!(left < 64 << 10, "{left} bytes are left");
+}
+
+#[test]
+fn fifty_engines_leave_nothing() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let left = left("engines", 50, || {
+        let engine = open();
+        answer(&engine);
+        engine.close();
+        block_on(engine.closed());
+    });
+    assert!(left < 256 << 10, "{left} bytes are left");
+}
