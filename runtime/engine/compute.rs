@@ -126,12 +126,12 @@ impl Session {
             && self.own_work
             && !self.mixed
         {
-            for number in start / PAGE_LEN..self.kv_len / PAGE_LEN {
+            let whole = keys.iter().enumerate().take(self.kv_len / PAGE_LEN);
+            for (number, key) in whole.skip(start / PAGE_LEN) {
                 if self.is_wide_page(number) {
-                    let key = keys[number];
                     for reach in Reach::EACH {
                         let page = self.pages.pages(reach, number..number + 1);
-                        page.iter().for_each(|page| executor.pool(reach).publish(page, key));
+                        page.iter().for_each(|page| executor.pool(reach).publish(page, *key));
                     }
                 }
             }

@@ -73,7 +73,7 @@ impl AttendOps {
         let (e, params) = (self.config.head_dim as u32, self.rope(rope_train::FORWARD));
         if let Some(raw) = &slot.raw_qkv {
             let width = self.config.num_attention_heads + 2 * self.config.num_key_value_heads;
-            let bytes = rows as u64 * (width * self.config.head_dim * 4) as u64;
+            let bytes = u64::from(rows) * (width * self.config.head_dim * 4) as u64;
             commands.copy(&slot.qkv, 0, raw, 0, bytes);
         }
         if self.input.is_plain() {
