@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use epiphyte::tokenizer::EncodeOptions;
 use epiphyte::{Engine, EngineOptions, GenerateOptions, Session};
 use serde::Deserialize;
 
@@ -17,6 +18,7 @@ const PERPLEXITY: [f64; 2] = [0.001, 0.003];
 #[derive(Deserialize)]
 struct Prompt {
     name: String,
+    text: String,
     prompt_ids: Vec<u32>,
     ids: Vec<u32>,
     second: Vec<u32>,
@@ -56,7 +58,9 @@ fn greedy_ids_are_the_exact_ones() {
     let Some(engine) = open() else { return };
     let mut agreed = 0;
     for prompt in read().prompts {
-        let Prompt { name, prompt_ids, ids, second, gap } = prompt;
+        let Prompt { name, text, prompt_ids, ids, second, gap } = prompt;
+        let said = engine.base().tokenizer.encode(&text, EncodeOptions::default()).unwrap();
+        assert_eq!(said, prompt_ids, "{name}");
         let max_tokens = ids.len();
         let options = GenerateOptions { max_tokens, ignore_eos: true, ..Default::default() };
         let mut session = session(&engine, &prompt_ids);

@@ -4,11 +4,12 @@ usage: gemma.py MODEL.gguf [WINDOWS]     needs torch, transformers, gguf; MODEL 
 
 Greedy ids of the prompts that hold no control tokens, as greedy.py has them; and the perplexity of the first WINDOWS (8) windows of
 the text in llama.cpp's definition, as perplexity.py, the first id of each window being BOS. `prompts` and `text` are ids by
-llama.cpp's rule for SentencePiece vocabularies: of neighbours that are a token together the best of score is joined, over and over
-(user-defined tokens, such as of several spaces, are not looked for first: some ids are not those of a tokenizer).
+llama.cpp's rule for SentencePiece vocabularies: user-defined tokens (line ends, several spaces) are cut out first, the longest where
+several begin; in between, of neighbours that are a token together the best of score is joined, over and over.
 """
 import heapq
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from families import GEMMA, NAMES
 
-STEPS, WINDOW = 32, 512
+STEPS, WINDOW, USER_DEFINED = 32, 512, 4
 here = Path(__file__).parent
 
 
@@ -27,6 +28,10 @@ class File:
     def __init__(self, path):
         self.reader = gguf.GGUFReader(path)
         self.keys = {key: field.contents() for key, field in self.reader.fields.items()}
+        tokens, kinds = self.keys["tokenizer.ggml.tokens"], self.keys["tokenizer.ggml.token_type"]
+        defined = [token for token, kind in zip(tokens, kinds) if kind == USER_DEFINED]
+        self.user_defined = re.compile("|".join(re.escape(token) for token in sorted(defined, key=len, reverse=True)))
+        self.ids = {token: i for i, token in enumerate(tokens)}
 
     def get(self, key):
         return self.keys[f"gemma3.{key}"]
@@ -65,8 +70,14 @@ class File:
         return model.eval()
 
     def encode(self, text):
-        tokens, scores = self.keys["tokenizer.ggml.tokens"], self.keys["tokenizer.ggml.scores"]
-        ids = {token: i for i, token in enumerate(tokens)}
+        out, at = [], 0
+        for found in self.user_defined.finditer(text):
+            out += [*self.join(text[at : found.start()]), self.ids[found[0]]]
+            at = found.end()
+        return out + self.join(text[at:])
+
+    def join(self, text):
+        ids, scores = self.ids, self.keys["tokenizer.ggml.scores"]
         symbols = list(text.replace(" ", "\u2581"))
         after, alive = list(range(1, len(symbols) + 1)), [True] * len(symbols)
         before = list(range(-1, len(symbols) - 1))
@@ -119,7 +130,7 @@ def main():
         for prompt in prompts:
             ids = [bos, *file.encode(prompt["text"])]
             chosen, second, gaps = greedy(model, ids)
-            golden["prompts"].append({"name": prompt["name"], "prompt_ids": ids, "ids": chosen, "second": second, "gap": gaps})
+            golden["prompts"].append({**prompt, "prompt_ids": ids, "ids": chosen, "second": second, "gap": gaps})
             print(prompt["name"], min(gaps), flush=True)
         nll = []
         for i in range(windows):
