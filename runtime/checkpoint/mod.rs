@@ -47,7 +47,8 @@ impl Checkpoint {
     /// BPE that is known here.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
-        let config = config::read(&text(&folder.join(CONFIG))?)?;
+        let config = ModelConfig::from_json(&text(&folder.join(CONFIG))?)?;
+        config::refuse_others(&config)?;
         let shards = Shards::open(folder, &config)?;
         let template = folder.join(TEMPLATE);
         let template = template.exists().then(|| text(&template)).transpose()?;

@@ -63,9 +63,10 @@ pub(super) struct GgufSource<'a> {
 
 impl<'a> GgufSource<'a> {
     pub(super) fn new(gguf: &'a Gguf) -> Self {
+        let architecture = gguf.architecture().unwrap_or_default();
         let views: Vec<_> = gguf.tensors().map(TensorView::in_file_order).collect();
         let tensor = |(index, view): (usize, &TensorView<'_>)| Tensor {
-            name: gguf_name(view.name).unwrap_or_else(|| view.name.into()),
+            name: gguf_name(architecture, view.name).unwrap_or_else(|| view.name.into()),
             shape: view.shape.to_vec(),
             dtype: view.dtype,
             index,
@@ -107,10 +108,11 @@ pub(super) struct CheckpointSource<'a> {
 
 impl<'a> CheckpointSource<'a> {
     pub(super) fn new(checkpoint: &'a Checkpoint) -> Result<Self> {
+        let family = checkpoint.config.family().gguf;
         let (mut names, mut tensors) = (Vec::new(), Vec::new());
         for (name, shape) in checkpoint.config.tensors() {
             let index = names.len();
-            let gguf = gguf_name(&name).unwrap_or_else(|| name.clone());
+            let gguf = gguf_name(family, &name).unwrap_or_else(|| name.clone());
             let dtype = checkpoint.shards.get(&name)?.dtype;
             tensors.push(Tensor { name: gguf, shape, dtype, index });
             names.push(name);
