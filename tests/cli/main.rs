@@ -12,6 +12,7 @@ mod eval;
 mod federated;
 mod merge;
 mod outputs;
+mod quantize;
 mod quiet;
 mod runs;
 mod terminal;
@@ -78,6 +79,8 @@ fn help_names_every_command() {
         "train",
         "eval",
         "inspect",
+        "quantize",
+        "checkpoint",
         "plan",
         "doctor",
         "adapter",
