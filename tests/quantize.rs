@@ -267,7 +267,8 @@ fn an_imatrix_moves_errors_to_where_they_cost_less() {
             |(i, (w, v)): (usize, (&f32, &f32))| (i % 256 + 1) as f64 * f64::from(w - v).powi(2);
         weights.iter().zip(values).enumerate().map(square).sum()
     };
-    assert!(cost(&by_old) < cost(&plain));
+    let (with, without) = (cost(&by_old), cost(&plain));
+    assert!(with < 0.9 * without, "{with} and {without}");
 }
 
 #[test]
