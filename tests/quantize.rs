@@ -264,7 +264,7 @@ fn an_imatrix_moves_errors_to_where_they_cost_less() {
     let weights = values(&model, q).1;
     let cost = |values: &[f32]| -> f64 {
         let square =
-            |(i, (w, v)): (usize, (&f32, &f32))| (i % 256 + 1) as f64 * f64::from(w - v).powi(2);
+            |(i, (w, v)): (usize, (&f32, &f32))| f64::from(importance(i) * (w - v).powi(2));
         weights.iter().zip(values).enumerate().map(square).sum()
     };
     let (with, without) = (cost(&by_old), cost(&plain));
