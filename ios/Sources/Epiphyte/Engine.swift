@@ -89,6 +89,9 @@ public final class Engine: Sendable {
     /// Bytes of device memory that everything of this engine takes now, training included.
     public var deviceBytes: Int64 { get throws { try core.deviceBytes() } }
 
+    /// The same by what it is for.
+    public var classBytes: [ClassBytes] { get throws { try core.classBytes() } }
+
     /// Names the loaded model: what adapters and saved sessions are made for.
     public var fingerprint: String { get throws { try core.fingerprint() } }
 
@@ -104,6 +107,29 @@ public final class Engine: Sendable {
     ) async throws -> MemoryPlan {
         try await EpiphyteCore.memoryPlan(source: .path(path: model.path), options: options)
     }
+
+    /// What the engine is now, and what has befallen it.
+    public var state: EngineState { get throws { try core.state() } }
+
+    /// The state, and then each change until the engine is closed; those that come while nobody waits are one.
+    public var states: EngineStates { EngineStates(core: core.states()) }
+
+    /// Gives memory back to the phone. All comes back when it is next needed, and nothing that is said or learnt changes.
+    @discardableResult
+    public func memoryPressure(_ level: MemoryLevel) async throws -> MemoryReport {
+        try await core.memoryPressure(level: level)
+    }
+
+    /// Tells how hot the device is: training slows down, then pauses; then answers rest as well.
+    public func thermal(_ state: ThermalState) { core.thermal(state: state) }
+
+    /// Lets the GPU rest until `foreground()`; iOS ends an app that uses it in the background. What needs it throws
+    /// `background` and can be called again then; training waits. The one call that waits where it is called, for what the
+    /// GPU has been given: tens of milliseconds.
+    public func background() { core.background() }
+
+    /// Ends `background()`.
+    public func foreground() { core.foreground() }
 
     /// Closes it with all its sessions, answers and training runs, which throw `closed` from now on. Never waits; a second
     /// close does nothing.
