@@ -2,7 +2,7 @@ import EpiphyteCore
 import Foundation
 
 /// One base model in memory, shared by any number of sessions. Usable from any thread; no call blocks one. Memory on the
-/// device is freed with the last that uses it, or by `close()`.
+/// device is freed with the last that holds it, a session or a trainer of it too, or by `close()`.
 public final class Engine: Sendable {
     let core: EpiphyteCore.Engine
 
@@ -30,11 +30,11 @@ public final class Engine: Sendable {
     }
 
     /// An empty session.
-    public func session() throws -> Session { Session(try core.session()) }
+    public func session() throws -> Session { Session(try core.session(), of: self) }
 
     /// A session from a file that `Session.save` wrote. Its adapters have to be loaded under the ids they had.
     public func restore(from file: URL) async throws -> Session {
-        try await untilCancelled { [core] in Session(try await core.restore(path: file.path)) }
+        try await untilCancelled { Session(try await self.core.restore(path: file.path), of: self) }
     }
 
     /// Reads an adapter, a PEFT folder or a GGUF LoRA, and puts it on the device under `id`. One of that id is replaced;
@@ -78,7 +78,7 @@ public final class Engine: Sendable {
     }
 
     /// A training run on this engine's model, in the folder that `options` names.
-    public func trainer(_ options: TrainOptions) throws -> Trainer { Trainer(try core.trainer(options: options)) }
+    public func trainer(_ options: TrainOptions) throws -> Trainer { Trainer(try core.trainer(options: options), of: self) }
 
     /// Most tokens of a session.
     public var context: Int { get throws { Int(try core.context()) } }

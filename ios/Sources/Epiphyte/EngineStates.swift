@@ -6,7 +6,7 @@ public struct EngineStates: AsyncSequence, Sendable {
 
     let core: EpiphyteCore.States
 
-    public struct AsyncIterator: AsyncIteratorProtocol {
+    public struct AsyncIterator: AsyncIteratorProtocol, Sendable {
         let core: EpiphyteCore.States
 
         public func next() async -> EngineState? {

@@ -10,13 +10,13 @@ import kotlinx.coroutines.flow.StateFlow
  */
 public class Engine private constructor(private val core: CoreEngine) : AutoCloseable {
     /** An empty session. */
-    public fun session(): Session = Session(calling { core.session() })
+    public fun session(): Session = Session(calling { core.session() }, this)
 
     /**
      * A session from a file that [Session.save] wrote; its adapters have to be loaded under the ids
      * they had.
      */
-    public suspend fun restore(file: File): Session = Session(calling { core.restore(file.path) })
+    public suspend fun restore(file: File): Session = Session(calling { core.restore(file.path) }, this)
 
     /**
      * Reads an adapter and puts it on the device under [id]. One of that id is replaced; sessions
@@ -55,7 +55,8 @@ public class Engine private constructor(private val core: CoreEngine) : AutoClos
     public fun batch(sequences: List<BatchSequence>): Flow<BatchToken> = batchOf(core, sequences)
 
     /** A training run on this engine's model; [Trainer.run] begins it, or goes on with it. */
-    public fun trainer(options: TrainOptions): Trainer = Trainer(calling { core.trainer(options) })
+    public fun trainer(options: TrainOptions): Trainer =
+        Trainer(calling { core.trainer(options) }, this)
 
     /** Most tokens of a session. */
     public val context: Int get() = calling { core.context() }

@@ -23,6 +23,8 @@ class CausesTest {
         EpiphyteException.Tokenizer::class to "what could be wrong with a GGUF's is an error of its metadata",
     )
 
+    private val zeros = "\u0000".repeat(7)
+
     private val causes = mapOf<KClass<out EpiphyteException>, suspend (File) -> Unit>(
         EpiphyteException.AdapterBudget::class to { _ ->
             with(EngineOptions(adapterBudgetBytes = 16)) { it.loadAdapter("plain", peft("plain")) }
@@ -51,7 +53,7 @@ class CausesTest {
             }
         },
         EpiphyteException.BaseMismatch::class to { folder ->
-            restored(folder) { it.tamper("epiphyte\\.base\\.1:....", "epiphyte.base.1:0000") }
+            restored(folder) { it.tamper("epiphyte.base.1:", "epiphyte.base.1:0000") }
         },
         EpiphyteException.Busy::class to { _ ->
             val session = prompted()
@@ -66,28 +68,28 @@ class CausesTest {
         EpiphyteException.Closed::class to { _ -> prompted().run { close(); pushText("more") } },
         EpiphyteException.ContextFull::class to { _ -> with(EngineOptions(context = 4)) { it.prompted("a long story") } },
         EpiphyteException.FingerprintVersion::class to { folder ->
-            restored(folder) { it.tamper("epiphyte\\.base\\.1:", "epiphyte.base.9:") }
+            restored(folder) { it.tamper("epiphyte.base.1:", "epiphyte.base.9:") }
         },
         EpiphyteException.FormatVersion::class to { folder ->
-            restored(folder) { it.tamper("epiphyte\\.session\\.\\d", "epiphyte.session.9") }
+            restored(folder) { it.tamper("epiphyte.session.", "epiphyte.session.9") }
         },
         EpiphyteException.InvalidAdapter::class to { folder ->
             peft("plain").copyRecursively(folder, overwrite = true)
-            File(folder, "adapter_model.safetensors").tamper("0\\.self_attn\\.k_proj", "0.self_attn.x_proj")
+            File(folder, "adapter_model.safetensors").tamper("0.self_attn.k_proj", "0.self_attn.x_proj")
             tiny().loadAdapter("tampered", folder)
         },
         EpiphyteException.InvalidArgument::class to { _ -> with(EngineOptions(context = -1)) { } },
         EpiphyteException.InvalidFile::class to { folder ->
             Engine.open(File(folder, "model.gguf").apply { writeText("no model") })
         },
-        EpiphyteException.InvalidMetadata::class to { folder -> openTampered(folder, "llama\\.block_count", "tnuoc_kcolb.amall") },
+        EpiphyteException.InvalidMetadata::class to { folder -> openTampered(folder, "llama.block_count", "tnuoc_kcolb.amall") },
         EpiphyteException.InvalidTensor::class to { folder ->
             // One that holds other weights: smaller than the model's sizes say.
-            openTampered(folder, "blk\\.0\\.attn_q\\.weight", "blk.0.attn_X.weight", "blk\\.0\\.attn_k\\.weight", "blk.0.attn_q.weight")
+            openTampered(folder, "blk.0.attn_q.weight", "blk.0.attn_X.weight", "blk.0.attn_k.weight", "blk.0.attn_q.weight")
         },
         EpiphyteException.Io::class to { _ -> Engine.open(File("/nowhere/model.gguf")) },
         EpiphyteException.MissingTensor::class to { folder ->
-            openTampered(folder, "blk\\.0\\.attn_q\\.weight", "blk.0.attn_X.weight")
+            openTampered(folder, "blk.0.attn_q.weight", "blk.0.attn_X.weight")
         },
         EpiphyteException.NoGpu::class to { _ -> with(EngineOptions(gpu = "no such device")) { } },
         EpiphyteException.OverBudget::class to { _ ->
@@ -96,7 +98,7 @@ class CausesTest {
         EpiphyteException.Training::class to { folder ->
             tiny().trainer(lesson(folder, 50).copy(learningRate = 1e30, maxGradNorm = 0.0)).run()
         },
-        EpiphyteException.Unsupported::class to { folder -> openTampered(folder, "\u0005(\u0000{7})llama", "\u0005$1mambo") },
+        EpiphyteException.Unsupported::class to { folder -> openTampered(folder, "\u0005$zeros" + "llama", "\u0005$zeros" + "mambo") },
     )
 
     private suspend fun with(options: EngineOptions = EngineOptions(context = 128), use: suspend (Engine) -> Unit) =

@@ -90,14 +90,16 @@ class LifecycleTest {
     fun `training waits in the background`() = running {
         withFolder { folder ->
             engine().use { engine ->
-                val trainer = engine.trainer(lesson(folder, 40))
+                val trainer = engine.trainer(lesson(folder, 10_000))
                 val run = async { trainer.run() }
                 trainer.progress.first { it?.phase == TrainPhase.STEP }
                 engine.background()
-                trainer.progress.first { it?.phase == TrainPhase.PAUSED }
+                val waiting = trainer.progress.first { it?.phase == TrainPhase.PAUSED }!!
                 assertEquals(TrainingPace.PAUSED, engine.state.value.training)
                 engine.foreground()
-                assertEquals(TrainEnd.FINISHED to 40L, run.await().run { end to steps })
+                trainer.progress.first { it!!.step > waiting.step }
+                trainer.stop()
+                assertEquals(TrainEnd.INTERRUPTED, run.await().end)
             }
         }
     }

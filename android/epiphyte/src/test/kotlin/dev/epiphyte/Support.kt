@@ -22,7 +22,8 @@ internal val defaultModel = File(System.getProperty("epiphyte.model"))
 
 /** The tiny model as one that was made for 2,048 tokens, not 256. */
 internal fun longTinyModel(folder: File): File = tinyModel.copyTo(File(folder, "model.gguf")).apply {
-    tamper("(llama\\.context_length\u0004\u0000\u0000\u0000)\u0000\u0001", "$1\u0000\u0008")
+    val contextLength = "llama.context_length\u0004\u0000\u0000\u0000"
+    tamper(contextLength, contextLength + "\u0000\u0008")
 }
 
 /** Adapters that PEFT wrote for the tiny model. */
@@ -106,10 +107,10 @@ internal fun lesson(
 
 internal fun learnt(folder: File): List<Byte> = File(folder, "adapter_model.safetensors").readBytes().asList()
 
-/** A file with the first [old] in it become [new], of as many bytes. */
+/** Writes [new] where [old] begins in the file. */
 internal fun File.tamper(old: String, new: String) {
     val text = readBytes().toString(Charsets.ISO_8859_1)
-    val tampered = text.replaceFirst(Regex(old, RegexOption.DOT_MATCHES_ALL), new)
-    check(tampered != text && tampered.length == text.length) { "$old is not there, or is of another length" }
-    writeText(tampered, Charsets.ISO_8859_1)
+    val at = text.indexOf(old)
+    check(at >= 0 && !text.startsWith(new, at)) { "$old is not there, or is $new already" }
+    writeText(text.replaceRange(at, at + new.length, new), Charsets.ISO_8859_1)
 }

@@ -81,7 +81,7 @@ class DeviceSignalsTest {
     @Test
     fun `training waits while the battery is low`() = running {
         withFolder { folder ->
-            val trainer = tiny().trainer(lesson(folder, 40))
+            val trainer = tiny().trainer(lesson(folder, 3))
             val receiver = BatteryReceiver(trainer)
             val run = async { trainer.run() }
             receiver.onReceive(null, Intent(Intent.ACTION_BATTERY_LOW))
