@@ -45,8 +45,8 @@ api: ## pin the public API as it is now
 bench: model ## time prompt and decode on the default model
 	cargo run --release --quiet -- bench
 
-model: ## fetch the default model into the cache, once
-	@$(PYTHON) .ci/fetch_model.py
+model: ## fetch a model into the cache, once (MODEL=smollm2, the default, or gemma: Gemma 3 270M)
+	@$(PYTHON) .ci/fetch_model.py $(MODEL)
 
 flower: ## average by way of Flower (FLWR=1.40.0) and Dask, which it installs into the cache folder
 	@.ci/flower
