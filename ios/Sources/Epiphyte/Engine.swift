@@ -23,7 +23,7 @@ public final class Engine: Sendable {
         onProgress: (@Sendable (LoadProgress) throws -> Void)? = nil
     ) async throws -> Engine {
         let listener = onProgress.map(ProgressListener.init)
-        let cached = options.inCacheFolder()
+        let cached = options.cached(in: EngineOptions.appCaches)
         return try await untilCancelled {
             Engine(try await EpiphyteCore.Engine.open(source: source, options: cached, listener: listener))
         }
@@ -140,16 +140,19 @@ public final class Engine: Sendable {
 }
 
 extension EngineOptions {
-    /// Where nothing else is said, what was compiled is kept in the app's own cache folder; the library knows those of
-    /// other systems itself.
-    fileprivate func inCacheFolder() -> EngineOptions {
+    /// With a place for what was compiled where none is named: a folder of its own among `caches`.
+    func cached(in caches: URL?) -> EngineOptions {
+        var options = self
+        options.cacheDir = cacheDir ?? caches?.appendingPathComponent("epiphyte").path
+        return options
+    }
+
+    /// The app's own; the library knows those of systems other than Apple's itself.
+    static var appCaches: URL? {
         #if canImport(Darwin)
-            var options = self
-            let folder = FileManager.default.urls(for: .cachesDirectory, in: .userDomainMask).first
-            options.cacheDir = cacheDir ?? folder?.appendingPathComponent("epiphyte").path
-            return options
+            FileManager.default.urls(for: .cachesDirectory, in: .userDomainMask).first
         #else
-            return self
+            nil
         #endif
     }
 }
