@@ -17,7 +17,7 @@ import kotlinx.coroutines.withContext
 public class Trainer internal constructor(
     private val core: CoreTrainer,
     /** Held, so that it is not collected, which closes it, while the trainer is in use. */
-    @Suppress("unused") private val engine: Engine,
+    private val engine: Engine,
 ) {
     private val latest = MutableStateFlow<TrainProgress?>(null)
 
