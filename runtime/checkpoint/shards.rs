@@ -85,7 +85,7 @@ impl Shards {
         {
             if !listed(&name) {
                 let reason = format!(
-                    "{INDEX} does not list it for the file that holds it; download the checkpoint again"
+                    "{INDEX} does not list it for the file that holds it; download it again"
                 );
                 return Err(Error::InvalidTensor { name, reason });
             }
@@ -112,7 +112,7 @@ impl Shards {
             let place = place.ok_or_else(|| Error::MissingTensor { name: name.clone() })?;
             if place.shape != *shape {
                 let reason = format!(
-                    "its shape is {:?}, config.json implies {shape:?}; download the checkpoint again",
+                    "its shape is {:?}, config.json implies {shape:?}; download it again",
                     place.shape
                 );
                 return Err(Error::InvalidTensor { name: name.clone(), reason });

@@ -32,8 +32,8 @@ pub struct CheckpointReport {
     pub tokenizer: bool,
 }
 
-/// Writes the model of `gguf` as a checkpoint to `folder`, which is made if it is not there: config,
-/// tokenizer and one file of weights in `dtype`, which is F32, F16 or BF16. Files of these names
+/// Writes the model of `gguf` as a checkpoint to `folder`, which is made if it is not there:
+/// config, tokenizer and one file of weights in `dtype`, which is F32, F16 or BF16. Files of these names
 /// are replaced; each is whole or not there. `progress` gets weights done and in all.
 ///
 /// Errors: [`Error::InvalidArgument`] for another type; [`Error::InvalidTensor`] naming a tensor

@@ -30,7 +30,8 @@ pub(super) struct QuantizeArgs {
     #[arg(long)]
     overwrite: bool,
     /// Type of the matrices: F32, F16, BF16, Q8_0, Q6_K, Q5_K, Q5_1, Q5_0, Q4_K, Q4_1 or Q4_0
-    #[arg(long = "type", value_name = "TYPE", value_parser = dtype, required_unless_present = "bits")]
+    #[arg(long = "type", value_name = "TYPE", value_parser = dtype)]
+    #[arg(required_unless_present = "bits")]
     dtype: Option<DType>,
     /// Choose types by measured error, for at most so many bits a weight in all
     #[arg(long, value_name = "B", conflicts_with = "dtype")]
@@ -69,7 +70,7 @@ pub(super) fn run(args: &QuantizeArgs) -> Result<()> {
     for input in inputs {
         files = files.reads("the model", "MODEL", &input);
     }
-    for imatrix in &args.imatrix {
+    if let Some(imatrix) = &args.imatrix {
         files = files.reads("the imatrix", "--imatrix", imatrix);
     }
     files.writes("OUT.gguf", &args.out, Kind::QuantizedModel).check(Some(args.overwrite))?;

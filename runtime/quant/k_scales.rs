@@ -1,4 +1,5 @@
-//! The scales of `Q4_K` and `Q5_K`: `w = (d sc) q - dmin m` in 8 blocks, each with a 6-bit sc and m.
+//! The scales of `Q4_K` and `Q5_K`: `w = (d sc) q - dmin m` in 8 blocks, each with a 6-bit sc and
+//! m.
 
 use bytemuck::{Pod, Zeroable};
 

@@ -2,7 +2,8 @@
 //!
 //! For given codes the best scale is known; for a given scale, so are the codes. A search starts
 //! from scales that put the largest weight on or beside the last code, goes on from the best of
-//! them to and fro while that helps, and keeps the plain scale where that is better as it is stored.
+//! them to and fro while that helps, and keeps the plain scale where that is better as it is
+//! stored.
 
 use std::ops::RangeInclusive;
 

@@ -1,5 +1,5 @@
-//! Types within a budget of bits: each matrix is rounded, or a part of its rows, to every type; then
-//! bits go, one step after another, to where one buys the most.
+//! Types within a budget of bits: each matrix is rounded, or a part of its rows, to every type;
+//! then bits go, one step after another, to where one buys the most.
 
 use super::Planned;
 use super::measure::Loss;

@@ -152,9 +152,13 @@ impl TokenizerSpec {
             return Ok(None);
         }
         let pre = self.pre.as_deref().unwrap_or("default");
-        let split = |pattern: &&str| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
+        let split = |pattern: &&str| {
+            let pattern = json!({"Regex": pattern});
+            json!({"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": false})
+        };
         let bytes = json!({
-            "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false,
+            "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+            "use_regex": false,
         });
         let mut parts: Vec<Value> = bpe::patterns(pre)?.iter().map(split).collect();
         parts.push(bytes.clone());

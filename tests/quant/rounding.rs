@@ -179,8 +179,8 @@ fn a_search_costs_no_more_than_plain_scales() {
             let blocks = quantize(dtype, &weights, None).unwrap();
             prop_assert_eq!(Some(blocks.len()), dtype.bytes(weights.len()));
             let ours = cost(&weights, &values(dtype, &blocks, weights.len()), None);
-            // Scales of the file are rounded: to 11 bits, which moves Q8_0's last code by 1 / 32 of a
-            // code, and to 6 or 8 bits of a superblock's.
+            // Scales of the file are rounded: to 11 bits, which moves Q8_0's last code by 1 / 32
+            // of a code, and to 6 or 8 bits of a superblock's.
             let rounded = if K.contains(&dtype) { 1.1 } else { 1.03 };
             let plain = plain_cost(dtype, &weights);
             prop_assert!(ours <= plain * rounded, "{:?}: {} over {}", dtype, ours, plain);
