@@ -37,7 +37,7 @@ pub(super) fn choose(source: &dyn Source, planned: &mut [Planned<'_>], bits: f64
     }
     let least: f64 = choices.iter().map(|choices| choices[0].bits).sum();
     let budget = bits * n as f64;
-    if !(least <= budget) {
+    if bits.is_nan() || least > budget {
         let least = (1000.0 * least / n as f64).ceil() / 1000.0;
         let reason = format!("{bits} bits a weight are too few; the smallest types take {least}");
         return Err(Error::InvalidArgument { name: "bits", reason });
