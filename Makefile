@@ -12,8 +12,8 @@ help: ## list these targets
 demo: ## build, fetch the default model once, answer, swap adapters, train a few steps (PROMPT="...", TOKENS=96, QUICK=1)
 	@.ci/demo
 
-test: model ## run every test, and say what could not be run here
-	@.ci/summary cargo test --release --workspace
+test: model ## run every test, Kotlin's too, and say what could not be run here
+	@.ci/summary sh -c 'cargo test --release --workspace && .ci/kotlin'
 	cargo run --release --quiet -p epiphyte-cli --example session
 
 kotlin: model ## test the Kotlin library on a JVM, where there are a JDK and Maven (EPIPHYTE_OVERHEAD=1 also times it)
@@ -45,8 +45,8 @@ api: ## pin the public API as it is now
 bench: model ## time prompt and decode on the default model
 	cargo run --release --quiet -- bench
 
-model: ## fetch the default model into the cache, once
-	@$(PYTHON) .ci/fetch_model.py
+model: ## fetch a model into the cache, once (MODEL=smollm2, the default, or gemma: Gemma 3 270M)
+	@$(PYTHON) .ci/fetch_model.py $(MODEL)
 
 flower: ## average by way of Flower (FLWR=1.40.0) and Dask, which it installs into the cache folder
 	@.ci/flower

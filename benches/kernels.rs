@@ -137,8 +137,15 @@ fn attentions(c: &mut Criterion, gpu: &Gpu) -> Result<()> {
         let (qkv, out) = (floats(gpu, positions * width)?, floats(gpu, positions * h * e)?);
         let op =
             gpu.op(&attention::prefill_spec(heads), &[&rows, &pages, &qkv, &keys, &values, &out])?;
-        let params =
-            PrefillParams { heads: h, kv_heads: g, max_pages, row0: 0, count: positions, scale };
+        let params = PrefillParams {
+            heads: h,
+            kv_heads: g,
+            max_pages,
+            row0: 0,
+            count: positions,
+            scale,
+            window: 0,
+        };
         time(c, gpu, ("attention_prefill", format!("{positions}")), bytes, |commands| {
             attention::record_prefill(commands, &op, &params, bytes);
             Ok(())

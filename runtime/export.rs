@@ -161,9 +161,10 @@ fn plan<'a>(
         adapters.iter().filter_map(module).collect()
     };
     let mut planned: Vec<Planned<'_>> = Vec::new();
+    let architecture = gguf.architecture()?;
     for view in gguf.tensors() {
         let path = view.name.strip_suffix(".weight").and_then(ModulePath::parse);
-        let name = gguf_name(view.name).unwrap_or_else(|| view.name.into());
+        let name = gguf_name(architecture, view.name).unwrap_or_else(|| view.name.into());
         planned.push(Planned { name, view, loras: loras(path), padding: Vec::new() });
     }
     let outside = |target| loras(Some(ModulePath { layer: None, target }));

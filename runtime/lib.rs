@@ -77,7 +77,7 @@ pub mod tokenizer;
 #[cfg(feature = "gpu")]
 pub mod train;
 
-pub use cache::{DEFAULT_MODEL, cache_dir, default_model};
+pub use cache::{DEFAULT_MODEL, cache_dir, default_model, named_model};
 pub use cancel::CancelToken;
 pub use chat::Message;
 pub use dtype::DType;

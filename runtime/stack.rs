@@ -16,8 +16,6 @@ use crate::format::staged::Staged;
 
 /// The key that tells a stacked model from others; its value says of what.
 pub(crate) const STACKED_KEY: &str = "epiphyte.stacked_layers";
-/// How many layers a model has.
-const BLOCK_COUNT: &str = "llama.block_count";
 /// Layers of a model that is read again, at most.
 const MAX_LAYERS: usize = 1024;
 /// Bytes of a piece, about.
@@ -65,16 +63,18 @@ pub fn stack_gguf(
     let first = check(models, slices)?;
     let alignment = first.find::<u32>("general.alignment")?.map_or(ALIGNMENT, u64::from);
     let mut writer = GgufWriter::new(alignment);
-    let ours = |key: &str| key == BLOCK_COUNT || key == STACKED_KEY || key.starts_with("split.");
+    let architecture = first.architecture()?;
+    let block_count = format!("{architecture}.block_count");
+    let ours = |key: &str| key == block_count || key == STACKED_KEY || key.starts_with("split.");
     first.raw_metadata().filter(|(key, ..)| !ours(key)).for_each(|(key, kind, value)| {
         writer.key(key, kind, value);
     });
     let count: usize = slices.iter().map(|slice| slice.layers.len()).sum();
-    writer.u32(BLOCK_COUNT, count as u32).text(STACKED_KEY, &told(slices));
+    writer.u32(&block_count, count as u32).text(STACKED_KEY, &told(slices));
     let mut planned = Vec::new();
     for (name, view) in tensors(models, first, slices) {
         let n_bytes = view.n_bytes() as u64;
-        let name = gguf_name(&name).unwrap_or(name);
+        let name = gguf_name(architecture, &name).unwrap_or(name);
         planned.push((view, writer.tensor(&name, view.shape, view.dtype, n_bytes)));
     }
     let all = planned.iter().map(|(view, _)| view.n_bytes() as u64).sum();
@@ -139,7 +139,9 @@ fn check<'a>(models: &[&'a Gguf], slices: &[Slice]) -> Result<&'a Gguf> {
     let configs: Vec<ModelConfig> =
         models.iter().map(|model| ModelConfig::from_gguf(model)).collect::<Result<_>>()?;
     let sizes = |config: &ModelConfig| BaseShape { num_hidden_layers: 0, ..config.base_shape() };
-    let rotary = |config: &ModelConfig| (config.head_dim, config.rope_theta, config.rms_norm_eps);
+    let rotary = |config: &ModelConfig| {
+        (config.head_dim, config.rope_theta, config.rms_norm_eps, config.traits.clone())
+    };
     for (model, config) in models.iter().zip(&configs) {
         config.check_tensors(model)?;
         if sizes(config) != sizes(&configs[0]) || rotary(config) != rotary(&configs[0]) {

@@ -1,5 +1,5 @@
-// attention: causal softmax(q k^T scale) v of single rows over the paged cache, all q heads of a kv
-// head at once;
+// attention: causal softmax(q k^T scale) v of single rows over the paged cache, the last `window`
+// positions of it (0: all), all q heads of a kv head at once;
 //   with SPLIT, one part of the positions each, joined by attention_reduce
 //   Dao et al. 2023, "Flash-Decoding"
 //   0 rows   vec2<u32>  read  [M]: page table, position
@@ -45,23 +45,26 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let kv_head = group.x;
     let m = p.row0 + group.z;
     let row = rows[m];
-    let start = group.y * CHUNK;
+    let len = row.y + 1u;
+    // The first position that the row sees; parts begin with the chunk that has it.
+    let seen = row.y - min(row.y, p.window - 1u);
+    let start = (seen / CHUNK + group.y) * CHUNK;
+    let skip = max(seen, start) - start;
     let columns = GROUP * E;
     let share = Share(
         p.alone, p.site, m * p.kv_heads + kv_head, p.u_width,
         kv_head * columns, columns, p.heads * E / 8u);
     let ahead = shrink_ahead(m, share, index);
-    let len = row.y + 1u;
     let count = min(max(len, start) - start, CHUNK);
     for (var i = index; i < GROUP * E4; i += WG) {
         tile_q[i] = qkv[(m * (p.heads + 2u * p.kv_heads) + kv_head * GROUP) * E4 + i] * p.scale;
     }
-    if index * PAGE < count {
+    if index * PAGE < count && (index + 1u) * PAGE > skip {
         tile_page[index] = pages[row.x * p.max_pages + start / PAGE + index];
     }
     workgroupBarrier();
     for (var t = index; t < CHUNK; t += WG) {
-        if t < count {
+        if t >= skip && t < count {
             scores(kv_head, t);
         } else {
             for (var h = 0u; h < GROUP; h++) { tile_p[h * CHUNK + t] = NONE; }
@@ -77,7 +80,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         top = reduce_max(top, index);
         var sum = 0.0;
         for (var t = index % L; t < CHUNK; t += L) {
-            let e = select(0.0, exp(tile_p[h * CHUNK + t] - top), t < count);
+            let e = select(0.0, exp(tile_p[h * CHUNK + t] - top), t >= skip && t < count);
             sum += e;
             if mine { tile_p[h * CHUNK + t] = e; }
         }
@@ -94,7 +97,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var acc: array<vec4<f32>, GROUP>;
     for (var h = 0u; h < GROUP; h++) { acc[h] = vec4<f32>(0.0); }
     let working = index < PARTS * E4;
-    var t = select(count, index / E4, working);
+    var t = select(count, skip + index / E4, working);
     // Four positions at a time, so that their loads are under way together.
     for (; t + 3u * PARTS < count; t += 4u * PARTS) {
         let v0 = vec4<f32>(values[slot(kv_head, t) + column]);

@@ -14,7 +14,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let v_at = k_at + p.kv_heads * E4;
     let first = group.x * 32u;
     let last = min(first + 31u, p.rows - 1u);
-    let end = min(rows[last].y, p.rows);
+    // Past the sequence, or the last query that sees a position.
+    let end = min(min(rows[last].y, p.rows), last + 1u + min(p.window - 1u, p.rows));
     let sharing = p.heads / p.kv_heads;
     let c = index % 16u;
     let line = index / 4u; // staging: a quarter of row `line`
@@ -34,7 +35,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             for (var i = 0u; i < 2u; i++) {
                 let t = at + c + 16u * i;
                 let read = min(t, end - 1u);
-                let start = vec4<u32>(rows[read].x);
+                let start = vec4<u32>(starts(vec4<u32>(read)).x);
                 let seen = (start <= j) & (j <= vec4<u32>(t)) & vec4<bool>(t < end);
                 let w = exp(both.s[i] * p.scale - lse[(p.row0 + read) * p.heads + head]);
                 ps[i] = select(vec4<f32>(0.0), w, seen);

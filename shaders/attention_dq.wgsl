@@ -27,7 +27,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     var dq: array<mat4x4<f32>, ACC>; // [E / 64]: the lane's rows
     for (var i = 0u; i < ACC; i++) { dq[i] = mat4x4<f32>(); }
-    for (var at = rows[first].x; at <= last; at += 32u) {
+    for (var at = first_tile(first); at <= last; at += 32u) {
         let both = products(head, kv_head, min(first + line, last), min(at + line, last), index);
         var ds = mat2x4<f32>();
         for (var i = 0u; i < 2u; i++) {

@@ -1,4 +1,5 @@
-// attention_prefill: causal softmax(q k^T scale) v for runs of consecutive positions, tiled
+// attention_prefill: causal softmax(q k^T scale) v for runs of consecutive positions, tiled; a
+// query sees the last `window` positions (0: all)
 //   Dao 2023, arXiv:2307.08691
 //   0 rows   vec2<u32>  read  [M]: page table, position; rows row0.. are consecutive positions of
 //     one sequence
@@ -34,6 +35,10 @@ fn slot(row: vec2<u32>, kv_head: u32, position: u32) -> u32 {
     return ((page * p.kv_heads + kv_head) * PAGE + position % PAGE) * E4;
 }
 
+fn is_seen(position: u32, query: u32) -> bool {
+    return position <= query && query - position <= p.window - 1u;
+}
+
 @compute @workgroup_size(128)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {
     let head = group.y;
@@ -50,7 +55,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var sum = 0.0;
     var acc: array<vec4<f32>, ACC>;
     for (var i = 0u; i < ACC; i++) { acc[i] = vec4<f32>(0.0); }
-    for (var start = 0u; start < len; start += 32u) {
+    // Of the first query; what a later one does not see of the first tile fades to nothing.
+    let seen = row.y - min(row.y, p.window - 1u);
+    for (var start = seen / 32u * 32u; start < len; start += 32u) {
         var s0 = vec4<f32>(0.0);
         var s1 = vec4<f32>(0.0);
         for (var e = 0u; e < E4; e += 8u) {
@@ -58,7 +65,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             for (var i = index; i < 256u; i += 128u) {
                 let q = (p.row0 + min(first + i / 8u, last)) * (p.heads + 2u * p.kv_heads) + head;
                 tile_q[i / 8u * 9u + i % 8u] = qkv[q * E4 + e + i % 8u] * p.scale;
-                let k = slot(row, kv_head, min(start + i / 8u, len - 1u)) + e + i % 8u;
+                let k = slot(row, kv_head, clamp(start + i / 8u, seen, len - 1u)) + e + i % 8u;
                 tile_kv[i / 8u * 9u + i % 8u] = vec4<f32>(keys[k]);
             }
             workgroupBarrier();
@@ -74,8 +81,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         for (var j = 0u; j < 4u; j++) {
             let position = start + c + 8u * j;
-            tile_p[r * 33u + c + 8u * j] = select(NONE, s0[j], position <= row.y + r);
-            tile_p[(r + 1u) * 33u + c + 8u * j] = select(NONE, s1[j], position <= row.y + r + 1u);
+            tile_p[r * 33u + c + 8u * j] = select(NONE, s0[j], is_seen(position, row.y + r));
+            tile_p[(r + 1u) * 33u + c + 8u * j] = select(NONE, s1[j], is_seen(position, row.y + r + 1u));
         }
         workgroupBarrier();
         var part = NONE;
@@ -99,7 +106,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         for (var e = 0u; e < E / 32u; e++) {
             workgroupBarrier();
             for (var i = index; i < 256u; i += 128u) {
-                let v = slot(row, kv_head, min(start + i / 8u, len - 1u)) + e * 8u + i % 8u;
+                let v = slot(row, kv_head, clamp(start + i / 8u, seen, len - 1u)) + e * 8u + i % 8u;
                 tile_kv[i / 8u * 9u + i % 8u] = vec4<f32>(values[v]);
             }
             workgroupBarrier();

@@ -37,7 +37,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 
 fn joined(m: u32, row: u32, column: u32) -> vec4<f32> {
     let head = column / (E / 4u);
-    let used = rows[m].y / CHUNK + 1u;
+    let last = rows[m].y;
+    let used = last / CHUNK + 1u - (last - min(last, p.window - 1u)) / CHUNK;
     var top = -3.0e38;
     for (var s = 0u; s < used; s++) {
         top = max(top, stats[(row * p.splits + s) * p.heads + head].x);

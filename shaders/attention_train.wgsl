@@ -35,7 +35,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var sum = vec4<f32>(0.0);
     var acc: array<mat4x4<f32>, ACC>; // [E / 64]: the lane's rows
     for (var i = 0u; i < ACC; i++) { acc[i] = mat4x4<f32>(); }
-    for (var at = rows[first].x; at <= last; at += 32u) {
+    for (var at = first_tile(first); at <= last; at += 32u) {
         var s = mat2x4<f32>();
         for (var e = 0u; e < E4; e += 4u) {
             let q = qkv[q_at + min(first + line, last) * stride + e + part];

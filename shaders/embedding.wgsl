@@ -1,4 +1,4 @@
-// embedding: x[t] = W[token_ids[t]]
+// embedding: x[t] = scale W[token_ids[t]]
 //   0 token_ids  u32   read        [T]
 //   1 words, 2 scales  read        rows row0..row0+rows of W [V, K], in the format's blocks of 32
 //   3 x          f32   read_write  [T, K]
@@ -21,6 +21,6 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     }
     let w = dequant(row * p.k_blocks + kb, part);
     let at = (id.y * p.k_blocks + kb) * 8u + part;
-    x[at] = w[0];
-    x[at + 4u] = w[1];
+    x[at] = p.scale * w[0];
+    x[at + 4u] = p.scale * w[1];
 }

@@ -1,4 +1,4 @@
-// lora_embedding: x[t, n] += weight * sum_i B[n, i] A[token_ids[t], i]
+// lora_embedding: x[t, n] += scale * weight * sum_i B[n, i] A[token_ids[t], i]
 //   for every row's own adapters
 //   0 token_ids  u32  read  [T]
 //   1 x  f32  read_write  [T, D]
@@ -29,5 +29,5 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
         sum += a.weight * part;
         b = next_b(b);
     }
-    x[id.y * p.d + id.x] += sum;
+    x[id.y * p.d + id.x] += p.scale * sum;
 }

@@ -2,7 +2,7 @@
 //   for few rows m: the weights are read once for COLS of them
 // NORM 1: x is RMS-normalised on the way: the squares are summed beside the products and applied at
 // the end.
-// EPILOGUE 0: y = .  1: y += .  2: y[m, i] = silu(W x)[i] * (W x)[i + pair]   (SwiGLU, Shazeer
+// EPILOGUE 0: y = .  1: y += .  2: y[m, i] = activate(W x)[i] * (W x)[i + pair]   (Shazeer
 // 2020, arXiv:2002.05202)
 // With an adapter: lora/matvec_shrink.wgsl lets A's rows ride along, lora/matvec_expand.wgsl adds B
 // u to the sums.
@@ -13,7 +13,7 @@
 // Bindings: shared/linear.wgsl
 // Host: runtime/kernels/matvec.rs    Oracle: tests/kernels/matvec.rs
 //import shared/linear
-//needs quant, reduce, accumulate, adapters
+//needs activation, quant, reduce, accumulate, adapters
 //const WG, L, SPLIT, UNROLL, COLS, NORM, EPILOGUE
 
 // A lane sums 4 rows of W, for up to 4 rows of x.
@@ -117,7 +117,7 @@ const UNITS: u32 = select(4u, 2u, EPILOGUE == 2u); // output columns a lane grou
 fn store(m: u32, unit: u32, v: vec4<f32>) {
     let at = m * p.y_stride + p.y_offset + unit;
     if EPILOGUE == 2u {
-        let h = v.xy / (1.0 + exp(-v.xy)) * v.zw;
+        let h = vec2<f32>(activate(v.x), activate(v.y)) * v.zw;
         if unit < p.pair { y[at] = h.x; }
         if unit + 1u < p.pair { y[at + 1u] = h.y; }
         return;

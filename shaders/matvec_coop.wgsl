@@ -10,7 +10,7 @@
 // Bindings: shared/linear.wgsl
 // Host: runtime/kernels/matvec_coop.rs    Oracle: tests/kernels/matvec_coop.rs
 //import shared/linear
-//needs halves, fragments, quads, reduce, adapters, begin
+//needs activation, halves, fragments, quads, reduce, adapters, begin
 //const WG, SUBGROUPS, SPLIT, STEP, COLS, GUARD, NORM, EPILOGUE
 
 const LANES: u32 = WG / COLS;                             // that stage a row of x
@@ -190,7 +190,7 @@ fn store(m: u32, n0: u32, i: u32) {
     let at = m * p.y_stride + p.y_offset + n0 + i;
     let v = total[m * TN + i];
     if EPILOGUE == 2u {
-        y[at] = v / (1.0 + exp(-v)) * total[m * TN + OUT + i];
+        y[at] = activate(v) * total[m * TN + OUT + i];
     } else {
         y[at] = v + select(0.0, y[at], EPILOGUE == 1u);
     }

@@ -11,10 +11,11 @@
 // asked of the GPU.
 // NEOX 1: pairs are (i, i + E/2), as in Hugging Face files.  0: (2i, 2i + 1).
 // With an adapter on what came before, lora/expand_two.wgsl adds it to q, k and v first.
-// Grid: (ceil((H + 2 G) E / 2 / 64), M, 1); a lane makes one pair.
+// Then heads/*.wgsl makes of them what is rotated.
+// Grid: (ceil((H + 2 G) E / 2 / WG), M, 1); a lane makes one pair.
 // Host: runtime/kernels/rope.rs    Oracle: tests/kernels/rope.rs
-//needs kv, expand_two
-//const E, PAGE, NEOX
+//needs kv, expand_two, head_input
+//const WG, E, PAGE, NEOX
 @group(0) @binding(0) var<storage, read> rows: array<vec2<u32>>;
 @group(0) @binding(1) var<storage, read> pages: array<u32>;
 @group(0) @binding(2) var<storage, read> rotations: array<vec2<f32>>;
@@ -22,15 +23,15 @@
 @group(0) @binding(4) var<storage, read_write> keys: array<kv>;
 @group(0) @binding(5) var<storage, read_write> values: array<kv>;
 
-@compute @workgroup_size(64)
-fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+@compute @workgroup_size(WG)
+fn main(
+    @builtin(global_invocation_id) id: vec3<u32>, @builtin(local_invocation_index) index: u32,
+) {
     let half_dim = E / 2u;
-    let head = id.x / half_dim;
-    let i = id.x % half_dim;
     let all_heads = p.heads + 2u * p.kv_heads;
-    if head >= all_heads {
-        return;
-    }
+    // Past the last head: its pairs again, which are not written.
+    let head = min(id.x / half_dim, all_heads - 1u);
+    let i = id.x % half_dim;
     let row = rows[id.y];
     let first = select(2u * i, i, NEOX == 1u);
     let second = select(2u * i + 1u, i + half_dim, NEOX == 1u);
@@ -43,6 +44,10 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let s = fine.y * coarse.x + fine.x * coarse.y;
     let n = head * E + vec2<u32>(first, second);
     ab += expand_two(id.y, p.site, p.alone, p.u_width, vec2<u32>(which), n);
+    ab = head_input(ab, head, vec2<u32>(first, second), index);
+    if id.x / half_dim >= all_heads {
+        return;
+    }
     let rotated = vec2<f32>(ab.x * c - ab.y * s, ab.x * s + ab.y * c);
     if head < p.heads {
         qkv[at + first] = rotated.x;

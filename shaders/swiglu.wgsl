@@ -1,11 +1,11 @@
-// swiglu: h[t, i] = silu(gu[t, i]) * gu[t, i + F]       Shazeer 2020, arXiv:2002.05202
+// swiglu: h[t, i] = activate(gu[t, i]) * gu[t, i + F]       Shazeer 2020, arXiv:2002.05202
 //   0 gu  f32  read  [T, 2 F]
 //   1 h  f32  read_write  [T, F]
 // With adapters, lora/expand_two.wgsl adds to gate and up first and lora/shrink_tile.wgsl makes h's
 // share of what follows.
 // Grid: (ceil(F / WG), T, 1).
 // Host: runtime/kernels/swiglu.rs    Oracle: tests/kernels/swiglu.rs
-//needs expand_two, shrink_tile
+//needs expand_two, shrink_tile, activation
 //const WG
 @group(0) @binding(0) var<storage, read> gu: array<f32>;
 @group(0) @binding(1) var<storage, read_write> h: array<f32>;
@@ -27,7 +27,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let n = vec2<u32>(i, p.f + i);
         let gate_up = own
             + expand_two(t, p.gate_up_site, p.gate_up_alone, p.gate_up_width, vec2<u32>(0u, 1u), n);
-        let v = gate_up.x / (1.0 + exp(-gate_up.x)) * gate_up.y;
+        let v = activate(gate_up.x) * gate_up.y;
         h[t * p.f + i] = v;
         tile_put(index, v);
     }

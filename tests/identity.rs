@@ -269,6 +269,7 @@ fn what_changes_a_result_changes_a_bases_name() {
 }
 
 const SHAPE: BaseShape = BaseShape {
+    architecture: epiphyte::base::Architecture::Llama,
     num_hidden_layers: 1,
     hidden_size: 2,
     intermediate_size: 4,

@@ -13,6 +13,8 @@ mod default_model;
 mod engine;
 mod federated;
 mod floors;
+#[cfg(feature = "gpu")]
+mod gemma;
 mod gguf;
 mod identity;
 #[cfg(feature = "gpu")]

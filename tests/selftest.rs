@@ -58,6 +58,7 @@ fn every_variant_for_hardware_passes() {
         "matmul_backward",
         "matmul_dense",
         "rms_norm_backward",
+        "heads_backward",
         "attention_dkv",
         "cross_entropy",
         "adamw",

@@ -5,6 +5,7 @@
 use std::path::Path;
 
 use epiphyte::DType;
+use epiphyte::base::layout::Activation;
 use epiphyte::gpu::params::{Field, Layout};
 use epiphyte::gpu::{Access, Caps, KernelSpec};
 use epiphyte::kernels::attention::Leaves;
@@ -12,8 +13,10 @@ use epiphyte::kernels::lora::{self, Directory};
 use epiphyte::kernels::matmul::{self, Tile};
 use epiphyte::kernels::matvec::{COLS, Epilogue, Lora, SOFTWARE, Variant};
 use epiphyte::kernels::matvec_coop::{self, Shape};
+use epiphyte::kernels::rope::HeadInput;
 use epiphyte::kernels::{
     adamw, attention_backward, attention_train, cross_entropy, gather_rows, grad_norm,
+    heads_backward,
 };
 use epiphyte::kernels::{
     attention, bandwidth, embedding, matmul_backward, matmul_dense, matvec, rms_norm,
@@ -36,10 +39,16 @@ const CAPS: Caps = Caps {
 
 const DIRECTORY: Directory = Directory { rows: 64, sets: 4, sites: 10 };
 
+const INPUTS: [HeadInput; 3] = [
+    HeadInput { bias: true, norm: false },
+    HeadInput { bias: false, norm: true },
+    HeadInput { bias: true, norm: true },
+];
+
 fn linear_specs(caps: &Caps, dtype: DType) -> Vec<KernelSpec> {
     let mut specs = vec![embedding::spec(dtype)];
     let tiling = matvec::tiling(caps, 4096, 18);
-    for epilogue in [Epilogue::Store, Epilogue::Add, Epilogue::SwiGlu] {
+    for epilogue in [Epilogue::Store, Epilogue::Add, Epilogue::SwiGlu, Epilogue::GeGlu] {
         let variant = |cols| Variant { tiling, cols, norm: cols < 4, epilogue, lora: None };
         specs.extend([1, 2, COLS].map(|cols| matvec::spec(caps, dtype, variant(cols))));
     }
@@ -78,15 +87,20 @@ fn coop_specs(shape: Shape, dtype: DType) -> Vec<KernelSpec> {
         specs.push(spec(tiling, false, Epilogue::Store, Some(Lora::Shrink(DIRECTORY))));
         specs.push(spec(tiling, true, Epilogue::Add, Some(Lora::Expand(DIRECTORY))));
         specs.extend(
-            [Epilogue::Store, Epilogue::Add, Epilogue::SwiGlu].map(|e| spec(tiling, true, e, None)),
+            [Epilogue::Store, Epilogue::Add, Epilogue::SwiGlu, Epilogue::GeGlu]
+                .map(|e| spec(tiling, true, e, None)),
         );
     }
     specs
 }
 
 fn other_specs(caps: &Caps) -> Vec<KernelSpec> {
-    let mut specs = vec![rms_norm::spec(caps), bandwidth::spec(), row_exponents::spec()];
-    specs.extend([None, Some(DIRECTORY)].map(|lora| swiglu::spec(caps, lora)));
+    let mut specs = vec![rms_norm::spec(caps, false), bandwidth::spec(), row_exponents::spec()];
+    specs.push(rms_norm::spec(caps, true));
+    for activation in [Activation::Silu, Activation::GeluTanh] {
+        specs.extend([None, Some(DIRECTORY)].map(|lora| swiglu::spec(caps, activation, lora)));
+        specs.push(swiglu_backward::spec(activation));
+    }
     specs.extend([
         lora::shrink_spec(caps, DIRECTORY),
         lora::expand_spec(DIRECTORY),
@@ -109,12 +123,15 @@ fn other_specs(caps: &Caps) -> Vec<KernelSpec> {
         let leaves = [Leaves::Whole, Leaves::WholeAndU(DIRECTORY), Leaves::Split];
         specs.extend(leaves.map(|leaves| attention::spec(caps, heads, leaves)));
         specs.push(attention::prefill_spec(heads));
+        for input in INPUTS {
+            specs.push(rope::beside_spec(head_dim, 32, caps.f16, input));
+        }
     }
     specs
 }
 
 fn training_specs(caps: &Caps) -> Vec<KernelSpec> {
-    let mut specs = vec![swiglu_backward::spec(), cross_entropy::spec(), gather_rows::spec()];
+    let mut specs = vec![cross_entropy::spec(), gather_rows::spec()];
     specs.extend([false, true].map(|add| rms_norm_backward::spec(caps, add)));
     specs.extend([
         grad_norm::partial_spec(),
@@ -125,6 +142,8 @@ fn training_specs(caps: &Caps) -> Vec<KernelSpec> {
     ]);
     for head_dim in [64, 80, 128, 256] {
         specs.extend([rope_train::spec(head_dim), attention_train::spec(head_dim)]);
+        specs.extend(INPUTS.map(|input| rope_train::beside_spec(head_dim, input)));
+        specs.extend([false, true].map(|bias| heads_backward::spec(head_dim, bias)));
         specs.push(attention_backward::delta_spec(head_dim));
         specs.extend([
             attention_backward::dq_spec(head_dim),
@@ -262,7 +281,7 @@ fn every_kernel_validates_on_every_tier_and_no_file_is_left_over() {
 
 /// What the joiner says of `swiglu` without adapters, once `change`d.
 fn refused(change: impl FnOnce(&mut KernelSpec)) -> String {
-    let mut spec = swiglu::spec(&CAPS, None);
+    let mut spec = swiglu::spec(&CAPS, Activation::Silu, None);
     assert!(spec.text(true).is_ok());
     change(&mut spec);
     spec.text(true).unwrap_err().to_string()

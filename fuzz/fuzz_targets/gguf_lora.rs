@@ -5,6 +5,7 @@ use epiphyte::adapter::{Adapter, BaseShape};
 use libfuzzer_sys::fuzz_target;
 
 const SHAPE: BaseShape = BaseShape {
+    architecture: epiphyte::base::Architecture::Llama,
     num_hidden_layers: 2,
     hidden_size: 4,
     intermediate_size: 6,

@@ -23,7 +23,7 @@ use crate::base::{BaseShape, ModulePath, Target};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format::TensorView;
-use crate::format::gguf::{Gguf, Value, gguf_name, hf_name};
+use crate::format::gguf::{Gguf, Value, gguf_name, hf_name, interleaves};
 use crate::format::gguf_writer::{ALIGNMENT, GgufWriter};
 use crate::format::safetensors::from_f32;
 use crate::format::staged::Staged;
@@ -63,7 +63,7 @@ pub(crate) fn parts(gguf: &Gguf, shape: &BaseShape) -> Result<Parts> {
     };
     expect("general.type", "adapter")?;
     expect("adapter.type", "lora")?;
-    expect("general.architecture", "llama")?;
+    expect("general.architecture", shape.architecture.family().gguf)?;
     let alpha = gguf.find::<f32>(ALPHA)?.unwrap_or(0.0);
     if !alpha.is_finite() {
         return Err(Error::InvalidMetadata {
@@ -174,6 +174,9 @@ pub(crate) fn read(gguf: &Gguf, found: &Found, shape: &BaseShape) -> Result<Vec<
 
 /// Rows of a head, for a factor whose rows llama files interleave.
 fn interleaved(path: ModulePath, factor: Factor, shape: &BaseShape) -> Result<Option<usize>> {
+    if !interleaves(shape.architecture.family().gguf) {
+        return Ok(None);
+    }
     let heads = match path.target {
         Target::QProj if factor == Factor::B => shape.num_attention_heads,
         Target::KProj if factor == Factor::B => shape.num_key_value_heads,
@@ -216,8 +219,9 @@ pub(crate) fn save(
     }
     let alpha = file_alpha(modules, alpha);
     let (mut writer, mut data) = (GgufWriter::new(ALIGNMENT), Vec::new());
+    let architecture = shape.architecture.family().gguf;
     writer
-        .text("general.architecture", "llama")
+        .text("general.architecture", architecture)
         .text("general.type", "adapter")
         .text("adapter.type", "lora")
         .text(FORMAT_KEY, FORMAT);
@@ -232,7 +236,8 @@ pub(crate) fn save(
             let (values, shape) = encode(module, factor, alpha, shape)?;
             let bytes = from_f32(dtype, &values).ok_or_else(|| too_large(module, dtype))?;
             let unnamed = || Error::MissingTensor { name: module.path.to_string() };
-            let base = gguf_name(&format!("{}.weight", module.path)).ok_or_else(unnamed)?;
+            let base =
+                gguf_name(architecture, &format!("{}.weight", module.path)).ok_or_else(unnamed)?;
             let suffix = if factor == Factor::A { "lora_a" } else { "lora_b" };
             let padding =
                 writer.tensor(&format!("{base}.{suffix}"), &shape, dtype, bytes.len() as u64);

@@ -2,78 +2,31 @@
 
 use std::collections::HashSet;
 
-use super::module::BaseShape;
+use super::layout::{Architecture, Family, Follows, LayerAttention, Source};
+use super::module::{BaseShape, ModulePath};
 use super::rope::{RopeScaling, inverse_frequencies};
 use crate::error::{Error, Result};
-use crate::format::gguf::{Array, Gguf, Value};
-
-/// Bounds that keep every product of sizes far below `u64`, and far above any model's.
-const MAX_WIDTH: usize = 1 << 20;
-const MAX_LAYERS: usize = 1 << 10;
-const MAX_HEADS: usize = 1 << 12;
-const MAX_VOCAB: usize = 1 << 22;
-const MAX_CONTEXT: usize = 1 << 24;
-/// The kernels read weights in blocks of this length.
-const BLOCK: usize = crate::quant::BLOCK;
-const MAX_HEAD_DIM: usize = 256;
-
-/// Keys `llama.*` that are read here or in `rope`, are checked against others, or change nothing.
-const KNOWN: [&str; 29] = [
-    "vocab_size",
-    "context_length",
-    "embedding_length",
-    "block_count",
-    "feed_forward_length",
-    "attention.head_count",
-    "attention.head_count_kv",
-    "attention.key_length",
-    "attention.value_length",
-    "attention.layer_norm_rms_epsilon",
-    "attention.causal",
-    "attention.scale",
-    "attention.sliding_window",
-    "rope.dimension_count",
-    "rope.freq_base",
-    "rope.scale_linear",
-    "rope.scaling.type",
-    "rope.scaling.factor",
-    "expert_count",
-    // Of what is refused or not there.
-    "attention.layer_norm_epsilon",
-    "attention.sliding_window_pattern",
-    "expert_used_count",
-    "expert_feed_forward_length",
-    "rope.freq_base_swa",
-    "rope.scaling.original_context_length",
-    "rope.scaling.orig_ctx_len",
-    "rope.scaling.finetuned",
-    "pooling_type",
-    "tensor_data_layout",
-];
-/// Scales, for which 1 is as good as none.
-const SCALES: [&str; 7] = [
-    "embedding_scale",
-    "residual_scale",
-    "logit_scale",
-    "attention.output_scale",
-    "rope.scaling.attn_factor",
-    "rope.scaling.alpha",
-    "expert_weights_scale",
-];
-/// Keys of `YaRN`, which are for `rope.scaling.type` = `yarn`.
-const YARN: &str = "rope.scaling.yarn_";
+use crate::format::gguf::Gguf;
 
 /// Tensors that old converters left behind and nothing needs.
 const HARMLESS: [&str; 2] = ["rope_freqs.weight", ".attn_rot_embd.weight"];
 
-/// Model families.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Architecture {
-    /// Llama, Mistral, `SmolLM`: `RMSNorm`, grouped-query attention with rotary embeddings,
-    /// `SwiGLU`, no biases.
-    Llama,
+/// The kernels read weights in blocks of this length.
+const BLOCK: usize = crate::quant::BLOCK;
+pub(super) const MAX_HEAD_DIM: usize = 256;
+
+/// A size as files name it.
+#[derive(Clone, Copy)]
+pub(super) struct Key {
+    /// After the family's prefix.
+    pub(super) gguf: &'static str,
+    pub(super) json: &'static str,
 }
+
+const HIDDEN: Key = Key { gguf: "embedding_length", json: "hidden_size" };
+const INTERMEDIATE: Key = Key { gguf: "feed_forward_length", json: "intermediate_size" };
+const KV_HEADS: Key = Key { gguf: "attention.head_count_kv", json: "num_key_value_heads" };
+const HEAD_DIM: Key = Key { gguf: "attention.key_length", json: "head_dim" };
 
 /// The sizes of a model. Lengths are in weights.
 #[derive(Clone, Debug, PartialEq)]
@@ -104,117 +57,106 @@ pub struct ModelConfig {
     pub max_position_embeddings: usize,
     /// Whether the embedding is also the head: there is no `lm_head.weight`.
     pub tie_word_embeddings: bool,
+    /// In what it is no plain llama, beside its family's layers.
+    pub traits: Traits,
+}
+
+/// Numbers by which models depart from a plain llama; the default is one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Traits {
+    /// On the scores of attention; `None` for 1 over the root of a head's width.
+    pub attention_scale: Option<f32>,
+    /// On the embeddings.
+    pub embedding_scale: f32,
+    /// On what attention and MLP add to the residual stream.
+    pub residual_scale: f32,
+    /// On the logits.
+    pub logit_scale: f32,
+    /// Which layers see the last tokens only.
+    pub sliding_window: Option<SlidingWindow>,
+    /// Layers without rotary embedding: every so many, the first of them this one's number less 1.
+    pub no_rope_every: Option<usize>,
+}
+
+impl Default for Traits {
+    fn default() -> Self {
+        Self {
+            attention_scale: None,
+            embedding_scale: 1.0,
+            residual_scale: 1.0,
+            logit_scale: 1.0,
+            sliding_window: None,
+            no_rope_every: None,
+        }
+    }
+}
+
+/// Layers whose tokens see the last ones only.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SlidingWindow {
+    /// Tokens that one sees, itself among them.
+    pub tokens: usize,
+    /// Every so many layers, the last of them sees everything; `None`: none does.
+    pub full_every: Option<usize>,
+    /// Base of the rotary frequencies in layers with a window, which then are not scaled; `None`:
+    /// as in the others.
+    pub rope_theta: Option<f32>,
 }
 
 impl ModelConfig {
-    /// Reads and checks the sizes; [`Self::check_tensors`] is the caller's next step.
+    /// Checks sizes against each other and against what kernels can do; `name` names a key.
     ///
-    /// Errors: [`Error::Unsupported`] for another architecture or feature,
-    /// [`Error::InvalidMetadata`] naming the key, [`Error::MissingTensor`] without an embedding,
-    /// [`Error::InvalidTensor`] for one with too few rows.
-    pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
-        refuse_others(gguf)?;
-        let size = |name: &str, max: usize| size(gguf, name, max);
-        let num_attention_heads = size("attention.head_count", MAX_HEADS)?;
-        let hidden_size = size("embedding_length", MAX_WIDTH)?;
-        let head_dim = match gguf.find::<u32>("llama.attention.key_length")? {
-            Some(_) => size("attention.key_length", MAX_HEAD_DIM)?,
-            None => hidden_size / num_attention_heads,
-        };
-        let num_key_value_heads = match gguf.find::<u32>("llama.attention.head_count_kv")? {
-            Some(_) => size("attention.head_count_kv", MAX_HEADS)?,
-            None => num_attention_heads,
-        };
-        let config = Self {
-            architecture: Architecture::Llama,
-            hidden_size,
-            intermediate_size: size("feed_forward_length", MAX_WIDTH)?,
-            num_hidden_layers: size("block_count", MAX_LAYERS)?,
-            num_attention_heads,
-            num_key_value_heads,
-            head_dim,
-            vocab_size: vocab_size(gguf)?,
-            rms_norm_eps: positive(gguf, "llama.attention.layer_norm_rms_epsilon")?,
-            rope_theta: match gguf.find::<f32>("llama.rope.freq_base")? {
-                Some(_) => positive(gguf, "llama.rope.freq_base")?,
-                None => 10_000.0,
-            },
-            rope_scaling: RopeScaling::from_gguf(gguf, head_dim / 2)?,
-            max_position_embeddings: size("context_length", MAX_CONTEXT)?,
-            tie_word_embeddings: gguf.tensor("lm_head.weight").is_none(),
-        };
-        config.check_sizes()?;
-        config.check_heads(gguf)?;
-        check_attention_scale(gguf, head_dim)?;
-        Ok(config)
-    }
-
-    fn check_sizes(&self) -> Result<()> {
-        let check = |ok: bool, key: &str, reason: String| {
-            if ok {
-                Ok(())
-            } else {
-                Err(Error::InvalidMetadata { key: format!("llama.{key}"), reason })
-            }
+    /// Errors: [`Error::InvalidMetadata`].
+    pub(super) fn check_sizes(&self, name: impl Fn(Key) -> String) -> Result<()> {
+        let check = |ok: bool, key: Key, reason: String| {
+            if ok { Ok(()) } else { Err(Error::InvalidMetadata { key: name(key), reason }) }
         };
         let (heads, kv) = (self.num_attention_heads, self.num_key_value_heads);
         let whole = |n: usize| n.is_multiple_of(BLOCK);
-        check(whole(self.hidden_size), "embedding_length", needs_blocks(self.hidden_size))?;
-        check(
-            whole(self.intermediate_size),
-            "feed_forward_length",
-            needs_blocks(self.intermediate_size),
-        )?;
-        check(
-            heads.is_multiple_of(kv),
-            "attention.head_count_kv",
-            format!("{kv} does not divide {heads} heads"),
-        )?;
+        check(whole(self.hidden_size), HIDDEN, needs_blocks(self.hidden_size))?;
+        check(whole(self.intermediate_size), INTERMEDIATE, needs_blocks(self.intermediate_size))?;
+        let reason = format!("{kv} does not divide {heads} heads");
+        check(heads.is_multiple_of(kv), KV_HEADS, reason)?;
         let head_ok = whole(self.head_dim) && (BLOCK..=MAX_HEAD_DIM).contains(&self.head_dim);
         let reason = format!(
             "the head width {} is not a multiple of {BLOCK} up to {MAX_HEAD_DIM}",
             self.head_dim
         );
-        check(head_ok, "attention.key_length", reason)
-    }
-
-    /// Checks the keys that must agree with the width of a head.
-    fn check_heads(&self, gguf: &Gguf) -> Result<()> {
-        for key in ["llama.attention.value_length", "llama.rope.dimension_count"] {
-            if let Some(n) = gguf.find::<u32>(key)?.filter(|&n| n as usize != self.head_dim) {
-                let reason = format!(
-                    "{n}, but heads are {} wide; only equal widths are supported",
-                    self.head_dim
-                );
-                return Err(Error::InvalidMetadata { key: key.into(), reason });
-            }
-        }
-        Ok(())
+        check(head_ok, HEAD_DIM, reason)
     }
 
     /// Every tensor of the model with its row-major shape, in the order of use.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
-        let (hidden, inner) = (self.hidden_size, self.intermediate_size);
-        let (q, kv) =
-            (self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim);
+        let (hidden, shape) = (self.hidden_size, self.base_shape());
         let mut all = vec![("model.embed_tokens.weight".into(), vec![self.vocab_size, hidden])];
+        let mut add = |module: String, part: &str, shape: &[usize]| {
+            all.push((format!("{module}.{part}"), shape.to_vec()));
+        };
         for layer in 0..self.num_hidden_layers {
-            let mut add = |module: &str, shape: &[usize]| {
-                all.push((format!("model.layers.{layer}.{module}.weight"), shape.to_vec()));
-            };
-            add("input_layernorm", &[hidden]);
-            add("self_attn.q_proj", &[q, hidden]);
-            add("self_attn.k_proj", &[kv, hidden]);
-            add("self_attn.v_proj", &[kv, hidden]);
-            add("self_attn.o_proj", &[hidden, q]);
-            add("post_attention_layernorm", &[hidden]);
-            add("mlp.gate_proj", &[inner, hidden]);
-            add("mlp.up_proj", &[inner, hidden]);
-            add("mlp.down_proj", &[hidden, inner]);
+            let in_layer = |module: &str| format!("model.layers.{layer}.{module}");
+            for group in &self.family().groups {
+                if let Source::Norm(norm) = group.source {
+                    add(in_layer(norm), "weight", &[hidden]);
+                }
+                for &target in group.site.targets() {
+                    let (path, [n, k]) =
+                        (ModulePath::in_layer(layer, target).to_string(), shape.shape(target));
+                    if group.bias {
+                        add(path.clone(), "bias", &[n]);
+                    }
+                    add(path, "weight", &[n, k]);
+                }
+                if let Follows::AddNormed(norm) = group.follows {
+                    add(in_layer(norm), "weight", &[hidden]);
+                }
+            }
+            for norm in self.family().qk_norms.iter().flatten() {
+                add(in_layer(norm), "weight", &[self.head_dim]);
+            }
         }
-        all.push(("model.norm.weight".into(), vec![hidden]));
+        add("model.norm".into(), "weight", &[hidden]);
         if !self.tie_word_embeddings {
-            all.push(("lm_head.weight".into(), vec![self.vocab_size, hidden]));
+            add("lm_head".into(), "weight", &[self.vocab_size, hidden]);
         }
         all
     }
@@ -242,8 +184,8 @@ impl ModelConfig {
             .find(|tensor| !expected.contains(tensor.name) && !harmless(tensor.name))
         {
             Some(extra) => Err(unsupported(
-                format!("tensor `{}` in a llama model", extra.name),
-                "plain llama models without biases or experts are",
+                format!("tensor `{}` in a {} model", extra.name, self.family().gguf),
+                &format!("plain {} models without other biases or experts are", self.family().gguf),
             )),
             None => Ok(()),
         }
@@ -252,6 +194,7 @@ impl ModelConfig {
     /// The sizes that an adapter has to fit.
     pub fn base_shape(&self) -> BaseShape {
         BaseShape {
+            architecture: self.architecture,
             num_hidden_layers: self.num_hidden_layers,
             hidden_size: self.hidden_size,
             intermediate_size: self.intermediate_size,
@@ -272,131 +215,73 @@ impl ModelConfig {
             .sum()
     }
 
+    /// Its family's row of the table.
+    pub fn family(&self) -> &'static Family {
+        self.architecture.family()
+    }
+
+    /// What the attention of a layer does that another's may not.
+    pub fn attention(&self, layer: usize) -> LayerAttention {
+        let last_of = |every: Option<usize>| every.is_some_and(|n| (layer + 1).is_multiple_of(n));
+        let slides = self.traits.sliding_window.filter(|window| !last_of(window.full_every));
+        let apart = slides.is_some_and(|window| window.rope_theta.is_some());
+        LayerAttention {
+            window: slides.map(|window| window.tokens),
+            rotary: usize::from(apart || last_of(self.traits.no_rope_every)),
+        }
+    }
+
+    /// Positions that tokens see in the layers that have windows; `None` without such layers.
+    pub fn window(&self) -> Option<usize> {
+        (0..self.num_hidden_layers).find_map(|layer| self.attention(layer).window)
+    }
+
+    /// A scale of attention, unless it is the usual one.
+    pub(super) fn unusual_scale(&self, scale: f32) -> Option<f32> {
+        let usual = 1.0 / (self.head_dim as f32).sqrt();
+        ((scale - usual).abs() > 1e-6 * usual).then_some(scale)
+    }
+
+    /// On the scores of attention.
+    pub fn attention_scale(&self) -> f32 {
+        self.traits.attention_scale.unwrap_or(1.0 / (self.head_dim as f32).sqrt())
+    }
+
     /// Inverse frequencies of the rotary embedding with scaling applied, radians a token: `head_dim
     /// / 2` of them, the i-th for dimensions `i` and `i + head_dim / 2` (rows are in Hugging Face's
     /// order, whatever the file's).
     pub fn rope_frequencies(&self) -> Vec<f32> {
         inverse_frequencies(self.head_dim, self.rope_theta, &self.rope_scaling)
     }
-}
 
-/// Refuses what is not a plain llama, by name.
-fn refuse_others(gguf: &Gguf) -> Result<()> {
-    let architecture = gguf.architecture()?;
-    if let Some(kind) = gguf.find_note::<&str>("general.type").filter(|&kind| kind != "model") {
-        return Err(unsupported(
-            format!("a GGUF file of type `{kind}` as a model"),
-            "give the base model",
-        ));
+    /// The frequencies by [`LayerAttention::rotary`]: those of most layers, then those of layers
+    /// that are apart, if any are; zeros turn nothing.
+    pub fn rotaries(&self) -> Vec<Vec<f32>> {
+        let local = self.traits.sliding_window.and_then(|window| window.rope_theta);
+        let apart = match (local, self.traits.no_rope_every) {
+            (Some(theta), _) => Some(inverse_frequencies(self.head_dim, theta, &RopeScaling::None)),
+            (None, Some(_)) => Some(vec![0.0; self.head_dim / 2]),
+            (None, None) => None,
+        };
+        std::iter::once(self.rope_frequencies()).chain(apart).collect()
     }
-    if architecture != "llama" {
-        return Err(unsupported(
-            format!("architecture `{architecture}`"),
-            "llama is (Llama, Mistral, SmolLM)",
-        ));
-    }
-    if let Some(n) = gguf.find::<u32>("llama.expert_count")?.filter(|&n| n > 0) {
-        return Err(unsupported(
-            format!("a mixture of {n} experts (`llama.expert_count`)"),
-            "dense models are",
-        ));
-    }
-    for (key, value) in gguf.metadata() {
-        let Some(name) = key.strip_prefix("llama.") else { continue };
-        if let Some(value) = foreign(name, value) {
-            let shown = match value {
-                // As it was before it was widened.
-                Value::Float(v) => (v as f32).to_string(),
-                other => other.to_string(),
-            };
-            let key: String = key.chars().take(64).collect();
-            return Err(unsupported(format!("`{key}` = {shown}"), "plain llama models are"));
-        }
-    }
-    if gguf.find::<bool>("llama.attention.causal")? == Some(false) {
-        return Err(unsupported("`llama.attention.causal` = false".into(), "causal models are"));
-    }
-    let window = gguf.find::<u32>("llama.attention.sliding_window")?.unwrap_or(0);
-    if window > 0 && window < gguf.get("llama.context_length")? {
-        return Err(unsupported(
-            format!("sliding-window attention over {window} tokens"),
-            "full attention is",
-        ));
-    }
-    Ok(())
-}
 
-/// The value of a key that this family does not have and that is not off: it may change the result.
-fn foreign<'a>(name: &str, value: Value<'a>) -> Option<Value<'a>> {
-    if KNOWN.contains(&name) || name.starts_with(YARN) {
-        return None;
+    /// The residual stream is kept in units of [`Traits::residual_scale`], so that nothing has to
+    /// be multiplied on its way: what an embedding is multiplied by.
+    pub fn input_scale(&self) -> f32 {
+        self.traits.embedding_scale / self.traits.residual_scale
     }
-    let is_off = match value {
-        Value::Unsigned(n) => n == 0,
-        Value::Signed(n) => n == 0,
-        Value::Float(v) => v == 0.0 || v == 1.0 && SCALES.contains(&name),
-        Value::Bool(on) => !on,
-        // A note: what computes is a number.
-        Value::String(_) => true,
-        Value::Array(items) => items.iter().all(|item| foreign(name, item).is_none()),
-    };
-    (!is_off).then_some(value)
-}
 
-/// Refuses another scaling of attention than by the root of a head's width.
-fn check_attention_scale(gguf: &Gguf, head_dim: usize) -> Result<()> {
-    let usual = (head_dim as f32).sqrt().recip();
-    match gguf.find::<f32>("llama.attention.scale")?.filter(|&v| v != 0.0) {
-        Some(v) if (v - usual).abs() > 1e-6 * usual || v.is_nan() => Err(unsupported(
-            format!("`llama.attention.scale` = {v}"),
-            "1 over the root of a head's width is",
-        )),
-        _ => Ok(()),
+    /// Added to the mean square of the stream in those units before the root.
+    pub fn norm_eps(&self) -> f32 {
+        self.rms_norm_eps / (self.traits.residual_scale * self.traits.residual_scale)
     }
-}
-
-/// A size from key `llama.<name>`: 1 to `max`.
-fn size(gguf: &Gguf, name: &str, max: usize) -> Result<usize> {
-    let key = format!("llama.{name}");
-    let n = gguf.get::<u32>(&key)? as usize;
-    let reason = format!("{n} is not between 1 and {max}");
-    if (1..=max).contains(&n) { Ok(n) } else { Err(Error::InvalidMetadata { key, reason }) }
-}
-
-/// A finite number above 0.
-fn positive(gguf: &Gguf, key: &str) -> Result<f32> {
-    let v: f32 = gguf.get(key)?;
-    let reason = format!("{v} is not a number above 0");
-    if v.is_finite() && v > 0.0 {
-        Ok(v)
-    } else {
-        Err(Error::InvalidMetadata { key: key.into(), reason })
-    }
-}
-
-/// The embedding's rows, which the metadata and the tokenizer must fit.
-fn vocab_size(gguf: &Gguf) -> Result<usize> {
-    let embedding = gguf.require("model.embed_tokens.weight")?;
-    let rows = embedding.n_rows();
-    let tokens = gguf.find::<Array<'_>>("tokenizer.ggml.tokens")?.map_or(0, |tokens| tokens.len());
-    let said = gguf.find::<u32>("llama.vocab_size")?.map_or(rows, |n| n as usize);
-    let reason = match () {
-        () if rows > MAX_VOCAB => format!("{rows} rows are more than {MAX_VOCAB}"),
-        () if said != rows => {
-            format!("{rows} rows, but `llama.vocab_size` is {said}; convert the file again")
-        }
-        () if tokens > rows => {
-            format!("{rows} rows, but the tokenizer has {tokens} tokens; convert the file again")
-        }
-        () => return Ok(rows),
-    };
-    Err(Error::InvalidTensor { name: embedding.name.into(), reason })
 }
 
 fn needs_blocks(n: usize) -> String {
     format!("{n} is not a multiple of {BLOCK}, which the kernels need")
 }
 
-fn unsupported(what: String, hint: &str) -> Error {
+pub(super) fn unsupported(what: String, hint: &str) -> Error {
     Error::Unsupported { what, hint: hint.into() }
 }

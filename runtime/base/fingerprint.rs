@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Architecture, ModelConfig, RopeScaling};
+use super::{ModelConfig, RopeScaling, SlidingWindow, Traits};
 use crate::error::{Error, Result};
 use crate::format::TensorView;
 use crate::format::gguf::Gguf;
@@ -123,7 +123,7 @@ fn describe(identity: &mut Identity, config: &ModelConfig, tokenizer: &Tokenizer
 fn add_config(identity: &mut Identity, config: &ModelConfig) {
     // Named one by one: a new field has to be put here, or left out for a reason.
     let ModelConfig {
-        architecture: Architecture::Llama,
+        architecture,
         hidden_size,
         intermediate_size,
         num_hidden_layers,
@@ -136,8 +136,9 @@ fn add_config(identity: &mut Identity, config: &ModelConfig) {
         rope_scaling: _,
         max_position_embeddings: _,
         tie_word_embeddings,
+        traits,
     } = config;
-    identity.add("config.model_type", "llama");
+    identity.add("config.model_type", architecture.family().model_types[0]);
     for (key, size) in [
         ("config.hidden_size", hidden_size),
         ("config.intermediate_size", intermediate_size),
@@ -152,6 +153,33 @@ fn add_config(identity: &mut Identity, config: &ModelConfig) {
     identity.add("config.rms_norm_eps", bits(*rms_norm_eps));
     identity.add("config.rope_theta", bits(*rope_theta));
     identity.add_unless(false, "config.tie_word_embeddings", *tie_word_embeddings);
+    add_traits(identity, traits);
+}
+
+/// Those that are not a plain llama's.
+fn add_traits(identity: &mut Identity, traits: &Traits) {
+    let Traits {
+        attention_scale,
+        embedding_scale,
+        residual_scale,
+        logit_scale,
+        sliding_window,
+        no_rope_every,
+    } = traits;
+    identity.add_some("config.attention_scale", attention_scale.map(bits));
+    for (key, scale) in [
+        ("config.embedding_scale", embedding_scale),
+        ("config.residual_scale", residual_scale),
+        ("config.logit_scale", logit_scale),
+    ] {
+        identity.add_some(key, (*scale != 1.0).then(|| bits(*scale)));
+    }
+    if let Some(SlidingWindow { tokens, full_every, rope_theta }) = sliding_window {
+        identity.add("config.sliding_window", tokens);
+        identity.add_some("config.sliding_window_pattern", *full_every);
+        identity.add_some("config.rope_local_base_freq", rope_theta.map(bits));
+    }
+    identity.add_some("config.no_rope_layer_interval", *no_rope_every);
 }
 
 fn add_rope_scaling(identity: &mut Identity, scaling: &RopeScaling) {

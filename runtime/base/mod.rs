@@ -2,9 +2,13 @@
 
 mod config;
 pub mod fingerprint;
+pub mod layout;
 mod module;
+mod read_gguf;
+mod read_json;
 mod rope;
 
-pub use config::{Architecture, ModelConfig};
+pub use config::{ModelConfig, SlidingWindow, Traits};
+pub use layout::Architecture;
 pub use module::{BaseShape, ModulePath, Target};
 pub use rope::RopeScaling;

@@ -1,6 +1,8 @@
-//! The modules of a llama that take LoRA, under their Hugging Face paths, and their sizes.
+//! The modules of a model that take LoRA, under their Hugging Face paths, and their sizes.
 
 use std::fmt;
+
+use super::Architecture;
 
 /// A kind of module that takes LoRA, in the order a layer computes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -112,6 +114,8 @@ impl serde::Serialize for ModulePath {
 /// The sizes of a base model that an adapter has to fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BaseShape {
+    /// The family.
+    pub architecture: Architecture,
     /// Layers.
     pub num_hidden_layers: usize,
     /// Width of the residual stream, D.

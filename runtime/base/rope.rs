@@ -9,8 +9,11 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;
 
-const FACTOR: &str = "llama.rope.scaling.factor";
-const OLD_FACTOR: &str = "llama.rope.scale_linear";
+use super::read_gguf::Keys;
+
+const KIND: &str = "rope.scaling.type";
+const FACTOR: &str = "rope.scaling.factor";
+const OLD_FACTOR: &str = "rope.scale_linear";
 
 /// How inverse frequencies are changed for contexts longer than those trained on.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,12 +43,12 @@ pub enum RopeScaling {
 
 impl RopeScaling {
     /// From the metadata and `rope_freqs.weight`, which must hold `n` factors.
-    pub(super) fn from_gguf(gguf: &Gguf, n: usize) -> Result<Self> {
+    pub(super) fn from_gguf(keys: Keys<'_>, n: usize) -> Result<Self> {
         // As llama.cpp: linear where no type is given, by the newer of the two keys.
-        let linear = match gguf.find::<&str>("llama.rope.scaling.type")? {
+        let linear = match keys.find::<&str>(KIND)? {
             Some("none") => None,
-            None | Some("linear") => match factor(gguf, FACTOR)? {
-                None => factor(gguf, OLD_FACTOR)?,
+            None | Some("linear") => match factor(keys, FACTOR)? {
+                None => factor(keys, OLD_FACTOR)?,
                 found => found,
             },
             Some(kind) => {
@@ -53,11 +56,11 @@ impl RopeScaling {
                 return Err(Error::Unsupported { what: format!("rope scaling `{kind}`"), hint });
             }
         };
-        if linear.is_none() && gguf.find::<&str>("llama.rope.scaling.type")? == Some("linear") {
+        if linear.is_none() && keys.find::<&str>(KIND)? == Some("linear") {
             // Asked for, so there has to be one.
-            gguf.get::<f32>(FACTOR)?;
+            keys.get::<f32>(FACTOR)?;
         }
-        match (linear.filter(|&factor| factor != 1.0), explicit_factors(gguf, n)?) {
+        match (linear.filter(|&factor| factor != 1.0), explicit_factors(keys.gguf, n)?) {
             (None, None) => Ok(Self::None),
             (Some(factor), None) => Ok(Self::Linear { factor }),
             (None, Some(factors)) => Ok(Self::Factors(factors)),
@@ -70,10 +73,10 @@ impl RopeScaling {
 }
 
 /// A key's factor; 0 is none, as in llama.cpp.
-fn factor(gguf: &Gguf, key: &str) -> Result<Option<f32>> {
-    let factor = gguf.find::<f32>(key)?.filter(|&factor| factor != 0.0);
+fn factor(keys: Keys<'_>, key: &str) -> Result<Option<f32>> {
+    let factor = keys.find::<f32>(key)?.filter(|&factor| factor != 0.0);
     let wrong = |factor| Error::InvalidMetadata {
-        key: key.into(),
+        key: keys.name(key),
         reason: format!("{factor} is not a number above 0"),
     };
     factor.map(|factor| if usable(factor) { Ok(factor) } else { Err(wrong(factor)) }).transpose()

@@ -73,6 +73,9 @@ struct Shape {
     rope_scaling: String,
     rms_norm_eps: f32,
     tie_word_embeddings: bool,
+    /// Tokens that one sees in layers with a window.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sliding_window: Option<usize>,
 }
 
 /// Tensors of one element type.
@@ -202,6 +205,7 @@ fn shape(config: &ModelConfig) -> Shape {
         rope_scaling: format!("{:?}", config.rope_scaling),
         rms_norm_eps: config.rms_norm_eps,
         tie_word_embeddings: config.tie_word_embeddings,
+        sliding_window: config.window(),
     }
 }
 
@@ -245,6 +249,9 @@ fn print(report: &Report) -> Result<()> {
             "context        {} (RoPE base {theta}, scaling {scaling})",
             s.max_position_embeddings
         ))?;
+        if let Some(tokens) = s.sliding_window {
+            output::line(&format!("window         {tokens} tokens, in most layers"))?;
+        }
         let head = if s.tie_word_embeddings { "tied to the embedding" } else { "its own matrix" };
         output::line(&format!("vocabulary     {}, head {head}", s.vocab_size))?;
     }

@@ -82,7 +82,8 @@ enum Command {
 /// Which model.
 #[derive(Args, Clone)]
 struct ModelFile {
-    /// Model file (GGUF; of several shards the first) [default: the one that `make model` fetches]
+    /// Model file (GGUF; of several shards the first), or the name of one in the cache folder, such
+    /// as `gemma-3-270m` [default: the one that `make model` fetches]
     #[arg(short, long, value_name = "FILE")]
     model: Option<PathBuf>,
 }
@@ -191,7 +192,8 @@ impl ModelArgs {
 impl ModelFile {
     fn path(&self) -> Result<PathBuf> {
         if let Some(path) = &self.model {
-            return Ok(path.clone());
+            let name = path.to_str().filter(|_| !path.exists());
+            return Ok(name.and_then(epiphyte::named_model).unwrap_or_else(|| path.clone()));
         }
         let path = epiphyte::default_model().ok_or_else(|| Error::InvalidArgument {
             name: "model",

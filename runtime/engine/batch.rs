@@ -14,8 +14,8 @@ use crate::error::{Error, Result};
 use crate::gpu::Tensor;
 use crate::model::activations::LOGIT_ROWS;
 use crate::model::attend::Run;
-use crate::model::kv_cache::PAGE_LEN;
-use crate::model::llama::Llama;
+use crate::model::decoder::Decoder;
+use crate::model::pages::PAGE_LEN;
 
 use super::adapters::{Change, KvPolicy};
 use super::executor::{Choice, Row, Space};
@@ -301,10 +301,8 @@ impl<'s> Batch<'s> {
         for (m, &i) in self.active.iter().enumerate() {
             let session = &mut *self.lanes[i].session;
             let positions = session.kv_len + ahead + 1;
-            if session.pages.len() * PAGE_LEN < positions {
-                let page = turn.allocate_page(gpu)?;
-                turn.set_page(gpu, m, session.pages.len(), &page);
-                session.pages.push(page);
+            if session.pages.all.len() * PAGE_LEN < positions {
+                turn.next_page(gpu, m, &mut session.pages, session.kv_len)?;
             }
             runs[m] = Run { row0: m as u32, count: 1, positions: positions as u32 };
         }
@@ -314,7 +312,7 @@ impl<'s> Batch<'s> {
         let runs = &runs[..rows];
         let how = How::of(rows, runs.iter().map(|run| run.positions).max().unwrap_or(1));
         let pass = Pass { space: Space::Steps, runs, how, cancel: None };
-        let parts = turn.parts().chain(Llama::head_parts(0, rows as u32));
+        let parts = turn.parts().chain(Decoder::head_parts(0, rows as u32));
         let index = engine.run(turn, &pass, parts, |executor, commands| {
             executor.record_choice(commands, rows as u32, choice);
         })?;

@@ -4,7 +4,6 @@
 //! places. A session remembers which position was computed how, and repeats that when its keys and
 //! values had to make room.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use super::Session;
@@ -14,7 +13,7 @@ use super::seat::Seat;
 use crate::cancel::CancelToken;
 use crate::error::{Error, Result};
 use crate::model::activations::LOGIT_ROWS;
-use crate::model::kv_cache::{PAGE_LEN, PageKey, PageRef, page_key};
+use crate::model::pages::{PAGE_LEN, PageKey, Reach, first_page, page_key};
 
 impl Session {
     /// Computes all pending tokens but the last, which the first decode step takes.
@@ -46,10 +45,10 @@ impl Session {
     /// Gives the number of tokens that were computed, and whether they are all.
     fn compute(&mut self, cancel: &CancelToken) -> Result<(usize, Prefilled)> {
         let engine = Arc::clone(&self.engine);
-        self.forget_gone();
         let end = self.tokens.len().saturating_sub(1);
         // The last token is fed by the step that follows it, even where its keys are there already.
-        self.kv_len = self.kv_len.min(end);
+        self.shorten(end);
+        self.forget_gone();
         let mut executor = engine.executor_with(self.set)?;
         let keys = self.reuse_prefix(&mut executor, end);
         drop(executor);
@@ -58,18 +57,20 @@ impl Session {
             return Ok((0, Prefilled::Whole));
         }
         self.reserve(end)?;
-        let prefilled = self.run(end, cancel, |_, _| Ok(()));
+        let prefilled = self.run(end, &keys, cancel, |_, _| Ok(()));
         if matches!(prefilled, Ok(Prefilled::Whole) | Err(Error::Cancelled | Error::Background)) {
             self.publish(&keys, start);
+            self.leave_behind(self.kv_len);
         }
         prefilled.map(|prefilled| (self.kv_len - start, prefilled))
     }
 
     /// Computes the tokens up to `end`, each as before if it was; `each` gets the passes with the
-    /// position that they count from.
+    /// position that they count from. What windows leave behind is published under `keys`.
     fn run(
         &mut self,
         end: usize,
+        keys: &[PageKey],
         cancel: &CancelToken,
         mut each: impl FnMut(usize, &Computed<'_>) -> Result<()>,
     ) -> Result<Prefilled> {
@@ -77,13 +78,19 @@ impl Session {
         while self.kv_len < end {
             let start = self.kv_len;
             let (to, how) = self.alike(start, end);
+            let keys = self.keys_of_wide(keys, to, how);
+            let (tokens, position, set) = (&self.tokens[start..to], start, self.set);
+            let chunk = Chunk { tokens, position, keys: &keys, set, how };
             let mut passes: Vec<(usize, How)> = Vec::new();
-            let prefilled = engine.prefill(self.chunk(start..to, how), cancel, |computed| {
+            let prefilled = engine.prefill(chunk, &mut self.pages, cancel, |computed| {
                 passes.push((computed.count as usize, computed.how()));
                 each(start, computed)
             });
             if matches!(prefilled, Ok(_) | Err(Error::Cancelled | Error::Background)) {
                 passes.into_iter().for_each(|(count, how)| self.computed(count, how));
+            } else {
+                // The windows may have gone on.
+                self.shorten(start);
             }
             if prefilled? == Prefilled::Gone {
                 return Ok(Prefilled::Gone);
@@ -119,13 +126,37 @@ impl Session {
             && self.own_work
             && !self.mixed
         {
-            let pages = self.pages.iter().zip(keys).enumerate().take(self.kv_len / PAGE_LEN);
-            for (number, (page, key)) in pages.skip(start / PAGE_LEN) {
+            let whole = keys.iter().enumerate().take(self.kv_len / PAGE_LEN);
+            for (number, key) in whole.skip(start / PAGE_LEN) {
                 if self.is_wide_page(number) {
-                    executor.pool.publish(page, *key);
+                    for reach in Reach::EACH {
+                        let page = self.pages.pages(reach, number..number + 1);
+                        page.iter().for_each(|page| executor.pool(reach).publish(page, *key));
+                    }
                 }
             }
         }
+    }
+
+    /// Gives back the pages that the window of `position` has left behind.
+    fn leave_behind(&mut self, position: usize) {
+        if self.window().is_some()
+            && let Seat::Taken(executor) = &mut *self.engine.seat()
+        {
+            executor.leave(&mut self.pages, position, &[]);
+        }
+    }
+
+    /// The keys under which pages may be published that windows leave behind on the way to position
+    /// `to`, if what is not yet computed is computed like this.
+    fn keys_of_wide(&self, keys: &[PageKey], to: usize, how: Option<How>) -> Vec<Option<PageKey>> {
+        if self.window().is_none() || !self.own_work || self.mixed {
+            return Vec::new();
+        }
+        // A pass that is not the last of several is wide.
+        let end = if matches!(how, Some(How::Narrow { .. })) { self.kv_len } else { to };
+        let wide = |number: usize| number < end / PAGE_LEN && self.is_wide_page(number);
+        keys.iter().enumerate().map(|(number, key)| wide(number).then_some(*key)).collect()
     }
 
     /// Whether a page is that of a prompt, as any session would compute it.
@@ -133,21 +164,11 @@ impl Session {
         self.how.iter().skip(number * PAGE_LEN).take(PAGE_LEN).all(|how| *how == How::Wide)
     }
 
-    /// Keys and values that had to make room are pending.
+    /// Keys and values that had to make room, or that windows have left behind, are pending.
     pub(super) fn forget_gone(&mut self) {
-        let gone = self.pages.iter().any(PageRef::is_gone);
-        match (gone, self.mixed) {
-            (true, true) => self.forget_kv(),
-            (true, false) => self.drop_kv(),
-            (false, _) => {}
+        if self.pages.is_gone() || self.kv_len == 0 {
+            self.drop_kv();
         }
-    }
-
-    /// Some of its tokens, to be computed.
-    fn chunk(&self, range: Range<usize>, how: Option<How>) -> Chunk<'_> {
-        let position = range.start;
-        let (tokens, pages, set) = (&self.tokens[range], &self.pages, self.set);
-        Chunk { tokens, position, pages, set, how }
     }
 
     /// Takes over pages that hold this session's next tokens. Gives the keys of all its whole
@@ -158,30 +179,54 @@ impl Session {
         for tokens in self.tokens[..end].chunks_exact(PAGE_LEN) {
             keys.push(page_key(keys.last().or(Some(&adapters)), tokens));
         }
-        while !self.mixed
-            && self.kv_len == self.pages.len() * PAGE_LEN
-            && self.kv_len + PAGE_LEN <= end
-            && self.is_wide_page(self.pages.len())
-        {
-            let Some(page) = executor.pool.find(&keys[self.pages.len()]) else { break };
-            self.pages.push(page);
-            self.computed(PAGE_LEN, How::Wide);
+        let held = self.pages.all.len();
+        if self.mixed || self.kv_len != held * PAGE_LEN {
+            return keys;
         }
+        let whole = self.known_pages(executor, &keys);
+        if self.window().is_some() && whole > held {
+            executor.leave(&mut self.pages, whole * PAGE_LEN, &[]);
+            let from = self.pages.window_end();
+            let seen = keys[from..whole].iter();
+            let found = seen.filter_map(|key| executor.pool(Reach::Window).find(key));
+            self.pages.window.extend(found);
+        }
+        let found = keys[held..whole].iter().filter_map(|key| executor.pool(Reach::All).find(key));
+        self.pages.all.extend(found);
+        self.computed((whole - held) * PAGE_LEN, How::Wide);
         keys
     }
 
-    /// Pages for positions below `len`, the first one to be written its own.
+    /// How many pages it would have with those that others have published.
+    fn known_pages(&self, executor: &mut Executor, keys: &[PageKey]) -> usize {
+        let held = self.pages.all.len();
+        let is_known = |executor: &mut Executor, reach, number: usize| {
+            executor.pool(reach).holds(&keys[number])
+        };
+        let mut whole = held;
+        while whole < keys.len()
+            && self.is_wide_page(whole)
+            && is_known(executor, Reach::All, whole)
+        {
+            whole += 1;
+        }
+        let Some(window) = self.window() else { return whole };
+        // Of the pages that the next token sees those that are not held have to be there, too.
+        let first = |whole: usize| first_page(whole * PAGE_LEN, window).max(held);
+        while whole > held && !(first(whole)..whole).all(|i| is_known(executor, Reach::Window, i)) {
+            whole -= 1;
+        }
+        whole
+    }
+
+    /// Pages for positions below `len`, the first one to be written its own; in windows those of the
+    /// next position, as those of a prompt come pass by pass.
     pub(super) fn reserve(&mut self, len: usize) -> Result<()> {
         let engine = Arc::clone(&self.engine);
         let mut executor = engine.executor()?;
-        let first = self.kv_len / PAGE_LEN;
-        if let Some(page) = self.pages.get_mut(first) {
-            *page = executor.own_page(engine.gpu(), page)?;
-        }
-        while self.pages.len() * PAGE_LEN < len {
-            self.pages.push(executor.allocate_page(engine.gpu())?);
-        }
-        Ok(())
+        let (gpu, kv_len) = (engine.gpu(), self.kv_len);
+        executor.reserve(gpu, &mut self.pages, kv_len, len)?;
+        executor.slide(gpu, &mut self.pages, kv_len..len.min(kv_len + 1), &[])
     }
 
     /// Computes the pending tokens and hands out the logits after each from index `from` on, `[V]`,
@@ -211,7 +256,7 @@ impl Session {
         let (end, vocab) = (self.tokens.len(), engine.base.config.vocab_size);
         self.reserve(end)?;
         let readback = engine.gpu().readback("logits", (LOGIT_ROWS * vocab * 4) as u64)?;
-        self.run(end, &CancelToken::default(), |start, computed| {
+        let prefilled = self.run(end, &[], &CancelToken::default(), |start, computed| {
             let (at, count) = (start + computed.first, computed.count);
             let skip = from.saturating_sub(at).min(count as usize) as u32;
             for row in (skip..count).step_by(LOGIT_ROWS) {
@@ -223,6 +268,9 @@ impl Session {
                 *from = at + (row + rows) as usize;
             }
             Ok(())
-        })
+        });
+        // The last token may be fed again.
+        self.leave_behind(self.kv_len.saturating_sub(1));
+        prefilled
     }
 }

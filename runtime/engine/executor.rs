@@ -14,9 +14,10 @@ use crate::error::{Error, Result};
 use crate::gpu::{Caps, Commands, Gpu, KernelSpec, Op, Tensor};
 use crate::kernels::rope;
 use crate::kernels::sample::{self, Sampler};
-use crate::model::activations::LOGIT_ROWS;
-use crate::model::kv_cache::{KvCache, PagePool, PageRef};
-use crate::model::llama::{Llama, Part, Pass};
+use crate::model::activations::{LOGIT_ROWS, Limits};
+use crate::model::decoder::{Decoder, Part, Pass};
+use crate::model::kv_cache::KvCache;
+use crate::model::pages::{Held, PAGE_LEN, PageKey, PagePool, Reach};
 use crate::model::site::LoraPass;
 use crate::model::weights::Weights;
 use crate::progress::{LoadPhase, LoadProgress};
@@ -42,7 +43,7 @@ pub(crate) fn few_rows(caps: &Caps) -> usize {
 
 /// The model, bound to the activations of a space.
 struct Workspace {
-    llama: Llama,
+    decoder: Decoder,
     /// The rows' adapters.
     row_sets: Vec<SetId>,
     /// What the rows need of them.
@@ -53,7 +54,10 @@ struct Workspace {
 
 pub(crate) struct Executor {
     pub(crate) cache: KvCache,
-    pub(crate) pool: PagePool,
+    /// By [`Reach`].
+    pools: [PagePool; 2],
+    /// Of layers that have one.
+    window: Option<usize>,
     pub(crate) registry: Registry,
     weights: Arc<Weights>,
     steps: Workspace,
@@ -85,7 +89,8 @@ pub(crate) struct Chunk<'a> {
     pub(crate) tokens: &'a [u32],
     /// Of the first one.
     pub(crate) position: usize,
-    pub(crate) pages: &'a [PageRef],
+    /// Of its sequence's pages, as far as they may be published.
+    pub(crate) keys: &'a [Option<PageKey>],
     /// Its adapters.
     pub(crate) set: SetId,
     /// As it was computed before; `None`: as the number of rows has it.
@@ -108,7 +113,7 @@ pub(crate) struct Row<'a> {
     pub(crate) token: u32,
     /// Its position.
     pub(crate) position: u32,
-    pub(crate) pages: &'a [PageRef],
+    pub(crate) pages: &'a Held,
     pub(crate) sampler: Sampler,
     pub(crate) biases: &'a [(u32, f32)],
     /// The context, for the repetition penalty.
@@ -129,7 +134,7 @@ impl Executor {
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Self> {
         let spaces = Spaces::new(gpu.caps(), setup.context, setup.kv_f32);
-        let specs = Self::specs(gpu.caps(), base, &weights, spaces.steps.kv_f16);
+        let specs = Self::specs(gpu.caps(), base, &weights, &spaces.steps);
         gpu.compile_all(specs, &mut |done, total| {
             progress(LoadProgress {
                 phase: LoadPhase::Shaders,
@@ -154,15 +159,16 @@ impl Executor {
         let (config, vocab) = (&base.config, base.config.vocab_size as u32);
         let Working { cache, steps, prompts, sampling } = Working::new(gpu, config, spaces)?;
         let Sampling { samplers, seen, biases, thresholds, partials, ring } = sampling;
-        let rotations = rope::rotations(&config.rope_frequencies(), spaces.steps.positions);
-        gpu.write(&steps.rotations, 0, &rotations);
+        for (rotations, frequencies) in steps.rotations.iter().zip(config.rotaries()) {
+            gpu.write(rotations, 0, &rope::rotations(&frequencies, spaces.steps.positions));
+        }
         let workspace = |activations, limits| {
-            let llama = Llama::new(gpu, config, &weights, &cache, activations, limits)?;
-            Ok::<_, Error>(Workspace { llama, row_sets: Vec::new(), lora: None, moves: None })
+            let decoder = Decoder::new(gpu, config, &weights, &cache, activations, limits)?;
+            Ok::<_, Error>(Workspace { decoder, row_sets: Vec::new(), lora: None, moves: None })
         };
         let steps = workspace(steps, &spaces.steps)?;
         let prompts = workspace(prompts, &spaces.prompts)?;
-        let a = &steps.llama.activations;
+        let a = &steps.decoder.activations;
         let ops = SampleOps {
             adjust: gpu.op(&sample::adjust_spec(), &[&samplers, &seen, &biases, &a.logits])?,
             threshold: gpu.op(&sample::threshold_spec(), &[&samplers, &a.logits, &thresholds])?,
@@ -173,12 +179,12 @@ impl Executor {
             last: gpu
                 .op(&sample::final_spec(), &[&partials, &a.token_ids, &a.rows, &seen, &ring])?,
         };
-        let mut pool = PagePool::default();
-        pool.grow(cache.pages());
+        let pools = Reach::EACH.map(|reach| PagePool::of(cache.pages(reach)));
         let registry = Registry::new(gpu, base.adapter_shape(), spaces.most_rows(), adapter_budget);
         Ok(Self {
             cache,
-            pool,
+            pools,
+            window: config.window(),
             registry,
             weights: Arc::new(weights),
             steps,
@@ -196,7 +202,7 @@ impl Executor {
     }
 
     /// What [`Executor::new`] and the first token need compiled.
-    fn specs(caps: &Caps, base: &Base, weights: &Weights, kv_f16: bool) -> Vec<KernelSpec> {
+    fn specs(caps: &Caps, base: &Base, weights: &Weights, limits: &Limits) -> Vec<KernelSpec> {
         let sampling = [
             sample::partial_spec(),
             sample::final_spec(),
@@ -204,7 +210,7 @@ impl Executor {
             sample::threshold_spec(),
         ];
         // The slowest first, so that no one waits for it in the end.
-        Llama::specs(caps, &base.config, weights, kv_f16).into_iter().chain(sampling).collect()
+        Decoder::specs(caps, &base.config, weights, limits).into_iter().chain(sampling).collect()
     }
 
     /// On the device.
@@ -216,7 +222,7 @@ impl Executor {
     pub(crate) fn make_u(&mut self, gpu: &Gpu) -> Result<()> {
         [&mut self.steps, &mut self.prompts]
             .into_iter()
-            .try_for_each(|workspace| workspace.llama.make_u(gpu))
+            .try_for_each(|workspace| workspace.decoder.make_u(gpu))
     }
 
     /// Binds the adapted kernels to the registry's buffers, wherever they are now. Nothing happens
@@ -224,8 +230,8 @@ impl Executor {
     /// without.
     pub(crate) fn bind_adapters(&mut self, gpu: &Gpu) -> Result<()> {
         for workspace in [&mut self.steps, &mut self.prompts] {
-            let (llama, factors) = (&mut workspace.llama, self.registry.factors());
-            llama.bind_adapters(gpu, &self.weights, &self.cache, factors)?;
+            let (decoder, factors) = (&mut workspace.decoder, self.registry.factors());
+            decoder.bind_adapters(gpu, &self.weights, &self.cache, factors)?;
         }
         Ok(())
     }
@@ -234,7 +240,7 @@ impl Executor {
     pub(crate) fn adapted_specs(&self, caps: &Caps) -> Vec<KernelSpec> {
         match self.registry.factors() {
             Some(_) => Vec::new(),
-            None => self.steps.llama.adapted_specs(caps, self.registry.directory()),
+            None => self.steps.decoder.adapted_specs(caps, self.registry.directory()),
         }
     }
 
@@ -253,17 +259,17 @@ impl Executor {
     }
 
     /// Puts rows of a prompt in their space.
-    pub(crate) fn load_chunk(&mut self, gpu: &Gpu, space: Space, chunk: &Chunk<'_>) {
+    pub(crate) fn load_chunk(&mut self, gpu: &Gpu, space: Space, chunk: &Chunk<'_>, held: &Held) {
         if space == Space::Steps {
             self.owner = 0;
         }
         let first = chunk.position as u32;
         let rows: Vec<[u32; 2]> =
             (first..).take(chunk.tokens.len()).map(|position| [0, position]).collect();
-        let a = &self.workspace(space).llama.activations;
+        let a = &self.workspace(space).decoder.activations;
         gpu.write(&a.token_ids, 0, chunk.tokens);
         gpu.write(&a.rows, 0, &rows);
-        gpu.write(&a.pages, 0, &numbers(chunk.pages));
+        a.write_pages(gpu, 0, held);
         self.set_rows(space, std::iter::repeat_n(chunk.set, rows.len()));
     }
 
@@ -309,21 +315,21 @@ impl Executor {
 
     /// The parts of a pass.
     pub(crate) fn parts(&self) -> impl Iterator<Item = Part> + use<> {
-        self.steps.llama.parts()
+        self.steps.decoder.parts()
     }
 
     /// Records a part of a pass.
     ///
-    /// Errors: as [`Llama::record`].
+    /// Errors: as [`Decoder::record`].
     pub(crate) fn record(
         &self,
         commands: &mut Commands<'_>,
         part: Part,
         pass: &super::pass::Pass<'_>,
     ) -> Result<()> {
-        let Workspace { llama, lora, .. } = self.workspace(pass.space);
+        let Workspace { decoder, lora, .. } = self.workspace(pass.space);
         let (rows, runs, wide) = (pass.rows(), pass.runs, pass.how == How::Wide);
-        llama.record(commands, part, Pass { rows, runs, wide, lora: lora.as_ref() })
+        decoder.record(commands, part, Pass { rows, runs, wide, lora: lora.as_ref() })
     }
 
     /// Records a copy of `rows` rows of logits to row `to_row` of `readback`.
@@ -336,12 +342,12 @@ impl Executor {
         to_row: u32,
     ) {
         let [at, bytes] = [to_row, rows].map(|rows| u64::from(rows) * u64::from(self.vocab) * 4);
-        commands.copy(&self.workspace(space).llama.activations.logits, 0, readback, at, bytes);
+        commands.copy(&self.workspace(space).decoder.activations.logits, 0, readback, at, bytes);
     }
 
     /// Puts a decode batch in its space for `owner`.
     pub(crate) fn load_rows(&mut self, gpu: &Gpu, owner: u64, batch: &[Row<'_>]) {
-        let (a, max_pages) = (&self.steps.llama.activations, self.steps.llama.max_pages());
+        let (a, max_pages) = (&self.steps.decoder.activations, self.steps.decoder.max_pages());
         let seen_words = sample::seen_words(self.vocab) as usize;
         let mut biases: Vec<(u32, f32)> = Vec::new();
         for (m, row) in batch.iter().enumerate() {
@@ -351,7 +357,7 @@ impl Executor {
             biases.extend_from_slice(row.biases);
             gpu.write(&a.token_ids, m as u64 * 4, &[row.token]);
             gpu.write(&a.rows, m as u64 * 8, &[m as u32, row.position]);
-            gpu.write(&a.pages, (m * max_pages) as u64 * 4, &numbers(row.pages));
+            a.write_pages(gpu, m * max_pages, row.pages);
             gpu.write(&self.samplers, (m * size_of::<Sampler>()) as u64, &[sampler]);
             let mut seen = vec![0_u32; seen_words];
             for &token in row.context {
@@ -372,11 +378,22 @@ impl Executor {
         self.adapters_changed(Space::Steps);
     }
 
-    /// Tells the device that row `m`'s page number `index` is `page`.
-    pub(crate) fn set_page(&self, gpu: &Gpu, m: usize, index: usize, page: &PageRef) {
-        let llama = &self.steps.llama;
-        let at = (m * llama.max_pages() + index) as u64 * 4;
-        gpu.write(&llama.activations.pages, at, &[page.number()]);
+    /// Gives row `m`, whose first `kv_len` positions are there, the page that follows its last one.
+    ///
+    /// Errors: as [`Executor::allocate_page`].
+    pub(crate) fn next_page(
+        &mut self,
+        gpu: &Gpu,
+        m: usize,
+        held: &mut Held,
+        kv_len: usize,
+    ) -> Result<()> {
+        let end = (held.all.len() + 1) * PAGE_LEN;
+        self.slide(gpu, held, kv_len..end, &[])?;
+        held.all.push(self.allocate_page(gpu, Reach::All)?);
+        let decoder = &self.steps.decoder;
+        decoder.activations.write_pages(gpu, m * decoder.max_pages(), held);
+        Ok(())
     }
 
     /// Records the choice of a token for each of `rows` rows of logits.
@@ -398,9 +415,4 @@ impl Executor {
         sample::record_final(commands, &self.ops.last, self.vocab, rows, offset as u32);
         commands.copy(&self.ring, offset as u64 * 4, readback, 0, u64::from(rows) * 4);
     }
-}
-
-/// As the device knows pages.
-fn numbers(pages: &[PageRef]) -> Vec<u32> {
-    pages.iter().map(PageRef::number).collect()
 }

@@ -9,7 +9,8 @@ use crate::gpu::{Commands, Tensor};
 use crate::kernels::attention;
 use crate::kernels::matvec::MAX_COLS;
 use crate::model::attend::Run;
-use crate::model::llama::{Llama, Part};
+use crate::model::decoder::{Decoder, Part};
+use crate::model::pages::Held;
 
 use super::Engine;
 use super::executor::{Chunk, Executor, Space, few_rows};
@@ -146,6 +147,7 @@ impl Engine {
     pub(super) fn prefill(
         &self,
         prompt: Chunk<'_>,
+        held: &mut Held,
         cancel: &CancelToken,
         mut each: impl FnMut(&Computed<'_>) -> Result<()>,
     ) -> Result<Prefilled> {
@@ -162,10 +164,11 @@ impl Engine {
             let tokens = &prompt.tokens[first..first + rows];
             let mut turn = self.executor()?;
             let gpu = self.gpu();
-            if !turn.holds(prompt.pages, prompt.set) {
+            if !turn.holds(held, prompt.set) {
                 return Ok(Prefilled::Gone);
             }
-            turn.load_chunk(gpu, space, &Chunk { tokens, position, ..prompt });
+            turn.slide(gpu, held, position..position + rows, prompt.keys)?;
+            turn.load_chunk(gpu, space, &Chunk { tokens, position, ..prompt }, held);
             let positions = position as u32 + count;
             let how = prompt.how.unwrap_or_else(|| How::of(rows, positions));
             let runs = [Run { row0: 0, count, positions: positions.max(how.positions()) }];
@@ -215,7 +218,7 @@ impl Engine {
         let mut copied = None;
         for first in (0..rows).step_by(MAX_COLS as usize) {
             let count = MAX_COLS.min(rows - first);
-            let parts = Llama::head_parts(x_row + first, count);
+            let parts = Decoder::head_parts(x_row + first, count);
             let index = self.run(self.executor()?, pass, parts, |executor, commands| {
                 executor.copy_logits(commands, pass.space, count, readback, first);
             })?;

@@ -3,7 +3,7 @@
 use super::residents::arena::{Arena, EIGHT};
 use super::residents::packed::room;
 use super::residents::registry::directory;
-use super::working::{Spaces, Working};
+use super::working::{Spaces, Working, pass_rows};
 use crate::adapter::Adapter;
 use crate::base::ModelConfig;
 use crate::error::{Error, Result};
@@ -11,8 +11,8 @@ use crate::format::gguf::Gguf;
 use crate::gpu::Memory;
 use crate::gpu::commands::RING_BYTES;
 use crate::gpu::memory::Share;
-use crate::model::kv_cache::PAGE_LEN;
 use crate::model::lora::LoraBuffers;
+use crate::model::pages::{PAGE_LEN, Reach};
 use crate::model::weights::Weights;
 
 pub use crate::gpu::{Buffer, Caps, Class, MemoryPlan, Tally, human_bytes};
@@ -51,8 +51,16 @@ pub fn tally(
     let mut working = Working::new(&tally, config, &spaces)?;
     let adapters = load(&tally, config, &spaces, serving)?;
     let pages = serving.kv_tokens.div_ceil(PAGE_LEN);
-    while working.cache.pages() < pages {
-        working.cache = working.cache.larger(&tally, working.cache.pages() + 1)?;
+    let in_windows = config.window().map_or(0, |window| {
+        // Of each session a window and the rows of a pass, both beginning and ending in a page.
+        let each = window.div_ceil(PAGE_LEN) + pass_rows(caps).div_ceil(PAGE_LEN) + 2;
+        pages.min(each * serving.kv_tokens.div_ceil(serving.context.max(1)))
+    });
+    for (reach, pages) in [(Reach::All, pages), (Reach::Window, in_windows)] {
+        while working.cache.pages(reach) < pages {
+            let larger = working.cache.larger(&tally, reach, working.cache.pages(reach) + 1)?;
+            working.cache.replace(larger);
+        }
     }
     // What is there now stays in the clone.
     let counted = tally.clone();

@@ -43,7 +43,7 @@ impl Seat {
     /// Takes the model and all keys and values off the device.
     pub(super) fn clear(&mut self, gpu: &Gpu) {
         if let Self::Taken(executor) = self {
-            executor.pool.clear(0);
+            executor.forget_all();
             let kept = executor.registry.take_all(gpu);
             *self = Self::Empty(Box::new(kept));
         }
@@ -52,7 +52,7 @@ impl Seat {
     /// Takes back what a session no longer needs.
     fn take_back(&mut self, Returned { pages, set }: &Returned) {
         if let Self::Taken(executor) = self {
-            pages.iter().for_each(|page| executor.pool.release(page));
+            executor.release(pages);
         }
         self.registry_mut().release(*set);
     }

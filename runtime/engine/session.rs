@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::chat::{Message, Prompt};
 use crate::error::{Error, Result};
-use crate::model::kv_cache::{PAGE_LEN, PageRef};
+use crate::model::pages::{Held, PAGE_LEN, first_page};
 use crate::tokenizer::EncodeOptions;
 
 use super::generation::Generation;
@@ -22,7 +22,7 @@ pub struct Session {
     pub(super) tokens: Vec<u32>,
     /// Tokens whose keys and values are in `pages`; the others are pending.
     pub(super) kv_len: usize,
-    pub(super) pages: Vec<PageRef>,
+    pub(super) pages: Held,
     /// How each position was computed: what is computed again is computed in the same way, and so
     /// to the same bits.
     pub(super) how: Vec<How>,
@@ -53,7 +53,7 @@ impl Session {
             engine,
             tokens: Vec::new(),
             kv_len: 0,
-            pages: Vec::new(),
+            pages: Held::default(),
             how: Vec::new(),
             own_work: true,
             set: SetId::default(),
@@ -171,13 +171,27 @@ impl Session {
 
     /// Lets go of the keys and values from position `len` on.
     fn release_kv(&mut self, len: usize) {
-        self.kv_len = self.kv_len.min(len);
-        self.mixed &= self.kv_len > 0;
-        let keep = self.kv_len.div_ceil(PAGE_LEN);
-        if keep < self.pages.len() {
-            let pages = self.pages.split_off(keep);
-            self.engine.give_back(Returned { pages, set: SetId::default() });
+        self.shorten(len);
+        if self.kv_len == 0 && std::mem::take(&mut self.mixed) {
+            self.how.clear();
         }
+        let pages = self.pages.split_off(self.kv_len.div_ceil(PAGE_LEN));
+        self.engine.give_back(Returned { pages, set: SetId::default() });
+    }
+
+    /// Makes at most the first `len` positions count. What the windows have left behind can only be
+    /// computed from the beginning.
+    pub(super) fn shorten(&mut self, len: usize) {
+        self.kv_len = self.kv_len.min(len);
+        let first = |window| first_page(self.kv_len, window);
+        if self.window().is_some_and(|window| first(window) < self.pages.window_from) {
+            self.kv_len = 0;
+        }
+    }
+
+    /// Of the layers that have one.
+    pub(super) fn window(&self) -> Option<usize> {
+        self.engine.base.config.window()
     }
 
     /// Lets go of all keys and values; they are computed anew when needed.
@@ -198,7 +212,7 @@ impl Session {
     pub fn fork(&self) -> Self {
         let mut seat = self.engine.seat();
         if let Seat::Taken(executor) = &mut *seat {
-            self.pages.iter().for_each(|page| executor.pool.retain(page));
+            executor.retain(&self.pages);
         }
         let mut fork = Self::new(Arc::clone(&self.engine));
         fork.tokens.clone_from(&self.tokens);
@@ -220,6 +234,14 @@ impl Session {
         snapshot::save(self, path.as_ref())
     }
 
+    internal! {
+        /// Positions of which it holds keys and values: in most layers, and in those with windows.
+        pub fn held_positions(&self) -> [usize; 2] {
+            let Held { all, window, .. } = &self.pages;
+            [all.len() * PAGE_LEN, window.len() * PAGE_LEN]
+        }
+    }
+
     /// Starts generating after the tokens so far: an iterator over tokens.
     ///
     /// Errors: [`Error::InvalidArgument`] for an empty session or settings out of range; as
@@ -231,7 +253,7 @@ impl Session {
 
 /// What a session no longer needs.
 pub(super) struct Returned {
-    pub(super) pages: Vec<PageRef>,
+    pub(super) pages: Held,
     pub(super) set: SetId,
 }
 

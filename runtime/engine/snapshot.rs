@@ -12,14 +12,15 @@ use std::sync::Arc;
 use ::safetensors::tensor::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
-use crate::base::fingerprint;
+use crate::base::{ModelConfig, fingerprint};
 use crate::error::{Error, Result};
 use crate::format::safetensors;
 use crate::format::staged::Staged;
 use crate::gpu::{Commands, Gpu, Tensor};
 use crate::identity::check_format;
 use crate::kernels::attention;
-use crate::model::kv_cache::{PAGE_LEN, PageRef, PageShape};
+use crate::model::kv_cache::PageShape;
+use crate::model::pages::{Held, PAGE_LEN, PageRef, Reach, first_page};
 
 use super::executor::Executor;
 use super::pass::How;
@@ -43,38 +44,54 @@ struct SavedAdapter {
 /// Bytes that are copied from or to the cache at a time.
 const PIECE_BYTES: u64 = 128 << 20;
 
-/// The pages of a session in the cache, as its file has them: tensor after tensor (keys, then
-/// values, of each layer), each page after page.
-struct Pages<'a> {
-    pages: &'a [PageRef],
+/// The pages of a session in the cache, as its file has them: of each layer the keys, then the
+/// values, page after page.
+struct Pages {
+    blocks: Vec<Block>,
     page_bytes: u64,
-    tensors: usize,
 }
 
-impl<'a> Pages<'a> {
-    fn new(engine: &Engine, pages: &'a [PageRef]) -> Self {
-        let config = &engine.base.config;
-        let page_bytes = PageShape::new(config, engine.kv_f16).bytes();
-        Self { pages, page_bytes, tensors: 2 * config.num_hidden_layers }
-    }
+/// A page of a layer's keys, or of its values.
+struct Block {
+    layer: usize,
+    is_values: bool,
+    page: PageRef,
+}
 
-    /// Pages of all tensors.
-    fn blocks(&self) -> Range<usize> {
-        0..self.pages.len() * self.tensors
+/// Numbers of the pages of `kv_len` positions that a layer's part of a file has: with a window those
+/// that the next position sees.
+fn kept(config: &ModelConfig, layer: usize, kv_len: usize) -> Range<usize> {
+    let (window, end) = (config.attention(layer).window, kv_len.div_ceil(PAGE_LEN));
+    window.map_or(0, |window| first_page(kv_len, window)).min(end)..end
+}
+
+impl Pages {
+    /// Those of the first `kv_len` positions.
+    fn new(engine: &Engine, held: &Held, kv_len: usize) -> Self {
+        let config = &engine.base.config;
+        let mut blocks = Vec::new();
+        for layer in 0..config.num_hidden_layers {
+            let pages = held.pages(Reach::of(config, layer), kept(config, layer, kv_len));
+            for is_values in [false, true] {
+                let block = |page: &PageRef| Block { layer, is_values, page: page.clone() };
+                blocks.extend(pages.iter().map(block));
+            }
+        }
+        Self { blocks, page_bytes: page_bytes(engine) }
     }
 
     /// Blocks to be copied together, as many as `gpu` has a buffer for.
     fn pieces(&self, gpu: &Gpu) -> impl Iterator<Item = Range<usize>> + use<> {
         let most = PIECE_BYTES.min(gpu.limits().max_buffer_size);
-        let (step, end) = ((most / self.page_bytes).max(1) as usize, self.blocks().end);
+        let (step, end) = ((most / self.page_bytes).max(1) as usize, self.blocks.len());
         (0..end).step_by(step).map(move |start| start..end.min(start + step))
     }
 
     /// Where a block is in the cache.
     fn place<'e>(&self, executor: &'e Executor, block: usize) -> (&'e Tensor, u64) {
-        let (tensor, page) = (block / self.pages.len(), &self.pages[block % self.pages.len()]);
-        let (keys, values) = &executor.cache.layers[tensor / 2];
-        (if tensor % 2 == 0 { keys } else { values }, u64::from(page.number()) * self.page_bytes)
+        let Block { layer, is_values, page } = &self.blocks[block];
+        let (keys, values) = &executor.cache.layers[*layer];
+        (if *is_values { values } else { keys }, u64::from(page.number()) * self.page_bytes)
     }
 }
 
@@ -97,9 +114,10 @@ pub(super) fn save(session: &Session, path: &Path) -> Result<()> {
         ("narrow".to_string(), narrow_runs(&session.how).map_err(|e| invalid(path, e))?),
         ("mixed".to_string(), (session.mixed && kv_len > 0).to_string()),
     ]);
-    let shape = vec![pages.pages.len(), pages.page_bytes as usize];
     let mut tensors = vec![("tokens".to_string(), Dtype::U32, vec![session.tokens.len()])];
-    for i in 0..pages.tensors / 2 {
+    for i in 0..engine.base.config.num_hidden_layers {
+        let count = kept(&engine.base.config, i, kv_len).len();
+        let shape = vec![count, pages.page_bytes as usize];
         tensors.push((format!("layers.{i}.keys"), Dtype::U8, shape.clone()));
         tensors.push((format!("layers.{i}.values"), Dtype::U8, shape.clone()));
     }
@@ -111,37 +129,37 @@ pub(super) fn save(session: &Session, path: &Path) -> Result<()> {
 }
 
 /// What of a session is in its file beside what was said.
-struct Computed<'a> {
+struct Computed {
     kv_len: usize,
-    pages: Pages<'a>,
+    pages: Pages,
     bytes: Vec<u8>,
 }
 
-impl Computed<'_> {
+impl Computed {
     fn nothing(engine: &Engine) -> Self {
-        Self { kv_len: 0, pages: Pages::new(engine, &[]), bytes: Vec::new() }
+        Self { kv_len: 0, pages: Pages::new(engine, &Held::default(), 0), bytes: Vec::new() }
     }
 }
 
 /// Keys and values of a session, if they are still there.
-fn computed(session: &Session) -> Result<Computed<'_>> {
+fn computed(session: &Session) -> Result<Computed> {
     let engine = &session.engine;
     // They stay until they are read.
     let _kept = engine.recoveries.enter_first();
-    let (kv_len, used) = (session.kv_len, &session.pages[..session.kv_len.div_ceil(PAGE_LEN)]);
-    if used.iter().any(PageRef::is_gone) {
+    if session.pages.is_gone() {
         return Ok(Computed::nothing(engine));
     }
-    let pages = Pages::new(engine, used);
+    let kv_len = session.kv_len;
+    let pages = Pages::new(engine, &session.pages, kv_len);
     let bytes = read_pages(engine, &pages)?;
     Ok(Computed { kv_len, pages, bytes })
 }
 
 /// The blocks, one after the other, by way of one staging buffer. Nobody changes them meanwhile:
 /// the session is borrowed, and what it shares is not written to.
-fn read_pages(engine: &Engine, pages: &Pages<'_>) -> Result<Vec<u8>> {
+fn read_pages(engine: &Engine, pages: &Pages) -> Result<Vec<u8>> {
     let page_bytes = pages.page_bytes as usize;
-    let mut bytes = vec![0; pages.blocks().len() * page_bytes];
+    let mut bytes = vec![0; pages.blocks.len() * page_bytes];
     let mut staging = None;
     for piece in pages.pieces(engine.gpu()) {
         let staging = match &mut staging {
@@ -269,54 +287,51 @@ fn check_adapters(registry: &Registry, adapters: &[SavedAdapter]) -> Result<()> 
 /// Puts the file's keys and values into pages of the session's own.
 fn fill(session: &mut Session, file: &SafeTensors<'_>, kv_len: usize, path: &Path) -> Result<()> {
     let engine = Arc::clone(&session.engine);
-    let used = kv_len.div_ceil(PAGE_LEN);
     // They stay until they are whole.
     let _kept = engine.recoveries.enter_first();
     session.forget_gone();
-    let Pages { page_bytes, tensors, .. } = Pages::new(&engine, &[]);
-    let (layers, page_bytes) = (tensors / 2, page_bytes as usize);
-    let load = |name: String| {
+    let (config, page_bytes) = (&engine.base.config, page_bytes(&engine) as usize);
+    let load = |name: String, count: usize| {
         let view = file.tensor(&name).map_err(|e| invalid(path, e))?;
-        if view.shape() != [used, page_bytes] || view.dtype() != Dtype::U8 {
-            return Err(invalid(
-                path,
-                format!("tensor `{name}` has shape {:?}, not [{used}, {page_bytes}]", view.shape()),
-            ));
+        let expected = [count, page_bytes];
+        if view.shape() != expected || view.dtype() != Dtype::U8 {
+            let shape = view.shape();
+            let reason = format!("tensor `{name}` has shape {shape:?}, not {expected:?}");
+            return Err(invalid(path, reason));
         }
         Ok(view.data())
     };
-    let mut tensors = Vec::with_capacity(2 * layers);
-    for i in 0..layers {
-        tensors.push(load(format!("layers.{i}.keys"))?);
-        tensors.push(load(format!("layers.{i}.values"))?);
+    let mut blocks: Vec<&[u8]> = Vec::new();
+    for i in 0..config.num_hidden_layers {
+        let count = kept(config, i, kv_len).len();
+        blocks.extend(load(format!("layers.{i}.keys"), count)?.chunks_exact(page_bytes));
+        blocks.extend(load(format!("layers.{i}.values"), count)?.chunks_exact(page_bytes));
     }
     session.reserve(kv_len)?;
-    write_pages(&engine, &session.pages[..used], &tensors)?;
+    engine.executor()?.slide(engine.gpu(), &mut session.pages, kv_len..kv_len, &[])?;
+    write_pages(&engine, &Pages::new(&engine, &session.pages, kv_len), &blocks)?;
     session.kv_len = kv_len;
     session.own_work = false;
     Ok(())
 }
 
-/// Sends what each tensor has to the pages, by way of a buffer for each piece.
-fn write_pages(engine: &Engine, pages: &[PageRef], tensors: &[&[u8]]) -> Result<()> {
-    let pages = Pages::new(engine, pages);
-    let page_bytes = pages.page_bytes as usize;
+/// Sends the blocks to their pages, by way of a buffer for each piece.
+fn write_pages(engine: &Engine, pages: &Pages, blocks: &[&[u8]]) -> Result<()> {
     for piece in pages.pieces(engine.gpu()) {
-        let mut bytes = Vec::with_capacity(piece.len() * page_bytes);
-        for block in piece.clone() {
-            let (tensor, page) = (block / pages.pages.len(), block % pages.pages.len());
-            bytes.extend_from_slice(&tensors[tensor][page * page_bytes..][..page_bytes]);
-        }
-        let staging = engine.gpu().upload("session", &bytes)?;
+        let staging = engine.gpu().upload("session", &blocks[piece.clone()].concat())?;
         let mut commands = Commands::new(engine.gpu())?;
         let executor = engine.executor()?;
-        for (block, from) in piece.zip((0..).step_by(page_bytes)) {
+        for (block, from) in piece.zip((0..).step_by(pages.page_bytes as usize)) {
             let (tensor, at) = pages.place(&executor, block);
             commands.copy(&staging, from, tensor, at, pages.page_bytes);
         }
         commands.submit();
     }
     engine.gpu().check()
+}
+
+fn page_bytes(engine: &Engine) -> u64 {
+    PageShape::new(&engine.base.config, engine.kv_f16).bytes()
 }
 
 fn kv_dtype(engine: &Engine) -> &'static str {

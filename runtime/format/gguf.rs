@@ -3,7 +3,7 @@
 //! In: a file, its shards, or bytes in memory. Out: [`Value`]s and [`TensorView`]s borrowed from
 //! them. The whole of the header is validated before anything is handed out; weights are not read.
 //!
-//! Llama files hold the rows of q and k with the two halves of each head interleaved (row `2 i +
+//! Files of llama and its like hold the rows of q and k with the two halves of each head interleaved (row `2 i +
 //! half`), for a rotation of neighbouring pairs. Views undo it: everywhere else rows are in Hugging
 //! Face's order (row `half * head_dim/2 + i`), which rotates halves.
 //!
@@ -19,8 +19,8 @@ use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-pub(crate) use names::gguf_name;
 pub use names::hf_name;
+pub(crate) use names::{gguf_name, interleaves};
 pub use value::{Array, FromValue, Value};
 
 use super::{Bytes, TensorView, map, map_part};
@@ -259,12 +259,13 @@ impl Gguf {
             }
             log::warn!("{wrong}; passed over, as this is the only one");
         }
+        let architecture = self.find_note("general.architecture").unwrap_or("llama").to_string();
         let mut tensors = std::mem::take(&mut self.tensors);
         for (i, entry) in tensors.iter_mut().enumerate() {
-            let hf = hf_name(&entry.file_name);
+            let hf = names::hf_name_in(&architecture, &entry.file_name);
             entry.known = hf.is_some();
             entry.name = hf.unwrap_or_else(|| entry.file_name.clone());
-            entry.interleaved = self.interleaved(entry)?;
+            entry.interleaved = self.interleaved(&architecture, entry)?;
             if self.by_name.insert(entry.name.clone(), i).is_some() {
                 return Err(invalid_tensor(
                     &entry.file_name,
@@ -277,17 +278,18 @@ impl Gguf {
     }
 
     /// Rows of a head, for the tensors that llama files interleave.
-    fn interleaved(&self, entry: &Entry) -> Result<Option<usize>> {
+    fn interleaved(&self, architecture: &str, entry: &Entry) -> Result<Option<usize>> {
         let is = |module: &str| {
             entry.name.split_once(".self_attn.").is_some_and(|(_, m)| m.starts_with(module))
         };
         let (q, k) = (is("q_proj."), is("k_proj."));
-        if !entry.known || !(q || k) || self.find("general.architecture")? != Some("llama") {
+        let is_said = self.find("general.architecture")? == Some(architecture);
+        if !entry.known || !(q || k) || !is_said || !interleaves(architecture) {
             return Ok(None);
         }
-        let all: u32 = self.get("llama.attention.head_count")?;
-        let heads =
-            if q { all } else { self.find("llama.attention.head_count_kv")?.unwrap_or(all) };
+        let count = |what: &str| format!("{architecture}.attention.{what}");
+        let all: u32 = self.get(&count("head_count"))?;
+        let heads = if q { all } else { self.find(&count("head_count_kv"))?.unwrap_or(all) };
         let rows = entry.shape[0];
         let head = rows.checked_div(heads as usize).unwrap_or(0);
         let blocks_move_whole = entry.shape.len() > 1 || entry.dtype.block_len() == 1;

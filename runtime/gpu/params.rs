@@ -52,8 +52,13 @@ impl Member for [u32; 3] {
     const WGSL: Option<&'static str> = None;
 }
 
+/// As well.
+impl Member for [u32; 2] {
+    const WGSL: Option<&'static str> = None;
+}
+
 /// Structs that shaders read, plain data with a `LAYOUT` each. Members are `u32`, `f32` and
-/// `[u32; 4]`, a `vec4<u32>`, before which `[u32; 3]` may pad.
+/// `[u32; 4]`, a `vec4<u32>`, before which `[u32; 3]` or `[u32; 2]` may pad.
 macro_rules! params {
     ($($(#[$attribute:meta])* pub struct $name:ident {
         $($(#[$about:meta])* pub $field:ident: $ty:ty,)*

@@ -26,6 +26,8 @@ macro_rules! sources {
 
 /// Every file of `shaders/` by its stem.
 const SOURCES: &[(&str, &str)] = sources![
+    "activation/gelu_tanh",
+    "activation/silu",
     "adamw",
     "attention",
     "attention/backward",
@@ -44,6 +46,9 @@ const SOURCES: &[(&str, &str)] = sources![
     "gather_rows",
     "grad_norm_final",
     "grad_norm_partial",
+    "heads/beside",
+    "heads/plain",
+    "heads_backward",
     "lora/a",
     "lora/b",
     "lora/coop_expand",

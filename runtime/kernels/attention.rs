@@ -51,6 +51,10 @@ params! {
         pub u_width: u32,
         /// With adapters: the rows' only one there, see [`super::lora::Entry`].
         pub alone: Entry,
+        /// Positions that a row sees, its own among them; 0 for all.
+        pub window: u32,
+        /// Unused.
+        pub pad: [u32; 3],
     }
 }
 
@@ -67,8 +71,10 @@ params! {
         pub site: u32,
         /// With adapters: elements of a row of its u.
         pub u_width: u32,
+        /// As `attention`'s.
+        pub window: u32,
         /// Unused.
-        pub pad: [u32; 3],
+        pub pad: [u32; 2],
         /// With adapters: the rows' only one there.
         pub alone: Entry,
     }
@@ -89,6 +95,8 @@ params! {
         pub count: u32,
         /// On the scores: 1 / sqrt(E).
         pub scale: f32,
+        /// As `attention`'s.
+        pub window: u32,
     }
 }
 
@@ -184,6 +192,14 @@ pub fn prefill_spec(heads: Heads) -> KernelSpec {
 /// Parts that `positions` are split into.
 pub fn splits(positions: u32) -> u32 {
     positions.div_ceil(CHUNK)
+}
+
+/// Parts that the last `window` of `positions` (0: all) are split into.
+pub fn window_splits(positions: u32, window: u32) -> u32 {
+    match window {
+        0 => splits(positions),
+        _ => splits(positions).min(splits(window + CHUNK - 1)),
+    }
 }
 
 /// Records `rows` rows; the longest sees `positions`.

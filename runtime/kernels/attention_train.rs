@@ -20,6 +20,8 @@ params! {
         pub row0: u32,
         /// On the scores: 1 / sqrt(E).
         pub scale: f32,
+        /// Positions that a row sees, its own among them; 0 for all.
+        pub window: u32,
     }
 }
 

@@ -1,4 +1,4 @@
-//! `x[t] = W[token_ids[t]]`: see `shaders/embedding.wgsl`.
+//! `x[t] = scale W[token_ids[t]]`: see `shaders/embedding.wgsl`.
 
 use crate::dtype::DType;
 use crate::gpu::params::params;
@@ -15,6 +15,8 @@ params! {
         pub row0: u32,
         /// Rows of this chunk.
         pub rows: u32,
+        /// On the weights.
+        pub scale: f32,
     }
 }
 

@@ -93,6 +93,8 @@ params! {
         pub d: u32,
         /// Which group of linears.
         pub site: u32,
+        /// On what is added.
+        pub scale: f32,
     }
 }
 

@@ -2,7 +2,8 @@
 //! `shaders/matvec.wgsl`.
 
 use super::lora::{Directory, Entry};
-use super::{lanes, reduce};
+use super::{activation, lanes, reduce};
+use crate::base::layout::Activation;
 use crate::dtype::DType;
 use crate::gpu::params::params;
 use crate::gpu::pipeline::Access::{self, Read, Write};
@@ -37,7 +38,7 @@ params! {
         pub y_stride: u32,
         /// First column of y.
         pub y_offset: u32,
-        /// With [`Epilogue::SwiGlu`]: rows of gate, after which come those of up.
+        /// With a gate: rows of gate, after which come those of up.
         pub pair: u32,
         /// Of the folded norm.
         pub eps: f32,
@@ -70,7 +71,7 @@ impl LinearParams {
         let shrinks = matches!(lora, Some(Lora::Shrink(_)));
         let lora_groups = if shrinks { (self.u_width * rows).div_ceil(share.elements) } else { 0 };
         let groups = match epilogue {
-            Epilogue::SwiGlu => self.pair.div_ceil(share.columns / 2),
+            _ if epilogue.is_gated() => self.pair.div_ceil(share.columns / 2),
             _ => self.n.div_ceil(share.columns),
         };
         (Self { lora_groups, ..self }, lora_groups + groups)
@@ -103,6 +104,33 @@ pub enum Epilogue {
     Add = 1,
     /// `y = silu(gate) * up`.
     SwiGlu = 2,
+    /// `y = gelu(gate) * up`.
+    GeGlu = 3,
+}
+
+impl Epilogue {
+    /// Of a gate.
+    pub fn of(gate: Activation) -> Self {
+        match gate {
+            Activation::Silu => Self::SwiGlu,
+            Activation::GeluTanh => Self::GeGlu,
+        }
+    }
+
+    /// What gate goes through; anything where there is none.
+    pub(super) fn gate(self) -> Activation {
+        if self == Self::GeGlu { Activation::GeluTanh } else { Activation::Silu }
+    }
+
+    /// Rows are pairs of gate and up.
+    pub fn is_gated(self) -> bool {
+        matches!(self, Self::SwiGlu | Self::GeGlu)
+    }
+
+    /// Its number in the shaders.
+    pub(super) fn number(self) -> u32 {
+        if self.is_gated() { 2 } else { self as u32 }
+    }
 }
 
 impl Lora {
@@ -222,9 +250,9 @@ pub fn spec(caps: &Caps, dtype: DType, variant: Variant) -> KernelSpec {
             ("UNROLL", tiling.unroll),
             ("COLS", cols),
             ("NORM", u32::from(norm)),
-            ("EPILOGUE", epilogue as u32),
+            ("EPILOGUE", epilogue.number()),
         ],
-        fills: vec![reduce(caps), quant::format(dtype).wgsl()],
+        fills: vec![reduce(caps), quant::format(dtype).wgsl(), activation(epilogue.gate())],
         params: LinearParams::LAYOUT,
         ..Default::default()
     };

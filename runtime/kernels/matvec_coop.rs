@@ -1,5 +1,6 @@
 //! `y = x Wᵀ` for few rows of x on cooperative matrices: see `shaders/matvec_coop.wgsl`.
 
+use super::activation;
 use super::matvec::{Epilogue, LinearParams, Lora, MAX_COLS, Share, join_lora};
 use crate::dtype::DType;
 use crate::gpu::{Caps, Commands, KernelSpec, Op};
@@ -115,9 +116,9 @@ pub fn spec(dtype: DType, variant: Variant) -> KernelSpec {
             ("COLS", MAX_COLS),
             ("GUARD", u32::from(guard)),
             ("NORM", u32::from(norm)),
-            ("EPILOGUE", epilogue as u32),
+            ("EPILOGUE", epilogue.number()),
         ],
-        fills: vec!["shared/reduce_subgroup", fragments(shape.side)],
+        fills: vec!["shared/reduce_subgroup", fragments(shape.side), activation(epilogue.gate())],
         params: LinearParams::LAYOUT,
         ..Default::default()
     };

@@ -10,6 +10,7 @@ pub mod cross_entropy;
 pub mod embedding;
 pub mod gather_rows;
 pub mod grad_norm;
+pub mod heads_backward;
 pub mod lora;
 pub mod matmul;
 pub mod matmul_backward;
@@ -26,6 +27,7 @@ pub mod sgd;
 pub mod swiglu;
 pub mod swiglu_backward;
 
+use crate::base::layout::Activation;
 use crate::gpu::Caps;
 
 /// Workgroups that keep a large GPU busy.
@@ -36,6 +38,14 @@ pub(crate) fn reduce(caps: &Caps) -> &'static str {
     match caps.subgroup_size {
         Some(_) => "shared/reduce_subgroup",
         None => "shared/reduce_workgroup",
+    }
+}
+
+/// The file of what gate goes through.
+pub(crate) fn activation(activation: Activation) -> &'static str {
+    match activation {
+        Activation::Silu => "activation/silu",
+        Activation::GeluTanh => "activation/gelu_tanh",
     }
 }
 

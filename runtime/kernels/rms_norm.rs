@@ -19,11 +19,11 @@ params! {
     }
 }
 
-/// Bindings: `x [T, K]`, `gain [K]`, `y [T, K]`.
-pub fn spec(caps: &Caps) -> KernelSpec {
+/// Bindings: `x [T, K]`, `gain [K]`, `y [T, K]`; with `add`, to what `y` holds.
+pub fn spec(caps: &Caps, add: bool) -> KernelSpec {
     KernelSpec {
         name: "rms_norm",
-        consts: vec![("WG", WG), ("L", lanes(caps))],
+        consts: vec![("WG", WG), ("L", lanes(caps)), ("ADD", u32::from(add))],
         fills: vec![reduce(caps)],
         bindings: &[Read, Read, Write],
         params: RmsNormParams::LAYOUT,

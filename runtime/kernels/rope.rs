@@ -22,10 +22,49 @@ params! {
         pub site: u32,
         /// With adapters: elements of a row of u.
         pub u_width: u32,
+        /// With [`HeadInput::norm`]: added to the mean square.
+        pub eps: f32,
         /// Unused.
-        pub pad: [u32; 3],
+        pub pad: [u32; 2],
         /// With adapters: the rows' only one, see [`super::lora::Entry`].
         pub alone: Entry,
+    }
+}
+
+/// What is done to q, k and v before they are rotated, by what lies beside their linears: a vector
+/// of biases `[(H + 2 G) E]`, if any, then gains of q and of k `[E]`, if any.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HeadInput {
+    /// Biases are added.
+    pub bias: bool,
+    /// Each head of q and k is RMS-normalised.
+    pub norm: bool,
+}
+
+impl HeadInput {
+    /// Nothing is.
+    pub fn is_plain(self) -> bool {
+        self == Self::default()
+    }
+
+    /// Lanes of a workgroup: those of one head, where a norm needs them together.
+    pub(super) fn lanes(self, head_dim: u32) -> u32 {
+        if self.norm { head_dim / 2 } else { 64 }
+    }
+
+    /// Joins a kernel with what does it; `bound` is the number of the vector's binding.
+    pub(super) fn join(self, spec: &mut KernelSpec, head_dim: u32, bound: u32) {
+        spec.consts.extend([("WG", self.lanes(head_dim)), ("E", head_dim)]);
+        if self.is_plain() {
+            spec.fills.push("heads/plain");
+        } else {
+            spec.fills.push("heads/beside");
+            spec.consts.extend([
+                ("BESIDE", bound),
+                ("HEAD_BIAS", u32::from(self.bias)),
+                ("HEAD_NORM", u32::from(self.norm)),
+            ]);
+        }
     }
 }
 
@@ -40,11 +79,12 @@ pub fn spec(
 ) -> KernelSpec {
     let mut spec = KernelSpec {
         name: "rope",
-        consts: vec![("E", head_dim), ("PAGE", page_len), ("NEOX", u32::from(neox))],
+        consts: vec![("PAGE", page_len), ("NEOX", u32::from(neox))],
         fills: vec![kv(kv_f16)],
         params: RopeParams::LAYOUT,
         ..Default::default()
     };
+    HeadInput::default().join(&mut spec, head_dim, 0);
     match directory {
         None => {
             spec.fills.push("lora/no_two");
@@ -56,6 +96,19 @@ pub fn spec(
             directory.bind(&mut spec, 6, &["LORA_B", "LORA_U"]);
         }
     }
+    spec
+}
+
+/// As [`spec`], of heads that go through `input`: the vector is bound after the others.
+pub fn beside_spec(head_dim: u32, page_len: u32, kv_f16: bool, input: HeadInput) -> KernelSpec {
+    let mut spec = KernelSpec {
+        name: "rope",
+        consts: vec![("PAGE", page_len), ("NEOX", 1)],
+        fills: vec![kv(kv_f16), "lora/no_two"],
+        bindings: &[Read, Read, Read, Write, Write, Write, Read],
+        params: RopeParams::LAYOUT,
+    };
+    input.join(&mut spec, head_dim, 6);
     spec
 }
 
@@ -84,6 +137,17 @@ pub fn rotations(frequencies: &[f32], max_positions: usize) -> Vec<[f32; 2]> {
 
 /// Records `rows` rows.
 pub fn record(commands: &mut Commands<'_>, op: &Op, head_dim: u32, params: RopeParams, rows: u32) {
+    record_beside(commands, op, (head_dim, HeadInput::default()), params, rows);
+}
+
+/// Records `rows` rows of heads that go through an input.
+pub fn record_beside(
+    commands: &mut Commands<'_>,
+    op: &Op,
+    (head_dim, input): (u32, HeadInput),
+    params: RopeParams,
+    rows: u32,
+) {
     let pairs = (params.heads + 2 * params.kv_heads) * head_dim / 2;
-    op.record(commands, &params, [pairs.div_ceil(64), rows, 1], 0);
+    op.record(commands, &params, [pairs.div_ceil(input.lanes(head_dim)), rows, 1], 0);
 }

@@ -1,7 +1,8 @@
-//! `SwiGLU`: see `shaders/swiglu.wgsl`.
+//! The gate of an MLP, `SwiGLU` or `GeGLU`: see `shaders/swiglu.wgsl`.
 
 use super::lora::{Directory, Entry};
-use super::{lanes, reduce};
+use super::{activation, lanes, reduce};
+use crate::base::layout::Activation;
 use crate::gpu::params::params;
 use crate::gpu::pipeline::Access::{Read, Write};
 use crate::gpu::{Caps, Commands, KernelSpec, Op};
@@ -40,7 +41,7 @@ pub fn parts(caps: &Caps, intermediate_size: u32) -> u32 {
 
 /// Bindings: `gu [T, 2 F]`, `h [T, F]`; with `directory` then A, B, `u` of gate and up, and the parts of
 /// u of what follows.
-pub fn spec(caps: &Caps, directory: Option<Directory>) -> KernelSpec {
+pub fn spec(caps: &Caps, gate: Activation, directory: Option<Directory>) -> KernelSpec {
     let mut spec = KernelSpec {
         name: "swiglu",
         consts: vec![("WG", workgroup(caps))],
@@ -59,6 +60,7 @@ pub fn spec(caps: &Caps, directory: Option<Directory>) -> KernelSpec {
             directory.bind(&mut spec, 2, &["LORA_A", "LORA_B", "LORA_U", "LORA_PARTS"]);
         }
     }
+    spec.fills.push(activation(gate));
     spec
 }
 

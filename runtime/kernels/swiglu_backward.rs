@@ -1,5 +1,7 @@
 //! The gradient of `SwiGLU`: see `shaders/swiglu_backward.wgsl`.
 
+use super::activation;
+use crate::base::layout::Activation;
 use crate::gpu::params::params;
 use crate::gpu::pipeline::Access::{Read, Write};
 use crate::gpu::{Commands, KernelSpec, Op};
@@ -17,9 +19,10 @@ params! {
 }
 
 /// Bindings: `dh [T, F]`, `gu [T, 2 F]`, which becomes its own gradient.
-pub fn spec() -> KernelSpec {
+pub fn spec(gate: Activation) -> KernelSpec {
     KernelSpec {
         name: "swiglu_backward",
+        fills: vec![activation(gate)],
         bindings: &[Read, Write],
         params: SwiGluBackwardParams::LAYOUT,
         ..Default::default()

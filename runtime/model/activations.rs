@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use crate::base::ModelConfig;
 use crate::error::Result;
-use crate::gpu::{Class, Memory, Tensor};
+use crate::gpu::{Class, Gpu, Memory, Tensor};
 use crate::kernels::{attention, rope};
-use crate::model::kv_cache::PAGE_LEN;
+use crate::model::pages::{Held, PAGE_LEN, PageRef};
 
 /// Rows of logits there is room for: sequences decoded in one batch.
 pub const LOGIT_ROWS: usize = 64;
 
-/// What a [`super::llama::Llama`] is made for.
+/// What a [`super::decoder::Decoder`] is made for.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Most rows of a pass.
@@ -42,7 +42,7 @@ impl Limits {
 pub struct Scratch<T = Tensor> {
     parts: Arc<T>,
     stats: Arc<T>,
-    rotations: Arc<T>,
+    rotations: Vec<Arc<T>>,
 }
 
 impl<T> Scratch<T> {
@@ -54,12 +54,16 @@ impl<T> Scratch<T> {
         config: &ModelConfig,
         limits: &Limits,
     ) -> Result<Self> {
-        let words = |name: &str, shape| memory.words(Class::Activations, name, shape).map(Arc::new);
+        let words = |name: &str, shape: &[usize]| {
+            memory.words(Class::Activations, name, shape).map(Arc::new)
+        };
         let (rows, heads, e) = (limits.part_rows(), config.num_attention_heads, config.head_dim);
         Ok(Self {
             parts: words("attention parts", &[rows, heads * e])?,
             stats: words("attention stats", &[rows, heads * 2])?,
-            rotations: words("rotations", &rope::rotations_shape(limits.positions, e))?,
+            rotations: (config.rotaries().iter())
+                .map(|_| words("rotations", &rope::rotations_shape(limits.positions, e)))
+                .collect::<Result<_>>()?,
         })
     }
 }
@@ -72,6 +76,8 @@ pub struct Activations<T = Tensor> {
     pub rows: T,
     /// Page tables, u32 `[tables, max_pages]`.
     pub pages: T,
+    /// Those of layers with windows, if there are any, of which the pages before them mean nothing.
+    pub window_pages: Option<T>,
     /// f32 `[logits, V]`.
     pub logits: T,
     pub(crate) x: T,
@@ -82,8 +88,8 @@ pub struct Activations<T = Tensor> {
     pub(crate) h: T,
     pub(crate) parts: Arc<T>,
     pub(crate) stats: Arc<T>,
-    /// Cosines and sines: [`rope::rotations`].
-    pub(crate) rotations: Arc<T>,
+    /// Cosines and sines ([`rope::rotations`]) of each of [`ModelConfig::rotaries`].
+    pub(crate) rotations: Vec<Arc<T>>,
 }
 
 impl<T> Activations<T> {
@@ -101,6 +107,9 @@ impl<T> Activations<T> {
             token_ids: words("token_ids", &[rows])?,
             rows: words("rows", &[rows, 2])?,
             pages: words("pages", &[limits.tables, limits.max_pages()])?,
+            window_pages: (config.window())
+                .map(|_| words("window_pages", &[limits.tables, limits.max_pages()]))
+                .transpose()?,
             logits: words("logits", &[limits.logits, config.vocab_size])?,
             x: words("x", &[rows, d])?,
             normed: words("normed", &[rows, d])?,
@@ -110,7 +119,18 @@ impl<T> Activations<T> {
             h: words("h", &[rows, f])?,
             parts: Arc::clone(&scratch.parts),
             stats: Arc::clone(&scratch.stats),
-            rotations: Arc::clone(&scratch.rotations),
+            rotations: scratch.rotations.clone(),
         })
+    }
+}
+
+impl Activations {
+    /// Writes the page tables of a sequence, which begin at element `at`.
+    pub(crate) fn write_pages(&self, gpu: &Gpu, at: usize, held: &Held) {
+        let numbers = |pages: &[PageRef]| pages.iter().map(PageRef::number).collect::<Vec<_>>();
+        gpu.write(&self.pages, at as u64 * 4, &numbers(&held.all));
+        if let Some(pages) = &self.window_pages {
+            gpu.write(pages, (at + held.window_from) as u64 * 4, &numbers(&held.window));
+        }
     }
 }

@@ -1,211 +1,28 @@
-//! Keys and values by layer and page, and who holds which page.
-//!
-//! A page holds the keys and values of [`PAGE_LEN`] positions of one sequence in every layer.
-//! Sessions share pages by counting: a fork shares its parent's, a prompt that begins like an
-//! earlier one takes its pages over.
-
-use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+//! Keys and values by layer and page, on the device.
 
 use crate::base::ModelConfig;
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Class, Commands, Gpu, Memory, Tensor};
-use crate::identity::sha256;
 use crate::model::activations::Limits;
+use crate::model::pages::{PAGE_LEN, Reach};
 
-/// Positions in a page.
-pub const PAGE_LEN: usize = 32;
 /// Pages allocated at first; the cache doubles when they run out.
 const FIRST_PAGES: usize = 32;
-
-/// Names the tokens of a page and all before it: what makes two pages interchangeable.
-pub type PageKey = [u8; 32];
-
-/// A page, as those who hold it know it. Its number changes when the cache is made smaller, and it
-/// is gone when what was in it had to make room; neither happens during a pass.
-#[derive(Clone, Debug, Default)]
-pub struct PageRef(Arc<AtomicU32>);
-
-/// Number of a page that is gone.
-const GONE: u32 = u32::MAX;
-
-impl PageRef {
-    fn new(number: usize) -> Self {
-        Self(Arc::new(AtomicU32::new(number as u32)))
-    }
-
-    /// Where it is in the cache; that of a page that is gone is nowhere.
-    pub fn number(&self) -> u32 {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    /// What was in it is there no more.
-    pub fn is_gone(&self) -> bool {
-        self.number() == GONE
-    }
-
-    fn index(&self) -> Option<usize> {
-        (!self.is_gone()).then(|| self.number() as usize)
-    }
-}
-
-/// Which pages are in use, by whom, and what the idle ones still hold. Knows no GPU.
-#[derive(Debug, Default)]
-pub struct PagePool {
-    pages: Vec<Page>,
-    free: Vec<u32>,
-    /// Unused pages that still hold a known prefix, longest unused first.
-    idle: VecDeque<u32>,
-    index: HashMap<PageKey, u32>,
-}
-
-#[derive(Debug)]
-struct Page {
-    handle: PageRef,
-    users: u32,
-    key: Option<PageKey>,
-}
-
-impl Page {
-    fn new(number: usize) -> Self {
-        Self { handle: PageRef::new(number), users: 0, key: None }
-    }
-}
-
-impl PagePool {
-    /// Pages there are.
-    pub fn capacity(&self) -> usize {
-        self.pages.len()
-    }
-
-    /// Pages that nobody uses.
-    pub fn available(&self) -> usize {
-        self.free.len() + self.idle.len()
-    }
-
-    /// Adds pages until there are `capacity`.
-    pub fn grow(&mut self, capacity: usize) {
-        let old = self.pages.len();
-        self.pages.extend((old..capacity).map(Page::new));
-        self.free.extend((old..self.pages.len()).rev().map(|page| page as u32));
-    }
-
-    /// A page for one user, or `None` when all are in use. An idle prefix is forgotten for it if
-    /// need be.
-    pub fn allocate(&mut self) -> Option<PageRef> {
-        let page = self.free.pop().or_else(|| self.idle.pop_front())?;
-        let entry = &mut self.pages[page as usize];
-        entry.users = 1;
-        if let Some(key) = entry.key.take() {
-            self.index.remove(&key);
-        }
-        Some(entry.handle.clone())
-    }
-
-    /// One more user of `page`.
-    pub fn retain(&mut self, page: &PageRef) {
-        if let Some(index) = page.index() {
-            self.pages[index].users += 1;
-        }
-    }
-
-    /// One user less; the last one's page becomes idle or free.
-    pub fn release(&mut self, page: &PageRef) {
-        let Some(index) = page.index() else { return };
-        let entry = &mut self.pages[index];
-        entry.users -= 1;
-        if entry.users == 0 {
-            if entry.key.is_some() {
-                self.idle.push_back(page.number());
-            } else {
-                self.free.push(page.number());
-            }
-        }
-    }
-
-    /// Others use `page`, or may find it by its key: its contents must stay.
-    pub fn is_shared(&self, page: &PageRef) -> bool {
-        let page = page.index().map(|index| &self.pages[index]);
-        page.is_some_and(|page| page.users > 1 || page.key.is_some())
-    }
-
-    /// The page that holds `key`, with one more user.
-    pub fn find(&mut self, key: &PageKey) -> Option<PageRef> {
-        let page = *self.index.get(key)?;
-        let entry = &mut self.pages[page as usize];
-        if entry.users == 0 {
-            self.idle.retain(|&idle| idle != page);
-        }
-        entry.users += 1;
-        Some(entry.handle.clone())
-    }
-
-    /// Tells that `page` now holds `key`, unless another page does.
-    pub fn publish(&mut self, page: &PageRef, key: PageKey) {
-        let Some(index) = page.index() else { return };
-        if self.pages[index].key.is_none() && !self.index.contains_key(&key) {
-            self.pages[index].key = Some(key);
-            self.index.insert(key, page.number());
-        }
-    }
-
-    /// Forgets the prefixes that nobody uses.
-    pub fn forget_idle(&mut self) {
-        for page in self.idle.drain(..) {
-            if let Some(key) = self.pages[page as usize].key.take() {
-                self.index.remove(&key);
-            }
-            self.free.push(page);
-        }
-    }
-
-    /// The pages in use, in order.
-    pub fn used(&self) -> Vec<u32> {
-        (0..)
-            .zip(&self.pages)
-            .filter(|(_, page)| page.users > 0)
-            .map(|(number, _)| number)
-            .collect()
-    }
-
-    /// Numbers the pages in use anew, from 0 and in their order, and adds free ones until there are
-    /// `capacity`. Idle ones are forgotten.
-    pub fn renumber(&mut self, capacity: usize) {
-        let used = std::mem::take(&mut self.pages).into_iter().filter(|page| page.users > 0);
-        *self = Self { pages: used.collect(), ..Self::default() };
-        for (number, page) in (0..).zip(&self.pages) {
-            page.handle.0.store(number, Ordering::Relaxed);
-            self.index.extend(page.key.map(|key| (key, number)));
-        }
-        self.grow(capacity);
-    }
-
-    /// All pages are gone, whoever uses them; there are `capacity` free ones.
-    pub fn clear(&mut self, capacity: usize) {
-        self.pages.iter().for_each(|page| page.handle.0.store(GONE, Ordering::Relaxed));
-        *self = Self::default();
-        self.grow(capacity);
-    }
-}
-
-/// The key of a page that holds `tokens` after the pages that `before` names.
-pub fn page_key(before: Option<&PageKey>, tokens: &[u32]) -> PageKey {
-    let before = before.map_or(&[0; 32], |key| key);
-    sha256([before.as_slice(), bytemuck::cast_slice(tokens)])
-}
 
 /// The cache on the device: `[pages, kv_heads, PAGE_LEN, head_dim]` keys and values for each layer.
 pub struct KvCache<T = Tensor> {
     /// Keys and values by layer.
     pub layers: Vec<(T, T)>,
+    /// By layer.
+    reach: Vec<Reach>,
     /// Bytes of a page in one of those buffers.
     pub page_bytes: u64,
     /// Most pages that fit one binding and the context asked for.
     pub max_pages: usize,
     /// A page in elements, and their bytes.
     page: PageShape,
-    pages: usize,
+    /// By [`Reach`].
+    pages: [usize; 2],
 }
 
 /// A page of keys or of values.
@@ -225,6 +42,28 @@ impl PageShape {
     pub(crate) fn bytes(&self) -> u64 {
         (self.kv_heads * self.head_dim * self.element_bytes * PAGE_LEN) as u64
     }
+
+    /// Keys and values of `pages` pages for a layer.
+    fn layer<T>(
+        self,
+        memory: &impl Memory<Tensor = T>,
+        layer: usize,
+        pages: usize,
+    ) -> Result<(T, T)> {
+        let shape = [pages, self.kv_heads, PAGE_LEN, self.head_dim];
+        let buffer = |what: &str| {
+            let name = format!("kv_cache.{layer}.{what}");
+            memory.allocate(&Buffer::of(Class::KvCache, name, &shape, self.element_bytes))
+        };
+        Ok((buffer("keys")?, buffer("values")?))
+    }
+}
+
+/// Other buffers for the layers of one reach, in order.
+pub(crate) struct Resized<T = Tensor> {
+    reach: Reach,
+    pages: usize,
+    layers: Vec<(T, T)>,
 }
 
 impl<T> KvCache<T> {
@@ -242,50 +81,69 @@ impl<T> KvCache<T> {
         let most = limits.max_pages() * limits.tables;
         let max_pages = most.min((memory.caps().max_binding_bytes / page_bytes) as usize);
         let pages = FIRST_PAGES.min(limits.max_pages()).min(max_pages);
-        let layers = layers(memory, config.num_hidden_layers, page, pages)?;
-        Ok(Self { layers, page_bytes, max_pages, page, pages })
+        let layers = 0..config.num_hidden_layers;
+        Ok(Self {
+            layers: layers
+                .clone()
+                .map(|layer| page.layer(memory, layer, pages))
+                .collect::<Result<_>>()?,
+            reach: layers.map(|layer| Reach::of(config, layer)).collect(),
+            page_bytes,
+            max_pages,
+            page,
+            pages: [pages; 2],
+        })
     }
 
     /// Pages there is memory for.
-    pub fn pages(&self) -> usize {
-        self.pages
+    pub fn pages(&self, reach: Reach) -> usize {
+        self.pages[reach as usize]
     }
 
-    /// An empty cache with room for at least `pages`, doubled.
+    /// Empty buffers with room for at least `pages`, doubled.
     ///
     /// Errors: [`Error::ContextFull`] beyond `max_pages`; [`Error::OutOfMemory`].
-    pub(crate) fn larger(&self, memory: &impl Memory<Tensor = T>, pages: usize) -> Result<Self> {
+    pub(crate) fn larger(
+        &self,
+        memory: &impl Memory<Tensor = T>,
+        reach: Reach,
+        pages: usize,
+    ) -> Result<Resized<T>> {
         if pages > self.max_pages {
             return Err(Error::ContextFull {
                 needed: pages * PAGE_LEN,
                 capacity: self.max_pages * PAGE_LEN,
             });
         }
-        self.of_size(memory, pages.max(2 * self.pages).min(self.max_pages))
+        let pages = pages.max(2 * self.pages(reach)).min(self.max_pages);
+        self.of_size(memory, reach, pages)
     }
 
-    /// An empty cache of `pages`.
+    /// Empty buffers of `pages`.
     ///
     /// Errors: [`Error::OutOfMemory`].
-    pub(crate) fn of_size(&self, memory: &impl Memory<Tensor = T>, pages: usize) -> Result<Self> {
-        Ok(Self { layers: layers(memory, self.layers.len(), self.page, pages)?, pages, ..*self })
+    fn of_size(
+        &self,
+        memory: &impl Memory<Tensor = T>,
+        reach: Reach,
+        pages: usize,
+    ) -> Result<Resized<T>> {
+        let layers = (0..self.layers.len()).filter(|&layer| self.reach[layer] == reach);
+        let layers = layers.map(|layer| self.page.layer(memory, layer, pages));
+        Ok(Resized { reach, pages, layers: layers.collect::<Result<_>>()? })
     }
-}
 
-/// Keys and values of `pages` pages for each of `layers` layers.
-fn layers<T>(
-    memory: &impl Memory<Tensor = T>,
-    layers: usize,
-    PageShape { kv_heads, head_dim, element_bytes }: PageShape,
-    pages: usize,
-) -> Result<Vec<(T, T)>> {
-    let buffer = |name: String| {
-        let shape = [pages, kv_heads, PAGE_LEN, head_dim];
-        memory.allocate(&Buffer::of(Class::KvCache, name, &shape, element_bytes))
-    };
-    let layer =
-        |i| Ok((buffer(format!("kv_cache.{i}.keys"))?, buffer(format!("kv_cache.{i}.values"))?));
-    (0..layers).map(layer).collect()
+    /// Puts other buffers in the place of the old ones. Bind groups on those are stale.
+    pub(crate) fn replace(&mut self, resized: Resized<T>) {
+        let own = self.layers.iter_mut().zip(&self.reach).filter(|(_, of)| **of == resized.reach);
+        own.zip(resized.layers).for_each(|((layer, _), new)| *layer = new);
+        self.pages[resized.reach as usize] = resized.pages;
+    }
+
+    /// The layers of a reach.
+    fn of(&self, reach: Reach) -> impl Iterator<Item = &(T, T)> {
+        self.layers.iter().zip(&self.reach).filter(move |(_, of)| **of == reach).map(|(l, _)| l)
+    }
 }
 
 impl KvCache {
@@ -294,44 +152,59 @@ impl KvCache {
     ///
     /// Errors: [`Error::ContextFull`] beyond `max_pages`; [`Error::OutOfMemory`]; the cache is then
     /// as it was.
-    pub fn grow(&mut self, gpu: &Gpu, pages: usize) -> Result<()> {
-        let grown = self.larger(gpu, pages)?;
+    pub fn grow(&mut self, gpu: &Gpu, reach: Reach, pages: usize) -> Result<()> {
+        let larger = self.larger(gpu, reach, pages)?;
         let mut commands = Commands::new(gpu)?;
-        for ((keys, values), new) in self.layers.iter().zip(&grown.layers) {
+        for ((keys, values), new) in self.of(reach).zip(&larger.layers) {
             commands.copy(keys, 0, &new.0, 0, keys.bytes());
             commands.copy(values, 0, &new.1, 0, values.bytes());
         }
         commands.submit();
-        *self = grown;
+        self.replace(larger);
         Ok(())
     }
 
-    /// A cache of `pages`, whose first ones hold what `kept` do in this one.
+    /// Keeps what `kept` hold, as the first of `pages`. Bind groups on the old buffers are stale.
     ///
-    /// Errors: [`Error::OutOfMemory`].
-    pub(crate) fn with_only(&self, gpu: &Gpu, kept: &[u32], pages: usize) -> Result<Self> {
-        let smaller = self.of_size(gpu, pages)?;
-        let mut commands = Commands::new(gpu)?;
-        for ((keys, values), new) in self.layers.iter().zip(&smaller.layers) {
-            let mut to = 0;
-            for run in kept.chunk_by(|a, b| a + 1 == *b) {
-                let from = u64::from(run[0]) * self.page_bytes;
-                let bytes = run.len() as u64 * self.page_bytes;
-                commands.copy(keys, from, &new.0, to, bytes);
-                commands.copy(values, from, &new.1, to, bytes);
-                to += bytes;
+    /// Errors: [`Error::OutOfMemory`]; the cache is then as it was.
+    pub(crate) fn keep_only(
+        &mut self,
+        gpu: &Gpu,
+        reach: Reach,
+        kept: &[u32],
+        pages: usize,
+    ) -> Result<()> {
+        let smaller = self.of_size(gpu, reach, pages)?;
+        if !kept.is_empty() {
+            let mut commands = Commands::new(gpu)?;
+            for ((keys, values), new) in self.of(reach).zip(&smaller.layers) {
+                let mut to = 0;
+                for run in kept.chunk_by(|a, b| a + 1 == *b) {
+                    let from = u64::from(run[0]) * self.page_bytes;
+                    let bytes = run.len() as u64 * self.page_bytes;
+                    commands.copy(keys, from, &new.0, to, bytes);
+                    commands.copy(values, from, &new.1, to, bytes);
+                    to += bytes;
+                }
             }
+            commands.submit();
         }
-        commands.submit();
-        Ok(smaller)
+        self.replace(smaller);
+        Ok(())
     }
 
-    /// Records a copy of page `from` to page `to` in every layer.
+    /// Records a copy of page `from` to page `to` in every layer of a reach.
     ///
     /// Errors: [`Error::OutOfMemory`].
-    pub fn copy_page(&self, commands: &mut Commands<'_>, from: u32, to: u32) -> Result<()> {
+    pub fn copy_page(
+        &self,
+        commands: &mut Commands<'_>,
+        reach: Reach,
+        from: u32,
+        to: u32,
+    ) -> Result<()> {
         let (from, to) = (u64::from(from) * self.page_bytes, u64::from(to) * self.page_bytes);
-        for (keys, values) in &self.layers {
+        for (keys, values) in self.of(reach) {
             commands.copy_within(keys, from, to, self.page_bytes)?;
             commands.copy_within(values, from, to, self.page_bytes)?;
         }

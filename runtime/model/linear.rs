@@ -285,7 +285,7 @@ impl LinearOp {
     ///
     /// Errors: [`Error::Unsupported`] for a fused SwiGLU over several chunks.
     pub fn new(gpu: &Gpu, linear: &Linear, binding: Binding<'_>) -> Result<Self> {
-        if binding.epilogue == Epilogue::SwiGlu && linear.chunks.len() != 1 {
+        if binding.epilogue.is_gated() && linear.chunks.len() != 1 {
             let hint = "use the separate kernel".to_string();
             return Err(Error::Unsupported {
                 what: "SwiGLU folded into a split matrix".into(),
@@ -406,10 +406,7 @@ impl LinearOp {
         chunk: &ChunkOp,
         params: &LinearParams,
     ) -> Result<()> {
-        debug_assert!(
-            self.eps.is_none() && self.epilogue != Epilogue::SwiGlu,
-            "only narrow passes fold"
-        );
+        debug_assert!(self.eps.is_none() && !self.epilogue.is_gated(), "only narrow passes fold");
         let gpu = commands.gpu();
         let caps = gpu.caps();
         let tile = Tile::choose(caps, params.m, params.n);

@@ -6,18 +6,18 @@
 //! linears.
 
 use crate::base::ModelConfig;
+use crate::base::layout::Group;
 use crate::error::Result;
 use crate::gpu::{Caps, Class, Commands, Gpu, KernelSpec, Memory, Op, Tensor};
-use crate::kernels::attention::{self, Heads};
+use crate::kernels::attention;
 use crate::kernels::lora::{self, Directory, EmbeddingParams, Entry, ExpandParams, ShrinkParams};
-use crate::kernels::matvec::{Epilogue, Lora, MAX_COLS};
+use crate::kernels::matvec::{Lora, MAX_COLS};
 use crate::kernels::swiglu;
 use crate::model::activations::Activations;
-use crate::model::attend::{Adapted, CacheOps, Site};
-use crate::model::kv_cache::KvCache;
+use crate::model::attend::{Adapted, Attend, CacheOps, Site};
+use crate::model::decoder::{OfModel, binding};
 use crate::model::linear::{Binding, LinearOp, LoraBinding, RowRange};
 use crate::model::site::{Factors, LoraPass, SiteKind};
-use crate::model::weights::{LayerWeights, Weights};
 
 /// The adapted variants of a model's kernels.
 pub(crate) struct LoraOps {
@@ -30,15 +30,21 @@ pub(crate) struct LoraOps {
     wide: [WideOps; 5],
     embed: Op,
     hidden_size: u32,
+    input_scale: f32,
 }
 
 /// What a narrow pass runs in place of a layer's own.
 pub(crate) struct LoraLayer {
-    pub(crate) qkv: LinearOp,
+    /// By [`SiteKind`].
+    products: [LinearOp; 4],
     pub(crate) cache: CacheOps,
-    pub(crate) o_proj: LinearOp,
-    pub(crate) gate_up: LinearOp,
-    pub(crate) down_proj: LinearOp,
+}
+
+impl LoraLayer {
+    /// The product of a group, with what its adapters make or add.
+    pub(crate) fn product(&self, kind: SiteKind) -> &LinearOp {
+        &self.products[kind as usize % self.products.len()]
+    }
 }
 
 /// `u = A x`, then `y += B u`, for any number of rows.
@@ -87,9 +93,8 @@ impl<T> LoraBuffers<T> {
 #[derive(Clone, Copy)]
 pub(crate) struct Surroundings<'a> {
     pub(crate) config: &'a ModelConfig,
-    pub(crate) weights: &'a Weights,
-    pub(crate) heads: Heads,
-    pub(crate) cache: &'a KvCache,
+    pub(crate) model: OfModel<'a>,
+    pub(crate) attend: &'a Attend,
     pub(crate) activations: &'a Activations,
     pub(crate) buffers: &'a LoraBuffers,
 }
@@ -129,16 +134,15 @@ impl LoraOps {
     ///
     /// Errors: as [`Gpu::kernel`]; [`crate::Error::OutOfMemory`].
     pub(crate) fn new(gpu: &Gpu, around: Surroundings<'_>, factors: Factors<'_>) -> Result<Self> {
-        let Surroundings { config, weights, heads, cache, activations: act, buffers } = around;
+        let Surroundings { config, activations: act, buffers, .. } = around;
         let bound = Bound { gpu, around, factors };
-        let by_layer = weights.layers.iter().zip(&cache.layers).enumerate();
         let Factors { directory, a, b, moves } = factors;
-        let [reduce, swiglu, embedding] = own_specs(gpu.caps(), heads, directory);
+        let [reduce, swiglu, embedding] = own_specs(gpu.caps(), config, directory);
         Ok(Self {
-            layers: weights.layers.len(),
+            layers: config.num_hidden_layers,
             moves,
-            by_layer: by_layer
-                .map(|(i, (weights, cache))| bound.layer(i, weights, cache))
+            by_layer: (0..config.num_hidden_layers)
+                .map(|i| bound.layer(i))
                 .collect::<Result<_>>()?,
             reduce: gpu
                 .op(&reduce, &[&act.rows, &act.parts, &act.stats, &act.attn, a, &buffers.parts])?,
@@ -146,13 +150,19 @@ impl LoraOps {
             wide: bound.wide()?,
             embed: gpu.op(&embedding, &[&act.token_ids, &act.x, a, b])?,
             hidden_size: config.hidden_size as u32,
+            input_scale: config.input_scale(),
         })
     }
 
     /// What [`LoraOps::new`] compiles.
-    pub(crate) fn specs(caps: &Caps, heads: Heads, directory: Directory) -> Vec<KernelSpec> {
-        let mut specs: Vec<KernelSpec> = CacheOps::specs(caps, heads, Some(directory)).into();
-        specs.extend(own_specs(caps, heads, directory));
+    pub(crate) fn specs(
+        caps: &Caps,
+        config: &ModelConfig,
+        attend: &Attend,
+        directory: Directory,
+    ) -> Vec<KernelSpec> {
+        let mut specs: Vec<KernelSpec> = CacheOps::specs(caps, attend, Some(directory)).into();
+        specs.extend(own_specs(caps, config, directory));
         specs.extend([lora::shrink_spec(caps, directory), lora::expand_spec(directory)]);
         specs
     }
@@ -191,6 +201,23 @@ impl LoraOps {
         }
         let params = ShrinkParams { k8s: op.k8s, x_row, site, u_width };
         lora::record_shrink(commands, &op.shrink, &params, rows);
+        self.record_expand(commands, kind, layer, pass, RowRange { count: rows, x_row, y_row });
+    }
+
+    /// Records what u of a group of linears adds to `rows` rows.
+    pub(crate) fn record_expand(
+        &self,
+        commands: &mut Commands<'_>,
+        kind: SiteKind,
+        layer: usize,
+        pass: &LoraPass,
+        RowRange { count: rows, x_row, y_row }: RowRange,
+    ) {
+        let (op, site, u_width) =
+            (&self.wide[kind as usize], self.site(kind, layer), pass.u_width[kind as usize]);
+        if u_width == 0 {
+            return;
+        }
         let [end0, end1] = op.ends;
         let params = ExpandParams { n: op.n, x_row, y_row, site, u_width, end0, end1 };
         lora::record_expand(commands, &op.expand, &params, rows);
@@ -200,92 +227,72 @@ impl LoraOps {
     pub(crate) fn record_embedding(&self, commands: &mut Commands<'_>, pass: &LoraPass, rows: u32) {
         if pass.u_width[SiteKind::EmbedTokens as usize] > 0 {
             let site = self.site(SiteKind::EmbedTokens, 0);
-            let params = EmbeddingParams { d: self.hidden_size, site };
+            let params = EmbeddingParams { d: self.hidden_size, site, scale: self.input_scale };
             lora::record_embedding(commands, &self.embed, &params, rows);
         }
     }
 }
 
 impl Bound<'_> {
-    fn layer(
-        &self,
-        i: usize,
-        weights: &LayerWeights,
-        cache: &(Tensor, Tensor),
-    ) -> Result<LoraLayer> {
-        let (config, act) = (self.around.config, self.around.activations);
-        let layers = config.num_hidden_layers;
-        let LoraBuffers { u, parts } = self.around.buffers;
-        let makes = |kind: SiteKind| {
-            let site = kind.site(layers, i) as u32;
-            Some(LoraBinding {
-                lora: Lora::Shrink(self.factors.directory),
-                factors: self.factors.a,
-                u,
-                site,
-            })
+    fn layer(&self, i: usize) -> Result<LoraLayer> {
+        let Surroundings { config, model, attend, activations: act, buffers } = self.around;
+        let LoraBuffers { u, parts } = buffers;
+        let weights = &model.weights.layers[i];
+        let product = |group: &Group| {
+            let (linear, plain) =
+                (weights.linear(group.site), binding(act, group, weights.linear(group.site)));
+            let site = group.site.site(config.num_hidden_layers, i) as u32;
+            let Factors { directory, a, b, .. } = self.factors;
+            let (makes, adds) = (Lora::Shrink(directory), Lora::Expand(directory));
+            // With the norm of its input u is made, where there is one; else it is added, having
+            // been made with the input.
+            let binding = match weights.group(group.site).norm_in.as_ref() {
+                Some(gain) => Binding {
+                    x: &act.x,
+                    norm: Some((gain, config.norm_eps())),
+                    lora: Some(LoraBinding { lora: makes, factors: a, u, site }),
+                    ..plain
+                },
+                None => Binding {
+                    lora: Some(LoraBinding { lora: adds, factors: b, u: parts, site }),
+                    ..plain
+                },
+            };
+            LinearOp::new(self.gpu, linear, binding)
         };
-        let adds = |kind: SiteKind| {
-            let site = kind.site(layers, i) as u32;
-            Some(LoraBinding {
-                lora: Lora::Expand(self.factors.directory),
-                factors: self.factors.b,
-                u: parts,
-                site,
-            })
-        };
-        let eps = config.rms_norm_eps;
-        let (store, hidden) = (Epilogue::Store, config.hidden_size);
-        let qkv = Binding {
-            x: &act.x,
-            norm: Some((&weights.input_layernorm, eps)),
-            y: &act.qkv,
-            y_stride: weights.qkv.n,
-            epilogue: store,
-            lora: makes(SiteKind::Qkv),
-        };
-        let gate_up = Binding {
-            norm: Some((&weights.post_attention_layernorm, eps)),
-            y: &act.gate_up,
-            y_stride: weights.gate_up.n,
-            lora: makes(SiteKind::GateUp),
-            ..qkv
-        };
-        let o_proj = Binding {
-            x: &act.attn,
-            norm: None,
-            y: &act.x,
-            y_stride: hidden,
-            epilogue: Epilogue::Add,
-            lora: adds(SiteKind::OProj),
-        };
-        let down_proj = Binding { x: &act.h, lora: adds(SiteKind::DownProj), ..o_proj };
+        let [qkv, o_proj, gate_up, down_proj] = &config.family().groups;
         let adapted = Adapted { factors: self.factors, u, parts };
+        let of_layer = model.layer(config, i);
         Ok(LoraLayer {
-            qkv: LinearOp::new(self.gpu, &weights.qkv, qkv)?,
-            cache: CacheOps::new(self.gpu, self.around.heads, cache, act, Some(adapted))?,
-            o_proj: LinearOp::new(self.gpu, &weights.o_proj, o_proj)?,
-            gate_up: LinearOp::new(self.gpu, &weights.gate_up, gate_up)?,
-            down_proj: LinearOp::new(self.gpu, &weights.down_proj, down_proj)?,
+            products: [product(qkv)?, product(o_proj)?, product(gate_up)?, product(down_proj)?],
+            cache: CacheOps::new(self.gpu, attend, of_layer, act, Some(adapted))?,
         })
     }
 
     fn wide(&self) -> Result<[WideOps; 5]> {
-        let (config, act) = (self.around.config, self.around.activations);
-        let (d, f) = (config.hidden_size, config.intermediate_size);
-        let q = config.num_attention_heads * config.head_dim;
-        let kv = config.num_key_value_heads * config.head_dim;
-        let v = config.vocab_size;
-        let qkv = q + 2 * kv;
-        let shapes = [
-            Wide { x: &act.normed, k: d, y: &act.qkv, n: qkv, ends: [q, q + kv] },
-            Wide { x: &act.attn, k: q, y: &act.x, n: d, ends: [d; 2] },
-            Wide { x: &act.normed, k: d, y: &act.gate_up, n: 2 * f, ends: [f, 2 * f] },
-            Wide { x: &act.h, k: f, y: &act.x, n: d, ends: [d; 2] },
-            Wide { x: &act.normed, k: d, y: &act.logits, n: v, ends: [v; 2] },
-        ];
-        let [qkv, o_proj, gate_up, down_proj, head] = shapes.map(|wide| self.wide_op(&wide));
-        Ok([qkv?, o_proj?, gate_up?, down_proj?, head?])
+        let Surroundings { config, model, activations: act, .. } = self.around;
+        let shape = config.base_shape();
+        let of = |kind: SiteKind, x, y| {
+            let rows = kind.targets().iter().map(|&target| shape.shape(target)[0]);
+            let ends: Vec<usize> = rows
+                .scan(0, |end, rows| {
+                    *end += rows;
+                    Some(*end)
+                })
+                .collect();
+            let k = shape.shape(kind.targets()[0])[1];
+            let n = ends.last().copied().unwrap_or(0);
+            let end = |i: usize| ends.get(i).copied().unwrap_or(n);
+            self.wide_op(&Wide { x, k, y, n, ends: [end(0), end(1)] })
+        };
+        let group = |group: &Group| {
+            let Binding { x, y, .. } =
+                binding(act, group, model.weights.layers[0].linear(group.site));
+            of(group.site, x, y)
+        };
+        let [qkv, o_proj, gate_up, down_proj] = &config.family().groups;
+        let head = of(SiteKind::LmHead, &act.normed, &act.logits)?;
+        Ok([group(qkv)?, group(o_proj)?, group(gate_up)?, group(down_proj)?, head])
     }
 
     fn wide_op(&self, wide: &Wide<'_>) -> Result<WideOps> {
@@ -311,11 +318,11 @@ struct Wide<'a> {
     ends: [usize; 2],
 }
 
-/// The second half of attention, SwiGLU and the embedding.
-fn own_specs(caps: &Caps, heads: Heads, directory: Directory) -> [KernelSpec; 3] {
+/// The second half of attention, the gate and the embedding.
+fn own_specs(caps: &Caps, config: &ModelConfig, directory: Directory) -> [KernelSpec; 3] {
     [
-        attention::reduce_spec(caps, heads.head_dim, Some(directory)),
-        swiglu::spec(caps, Some(directory)),
+        attention::reduce_spec(caps, config.head_dim as u32, Some(directory)),
+        swiglu::spec(caps, config.family().activation, Some(directory)),
         lora::embedding_spec(directory),
     ]
 }

@@ -2,10 +2,11 @@
 
 pub mod activations;
 pub mod attend;
+pub mod decoder;
 pub mod kv_cache;
 pub mod linear;
 pub mod linear_backward;
-pub mod llama;
 pub(crate) mod lora;
+pub mod pages;
 pub mod site;
 pub mod weights;

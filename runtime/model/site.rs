@@ -4,44 +4,12 @@
 use std::sync::Arc;
 
 use crate::adapter::MAX_RANK;
-use crate::base::Target;
 use crate::gpu::Tensor;
 use crate::kernels::lora::{self, Directory};
 
-/// A group of linears with the same input, in the order a pass meets them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SiteKind {
-    /// q, k and v.
-    Qkv,
-    /// The attention's output.
-    OProj,
-    /// gate and up.
-    GateUp,
-    /// The MLP's output.
-    DownProj,
-    /// The head.
-    LmHead,
-    /// The embedding.
-    EmbedTokens,
-}
+pub use crate::base::layout::SiteKind;
 
 impl SiteKind {
-    /// Every kind; the first four are in each layer.
-    pub const ALL: [Self; 6] =
-        [Self::Qkv, Self::OProj, Self::GateUp, Self::DownProj, Self::LmHead, Self::EmbedTokens];
-
-    /// Its linears, in the order of their rows.
-    pub const fn targets(self) -> &'static [Target] {
-        match self {
-            Self::Qkv => &[Target::QProj, Target::KProj, Target::VProj],
-            Self::OProj => &[Target::OProj],
-            Self::GateUp => &[Target::GateProj, Target::UpProj],
-            Self::DownProj => &[Target::DownProj],
-            Self::LmHead => &[Target::LmHead],
-            Self::EmbedTokens => &[Target::EmbedTokens],
-        }
-    }
-
     /// Largest u of any set, in elements of a row.
     pub(crate) const fn most_u_width(self) -> u32 {
         self.targets().len() as u32 * MAX_RANK
@@ -66,7 +34,7 @@ pub const fn site_count(layers: usize) -> usize {
 /// Every site of a model of `layers` layers, by number: kind and layer.
 pub fn sites(layers: usize) -> impl Iterator<Item = (SiteKind, Option<usize>)> {
     let inside = (0..layers)
-        .flat_map(|layer| SiteKind::ALL[..4].iter().map(move |&kind| (kind, Some(layer))));
+        .flat_map(|layer| SiteKind::IN_LAYER.iter().map(move |&kind| (kind, Some(layer))));
     inside.chain(SiteKind::ALL[4..].iter().map(|&kind| (kind, None)))
 }
 

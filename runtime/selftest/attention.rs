@@ -12,7 +12,7 @@ use crate::kernels::attention::{
     self, AttentionParams, Heads, Leaves, PrefillParams, ReduceParams,
 };
 use crate::kernels::rope::{self, RopeParams};
-use crate::model::kv_cache::PAGE_LEN;
+use crate::model::pages::PAGE_LEN;
 
 const H: usize = 6;
 const G: usize = 2;
@@ -207,7 +207,8 @@ fn dispatch(
     let [rows, pages, qkv, keys, values] = inputs;
     if way == Way::Prefill {
         let op = gpu.op(&attention::prefill_spec(heads), &[rows, pages, qkv, keys, values, out])?;
-        let params = PrefillParams { heads: h, kv_heads: g, max_pages, row0: 0, count, scale };
+        let params =
+            PrefillParams { heads: h, kv_heads: g, max_pages, row0: 0, count, scale, window: 0 };
         return submit(gpu, |commands| {
             attention::record_prefill(commands, &op, &params, 0);
             Ok(())

@@ -43,7 +43,8 @@ fn rotate(gpu: &Gpu, direction: f32) -> Result<Vec<Outcome>> {
     let rotations = gpu.upload("rotations", &rope::rotations(&frequencies, T))?;
     let op =
         gpu.op(&rope_train::spec(E as u32), &[&gpu.upload("rows", &rows())?, &rotations, &tensor])?;
-    let params = RopeTrainParams { heads: H as u32, kv_heads: G as u32, row0: 0, direction };
+    let params =
+        RopeTrainParams { heads: H as u32, kv_heads: G as u32, row0: 0, direction, eps: 0.0 };
     submit(gpu, |commands| {
         rope_train::record(commands, &op, E as u32, params, T as u32);
         Ok(())
@@ -63,7 +64,7 @@ fn rotate(gpu: &Gpu, direction: f32) -> Result<Vec<Outcome>> {
 
 fn params() -> AttentionTrainParams {
     let (rows, heads, kv_heads) = (T as u32, H as u32, G as u32);
-    AttentionTrainParams { rows, heads, kv_heads, row0: 0, scale: SCALE }
+    AttentionTrainParams { rows, heads, kv_heads, row0: 0, scale: SCALE, window: 0 }
 }
 
 /// Where q, k and v of row t lie, for a query head.

@@ -1,13 +1,14 @@
 //! What is tested, and the means: random data, poisoned outputs, a comparison. Here also the
 //! kernels of one line.
 
+use crate::base::layout::Activation;
 use crate::error::Result;
 use crate::gpu::{Caps, Commands, Gpu, Tensor};
 use crate::kernels::rms_norm::{self, RmsNormParams};
 use crate::kernels::swiglu::{self, SwiGluParams};
 
 use super::Ability::{self, Subgroups};
-use super::{attention, linear, lora, products, sample, training};
+use super::{attention, families, linear, lora, products, sample, training};
 
 /// Runs a kernel and gives its outputs.
 type Run = dyn Fn(&Gpu) -> Result<Vec<Outcome>> + Send + Sync;
@@ -32,7 +33,11 @@ pub(super) fn all(gpu: &Gpu) -> Vec<Case> {
     // A software GPU takes seconds to compile them; it trains nobody's adapter, and the tests hold
     // them to more.
     if !caps.software {
-        let training = products::cases(caps).into_iter().chain(training::cases(caps));
+        cases.extend(families::cases(caps));
+        let training = products::cases(caps)
+            .into_iter()
+            .chain(training::cases(caps))
+            .chain(families::training_cases());
         cases.extend(training.map(|case| Case { training: true, ..case }));
     }
     cases.push(case("rms_norm", "5 rows".into(), subgroups(caps), rms_norm));
@@ -158,7 +163,7 @@ fn rms_norm(gpu: &Gpu) -> Result<Vec<Outcome>> {
     let (x, gain) = (random.vec(rows * k), random.vec(k));
     let y = poisoned(gpu, &[], rows * k)?;
     let op = gpu.op(
-        &rms_norm::spec(gpu.caps()),
+        &rms_norm::spec(gpu.caps(), false),
         &[&gpu.upload("x", &x)?, &gpu.upload("gain", &gain)?, &y],
     )?;
     let params = RmsNormParams { rows: rows as u32, k4: k as u32 / 4, eps };
@@ -181,7 +186,8 @@ fn swiglu(gpu: &Gpu) -> Result<Vec<Outcome>> {
     let (rows, f, mut random) = (5, 72, Random(2));
     let gu: Vec<f32> = random.vec(rows * 2 * f).iter().map(|v| 8.0 * v).collect();
     let h = poisoned(gpu, &[], rows * f)?;
-    let op = gpu.op(&swiglu::spec(gpu.caps(), None), &[&gpu.upload("gu", &gu)?, &h])?;
+    let op =
+        gpu.op(&swiglu::spec(gpu.caps(), Activation::Silu, None), &[&gpu.upload("gu", &gu)?, &h])?;
     submit(gpu, |commands| {
         let params = SwiGluParams { f: f as u32, ..Default::default() };
         swiglu::record(commands, &op, &params, rows as u32);

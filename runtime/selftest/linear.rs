@@ -178,7 +178,8 @@ fn look_up(gpu: &Gpu, dtype: DType) -> Result<Vec<Outcome>> {
     let ids = [7_u32, 0, 39, 7, 16];
     let x = poisoned(gpu, &[], ids.len() * K)?;
     let token_ids = gpu.upload("token_ids", &ids)?;
-    let params = EmbeddingParams { k_blocks: (K / BLOCK) as u32, row0: 0, rows: N as u32 };
+    let params =
+        EmbeddingParams { k_blocks: (K / BLOCK) as u32, row0: 0, rows: N as u32, scale: 1.0 };
     for chunk in &weights.linear.chunks {
         let op = gpu.op(&embedding::spec(dtype), &[&token_ids, &chunk.words, &chunk.scales, &x])?;
         submit(gpu, |commands| {
@@ -231,7 +232,7 @@ fn multiply(
     let want = match epilogue {
         Epilogue::Store => sums.concat(),
         Epilogue::Add => want.collect(),
-        Epilogue::SwiGlu => {
+        Epilogue::SwiGlu | Epilogue::GeGlu => {
             sums.iter().flat_map(|row| row.iter().zip(&row[width..]).map(gated)).collect()
         }
     };

@@ -8,6 +8,7 @@ use super::cases::{
     Case, Near, Outcome, Random, UNTOUCHED, case, poisoned, silu, subgroups, submit,
 };
 use super::linear::{self, Weights};
+use crate::base::layout::Activation;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::{Caps, Gpu, Tensor};
@@ -207,7 +208,7 @@ fn embedding(gpu: &Gpu) -> Result<Vec<Outcome>> {
         &lora::embedding_spec(directory),
         &[&gpu.upload("token_ids", &ids)?, &x_tensor, &a, &b],
     )?;
-    let params = EmbeddingParams { d: d as u32, ..Default::default() };
+    let params = EmbeddingParams { d: d as u32, scale: 1.0, ..Default::default() };
     submit(gpu, |commands| {
         lora::record_embedding(commands, &op, &params, ROWS as u32);
         Ok(())
@@ -303,7 +304,7 @@ fn around_swiglu(gpu: &Gpu) -> Result<Vec<Outcome>> {
     let (h, shares) = (poisoned(gpu, &[], ROWS * f)?, poisoned(gpu, &[], ROWS * parts * RANKS)?);
     let (gu_tensor, u_tensor) = (gpu.upload("gu", &gu)?, gpu.upload("u", &u)?);
     let op = gpu.op(
-        &swiglu::spec(gpu.caps(), Some(directory)),
+        &swiglu::spec(gpu.caps(), Activation::Silu, Some(directory)),
         &[&gu_tensor, &h, &a, &b, &u_tensor, &shares],
     )?;
     let (gate_up_width, down_width) = (gate_up.u_width(), down.u_width());

@@ -9,6 +9,7 @@ mod attention;
 mod attention_train;
 mod cache;
 mod cases;
+mod families;
 mod linear;
 mod lora;
 mod products;

@@ -4,6 +4,7 @@
 use super::cases::{
     Case, Near, Outcome, Random, UNTOUCHED, case, poisoned, rms_scale, silu, subgroups, submit,
 };
+use crate::base::layout::Activation;
 use crate::error::Result;
 use crate::gpu::{Caps, Gpu};
 use crate::kernels::adamw::{self, AdamW};
@@ -69,7 +70,8 @@ fn swiglu(gpu: &Gpu) -> Result<Vec<Outcome>> {
     let gu: Vec<f32> = random.vec(rows * 2 * f).iter().map(|v| 8.0 * v).collect();
     let dh = random.vec(rows * f);
     let tensor = poisoned(gpu, &gu, gu.len())?;
-    let op = gpu.op(&swiglu_backward::spec(), &[&gpu.upload("dh", &dh)?, &tensor])?;
+    let op =
+        gpu.op(&swiglu_backward::spec(Activation::Silu), &[&gpu.upload("dh", &dh)?, &tensor])?;
     let params = SwiGluBackwardParams { f4: f as u32 / 4, ..Default::default() };
     submit(gpu, |commands| {
         swiglu_backward::record(commands, &op, params, rows as u32);

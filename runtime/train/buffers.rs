@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::adapter::{MAX_RANK, Target};
 use crate::base::ModelConfig;
+use crate::base::layout::{Follows, Group};
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Class, Memory, Tensor};
 use crate::kernels::{grad_norm, rope};
@@ -175,6 +176,8 @@ pub(crate) struct Buffers<T = Tensor> {
     pub(crate) dh: T,
     /// Row sums of `d_attn` · `attn`.
     pub(crate) delta: T,
+    /// Gradient of a group's output that a norm follows; empty where none does.
+    pub(crate) d_out: Option<T>,
     /// B's gradient side, of the targets that share an input.
     pub(crate) du: T,
     /// u32, of the largest element of each row of the gradient at hand.
@@ -184,8 +187,9 @@ pub(crate) struct Buffers<T = Tensor> {
     pub(crate) token_ids: T,
     /// u32: first token and end of each token's example.
     pub(crate) rows: T,
-    /// Cosine and sine of positions 0 to 255, then of multiples of 256.
-    pub(crate) rotations: T,
+    /// Cosine and sine of positions 0 to 255, then of multiples of 256, of each of
+    /// [`ModelConfig::rotaries`].
+    pub(crate) rotations: Vec<T>,
     /// Of the gradient: sums of squares, and their root.
     pub(crate) norm: [T; 2],
 }
@@ -200,6 +204,10 @@ pub(crate) struct Slot<T = Tensor> {
     /// Input of the second norm.
     pub(crate) x_mid: T,
     pub(crate) gate_up: T,
+    /// As their linears made them, where their heads are normed.
+    pub(crate) raw_qkv: Option<T>,
+    /// Outputs of the groups that a norm follows, in their order.
+    outs: Vec<(SiteKind, T)>,
     /// `A x` of each target, in their order.
     pub(crate) u: Vec<T>,
 }
@@ -271,6 +279,7 @@ impl<T> Buffers<T> {
             d_attn: words("d_attn", &[t, heads * e])?,
             d_normed: words("d_normed", &[t, d])?,
             dh: words("dh", &[t, f])?,
+            d_out: (norms_out(config).count() > 0).then(|| words("d_out", &[t, d])).transpose()?,
             delta: words("delta", &[t, heads])?,
             du: words("du", &[t, shape.most_sharing() * shape.rank])?,
             exponents: words("exponents", &[t])?,
@@ -288,7 +297,9 @@ impl<T> Buffers<T> {
             },
             token_ids: words("token_ids", &[t])?,
             rows: words("rows", &[t, 2])?,
-            rotations: words("rotations", &rope::rotations_shape(shape.seq_len, e))?,
+            rotations: (config.rotaries().iter())
+                .map(|_| words("rotations", &rope::rotations_shape(shape.seq_len, e)))
+                .collect::<Result<_>>()?,
             norm: [words("norm.partials", &[partials as usize])?, words("norm", &[1])?],
         })
     }
@@ -312,7 +323,18 @@ impl<T> Buffers<T> {
     }
 }
 
+/// The groups whose output goes through a norm.
+fn norms_out(config: &ModelConfig) -> impl Iterator<Item = &'static Group> {
+    let normed = |group: &&Group| matches!(group.follows, Follows::AddNormed(_));
+    config.family().groups.iter().filter(normed)
+}
+
 impl<T> Slot<T> {
+    /// The output of a group, where a norm follows it.
+    pub(crate) fn out(&self, site: SiteKind) -> Option<&T> {
+        self.outs.iter().find(|(of, _)| *of == site).map(|(_, out)| out)
+    }
+
     fn new(
         memory: &impl Memory<Tensor = T>,
         config: &ModelConfig,
@@ -330,6 +352,15 @@ impl<T> Slot<T> {
             lse: words("lse", heads)?,
             x_mid: words("x_mid", config.hidden_size)?,
             gate_up: words("gate_up", 2 * config.intermediate_size)?,
+            raw_qkv: (config.family().qk_norms.is_some())
+                .then(|| words("raw_qkv", (heads + 2 * config.num_key_value_heads) * e))
+                .transpose()?,
+            outs: norms_out(config)
+                .map(|group| {
+                    let name = format!("out.{}", group.site.targets()[0].name());
+                    Ok((group.site, words(&name, config.hidden_size)?))
+                })
+                .collect::<Result<_>>()?,
             u: shape.targets.iter().map(u).collect::<Result<_>>()?,
         })
     }

@@ -52,8 +52,9 @@ impl Graph {
         state: Arc<Vec<Tensor>>,
     ) -> Result<Self> {
         let buffers = Buffers::around(gpu, model.config, shape, state)?;
-        let rotations = rope::rotations(&model.config.rope_frequencies(), shape.seq_len);
-        gpu.write(&buffers.rotations, 0, &rotations);
+        for (rotations, frequencies) in buffers.rotations.iter().zip(model.config.rotaries()) {
+            gpu.write(rotations, 0, &rope::rotations(&frequencies, shape.seq_len));
+        }
         let kernels = Kernels::new(gpu)?;
         let layer = |layer| LayerOps::new(gpu, model, &buffers, layer, &layout, &kernels);
         let layers = (0..layout.layers.len()).map(layer).collect::<Result<_>>()?;
@@ -61,7 +62,8 @@ impl Graph {
         let mut embed = Vec::with_capacity(table.chunks.len());
         for chunk in &table.chunks {
             let (row0, rows) = (chunk.row0 as u32, chunk.rows as u32);
-            let params = EmbeddingParams { k_blocks: (table.k / BLOCK) as u32, row0, rows };
+            let (k_blocks, scale) = ((table.k / BLOCK) as u32, model.config.input_scale());
+            let params = EmbeddingParams { k_blocks, row0, rows, scale };
             let tensors = [&buffers.token_ids, &chunk.words, &chunk.scales, buffers.input(0)];
             embed.push((gpu.op(&embedding::spec(chunk.dtype), &tensors)?, params));
         }
@@ -141,7 +143,7 @@ impl Graph {
                 }
             }
             for (i, layer) in layers.iter().enumerate().rev() {
-                layer.backward(commands, rows, start + i > 0)?;
+                layer.backward(commands, &self.buffers, rows, start + i > 0)?;
             }
         }
         Ok(())

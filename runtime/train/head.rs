@@ -51,7 +51,7 @@ impl HeadOps {
         };
         Ok(Self {
             gather: gpu.op(&gather_rows::spec(), &[rows, x_out, x])?,
-            norm: gpu.op(&rms_norm::spec(gpu.caps()), &[x, gain, normed])?,
+            norm: gpu.op(&rms_norm::spec(gpu.caps(), false), &[x, gain, normed])?,
             logits: LinearOp::new(gpu, model.weights.head(), binding)?,
             cross_entropy: gpu.op(&cross_entropy::spec(), &[targets, weights, logits, losses])?,
             logits_backward: LinearBackwardOp::new(
@@ -65,7 +65,7 @@ impl HeadOps {
                 .op(&rms_norm_backward::spec(gpu.caps(), false), &[x, gain, d_normed, normed])?,
             scatter: gpu.op(&gather_rows::spec(), &[places, normed, dx])?,
             k4: config.hidden_size as u32 / 4,
-            eps: config.rms_norm_eps,
+            eps: config.norm_eps(),
             vocab: vocab as u32,
             chunk: chunk as u32,
         })

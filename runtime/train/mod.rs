@@ -6,6 +6,7 @@
 //! budget, [`recipe`] has what nobody has to choose, [`signals`] reads the losses. [`run`] puts it
 //! together: a folder, its checkpoints, validation, pause and stop.
 
+mod attend;
 mod bench;
 pub mod buffers;
 pub mod data;

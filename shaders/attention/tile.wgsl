@@ -16,9 +16,15 @@ const PIECE: u32 = 160u;                        // [32 rows][4 + 1 of E]
 var<workgroup> tile: array<vec4<f32>, max(PIECE * PIECES, 512u)>;
 var<workgroup> tile_p: array<vec4<f32>, 288>;   // [32 columns][8 + 1 rows of four]
 
-// Where the sequences of a lane's rows begin.
+// The first positions that a lane's rows see: their sequences' first, or the last `window` of them (0: all).
 fn starts(t: vec4<u32>) -> vec4<u32> {
-    return vec4<u32>(rows[t.x].x, rows[t.y].x, rows[t.z].x, rows[t.w].x);
+    let first = vec4<u32>(rows[t.x].x, rows[t.y].x, rows[t.z].x, rows[t.w].x);
+    return max(first, t - min(t, vec4<u32>(p.window - 1u)));
+}
+
+// The first tile that a row sees something of; tiles begin with the row's sequence.
+fn first_tile(t: u32) -> u32 {
+    return rows[t].x + (starts(vec4<u32>(t)).x - rows[t].x) / 32u * 32u;
 }
 
 // The lane's part of a piece: a quarter of row index / 4.

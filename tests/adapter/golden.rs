@@ -16,6 +16,7 @@ fn peft() -> Value {
 fn shape(sizes: &Value) -> BaseShape {
     let size = |key: &str| sizes[key].as_u64().unwrap() as usize;
     BaseShape {
+        architecture: epiphyte::base::Architecture::Llama,
         num_hidden_layers: size("num_hidden_layers"),
         hidden_size: size("hidden_size"),
         intermediate_size: size("intermediate_size"),

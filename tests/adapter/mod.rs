@@ -23,6 +23,7 @@ use crate::common::Random;
 
 /// `tiny_llama.gguf`'s sizes: 4 heads of 32 over 2, so q and k have more rows than the hidden size.
 const SHAPE: BaseShape = BaseShape {
+    architecture: epiphyte::base::Architecture::Llama,
     num_hidden_layers: 2,
     hidden_size: 64,
     intermediate_size: 96,

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use epiphyte::base::layout::SiteKind;
 use epiphyte::{EngineOptions, GenerateOptions, GpuOptions, Sampling};
 
 use super::{PAGE, VOCAB, dispatches, greedy, open, prompt, session};
@@ -64,8 +65,8 @@ fn a_token_reads_the_weights_once_and_the_cache_so_far() {
     let engine = open(EngineOptions::default());
     let bytes = || engine.gpu().counters.bytes.load(Ordering::Relaxed);
     let weights = engine.weights().unwrap();
-    let linears = weights.layers.iter().flat_map(|l| [&l.qkv, &l.o_proj, &l.gate_up, &l.down_proj]);
-    let all: u64 = linears.chain([weights.head()]).map(|linear| linear.bytes()).sum();
+    let layers = weights.layers.iter().flat_map(|l| SiteKind::IN_LAYER.map(|kind| l.linear(kind)));
+    let all: u64 = layers.chain([weights.head()]).map(|linear| linear.bytes()).sum();
     let cost = |len: usize| {
         let mut session = session(&engine, &prompt(2, len));
         super::prefill(&mut session);

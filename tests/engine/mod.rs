@@ -18,6 +18,7 @@ mod stats;
 mod stops;
 mod text;
 mod turns;
+mod windows;
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock};
@@ -34,7 +35,7 @@ const CONTEXT: usize = 256;
 /// Its end-of-generation token.
 const EOS: u32 = 2;
 /// Tokens of a page of the cache.
-const PAGE: usize = epiphyte::model::kv_cache::PAGE_LEN;
+const PAGE: usize = epiphyte::model::pages::PAGE_LEN;
 
 /// For tests that do not mind what others have left in the cache.
 static SHARED: LazyLock<Arc<Engine>> = LazyLock::new(|| open(EngineOptions::default()));

@@ -24,6 +24,7 @@ use epiphyte::federated::{
 use crate::common::Random;
 
 pub(crate) const SHAPE: BaseShape = BaseShape {
+    architecture: epiphyte::base::Architecture::Llama,
     num_hidden_layers: 1,
     hidden_size: 32,
     intermediate_size: 64,

@@ -14,6 +14,7 @@ use epiphyte::federated::{
 use super::{BASE, NOW, plan, server, uniform};
 
 const SMOLLM2_135M: BaseShape = BaseShape {
+    architecture: epiphyte::base::Architecture::Llama,
     num_hidden_layers: 30,
     hidden_size: 576,
     intermediate_size: 1536,

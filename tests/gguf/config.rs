@@ -30,6 +30,7 @@ fn a_small_llama() {
         rope_scaling: RopeScaling::None,
         max_position_embeddings: 128,
         tie_word_embeddings: true,
+        traits: epiphyte::base::Traits::default(),
     };
     assert_eq!(config, expected);
     config.check_tensors(&open(&llama())).unwrap();
@@ -111,8 +112,8 @@ refused! {
     scaling_nan: real("rope.scaling.factor", f32::NAN) => InvalidMetadata, "NaN is not a number \
         above 0";
     not_causal: llama().key("llama.attention.causal", Meta::Bool(false)) => Unsupported, "attention.causal";
-    window: number("attention.sliding_window", 64) => Unsupported, "sliding-window attention over \
-        64";
+    window_of_another_type: real("attention.sliding_window", 0.5) => InvalidMetadata, "sliding_window`";
+    window_pattern_zero: number("attention.sliding_window", 64).key("llama.attention.sliding_window_pattern", Meta::U32(0)) => InvalidMetadata, "pattern`: 0 is not";
     hidden_missing: llama().without("llama.embedding_length") => InvalidMetadata, "embedding_length`: missing";
     hidden_zero: number("embedding_length", 0) => InvalidMetadata, "0 is not between 1";
     hidden_huge: number("embedding_length", u32::MAX) => InvalidMetadata, "4294967295 is not \
@@ -152,6 +153,20 @@ refused! {
     bias: llama().counting("blk.0.attn_v.bias", &[32]) => Unsupported, "self_attn.v_proj.bias` in \
         a llama model";
     tensor_unknown: llama().counting("blk.0.attn_sinks.weight", &[2]) => Unsupported, "blk.0.attn_sinks.weight";
+}
+
+#[test]
+fn a_window_is_in_every_layer_or_in_all_but_every_so_many() {
+    let windows = |writer: &Writer| {
+        let config = ModelConfig { num_hidden_layers: 6, ..config(writer) };
+        (0..6).map(|layer| config.attention(layer).window).collect::<Vec<_>>()
+    };
+    let writer = number("attention.sliding_window", 64);
+    assert_eq!(windows(&writer), [Some(64); 6]);
+    let writer = writer.key("llama.attention.sliding_window_pattern", Meta::U32(3));
+    let [some, none] = [Some(64), None];
+    assert_eq!(windows(&writer), [some, some, none, some, some, none]);
+    assert_eq!(windows(&number("attention.sliding_window", 128)), [None; 6]);
 }
 
 #[test]

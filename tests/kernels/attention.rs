@@ -17,6 +17,8 @@ struct Case {
     /// Positions that each row sees; a row has its own page table.
     lens: Vec<usize>,
     row0: usize,
+    /// Positions that a row sees; 0 for all.
+    window: usize,
     /// Size of q: the larger, the more the softmax is one position's.
     sharp: f32,
     seed: u64,
@@ -35,18 +37,21 @@ fn cases(lens: impl Strategy<Value = Vec<usize>>) -> impl Strategy<Value = Case>
                 kv_f16,
             });
     let sharp = prop_oneof![Just(0.1f32), Just(3.0), Just(30.0)];
-    (heads, lens, 0usize..3, sharp, seed()).prop_map(|(heads, lens, row0, sharp, seed)| Case {
-        heads,
-        lens,
-        row0,
-        sharp,
-        seed,
-    })
+    let window = proptest::sample::select(vec![0usize, 0, 1, 31, 32, 100, 130]);
+    (heads, lens, 0usize..3, window, sharp, seed()).prop_map(
+        |(heads, lens, row0, window, sharp, seed)| Case { heads, lens, row0, window, sharp, seed },
+    )
 }
 
-/// A paged cache that holds `lens[t]` positions for table t; all else in it is poison.
+/// The first of `len` positions that the last one sees.
+fn first_seen(len: usize, window: usize) -> usize {
+    if window == 0 { 0 } else { len.saturating_sub(window) }
+}
+
+/// A paged cache that holds the positions in `held[t]` for table t; all else in it is poison.
 struct Cache {
     heads: Heads,
+    window: usize,
     max_pages: usize,
     tables: Vec<u32>,
     keys: Vec<f32>,
@@ -54,16 +59,21 @@ struct Cache {
 }
 
 impl Cache {
-    fn random(heads: Heads, lens: &[usize], random: &mut Random) -> Self {
+    fn random(
+        heads: Heads,
+        held: &[std::ops::Range<usize>],
+        window: usize,
+        random: &mut Random,
+    ) -> Self {
         let page_len = heads.page_len as usize;
-        let max_pages = lens.iter().max().map_or(1, |len| len.div_ceil(page_len)) + 1;
-        let tables: Vec<u32> = random.shuffled(lens.len() * max_pages);
+        let max_pages = held.iter().map(|held| held.end.div_ceil(page_len)).max().unwrap_or(1) + 1;
+        let tables: Vec<u32> = random.shuffled(held.len() * max_pages);
         let slots = tables.len() * heads.kv_heads as usize * page_len * heads.head_dim as usize;
         let (keys, values) = (vec![POISON; slots], vec![POISON; slots]);
-        let mut cache = Self { heads, max_pages, tables, keys, values };
-        for (table, &len) in lens.iter().enumerate() {
+        let mut cache = Self { heads, window, max_pages, tables, keys, values };
+        for (table, held) in held.iter().enumerate() {
             for (position, kv_head) in
-                (0..len).flat_map(|p| (0..heads.kv_heads as usize).map(move |g| (p, g)))
+                held.clone().flat_map(|p| (0..heads.kv_heads as usize).map(move |g| (p, g)))
             {
                 let at = cache.slot(table, kv_head, position);
                 cache.keys[at.clone()].copy_from_slice(&random.halves(at.len()));
@@ -108,7 +118,8 @@ impl Cache {
                 q.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(*k) * f64::from(scale));
             terms.fold((0.0, 0.0), |(sum, size), t| (sum + t, size + t.abs()))
         };
-        let scores: Vec<(f64, f64)> = (0..len).map(dot).collect();
+        let seen = first_seen(len, self.window)..len;
+        let scores: Vec<(f64, f64)> = seen.clone().map(dot).collect();
         let top = scores.iter().map(|s| s.0).fold(f64::NEG_INFINITY, f64::max);
         let weights: Vec<f64> = scores.iter().map(|s| (s.0 - top).exp()).collect();
         let sum: f64 = weights.iter().sum();
@@ -124,8 +135,8 @@ impl Cache {
         // most len additions.
         let error = 2.0 * weight_error + 2.0 * gamma(len + 2 * joins + 4) + DIV;
         let column = |e: usize| {
-            let terms = (0..len).map(|t| {
-                weights[t] * f64::from(self.values[self.slot(table, kv_head, t).start + e])
+            let terms = seen.clone().zip(&weights).map(|(t, weight)| {
+                weight * f64::from(self.values[self.slot(table, kv_head, t).start + e])
             });
             let (value, size) = terms.fold((0.0, 0.0), |(sum, size), t| (sum + t, size + t.abs()));
             Some(Near { value: value / sum, bound: 1.01 * error * size / sum + 1e-35 })
@@ -145,10 +156,10 @@ struct Setup {
 }
 
 impl Setup {
-    fn new(gpu: &Gpu, case: &Case, tables: &[usize], rows: usize) -> Checked<Self> {
+    fn new(gpu: &Gpu, case: &Case, held: &[std::ops::Range<usize>], rows: usize) -> Checked<Self> {
         let mut random = Random(case.seed);
         let heads = Heads { kv_f16: case.heads.kv_f16 && gpu.caps().f16, ..case.heads };
-        let mut cache = Cache::random(heads, tables, &mut random);
+        let mut cache = Cache::random(heads, held, case.window, &mut random);
         let all = (heads.heads + 2 * heads.kv_heads) as usize * heads.head_dim as usize;
         let qkv = random.vec((case.row0 + rows) * all, case.sharp);
         let (cache_tensors, qkv_tensor) = (cache.upload(gpu)?, gpu.upload("qkv", &qkv)?);
@@ -199,7 +210,8 @@ fn rows_tensor(gpu: &Gpu, row0: usize, rows: impl Iterator<Item = [u32; 2]>) -> 
 
 /// With `adapted`, the shares of the next linear's u are made beside.
 fn check(gpu: &Gpu, case: &Case, split: bool, adapted: bool) -> Checked {
-    let setup = Setup::new(gpu, case, &case.lens, case.lens.len())?;
+    let held: Vec<_> = case.lens.iter().map(|&len| first_seen(len, case.window)..len).collect();
+    let setup = Setup::new(gpu, case, &held, case.lens.len())?;
     let heads = setup.cache.heads;
     let rows = rows_tensor(
         gpu,
@@ -207,7 +219,7 @@ fn check(gpu: &Gpu, case: &Case, split: bool, adapted: bool) -> Checked {
         (0..).zip(&case.lens).map(|(table, len)| [table, *len as u32 - 1]),
     )?;
     let most = case.lens.iter().max().map_or(1, |len| *len as u32);
-    let splits = if split { attention::splits(most) } else { 1 };
+    let splits = if split { attention::window_splits(most, case.window as u32) } else { 1 };
     let [pages, keys, values] = &setup.cache_tensors;
     let stat_count = case.lens.len() * (splits * heads.heads) as usize;
     let parts = Output::poisoned(gpu, stat_count * heads.head_dim as usize)?;
@@ -249,6 +261,8 @@ fn check(gpu: &Gpu, case: &Case, split: bool, adapted: bool) -> Checked {
             site,
             u_width,
             alone,
+            window: case.window as u32,
+            ..Default::default()
         };
         attention::record(commands, &op, &params, count, 0);
         if split {
@@ -259,6 +273,7 @@ fn check(gpu: &Gpu, case: &Case, split: bool, adapted: bool) -> Checked {
                 site,
                 u_width,
                 alone,
+                window: case.window as u32,
                 ..Default::default()
             };
             attention::record_reduce(commands, &join, heads.head_dim, &params, count);
@@ -354,7 +369,8 @@ fn attention_in_joined_parts_is_the_formula() {
 /// One sequence: `lens` are the positions before the first row, and the number of rows.
 fn check_prefill(gpu: &Gpu, case: &Case) -> Checked {
     let (before, count) = (case.lens[0] - 1, case.lens[1]);
-    let setup = Setup::new(gpu, case, &[before + count], count)?;
+    let setup =
+        Setup::new(gpu, case, &[first_seen(before + 1, case.window)..before + count], count)?;
     let heads = setup.cache.heads;
     let rows = rows_tensor(gpu, case.row0, (0..count).map(|i| [0, (before + i) as u32]))?;
     let [pages, keys, values] = &setup.cache_tensors;
@@ -367,6 +383,7 @@ fn check_prefill(gpu: &Gpu, case: &Case) -> Checked {
         row0: case.row0 as u32,
         count: count as u32,
         scale: setup.scale,
+        window: case.window as u32,
     };
     submit(gpu, |commands| attention::record_prefill(commands, &op, &params, 0))?;
     let tiles = (before + count).div_ceil(32);

@@ -101,7 +101,8 @@ fn attention_backward_is_the_gradient() {
 #[test]
 fn the_oracle_is_the_gradient() {
     let rows = packed(&[3, 1, 4]);
-    let case = Case { heads: 4, kv_heads: 2, head_dim: 4, rows, row0: 0, sharp: 2.0, seed: 3 };
+    let case =
+        Case { heads: 4, kv_heads: 2, head_dim: 4, rows, row0: 0, window: 2, sharp: 2.0, seed: 3 };
     let mut random = Random(case.seed);
     let qkv = to_f64(&case.qkv(&mut random));
     let d_out = to_f64(&random.vec(case.rows.len() * case.heads * case.head_dim, 1.0));

@@ -16,6 +16,8 @@ pub(super) struct Case {
     /// First row and end of each row's sequence.
     pub(super) rows: Vec<[u32; 2]>,
     pub(super) row0: usize,
+    /// Positions that a row sees; 0 for all.
+    pub(super) window: usize,
     /// Size of q: the larger, the more the softmax is one position's.
     pub(super) sharp: f32,
     pub(super) seed: u64,
@@ -35,13 +37,15 @@ pub(super) fn cases() -> impl Strategy<Value = Case> {
     let group = proptest::sample::select(vec![1usize, 2, 3]);
     let head_dim = proptest::sample::select(vec![64usize, 80, 96, 128, 256]);
     let sharp = prop_oneof![Just(0.1f32), Just(3.0), Just(30.0)];
-    (1usize..3, group, head_dim, lens, 0usize..3, sharp, seed()).prop_map(
-        |(kv_heads, group, head_dim, lens, row0, sharp, seed)| Case {
+    let window = proptest::sample::select(vec![0usize, 0, 1, 7, 32, 40]);
+    (1usize..3, group, head_dim, lens, 0usize..3, window, sharp, seed()).prop_map(
+        |(kv_heads, group, head_dim, lens, row0, window, sharp, seed)| Case {
             heads: kv_heads * group,
             kv_heads,
             head_dim,
             rows: packed(&lens),
             row0,
+            window,
             sharp,
             seed,
         },
@@ -61,6 +65,7 @@ impl Case {
             kv_heads: self.kv_heads as u32,
             row0: self.row0 as u32,
             scale: 1.0 / (self.head_dim as f32).sqrt(),
+            window: self.window as u32,
         }
     }
 
@@ -82,7 +87,8 @@ impl Case {
 
     /// The rows that row t sees.
     pub(super) fn seen(&self, t: usize) -> std::ops::RangeInclusive<usize> {
-        self.rows[t][0] as usize..=t
+        let window = if self.window == 0 { usize::MAX } else { self.window };
+        (self.rows[t][0] as usize).max((t + 1).saturating_sub(window))..=t
     }
 
     /// `out [T, H, E]` and `lse [T, H]` of `qkv` without rows before.

@@ -21,7 +21,7 @@ fn looks_up(dtype: DType) {
             let (words, scales) = w.upload(gpu, rows.clone())?;
             let op = gpu.op(&spec(dtype), &[&ids, &words, &scales, &x.tensor])?;
             let (row0, rows) = (rows.start as u32, rows.len() as u32);
-            let params = EmbeddingParams { k_blocks: (w.k / 32) as u32, row0, rows };
+            let params = EmbeddingParams { k_blocks: (w.k / 32) as u32, row0, rows, scale: 1.0 };
             submit(gpu, |commands| record(commands, &op, params, tokens as u32))?;
         }
         // d q is exact: 11 bits of d, at most 13 of scale and quant. With a minimum the sum is
@@ -55,7 +55,7 @@ fn embedding_leaves_rows_of_other_chunks_alone() {
         let (words, scales) = w.upload(gpu, 1..3)?;
         let x = Output::poisoned(gpu, tokens * 32)?;
         let op = gpu.op(&spec(w.dtype), &[&ids, &words, &scales, &x.tensor])?;
-        let params = EmbeddingParams { k_blocks: 1, row0: 1, rows: 2 };
+        let params = EmbeddingParams { k_blocks: 1, row0: 1, rows: 2, scale: 1.0 };
         submit(gpu, |commands| record(commands, &op, params, tokens as u32))?;
         let expected: Vec<_> = (0..tokens * 32)
             .map(|i| (i / 32 % 4, i % 32))

@@ -122,7 +122,7 @@ fn lora_embedding_adds_columns_of_a_to_every_row() {
         let [a, b] = adapters.upload(gpu)?;
         let tensors = [&gpu.upload("token_ids", &ids)?, &x.tensor, &a, &b];
         let op = gpu.op(&lora::embedding_spec(adapters.directory), &tensors)?;
-        let params = EmbeddingParams { d: d as u32, site: 3 };
+        let params = EmbeddingParams { d: d as u32, site: 3, scale: 1.0 };
         submit(gpu, |commands| lora::record_embedding(commands, &op, &params, rows as u32))?;
         let element = |i: usize| {
             let added = adapters.embedded((0, i / d), ids[i / d] as usize, i % d);

@@ -130,7 +130,7 @@ impl Case {
     }
 
     fn params(&self, k: usize) -> LinearParams {
-        let swiglu = self.epilogue == Epilogue::SwiGlu;
+        let swiglu = self.epilogue.is_gated();
         LinearParams {
             m: self.m as u32,
             n: if swiglu { 2 * self.n } else { self.n } as u32,
@@ -148,7 +148,12 @@ impl Case {
 pub(super) fn cases() -> impl Strategy<Value = Case> {
     let style =
         prop_oneof![Just(Style::Chosen), Just(Style::Software), (0u32..4).prop_map(Style::Gpu)];
-    let epilogue = prop_oneof![Just(Epilogue::Store), Just(Epilogue::Add), Just(Epilogue::SwiGlu)];
+    let epilogue = prop_oneof![
+        Just(Epilogue::Store),
+        Just(Epilogue::Add),
+        Just(Epilogue::SwiGlu),
+        Just(Epilogue::GeGlu)
+    ];
     let sizes = (1usize..11, 1usize..150, 0usize..5, 0usize..3, 0usize..7, 0usize..7);
     let variant = (prop_oneof![Just(1u32), Just(2), Just(COLS)], any::<bool>(), epilogue, style);
     (sizes, variant, seed()).prop_map(
@@ -223,7 +228,7 @@ fn oracle(
     let mut y = vec![None; before.len()];
     for m in 0..p.m as usize {
         let row = &x[(p.x_row as usize + m) * w.k..][..w.k];
-        let columns = if epilogue == Epilogue::SwiGlu { p.pair } else { p.n } as usize;
+        let columns = if epilogue.is_gated() { p.pair } else { p.n } as usize;
         for n in 0..columns {
             let at = m * p.y_stride as usize + p.y_offset as usize + n;
             let v = kernel.product(row, gain, w, n, p);
@@ -231,6 +236,7 @@ fn oracle(
                 Epilogue::Store => v,
                 Epilogue::Add => v.plus(before[at].into()),
                 Epilogue::SwiGlu => oracle::swiglu(v, kernel.product(row, gain, w, n + columns, p)),
+                Epilogue::GeGlu => oracle::geglu(v, kernel.product(row, gain, w, n + columns, p)),
             });
         }
     }
@@ -273,7 +279,7 @@ fn matvec_is_the_product_in_every_format() {
 
 #[test]
 fn matvec_makes_every_epilogue_with_and_without_the_norm() {
-    for epilogue in [Epilogue::Store, Epilogue::Add, Epilogue::SwiGlu] {
+    for epilogue in [Epilogue::Store, Epilogue::Add, Epilogue::SwiGlu, Epilogue::GeGlu] {
         for norm in [false, true] {
             for_all(2, cases(), |gpu, case| {
                 check(gpu, DType::Q4_0, &Case { epilogue, norm, ..case.clone() })

@@ -39,7 +39,7 @@ fn matvec_coop_makes_every_epilogue_with_and_without_the_norm() {
     if !matrices("all of it") {
         return;
     }
-    for epilogue in [Epilogue::Store, Epilogue::Add, Epilogue::SwiGlu] {
+    for epilogue in [Epilogue::Store, Epilogue::Add, Epilogue::SwiGlu, Epilogue::GeGlu] {
         for norm in [false, true] {
             for_all(4, coop_cases(), |gpu, case| {
                 check(gpu, DType::Q4_0, &Case { epilogue, norm, ..case.clone() })

@@ -15,6 +15,7 @@ mod cross_entropy;
 mod embedding;
 mod gather_rows;
 mod grad_norm;
+mod heads_backward;
 mod lora;
 mod matmul;
 mod matmul_backward;

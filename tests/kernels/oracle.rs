@@ -5,6 +5,7 @@
 //! [`EPS`] of its result.
 
 use super::Near;
+use epiphyte::base::layout::Activation;
 
 /// One unit in the last place of f32, relative: 2⁻²³.
 pub(super) const EPS: f64 = f32::EPSILON as f64;
@@ -53,6 +54,26 @@ pub(super) fn swiglu(gate: Near, up: Near) -> Near {
     let moved = 1.1 * gate.bound * (up.value.abs() + up.bound) + s.abs() * up.bound;
     // Beyond e^87 the division's precision is not specified; the result is below 87 e^-87 there.
     Near { value, bound: 1.001 * (own + moved) + 1e-35 * (up.value.abs() + 1.0) }
+}
+
+/// `gelu(gate) * up` by its tanh approximation, as [`swiglu`].
+pub(super) fn geglu(gate: Near, up: Near) -> Near {
+    let x = gate.value;
+    let inner = 2.0 * (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
+    let s = x / (1.0 + (-inner).exp());
+    let value = s * up.value;
+    // The polynomial with its constants; then as there; |gelu'| <= 1.13.
+    let own = (8.0 * EPS * inner.abs() + exp_error(inner) + EPS + DIV + EPS) * value.abs();
+    let moved = 1.13 * gate.bound * (up.value.abs() + up.bound) + s.abs() * up.bound;
+    Near { value, bound: 1.001 * (own + moved) + 1e-35 * (up.value.abs() + 1.0) }
+}
+
+/// By the gate.
+pub(super) fn gated(activation: Activation, gate: Near, up: Near) -> Near {
+    match activation {
+        Activation::Silu => swiglu(gate, up),
+        Activation::GeluTanh => geglu(gate, up),
+    }
 }
 
 /// A gradient times `min(1, max_norm / (norm + 1e-6))`, as torch.nn.utils.clip_grad_norm_ clips it.

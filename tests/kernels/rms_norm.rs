@@ -32,7 +32,7 @@ fn rms_norm_is_the_formula() {
         let (x, gain) = (random.vec(rows * k4 * 4, size), random.vec(k4 * 4, 2.0));
         let y = Output::poisoned(gpu, x.len())?;
         let op = gpu.op(
-            &spec(gpu.caps()),
+            &spec(gpu.caps(), false),
             &[&gpu.upload("x", &x)?, &gpu.upload("gain", &gain)?, &y.tensor],
         )?;
         let params = RmsNormParams { rows: rows as u32, k4: k4 as u32, eps };

@@ -182,7 +182,8 @@ fn check(gpu: &Gpu, case: &Case, adapted: bool) -> Checked {
         max_pages,
         site,
         u_width: u_width_u32,
-        pad: [0; 3],
+        eps: 0.0,
+        pad: [0; 2],
         alone,
     };
     submit(gpu, |commands| {

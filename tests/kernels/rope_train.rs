@@ -63,6 +63,7 @@ fn check(gpu: &Gpu, case: &Case) -> Checked {
         kv_heads: case.kv_heads as u32,
         row0: case.row0 as u32,
         direction: case.direction,
+        eps: 0.0,
     };
     submit(gpu, |commands| record(commands, &op, e as u32, params, rows.len() as u32))?;
     let mut expected = vec![None; (case.row0 + rows.len()) * all * e];

@@ -1,5 +1,6 @@
 //! `h[t, i] = silu(gu[t, i]) * gu[t, i + F]`.
 
+use epiphyte::base::layout::Activation;
 use epiphyte::kernels::swiglu::{SwiGluParams, parts, record, spec};
 use proptest::prelude::*;
 
@@ -12,17 +13,21 @@ use super::{Near, Output, Random, for_all, oracle, seed, submit};
 fn swiglu_is_the_formula() {
     // Up to 110: e^110 is infinite in f32, and its silu 0 all the same.
     let size = prop_oneof![Just(1e-3f32), Just(4.0), Just(110.0)];
-    for_all(12, (1usize..9, 1usize..200, size, seed()), |gpu, &(rows, f4, size, seed)| {
+    let gate = prop_oneof![Just(Activation::Silu), Just(Activation::GeluTanh)];
+    let cases = (1usize..9, 1usize..200, size, gate, seed());
+    for_all(12, cases, |gpu, &(rows, f4, size, gate, seed)| {
         let (f, mut random) = (f4 * 4, Random(seed));
         let gu = random.vec(rows * 2 * f, size);
         let h = Output::poisoned(gpu, rows * f)?;
         let params = SwiGluParams { f: f as u32, ..Default::default() };
-        let op = gpu.op(&spec(gpu.caps(), None), &[&gpu.upload("gu", &gu)?, &h.tensor])?;
+        let op = gpu.op(&spec(gpu.caps(), gate, None), &[&gpu.upload("gu", &gu)?, &h.tensor])?;
         submit(gpu, |commands| record(commands, &op, &params, rows as u32))?;
         let exact = |v: f32| Near { value: v.into(), bound: 0.0 };
         let expected: Vec<_> = gu
             .chunks(2 * f)
-            .flat_map(|row| (0..f).map(|i| Some(oracle::swiglu(exact(row[i]), exact(row[i + f])))))
+            .flat_map(|row| {
+                (0..f).map(|i| Some(oracle::gated(gate, exact(row[i]), exact(row[i + f]))))
+            })
             .collect();
         h.check(gpu, &expected)
     });
@@ -45,7 +50,7 @@ fn swiglu_expands_before_and_shrinks_after() {
         let ([a, b], gu_tensor, u_tensor) =
             (adapters.upload(gpu)?, gpu.upload("gu", &gu)?, gpu.upload("u", &u)?);
         let tensors = [&gu_tensor, &h.tensor, &a, &b, &u_tensor, &next.tensor];
-        let op = gpu.op(&spec(gpu.caps(), Some(adapters.directory)), &tensors)?;
+        let op = gpu.op(&spec(gpu.caps(), Activation::Silu, Some(adapters.directory)), &tensors)?;
         let [f_u32, gate_up_width_u32, down_width_u32] =
             [f, gate_up_width, down_width].map(|n| n as u32);
         let params = SwiGluParams {

@@ -1,5 +1,6 @@
 //! The gradient of `h = silu(gate) up` by gate and up, in their place.
 
+use epiphyte::base::layout::Activation;
 use epiphyte::kernels::swiglu_backward::{SwiGluBackwardParams, record, spec};
 use proptest::prelude::*;
 
@@ -44,7 +45,7 @@ fn swiglu_backward_is_the_gradient() {
         let (f, mut random) = (f4 * 4, Random(seed));
         let dh = random.vec((dh_row + rows) * f, 1.0);
         let gu = Output::holding(gpu, random.vec((gu_row + rows) * 2 * f, size), false)?;
-        let op = gpu.op(&spec(), &[&gpu.upload("dh", &dh)?, &gu.tensor])?;
+        let op = gpu.op(&spec(Activation::Silu), &[&gpu.upload("dh", &dh)?, &gu.tensor])?;
         let params =
             SwiGluBackwardParams { f4: f4 as u32, dh_row: dh_row as u32, gu_row: gu_row as u32 };
         submit(gpu, |commands| record(commands, &op, params, rows as u32))?;

@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::common::Random;
 
 const SHAPE: BaseShape = BaseShape {
+    architecture: epiphyte::base::Architecture::Llama,
     num_hidden_layers: 2,
     hidden_size: 18,
     intermediate_size: 26,

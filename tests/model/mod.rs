@@ -3,6 +3,7 @@
 
 pub(crate) mod adapted;
 mod exported;
+mod families;
 mod matrix;
 mod peft;
 mod reference;

@@ -39,6 +39,7 @@ fn config(layers: usize) -> ModelConfig {
         rope_scaling: RopeScaling::None,
         max_position_embeddings: 2048,
         tie_word_embeddings: true,
+        traits: epiphyte::base::Traits::default(),
     }
 }
 

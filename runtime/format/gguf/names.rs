@@ -23,27 +23,54 @@ const LAYER: [(&str, &str); 11] = [
     ("ffn_down", "mlp.down_proj"),
 ];
 
-/// The Hugging Face module path of a GGUF tensor; `None` for a name this runtime has no use for.
+/// Those of families that name modules of a layer otherwise; they come first.
+const OWN: [(&str, &str, &str); 3] = [
+    ("gemma3", "post_attention_norm", "post_attention_layernorm"),
+    ("gemma3", "ffn_norm", "pre_feedforward_layernorm"),
+    ("gemma3", "post_ffw_norm", "post_feedforward_layernorm"),
+];
+
+/// Families whose files interleave the halves of each head of q and k.
+const INTERLEAVED: [&str; 3] = ["llama", "granite", "smollm3"];
+
+/// Whether files of a family interleave the halves of each head of q and k.
+pub(crate) fn interleaves(architecture: &str) -> bool {
+    INTERLEAVED.contains(&architecture)
+}
+
+/// Modules of a layer of a family: GGUF's name, Hugging Face's.
+fn modules(architecture: &str) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let own = OWN.iter().filter(move |(of, ..)| *of == architecture);
+    own.map(|&(_, gguf, hf)| (gguf, hf)).chain(LAYER)
+}
+
+/// The Hugging Face module path of a llama's GGUF tensor; `None` for a name this runtime has no use
+/// for.
 pub fn hf_name(gguf: &str) -> Option<String> {
+    hf_name_in("llama", gguf)
+}
+
+/// The Hugging Face module path of a GGUF tensor of a family.
+pub(super) fn hf_name_in(architecture: &str, gguf: &str) -> Option<String> {
     if let Some((_, hf)) = GLOBAL.iter().find(|(name, _)| *name == gguf) {
         return Some((*hf).into());
     }
     let (layer, rest) = gguf.strip_prefix("blk.")?.split_once('.')?;
     let (module, part) = rest.split_once('.')?;
-    let (_, hf) = LAYER.iter().find(|(name, _)| *name == module)?;
+    let (_, hf) = modules(architecture).find(|(name, _)| *name == module)?;
     // `blk.00` would be a second name for layer 0.
     let canonical = layer.parse::<u32>().is_ok_and(|n| n.to_string() == layer);
     (canonical && matches!(part, "weight" | "bias"))
         .then(|| format!("model.layers.{layer}.{hf}.{part}"))
 }
 
-/// The GGUF tensor of a Hugging Face path, [`hf_name`]'s inverse.
-pub(crate) fn gguf_name(hf: &str) -> Option<String> {
+/// The GGUF tensor of a Hugging Face path, [`hf_name_in`]'s inverse.
+pub(crate) fn gguf_name(architecture: &str, hf: &str) -> Option<String> {
     if let Some((gguf, _)) = GLOBAL.iter().find(|(_, name)| *name == hf) {
         return Some((*gguf).into());
     }
     let (layer, rest) = hf.strip_prefix("model.layers.")?.split_once('.')?;
     let (module, part) = rest.rsplit_once('.')?;
-    let (gguf, _) = LAYER.iter().find(|(_, name)| *name == module)?;
+    let (gguf, _) = modules(architecture).find(|(_, name)| *name == module)?;
     Some(format!("blk.{layer}.{gguf}.{part}"))
 }
