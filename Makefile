@@ -12,8 +12,8 @@ help: ## list these targets
 demo: ## build, fetch the default model once, answer, swap adapters, train a few steps (PROMPT="...", TOKENS=96, QUICK=1)
 	@.ci/demo
 
-test: model ## run every test, and say what could not be run here
-	@.ci/summary cargo test --release --workspace
+test: model ## run every test, Kotlin's too, and say what could not be run here
+	@.ci/summary sh -c 'cargo test --release --workspace && .ci/kotlin'
 	cargo run --release --quiet -p epiphyte-cli --example session
 
 kotlin: model ## test the Kotlin library on a JVM, where there are a JDK and Maven (EPIPHYTE_OVERHEAD=1 also times it)

@@ -15,13 +15,21 @@ SHOWN = 10
 INPUT = re.compile(r"^ *[0-9a-f]+ +[0-9a-f]+ +([0-9a-f]+) +\d+ {9}(\S.*):\(([^)]*)\)$")
 OUTPUT = re.compile(r"^ *[0-9a-f]+ +[0-9a-f]+ +([0-9a-f]+) +\d+ (\.\S+)$")
 CRATE = re.compile(r"(?:lib)?(\w+)-[0-9a-f]{16}\b")
+# Rust's mangled names spell a crate `Cs`, a hash, and the name behind its length; the first is whose code it is.
+MANGLED = re.compile(r"Cs[0-9A-Za-z]*_(\d+)_?(\w+)")
 # These take no room in the file, or are not in a stripped one.
 EMPTY = (".bss", ".tbss", ".symtab", ".strtab", ".shstrtab", ".comment", ".relro_padding")
 
 
-def crate(path):
-    found = CRATE.match(os.path.basename(path.split("(")[0]))
-    return found[1] if found else os.path.basename(path) if path.startswith("/") else "the linker"
+def crate(path, section):
+    if mangled := MANGLED.search(section):
+        return mangled[2][: int(mangled[1])]
+    name = os.path.basename(path.split("(")[0])
+    # All crates in one, when they are optimised together: what has no name of its own.
+    if name.endswith(".rcgu.o"):
+        return "constants"
+    found = CRATE.match(name)
+    return found[1] if found else name if path.startswith("/") else "the linker"
 
 
 def weights(lines):
@@ -34,7 +42,7 @@ def weights(lines):
         elif (match := INPUT.match(line)) and section not in EMPTY:
             # Frames are many small pieces of one table.
             if section != ".eh_frame":
-                found[crate(match[2])] += int(match[1], 16)
+                found[crate(match[2], match[3])] += int(match[1], 16)
                 made -= int(match[1], 16)
     found[section] += made
     return Counter({name: size for name, size in found.items() if name and name not in EMPTY and size > 0})

@@ -152,7 +152,7 @@ pub struct Engine {
 
 impl Engine {
     /// Rung at each change of state.
-    pub(crate) fn bell(&self) -> &Bell {
+    pub(crate) fn bell(&self) -> &Arc<Bell> {
         &self.bell
     }
 

@@ -37,7 +37,7 @@ pub use engine::{DeviceWork, Engine, EngineOptions, LoadListener, LoadPhase, Loa
 pub use error::EpiphyteError;
 pub use generation::Generation;
 pub use lifecycle::{
-    EnginePhase, EngineState, MemoryLevel, MemoryReport, ThermalState, TrainingPace,
+    EnginePhase, EngineState, MemoryLevel, MemoryReport, States, ThermalState, TrainingPace,
     memory_level_from_memory_warning, memory_level_from_trim_memory, thermal_state_from_android,
 };
 pub use options::{

@@ -1,7 +1,8 @@
 //! What an app tells its engine of the phone, and what it sees of the engine: `docs/lifecycle.md`.
 
 use std::future::poll_fn;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 use std::task::{Poll, Waker};
 
 use epiphyte::engine as runtime;
@@ -252,18 +253,51 @@ impl Engine {
         Ok(self.lease()?.state().into())
     }
 
-    /// The state once there are more `changes` than these: at once, or when there is a change. Those
-    /// that come while nobody waits are one. Throws `Closed` when the engine is closed.
-    pub async fn next_state(&self, changes: i64) -> Result<EngineState, EpiphyteError> {
+    /// What the engine is now, and then each change until it is closed.
+    pub fn states(self: Arc<Self>) -> Arc<States> {
+        Arc::new(States {
+            bell: Arc::clone(self.bell()),
+            engine: Arc::downgrade(&self),
+            seen: AtomicI64::new(-1),
+            over: AtomicBool::new(false),
+        })
+    }
+}
+
+/// An engine's states, one after another; it keeps no engine open. For one who waits at a time.
+#[derive(uniffi::Object)]
+pub struct States {
+    engine: Weak<Engine>,
+    bell: Arc<Bell>,
+    /// `changes` of the last one.
+    seen: AtomicI64,
+    over: AtomicBool,
+}
+
+#[uniffi::export]
+impl States {
+    /// The state, at once the first time and then when there was a change; changes that come while
+    /// nobody waits are one. None from when the engine is closed, or this cancelled.
+    pub async fn next(&self) -> Option<EngineState> {
         poll_fn(|context| {
             // Before it looks: a change in between rings.
-            remember(&mut lock(&self.bell().0), context.waker());
-            match self.state() {
-                Ok(state) if state.changes <= changes => Poll::Pending,
-                state => Poll::Ready(state),
+            remember(&mut lock(&self.bell.0), context.waker());
+            let engine = self.engine.upgrade().filter(|_| !self.over.load(Ordering::SeqCst));
+            let state = engine.and_then(|engine| engine.state().ok());
+            let seen = self.seen.load(Ordering::SeqCst);
+            if state.is_some_and(|state| state.changes <= seen) {
+                return Poll::Pending;
             }
+            self.seen.store(state.map_or(seen, |state| state.changes), Ordering::SeqCst);
+            Poll::Ready(state)
         })
         .await
+    }
+
+    /// Ends it, for who waits as well.
+    pub fn cancel(&self) {
+        self.over.store(true, Ordering::SeqCst);
+        self.bell.ring();
     }
 }
 

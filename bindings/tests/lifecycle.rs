@@ -6,8 +6,9 @@ use std::task::{Context, Poll, Waker};
 use std::thread;
 
 use epiphyte_bindings::{
-    EnginePhase, EpiphyteError, KvPolicy, MemoryClass, MemoryLevel, ThermalState, TrainingPace,
-    memory_level_from_memory_warning, memory_level_from_trim_memory, thermal_state_from_android,
+    EnginePhase, EngineState, EpiphyteError, KvPolicy, MemoryClass, MemoryLevel, States,
+    ThermalState, TrainingPace, memory_level_from_memory_warning, memory_level_from_trim_memory,
+    thermal_state_from_android,
 };
 use pollster::block_on;
 
@@ -80,27 +81,50 @@ fn heat_changes_the_pace_and_nothing_else() {
     }
 }
 
+/// A state that another thread waits for.
+fn awaited(states: &Arc<States>) -> thread::JoinHandle<Option<EngineState>> {
+    let states = Arc::clone(states);
+    thread::spawn(move || block_on(states.next()))
+}
+
+fn pending(states: &States) -> bool {
+    let mut next = Box::pin(states.next());
+    next.as_mut().poll(&mut Context::from_waker(Waker::noop())) == Poll::Pending
+}
+
 #[test]
 fn a_change_of_state_is_waited_for() {
     let engine = engine();
-    let before = engine.state().unwrap();
-    let waiting = {
-        let engine = Arc::clone(&engine);
-        thread::spawn(move || block_on(engine.next_state(before.changes)))
-    };
+    let (states, late) = (Arc::clone(&engine).states(), Arc::clone(&engine).states());
+    let before = block_on(states.next()).unwrap();
+    assert_eq!(before, engine.state().unwrap());
+    assert!(pending(&states));
+    let waiting = awaited(&states);
     engine.thermal(ThermalState::Fair);
     let after = waiting.join().unwrap().unwrap();
     assert!(after.changes > before.changes && after.thermal == ThermalState::Fair);
     // One that was missed is there at once; one that has not come is not.
-    assert_eq!(block_on(engine.next_state(before.changes)), Ok(after));
-    let mut next = Box::pin(engine.next_state(after.changes));
-    assert_eq!(next.as_mut().poll(&mut Context::from_waker(Waker::noop())), Poll::Pending);
-    let waiting = {
-        let engine = Arc::clone(&engine);
-        thread::spawn(move || block_on(engine.next_state(after.changes)))
-    };
+    assert_eq!(block_on(late.next()), Some(after));
+    assert!(pending(&late) && pending(&states));
+    let waiting = [awaited(&states), awaited(&late)];
+    late.cancel();
+    let [closed, cancelled] = waiting;
+    assert_eq!(cancelled.join().unwrap(), None);
+    assert!(!closed.is_finished());
     engine.close();
-    assert!(matches!(waiting.join().unwrap(), Err(EpiphyteError::Closed { .. })));
+    assert_eq!(closed.join().unwrap(), None);
+    assert_eq!(block_on(Arc::clone(&engine).states().next()), None);
+}
+
+#[test]
+fn who_waits_for_a_state_keeps_no_engine() {
+    let engine = engine();
+    let states = Arc::clone(&engine).states();
+    block_on(states.next()).unwrap();
+    let (waiting, gone) = (awaited(&states), Arc::downgrade(&engine));
+    drop(engine);
+    assert_eq!(waiting.join().unwrap(), None);
+    assert!(gone.upgrade().is_none());
 }
 
 #[test]
@@ -113,7 +137,6 @@ fn a_closed_engine_minds_nothing() {
     let closed = |error| matches!(error, Some(EpiphyteError::Closed { .. }));
     assert!(closed(engine.state().err()) && closed(engine.class_bytes().err()));
     assert!(closed(block_on(engine.memory_pressure(MemoryLevel::Low)).err()));
-    assert!(closed(block_on(engine.next_state(0)).err()));
 }
 
 #[test]

@@ -17,6 +17,7 @@ final class Assistant {
     private let bundled: [String: URL]
     private let folder: URL
     private var engine: Engine?
+    private var signals: DeviceSignals?
     private var running: Task<Void, Never>?
 
     /// `bundled` are the adapters that come with the app, by name; those learnt here are kept in `folder`.
@@ -38,6 +39,7 @@ final class Assistant {
             }
             features.sort()
             self.engine = engine
+            signals = engine.follow()
             isReady = true
         }
     }

@@ -2,7 +2,7 @@ import EpiphyteCore
 import Foundation
 
 /// One base model in memory, shared by any number of sessions. Usable from any thread; no call blocks one. Memory on the
-/// device is freed with the last that uses it, or by `close()`.
+/// device is freed with the last that holds it, a session or a trainer of it too, or by `close()`.
 public final class Engine: Sendable {
     let core: EpiphyteCore.Engine
 
@@ -23,18 +23,18 @@ public final class Engine: Sendable {
         onProgress: (@Sendable (LoadProgress) throws -> Void)? = nil
     ) async throws -> Engine {
         let listener = onProgress.map(ProgressListener.init)
-        let cached = options.inCacheFolder()
+        let cached = options.cached(in: EngineOptions.appCaches)
         return try await untilCancelled {
             Engine(try await EpiphyteCore.Engine.open(source: source, options: cached, listener: listener))
         }
     }
 
     /// An empty session.
-    public func session() throws -> Session { Session(try core.session()) }
+    public func session() throws -> Session { Session(try core.session(), of: self) }
 
     /// A session from a file that `Session.save` wrote. Its adapters have to be loaded under the ids they had.
     public func restore(from file: URL) async throws -> Session {
-        try await untilCancelled { [core] in Session(try await core.restore(path: file.path)) }
+        try await untilCancelled { Session(try await self.core.restore(path: file.path), of: self) }
     }
 
     /// Reads an adapter, a PEFT folder or a GGUF LoRA, and puts it on the device under `id`. One of that id is replaced;
@@ -78,7 +78,7 @@ public final class Engine: Sendable {
     }
 
     /// A training run on this engine's model, in the folder that `options` names.
-    public func trainer(_ options: TrainOptions) throws -> Trainer { Trainer(try core.trainer(options: options)) }
+    public func trainer(_ options: TrainOptions) throws -> Trainer { Trainer(try core.trainer(options: options), of: self) }
 
     /// Most tokens of a session.
     public var context: Int { get throws { Int(try core.context()) } }
@@ -88,6 +88,9 @@ public final class Engine: Sendable {
 
     /// Bytes of device memory that everything of this engine takes now, training included.
     public var deviceBytes: Int64 { get throws { try core.deviceBytes() } }
+
+    /// The same by what it is for.
+    public var classBytes: [ClassBytes] { get throws { try core.classBytes() } }
 
     /// Names the loaded model: what adapters and saved sessions are made for.
     public var fingerprint: String { get throws { try core.fingerprint() } }
@@ -105,6 +108,29 @@ public final class Engine: Sendable {
         try await EpiphyteCore.memoryPlan(source: .path(path: model.path), options: options)
     }
 
+    /// What the engine is now, and what has befallen it.
+    public var state: EngineState { get throws { try core.state() } }
+
+    /// The state, and then each change until the engine is closed; those that come while nobody waits are one.
+    public var states: EngineStates { EngineStates(core: core.states()) }
+
+    /// Gives memory back to the phone. All comes back when it is next needed, and nothing that is said or learnt changes.
+    @discardableResult
+    public func memoryPressure(_ level: MemoryLevel) async throws -> MemoryReport {
+        try await core.memoryPressure(level: level)
+    }
+
+    /// Tells how hot the device is: training slows down, then pauses; then answers rest as well.
+    public func thermal(_ state: ThermalState) { core.thermal(state: state) }
+
+    /// Lets the GPU rest until `foreground()`; iOS ends an app that uses it in the background. What needs it throws
+    /// `background` and can be called again then; training waits. The one call that waits where it is called, for what the
+    /// GPU has been given: tens of milliseconds.
+    public func background() { core.background() }
+
+    /// Ends `background()`.
+    public func foreground() { core.foreground() }
+
     /// Closes it with all its sessions, answers and training runs, which throw `closed` from now on. Never waits; a second
     /// close does nothing.
     public func close() { core.close() }
@@ -114,16 +140,19 @@ public final class Engine: Sendable {
 }
 
 extension EngineOptions {
-    /// Where nothing else is said, what was compiled is kept in the app's own cache folder; the library knows those of
-    /// other systems itself.
-    fileprivate func inCacheFolder() -> EngineOptions {
+    /// With a place for what was compiled where none is named: a folder of its own among `caches`.
+    func cached(in caches: URL?) -> EngineOptions {
+        var options = self
+        options.cacheDir = cacheDir ?? caches?.appendingPathComponent("epiphyte").path
+        return options
+    }
+
+    /// The app's own; the library knows those of systems other than Apple's itself.
+    static var appCaches: URL? {
         #if canImport(Darwin)
-            var options = self
-            let folder = FileManager.default.urls(for: .cachesDirectory, in: .userDomainMask).first
-            options.cacheDir = cacheDir ?? folder?.appendingPathComponent("epiphyte").path
-            return options
+            FileManager.default.urls(for: .cachesDirectory, in: .userDomainMask).first
         #else
-            return self
+            nil
         #endif
     }
 }

@@ -5,8 +5,13 @@ import Foundation
 /// it, and throws `busy` while an answer is running. What it holds is freed with it, or by `close()`.
 public final class Session: Sendable {
     let core: EpiphyteCore.Session
+    /// Stays open with it.
+    private let engine: Engine
 
-    init(_ core: EpiphyteCore.Session) { self.core = core }
+    init(_ core: EpiphyteCore.Session, of engine: Engine) {
+        self.core = core
+        self.engine = engine
+    }
 
     /// Makes the session hold this conversation in the model's own template, ready for an answer. What it holds of it
     /// already is not computed again.
@@ -43,7 +48,7 @@ public final class Session: Sendable {
     public func adapters() async throws -> [AdapterWeight] { try await core.adapters() }
 
     /// A second session that goes on from the same point; what was computed is shared.
-    public func fork() async throws -> Session { Session(try await core.fork()) }
+    public func fork() async throws -> Session { Session(try await core.fork(), of: engine) }
 
     /// Writes everything to a file that `Engine.restore` reads. Complete or not there at all.
     public func save(to file: URL) async throws { try await core.save(path: file.path) }

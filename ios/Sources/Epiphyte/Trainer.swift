@@ -4,8 +4,13 @@ import EpiphyteCore
 /// also after the app was killed: to the same bits as without the interruption.
 public final class Trainer: Sendable {
     let core: EpiphyteCore.Trainer
+    /// Stays open with it.
+    private let engine: Engine
 
-    init(_ core: EpiphyteCore.Trainer) { self.core = core }
+    init(_ core: EpiphyteCore.Trainer, of engine: Engine) {
+        self.core = core
+        self.engine = engine
+    }
 
     /// Trains to the end, or until it is stopped or the task is cancelled, and leaves the adapter in the folder.
     /// `onProgress` hears of each step, on a thread of the library's; what it throws stops the run.

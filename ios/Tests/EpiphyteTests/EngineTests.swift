@@ -1,6 +1,7 @@
-import Epiphyte
 import Foundation
 import Testing
+
+@testable import Epiphyte
 
 @Suite struct EngineTests {
     @Test func opensWithProgress() async throws {
@@ -75,6 +76,14 @@ import Testing
     ])
     func wrongOptionsAreRefused(options: EngineOptions) async throws {
         #expect(await ["invalidArgument", "noGpu"].contains(cause { _ = try await Engine.open(tinyModel, options: options) }))
+    }
+
+    @Test func cacheIsTheAppsUnlessAnotherIsNamed() {
+        let caches = URL(fileURLWithPath: "/app/Library/Caches")
+        #expect(EngineOptions().cached(in: caches).cacheDir == "/app/Library/Caches/epiphyte")
+        #expect(EngineOptions(cacheDir: "/mine").cached(in: caches).cacheDir == "/mine")
+        #expect(EngineOptions(cacheDir: "").cached(in: caches).cacheDir == "", "none is wanted")
+        #expect(EngineOptions().cached(in: nil).cacheDir == nil)
     }
 
     @Test func cacheIsKeptWhereItIsAskedFor() async throws {

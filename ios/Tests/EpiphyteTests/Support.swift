@@ -41,6 +41,25 @@ func withFolder(isolation: isolated (any Actor)? = #isolation, _ body: (URL) asy
     try await body(folder)
 }
 
+/// Writes `new` where `old` begins in the file.
+func tamper(_ file: URL, _ old: String, _ new: String) throws {
+    var bytes = try Data(contentsOf: file)
+    let found = try #require(bytes.range(of: Data(old.utf8)), "\(old) is not there")
+    let place = found.lowerBound..<found.lowerBound + new.utf8.count
+    try #require(bytes[place] != Data(new.utf8), "it is \(new) already")
+    bytes.replaceSubrange(place, with: Data(new.utf8))
+    try bytes.write(to: file)
+}
+
+/// The tiny model as one that was made for 2,048 tokens, not 256.
+func longTinyModel(_ folder: URL) throws -> URL {
+    let file = folder.appendingPathComponent("model.gguf")
+    try FileManager.default.copyItem(at: tinyModel, to: file)
+    let contextLength = "llama.context_length\u{4}\u{0}\u{0}\u{0}"
+    try tamper(file, contextLength, contextLength + "\u{0}\u{8}")
+    return file
+}
+
 /// The error that `body` throws.
 func thrown(_ body: () async throws -> Void) async -> EpiphyteError? {
     do {

@@ -2,6 +2,7 @@ package dev.epiphyte
 
 import java.io.File
 import kotlinx.coroutines.flow.Flow
+import kotlinx.coroutines.flow.StateFlow
 
 /**
  * One base model in memory, shared by any number of [Session]s. Usable from any thread, and nothing
@@ -9,13 +10,13 @@ import kotlinx.coroutines.flow.Flow
  */
 public class Engine private constructor(private val core: CoreEngine) : AutoCloseable {
     /** An empty session. */
-    public fun session(): Session = Session(calling { core.session() })
+    public fun session(): Session = Session(calling { core.session() }, this)
 
     /**
      * A session from a file that [Session.save] wrote; its adapters have to be loaded under the ids
      * they had.
      */
-    public suspend fun restore(file: File): Session = Session(calling { core.restore(file.path) })
+    public suspend fun restore(file: File): Session = Session(calling { core.restore(file.path) }, this)
 
     /**
      * Reads an adapter and puts it on the device under [id]. One of that id is replaced; sessions
@@ -54,7 +55,8 @@ public class Engine private constructor(private val core: CoreEngine) : AutoClos
     public fun batch(sequences: List<BatchSequence>): Flow<BatchToken> = batchOf(core, sequences)
 
     /** A training run on this engine's model; [Trainer.run] begins it, or goes on with it. */
-    public fun trainer(options: TrainOptions): Trainer = Trainer(calling { core.trainer(options) })
+    public fun trainer(options: TrainOptions): Trainer =
+        Trainer(calling { core.trainer(options) }, this)
 
     /** Most tokens of a session. */
     public val context: Int get() = calling { core.context() }
@@ -65,6 +67,9 @@ public class Engine private constructor(private val core: CoreEngine) : AutoClos
     /** Bytes of device memory that everything of this engine takes now, training included. */
     public val deviceBytes: Long get() = calling { core.deviceBytes() }
 
+    /** The same by what it is for. */
+    public val classBytes: List<ClassBytes> get() = calling { core.classBytes() }
+
     /** What the device has done so far; of a start, the kernels that were tested and compiled. */
     public val counters: DeviceWork get() = calling { core.counters() }
 
@@ -73,6 +78,29 @@ public class Engine private constructor(private val core: CoreEngine) : AutoClos
 
     /** Whether the self-test found that the device computes training right. */
     public val trains: Boolean get() = calling { core.trains() }
+
+    /** What the engine is and what has befallen it; after [close], what it was last. */
+    public val state: StateFlow<EngineState> = States(core)
+
+    /**
+     * Gives memory back to the phone. All comes back when it is next needed, and nothing that is said
+     * or learnt changes by it.
+     */
+    public suspend fun memoryPressure(level: MemoryLevel): MemoryReport =
+        calling { core.memoryPressure(level) }
+
+    /** Tells how hot the device is: training slows down, then pauses; then answers rest as well. */
+    public fun thermal(state: ThermalState): Unit = calling { core.thermal(state) }
+
+    /**
+     * Lets the GPU rest until [foreground]. What needs it throws [EpiphyteException.Background] and
+     * can be called again then; training waits. The one call that waits where it is called, for what
+     * the GPU has been given: tens of milliseconds.
+     */
+    public fun background(): Unit = calling { core.background() }
+
+    /** Ends [background]. */
+    public fun foreground(): Unit = calling { core.foreground() }
 
     /**
      * Closes it with all its sessions, answers and training runs, which throw

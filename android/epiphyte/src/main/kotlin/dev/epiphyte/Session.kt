@@ -10,7 +10,11 @@ import kotlinx.coroutines.withContext
  * A conversation or a document in progress. Usable from any thread; a call waits for the one before
  * it, and throws [EpiphyteException.Busy] while an answer is running, except [setAdapters].
  */
-public class Session internal constructor(internal val core: CoreSession) : AutoCloseable {
+public class Session internal constructor(
+    internal val core: CoreSession,
+    /** Held, so that it is not collected, which closes it, while the session is in use. */
+    private val engine: Engine,
+) : AutoCloseable {
     @Volatile private var answer: CoreGeneration? = null
     @Volatile private var last: AnswerStats? = null
 
@@ -95,7 +99,7 @@ public class Session internal constructor(internal val core: CoreSession) : Auto
     }
 
     /** A second session that goes on from the same point; what was computed is shared. */
-    public suspend fun fork(): Session = Session(calling { core.fork() })
+    public suspend fun fork(): Session = Session(calling { core.fork() }, engine)
 
     /** Writes everything to a file that [Engine.restore] reads. Complete or not there at all. */
     public suspend fun save(file: File): Unit = calling { core.save(file.path) }

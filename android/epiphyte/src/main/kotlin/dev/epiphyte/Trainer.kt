@@ -14,7 +14,11 @@ import kotlinx.coroutines.withContext
  * A training run in a folder. What was begun there and not finished goes on, also after the app was
  * killed.
  */
-public class Trainer internal constructor(private val core: CoreTrainer) {
+public class Trainer internal constructor(
+    private val core: CoreTrainer,
+    /** Held, so that it is not collected, which closes it, while the trainer is in use. */
+    private val engine: Engine,
+) {
     private val latest = MutableStateFlow<TrainProgress?>(null)
 
     /** Where the run stands; null before its first word. */

@@ -34,7 +34,9 @@ class KilledTest {
     private fun start(folder: File): Process {
         val java = File(System.getProperty("java.home"), "bin/java").path
         val properties = listOf("jna.library.path", "epiphyte.repository", "epiphyte.model").map { "-D$it=${System.getProperty(it)}" }
-        val command = listOf(java) + properties + listOf("-cp", System.getProperty("java.class.path"), KilledRun::class.java.name, folder.path)
+        // A process of a few seconds is started faster than it is compiled.
+        val quick = listOf("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto")
+        val command = listOf(java) + quick + properties + listOf("-cp", System.getProperty("java.class.path"), KilledRun::class.java.name, folder.path)
         return ProcessBuilder(command).redirectError(ProcessBuilder.Redirect.INHERIT).start()
     }
 

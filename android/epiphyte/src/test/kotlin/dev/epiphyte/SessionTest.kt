@@ -4,6 +4,7 @@ import java.io.File
 import kotlin.test.Test
 import kotlin.test.assertEquals
 import kotlin.test.assertTrue
+import kotlinx.coroutines.delay
 
 class SessionTest {
     @Test
@@ -94,6 +95,16 @@ class SessionTest {
         val error = assertThrown<EpiphyteException.InvalidArgument> { session.setMessages(secret) }
         assertTrue("secret" !in error.message && "broken" !in error.message)
         assertEquals("extra_json", error.name)
+    }
+
+    @Test
+    fun `a session keeps its engine`() = running {
+        val session = Engine.open(tinyModel, EngineOptions(context = 64)).prompted()
+        repeat(5) {
+            System.gc()
+            delay(20)
+        }
+        assertTrue(session.answer(2).isNotEmpty())
     }
 
     @Test

@@ -20,6 +20,12 @@ internal fun repository(path: String) = File(System.getProperty("epiphyte.reposi
 internal val tinyModel = repository("tests/golden/tiny_llama.gguf")
 internal val defaultModel = File(System.getProperty("epiphyte.model"))
 
+/** The tiny model as one that was made for 2,048 tokens, not 256. */
+internal fun longTinyModel(folder: File): File = tinyModel.copyTo(File(folder, "model.gguf")).apply {
+    val contextLength = "llama.context_length\u0004\u0000\u0000\u0000"
+    tamper(contextLength, contextLength + "\u0000\u0008")
+}
+
 /** Adapters that PEFT wrote for the tiny model. */
 internal fun peft(name: String) = repository("tests/golden/peft_logits/$name")
 
@@ -100,3 +106,11 @@ internal fun lesson(
 )
 
 internal fun learnt(folder: File): List<Byte> = File(folder, "adapter_model.safetensors").readBytes().asList()
+
+/** Writes [new] where [old] begins in the file. */
+internal fun File.tamper(old: String, new: String) {
+    val text = readBytes().toString(Charsets.ISO_8859_1)
+    val at = text.indexOf(old)
+    check(at >= 0 && !text.startsWith(new, at)) { "$old is not there, or is $new already" }
+    writeText(text.replaceRange(at, at + new.length, new), Charsets.ISO_8859_1)
+}

@@ -33,7 +33,7 @@ public suspend fun Trainer.work(onProgress: ((TrainProgress) -> Unit)? = null): 
 /** It is the phone's present state that is in the way. */
 private val EpiphyteException.mayPass: Boolean
     get() = when (this) {
-        is EpiphyteException.Busy, is EpiphyteException.Closed,
+        is EpiphyteException.Busy, is EpiphyteException.Closed, is EpiphyteException.Background,
         is EpiphyteException.DeviceLost, is EpiphyteException.OutOfMemory -> true
         else -> false
     }

@@ -12,6 +12,7 @@ import android.widget.Spinner
 import android.widget.TextView
 import dev.epiphyte.ModelSource
 import dev.epiphyte.android.Epiphyte
+import dev.epiphyte.android.follow
 import java.io.File
 import kotlinx.coroutines.CoroutineScope
 import kotlinx.coroutines.Job
@@ -27,6 +28,7 @@ class MainActivity : Activity() {
     private val scope: CoroutineScope = MainScope()
     private lateinit var assistant: Assistant
     private var running: Job? = null
+    private var signals: AutoCloseable? = null
 
     private val feature by lazy { Spinner(this) }
     private val prompt by lazy { field("What is an epiphyte?") }
@@ -43,12 +45,16 @@ class MainActivity : Activity() {
         Epiphyte.start(this)
         assistant = Assistant(ModelSource.Path(File(filesDir, "model.gguf").path), emptyMap(), File(filesDir, "adapters"))
         setContentView(layout())
-        scope.launch { assistant.open() }
+        scope.launch {
+            assistant.open()
+            signals = assistant.engine?.follow(this@MainActivity, scope)
+        }
         scope.launch { assistant.screen.collect(::show) }
     }
 
     override fun onDestroy() {
         scope.cancel()
+        signals?.close()
         assistant.close()
         super.onDestroy()
     }

@@ -1,8 +1,8 @@
 package dev.epiphyte.sample
 
 import dev.epiphyte.ModelSource
-import dev.epiphyte.defaultModel
-import dev.epiphyte.demo
+import dev.epiphyte.longTinyModel
+import dev.epiphyte.peft
 import dev.epiphyte.running
 import dev.epiphyte.until
 import dev.epiphyte.withFolder
@@ -16,28 +16,30 @@ import kotlinx.coroutines.cancelAndJoin
 import kotlinx.coroutines.launch
 
 class AssistantTest {
-    private val bundled = mapOf("pirate" to demo("pirate"))
+    private val bundled = mapOf("plain" to peft("plain"))
 
     @Test
     fun `asks, teaches and asks again`() = running {
         withFolder { folder ->
-            Assistant(ModelSource.Path(defaultModel.path), bundled, folder).use { assistant ->
+            val model = ModelSource.Path(longTinyModel(folder).path)
+            val adapters = File(folder, "adapters")
+            Assistant(model, bundled, adapters).use { assistant ->
                 assistant.open()
-                assertEquals(listOf("pirate"), assistant.screen.value.features)
-                assistant.ask("What is the sun?", "pirate")
-                assertContains(assistant.screen.value.answer, "Arr")
+                assertEquals(listOf("plain"), assistant.screen.value.features)
+                assistant.ask("What is the sun?", "plain")
+                assertTrue(assistant.screen.value.answer.isNotEmpty())
                 assertTrue(assistant.screen.value.tokensPerSecond!! > 0)
 
                 val teaching = launch { assistant.teach("mine", listOf(Lesson("What is our cat called?", "Pixel"))) }
                 until { assistant.screen.value.losses.isNotEmpty() }
                 teaching.cancelAndJoin()
                 assertNull(assistant.screen.value.problem)
-                assertEquals(listOf("pirate"), assistant.screen.value.features)
+                assertEquals(listOf("plain"), assistant.screen.value.features)
             }
             // Begun and stopped: its folder is a feature from the next start on.
-            Assistant(ModelSource.Path(defaultModel.path), bundled, folder).use { assistant ->
+            Assistant(model, bundled, adapters).use { assistant ->
                 assistant.open()
-                assertEquals(listOf("mine", "pirate"), assistant.screen.value.features)
+                assertEquals(listOf("mine", "plain"), assistant.screen.value.features)
             }
         }
     }
