@@ -54,6 +54,7 @@ mod kernels;
 #[doc(hidden)]
 pub mod kernels;
 mod kind;
+pub mod library;
 pub mod merge;
 #[cfg(all(feature = "gpu", not(feature = "internals")))]
 mod model;
@@ -79,7 +80,7 @@ pub mod tokenizer;
 #[cfg(feature = "gpu")]
 pub mod train;
 
-pub use cache::{DEFAULT_MODEL, cache_dir, default_model, named_model};
+pub use cache::{DEFAULT_MODEL, cache_dir, default_model};
 pub use cancel::CancelToken;
 pub use chat::Message;
 pub use dtype::DType;

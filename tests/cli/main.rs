@@ -10,6 +10,7 @@ mod common;
 mod curves;
 mod eval;
 mod federated;
+mod library;
 mod merge;
 mod outputs;
 mod quantize;
@@ -81,6 +82,9 @@ fn help_names_every_command() {
         "inspect",
         "quantize",
         "checkpoint",
+        "list",
+        "add",
+        "remove",
         "plan",
         "doctor",
         "adapter",
