@@ -166,7 +166,8 @@ fn weights_that_are_not_those_of_the_config_are_named() {
     let q = "model.layers.0.self_attn.q_proj.weight";
     let missing = |name: &str| Error::MissingTensor { name: name.into() }.to_string();
     type Tensors = Vec<(String, Dtype, Vec<usize>, Vec<u8>)>;
-    let cases: [(&str, fn(&mut Tensors), String); 4] = [
+    type Case = (&'static str, fn(&mut Tensors), String);
+    let cases: [Case; 4] = [
         ("gone", |all| all.retain(|tensor| !tensor.0.contains("0.self_attn.q_proj")), missing(q)),
         (
             "extra",

@@ -217,7 +217,7 @@ fn keys_tell_what_was_done() {
 }
 
 fn importance(column: usize) -> f32 {
-    if column % 4 == 0 { 50.0 } else { 1.0 }
+    if column.is_multiple_of(4) { 50.0 } else { 1.0 }
 }
 
 /// An old imatrix: importance of q's columns.
