@@ -53,6 +53,7 @@ mod kernels;
 #[doc(hidden)]
 pub mod kernels;
 mod kind;
+pub mod library;
 pub mod merge;
 #[cfg(all(feature = "gpu", not(feature = "internals")))]
 mod model;
@@ -77,7 +78,7 @@ pub mod tokenizer;
 #[cfg(feature = "gpu")]
 pub mod train;
 
-pub use cache::{DEFAULT_MODEL, cache_dir, default_model, named_model};
+pub use cache::{DEFAULT_MODEL, cache_dir, default_model};
 pub use cancel::CancelToken;
 pub use chat::Message;
 pub use dtype::DType;

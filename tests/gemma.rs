@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use epiphyte::library::{Entry, EntryKind, Library};
 use epiphyte::tokenizer::EncodeOptions;
 use epiphyte::{Engine, EngineOptions, GenerateOptions, Session};
 use serde::Deserialize;
@@ -38,7 +39,8 @@ fn read() -> Golden {
 }
 
 fn open() -> Option<Arc<Engine>> {
-    let Some(path) = epiphyte::named_model("gemma-3-270m") else {
+    let named = Library::open().unwrap().find(EntryKind::Model, "gemma-3-270m").unwrap();
+    let Some(Entry { path, .. }) = named else {
         skip("Gemma 3 270M is not there: run `make model MODEL=gemma`");
         return None;
     };

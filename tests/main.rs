@@ -19,6 +19,7 @@ mod gguf;
 mod identity;
 #[cfg(feature = "gpu")]
 mod kernels;
+mod library;
 mod merge;
 #[cfg(feature = "gpu")]
 mod model;

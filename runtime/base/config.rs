@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::layout::{Architecture, Family, Follows, LayerAttention, Source};
 use super::module::{BaseShape, ModulePath};
-use super::rope::{RopeScaling, inverse_frequencies};
+use super::rope::{RopeScaling, Rotary, inverse_frequencies};
 use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;
 
@@ -254,16 +254,19 @@ impl ModelConfig {
         inverse_frequencies(self.head_dim, self.rope_theta, &self.rope_scaling)
     }
 
-    /// The frequencies by [`LayerAttention::rotary`]: those of most layers, then those of layers
-    /// that are apart, if any are; zeros turn nothing.
-    pub fn rotaries(&self) -> Vec<Vec<f32>> {
+    /// The rotations by [`LayerAttention::rotary`]: that of most layers, then that of layers that are
+    /// apart, if any are.
+    pub fn rotaries(&self) -> Vec<Rotary> {
         let local = self.traits.sliding_window.and_then(|window| window.rope_theta);
+        let plain = |theta| inverse_frequencies(self.head_dim, theta, &RopeScaling::None);
         let apart = match (local, self.traits.no_rope_every) {
-            (Some(theta), _) => Some(inverse_frequencies(self.head_dim, theta, &RopeScaling::None)),
+            (Some(theta), _) => Some(plain(theta)),
             (None, Some(_)) => Some(vec![0.0; self.head_dim / 2]),
             (None, None) => None,
         };
-        std::iter::once(self.rope_frequencies()).chain(apart).collect()
+        let apart = apart.map(|frequencies| Rotary { frequencies, scale: 1.0 });
+        let (frequencies, scale) = (self.rope_frequencies(), self.rope_scaling.scale());
+        std::iter::once(Rotary { frequencies, scale }).chain(apart).collect()
     }
 
     /// The residual stream is kept in units of [`Traits::residual_scale`], so that nothing has to

@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{ModelConfig, RopeScaling, SlidingWindow, Traits};
+use super::{ModelConfig, RopeScaling, SlidingWindow, Traits, Yarn};
 use crate::error::{Error, Result};
 use crate::format::TensorView;
 use crate::format::gguf::Gguf;
@@ -203,6 +203,21 @@ fn add_rope_scaling(identity: &mut Identity, scaling: &RopeScaling) {
             add("low_freq_factor", bits(*low_freq_factor));
             add("high_freq_factor", bits(*high_freq_factor));
             add("original_max_position_embeddings", original_max_position_embeddings.to_string());
+        }
+        RopeScaling::Yarn(yarn) => {
+            let Yarn {
+                factor,
+                original_max_position_embeddings,
+                beta_fast,
+                beta_slow,
+                attention_factor,
+            } = yarn;
+            add("rope_type", "yarn".into());
+            add("factor", bits(*factor));
+            add("original_max_position_embeddings", original_max_position_embeddings.to_string());
+            add("beta_fast", bits(*beta_fast));
+            add("beta_slow", bits(*beta_slow));
+            add("attention_factor", bits(*attention_factor));
         }
         RopeScaling::Factors(factors) if factors.iter().all(|factor| *factor == 1.0) => {}
         RopeScaling::Factors(factors) => {

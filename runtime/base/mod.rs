@@ -11,4 +11,4 @@ mod rope;
 pub use config::{ModelConfig, SlidingWindow, Traits};
 pub use layout::Architecture;
 pub use module::{BaseShape, ModulePath, Target};
-pub use rope::RopeScaling;
+pub use rope::{RopeScaling, Rotary, Yarn};

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::config::{ModelConfig, SlidingWindow, Traits, unsupported};
 use super::layout::{Activation, Architecture, FAMILIES, Family};
 use super::read_gguf::{MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH};
-use super::rope::RopeScaling;
+use super::rope::{RopeScaling, Yarn};
 use crate::error::{Error, Result};
 
 /// Keys that are read here.
@@ -317,12 +317,38 @@ fn scaling_of(parameters: &Map<String, Value>) -> Result<RopeScaling> {
             high_freq_factor: number("high_freq_factor")?,
             original_max_position_embeddings: number("original_max_position_embeddings")? as usize,
         }),
+        "yarn" => yarn_of(parameters),
+        // Nothing changes within the positions that the file allows, and there are no others.
+        "dynamic" => number("factor").map(|_| RopeScaling::None),
         kind => {
             let kind: String = kind.chars().take(64).collect();
             Err(unsupported(
                 format!("rope scaling `{kind}`"),
-                "none, linear and llama3 scaling are",
+                "none, linear, dynamic, yarn and llama3 scaling are",
             ))
         }
     }
+}
+
+fn yarn_of(parameters: &Map<String, Value>) -> Result<RopeScaling> {
+    let find = |key: &str| {
+        let value = parameters.get(key).filter(|value| !value.is_null());
+        value.map(|value| positive(key, value)).transpose()
+    };
+    let need = |key: &str| find(key)?.ok_or_else(|| Keys::invalid(key, "a number above 0"));
+    let other = ["mscale", "mscale_all_dim", "truncate"].into_iter().find(|key| {
+        let usual = if *key == "truncate" { Value::Bool(true) } else { Value::Null };
+        parameters.get(*key).is_some_and(|value| *value != usual)
+    });
+    if let Some(key) = other {
+        return Err(unsupported(format!("`{key}` of yarn scaling"), "scaling without it is"));
+    }
+    let original = need("original_max_position_embeddings")? as usize;
+    let usual = Yarn::new(need("factor")?, original);
+    Ok(RopeScaling::Yarn(Yarn {
+        beta_fast: find("beta_fast")?.unwrap_or(usual.beta_fast),
+        beta_slow: find("beta_slow")?.unwrap_or(usual.beta_slow),
+        attention_factor: find("attention_factor")?.unwrap_or(usual.attention_factor),
+        ..usual
+    }))
 }

@@ -1,7 +1,8 @@
 //! Frequencies of rotary position embeddings and their scaling for long contexts.
 //!
 //! Source: Su et al., `RoFormer`, arXiv 2104.09864; linear scaling: Chen et al., arXiv 2306.15595;
-//! Llama 3.1's scaling: `_compute_llama3_parameters` of Hugging Face's transformers.
+//! Llama 3.1's scaling: `_compute_llama3_parameters` of Hugging Face's transformers; `YaRN`: Peng et
+//! al., arXiv 2309.00071.
 
 use std::f64::consts::TAU;
 
@@ -36,39 +37,128 @@ pub enum RopeScaling {
         /// Tokens of the context before the change.
         original_max_position_embeddings: usize,
     },
+    /// `YaRN`'s.
+    Yarn(Yarn),
     /// A divisor a frequency, `[head_dim / 2]`: GGUF's `rope_freqs.weight`, where converters put
     /// Llama 3.1's scaling.
     Factors(Vec<f32>),
 }
 
+/// Pairs that turn often in the original context keep their frequency, those that turn seldom have it
+/// divided, and those between blended.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Yarn {
+    /// How many times longer the context became.
+    pub factor: f32,
+    /// Tokens of the context before the change.
+    pub original_max_position_embeddings: usize,
+    /// Turns from which a frequency is kept.
+    pub beta_fast: f32,
+    /// Turns up to which it is divided whole.
+    pub beta_slow: f32,
+    /// What rotated heads are multiplied by; by default 1 and a tenth of the factor's logarithm.
+    pub attention_factor: f32,
+}
+
+/// The paper's, and everybody's default.
+const BETA_FAST: f32 = 32.0;
+const BETA_SLOW: f32 = 1.0;
+
+/// One of a model's rotations.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rotary {
+    /// Radians a token, `[head_dim / 2]`; zeros turn nothing.
+    pub frequencies: Vec<f32>,
+    /// What rotated heads are multiplied by.
+    pub scale: f32,
+}
+
 impl RopeScaling {
     /// From the metadata and `rope_freqs.weight`, which must hold `n` factors.
     pub(super) fn from_gguf(keys: Keys<'_>, n: usize) -> Result<Self> {
-        // As llama.cpp: linear where no type is given, by the newer of the two keys.
-        let linear = match keys.find::<&str>(KIND)? {
-            Some("none") => None,
-            None | Some("linear") => match factor(keys, FACTOR)? {
-                None => factor(keys, OLD_FACTOR)?,
-                found => found,
-            },
+        let stretched = match keys.find::<&str>(KIND)? {
+            Some("none") => Self::None,
+            Some("yarn") => Self::yarn(keys)?,
+            kind @ (None | Some("linear")) => Self::linear(keys, kind.is_some())?,
             Some(kind) => {
-                let hint = "none, linear and llama-3 scaling are".into();
+                let hint = "none, linear, yarn and llama-3 scaling are".into();
                 return Err(Error::Unsupported { what: format!("rope scaling `{kind}`"), hint });
             }
         };
-        if linear.is_none() && keys.find::<&str>(KIND)? == Some("linear") {
-            // Asked for, so there has to be one.
-            keys.get::<f32>(FACTOR)?;
-        }
-        match (linear.filter(|&factor| factor != 1.0), explicit_factors(keys.gguf, n)?) {
-            (None, None) => Ok(Self::None),
-            (Some(factor), None) => Ok(Self::Linear { factor }),
-            (None, Some(factors)) => Ok(Self::Factors(factors)),
-            (Some(_), Some(_)) => Err(Error::Unsupported {
-                what: "linear rope scaling together with `rope_freqs.weight`".into(),
+        match (stretched, explicit_factors(keys.gguf, n)?) {
+            (stretched, None) => Ok(stretched),
+            (Self::None, Some(factors)) => Ok(Self::Factors(factors)),
+            (_, Some(_)) => Err(Error::Unsupported {
+                what: "rope scaling together with `rope_freqs.weight`".into(),
                 hint: "either alone is".into(),
             }),
         }
+    }
+
+    /// By the newer of the two keys, as in llama.cpp. One that was asked for has to be there.
+    fn linear(keys: Keys<'_>, is_asked_for: bool) -> Result<Self> {
+        let found = match factor(keys, FACTOR)? {
+            None => factor(keys, OLD_FACTOR)?,
+            found => found,
+        };
+        if found.is_none() && is_asked_for {
+            keys.get::<f32>(FACTOR)?;
+        }
+        let linear = found.filter(|&factor| factor != 1.0);
+        Ok(linear.map_or(Self::None, |factor| Self::Linear { factor }))
+    }
+
+    fn yarn(keys: Keys<'_>) -> Result<Self> {
+        let Some(longer) = factor(keys, FACTOR)? else {
+            // Asked for, so there has to be one.
+            return keys.get::<f32>(FACTOR).map(|_| Self::None);
+        };
+        let fixed =
+            [("yarn_ext_factor", 1.0), ("yarn_attn_factor", 1.0), ("yarn_log_multiplier", 0.0)];
+        for (key, usual) in fixed {
+            let key = format!("rope.scaling.{key}");
+            if let Some(other) = keys.find::<f32>(&key)?.filter(|&value| value != usual) {
+                let what = format!("`{}` = {other}", keys.name(&key));
+                return Err(Error::Unsupported { what, hint: format!("{usual} is") });
+            }
+        }
+        let original = match keys.find::<u32>("rope.scaling.original_context_length")? {
+            Some(tokens) => tokens,
+            None => keys.get("context_length")?,
+        };
+        Ok(Self::Yarn(Yarn {
+            beta_fast: factor(keys, "rope.scaling.yarn_beta_fast")?.unwrap_or(BETA_FAST),
+            beta_slow: factor(keys, "rope.scaling.yarn_beta_slow")?.unwrap_or(BETA_SLOW),
+            ..Yarn::new(longer, original as usize)
+        }))
+    }
+
+    /// What rotated heads are multiplied by.
+    pub(super) fn scale(&self) -> f32 {
+        match self {
+            Self::Yarn(yarn) => yarn.attention_factor,
+            _ => 1.0,
+        }
+    }
+}
+
+impl Yarn {
+    pub(super) fn new(factor: f32, original_max_position_embeddings: usize) -> Self {
+        let attention_factor = (1.0 + 0.1 * f64::from(factor.max(1.0)).ln()) as f32;
+        let (beta_fast, beta_slow) = (BETA_FAST, BETA_SLOW);
+        Self { factor, original_max_position_embeddings, beta_fast, beta_slow, attention_factor }
+    }
+
+    /// How much of the frequency of pair `i` is kept as it was, of pairs of `head_dim` dimensions.
+    fn kept(&self, i: usize, head_dim: usize, theta: f32) -> f64 {
+        let (dims, original) = (head_dim as f64, self.original_max_position_embeddings as f64);
+        // The pair that turns so often in the original context.
+        let pair = |turns: f32| {
+            dims * (original / (f64::from(turns) * TAU)).ln() / (2.0 * f64::from(theta).ln())
+        };
+        let low = pair(self.beta_fast).floor().max(0.0);
+        let high = pair(self.beta_slow).ceil().min(dims - 1.0);
+        1.0 - ((i as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0)
     }
 }
 
@@ -113,6 +203,10 @@ pub(super) fn inverse_frequencies(head_dim: usize, theta: f32, scaling: &RopeSca
         RopeScaling::Linear { factor } => plain(i) / f64::from(*factor),
         RopeScaling::Factors(factors) => {
             plain(i) / factors.get(i).map_or(1.0, |&factor| factor.into())
+        }
+        RopeScaling::Yarn(yarn) => {
+            let kept = yarn.kept(i, head_dim, theta);
+            plain(i) * (kept + (1.0 - kept) / f64::from(yarn.factor))
         }
         &RopeScaling::Llama3 {
             factor,

@@ -132,10 +132,10 @@ impl Chat {
     /// Changes the adapter of the conversation, which is then read again under the new one.
     fn change_adapter(&mut self, adapter: &str) -> Result<()> {
         let adapters = match adapter {
-            "" => return Err(missing("/adapter", "give a path, or `off`")),
+            "" => return Err(missing("/adapter", "give a path or a name, or `off`")),
             "off" => Adapters::default(),
             path => Adapters(vec![
-                Weighted::parse(path.into()).load(self.session.engine(), self.force)?,
+                Weighted::parse(path.into())?.load(self.session.engine(), self.force)?,
             ]),
         };
         adapters.apply(&mut self.session)

@@ -15,6 +15,7 @@ mod formats;
 mod generate;
 mod inspect;
 mod interrupt;
+mod library;
 mod lines;
 mod merge;
 mod output;
@@ -38,6 +39,7 @@ use epiphyte::GpuOptions;
 use epiphyte::chat::ChatTemplate;
 use epiphyte::engine::{Engine, EngineOptions, Sampling};
 use epiphyte::error::{Error, Result};
+use epiphyte::library::EntryKind;
 
 /// What the help ends with.
 const EXIT_CODES: &str = "Exit codes:
@@ -68,6 +70,9 @@ enum Command {
     Formats(formats::FormatsArgs),
     Stack(stack::StackArgs),
     Inspect(inspect::InspectArgs),
+    List(library::ListArgs),
+    Add(library::AddArgs),
+    Remove(library::RemoveArgs),
     Train(Box<train::TrainArgs>),
     Eval(eval::EvalArgs),
     Plan(plan::PlanArgs),
@@ -82,8 +87,8 @@ enum Command {
 /// Which model.
 #[derive(Args, Clone)]
 struct ModelFile {
-    /// Model file (GGUF; of several shards the first), or the name of one in the cache folder, such
-    /// as `gemma-3-270m` [default: the one that `make model` fetches]
+    /// Model file (GGUF; of several shards the first), or a name that `list` shows, such as
+    /// `gemma-3-270m` [default: the one that `make model` fetches]
     #[arg(short, long, value_name = "FILE")]
     model: Option<PathBuf>,
 }
@@ -192,8 +197,7 @@ impl ModelArgs {
 impl ModelFile {
     fn path(&self) -> Result<PathBuf> {
         if let Some(path) = &self.model {
-            let name = path.to_str().filter(|_| !path.exists());
-            return Ok(name.and_then(epiphyte::named_model).unwrap_or_else(|| path.clone()));
+            return library::resolve(EntryKind::Model, path.clone());
         }
         let path = epiphyte::default_model().ok_or_else(|| Error::InvalidArgument {
             name: "model",
@@ -239,6 +243,9 @@ fn run_command(cli: Cli) -> Result<()> {
         Command::Stack(args) => stack::run(&args),
         Command::Formats(args) => formats::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::List(args) => library::list(&args),
+        Command::Add(args) => library::add(&args),
+        Command::Remove(args) => library::remove(&args),
         Command::Train(args) => train::run(&args, gpu),
         Command::Eval(args) => eval::run(&args, gpu),
         Command::Plan(args) => plan::run(&args, gpu),

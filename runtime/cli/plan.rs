@@ -7,7 +7,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::shape::ShapeArgs;
-use super::{ModelArgs, output};
+use super::{ModelArgs, library, output};
 use epiphyte::adapter::{AdaptedBase, Adapter, BaseWeights, Target};
 use epiphyte::base::ModelConfig;
 use epiphyte::engine::plan::{Buffer, Caps, Class, MemoryPlan, Serving, human_bytes, tally};
@@ -44,7 +44,8 @@ pub(super) struct PlanArgs {
     #[arg(long, value_name = "N")]
     kv_tokens: Option<usize>,
     /// An adapter that is loaded (repeatable; where nothing is trained)
-    #[arg(long = "adapter", value_name = "PATH", conflicts_with_all = ["train", "params"])]
+    #[arg(long = "adapter", value_name = "PATH", value_parser = library::adapter(),
+        conflicts_with_all = ["train", "params"])]
     adapters: Vec<PathBuf>,
     /// Keep the KV cache in f32, as on a device without f16
     #[arg(long)]

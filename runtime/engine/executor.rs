@@ -10,6 +10,7 @@ mod room;
 
 use std::sync::Arc;
 
+use crate::base::Rotary;
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Commands, Gpu, KernelSpec, Op, Tensor};
 use crate::kernels::rope;
@@ -159,8 +160,9 @@ impl Executor {
         let (config, vocab) = (&base.config, base.config.vocab_size as u32);
         let Working { cache, steps, prompts, sampling } = Working::new(gpu, config, spaces)?;
         let Sampling { samplers, seen, biases, thresholds, partials, ring } = sampling;
-        for (rotations, frequencies) in steps.rotations.iter().zip(config.rotaries()) {
-            gpu.write(rotations, 0, &rope::rotations(&frequencies, spaces.steps.positions));
+        for (rotations, rotary) in steps.rotations.iter().zip(config.rotaries()) {
+            let Rotary { frequencies, scale } = rotary;
+            gpu.write(rotations, 0, &rope::rotations(&frequencies, scale, spaces.steps.positions));
         }
         let workspace = |activations, limits| {
             let decoder = Decoder::new(gpu, config, &weights, &cache, activations, limits)?;

@@ -122,14 +122,15 @@ fn coarse(max_positions: usize) -> usize {
 }
 
 /// Cosines and sines, `[256 + coarse, head_dim / 2, 2]`, for positions below `max_positions`,
-/// computed in f64.
-pub fn rotations(frequencies: &[f32], max_positions: usize) -> Vec<[f32; 2]> {
-    let positions = (0..FINE).chain((0..coarse(max_positions)).map(|i| i * FINE));
-    positions
-        .flat_map(|position| {
+/// computed in f64. What is rotated by them is multiplied by `scale`, which is in the fine ones.
+pub fn rotations(frequencies: &[f32], scale: f32, max_positions: usize) -> Vec<[f32; 2]> {
+    let fine = (0..FINE).map(|position| (position, f64::from(scale)));
+    let coarse = (0..coarse(max_positions)).map(|i| (i * FINE, 1.0));
+    fine.chain(coarse)
+        .flat_map(|(position, scale)| {
             frequencies.iter().map(move |&frequency| {
                 let angle = position as f64 * f64::from(frequency);
-                [angle.cos() as f32, angle.sin() as f32]
+                [(scale * angle.cos()) as f32, (scale * angle.sin()) as f32]
             })
         })
         .collect()

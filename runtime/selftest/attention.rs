@@ -100,7 +100,7 @@ fn rotate(gpu: &Gpu, kv_f16: bool) -> Result<Vec<Outcome>> {
     let rows = gpu.upload("rows", &positions.map(|position| [0, position]))?;
     let pages = gpu.upload("pages", &PAGES)?;
     let rotations =
-        gpu.upload("rotations", &rope::rotations(&frequencies, PAGES.len() * PAGE_LEN))?;
+        gpu.upload("rotations", &rope::rotations(&frequencies, 1.0, PAGES.len() * PAGE_LEN))?;
     let qkv_tensor = poisoned(gpu, &qkv, qkv.len())?;
     let unwritten = vec![f32::NAN; SLOTS + GUARD];
     let (keys, values) = (upload(gpu, &unwritten, kv_f16)?, upload(gpu, &unwritten, kv_f16)?);

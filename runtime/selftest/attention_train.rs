@@ -40,7 +40,7 @@ fn rotate(gpu: &Gpu, direction: f32) -> Result<Vec<Outcome>> {
         (0..E / 2).map(|i| 1e4_f32.powf(-2.0 * i as f32 / E as f32)).collect();
     let qkv = Random(41).vec(T * QKV);
     let tensor = poisoned(gpu, &qkv, qkv.len())?;
-    let rotations = gpu.upload("rotations", &rope::rotations(&frequencies, T))?;
+    let rotations = gpu.upload("rotations", &rope::rotations(&frequencies, 1.0, T))?;
     let op =
         gpu.op(&rope_train::spec(E as u32), &[&gpu.upload("rows", &rows())?, &rotations, &tensor])?;
     let params =

@@ -123,7 +123,7 @@ fn heads(gpu: &Gpu) -> Result<Vec<Outcome>> {
     let (qkv, beside) = (random.vec(ROWS * QKV), random.vec(QKV + 2 * E));
     let tensor = poisoned(gpu, &qkv, qkv.len())?;
     let rows: Vec<[u32; 2]> = (0..ROWS as u32).map(|t| [t, t + 1]).collect();
-    let turns = gpu.upload("rotations", &rotations(&[1.0; E / 2], ROWS))?;
+    let turns = gpu.upload("rotations", &rotations(&[1.0; E / 2], 1.0, ROWS))?;
     let input = HeadInput { bias: true, norm: true };
     let tensors = [&gpu.upload("rows", &rows)?, &turns, &tensor, &gpu.upload("beside", &beside)?];
     let op = gpu.op(&rope_train::beside_spec(E as u32, input), &tensors)?;

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use crate::base::ModelConfig;
+use crate::base::{ModelConfig, Rotary};
 use crate::cancel::CancelToken;
 use crate::error::Result;
 use crate::gpu::{Commands, Gpu, Op, Tensor};
@@ -52,8 +52,9 @@ impl Graph {
         state: Arc<Vec<Tensor>>,
     ) -> Result<Self> {
         let buffers = Buffers::around(gpu, model.config, shape, state)?;
-        for (rotations, frequencies) in buffers.rotations.iter().zip(model.config.rotaries()) {
-            gpu.write(rotations, 0, &rope::rotations(&frequencies, shape.seq_len));
+        for (rotations, rotary) in buffers.rotations.iter().zip(model.config.rotaries()) {
+            let Rotary { frequencies, scale } = rotary;
+            gpu.write(rotations, 0, &rope::rotations(&frequencies, scale, shape.seq_len));
         }
         let kernels = Kernels::new(gpu)?;
         let layer = |layer| LayerOps::new(gpu, model, &buffers, layer, &layout, &kernels);

@@ -10,6 +10,7 @@ mod common;
 mod curves;
 mod eval;
 mod federated;
+mod library;
 mod merge;
 mod outputs;
 mod quiet;
@@ -78,6 +79,9 @@ fn help_names_every_command() {
         "train",
         "eval",
         "inspect",
+        "list",
+        "add",
+        "remove",
         "plan",
         "doctor",
         "adapter",

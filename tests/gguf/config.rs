@@ -3,10 +3,11 @@
 use std::f64::consts::PI;
 
 use epiphyte::Error;
-use epiphyte::base::RopeScaling;
-use epiphyte::base::{Architecture, ModelConfig};
+use epiphyte::base::{Architecture, ModelConfig, RopeScaling, Yarn};
+use serde::Deserialize;
 
 use super::open;
+use crate::common::golden;
 use crate::common::writer::{Meta, Writer, llama};
 
 fn config(writer: &Writer) -> ModelConfig {
@@ -79,6 +80,16 @@ fn real(key: &str, value: f32) -> Writer {
     llama().key(&format!("llama.{key}"), Meta::F32(value))
 }
 
+/// `YaRN`, of a context of 64 tokens before.
+fn yarn(more: &[(&str, f32)]) -> Writer {
+    let writer = llama()
+        .key("llama.rope.scaling.type", Meta::Text("yarn"))
+        .key("llama.rope.scaling.original_context_length", Meta::U32(64));
+    more.iter().fold(writer, |writer, (key, value)| {
+        writer.key(&format!("llama.rope.scaling.{key}"), Meta::F32(*value))
+    })
+}
+
 fn tokens(n: usize) -> Writer {
     llama().key("tokenizer.ggml.tokens", Meta::Texts(vec![String::new(); n]))
 }
@@ -139,7 +150,9 @@ refused! {
     eps_zero: real("attention.layer_norm_rms_epsilon", 0.0) => InvalidMetadata, "0 is not a number above 0";
     theta_nan: real("rope.freq_base", f32::NAN) => InvalidMetadata, "NaN is not a number above 0";
     context_zero: number("context_length", 0) => InvalidMetadata, "context_length`: 0 is not";
-    scaling_other: llama().key("llama.rope.scaling.type", Meta::Text("yarn")) => Unsupported, "rope scaling `yarn`";
+    scaling_other: llama().key("llama.rope.scaling.type", Meta::Text("longrope")) => Unsupported, "rope scaling `longrope`";
+    yarn_without_factor: yarn(&[]) => InvalidMetadata, "factor`: missing";
+    yarn_of_another_kind: yarn(&[("factor", 2.0), ("yarn_ext_factor", 0.5)]) => Unsupported, "yarn_ext_factor` = 0.5";
     scaling_factor_missing: llama().key("llama.rope.scaling.type", Meta::Text("linear")) => InvalidMetadata, "factor`: missing";
     scaling_factor_negative: real("rope.scale_linear", -1.0) => InvalidMetadata, "-1 is not a number above 0";
     scaling_twice: factors(&[1.0; 16]).key("llama.rope.scale_linear", Meta::F32(2.0)) => Unsupported, "together with";
@@ -271,4 +284,65 @@ fn rotary_frequencies_of_llama_3() {
     };
     let config = ModelConfig { head_dim: 64, rope_theta: 5e5, rope_scaling, ..config(&llama()) };
     close(&config.rope_frequencies(), plain(32, 5e5).map(scaled));
+}
+
+#[derive(Deserialize)]
+struct Golden {
+    name: String,
+    config: serde_json::Value,
+    frequencies: Vec<f64>,
+    scale: f32,
+}
+
+/// Of `tests/golden/rope.py`, which computes in f32: a power, a few products and sums.
+#[test]
+fn scaled_frequencies_are_those_of_transformers() {
+    let bytes = std::fs::read(golden("rope.json")).unwrap();
+    let cases: Vec<Golden> = serde_json::from_slice(&bytes).unwrap();
+    for Golden { name, config, frequencies, scale } in cases {
+        let config = ModelConfig::from_json(&config.to_string()).unwrap();
+        let rotaries = config.rotaries();
+        let [rotary] = &rotaries[..] else { panic!("{name}: {}", rotaries.len()) };
+        assert!((rotary.scale - scale).abs() <= f32::EPSILON, "{name}: {}", rotary.scale);
+        assert_eq!(rotary.frequencies.len(), frequencies.len(), "{name}");
+        for (i, (&ours, theirs)) in rotary.frequencies.iter().zip(frequencies).enumerate() {
+            let off = (f64::from(ours) / theirs - 1.0).abs();
+            assert!(off <= 8.0 * f64::from(f32::EPSILON), "{name}, {i}: {ours}, {theirs}: {off}");
+        }
+    }
+}
+
+#[test]
+fn yarn_is_the_same_in_both_kinds_of_file() {
+    let said = |keys: &[(&str, f32)]| config(&yarn(keys)).rope_scaling;
+    let usual = Yarn {
+        factor: 4.0,
+        original_max_position_embeddings: 64,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        attention_factor: 1.138_629_4,
+    };
+    assert_eq!(said(&[("factor", 4.0)]), RopeScaling::Yarn(usual));
+    let turns = [("factor", 4.0), ("yarn_beta_fast", 24.0), ("yarn_beta_slow", 2.0)];
+    let expected = Yarn { beta_fast: 24.0, beta_slow: 2.0, ..usual };
+    assert_eq!(said(&turns), RopeScaling::Yarn(expected));
+    let json = |more: &str| {
+        let text = format!(
+            r#"{{"model_type": "llama", "vocab_size": 64, "hidden_size": 64, "intermediate_size": 64,
+            "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 256,
+            "rope_scaling": {{"type": "yarn", "factor": 4.0{more}}}}}"#
+        );
+        ModelConfig::from_json(&text)
+    };
+    let original = r#", "original_max_position_embeddings": 64"#;
+    assert_eq!(json(original).unwrap().rope_scaling, RopeScaling::Yarn(usual));
+    for (more, says) in [
+        ("", "original_max_position_embeddings"),
+        (r#", "original_max_position_embeddings": 64, "truncate": false"#, "truncate"),
+        (r#", "original_max_position_embeddings": 64, "mscale": 0.7"#, "mscale"),
+        (r#", "original_max_position_embeddings": 64, "beta_fast": -1"#, "beta_fast"),
+    ] {
+        let error = json(more).unwrap_err().to_string();
+        assert!(error.contains(says), "{more}: {error}");
+    }
 }

@@ -369,8 +369,8 @@ fn attention_in_joined_parts_is_the_formula() {
 /// One sequence: `lens` are the positions before the first row, and the number of rows.
 fn check_prefill(gpu: &Gpu, case: &Case) -> Checked {
     let (before, count) = (case.lens[0] - 1, case.lens[1]);
-    let setup =
-        Setup::new(gpu, case, &[first_seen(before + 1, case.window)..before + count], count)?;
+    let seen = first_seen(before + 1, case.window)..before + count;
+    let setup = Setup::new(gpu, case, std::slice::from_ref(&seen), count)?;
     let heads = setup.cache.heads;
     let rows = rows_tensor(gpu, case.row0, (0..count).map(|i| [0, (before + i) as u32]))?;
     let [pages, keys, values] = &setup.cache_tensors;

@@ -78,7 +78,7 @@ fn check_forward(gpu: &Gpu, case: &Case) -> Checked {
     let before = random.vec((case.row0 + case.rows) * case.all() * e, 3.0);
     let (qkv, beside) = (Output::holding(gpu, before.clone(), false)?, case.beside(&mut random));
     let rows: Vec<[u32; 2]> = (0..case.rows as u32).map(|t| [t, t + 1]).collect();
-    let turns = gpu.upload("rotations", &rotations(&vec![1.0; e / 2], 4))?;
+    let turns = gpu.upload("rotations", &rotations(&vec![1.0; e / 2], 1.0, 4))?;
     let input = HeadInput { bias: case.bias, norm: true };
     let op = gpu.op(
         &rope_train::beside_spec(e as u32, input),

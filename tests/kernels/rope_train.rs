@@ -39,24 +39,27 @@ fn cases() -> impl Strategy<Value = Case> {
     )
 }
 
-/// `pair` turned by `angle`.
-fn rotate(a: f32, b: f32, angle: f64) -> [Near; 2] {
+/// `pair` turned by `angle` and multiplied by `scale`, at most 1.
+fn rotate(a: f32, b: f32, angle: f64, scale: f64) -> [Near; 2] {
     let (a, b) = (f64::from(a), f64::from(b));
     // As in `rope`: tables within EPS / 2, cos and sin of the sum of two angles within 3 EPS, a
     // product and a sum.
     let bound = 5.01 * EPS * (a.abs() + b.abs());
-    [a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()]
-        .map(|value| Near { value, bound })
+    let (cos, sin) = (scale * angle.cos(), scale * angle.sin());
+    [a * cos - b * sin, a * sin + b * cos].map(|value| Near { value, bound })
 }
 
 fn check(gpu: &Gpu, case: &Case) -> Checked {
     let (e, all) = (case.head_dim, case.heads + 2 * case.kv_heads);
     let (rows, mut random) = (packed(&case.lens), Random(case.seed));
+    let scale = if case.seed.is_multiple_of(2) { 1.0 } else { 0.75 };
     let frequencies: Vec<f32> =
         (0..e / 2).map(|i| 1e4_f64.powf(-2.0 * i as f64 / e as f64) as f32).collect();
     let qkv = Output::holding(gpu, random.vec((case.row0 + rows.len()) * all * e, 3.0), false)?;
-    let inputs =
-        [gpu.upload("rows", &rows)?, gpu.upload("rotations", &rotations(&frequencies, 521))?];
+    let inputs = [
+        gpu.upload("rows", &rows)?,
+        gpu.upload("rotations", &rotations(&frequencies, scale, 521))?,
+    ];
     let op = gpu.op(&spec(e as u32), &[&inputs[0], &inputs[1], &qkv.tensor])?;
     let params = RopeTrainParams {
         heads: case.heads as u32,
@@ -74,7 +77,8 @@ fn check(gpu: &Gpu, case: &Case) -> Checked {
             let at = ((case.row0 + t) * all + head) * e + i;
             let angle =
                 f64::from(case.direction) * f64::from(frequency) * (t - rows[t][0] as usize) as f64;
-            let [first, second] = rotate(qkv.before[at], qkv.before[at + e / 2], angle);
+            let [first, second] =
+                rotate(qkv.before[at], qkv.before[at + e / 2], angle, scale.into());
             (expected[at], expected[at + e / 2]) = (Some(first), Some(second));
         }
     }

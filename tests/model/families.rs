@@ -118,7 +118,7 @@ fn told(modules: &[LoraModule]) -> Vec<[f64; 2]> {
 #[test]
 fn training_of_every_family_is_that_of_peft() {
     let weights = values("weights", f32::from_le_bytes);
-    let data = Arc::new(Dataset::of([Example { ids: ids(), weights }].into_iter()));
+    let data = Arc::new(Dataset::of([Example { ids: ids(), weights }]));
     for family in FAMILIES {
         let gpu = GpuOptions { cooperative_matrix: false, ..GpuOptions::default() };
         let engine =

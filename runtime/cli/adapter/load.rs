@@ -7,16 +7,18 @@ use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use serde::Serialize;
 
+use crate::library::resolve;
 use crate::output;
 use epiphyte::adapter::AdapterFormat;
 use epiphyte::engine::{Change, Engine, Session};
 use epiphyte::error::Result;
+use epiphyte::library::EntryKind;
 
 /// Which adapters to run with.
 #[derive(Args)]
 pub(crate) struct AdapterArgs {
-    /// LoRA adapter (PEFT folder, safetensors or GGUF), and how much of it [default: 1]; may be
-    /// given several times
+    /// LoRA adapter (PEFT folder, safetensors or GGUF) or a name that `list` shows, and how much of
+    /// it [default: 1]; may be given several times
     #[arg(long = "adapter", value_name = "PATH[=WEIGHT]", value_parser = Weighted::parser())]
     adapters: Vec<Weighted>,
     /// Load adapters that were made for another base model, too
@@ -34,7 +36,14 @@ pub(crate) struct Weighted {
 impl Weighted {
     /// What follows the last `=` is a weight if it is a finite number, unless the whole is the path
     /// of something. Where both readings are there, that is said.
-    pub(crate) fn parse(text: OsString) -> Self {
+    ///
+    /// Errors: as [`resolve`].
+    pub(crate) fn parse(text: OsString) -> Result<Self> {
+        let Self { path, weight } = Self::split(text);
+        Ok(Self { path: resolve(EntryKind::Adapter, path)?, weight })
+    }
+
+    fn split(text: OsString) -> Self {
         let split = text
             .to_str()
             .and_then(|text| text.rsplit_once('='))
@@ -62,7 +71,7 @@ impl Weighted {
     }
 
     pub(crate) fn parser() -> impl TypedValueParser<Value = Self> {
-        OsStringValueParser::new().map(Self::parse)
+        OsStringValueParser::new().try_map(Self::parse)
     }
 
     /// Loads it under its path, as the file is now. What one would want to know of it goes to
