@@ -4,15 +4,16 @@ import PackageDescription
 
 #if os(Linux)
 // For the tests: the shared library; the shapes of Apple's framework that the optional target is written against; what the
-// documentation says, as a program; one to be killed; and what of the sample is not SwiftUI.
+// documentation says, as a program; one to be killed; what of the sample is not SwiftUI; and how much memory is held.
 let library: Target = .systemLibrary(name: "EpiphyteFFI")
 let onlyHere: [Target] = [
     .target(name: "FoundationModels", path: "Tests/FoundationModels"),
     .executableTarget(name: "Killed", dependencies: ["Epiphyte"], path: "Tests/Killed"),
     .executableTarget(name: "Docs", dependencies: ["Epiphyte"], path: "Tests/Docs", exclude: ["Apple.swift"]),
+    .systemLibrary(name: "Malloc", path: "Tests/Malloc"),
     .target(name: "Sample", dependencies: ["Epiphyte"], path: "Sample", exclude: ["SampleApp.swift", "ContentView.swift"]),
 ]
-let onlyHereNames: [Target.Dependency] = ["FoundationModels", "Sample"]
+let onlyHereNames: [Target.Dependency] = ["FoundationModels", "Sample", "Malloc"]
 #else
 let library: Target = .binaryTarget(name: "EpiphyteFFI", path: "EpiphyteFFI.xcframework")
 let onlyHere: [Target] = []

@@ -50,7 +50,7 @@ impl Product {
 const LANES: usize = 8;
 
 /// The sum of products, in an order that depends on the length alone.
-pub(super) fn dot<T: Copy + Into<f64>>(x: &[T], y: &[T]) -> f64 {
+pub(super) fn dot<T: Copy + Into<f64>, U: Copy + Into<f64>>(x: &[T], y: &[U]) -> f64 {
     let ((x, x_rest), (y, y_rest)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
     let mut lanes = [0.0; LANES];
     for (x, y) in x.iter().zip(y) {

@@ -60,6 +60,22 @@ impl Shape {
             Factor::B => i % self.rank,
         }
     }
+
+    /// Multiplies each number by its component's scale.
+    fn scale(self, numbers: &mut [f32], scales: &[f32]) {
+        match self.factor {
+            Factor::A => {
+                for (row, scale) in numbers.chunks_mut(self.width.max(1)).zip(scales) {
+                    row.iter_mut().for_each(|v| *v *= scale);
+                }
+            }
+            Factor::B => {
+                for row in numbers.chunks_mut(self.rank.max(1)) {
+                    row.iter_mut().zip(scales).for_each(|(v, scale)| *v *= scale);
+                }
+            }
+        }
+    }
 }
 
 /// One tensor in a file: type, shape, bytes.
@@ -141,60 +157,52 @@ impl Quantisation {
         }
     }
 
-    /// Gives `each` index and value of every number of a packed factor that is not left out, as
-    /// rounding left them. `None` for lengths, codes or indices that [`Self::pack`] does not give.
-    pub(super) fn unpack(
-        self,
-        packed: Bytes<'_>,
-        shape: Shape,
-        mut each: impl FnMut(usize, f32),
-    ) -> Option<()> {
+    /// A packed factor's numbers, row-major, as rounding left them; 0 for those left out. `None`
+    /// for lengths, codes or indices that [`Self::pack`] does not give.
+    pub(super) fn unpack(self, packed: Bytes<'_>, shape: Shape) -> Option<Vec<f32>> {
         let Bytes { values, index, scales } = packed;
         let n = shape.len();
         if scales.len() != if self.has_scales() { shape.rank } else { 0 } {
             return None;
         }
-        let scale = |i: usize| scales[shape.component(i)];
-        match self {
-            Self::F32 => {
-                let (numbers, rest) = values.as_chunks();
-                (rest.is_empty() && numbers.len() == n).then_some(())?;
-                numbers.iter().enumerate().for_each(|(i, b)| each(i, f32::from_le_bytes(*b)));
-            }
+        let mut numbers: Vec<f32> = match self {
+            Self::F32 => whole(values, n)?.iter().map(|b| f32::from_le_bytes(*b)).collect(),
             Self::F16 => {
-                let (halves, rest) = values.as_chunks();
-                (rest.is_empty() && halves.len() == n).then_some(())?;
-                let number = |b: &[u8; 2]| f16::from_le_bytes(*b).to_f32();
-                halves.iter().enumerate().for_each(|(i, b)| each(i, number(b) * scale(i)));
+                whole(values, n)?.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect()
             }
-            Self::Int8 => {
-                (values.len() == n).then_some(())?;
-                let number = |b: u8| f32::from(b as i8);
-                values.iter().enumerate().for_each(|(i, b)| each(i, number(*b) * scale(i)));
-            }
+            Self::Int8 => whole(values, n)?.iter().map(|[b]| f32::from(*b as i8)).collect(),
             Self::Ternary => {
                 (values.len() == n.div_ceil(4)).then_some(())?;
-                for i in 0..n {
+                let sign = |i: usize| {
                     let code = values[i / 4] >> (2 * (i % 4)) & 3;
-                    let sign = [0.0, 1.0, -1.0].get(usize::from(code))?;
-                    each(i, sign * scale(i));
-                }
+                    [0.0, 1.0, -1.0].get(usize::from(code)).copied()
+                };
+                (0..n).map(sign).collect::<Option<_>>()?
             }
             Self::TopK { .. } => {
-                let (indices, rest) = index?.as_chunks();
-                (rest.is_empty() && indices.len() == values.len()).then_some(())?;
+                let mut numbers = vec![0.0; n];
                 let mut above = 0;
-                for (at, value) in indices.iter().zip(values) {
+                for (at, value) in whole(index?, values.len())?.iter().zip(values) {
                     let at = u32::from_le_bytes(*at) as usize;
                     // In order, each once.
                     (above..n).contains(&at).then_some(())?;
                     above = at + 1;
-                    each(at, f32::from(*value as i8) * scale(at));
+                    numbers[at] = f32::from(*value as i8);
                 }
+                numbers
             }
+        };
+        if self.has_scales() {
+            shape.scale(&mut numbers, scales);
         }
-        Some(())
+        Some(numbers)
     }
+}
+
+/// `n` pieces of `N` bytes, if that is what they are.
+fn whole<const N: usize>(bytes: &[u8], n: usize) -> Option<&[[u8; N]]> {
+    let (pieces, rest) = bytes.as_chunks();
+    (rest.is_empty() && pieces.len() == n).then_some(pieces)
 }
 
 /// What a file has of a factor.

@@ -100,16 +100,6 @@ impl Delta {
 
     /// A factor's numbers, row-major.
     pub(super) fn values(&self, key: Key) -> Option<Vec<f32>> {
-        let mut values = vec![0.0; self.shape(key)?.len()];
-        self.visit(key, |i, value| values[i] = value)?;
-        Some(values)
-    }
-
-    pub(super) fn bytes(&self) -> &[u8] {
-        self.sealed.bytes()
-    }
-
-    fn visit(&self, key: Key, each: impl FnMut(usize, f32)) -> Option<()> {
         let (name, at) = self.factors.get(&key)?;
         let shape = self.shape(key)?;
         let scales = match self.manifest.quantisation.has_scales() {
@@ -118,7 +108,11 @@ impl Delta {
         };
         let (_, values) = self.sealed.tensor(name)?;
         let index = self.sealed.tensor(&format!("{name}{INDEX}")).map(|(_, bytes)| bytes);
-        self.manifest.quantisation.unpack(Bytes { values, index, scales }, shape, each)
+        self.manifest.quantisation.unpack(Bytes { values, index, scales }, shape)
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.sealed.bytes()
     }
 
     fn shape(&self, (path, factor): Key) -> Option<Shape> {
@@ -243,10 +237,9 @@ pub(super) fn write(
         let packed = quantisation.pack(values, shape, random);
         let (index, bytes) = (packed.index.as_ref(), &packed.values.bytes);
         let index = index.map(|index| index.bytes.as_slice());
-        let mut seen = vec![0.0; values.len()];
         let read = Bytes { values: bytes, index, scales: &packed.scales };
-        quantisation
-            .unpack(read, shape, |i, value| seen[i] = value)
+        let seen = quantisation
+            .unpack(read, shape)
             .ok_or_else(|| invalid(name.clone(), "sizes differ from the layout's"))?;
         decoded.insert(key, seen);
         scales.extend(packed.scales);

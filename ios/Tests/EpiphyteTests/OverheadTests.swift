@@ -50,12 +50,12 @@ struct OverheadTests {
     }
 
     @Test func borderAlone() async throws {
-        let (ours, theirs) = try await compare(tiny(), tinyModel, tokens: 200, turns: 20)
+        let (ours, theirs) = try await compare(tiny(), tinyModel, tokens: 100, turns: 24)
         #expect(ours.best - theirs.best <= 50e-6)
     }
 
     @Test func defaultModel() async throws {
-        let (ours, theirs) = try await compare(real(), EpiphyteTests.defaultModel, tokens: 32, turns: 6)
+        let (ours, theirs) = try await compare(real(), EpiphyteTests.defaultModel, tokens: 16, turns: 5)
         #expect(ours.best <= theirs.best * 1.03)
     }
 }

@@ -10,14 +10,29 @@ use super::admit::{Admitted, Refusal, Round};
 use super::exact::{Sum, Sums};
 use super::options::Robust;
 use super::partial;
-use super::probes::Probes;
+use super::probes::{Change, Probe, Probes, probes};
 use super::report::Entry;
-use crate::adapter::Factor;
+use crate::adapter::{Factor, LoraModule};
 use crate::error::Result;
 use crate::parallel;
 
-/// Deltas that are read at once, a core each.
+/// Deltas that are read and added up at once, several cores at a time.
 const AT_ONCE: usize = 8;
+
+/// A delta that goes into the sums, or out of them again.
+struct Addend {
+    delta: Delta,
+    shrink: f64,
+    /// Below 0, it goes out.
+    weight: f64,
+}
+
+/// The sums of a module.
+#[derive(Default)]
+struct ModuleSums<'a> {
+    factors: Vec<(Factor, &'a mut Sums)>,
+    probe: Option<&'a mut Probe>,
+}
 
 /// A delta that is in the sums.
 pub(super) struct Taken {
@@ -41,6 +56,8 @@ pub(super) struct Collected<'a> {
     /// By name: the deltas of the modes that need all of them.
     pub(super) kept: BTreeMap<String, (Delta, Admitted)>,
     pub(super) n_bytes: u64,
+    /// Taken, but not in the sums yet.
+    waiting: Vec<Addend>,
 }
 
 impl<'a> Collected<'a> {
@@ -53,7 +70,7 @@ impl<'a> Collected<'a> {
         });
         let sums = if adds { sums.collect() } else { BTreeMap::new() };
         let probes =
-            (adds && round.options.mode == super::Mode::FedAvg).then(|| Probes::new(round.parent));
+            (adds && round.options.mode == super::Mode::FedAvg).then(|| probes(round.parent));
         Self {
             round,
             entries: Vec::new(),
@@ -63,6 +80,7 @@ impl<'a> Collected<'a> {
             probes,
             kept: BTreeMap::new(),
             n_bytes: 0,
+            waiting: Vec::new(),
         }
     }
 
@@ -84,6 +102,7 @@ impl<'a> Collected<'a> {
                     }
                 }
             }
+            self.sum();
         }
         Ok(())
     }
@@ -123,7 +142,7 @@ impl<'a> Collected<'a> {
         self.entries.push(entry);
         self.taken.insert(key, taken);
         match self.is_sum() {
-            true => self.sum(&delta, admitted, 1.0),
+            true => self.waiting.push(Addend::new(delta, admitted, 1.0)),
             false => drop(self.kept.insert(delta.name().into(), (delta, admitted))),
         }
         Ok(())
@@ -136,7 +155,8 @@ impl<'a> Collected<'a> {
         let Some(taken) = self.taken.remove(key) else { return Ok(()) };
         if self.kept.remove(&taken.name).is_none() {
             let delta = taken.read_again()?;
-            self.sum(&delta, taken.admitted, -1.0);
+            self.waiting.push(Addend::new(delta, taken.admitted, -1.0));
+            self.sum();
         }
         if let Some(entry) = self.entries.get_mut(taken.entry) {
             (entry.weight, entry.refusal) = (0.0, Some(refusal));
@@ -144,15 +164,40 @@ impl<'a> Collected<'a> {
         Ok(())
     }
 
-    fn sum(&mut self, delta: &Delta, admitted: Admitted, sign: f64) {
-        self.weight.add(sign * admitted.weight);
-        let factor = sign * admitted.weight * admitted.shrink;
-        parallel::map(self.sums.iter_mut().collect(), |(key, sums): (&Key, &mut Sums)| {
-            let values = delta.values(*key).unwrap_or_default();
-            sums.add(values.iter().map(|v| f64::from(*v) * factor));
+    /// Adds up what waits: each core some modules, of all deltas.
+    fn sum(&mut self) {
+        let waiting = std::mem::take(&mut self.waiting);
+        waiting.iter().for_each(|addend| self.weight.add(addend.weight));
+        let mut modules = BTreeMap::<_, ModuleSums<'_>>::new();
+        for ((path, factor), sums) in &mut self.sums {
+            modules.entry(*path).or_default().factors.push((*factor, sums));
+        }
+        for (path, probe) in self.probes.iter_mut().flatten() {
+            modules.entry(*path).or_default().probe = Some(probe);
+        }
+        let parent = self.round.parent;
+        let modules = modules.into_iter().filter_map(|(path, s)| Some((parent.module(path)?, s)));
+        parallel::map(modules.collect(), |(module, mut sums): (&LoraModule, ModuleSums<'_>)| {
+            waiting.iter().for_each(|addend| sums.add(module, addend));
         });
-        if let Some(probes) = &mut self.probes {
-            probes.add(self.round.parent, delta, admitted.shrink, sign * admitted.weight);
+    }
+}
+
+impl Addend {
+    fn new(delta: Delta, admitted: Admitted, sign: f64) -> Self {
+        Self { delta, shrink: admitted.shrink, weight: sign * admitted.weight }
+    }
+}
+
+impl ModuleSums<'_> {
+    fn add(&mut self, module: &LoraModule, Addend { delta, shrink, weight }: &Addend) {
+        let [a, b] = delta.module(module.path).map(Option::unwrap_or_default);
+        for (factor, sums) in &mut self.factors {
+            let values = if *factor == Factor::A { &a } else { &b };
+            sums.add(values.iter().map(|v| f64::from(*v) * (weight * shrink)));
+        }
+        if let Some(probe) = &mut self.probe {
+            probe.add(module, Change { a: &a, b: &b, shrink: *shrink }, *weight);
         }
     }
 }

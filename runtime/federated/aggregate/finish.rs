@@ -2,17 +2,19 @@
 
 use std::collections::BTreeMap;
 
+use super::super::linalg::dot;
 use super::super::published::{Draft, Published, RoundPlan, publish};
 use super::super::random::{Random, system_seed};
 use super::super::sign::Signer;
 use super::super::wire::Key;
 use super::admit::Refusal;
-use super::collect::Collected;
+use super::collect::{Collected, Taken};
 use super::options::{Mode, Robust};
 use super::report::{ModeError, Report, report};
-use super::{Inputs, OptimizerState, Outcome, gather};
+use super::{Inputs, OptimizerState, Outcome, gather, probes};
 use crate::adapter::{Factor, LoraModule};
 use crate::error::Result;
+use crate::parallel;
 
 /// Means of the factors' changes.
 pub(super) type Means = BTreeMap<Key, Vec<f64>>;
@@ -78,26 +80,43 @@ fn look_again(collected: &mut Collected<'_>) -> Result<()> {
     if !(options.cosines || options.min_cosine.is_some()) || collected.taken.is_empty() {
         return Ok(());
     }
-    let means: Means = means_of_sums(collected, collected.weight.value());
-    let norm = norm(&means);
+    let mean = Mean::new(collected);
+    let wanted = |taken: &&Taken| taken.path.is_some() || options.min_cosine.is_some();
+    let taken = collected.taken.values().filter(wanted).collect();
+    let cosines = parallel::map(taken, |taken: &Taken| Ok((taken.entry, mean.cosine(taken)?)));
+    let cosines = cosines.into_iter().collect::<Result<BTreeMap<_, _>>>()?;
     let mut low = Vec::new();
     for (key, taken) in &collected.taken {
-        if taken.path.is_none() && options.min_cosine.is_none() {
-            continue;
-        }
-        let delta = taken.read_again()?;
-        let products = means.iter().map(|(key, mean)| {
-            let values = delta.values(*key).unwrap_or_default();
-            values.iter().zip(mean).map(|(v, m)| f64::from(*v) * m).sum::<f64>()
-        });
-        let size = delta.norm() * norm;
-        let cosine = if size > 0.0 { products.sum::<f64>() / size } else { 0.0 };
+        let Some(&cosine) = cosines.get(&taken.entry) else { continue };
         collected.entries[taken.entry].cosine = Some(cosine);
         if let Some(allowed) = options.min_cosine.filter(|allowed| cosine < *allowed) {
             low.push((key.clone(), Refusal::Cosine { cosine, allowed }));
         }
     }
     low.into_iter().try_for_each(|(key, refusal)| collected.remove(&key, refusal))
+}
+
+/// The mean of all that were taken at first.
+struct Mean {
+    factors: Means,
+    norm: f64,
+}
+
+impl Mean {
+    fn new(collected: &Collected<'_>) -> Self {
+        let factors = means_of_sums(collected, collected.weight.value());
+        Self { norm: norm(&factors), factors }
+    }
+
+    fn cosine(&self, taken: &Taken) -> Result<f64> {
+        let delta = taken.read_again()?;
+        let product = |(key, mean): (&Key, &Vec<f64>)| {
+            let values = delta.values(*key).unwrap_or_default();
+            dot(&values, mean)
+        };
+        let size = delta.norm() * self.norm;
+        Ok(if size > 0.0 { self.factors.iter().map(product).sum::<f64>() / size } else { 0.0 })
+    }
 }
 
 fn means_of_sums(collected: &Collected<'_>, divisor: f64) -> Means {
@@ -125,7 +144,7 @@ fn average(
     report.mean_norm = Some(norm(&means));
     let error = collected.probes.as_ref().map(|probes| {
         let mean = |path, factor: Factor| means.get(&(path, factor)).cloned().unwrap_or_default();
-        let (norm, exact_norm) = probes.error(parent, weight, &mean);
+        let (norm, exact_norm) = probes::error(probes, parent, weight, &mean);
         ModeError { norm, exact_norm, is_estimate: true }
     });
     if let (Some(noise), Some(clip)) = (options.noise, parent.manifest.next.clip_norm) {

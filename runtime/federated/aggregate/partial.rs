@@ -76,8 +76,8 @@ pub(super) fn write(collected: &Collected<'_>, signer: &dyn Signer) -> Result<Ve
     };
     let text = serde_json::to_string(&manifest).map_err(|e| invalid(MANIFEST, e.to_string()))?;
     let sums = collected.sums.iter().map(|((path, factor), s)| (tensor_name(*path, *factor), s));
-    let probes = collected.probes.iter().flat_map(|probes| &probes.sums);
-    let probes = probes.map(|(path, sums)| (format!("{PROBE}{path}"), sums));
+    let probes = collected.probes.iter().flatten();
+    let probes = probes.map(|(path, probe)| (format!("{PROBE}{path}"), &probe.sums));
     let sums = sums.chain(probes).map(|(name, sums)| {
         let bytes = sums.steps().flat_map(i128::to_le_bytes).collect();
         (name, Encoded { dtype: Dtype::I64, shape: vec![sums.len(), 2], bytes })
@@ -139,8 +139,8 @@ pub(super) fn add(collected: &mut Collected<'_>, file: String, sealed: &Sealed) 
     for ((path, factor), sums) in &mut collected.sums {
         merge(sums, sealed, &tensor_name(*path, *factor))?;
     }
-    for (path, sums) in collected.probes.iter_mut().flat_map(|probes| &mut probes.sums) {
-        merge(sums, sealed, &format!("{PROBE}{path}"))?;
+    for (path, probe) in collected.probes.iter_mut().flatten() {
+        merge(&mut probe.sums, sealed, &format!("{PROBE}{path}"))?;
     }
     Ok(())
 }

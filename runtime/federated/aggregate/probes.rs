@@ -3,102 +3,117 @@
 
 use std::collections::BTreeMap;
 
-use super::super::linalg::dot;
 use super::super::published::Published;
-use super::super::wire::Delta;
 use super::exact::Sums;
 use crate::adapter::{Factor, LoraModule, ModulePath};
 use crate::identity::sha256;
-use crate::parallel;
 
 /// Vectors a module: the error of the estimate is about `sqrt(2 / (COUNT * modules))`.
 const COUNT: usize = 8;
 
-/// Weighted sums of what each delta makes of the vectors.
-pub(super) struct Probes {
-    pub(super) sums: BTreeMap<ModulePath, Sums>,
-    vectors: BTreeMap<ModulePath, Vec<Vector>>,
+/// One number of each vector.
+type Each = [f64; COUNT];
+
+/// By module.
+pub(super) type Probes = BTreeMap<ModulePath, Probe>;
+
+/// Weighted sums of what each delta makes of a module's vectors.
+pub(super) struct Probe {
+    /// `[COUNT, N]`.
+    pub(super) sums: Sums,
+    /// `[K]`: vectors of 1 and -1, the same for everyone.
+    signs: Vec<Each>,
+    /// `[r]`: what the parent's A makes of them.
+    seen: Vec<Each>,
 }
 
-/// A vector of 1 and -1, the same for everyone, and what the parent's A makes of it.
-struct Vector {
-    signs: Vec<f64>,
-    seen: Vec<f64>,
+/// The change of a module's A (`[r, K]`) and B (`[N, r]`), before both are multiplied.
+#[derive(Clone, Copy)]
+pub(super) struct Change<'a, T> {
+    pub(super) a: &'a [T],
+    pub(super) b: &'a [T],
+    pub(super) shrink: f64,
 }
 
-impl Probes {
-    pub(super) fn new(parent: &Published) -> Self {
-        let sums = |m: &LoraModule| (m.path, Sums::new(COUNT * m.b.len() / m.rank.max(1)));
-        Self {
-            sums: parent.modules.iter().map(sums).collect(),
-            vectors: parent.modules.iter().map(|m| (m.path, vectors(m))).collect(),
+/// Of every module.
+pub(super) fn probes(parent: &Published) -> Probes {
+    parent.modules.iter().map(|module| (module.path, Probe::new(module))).collect()
+}
+
+impl Probe {
+    fn new(module: &LoraModule) -> Self {
+        let rank = module.rank.max(1);
+        let signs = signs(module.path, module.a.len() / rank);
+        let seen = module.a.chunks(signs.len().max(1)).map(|row| combined(row, &signs)).collect();
+        Self { sums: Sums::new(COUNT * module.b.len() / rank), signs, seen }
+    }
+
+    /// Adds what a change makes of the vectors, `weight` times.
+    pub(super) fn add(&mut self, module: &LoraModule, change: Change<'_, f32>, weight: f64) {
+        let seen = self.applied(module, change);
+        self.sums.add(seen.iter().map(|y| y * weight));
+    }
+
+    /// The change of `B A`, applied to the vectors: `d_b (A + d_a) z + B d_a z`, `[COUNT, N]`.
+    fn applied<T: Copy + Into<f64>>(&self, module: &LoraModule, change: Change<'_, T>) -> Vec<f64> {
+        let (r, Change { a, b, shrink }) = (module.rank.max(1), change);
+        let rows = a.chunks(self.signs.len().max(1));
+        let changed: Vec<_> =
+            rows.map(|row| combined(row, &self.signs).map(|y| y * shrink)).collect();
+        let whole = self.seen.iter().zip(&changed);
+        let whole: Vec<_> = whole.map(|(y, new)| each(|v| (y[v] + new[v]) * shrink)).collect();
+        let n = module.b.len() / r;
+        let mut out = vec![0.0; COUNT * n];
+        for (i, (row, d_row)) in module.b.chunks(r).zip(b.chunks(r)).enumerate() {
+            let (old, new) = (combined(row, &changed), combined(d_row, &whole));
+            (0..COUNT).for_each(|v| out[v * n + i] = old[v] + new[v]);
+        }
+        out
+    }
+}
+
+/// The norm of the difference, and that of the mean of the products' changes, both estimated;
+/// scaled as they act. `means` are those of the factors' changes.
+pub(super) fn error(
+    probes: &Probes,
+    parent: &Published,
+    weight: f64,
+    means: &dyn Fn(ModulePath, Factor) -> Vec<f64>,
+) -> (f64, f64) {
+    let (mut error, mut exact) = (0.0, 0.0);
+    for (module, probe) in parent.modules.iter().filter_map(|m| Some((m, probes.get(&m.path)?))) {
+        let [a, b] = [Factor::A, Factor::B].map(|factor| means(module.path, factor));
+        let got = probe.applied(module, Change { a: &a, b: &b, shrink: 1.0 });
+        let scale = f64::from(module.scaling).powi(2) / COUNT as f64;
+        for (sum, got) in probe.sums.values().zip(got) {
+            exact += scale * (sum / weight).powi(2);
+            error += scale * (sum / weight - got).powi(2);
         }
     }
-
-    pub(super) fn add(&mut self, parent: &Published, delta: &Delta, shrink: f64, weight: f64) {
-        let each = |(path, sums): (&ModulePath, &mut Sums)| {
-            let change = |factor| {
-                let values = delta.values((*path, factor)).unwrap_or_default();
-                values.iter().map(|v| f64::from(*v) * shrink).collect::<Vec<_>>()
-            };
-            if let Some((module, vectors)) = parent.module(*path).zip(self.vectors.get(path)) {
-                let seen = applied(module, vectors, &change(Factor::A), &change(Factor::B));
-                sums.add(seen.iter().map(|y| y * weight));
-            }
-        };
-        parallel::map(self.sums.iter_mut().collect(), each);
-    }
-
-    /// The norm of the difference, and that of the mean of the products' changes, both estimated;
-    /// scaled as they act. `means` are those of the factors' changes.
-    pub(super) fn error(
-        &self,
-        parent: &Published,
-        weight: f64,
-        means: &dyn Fn(ModulePath, Factor) -> Vec<f64>,
-    ) -> (f64, f64) {
-        let (mut error, mut exact) = (0.0, 0.0);
-        for module in &parent.modules {
-            let [a, b] = [Factor::A, Factor::B].map(|factor| means(module.path, factor));
-            let vectors = self.vectors.get(&module.path).map_or(&[][..], Vec::as_slice);
-            let got = applied(module, vectors, &a, &b);
-            let sums = self.sums.get(&module.path).into_iter().flat_map(Sums::values);
-            let scale = f64::from(module.scaling).powi(2) / COUNT as f64;
-            for (sum, got) in sums.zip(got) {
-                exact += scale * (sum / weight).powi(2);
-                error += scale * (sum / weight - got).powi(2);
-            }
-        }
-        (error.sqrt(), exact.sqrt())
-    }
+    (error.sqrt(), exact.sqrt())
 }
 
-/// The change of `B A` when its factors change by `d_a` and `d_b`, applied to the module's vectors:
-/// `d_b (A + d_a) z + B d_a z`.
-fn applied(module: &LoraModule, vectors: &[Vector], d_a: &[f64], d_b: &[f64]) -> Vec<f64> {
-    let r = module.rank.max(1);
-    let mut out = Vec::with_capacity(vectors.len() * module.b.len() / r);
-    for Vector { signs, seen } in vectors {
-        let changed: Vec<_> = d_a.chunks(signs.len()).map(|row| dot(row, signs)).collect();
-        let whole: Vec<_> = seen.iter().zip(&changed).map(|(old, new)| old + new).collect();
-        for (row, d_row) in module.b.chunks(r).zip(d_b.chunks(r)) {
-            let old = row.iter().zip(&changed).map(|(b, y)| f64::from(*b) * y);
-            out.push(old.sum::<f64>() + dot(d_row, &whole));
-        }
-    }
-    out
+fn each(value: impl Fn(usize) -> f64) -> Each {
+    std::array::from_fn(value)
 }
 
-fn vectors(module: &LoraModule) -> Vec<Vector> {
-    let width = module.a.len() / module.rank.max(1);
+/// The sum of `vectors`, each so many times.
+fn combined<T: Copy + Into<f64>>(times: &[T], vectors: &[Each]) -> Each {
+    let mut sum = [0.0; COUNT];
+    for (x, vector) in times.iter().zip(vectors) {
+        let x = (*x).into();
+        sum.iter_mut().zip(vector).for_each(|(sum, y)| *sum += x * y);
+    }
+    sum
+}
+
+fn signs(path: ModulePath, width: usize) -> Vec<Each> {
     let vector = |number: usize| {
-        let block = |i: usize| sha256([format!("{} {number} {i}", module.path)]);
+        let block = |i: usize| sha256([format!("{path} {number} {i}")]);
         let blocks = (0..width.div_ceil(256)).flat_map(block);
         let bits = blocks.flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1));
-        let signs: Vec<_> = bits.take(width).map(|bit| if bit == 1 { 1.0 } else { -1.0 }).collect();
-        let along = |row: &[f32]| row.iter().zip(&signs).map(|(a, s)| f64::from(*a) * s).sum();
-        let seen = module.a.chunks(width.max(1)).map(along).collect();
-        Vector { signs, seen }
+        bits.take(width).map(|bit| if bit == 1 { 1.0 } else { -1.0 }).collect::<Vec<_>>()
     };
-    (0..COUNT).map(vector).collect()
+    let vectors: [Vec<f64>; COUNT] = std::array::from_fn(vector);
+    (0..width).map(|i| each(|v| vectors[v][i])).collect()
 }

@@ -34,7 +34,8 @@ class OverheadTest {
 
     /** Turn by turn, so that both meet the same machine. */
     private suspend fun compare(engine: Engine, model: File, tokens: Int, turns: Int): Pair<Turns, Turns> {
-        kotlin(engine, tokens)
+        // Until the border is compiled.
+        repeat(5) { kotlin(engine, tokens) }
         val both = List(turns) { kotlin(engine, tokens) to rust(model, tokens) }.unzip()
         val (kotlin, rust) = Turns(both.first) to Turns(both.second)
         println("${model.name}: $kotlin in Kotlin; $rust in Rust")
@@ -43,13 +44,13 @@ class OverheadTest {
 
     @Test
     fun `the border alone`() = running {
-        val (kotlin, rust) = compare(tiny(), tinyModel, tokens = 200, turns = 20)
+        val (kotlin, rust) = compare(tiny(), tinyModel, tokens = 100, turns = 24)
         assertTrue(kotlin.best - rust.best <= 50e-6)
     }
 
     @Test
     fun `the default model`() = running {
-        val (kotlin, rust) = compare(real(), defaultModel, tokens = 32, turns = 6)
+        val (kotlin, rust) = compare(real(), defaultModel, tokens = 16, turns = 5)
         assertTrue(kotlin.best <= rust.best * 1.03)
     }
 }
