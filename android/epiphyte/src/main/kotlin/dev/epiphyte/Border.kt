@@ -1,5 +1,7 @@
 package dev.epiphyte
 
+import com.sun.jna.CallbackThreadInitializer
+import com.sun.jna.Native
 import java.nio.charset.CharacterCodingException
 import kotlinx.coroutines.CancellationException
 
@@ -42,4 +44,13 @@ internal class Listening<T>(private val listener: (T) -> Unit) {
         val cause = thrown
         throw if (cause is CancellationException) cause else error.apply { cause?.let(::initCause) }
     }
+}
+
+/**
+ * Keeps the library's threads known to the JVM until they end. By itself JNA introduces a thread anew
+ * each time that it wakes a coroutine, which takes longer than all the rest of a token's way.
+ */
+internal fun keepThreads() {
+    val daemons = CallbackThreadInitializer(true, false, "epiphyte")
+    Native.setCallbackThreadInitializer(uniffiRustFutureContinuationCallbackImpl, daemons)
 }

@@ -112,6 +112,10 @@ public class Engine private constructor(private val core: CoreEngine) : AutoClos
     public suspend fun closed(): Unit = calling { core.closed() }
 
     public companion object {
+        init {
+            keepThreads()
+        }
+
         /**
          * Opens the GPU, checks its driver and loads a model. Takes seconds the first time on a
          * driver. [onProgress] is called on a thread of the library's; what it throws ends the call.
