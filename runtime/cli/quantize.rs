@@ -29,8 +29,7 @@ pub(super) struct QuantizeArgs {
     /// Replace another file, too
     #[arg(long)]
     overwrite: bool,
-    /// Type of the matrices: F32, F16, BF16, Q8_0, Q6_K, Q5_K, Q5_1, Q5_0, Q4_K, Q4_1 or Q4_0
-    #[arg(long = "type", value_name = "TYPE", value_parser = dtype)]
+    #[arg(long = "type", value_name = "TYPE", value_parser = dtype, help = types())]
     #[arg(required_unless_present = "bits")]
     dtype: Option<DType>,
     /// Choose types by measured error, for at most so many bits a weight in all
@@ -55,12 +54,17 @@ struct Report<'a> {
     peak_host_bytes: Option<u64>,
 }
 
+fn names() -> String {
+    DType::ALL.map(DType::name).join(", ")
+}
+
+fn types() -> String {
+    format!("Type of the matrices: one of {}", names())
+}
+
 fn dtype(text: &str) -> Result<DType, String> {
     let found = DType::ALL.into_iter().find(|dtype| dtype.name().eq_ignore_ascii_case(text));
-    found.ok_or_else(|| {
-        let all = DType::ALL.map(DType::name).join(", ");
-        format!("it is none of {all}; a mixture is chosen by `--bits`")
-    })
+    found.ok_or_else(|| format!("it is none of {}; a mixture is chosen by `--bits`", names()))
 }
 
 pub(super) fn run(args: &QuantizeArgs) -> Result<()> {
