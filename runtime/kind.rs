@@ -19,7 +19,7 @@ pub enum FileKind {
     MergedModel,
     /// A model in GGUF that [`crate::stack::stack_gguf`] wrote, of other models' layers.
     StackedModel,
-    /// A model in GGUF that [`crate::quantize::quantize_gguf`] wrote, and nothing merged or stacked.
+    /// A model in GGUF that [`crate::quantize::quantize_gguf`] wrote, perhaps of a merged or stacked one.
     QuantizedModel,
     /// A LoRA adapter in GGUF.
     GgufAdapter,
@@ -39,12 +39,13 @@ impl FileKind {
         let Ok(gguf) = Gguf::open(path) else { return Self::Other };
         if gguf_lora::is_adapter(&gguf) {
             Self::GgufAdapter
+        } else if gguf.find::<&str>(QUANTIZED_KEY).is_ok_and(|told| told.is_some()) {
+            // First: the keys of what was quantised are carried over.
+            Self::QuantizedModel
         } else if gguf.find::<u32>(MERGED_KEY).is_ok_and(|count| count.is_some()) {
             Self::MergedModel
         } else if gguf.find::<&str>(STACKED_KEY).is_ok_and(|told| told.is_some()) {
             Self::StackedModel
-        } else if gguf.find::<&str>(QUANTIZED_KEY).is_ok_and(|told| told.is_some()) {
-            Self::QuantizedModel
         } else {
             Self::Model
         }

@@ -1,6 +1,7 @@
 //! Models and adapters by name: what lies in the cache folder and in folders of one's own that were
 //! added to it. Nothing is fetched.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -9,7 +10,7 @@ use crate::adapter::peft_files;
 use crate::cache::cache_dir;
 use crate::error::{Error, Result};
 use crate::format::gguf::{Gguf, shards_of};
-use crate::format::write_whole;
+use crate::format::{paths_in, write_whole};
 use crate::kind::FileKind;
 
 /// The folders that were added, in the cache folder: a JSON array of paths.
@@ -160,6 +161,8 @@ impl Library {
         if let Some(exact) = found.iter().position(|entry| entry.name.to_lowercase() == name) {
             return Ok(Some(found.swap_remove(exact)));
         }
+        let mut seen = BTreeSet::new();
+        found.retain(|entry| seen.insert(entry.name.to_lowercase()));
         if found.len() > 1 {
             let names: Vec<_> = found.iter().take(SHOWN).map(|entry| entry.name.as_str()).collect();
             let reason = format!("`{name}` may be {}; say more of it", names.join(" or "));
@@ -171,28 +174,40 @@ impl Library {
     /// Deletes the model or adapter of the cache folder that has exactly this name; gives what it
     /// was.
     ///
-    /// Errors: [`Error::InvalidArgument`] if there is none, or it lies in a folder of one's own;
-    /// [`Error::Io`]; as [`Library::folders`].
+    /// Errors: [`Error::InvalidArgument`] if there is none or several, it lies in a folder of one's
+    /// own, or an adapter's folder holds something else; [`Error::Io`]; as [`Library::folders`].
     pub fn remove(&self, name: &str) -> Result<Entry> {
         let invalid = |reason: String| Error::InvalidArgument { name: "name", reason };
         let named = self.entries()?.into_iter().filter(|entry| entry.name == name);
-        let mut named: Vec<Entry> = named.collect();
-        let Some(at) = named.iter().position(|entry| entry.is_removable) else {
-            return Err(invalid(match named.first() {
+        let (mut ours, others): (Vec<Entry>, Vec<_>) = named.partition(|entry| entry.is_removable);
+        if let [first, second, ..] = ours.as_slice() {
+            let (first, second) = (first.path.display(), second.path.display());
+            return Err(invalid(format!(
+                "{first} and {second} are both called so; delete one there"
+            )));
+        }
+        let entry = ours.pop().ok_or_else(|| {
+            invalid(match others.first() {
                 Some(Entry { path, .. }) => {
                     format!("{} is in a folder of your own; delete it there", path.display())
                 }
                 None => format!("nothing is called `{name}`; say all of a name that is listed"),
-            }));
-        };
-        let entry = named.swap_remove(at);
-        for path in entry.files() {
-            let removed = if path.is_dir() && !path.is_symlink() {
-                std::fs::remove_dir_all(&path)
-            } else {
-                std::fs::remove_file(&path)
-            };
-            removed.map_err(|e| Error::io(&path, e))?;
+            })
+        })?;
+        let remove = |path: &Path| std::fs::remove_file(path).map_err(|e| Error::io(path, e));
+        let (files, is_folder) = (entry.files(), entry.path.is_dir());
+        if is_folder && entry.path.is_symlink() {
+            // What it leads to is not ours.
+            return remove(&entry.path).map(|()| entry);
+        }
+        if is_folder && let Some(other) = paths_in(&entry.path).iter().find(|p| !files.contains(p))
+        {
+            let reason = format!("{} is no part of an adapter; look there first", other.display());
+            return Err(invalid(reason));
+        }
+        files.iter().try_for_each(|path| remove(path))?;
+        if is_folder {
+            std::fs::remove_dir(&entry.path).map_err(|e| Error::io(&entry.path, e))?;
         }
         Ok(entry)
     }
@@ -202,9 +217,7 @@ impl Library {
         let mut all = Vec::new();
         for folder in self.folders()? {
             let is_removable = folder == self.home;
-            let paths = std::fs::read_dir(&folder).into_iter().flatten().flatten();
-            let mut paths: Vec<PathBuf> = paths.map(|entry| entry.path()).collect();
-            paths.sort();
+            let paths = paths_in(&folder);
             let candidate =
                 |path: PathBuf| Some(Candidate { name: name_of(&path)?, path, is_removable });
             all.extend(paths.into_iter().filter_map(candidate));
@@ -232,18 +245,17 @@ impl Candidate {
             entry.architecture = gguf.architecture().ok().map(String::from);
         }
         let size = |path: &PathBuf| std::fs::metadata(path).map_or(0, |found| found.len());
-        entry.bytes = match entry.path.is_dir() {
-            true => peft_files(&entry.path)[1..].iter().map(size).sum(),
-            false => entry.files().iter().map(size).sum(),
-        };
+        entry.bytes = entry.files().iter().map(size).sum();
         Some(entry)
     }
 }
 
 impl Entry {
-    /// Its files, or its folder.
     fn files(&self) -> Vec<PathBuf> {
-        if self.path.is_dir() { vec![self.path.clone()] } else { shards_of(&self.path) }
+        match self.path.is_dir() {
+            true => peft_files(&self.path)[1..].to_vec(),
+            false => shards_of(&self.path),
+        }
     }
 }
 

@@ -99,6 +99,14 @@ fn what_is_removed_goes_whole_and_nothing_with_it() {
         assert!(library.remove(name).is_err(), "{name}");
     }
     assert_eq!(names(&library).len(), 3);
+    // Two of a name, and a folder that holds more than an adapter.
+    let (twin, run) = (home.path().join("pirate.gguf"), home.path().join("pirate/steps.jsonl"));
+    for (other, from) in [(&twin, "tiny_llama.gguf"), (&run, "tiny_llama.gguf")] {
+        fs::copy(golden(from), other).unwrap();
+        assert!(library.remove("pirate").is_err(), "{}", other.display());
+        fs::remove_file(other).unwrap();
+    }
+    assert_eq!(names(&library).len(), 3);
     for name in ["big", "pirate"] {
         assert_eq!(library.remove(name).unwrap().name, name);
     }

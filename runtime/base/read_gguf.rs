@@ -205,7 +205,10 @@ impl Keys<'_> {
     /// Which layers have windows; those of Gemma 3 have rotary frequencies of their own.
     fn window(self, config: &ModelConfig) -> Result<Option<SlidingWindow>> {
         let gemma = config.architecture == Architecture::Gemma3;
-        let tokens = self.find::<u32>("attention.sliding_window")?.map_or(0, |n| n as usize);
+        let tokens = self
+            .find::<u32>("attention.sliding_window")?
+            .map_or(0, |n| n as usize)
+            .min(MAX_CONTEXT);
         let shorter = (1..config.max_position_embeddings).contains(&tokens);
         if !(shorter || gemma && tokens > 0) {
             return Ok(None);

@@ -9,7 +9,7 @@ use super::rope::{RopeScaling, Yarn};
 use crate::error::{Error, Result};
 
 /// Keys that are read here.
-const READ: [&str; 32] = [
+const READ: [&str; 33] = [
     "model_type",
     "hidden_size",
     "intermediate_size",
@@ -30,6 +30,7 @@ const READ: [&str; 32] = [
     "layer_types",
     "sliding_window",
     "use_sliding_window",
+    "max_window_layers",
     "sliding_window_pattern",
     "_sliding_window_pattern",
     "query_pre_attn_scalar",
@@ -45,7 +46,7 @@ const READ: [&str; 32] = [
 ];
 
 /// Keys that change no result here.
-const HARMLESS: [&str; 22] = [
+const HARMLESS: [&str; 21] = [
     "architectures",
     "_name_or_path",
     "attention_dropout",
@@ -55,7 +56,6 @@ const HARMLESS: [&str; 22] = [
     "eos_token_id",
     "initializer_range",
     "layer_norm_eps",
-    "max_window_layers",
     "pad_token_id",
     "pretraining_tp",
     "torch_dtype",
@@ -235,9 +235,22 @@ impl Keys {
     }
 
     fn window(&self, config: &ModelConfig) -> Result<Option<SlidingWindow>> {
-        let off = self.flag("use_sliding_window")? == Some(false);
+        let qwen = matches!(config.architecture, Architecture::Qwen2 | Architecture::Qwen3);
+        let off = !self.flag("use_sliding_window")?.unwrap_or(!qwen);
         if off || self.some("sliding_window").is_none() {
             return Ok(None);
+        }
+        if qwen && self.some("layer_types").is_none() {
+            // Those from this one on have windows.
+            let first = self.some("max_window_layers").and_then(Value::as_u64).unwrap_or(28);
+            if first >= config.num_hidden_layers as u64 {
+                return Ok(None);
+            }
+            if first > 0 {
+                let what = format!("`max_window_layers` = {first}");
+                let hint = "0, and as many as there are layers, are".into();
+                return Err(Error::Unsupported { what, hint });
+            }
         }
         let gemma = config.architecture == Architecture::Gemma3;
         let tokens = self.size("sliding_window", MAX_CONTEXT)?;

@@ -122,7 +122,9 @@ impl RopeScaling {
                 return Err(Error::Unsupported { what, hint: format!("{usual} is") });
             }
         }
-        let original = match keys.find::<u32>("rope.scaling.original_context_length")? {
+        let [now, older] = ["original_context_length", "orig_ctx_len"]
+            .map(|key| keys.find::<u32>(&format!("rope.scaling.{key}")));
+        let original = match now?.or(older?) {
             Some(tokens) => tokens,
             None => keys.get("context_length")?,
         };

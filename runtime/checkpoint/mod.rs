@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use crate::base::ModelConfig;
 use crate::error::{Error, Result};
+use crate::format;
 use crate::tokenizer::TokenizerSpec;
 
 pub(crate) use config::gguf_keys;
@@ -47,7 +48,8 @@ impl Checkpoint {
     /// BPE that is known here.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
-        let config = ModelConfig::from_json(&text(&folder.join(CONFIG))?)?;
+        let config_text = text(&folder.join(CONFIG))?;
+        let config = ModelConfig::from_json(&config_text)?;
         config::refuse_others(&config)?;
         let shards = Shards::open(folder, &config)?;
         let template = folder.join(TEMPLATE);
@@ -60,7 +62,12 @@ impl Checkpoint {
             config.vocab_size,
         )?;
         let chat_template = template.or(tokenizer.chat_template);
-        let tokenizer = TokenizerSpec { chat_template, ..tokenizer };
+        let (bos, eos) = (tokenizer.bos, tokenizer.eos);
+        let (bos, eos) = (
+            bos.or_else(|| token_id(&config_text, "bos_token_id", config.vocab_size)),
+            eos.or_else(|| token_id(&config_text, "eos_token_id", config.vocab_size)),
+        );
+        let tokenizer = TokenizerSpec { chat_template, bos, eos, ..tokenizer };
         Ok(Self { path: folder.into(), config, tokenizer, shards })
     }
 
@@ -91,13 +98,20 @@ pub fn checkpoint_files(folder: &Path) -> [PathBuf; 4] {
     [CONFIG, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS].map(|name| folder.join(name))
 }
 
+/// A token that `config.json` names; the first of several.
+fn token_id(config: &str, key: &str, vocab_size: usize) -> Option<u32> {
+    let config: serde_json::Value = serde_json::from_str(config).ok()?;
+    let id = match &config[key] {
+        serde_json::Value::Array(several) => several.first()?.as_u64()?,
+        one => one.as_u64()?,
+    };
+    u32::try_from(id).ok().filter(|id| (*id as usize) < vocab_size)
+}
+
 /// A file of UTF-8 of a reasonable size.
 fn text(path: &Path) -> Result<String> {
-    let invalid = |reason: &str| Error::InvalidFile { path: path.into(), reason: reason.into() };
-    let size = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
-    if size > MOST_BYTES {
-        return Err(invalid("too large; give a checkpoint's folder"));
-    }
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-    String::from_utf8(bytes).map_err(|_| invalid("it is not UTF-8; download it again"))
+    String::from_utf8(format::read(path, MOST_BYTES)?).map_err(|_| Error::InvalidFile {
+        path: path.into(),
+        reason: "it is not UTF-8; download it again".into(),
+    })
 }

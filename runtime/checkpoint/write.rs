@@ -6,7 +6,7 @@ use ::safetensors::Dtype;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{CONFIG, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS, config};
+use super::{CONFIG, INDEX, TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS, config};
 use crate::base::ModelConfig;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -33,10 +33,12 @@ pub struct CheckpointReport {
 }
 
 /// Writes the model of `gguf` as a checkpoint to `folder`, which is made if it is not there:
-/// config, tokenizer and one file of weights in `dtype`, which is F32, F16 or BF16. Files of these names
-/// are replaced; each is whole or not there. `progress` gets weights done and in all.
+/// config, tokenizer and one file of weights in `dtype`, which is F32, F16 or BF16. Files of these
+/// names are replaced; each is whole or not there, the config last. `progress` gets weights done
+/// and in all.
 ///
-/// Errors: [`Error::InvalidArgument`] for another type; [`Error::InvalidTensor`] naming a tensor
+/// Errors: [`Error::InvalidArgument`] for another type, or a folder with another checkpoint's files
+/// that would be read in place of these; [`Error::InvalidTensor`] naming a tensor
 /// with weights that are not finite or too large for it; [`Error::Unsupported`] for what a
 /// `config.json` of a llama can't say; those of [`ModelConfig::from_gguf`]; [`Error::Io`].
 pub fn export_checkpoint(
@@ -61,9 +63,10 @@ pub fn export_checkpoint(
     for (key, id) in [("bos_token_id", spec.bos), ("eos_token_id", spec.eos)] {
         keys.insert(key.into(), id.map_or(Value::Null, Value::from));
     }
+    let tokenizer = spec.to_tokenizer_json()?;
+    refuse_others(folder, tokenizer.is_some())?;
     std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
     let mut staged = vec![stage(folder, CONFIG, &keys.into())?];
-    let tokenizer = spec.to_tokenizer_json()?;
     if let Some(tokenizer) = &tokenizer {
         staged.push(stage(folder, TOKENIZER, tokenizer)?);
         staged.push(stage(folder, TOKENIZER_CONFIG, &spec.to_tokenizer_config())?);
@@ -74,11 +77,22 @@ pub fn export_checkpoint(
     let (weights, n_bytes) = write_weights(&path, &views, (dtype, stored), progress)?;
     staged.push((path, weights));
     let mut files = Vec::with_capacity(staged.len());
-    for (path, staged) in staged {
+    for (path, staged) in staged.into_iter().rev() {
         staged.commit()?;
         files.push(path);
     }
     Ok(CheckpointReport { files, n_bytes, tokenizer: tokenizer.is_some() })
+}
+
+/// That nothing is in the folder that a reader would take in place of what is written.
+fn refuse_others(folder: &Path, has_tokenizer: bool) -> Result<()> {
+    let own: &[&str] = if has_tokenizer { &[] } else { &[TOKENIZER, TOKENIZER_CONFIG] };
+    let others = [INDEX, TEMPLATE].iter().chain(own);
+    let Some(other) = others.map(|name| folder.join(name)).find(|path| path.exists()) else {
+        return Ok(());
+    };
+    let reason = format!("{} is of another checkpoint; give another folder", other.display());
+    Err(Error::InvalidArgument { name: "folder", reason })
 }
 
 /// A JSON file that does not have its name yet.

@@ -346,6 +346,16 @@ impl<'s> Batch<'s> {
     }
 }
 
+impl Drop for Batch<'_> {
+    /// Takes back the tokens that nobody was handed.
+    fn drop(&mut self) {
+        for BatchToken { index, .. } in self.ready.drain(..) {
+            let session = &mut *self.lanes[index].session;
+            session.truncate(session.tokens().len() - 1);
+        }
+    }
+}
+
 impl Iterator for Batch<'_> {
     type Item = Result<BatchToken>;
 

@@ -159,9 +159,9 @@ impl Session {
         keys.iter().enumerate().map(|(number, key)| wide(number).then_some(*key)).collect()
     }
 
-    /// Whether a page is that of a prompt, as any session would compute it.
+    /// Whether a page, and all before it, is that of a prompt, as any session would compute it.
     fn is_wide_page(&self, number: usize) -> bool {
-        self.how.iter().skip(number * PAGE_LEN).take(PAGE_LEN).all(|how| *how == How::Wide)
+        self.how.iter().take((number + 1) * PAGE_LEN).all(|how| *how == How::Wide)
     }
 
     /// Keys and values that had to make room, or that windows have left behind, are pending.

@@ -391,8 +391,13 @@ impl Executor {
         kv_len: usize,
     ) -> Result<()> {
         let end = (held.all.len() + 1) * PAGE_LEN;
-        self.slide(gpu, held, kv_len..end, &[])?;
-        held.all.push(self.allocate_page(gpu, Reach::All)?);
+        // First, so that a window never has a page more.
+        let page = self.allocate_page(gpu, Reach::All)?;
+        if let Err(e) = self.slide(gpu, held, kv_len..end, &[]) {
+            self.pool(Reach::All).release(&page);
+            return Err(e);
+        }
+        held.all.push(page);
         let decoder = &self.steps.decoder;
         decoder.activations.write_pages(gpu, m * decoder.max_pages(), held);
         Ok(())

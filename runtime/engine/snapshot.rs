@@ -149,7 +149,8 @@ fn computed(session: &Session) -> Result<Computed> {
     if session.pages.is_gone() {
         return Ok(Computed::nothing(engine));
     }
-    let kv_len = session.kv_len;
+    // The last token is fed again, and sees what its own window does.
+    let kv_len = session.kv_len.min(session.tokens.len().saturating_sub(1));
     let pages = Pages::new(engine, &session.pages, kv_len);
     let bytes = read_pages(engine, &pages)?;
     Ok(Computed { kv_len, pages, bytes })

@@ -316,7 +316,9 @@ pub fn shards_of(first: &Path) -> Vec<PathBuf> {
         .file_name()
         .and_then(|name| name.to_str())
         .and_then(|name| name.strip_suffix(".gguf"));
-    let count = name.and_then(|name| name.rsplit_once("-of-")?.1.parse::<u32>().ok()).unwrap_or(1);
+    // A name may say anything; files say how many they are in 16 bits.
+    let count = name.and_then(|name| name.rsplit_once("-of-")?.1.parse::<u16>().ok()).unwrap_or(1);
+    let count = u32::from(count);
     let others =
         (1..count).map_while(|no| shard_path(first, no, count).ok()).filter(|path| path.exists());
     std::iter::once(first.to_path_buf()).chain(others).collect()

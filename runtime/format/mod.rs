@@ -9,8 +9,9 @@ pub(crate) mod twice;
 
 use std::borrow::Cow;
 use std::fs::File;
+use std::io::Read as _;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use memmap2::{Mmap, MmapOptions};
 
@@ -29,6 +30,14 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     staged::Staged::write(path, bytes)?.commit()
 }
 
+/// What is in a folder, in order; nothing where it can't be read.
+pub(crate) fn paths_in(folder: &Path) -> Vec<PathBuf> {
+    let paths = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut paths: Vec<PathBuf> = paths.map(|entry| entry.path()).collect();
+    paths.sort();
+    paths
+}
+
 /// Opens a regular file for reading.
 pub(crate) fn open(path: &Path) -> Result<File> {
     let kind = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
@@ -40,6 +49,20 @@ pub(crate) fn open(path: &Path) -> Result<File> {
         });
     }
     File::open(path).map_err(|e| Error::io(path, e))
+}
+
+/// Reads a regular file of at most `most` bytes whole.
+pub(crate) fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let read = open(path)?.take(most + 1).read_to_end(&mut bytes);
+    read.map_err(|e| Error::io(path, e))?;
+    match bytes.len() as u64 <= most {
+        true => Ok(bytes),
+        false => Err(Error::InvalidFile {
+            path: path.into(),
+            reason: format!("larger than {most} bytes; give another file"),
+        }),
+    }
 }
 
 /// Maps a regular file read-only.

@@ -198,7 +198,7 @@ pub fn splits(positions: u32) -> u32 {
 pub fn window_splits(positions: u32, window: u32) -> u32 {
     match window {
         0 => splits(positions),
-        _ => splits(positions).min(splits(window + CHUNK - 1)),
+        _ => splits(positions).min(splits(window.saturating_add(CHUNK - 1))),
     }
 }
 

@@ -56,7 +56,8 @@ fn bits_of(tensor: &Tensor, dtype: DType) -> f64 {
 fn measure(source: &dyn Source, planned: &Planned<'_>) -> Result<Vec<Choice>> {
     let Planned { tensor, importance, .. } = planned;
     let k = tensor.row_len();
-    let step = (tensor.n_weights() / SAMPLE).max(1);
+    // Odd, so that not every row is the same one of its head.
+    let step = (tensor.n_weights() / SAMPLE) | 1;
     let mut weights = Vec::new();
     for row in (0..tensor.n_rows()).step_by(step) {
         let mut values = vec![0.0; k];
@@ -66,6 +67,10 @@ fn measure(source: &dyn Source, planned: &Planned<'_>) -> Result<Vec<Choice>> {
     let fits = |dtype: &DType| k.is_multiple_of(dtype.block_len());
     let types: Vec<DType> = DType::ALL.into_iter().filter(fits).collect();
     let choice = |dtype: DType| {
+        if dtype == tensor.dtype {
+            // A copy.
+            return Some(Choice { dtype, bits: bits_of(tensor, dtype), error: 0.0 });
+        }
         let blocks = quant::quantize(dtype, &weights, *importance)?;
         let mut values = vec![0.0; weights.len()];
         quant::format(dtype).dequantize(&blocks, &mut values);

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::format;
 use crate::format::gguf::Gguf;
 use crate::format::gguf_writer::GgufWriter;
 use crate::format::safetensors::to_f32;
@@ -37,7 +38,7 @@ impl Imatrix {
     /// [`Error::InvalidTensor`] naming the entry that can't be used; those of [`Gguf::open`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let mut file = crate::format::open(path)?;
+        let mut file = format::open(path)?;
         let mut magic = [0; 4];
         let is_gguf = std::io::Read::read_exact(&mut file, &mut magic).is_ok() && magic == *b"GGUF";
         let mut imatrix = if is_gguf { from_gguf(path)? } else { from_dat(path)? };
@@ -167,11 +168,7 @@ impl<'a> Fields<'a> {
 /// Entries of name, number of calls, number of columns and their sums; then, since 2024, the number
 /// of chunks and the text's name.
 fn from_dat(path: &Path) -> Result<Imatrix> {
-    let size = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
-    if size > MOST_BYTES {
-        return Err(invalid(path, "too large for an imatrix; give a file of llama-imatrix"));
-    }
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let bytes = format::read(path, MOST_BYTES)?;
     let mut fields = Fields(&bytes);
     let cut = || invalid(path, "no imatrix, or cut short; give a file of llama-imatrix");
     let mut columns = BTreeMap::new();

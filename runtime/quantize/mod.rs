@@ -10,15 +10,16 @@ mod measure;
 mod policy;
 mod source;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use crate::checkpoint::Checkpoint;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::format::gguf::Gguf;
+use crate::format::gguf::{Gguf, shards_of};
 use crate::format::gguf_writer::GgufWriter;
+use crate::format::paths_in;
 use crate::format::staged::Staged;
 use crate::parallel;
 use crate::quant;
@@ -115,7 +116,7 @@ struct Planned<'a> {
 /// done and in all.
 ///
 /// Errors: [`Error::InvalidArgument`] for a budget that no choice of types meets, or when `path` is
-/// the model's own file; [`Error::InvalidTensor`] naming a tensor with a weight that is not finite
+/// one of the model's own files; [`Error::InvalidTensor`] naming a tensor with a weight that is not finite
 /// or too large for its type, or of other columns than its importance; [`Error::Io`].
 pub fn quantize_gguf(
     gguf: &Gguf,
@@ -123,11 +124,7 @@ pub fn quantize_gguf(
     path: &Path,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<QuantizeReport> {
-    let same = |path: &Path| path.canonicalize().ok();
-    if same(path).is_some_and(|out| same(gguf.path()).is_some_and(|input| input == out)) {
-        let reason = "it is the model that is read; give another name".into();
-        return Err(Error::InvalidArgument { name: "path", reason });
-    }
+    refuse_own(path, &shards_of(gguf.path()))?;
     quantize(&source::GgufSource::new(gguf), options, path, progress)
 }
 
@@ -141,7 +138,20 @@ pub fn quantize_checkpoint(
     path: &Path,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<QuantizeReport> {
+    let mut files = paths_in(&checkpoint.path);
+    files.retain(|path| path.extension().is_none_or(|ending| ending != "gguf"));
+    refuse_own(path, &files)?;
     quantize(&source::CheckpointSource::new(checkpoint)?, options, path, progress)
+}
+
+/// That the new file is none of those that are read.
+fn refuse_own(path: &Path, read: &[PathBuf]) -> Result<()> {
+    let Ok(out) = path.canonicalize() else { return Ok(()) };
+    if read.iter().any(|path| path.canonicalize().is_ok_and(|path| path == out)) {
+        let reason = "it is the model that is read; give another name".into();
+        return Err(Error::InvalidArgument { name: "path", reason });
+    }
+    Ok(())
 }
 
 fn quantize(

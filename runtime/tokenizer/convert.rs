@@ -34,6 +34,14 @@ const PROBE: &str = "Hello, world! 3 33 333 3333 33333 1234567890  two   three  
     \u{304b}\u{306a} \u{d55c}\u{ad6d}\u{c5b4} \u{1f600}\u{1f680} a_b-c/d\\e $5.00 + <= >= ^~| \
     `code` {x: [1]} ... !!! '' \"quoted\" (see) #1 @me 50% x=y;  \n  end ";
 
+/// A text by itself.
+const BARE: EncodeOptions = EncodeOptions {
+    add_bos: Some(false),
+    add_eos: Some(false),
+    parse_special: false,
+    continuation: false,
+};
+
 fn failed(reason: &str) -> Error {
     Error::Tokenizer(format!("tokenizer.json: {reason}; download the checkpoint again"))
 }
@@ -78,16 +86,32 @@ impl TokenizerSpec {
             bos: id("bos_token"),
             eos: id("eos_token"),
             pad: id("pad_token"),
-            chat_template: about["chat_template"].as_str().map(String::from),
+            chat_template: chat_template(&about["chat_template"])?,
             token_types: Some(types),
             tokens,
             ..Self::default()
         };
-        let first = reference.encode("a", EncodeOptions::default())?.first().copied();
-        spec.add_bos = Some(spec.bos.is_some() && first == spec.bos);
+        let around = reference.encode("a", EncodeOptions::default())?;
+        let alone = reference.encode("a", BARE)?;
+        let added = |id: Option<&u32>, own: Option<&u32>| id.filter(|id| Some(*id) != own).copied();
+        let before = added(around.first(), alone.first());
+        let after = added(around.last(), alone.last());
+        (spec.bos, spec.eos) = (spec.bos.or(before), spec.eos.or(after));
+        spec.add_bos = Some(before.is_some() && before == spec.bos);
+        spec.add_eos = (after.is_some() && after == spec.eos).then_some(true);
         spec.pre = Some(pre(&spec, &reference)?.into());
         Ok(spec)
     }
+}
+
+/// The one template, or of several that which is called `default`.
+fn chat_template(value: &Value) -> Result<Option<String>> {
+    let Some(several) = value.as_array() else { return Ok(value.as_str().map(String::from)) };
+    let default = several.iter().find(|template| template["name"] == "default");
+    let default = default.and_then(|template| template["template"].as_str());
+    default.map(|text| Some(text.into())).ok_or_else(|| {
+        unsupported("several chat templates in tokenizer_config.json, none of them `default`")
+    })
 }
 
 /// The texts and types of all ids.
@@ -130,13 +154,11 @@ fn merges(model: &Value) -> Result<Vec<String>> {
 
 /// The first pre-tokeniser that makes the same ids of a text with everything in it.
 fn pre(spec: &TokenizerSpec, reference: &Tokenizer) -> Result<&'static str> {
-    let options =
-        EncodeOptions { add_bos: Some(false), add_eos: Some(false), ..Default::default() };
-    let expected = reference.encode(PROBE, options)?;
+    let expected = reference.encode(PROBE, BARE)?;
     for pre in PRE {
         let tokenizer =
             Tokenizer::from_spec(TokenizerSpec { pre: Some(pre.into()), ..spec.clone() })?;
-        if tokenizer.encode(PROBE, options)? == expected {
+        if tokenizer.encode(PROBE, BARE)? == expected {
             return Ok(pre);
         }
     }
@@ -195,22 +217,34 @@ impl TokenizerSpec {
         added.map(token).collect()
     }
 
-    /// What puts BOS before a text, where one is.
+    /// What puts BOS before a text and EOS behind it, where they are.
     fn post_processor(&self) -> Value {
-        let bos = self.bos.filter(|_| self.adds_bos());
-        let Some((id, text)) = bos.and_then(|id| Some((id, self.tokens.get(id as usize)?))) else {
-            return Value::Null;
+        let token = |id: Option<u32>, is_added: bool| {
+            let id = id.filter(|_| is_added)?;
+            Some((id, self.tokens.get(id as usize)?))
         };
-        let (bos, a, b) = (
-            json!({"SpecialToken": {"id": text, "type_id": 0}}),
+        let (bos, eos) = (token(self.bos, self.adds_bos()), token(self.eos, self.adds_eos()));
+        if bos.or(eos).is_none() {
+            return Value::Null;
+        }
+        let special = |(_, text)| json!({"SpecialToken": {"id": text, "type_id": 0}});
+        let around = |texts: &[Value]| {
+            let parts = bos.map(special).into_iter().chain(texts.iter().cloned());
+            parts.chain(eos.map(special)).collect::<Vec<_>>()
+        };
+        let tokens = [bos, eos].into_iter().flatten();
+        let tokens: Map<String, Value> = tokens
+            .map(|(id, text)| (text.clone(), json!({"id": text, "ids": [id], "tokens": [text]})))
+            .collect();
+        let (a, b) = (
             json!({"Sequence": {"id": "A", "type_id": 0}}),
             json!({"Sequence": {"id": "B", "type_id": 1}}),
         );
         json!({
             "type": "TemplateProcessing",
-            "single": [bos, a],
-            "pair": [bos, a, b],
-            "special_tokens": {text: {"id": text, "ids": [id], "tokens": [text]}},
+            "single": around(std::slice::from_ref(&a)),
+            "pair": around(&[a.clone(), b]),
+            "special_tokens": tokens,
         })
     }
 
@@ -253,6 +287,9 @@ impl TokenizerSpec {
         }
         if let Some(add) = self.add_bos {
             writer.truth(&key("add_bos_token"), add);
+        }
+        if let Some(add) = self.add_eos {
+            writer.truth(&key("add_eos_token"), add);
         }
         if let Some(template) = &self.chat_template {
             writer.text("tokenizer.chat_template", template);

@@ -94,13 +94,16 @@ fn the_caller_may_end_a_batch() {
         if seen == 7 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     assert_eq!(reasons.unwrap(), [None, None]);
+    let mut all = 0;
     for (session, ids) in sessions.iter_mut().zip(&prompts) {
         let made = session.tokens().len() - ids.len();
+        all += made;
         assert!((3..=4).contains(&made), "{made} of 7 tokens");
         let whole = alone(ids, greedy(20)).ids;
         assert_eq!(session.tokens()[ids.len()..], whole[..made]);
         assert_eq!(super::generate(session, greedy(20 - made)).ids, whole[made..]);
     }
+    assert_eq!(all, 7);
 }
 
 /// The argument that is refused, and why.

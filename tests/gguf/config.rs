@@ -180,6 +180,7 @@ fn a_window_is_in_every_layer_or_in_all_but_every_so_many() {
     let [some, none] = [Some(64), None];
     assert_eq!(windows(&writer), [some, some, none, some, some, none]);
     assert_eq!(windows(&number("attention.sliding_window", 128)), [None; 6]);
+    assert_eq!(windows(&number("attention.sliding_window", u32::MAX)), [None; 6]);
 }
 
 #[test]

@@ -395,3 +395,10 @@ fn attention_of_a_prompt_is_the_formula() {
     let lens = (len(130), len(70)).prop_map(|(before, count)| vec![before, count]);
     for_all(10, cases(lens), check_prefill);
 }
+
+#[test]
+fn a_window_wider_than_everything_is_split_as_if_there_were_none() {
+    for window in [1 << 20, u32::MAX] {
+        assert_eq!(attention::window_splits(1 << 20, window), attention::splits(1 << 20));
+    }
+}
