@@ -150,7 +150,9 @@ fn computed(session: &Session) -> Result<Computed> {
         return Ok(Computed::nothing(engine));
     }
     // The last token is fed again, and sees what its own window does.
-    let kv_len = session.kv_len.min(session.tokens.len().saturating_sub(1));
+    let last = usize::from(session.window().is_some());
+    let end = session.tokens.len().saturating_sub(last);
+    let kv_len = session.kv_len.min(end);
     let pages = Pages::new(engine, &session.pages, kv_len);
     let bytes = read_pages(engine, &pages)?;
     Ok(Computed { kv_len, pages, bytes })
