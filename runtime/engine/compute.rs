@@ -126,13 +126,11 @@ impl Session {
             && self.own_work
             && !self.mixed
         {
-            let whole = keys.iter().enumerate().take(self.kv_len / PAGE_LEN);
-            for (number, key) in whole.skip(start / PAGE_LEN) {
-                if self.is_wide_page(number) {
-                    for reach in Reach::EACH {
-                        let page = self.pages.pages(reach, number..number + 1);
-                        page.iter().for_each(|page| executor.pool(reach).publish(page, *key));
-                    }
+            let end = self.wide_pages().min(self.kv_len / PAGE_LEN);
+            for (number, key) in keys.iter().enumerate().take(end).skip(start / PAGE_LEN) {
+                for reach in Reach::EACH {
+                    let page = self.pages.pages(reach, number..number + 1);
+                    page.iter().for_each(|page| executor.pool(reach).publish(page, *key));
                 }
             }
         }
@@ -155,13 +153,15 @@ impl Session {
         }
         // A pass that is not the last of several is wide.
         let end = if matches!(how, Some(How::Narrow { .. })) { self.kv_len } else { to };
-        let wide = |number: usize| number < end / PAGE_LEN && self.is_wide_page(number);
-        keys.iter().enumerate().map(|(number, key)| wide(number).then_some(*key)).collect()
+        let end = self.wide_pages().min(end / PAGE_LEN);
+        keys.iter().enumerate().map(|(number, key)| (number < end).then_some(*key)).collect()
     }
 
-    /// Whether a page, and all before it, is that of a prompt, as any session would compute it.
-    fn is_wide_page(&self, number: usize) -> bool {
-        self.how.iter().take((number + 1) * PAGE_LEN).all(|how| *how == How::Wide)
+    /// Pages from the first on that are those of a prompt, as any session would compute them: what
+    /// is not computed yet may become one.
+    fn wide_pages(&self) -> usize {
+        let other = self.how.iter().position(|how| *how != How::Wide);
+        other.map_or(usize::MAX, |position| position / PAGE_LEN)
     }
 
     /// Keys and values that had to make room, or that windows have left behind, are pending.
@@ -203,11 +203,8 @@ impl Session {
         let is_known = |executor: &mut Executor, reach, number: usize| {
             executor.pool(reach).holds(&keys[number])
         };
-        let mut whole = held;
-        while whole < keys.len()
-            && self.is_wide_page(whole)
-            && is_known(executor, Reach::All, whole)
-        {
+        let (mut whole, end) = (held, self.wide_pages().min(keys.len()));
+        while whole < end && is_known(executor, Reach::All, whole) {
             whole += 1;
         }
         let Some(window) = self.window() else { return whole };
