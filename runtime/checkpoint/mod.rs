@@ -62,11 +62,10 @@ impl Checkpoint {
             config.vocab_size,
         )?;
         let chat_template = template.or(tokenizer.chat_template);
-        let (bos, eos) = (tokenizer.bos, tokenizer.eos);
-        let (bos, eos) = (
-            bos.or_else(|| token_id(&config_text, "bos_token_id", config.vocab_size)),
-            eos.or_else(|| token_id(&config_text, "eos_token_id", config.vocab_size)),
-        );
+        let keys: serde_json::Value = serde_json::from_str(&config_text).unwrap_or_default();
+        let named = |key: &str| token_id(&keys[key], config.vocab_size);
+        let bos = tokenizer.bos.or_else(|| named("bos_token_id"));
+        let eos = tokenizer.eos.or_else(|| named("eos_token_id"));
         let tokenizer = TokenizerSpec { chat_template, bos, eos, ..tokenizer };
         Ok(Self { path: folder.into(), config, tokenizer, shards })
     }
@@ -99,9 +98,8 @@ pub fn checkpoint_files(folder: &Path) -> [PathBuf; 4] {
 }
 
 /// A token that `config.json` names; the first of several.
-fn token_id(config: &str, key: &str, vocab_size: usize) -> Option<u32> {
-    let config: serde_json::Value = serde_json::from_str(config).ok()?;
-    let id = match &config[key] {
+fn token_id(value: &serde_json::Value, vocab_size: usize) -> Option<u32> {
+    let id = match value {
         serde_json::Value::Array(several) => several.first()?.as_u64()?,
         one => one.as_u64()?,
     };

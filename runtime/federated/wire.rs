@@ -1,7 +1,6 @@
 //! What leaves a device: the difference that training made to some factors, in one signed file.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read as _;
 use std::path::Path;
 
 use safetensors::Dtype;
@@ -14,7 +13,7 @@ use super::random::Random;
 use super::sealed::{MANIFEST, Sealed, seal};
 use super::sign::Signer;
 use crate::adapter::{Factor, ModulePath, factor_of, tensor_name};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format;
 
 pub(super) const FORMAT: &str = "epiphyte.delta.1";
@@ -42,15 +41,16 @@ pub struct Delta {
 impl Delta {
     /// Reads a file.
     ///
-    /// Errors: [`Error::Io`], and as [`Self::from_bytes`].
+    /// Errors: [`crate::Error::Io`], and as [`Self::from_bytes`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         Self::from_bytes(read(path.as_ref())?)
     }
 
     /// Reads a delta from memory: header, manifest, every number, signature.
     ///
-    /// Errors: [`Error::InvalidFile`] for what is no safetensors; [`Error::FormatVersion`];
-    /// [`Error::InvalidDelta`] naming the field or tensor that can't be used.
+    /// Errors: [`crate::Error::InvalidFile`] for what is no safetensors;
+    /// [`crate::Error::FormatVersion`]; [`crate::Error::InvalidDelta`] naming the field or tensor
+    /// that can't be used.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self> {
         let sealed = Sealed::open(bytes, FORMAT, FORMAT)?;
         let manifest = Manifest::parse(sealed.manifest()?)?;
@@ -186,18 +186,9 @@ fn shown(name: &str) -> String {
     name.chars().filter(|c| !c.is_control()).take(128).collect()
 }
 
-/// A file's bytes; no more are asked for than it has.
+/// The bytes of a delta's file, or of a version's or a part's.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
-    let file = format::open(path)?;
-    let io = |e| Error::io(path, e);
-    let n_bytes = file.metadata().map_err(io)?.len();
-    if n_bytes > MAX_FILE {
-        let reason = format!("{n_bytes} bytes; at most {MAX_FILE} are read");
-        return Err(Error::InvalidFile { path: path.into(), reason });
-    }
-    let mut bytes = Vec::with_capacity(n_bytes as usize);
-    file.take(MAX_FILE).read_to_end(&mut bytes).map_err(io)?;
-    Ok(bytes)
+    format::read(path, MAX_FILE)
 }
 
 fn scales(sealed: &Sealed) -> Result<Vec<f32>> {

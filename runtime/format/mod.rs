@@ -51,18 +51,18 @@ pub(crate) fn open(path: &Path) -> Result<File> {
     File::open(path).map_err(|e| Error::io(path, e))
 }
 
-/// Reads a regular file of at most `most` bytes whole.
+/// A regular file's bytes, at most `most`; no more are asked for than it has.
 pub(crate) fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let read = open(path)?.take(most + 1).read_to_end(&mut bytes);
-    read.map_err(|e| Error::io(path, e))?;
-    match bytes.len() as u64 <= most {
-        true => Ok(bytes),
-        false => Err(Error::InvalidFile {
-            path: path.into(),
-            reason: format!("larger than {most} bytes; give another file"),
-        }),
+    let file = open(path)?;
+    let io = |e| Error::io(path, e);
+    let n_bytes = file.metadata().map_err(io)?.len();
+    if n_bytes > most {
+        let reason = format!("{n_bytes} bytes; at most {most} are read");
+        return Err(Error::InvalidFile { path: path.into(), reason });
     }
+    let mut bytes = Vec::with_capacity(n_bytes as usize);
+    file.take(most).read_to_end(&mut bytes).map_err(io)?;
+    Ok(bytes)
 }
 
 /// Maps a regular file read-only.

@@ -52,6 +52,11 @@ impl HeadInput {
         if self.norm { head_dim / 2 } else { 64 }
     }
 
+    /// Workgroups of a row of `heads`, a lane a pair.
+    pub(super) fn groups(self, head_dim: u32, heads: u32) -> u32 {
+        (heads * head_dim / 2).div_ceil(self.lanes(head_dim))
+    }
+
     /// Joins a kernel with what does it; `bound` is the number of the vector's binding.
     pub(super) fn join(self, spec: &mut KernelSpec, head_dim: u32, bound: u32) {
         spec.consts.extend([("WG", self.lanes(head_dim)), ("E", head_dim)]);
@@ -149,6 +154,6 @@ pub fn record_beside(
     params: RopeParams,
     rows: u32,
 ) {
-    let pairs = (params.heads + 2 * params.kv_heads) * head_dim / 2;
-    op.record(commands, &params, [pairs.div_ceil(input.lanes(head_dim)), rows, 1], 0);
+    let groups = input.groups(head_dim, params.heads + 2 * params.kv_heads);
+    op.record(commands, &params, [groups, rows, 1], 0);
 }

@@ -71,6 +71,6 @@ pub fn record_beside(
     params: RopeTrainParams,
     rows: u32,
 ) {
-    let pairs = (params.heads + 2 * params.kv_heads) * head_dim / 2;
-    op.record(commands, &params, [pairs.div_ceil(input.lanes(head_dim)), rows, 1], 0);
+    let groups = input.groups(head_dim, params.heads + 2 * params.kv_heads);
+    op.record(commands, &params, [groups, rows, 1], 0);
 }

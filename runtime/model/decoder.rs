@@ -275,17 +275,30 @@ impl Decoder {
         pass: Pass<'_>,
     ) -> Result<()> {
         let group = self.layers[i].group(kind);
-        match (&group.norm_in, kind) {
-            (Some(norm), _) => self.norm(commands, norm, pass.rows),
-            (None, SiteKind::OProj) => self.attend(commands, i, pass),
-            (None, _) => self.gate(commands, pass),
-        }
+        self.input(commands, i, kind, pass, false);
         group.product.record(commands, RowRange::first(pass.rows), USize::default())?;
         if let Some((ops, lora)) = self.lora.as_ref().zip(pass.lora) {
             ops.record_wide(commands, kind, i, lora, RowRange::first(pass.rows));
         }
         self.norm_out(commands, group, pass.rows);
         Ok(())
+    }
+
+    /// What a product of a group reads; `is_gated`: the gate was folded into the product before.
+    fn input(
+        &self,
+        commands: &mut Commands<'_>,
+        i: usize,
+        kind: SiteKind,
+        pass: Pass<'_>,
+        is_gated: bool,
+    ) {
+        match (&self.layers[i].group(kind).norm_in, kind) {
+            (Some(norm), _) => self.norm(commands, norm, pass.rows),
+            (None, SiteKind::OProj) => self.attend(commands, i, pass),
+            (None, _) if !is_gated => self.gate(commands, pass),
+            (None, _) => {}
+        }
     }
 
     /// Few rows: norms and gate folded into mat-vecs; with adapters, their factors too.
@@ -302,14 +315,8 @@ impl Decoder {
         } else if let Some(folded) = &group.folded {
             folded.record(commands, range, USize::default())?;
         } else {
-            match (&group.norm_in, kind) {
-                (Some(norm), _) => self.norm(commands, norm, pass.rows),
-                (None, SiteKind::OProj) => self.attend(commands, i, pass),
-                (None, _) if self.layers[i].group(SiteKind::GateUp).folded.is_none() => {
-                    self.gate(commands, pass);
-                }
-                (None, _) => {}
-            }
+            let is_gated = self.layers[i].group(SiteKind::GateUp).folded.is_some();
+            self.input(commands, i, kind, pass, is_gated);
             group.product.record(commands, range, USize::default())?;
         }
         self.norm_out(commands, group, pass.rows);

@@ -194,13 +194,11 @@ impl LoraOps {
         pass: &LoraPass,
         RowRange { count: rows, x_row, y_row }: RowRange,
     ) {
-        let (op, site, u_width) =
-            (&self.wide[kind as usize], self.site(kind, layer), pass.u_width[kind as usize]);
-        if u_width == 0 {
-            return;
+        let (op, u_width) = (&self.wide[kind as usize], pass.u_width[kind as usize]);
+        if u_width > 0 {
+            let params = ShrinkParams { k8s: op.k8s, x_row, site: self.site(kind, layer), u_width };
+            lora::record_shrink(commands, &op.shrink, &params, rows);
         }
-        let params = ShrinkParams { k8s: op.k8s, x_row, site, u_width };
-        lora::record_shrink(commands, &op.shrink, &params, rows);
         self.record_expand(commands, kind, layer, pass, RowRange { count: rows, x_row, y_row });
     }
 

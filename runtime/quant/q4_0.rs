@@ -3,8 +3,8 @@
 //!
 //! Shader: `shaders/quant/q4_0.wgsl`.
 
-use super::rounding::{Block, Codes, Line, stored};
-use super::{BLOCK, BlockFormat, copy_words, f16_bytes, f16_value, nibbles};
+use super::rounding::Codes;
+use super::{BLOCK, BlockFormat, copy_words, f16_value, nibbles};
 use crate::dtype::DType;
 
 const BYTES: usize = DType::Q4_0.block_bytes();
@@ -39,14 +39,7 @@ impl BlockFormat for Format {
     }
 
     fn quantize(&self, weights: &[f32], importance: Option<&[f32]>) -> Option<Vec<u8>> {
-        let mut out = Vec::with_capacity(weights.len() / BLOCK * BYTES);
-        for block in Block::<BLOCK>::of_rows(weights, importance) {
-            let d = CODES.scale(&block, stored);
-            let codes = CODES.codes(block.weights, Line::through_zero(d));
-            out.extend(f16_bytes(d)?);
-            out.extend(nibbles(&codes));
-        }
-        Some(out)
+        CODES.scaled_rows(weights, importance, |codes, out| out.extend(nibbles(codes)))
     }
 
     fn repack(&self, blocks: &[u8], words: &mut [u32], scales: &mut [u32]) {

@@ -3,9 +3,9 @@
 //!
 //! Shader: `shaders/quant/q5_1.wgsl`.
 
-use super::rounding::{Block, Codes, Line};
+use super::rounding::Codes;
 use super::{
-    BLOCK, BlockFormat, copy_words, f16_bytes, f16_value, nibbles,
+    BLOCK, BlockFormat, copy_words, f16_value, nibbles,
     q5_0::{codes, fifth_bits},
 };
 use crate::dtype::DType;
@@ -41,15 +41,10 @@ impl BlockFormat for Format {
     }
 
     fn quantize(&self, weights: &[f32], importance: Option<&[f32]>) -> Option<Vec<u8>> {
-        let mut out = Vec::with_capacity(weights.len() / BLOCK * BYTES);
-        for block in Block::<BLOCK>::of_rows(weights, importance) {
-            let line = CODES.line(&block, f32::INFINITY, Line::stored);
-            let codes = CODES.codes(block.weights, line);
-            out.extend([f16_bytes(line.d)?, f16_bytes(line.m)?].concat());
-            out.extend(fifth_bits(&codes));
-            out.extend(nibbles(&codes));
-        }
-        Some(out)
+        CODES.shifted_rows(weights, importance, |codes, out| {
+            out.extend(fifth_bits(codes));
+            out.extend(nibbles(codes));
+        })
     }
 
     fn repack(&self, blocks: &[u8], words: &mut [u32], scales: &mut [u32]) {

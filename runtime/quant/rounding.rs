@@ -7,6 +7,8 @@
 
 use std::ops::RangeInclusive;
 
+use super::{BLOCK, f16_bytes};
+
 /// Steps to either side of the last code at which a search starts, in tenths of a code.
 const STEPS: RangeInclusive<i8> = -9..=9;
 /// Times that a search goes on from its best start, at most.
@@ -99,6 +101,40 @@ impl Codes {
     pub(super) fn codes<const N: usize>(self, weights: &[f32; N], line: Line) -> [u8; N] {
         let inverse = line.inverse();
         std::array::from_fn(|i| (self.code(weights[i], line, inverse) - self.low) as u8)
+    }
+
+    /// Rows in blocks of `w = d q`, d in f16; `pack` writes a block's codes. `None` for a d that
+    /// f16 can't hold.
+    pub(super) fn scaled_rows(
+        self,
+        weights: &[f32],
+        importance: Option<&[f32]>,
+        pack: impl Fn(&[u8; BLOCK], &mut Vec<u8>),
+    ) -> Option<Vec<u8>> {
+        let mut out = Vec::with_capacity(weights.len());
+        for block in Block::of_rows(weights, importance) {
+            let d = self.scale(&block, stored);
+            out.extend(f16_bytes(d)?);
+            pack(&self.codes(block.weights, Line::through_zero(d)), &mut out);
+        }
+        Some(out)
+    }
+
+    /// As [`Self::scaled_rows`], of `w = d q + m`, d and m in f16.
+    pub(super) fn shifted_rows(
+        self,
+        weights: &[f32],
+        importance: Option<&[f32]>,
+        pack: impl Fn(&[u8; BLOCK], &mut Vec<u8>),
+    ) -> Option<Vec<u8>> {
+        let mut out = Vec::with_capacity(weights.len());
+        for block in Block::of_rows(weights, importance) {
+            let line = self.line(&block, f32::INFINITY, Line::stored);
+            out.extend(f16_bytes(line.d)?);
+            out.extend(f16_bytes(line.m)?);
+            pack(&self.codes(block.weights, line), &mut out);
+        }
+        Some(out)
     }
 
     /// What the nearest codes on a line cost.

@@ -7,8 +7,7 @@ use std::sync::{Arc, LazyLock};
 use epiphyte::adapter::{Adapter, LoraModule};
 use epiphyte::format::gguf::Gguf;
 use epiphyte::train::data::batch::in_order;
-use epiphyte::train::data::{Dataset, Example, TrainLength};
-use epiphyte::train::schedule::{Decay, Warmup};
+use epiphyte::train::data::{Dataset, Example};
 use epiphyte::train::{TrainOptions, Trainer};
 use epiphyte::{Engine, EngineOptions, GpuOptions};
 use safetensors::SafeTensors;
@@ -130,20 +129,11 @@ fn training_of_every_family_is_that_of_peft() {
         for checkpoint_every in [None, Some(1), Some(2)] {
             let case = format!("{family}, checkpoints {checkpoint_every:?}");
             let options = TrainOptions {
-                rank: 4,
-                lora_alpha: 8.0,
-                learning_rate: Some(1e-3),
-                weight_decay: 0.01,
-                max_grad_norm: Some(1.0),
-                decay: Decay::Constant,
-                warmup: Warmup::Steps(0),
-                duration: TrainLength::Steps(10),
-                micro_batch: 1,
                 batch_size: 1,
                 gradient_accumulation_steps: 1,
                 seq_len: 96,
                 checkpoint_every,
-                ..TrainOptions::default()
+                ..crate::train::ten_steps()
             };
             let mut trainer =
                 Trainer::new(&engine, Arc::clone(&data), options, Some(&init)).unwrap();

@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use epiphyte::adapter::{Adapter, LoraModule};
 use epiphyte::train::data::batch::in_order;
-use epiphyte::train::data::{Dataset, Example, TrainLength};
-use epiphyte::train::schedule::{Decay, Warmup};
+use epiphyte::train::data::{Dataset, Example};
 use epiphyte::train::{TrainOptions, Trainer};
 use epiphyte::{Engine, EngineOptions, GpuOptions};
 use half::f16;
@@ -208,19 +207,10 @@ impl Golden {
 /// Both examples in one pass, or gradients of two passes added up: a step is the same two examples.
 fn ways() -> [(&'static str, TrainOptions); 3] {
     let options = |batch_size, seq_len| TrainOptions {
-        rank: 4,
-        lora_alpha: 8.0,
-        learning_rate: Some(1e-3),
-        weight_decay: 0.01,
-        max_grad_norm: Some(1.0),
-        decay: Decay::Constant,
-        warmup: Warmup::Steps(0),
-        duration: TrainLength::Steps(10),
-        micro_batch: 1,
         batch_size,
         gradient_accumulation_steps: 2 / batch_size,
         seq_len,
-        ..TrainOptions::default()
+        ..super::ten_steps()
     };
     [("one pass", options(2, 24)), ("two passes", options(2, 14)), ("accumulated", options(1, 24))]
 }

@@ -18,12 +18,30 @@ mod trainer;
 
 use epiphyte::chat::ChatTemplate;
 use epiphyte::tokenizer::Tokenizer;
-use epiphyte::train::data::{DataOptions, Dataset, Encoder, Example, Record};
+use epiphyte::train::TrainOptions;
+use epiphyte::train::data::{DataOptions, Dataset, Encoder, Example, Record, TrainLength};
+use epiphyte::train::schedule::{Decay, Warmup};
 
 use crate::common::{BOS, END, EOS, chatml, tokenizer_with};
 
 fn tokenizer() -> Tokenizer {
     tokenizer_with(&[], false)
+}
+
+/// Ten steps of AdamW, as the scripts of the golden data take them.
+pub(crate) fn ten_steps() -> TrainOptions {
+    TrainOptions {
+        rank: 4,
+        lora_alpha: 8.0,
+        learning_rate: Some(1e-3),
+        weight_decay: 0.01,
+        max_grad_norm: Some(1.0),
+        decay: Decay::Constant,
+        warmup: Warmup::Steps(0),
+        duration: TrainLength::Steps(10),
+        micro_batch: 1,
+        ..TrainOptions::default()
+    }
 }
 
 fn options(seq_len: usize) -> DataOptions {
