@@ -69,7 +69,7 @@ fn linear_specs(caps: &Caps, dtype: DType) -> Vec<KernelSpec> {
     for epilogue in [Epilogue::Store, Epilogue::Add] {
         specs.extend(Tile::all(caps).iter().map(|tile| matmul::spec(caps, dtype, epilogue, *tile)));
     }
-    specs.push(matmul_backward::spec(caps, dtype));
+    specs.extend(Tile::all(caps).iter().map(|tile| matmul_backward::spec(caps, dtype, *tile)));
     specs.extend(Shape::of(caps).iter().flat_map(|shape| coop_specs(*shape, dtype)));
     specs
 }
@@ -122,7 +122,7 @@ fn other_specs(caps: &Caps) -> Vec<KernelSpec> {
         }
         let leaves = [Leaves::Whole, Leaves::WholeAndU(DIRECTORY), Leaves::Split];
         specs.extend(leaves.map(|leaves| attention::spec(caps, heads, leaves)));
-        specs.push(attention::prefill_spec(heads));
+        specs.push(attention::prefill_spec(caps, heads));
         for input in INPUTS {
             specs.push(rope::beside_spec(head_dim, 32, caps.f16, input));
         }

@@ -38,6 +38,7 @@ const SOURCES: &[(&str, &str)] = sources![
     "attention_dkv",
     "attention_dq",
     "attention_prefill",
+    "attention_prefill_coop",
     "attention_reduce",
     "attention_train",
     "bandwidth",

@@ -2,6 +2,7 @@
 
 use epiphyte::DType;
 use epiphyte::gpu::{Caps, Gpu};
+use epiphyte::kernels::matmul::Tile;
 use epiphyte::kernels::matmul_backward::{self, MatmulBackwardParams};
 use epiphyte::kernels::row_exponents;
 use proptest::prelude::*;
@@ -101,10 +102,12 @@ fn variants(caps: &Caps) -> Vec<Caps> {
 }
 
 fn check(gpu: &Gpu, dtype: DType, case: &Case) -> Checked {
-    variants(gpu.caps()).iter().try_for_each(|caps| check_variant(gpu, caps, dtype, case))
+    variants(gpu.caps()).iter().try_for_each(|caps| {
+        Tile::all(caps).iter().try_for_each(|tile| check_variant(gpu, (caps, *tile), dtype, case))
+    })
 }
 
-fn check_variant(gpu: &Gpu, caps: &Caps, dtype: DType, case: &Case) -> Checked {
+fn check_variant(gpu: &Gpu, (caps, tile): (&Caps, Tile), dtype: DType, case: &Case) -> Checked {
     let mut random = Random(case.seed);
     // K-quants have rows of 256: few of them are long already.
     let k = row_unit(dtype) * if row_unit(dtype) > 32 { 1 } else { 2 * case.odd + 1 };
@@ -128,7 +131,7 @@ fn check_variant(gpu: &Gpu, caps: &Caps, dtype: DType, case: &Case) -> Checked {
         add: u32::from(case.add),
     };
     let dy_tensor = gpu.upload("dy", &dy)?;
-    let spec = matmul_backward::spec(caps, dtype);
+    let spec = matmul_backward::spec(caps, dtype, tile);
     let exponents = gpu.storage("exponents", 4 * case.m as u64)?;
     let row_exponents = gpu.op(&row_exponents::spec(), &[&dy_tensor, &exponents])?;
     let split = if case.split < case.n { case.split } else { 0 };
@@ -148,7 +151,7 @@ fn check_variant(gpu: &Gpu, caps: &Caps, dtype: DType, case: &Case) -> Checked {
             if matmul_backward::reads_exponents(caps) {
                 row_exponents::record(commands, &row_exponents, (&p).into(), p.m);
             }
-            matmul_backward::record(commands, &op, caps, &p, 0);
+            matmul_backward::record(commands, &op, caps, tile, &p, 0);
         })?;
     }
     let mut expected = vec![None; len];
@@ -163,7 +166,7 @@ fn check_variant(gpu: &Gpu, caps: &Caps, dtype: DType, case: &Case) -> Checked {
         let sum = before.abs() + near.value.abs() + near.bound;
         *expected = Some(Near { value: before + near.value, bound: near.bound + 2.0 * EPS * sum });
     }
-    dx.check(gpu, &expected).map_err(|e| format!("{}, {dtype:?}: {e}", spec.name).into())
+    dx.check(gpu, &expected).map_err(|e| format!("{}, {dtype:?}, {tile:?}: {e}", spec.name).into())
 }
 
 #[test]

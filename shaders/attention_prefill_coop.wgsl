@@ -1,0 +1,246 @@
+// attention_prefill_coop: as attention_prefill, on cooperative matrices, f16 x f16 -> f32
+//   3 keys   vec4<f16>  read  [pages, G, PAGE, E]
+//   4 values  the same
+// Grid: (ceil(rows / (4 S)), H, 1). S: side of a fragment, 8 or 16. WG: 4 subgroups of LANES, each
+// of which makes S queries x PAGE positions, then S x E: at most 8 fragments. Keys come from the
+// cache as they lie there, values by way of workgroup memory, since beside the positions in use
+// there may be anything.
+// Softmax in f32. A row's weights are e^(score - top) * PEAK, where top follows the row's largest
+// score so far only when that has outgrown it by MARGIN: then what was summed fades (Dao 2023,
+// arXiv:2307.08691, has it fade with every tile). q * scale and the weights are rounded to f16, the
+// weights before they are summed, too.
+// Host: runtime/kernels/attention.rs    Oracle: tests/kernels/attention.rs
+//needs fragments
+//import shared/quads
+//const E, PAGE, WG, LANES
+@group(0) @binding(0) var<storage, read> rows: array<vec2<u32>>;
+@group(0) @binding(1) var<storage, read> pages: array<u32>;
+@group(0) @binding(2) var<storage, read> qkv: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> keys: array<vec4<f16>>;
+@group(0) @binding(4) var<storage, read> values: array<vec4<f16>>;
+@group(0) @binding(5) var<storage, read_write> out: array<f32>;
+
+const E4: u32 = E / 4u;
+const QUERIES: u32 = 4u * S;
+const NONE: f32 = -3.0e38;
+const PEAK: f32 = 256.0;  // far from what f16 has no bits for
+const MARGIN: f32 = 5.0;  // PEAK e^MARGIN < 2^16
+const TEAM: u32 = max(LANES / S, 1u);     // lanes that share a row
+const ROUNDS: u32 = max(S / LANES, 1u);   // rows of a lane
+const RUN: u32 = PAGE / TEAM;             // positions of a lane
+// Lines in quads, padded against bank conflicts: [QUERIES][E] of q, then [QUERIES][PAGE] of weights
+// and [PAGE][E] of values.
+const Q_LINE: u32 = E4 + 2u;
+const W_LINE: u32 = PAGE / 4u + 2u;
+const V_TILE: u32 = QUERIES * W_LINE;
+var<workgroup> tile: array<vec4<f16>, max(QUERIES * Q_LINE, V_TILE + PAGE * Q_LINE)>;
+const S_LINE: u32 = PAGE + 4u;
+var<workgroup> scores: array<f32, QUERIES * S_LINE>;
+var<workgroup> square: array<f32, 4u * S * S>;
+var<workgroup> factor: array<f32, QUERIES>; // on what was summed
+var<workgroup> outgrown: array<u32, 4>;     // by subgroup
+
+// The first quad of a page.
+fn page_at(table: u32, kv_head: u32, position: u32) -> u32 {
+    return (pages[table * p.max_pages + position / PAGE] * p.kv_heads + kv_head) * PAGE * E4;
+}
+
+fn is_seen(position: u32, query: u32) -> bool {
+    return position <= query && query - position <= p.window - 1u;
+}
+
+fn team_max(v: f32) -> f32 {
+    var most = v;
+    for (var step = 1u; step < TEAM; step *= 2u) {
+        most = max(most, subgroupShuffleXor(most, step));
+    }
+    return most;
+}
+
+fn team_sum(v: f32) -> f32 {
+    var sum = v;
+    for (var step = 1u; step < TEAM; step *= 2u) { sum += subgroupShuffleXor(sum, step); }
+    return sum;
+}
+
+fn q_fragment(line: u32, i: u32) -> coop_a {
+    return coopLoadT<coop_a>(&tile[line * Q_LINE + i * S / 4u], Q_LINE);
+}
+
+fn key_fragment(at: u32, i: u32) -> coop_b {
+    return coopLoad<coop_b>(&keys[at + i * S / 4u], E4);
+}
+
+fn value_fragment(at: u32, i: u32) -> coop_b {
+    return coopLoadT<coop_b>(&tile[at + i * S / 4u], Q_LINE);
+}
+
+// o, each row times its factor.
+fn faded(o: coop_c, subgroup: u32, lane: u32) -> coop_c {
+    let base = subgroup * S * S;
+    coopStoreT(o, &square[base], S);
+    workgroupBarrier();
+    for (var e = lane; e < S * S; e += LANES) { square[base + e] *= factor[subgroup * S + e / S]; }
+    workgroupBarrier();
+    let v = coopLoadT<coop_c>(&square[base], S);
+    workgroupBarrier();
+    return v;
+}
+
+// Columns i S.. of a subgroup's rows.
+fn put_out(o: coop_c, i: u32, subgroup: u32, lane: u32, row0: u32, rows_left: u32, head: u32) {
+    let base = subgroup * S * S;
+    coopStoreT(o, &square[base], S);
+    workgroupBarrier();
+    for (var e = lane; e < S * S; e += LANES) {
+        if e / S < rows_left {
+            out[((row0 + e / S) * p.heads + head) * E + i * S + e % S] =
+                square[base + e] * factor[subgroup * S + e / S];
+        }
+    }
+    workgroupBarrier();
+}
+
+@compute @workgroup_size(WG)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(local_invocation_index) index: u32,
+    @builtin(subgroup_id) subgroup: u32,
+    @builtin(subgroup_invocation_id) lane: u32,
+) {
+    let head = group.y;
+    let kv_head = head / (p.heads / p.kv_heads);
+    let first = group.x * QUERIES;
+    let last = min(first + QUERIES - 1u, p.count - 1u);
+    let row = rows[p.row0 + first];
+    let len = row.y + last - first + 1u; // positions that the last query sees
+    let end = row.y - first + p.count;   // that there are
+    for (var i = index; i < QUERIES * E4; i += WG) {
+        let q = (p.row0 + min(first + i / E4, last)) * (p.heads + 2u * p.kv_heads) + head;
+        put_quad(i / E4 * Q_LINE + i % E4, vec4<f16>(qkv[q * E4 + i % E4] * p.scale));
+    }
+    workgroupBarrier();
+    let own = subgroup * S; // this subgroup's lines
+    let q0 = q_fragment(own, 0u);
+    var q1 = coop_a();
+    var q2 = coop_a();
+    var q3 = coop_a();
+    var q4 = coop_a();
+    var q5 = coop_a();
+    var q6 = coop_a();
+    var q7 = coop_a();
+    if E > 1u * S { q1 = q_fragment(own, 1u); }
+    if E > 2u * S { q2 = q_fragment(own, 2u); }
+    if E > 3u * S { q3 = q_fragment(own, 3u); }
+    if E > 4u * S { q4 = q_fragment(own, 4u); }
+    if E > 5u * S { q5 = q_fragment(own, 5u); }
+    if E > 6u * S { q6 = q_fragment(own, 6u); }
+    if E > 7u * S { q7 = q_fragment(own, 7u); }
+    var o0 = coop_c(); var o1 = coop_c(); var o2 = coop_c(); var o3 = coop_c();
+    var o4 = coop_c(); var o5 = coop_c(); var o6 = coop_c(); var o7 = coop_c();
+    var top: array<f32, ROUNDS>;
+    var sum: array<f32, ROUNDS>;
+    for (var r = 0u; r < ROUNDS; r++) { top[r] = NONE; sum[r] = 0.0; }
+    // Of the first query.
+    let seen = row.y - min(row.y, p.window - 1u);
+    for (var start = seen / PAGE * PAGE; start < len; start += PAGE) {
+        let page = page_at(row.x, kv_head, start);
+        for (var j = 0u; j < PAGE; j += S) {
+            var s = coopMultiplyAdd(q0, key_fragment(page + j * E4, 0u), coop_c());
+            if E > 1u * S { s = coopMultiplyAdd(q1, key_fragment(page + j * E4, 1u), s); }
+            if E > 2u * S { s = coopMultiplyAdd(q2, key_fragment(page + j * E4, 2u), s); }
+            if E > 3u * S { s = coopMultiplyAdd(q3, key_fragment(page + j * E4, 3u), s); }
+            if E > 4u * S { s = coopMultiplyAdd(q4, key_fragment(page + j * E4, 4u), s); }
+            if E > 5u * S { s = coopMultiplyAdd(q5, key_fragment(page + j * E4, 5u), s); }
+            if E > 6u * S { s = coopMultiplyAdd(q6, key_fragment(page + j * E4, 6u), s); }
+            if E > 7u * S { s = coopMultiplyAdd(q7, key_fragment(page + j * E4, 7u), s); }
+            coopStoreT(s, &scores[own * S_LINE + j], S_LINE);
+        }
+        workgroupBarrier();
+        var most: array<f32, ROUNDS>;
+        var grows = false;
+        for (var r = 0u; r < ROUNDS; r++) {
+            let line = own + lane / TEAM + r * LANES;
+            let query = row.y + line;
+            var largest = NONE;
+            for (var i = 0u; i < RUN; i++) {
+                let c = lane % TEAM * RUN + i;
+                let score = scores[line * S_LINE + c];
+                largest = max(largest, select(NONE, score, is_seen(start + c, query)));
+            }
+            most[r] = team_max(largest);
+            grows = grows || (top[r] > NONE && most[r] > top[r] + MARGIN);
+        }
+        let any_grows = subgroupAny(grows);
+        if lane == 0u { outgrown[subgroup] = u32(any_grows); }
+        let growth = workgroupUniformLoad(&outgrown);
+        if growth[0] + growth[1] + growth[2] + growth[3] > 0u {
+            for (var r = 0u; r < ROUNDS; r++) {
+                // A row that has seen nothing has nothing to fade.
+                let now = max(top[r], most[r]);
+                let fade = exp(top[r] - now);
+                if lane % TEAM == 0u { factor[own + lane / TEAM + r * LANES] = fade; }
+                sum[r] *= fade;
+                top[r] = now;
+            }
+            workgroupBarrier();
+            o0 = faded(o0, subgroup, lane);
+            if E > 1u * S { o1 = faded(o1, subgroup, lane); }
+            if E > 2u * S { o2 = faded(o2, subgroup, lane); }
+            if E > 3u * S { o3 = faded(o3, subgroup, lane); }
+            if E > 4u * S { o4 = faded(o4, subgroup, lane); }
+            if E > 5u * S { o5 = faded(o5, subgroup, lane); }
+            if E > 6u * S { o6 = faded(o6, subgroup, lane); }
+            if E > 7u * S { o7 = faded(o7, subgroup, lane); }
+        }
+        for (var r = 0u; r < ROUNDS; r++) {
+            if top[r] == NONE { top[r] = most[r]; }
+            let line = own + lane / TEAM + r * LANES;
+            for (var i = 0u; i < RUN; i += 4u) {
+                let c = lane % TEAM * RUN + i;
+                var w = vec4<f16>();
+                for (var j = 0u; j < 4u; j++) {
+                    let score = scores[line * S_LINE + c + j];
+                    let weight = PEAK * exp(score - top[r]);
+                    w[j] = f16(select(0.0, weight, is_seen(start + c + j, row.y + line)));
+                }
+                put_quad(line * W_LINE + c / 4u, w);
+                sum[r] += dot(vec4<f32>(w), vec4<f32>(1.0));
+            }
+        }
+        for (var i = index; i < PAGE * E4; i += WG) {
+            var v = vec4<f16>();
+            let position = start + i / E4;
+            if position >= seen && position < end { v = values[page + i]; }
+            put_quad(V_TILE + i / E4 * Q_LINE + i % E4, v);
+        }
+        workgroupBarrier();
+        for (var j = 0u; j < PAGE; j += S) {
+            let w = coopLoadT<coop_a>(&tile[own * W_LINE + j / 4u], W_LINE);
+            let at = V_TILE + j * Q_LINE;
+            o0 = coopMultiplyAdd(w, value_fragment(at, 0u), o0);
+            if E > 1u * S { o1 = coopMultiplyAdd(w, value_fragment(at, 1u), o1); }
+            if E > 2u * S { o2 = coopMultiplyAdd(w, value_fragment(at, 2u), o2); }
+            if E > 3u * S { o3 = coopMultiplyAdd(w, value_fragment(at, 3u), o3); }
+            if E > 4u * S { o4 = coopMultiplyAdd(w, value_fragment(at, 4u), o4); }
+            if E > 5u * S { o5 = coopMultiplyAdd(w, value_fragment(at, 5u), o5); }
+            if E > 6u * S { o6 = coopMultiplyAdd(w, value_fragment(at, 6u), o6); }
+            if E > 7u * S { o7 = coopMultiplyAdd(w, value_fragment(at, 7u), o7); }
+        }
+    }
+    for (var r = 0u; r < ROUNDS; r++) {
+        let all = team_sum(sum[r]);
+        if lane % TEAM == 0u { factor[own + lane / TEAM + r * LANES] = 1.0 / all; }
+    }
+    workgroupBarrier();
+    let row0 = p.row0 + first + own;
+    let left = max(p.count, first + own) - first - own;
+    put_out(o0, 0u, subgroup, lane, row0, left, head);
+    if E > 1u * S { put_out(o1, 1u, subgroup, lane, row0, left, head); }
+    if E > 2u * S { put_out(o2, 2u, subgroup, lane, row0, left, head); }
+    if E > 3u * S { put_out(o3, 3u, subgroup, lane, row0, left, head); }
+    if E > 4u * S { put_out(o4, 4u, subgroup, lane, row0, left, head); }
+    if E > 5u * S { put_out(o5, 5u, subgroup, lane, row0, left, head); }
+    if E > 6u * S { put_out(o6, 6u, subgroup, lane, row0, left, head); }
+    if E > 7u * S { put_out(o7, 7u, subgroup, lane, row0, left, head); }
+}
