@@ -13,7 +13,7 @@ use epiphyte::kernels::attention::{
 };
 use epiphyte::kernels::bandwidth;
 use epiphyte::kernels::matmul::{self, Tile};
-use epiphyte::kernels::matmul_backward::{self, MatmulBackwardParams};
+use epiphyte::kernels::matmul_backward::{self, MatmulBackwardParams, Way};
 use epiphyte::kernels::matvec::{self, Epilogue, LinearParams, Variant};
 use epiphyte::kernels::matvec_coop::{self, Shape};
 use epiphyte::kernels::sample::{self, Sampler};
@@ -113,18 +113,21 @@ impl Matrix {
         Ok(())
     }
 
-    /// Few rows on cooperative matrices.
+    /// Few rows on cooperative matrices, in every way for so many of them.
     fn matvec_coop(&self, c: &mut Criterion, gpu: &Gpu, m: u32) -> Result<()> {
         let Some(shape) = Shape::of(gpu.caps()) else { return Ok(()) };
-        let (tiling, epilogue) = (shape.tiling(m, self.n), Epilogue::Store);
-        let guard = tiling.guard(self.k / 32);
-        let variant =
-            matvec_coop::Variant { shape, tiling, guard, norm: false, epilogue, lora: None };
-        let op = self.op(gpu, &matvec_coop::spec(DTYPE, variant))?;
-        time(c, gpu, ("matvec_coop", format!("{} x{m}", self.name)), self.bytes, |commands| {
-            matvec_coop::record(commands, &op, variant, &self.params(m), self.bytes);
-            Ok(())
-        });
+        let (epilogue, cols) = (Epilogue::Store, shape.tiling(m, self.n).cols);
+        for tiling in shape.tilings().filter(|tiling| tiling.cols == cols) {
+            let guard = tiling.guard(self.k / 32);
+            let variant =
+                matvec_coop::Variant { shape, tiling, guard, norm: false, epilogue, lora: None };
+            let op = self.op(gpu, &matvec_coop::spec(DTYPE, variant))?;
+            let name = format!("{} x{m}, {} of {}", self.name, tiling.split, tiling.subgroups);
+            time(c, gpu, ("matvec_coop", name), self.bytes, |commands| {
+                matvec_coop::record(commands, &op, variant, &self.params(m), self.bytes);
+                Ok(())
+            });
+        }
         Ok(())
     }
 
@@ -140,12 +143,13 @@ impl Matrix {
             let exponents = gpu.upload("exponents", &vec![127_u32; m as usize])?;
             let mut tensors = vec![&self.y, &self.words, &self.scales, &self.x];
             tensors.extend(matmul_backward::reads_exponents(gpu.caps()).then_some(&exponents));
-            let op = gpu.op(&matmul_backward::spec(gpu.caps(), DTYPE, tile), &tensors)?;
+            let way = Way { tile, fours: true };
+            let op = gpu.op(&matmul_backward::spec(gpu.caps(), DTYPE, way), &tensors)?;
             let (n, k_blocks) = (self.n, self.k / 32);
             let params =
                 MatmulBackwardParams { m, n, k_blocks, dy_stride: n, ..Default::default() };
             time(c, gpu, ("matmul_backward", name), self.bytes, |commands| {
-                matmul_backward::record(commands, &op, gpu.caps(), tile, &params, self.bytes);
+                matmul_backward::record(commands, &op, gpu.caps(), way, &params, self.bytes);
                 Ok(())
             });
         }

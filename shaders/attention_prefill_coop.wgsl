@@ -2,9 +2,7 @@
 //   3 keys   vec4<f16>  read  [pages, G, PAGE, E]
 //   4 values  the same
 // Grid: (ceil(rows / (4 S)), H, 1). S: side of a fragment, 8 or 16. WG: 4 subgroups of LANES, each
-// of which makes S queries x PAGE positions, then S x E: at most 8 fragments. Keys come from the
-// cache as they lie there, values by way of workgroup memory, since beside the positions in use
-// there may be anything.
+// of which makes S queries x PAGE positions, then S x E: at most 8 fragments.
 // Softmax in f32. A row's weights are e^(score - top) * PEAK, where top follows the row's largest
 // score so far only when that has outgrown it by MARGIN: then what was summed fades (Dao 2023,
 // arXiv:2307.08691, has it fade with every tile). q * scale and the weights are rounded to f16, the
@@ -18,35 +16,62 @@
 @group(0) @binding(2) var<storage, read> qkv: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read> keys: array<vec4<f16>>;
 @group(0) @binding(4) var<storage, read> values: array<vec4<f16>>;
-@group(0) @binding(5) var<storage, read_write> out: array<f32>;
+@group(0) @binding(5) var<storage, read_write> out: array<vec4<f32>>;
 
 const E4: u32 = E / 4u;
+const S4: u32 = S / 4u;
 const QUERIES: u32 = 4u * S;
 const NONE: f32 = -3.0e38;
 const PEAK: f32 = 256.0;  // far from what f16 has no bits for
 const MARGIN: f32 = 5.0;  // PEAK e^MARGIN < 2^16
 const TEAM: u32 = max(LANES / S, 1u);     // lanes that share a row
 const ROUNDS: u32 = max(S / LANES, 1u);   // rows of a lane
-const RUN: u32 = PAGE / TEAM;             // positions of a lane
-// Lines in quads, padded against bank conflicts: [QUERIES][E] of q, then [QUERIES][PAGE] of weights
-// and [PAGE][E] of values.
-const Q_LINE: u32 = E4 + 2u;
+const RUN: u32 = PAGE / TEAM / 4u;        // fours of positions of a lane
+// Lines in quads, padded against bank conflicts: [QUERIES][E] of q, then [QUERIES][PAGE] of weights,
+// [PAGE][E] of keys and as many of values.
+const E_LINE: u32 = E4 + 2u;
 const W_LINE: u32 = PAGE / 4u + 2u;
-const V_TILE: u32 = QUERIES * W_LINE;
-var<workgroup> tile: array<vec4<f16>, max(QUERIES * Q_LINE, V_TILE + PAGE * Q_LINE)>;
-const S_LINE: u32 = PAGE + 4u;
-var<workgroup> scores: array<f32, QUERIES * S_LINE>;
-var<workgroup> square: array<f32, 4u * S * S>;
+const K_TILE: u32 = QUERIES * W_LINE;
+const V_TILE: u32 = K_TILE + PAGE * E_LINE;
+var<workgroup> tile: array<vec4<f16>, max(QUERIES * E_LINE, V_TILE + PAGE * E_LINE)>;
+// [QUERIES][PAGE] in fours, padded; fragments of the output on their way.
+const S_LINE: u32 = PAGE / 4u + 1u;
+var<workgroup> scores: array<vec4<f32>, QUERIES * S_LINE>;
 var<workgroup> factor: array<f32, QUERIES>; // on what was summed
 var<workgroup> outgrown: array<u32, 4>;     // by subgroup
 
-// The first quad of a page.
-fn page_at(table: u32, kv_head: u32, position: u32) -> u32 {
-    return (pages[table * p.max_pages + position / PAGE] * p.kv_heads + kv_head) * PAGE * E4;
+// What a page holds of a tile's positions, those in use.
+struct Page {
+    at: u32,       // its first quad
+    start: u32,    // its first position
+    seen: u32,     // the first one in use
+    end: u32,      // behind the last one
 }
 
-fn is_seen(position: u32, query: u32) -> bool {
-    return position <= query && query - position <= p.window - 1u;
+struct Pair {
+    key: vec4<f16>,
+    value: vec4<f16>,
+}
+
+// Quad i of a page; beside the positions in use there may be anything.
+fn load_pair(page: Page, i: u32) -> Pair {
+    let position = page.start + i / E4;
+    if i >= PAGE * E4 || position < page.seen || position >= page.end { return Pair(); }
+    return Pair(keys[page.at + i], values[page.at + i]);
+}
+
+fn put_pair(i: u32, pair: Pair) {
+    if i < PAGE * E4 {
+        let to = i / E4 * E_LINE + i % E4;
+        put_quad(K_TILE + to, pair.key);
+        put_quad(V_TILE + to, pair.value);
+    }
+}
+
+fn is_seen(position: u32, query: u32) -> vec4<bool> {
+    let four = position + vec4<u32>(0u, 1u, 2u, 3u);
+    let behind = vec4<u32>(query) - four; // wraps for those ahead
+    return four <= vec4<u32>(query) & behind <= vec4<u32>(p.window - 1u);
 }
 
 fn team_max(v: f32) -> f32 {
@@ -64,38 +89,41 @@ fn team_sum(v: f32) -> f32 {
 }
 
 fn q_fragment(line: u32, i: u32) -> coop_a {
-    return coopLoadT<coop_a>(&tile[line * Q_LINE + i * S / 4u], Q_LINE);
+    return coopLoadT<coop_a>(&tile[line * E_LINE + i * S4], E_LINE);
 }
 
-fn key_fragment(at: u32, i: u32) -> coop_b {
-    return coopLoad<coop_b>(&keys[at + i * S / 4u], E4);
+fn key_fragment(line: u32, i: u32) -> coop_b {
+    return coopLoad<coop_b>(&tile[K_TILE + line * E_LINE + i * S4], E_LINE);
 }
 
-fn value_fragment(at: u32, i: u32) -> coop_b {
-    return coopLoadT<coop_b>(&tile[at + i * S / 4u], Q_LINE);
+fn value_fragment(line: u32, i: u32) -> coop_b {
+    return coopLoadT<coop_b>(&tile[V_TILE + line * E_LINE + i * S4], E_LINE);
 }
 
 // o, each row times its factor.
-fn faded(o: coop_c, subgroup: u32, lane: u32) -> coop_c {
-    let base = subgroup * S * S;
-    coopStoreT(o, &square[base], S);
+fn faded(o: coop_c, own: u32, lane: u32) -> coop_c {
+    let base = own * S_LINE;
+    coopStoreT(o, &scores[base], S_LINE);
     workgroupBarrier();
-    for (var e = lane; e < S * S; e += LANES) { square[base + e] *= factor[subgroup * S + e / S]; }
+    for (var e = lane; e < S * S4; e += LANES) {
+        scores[base + e / S4 * S_LINE + e % S4] *= factor[own + e / S4];
+    }
     workgroupBarrier();
-    let v = coopLoadT<coop_c>(&square[base], S);
+    let v = coopLoadT<coop_c>(&scores[base], S_LINE);
     workgroupBarrier();
     return v;
 }
 
-// Columns i S.. of a subgroup's rows.
-fn put_out(o: coop_c, i: u32, subgroup: u32, lane: u32, row0: u32, rows_left: u32, head: u32) {
-    let base = subgroup * S * S;
-    coopStoreT(o, &square[base], S);
+// Columns i S.. of a subgroup's rows, `left` of them, from `row0` on.
+fn put_out(o: coop_c, i: u32, own: u32, lane: u32, row0: u32, left: u32, head: u32) {
+    let base = own * S_LINE;
+    coopStoreT(o, &scores[base], S_LINE);
     workgroupBarrier();
-    for (var e = lane; e < S * S; e += LANES) {
-        if e / S < rows_left {
-            out[((row0 + e / S) * p.heads + head) * E + i * S + e % S] =
-                square[base + e] * factor[subgroup * S + e / S];
+    for (var e = lane; e < S * S4; e += LANES) {
+        let line = e / S4;
+        if line < left {
+            out[((row0 + line) * p.heads + head) * E4 + i * S4 + e % S4] =
+                scores[base + line * S_LINE + e % S4] * factor[own + line];
         }
     }
     workgroupBarrier();
@@ -114,13 +142,14 @@ fn main(
     let last = min(first + QUERIES - 1u, p.count - 1u);
     let row = rows[p.row0 + first];
     let len = row.y + last - first + 1u; // positions that the last query sees
-    let end = row.y - first + p.count;   // that there are
     for (var i = index; i < QUERIES * E4; i += WG) {
         let q = (p.row0 + min(first + i / E4, last)) * (p.heads + 2u * p.kv_heads) + head;
-        put_quad(i / E4 * Q_LINE + i % E4, vec4<f16>(qkv[q * E4 + i % E4] * p.scale));
+        put_quad(i / E4 * E_LINE + i % E4, vec4<f16>(qkv[q * E4 + i % E4] * p.scale));
     }
     workgroupBarrier();
-    let own = subgroup * S; // this subgroup's lines
+    let own = subgroup * S;              // this subgroup's first line
+    let team_line = own + lane / TEAM;   // this lane's
+    let four0 = lane % TEAM * RUN;       // its first four of positions
     let q0 = q_fragment(own, 0u);
     var q1 = coop_a();
     var q2 = coop_a();
@@ -143,104 +172,107 @@ fn main(
     for (var r = 0u; r < ROUNDS; r++) { top[r] = NONE; sum[r] = 0.0; }
     // Of the first query.
     let seen = row.y - min(row.y, p.window - 1u);
+    var page = Page(0u, 0u, seen, row.y - first + p.count);
     for (var start = seen / PAGE * PAGE; start < len; start += PAGE) {
-        let page = page_at(row.x, kv_head, start);
+        page.start = start;
+        page.at =
+            (pages[row.x * p.max_pages + start / PAGE] * p.kv_heads + kv_head) * PAGE * E4;
+        workgroupBarrier();
+        // Four at a time, so that their loads are under way together.
+        for (var i = index; i < PAGE * E4; i += 4u * WG) {
+            let pair0 = load_pair(page, i);
+            let pair1 = load_pair(page, i + WG);
+            let pair2 = load_pair(page, i + 2u * WG);
+            let pair3 = load_pair(page, i + 3u * WG);
+            put_pair(i, pair0);
+            put_pair(i + WG, pair1);
+            put_pair(i + 2u * WG, pair2);
+            put_pair(i + 3u * WG, pair3);
+        }
+        workgroupBarrier();
         for (var j = 0u; j < PAGE; j += S) {
-            var s = coopMultiplyAdd(q0, key_fragment(page + j * E4, 0u), coop_c());
-            if E > 1u * S { s = coopMultiplyAdd(q1, key_fragment(page + j * E4, 1u), s); }
-            if E > 2u * S { s = coopMultiplyAdd(q2, key_fragment(page + j * E4, 2u), s); }
-            if E > 3u * S { s = coopMultiplyAdd(q3, key_fragment(page + j * E4, 3u), s); }
-            if E > 4u * S { s = coopMultiplyAdd(q4, key_fragment(page + j * E4, 4u), s); }
-            if E > 5u * S { s = coopMultiplyAdd(q5, key_fragment(page + j * E4, 5u), s); }
-            if E > 6u * S { s = coopMultiplyAdd(q6, key_fragment(page + j * E4, 6u), s); }
-            if E > 7u * S { s = coopMultiplyAdd(q7, key_fragment(page + j * E4, 7u), s); }
-            coopStoreT(s, &scores[own * S_LINE + j], S_LINE);
+            var s = coopMultiplyAdd(q0, key_fragment(j, 0u), coop_c());
+            if E > 1u * S { s = coopMultiplyAdd(q1, key_fragment(j, 1u), s); }
+            if E > 2u * S { s = coopMultiplyAdd(q2, key_fragment(j, 2u), s); }
+            if E > 3u * S { s = coopMultiplyAdd(q3, key_fragment(j, 3u), s); }
+            if E > 4u * S { s = coopMultiplyAdd(q4, key_fragment(j, 4u), s); }
+            if E > 5u * S { s = coopMultiplyAdd(q5, key_fragment(j, 5u), s); }
+            if E > 6u * S { s = coopMultiplyAdd(q6, key_fragment(j, 6u), s); }
+            if E > 7u * S { s = coopMultiplyAdd(q7, key_fragment(j, 7u), s); }
+            coopStoreT(s, &scores[own * S_LINE + j / 4u], S_LINE);
         }
         workgroupBarrier();
         var most: array<f32, ROUNDS>;
         var grows = false;
         for (var r = 0u; r < ROUNDS; r++) {
-            let line = own + lane / TEAM + r * LANES;
-            let query = row.y + line;
-            var largest = NONE;
-            for (var i = 0u; i < RUN; i++) {
-                let c = lane % TEAM * RUN + i;
-                let score = scores[line * S_LINE + c];
-                largest = max(largest, select(NONE, score, is_seen(start + c, query)));
+            let line = team_line + r * LANES;
+            var largest = vec4<f32>(NONE);
+            for (var i = four0; i < four0 + RUN; i++) {
+                let is_in = is_seen(start + 4u * i, row.y + line);
+                let score = scores[line * S_LINE + i];
+                largest = max(largest, select(vec4<f32>(NONE), score, is_in));
             }
-            most[r] = team_max(largest);
+            most[r] = team_max(max(max(largest.x, largest.y), max(largest.z, largest.w)));
             grows = grows || (top[r] > NONE && most[r] > top[r] + MARGIN);
         }
         let any_grows = subgroupAny(grows);
         if lane == 0u { outgrown[subgroup] = u32(any_grows); }
         let growth = workgroupUniformLoad(&outgrown);
-        if growth[0] + growth[1] + growth[2] + growth[3] > 0u {
-            for (var r = 0u; r < ROUNDS; r++) {
+        let fades = growth[0] + growth[1] + growth[2] + growth[3] > 0u;
+        for (var r = 0u; r < ROUNDS; r++) {
+            let line = team_line + r * LANES;
+            if fades || top[r] == NONE {
                 // A row that has seen nothing has nothing to fade.
                 let now = max(top[r], most[r]);
                 let fade = exp(top[r] - now);
-                if lane % TEAM == 0u { factor[own + lane / TEAM + r * LANES] = fade; }
+                if fades && lane % TEAM == 0u { factor[line] = fade; }
                 sum[r] *= fade;
                 top[r] = now;
             }
-            workgroupBarrier();
-            o0 = faded(o0, subgroup, lane);
-            if E > 1u * S { o1 = faded(o1, subgroup, lane); }
-            if E > 2u * S { o2 = faded(o2, subgroup, lane); }
-            if E > 3u * S { o3 = faded(o3, subgroup, lane); }
-            if E > 4u * S { o4 = faded(o4, subgroup, lane); }
-            if E > 5u * S { o5 = faded(o5, subgroup, lane); }
-            if E > 6u * S { o6 = faded(o6, subgroup, lane); }
-            if E > 7u * S { o7 = faded(o7, subgroup, lane); }
-        }
-        for (var r = 0u; r < ROUNDS; r++) {
-            if top[r] == NONE { top[r] = most[r]; }
-            let line = own + lane / TEAM + r * LANES;
-            for (var i = 0u; i < RUN; i += 4u) {
-                let c = lane % TEAM * RUN + i;
-                var w = vec4<f16>();
-                for (var j = 0u; j < 4u; j++) {
-                    let score = scores[line * S_LINE + c + j];
-                    let weight = PEAK * exp(score - top[r]);
-                    w[j] = f16(select(0.0, weight, is_seen(start + c + j, row.y + line)));
-                }
-                put_quad(line * W_LINE + c / 4u, w);
+            for (var i = four0; i < four0 + RUN; i++) {
+                let is_in = is_seen(start + 4u * i, row.y + line);
+                let weight = PEAK * exp(scores[line * S_LINE + i] - top[r]);
+                let w = vec4<f16>(select(vec4<f32>(), weight, is_in));
+                put_quad(line * W_LINE + i, w);
                 sum[r] += dot(vec4<f32>(w), vec4<f32>(1.0));
             }
         }
-        for (var i = index; i < PAGE * E4; i += WG) {
-            var v = vec4<f16>();
-            let position = start + i / E4;
-            if position >= seen && position < end { v = values[page + i]; }
-            put_quad(V_TILE + i / E4 * Q_LINE + i % E4, v);
-        }
         workgroupBarrier();
+        if fades {
+            o0 = faded(o0, own, lane);
+            if E > 1u * S { o1 = faded(o1, own, lane); }
+            if E > 2u * S { o2 = faded(o2, own, lane); }
+            if E > 3u * S { o3 = faded(o3, own, lane); }
+            if E > 4u * S { o4 = faded(o4, own, lane); }
+            if E > 5u * S { o5 = faded(o5, own, lane); }
+            if E > 6u * S { o6 = faded(o6, own, lane); }
+            if E > 7u * S { o7 = faded(o7, own, lane); }
+        }
         for (var j = 0u; j < PAGE; j += S) {
             let w = coopLoadT<coop_a>(&tile[own * W_LINE + j / 4u], W_LINE);
-            let at = V_TILE + j * Q_LINE;
-            o0 = coopMultiplyAdd(w, value_fragment(at, 0u), o0);
-            if E > 1u * S { o1 = coopMultiplyAdd(w, value_fragment(at, 1u), o1); }
-            if E > 2u * S { o2 = coopMultiplyAdd(w, value_fragment(at, 2u), o2); }
-            if E > 3u * S { o3 = coopMultiplyAdd(w, value_fragment(at, 3u), o3); }
-            if E > 4u * S { o4 = coopMultiplyAdd(w, value_fragment(at, 4u), o4); }
-            if E > 5u * S { o5 = coopMultiplyAdd(w, value_fragment(at, 5u), o5); }
-            if E > 6u * S { o6 = coopMultiplyAdd(w, value_fragment(at, 6u), o6); }
-            if E > 7u * S { o7 = coopMultiplyAdd(w, value_fragment(at, 7u), o7); }
+            o0 = coopMultiplyAdd(w, value_fragment(j, 0u), o0);
+            if E > 1u * S { o1 = coopMultiplyAdd(w, value_fragment(j, 1u), o1); }
+            if E > 2u * S { o2 = coopMultiplyAdd(w, value_fragment(j, 2u), o2); }
+            if E > 3u * S { o3 = coopMultiplyAdd(w, value_fragment(j, 3u), o3); }
+            if E > 4u * S { o4 = coopMultiplyAdd(w, value_fragment(j, 4u), o4); }
+            if E > 5u * S { o5 = coopMultiplyAdd(w, value_fragment(j, 5u), o5); }
+            if E > 6u * S { o6 = coopMultiplyAdd(w, value_fragment(j, 6u), o6); }
+            if E > 7u * S { o7 = coopMultiplyAdd(w, value_fragment(j, 7u), o7); }
         }
     }
     for (var r = 0u; r < ROUNDS; r++) {
         let all = team_sum(sum[r]);
-        if lane % TEAM == 0u { factor[own + lane / TEAM + r * LANES] = 1.0 / all; }
+        if lane % TEAM == 0u { factor[team_line + r * LANES] = 1.0 / all; }
     }
     workgroupBarrier();
     let row0 = p.row0 + first + own;
     let left = max(p.count, first + own) - first - own;
-    put_out(o0, 0u, subgroup, lane, row0, left, head);
-    if E > 1u * S { put_out(o1, 1u, subgroup, lane, row0, left, head); }
-    if E > 2u * S { put_out(o2, 2u, subgroup, lane, row0, left, head); }
-    if E > 3u * S { put_out(o3, 3u, subgroup, lane, row0, left, head); }
-    if E > 4u * S { put_out(o4, 4u, subgroup, lane, row0, left, head); }
-    if E > 5u * S { put_out(o5, 5u, subgroup, lane, row0, left, head); }
-    if E > 6u * S { put_out(o6, 6u, subgroup, lane, row0, left, head); }
-    if E > 7u * S { put_out(o7, 7u, subgroup, lane, row0, left, head); }
+    put_out(o0, 0u, own, lane, row0, left, head);
+    if E > 1u * S { put_out(o1, 1u, own, lane, row0, left, head); }
+    if E > 2u * S { put_out(o2, 2u, own, lane, row0, left, head); }
+    if E > 3u * S { put_out(o3, 3u, own, lane, row0, left, head); }
+    if E > 4u * S { put_out(o4, 4u, own, lane, row0, left, head); }
+    if E > 5u * S { put_out(o5, 5u, own, lane, row0, left, head); }
+    if E > 6u * S { put_out(o6, 6u, own, lane, row0, left, head); }
+    if E > 7u * S { put_out(o7, 7u, own, lane, row0, left, head); }
 }

@@ -2,35 +2,34 @@
 //   on cooperative matrices, f16 x f16 -> f32
 //   4 exponents  u32  read  [M], by row_exponents
 // S: side of a fragment, 8 or 16.  WG: 4 subgroups.
-// Grid: (ceil(K / TK), ceil(M / TM), 1); DOWN x ACROSS subgroups make a TM x TK tile, F x G
-// fragments each (2 or 4), in steps of NS of N. While a step is multiplied, the next is under way.
-// dy and W are rounded to f16 on staging; sums in f32. Gradients are small: each row of dy is scaled
-// by a power of two, so that its largest element lies in [2^14, 2^15) (Micikevicius et al. 2017,
-// arXiv:1710.03740, section 3.2, scale the whole loss). Off per term, with h = 2^-11 (2^-10 where
-// f16 is cut off instead of rounded):
+// Grid: (ceil(K / T), ceil(M / T), 1); 2 x 2 subgroups make a T x T tile, F x F fragments each, F 2
+// or 4, in steps of NS of N. While a step is multiplied, the next is under way. dy and W are rounded
+// to f16 on staging; sums in f32. Gradients are small: each row of dy is scaled by a power of two,
+// so that its largest element lies in [2^14, 2^15) (Micikevicius et al. 2017, arXiv:1710.03740,
+// section 3.2, scale the whole loss). Off per term, with h = 2^-11 (2^-10 where f16 is cut off
+// instead of rounded):
 //   |w| (h |dy| + 2^-28 max |dy|) + |dy| (h |w| + 2^-14 if |w| < 2^-14),
 //   as subnormal f16 may be flushed.
 // Fragments are named, not indexed: drivers keep indexed ones in memory.
 // Bindings and `add`: shared/backward.wgsl
 // Host: runtime/kernels/matmul_backward.rs    Oracle: tests/kernels/matmul_backward.rs
 //import shared/backward, shared/fragment_store
-//needs halves, fragments, quads
-//const WG, DOWN, ACROSS, F, G, NS
+//needs dy, halves, fragments, quads
+//const WG, F, NS
 @group(0) @binding(3) var<storage, read_write> dx: array<f32>;
 @group(0) @binding(4) var<storage, read> exponents: array<u32>;
 
-const TM: u32 = DOWN * F * S;
-const TK: u32 = ACROSS * G * S;
+const T: u32 = 2u * F * S;
 const LINE: u32 = NS / 4u;                           // fours of a line of dy
-const FOURS: u32 = TM * LINE / WG;                   // that a lane stages, eight of them ahead
-const BLOCKS: u32 = TK / 32u;                        // of a line of W
+const FOURS: u32 = T * LINE / WG;                   // that a lane stages, eight of them ahead
+const BLOCKS: u32 = T / 32u;                        // of a line of W
 const W_BLOCKS: u32 = max(NS * BLOCKS / WG, 1u);     // that a lane stages, two of them ahead
 // Quads of a line, padded against bank conflicts.
 const DY_STRIDE: u32 = LINE + 2u;
-const W_STRIDE: u32 = TK / 4u + 2u;
-const W_TILE: u32 = TM * DY_STRIDE;                  // where that of W begins
+const W_STRIDE: u32 = T / 4u + 2u;
+const W_TILE: u32 = T * DY_STRIDE;                  // where that of W begins
 var<workgroup> tile: array<cell, (W_TILE + NS * W_STRIDE) * QUAD>;
-var<workgroup> tile_scale: array<f32, TM>;           // of the rows of dy
+var<workgroup> tile_scale: array<f32, T>;           // of the rows of dy
 
 // Weights 4 p..4 p + 3 and 16 + 4 p.. of a block.
 struct Halves {
@@ -39,11 +38,8 @@ struct Halves {
 }
 
 fn load_dy(m0: u32, i: u32, n0: u32) -> vec4<f32> {
-    let n = n0 + i % LINE * 4u + vec4<u32>(0u, 1u, 2u, 3u);
     let row = (p.dy_row + min(m0 + i / LINE, p.m - 1u)) * p.dy_stride + p.dy_offset;
-    let at = row + min(n, vec4<u32>(p.n - 1u));
-    let v = vec4<f32>(dy[at.x], dy[at.y], dy[at.z], dy[at.w]);
-    return select(vec4<f32>(), v, n < vec4<u32>(p.n));
+    return four_of_dy(row, n0 + i % LINE * 4u);
 }
 
 fn put_dy(i: u32, v: vec4<f32>) {
@@ -96,10 +92,10 @@ fn main(
     @builtin(subgroup_id) subgroup: u32,
     @builtin(subgroup_invocation_id) lane: u32,
 ) {
-    let m0 = group.y * TM;
+    let m0 = group.y * T;
     let block0 = group.x * BLOCKS;
-    let sm = subgroup / ACROSS * F * S;
-    let sk = subgroup % ACROSS * G * S;
+    let sm = subgroup / 2u * F * S;
+    let sk = subgroup % 2u * F * S;
     var y0 = vec4<f32>(); var y1 = vec4<f32>();
     var y2 = vec4<f32>(); var y3 = vec4<f32>();
     var y4 = vec4<f32>(); var y5 = vec4<f32>();
@@ -119,7 +115,7 @@ fn main(
     var w0 = fetch_w(block0, index, 0u);
     var w1 = Fetched();
     if W_BLOCKS > 1u { w1 = fetch_w(block0, index + WG, 0u); }
-    for (var i = index; i < TM; i += WG) {
+    for (var i = index; i < T; i += WG) {
         // 2^(141 - exponent)
         tile_scale[i] = bitcast<f32>((268u - exponents[min(m0 + i, p.m - 1u)]) << 23u);
     }
@@ -170,32 +166,30 @@ fn main(
             let b1 = w_fragment(n, sk + S);
             var b2 = coop_b();
             var b3 = coop_b();
-            if G > 2u {
+            if F > 2u {
                 b2 = w_fragment(n, sk + 2u * S);
                 b3 = w_fragment(n, sk + 3u * S);
             }
             let a0 = dy_fragment(sm, n);
             c00 = coopMultiplyAdd(a0, b0, c00);
             c01 = coopMultiplyAdd(a0, b1, c01);
-            if G > 2u {
+            if F > 2u {
                 c02 = coopMultiplyAdd(a0, b2, c02);
                 c03 = coopMultiplyAdd(a0, b3, c03);
             }
             let a1 = dy_fragment(sm + S, n);
             c10 = coopMultiplyAdd(a1, b0, c10);
             c11 = coopMultiplyAdd(a1, b1, c11);
-            if G > 2u {
+            if F > 2u {
                 c12 = coopMultiplyAdd(a1, b2, c12);
                 c13 = coopMultiplyAdd(a1, b3, c13);
-            }
-            if F > 2u {
                 let a2 = dy_fragment(sm + 2u * S, n);
                 c20 = coopMultiplyAdd(a2, b0, c20);
                 c21 = coopMultiplyAdd(a2, b1, c21);
                 let a3 = dy_fragment(sm + 3u * S, n);
                 c30 = coopMultiplyAdd(a3, b0, c30);
                 c31 = coopMultiplyAdd(a3, b1, c31);
-                if G > 2u {
+                if F > 2u {
                     c22 = coopMultiplyAdd(a2, b2, c22);
                     c23 = coopMultiplyAdd(a2, b3, c23);
                     c32 = coopMultiplyAdd(a3, b2, c32);
@@ -210,19 +204,15 @@ fn main(
     store(c01, subgroup, lane, m, k + S);
     store(c10, subgroup, lane, m + S, k);
     store(c11, subgroup, lane, m + S, k + S);
-    if G > 2u {
+    if F > 2u {
         store(c02, subgroup, lane, m, k + 2u * S);
         store(c03, subgroup, lane, m, k + 3u * S);
         store(c12, subgroup, lane, m + S, k + 2u * S);
         store(c13, subgroup, lane, m + S, k + 3u * S);
-    }
-    if F > 2u {
         store(c20, subgroup, lane, m + 2u * S, k);
         store(c21, subgroup, lane, m + 2u * S, k + S);
         store(c30, subgroup, lane, m + 3u * S, k);
         store(c31, subgroup, lane, m + 3u * S, k + S);
-    }
-    if F > 2u && G > 2u {
         store(c22, subgroup, lane, m + 2u * S, k + 2u * S);
         store(c23, subgroup, lane, m + 2u * S, k + 3u * S);
         store(c32, subgroup, lane, m + 3u * S, k + 2u * S);

@@ -1,25 +1,24 @@
 // matmul_coop: y[m, n] (=, +=) sum_k x[m, k] W[n, k]    on cooperative matrices, f16 x f16 -> f32
 // EPILOGUE 0: y = .  1: y += .    S: side of a fragment, 8 or 16.  WG: 4 subgroups.
-// Grid: (ceil(N / TN), ceil(M / TM), 1); DOWN x ACROSS subgroups make a TM x TN tile, F x G
-// fragments each (2 or 4), in steps of KS blocks of K. While a step is multiplied, the next is under
-// way. x and W are rounded to f16 on staging; sums in f32.
+// Grid: (ceil(N / T), ceil(M / T), 1); 2 x 2 subgroups make a T x T tile, F x F fragments each, F 2
+// or 4, in steps of KS blocks of K. While a step is multiplied, the next is under way. x and W are
+// rounded to f16 on staging; sums in f32.
 // Fragments are named, not indexed: drivers keep indexed ones in memory, which takes three times as
 // long.
 // Bindings: shared/linear.wgsl
 // Host: runtime/kernels/matmul.rs    Oracle: tests/kernels/matmul.rs
 //import shared/linear, shared/fragment_store
 //needs halves, fragments, quads
-//const WG, DOWN, ACROSS, F, G, KS, EPILOGUE
+//const WG, F, KS, EPILOGUE
 
-const TM: u32 = DOWN * F * S;
-const TN: u32 = ACROSS * G * S;
+const T: u32 = 2u * F * S;
 const LINE: u32 = 4u * KS;                       // parts of a line, of 8 values
-const X_PARTS: u32 = TM * LINE / WG;             // that a lane stages, four of them ahead
-const W_BLOCKS: u32 = max(TN * KS / WG, 1u);     // likewise, two of them ahead
+const X_PARTS: u32 = T * LINE / WG;              // that a lane stages, four of them ahead
+const W_BLOCKS: u32 = max(T * KS / WG, 1u);      // likewise, two of them ahead
 const STRIDE: u32 = 8u * KS + 2u;                // quads of a line, padded against bank conflicts
-const W_LINE: u32 = TM;                          // where W's lines begin
-// TM lines of x, then TN of W.
-var<workgroup> tile: array<cell, (TM + TN) * STRIDE * QUAD>;
+const W_LINE: u32 = T;                           // where W's lines begin
+// T lines of x, then T of W.
+var<workgroup> tile: array<cell, (T + T) * STRIDE * QUAD>;
 
 // Weights or values 4 p..4 p + 3 and 16 + 4 p.. of a block.
 struct Halves {
@@ -58,7 +57,7 @@ fn fetch_w(n0: u32, i: u32, kb: u32) -> Fetched {
 }
 
 fn put_w(i: u32, f: Fetched) {
-    if i < TN * KS {
+    if i < T * KS {
         let line = W_LINE + i / KS;
         put_halves(line, i % KS, 0u, halves(f, 0u));
         put_halves(line, i % KS, 1u, halves(f, 1u));
@@ -103,10 +102,10 @@ fn main(
     @builtin(subgroup_id) subgroup: u32,
     @builtin(subgroup_invocation_id) lane: u32,
 ) {
-    let m0 = group.y * TM;
-    let n0 = group.x * TN;
-    let sm = subgroup / ACROSS * F * S;
-    let sn = subgroup % ACROSS * G * S;
+    let m0 = group.y * T;
+    let n0 = group.x * T;
+    let sm = subgroup / 2u * F * S;
+    let sn = subgroup % 2u * F * S;
     var x0 = load_x(m0, index, 0u);
     var x1 = load_x(m0, index + WG, 0u);
     var x2 = Part();
@@ -120,7 +119,7 @@ fn main(
     if W_BLOCKS > 1u { w1 = fetch_w(n0, index + WG, 0u); }
     let m = m0 + sm;
     let n = n0 + sn;
-    let whole = m0 + TM <= p.m && n0 + TN <= p.n && (p.y_stride | p.y_offset) % 4u == 0u;
+    let whole = m0 + T <= p.m && n0 + T <= p.n && (p.y_stride | p.y_offset) % 4u == 0u;
     var c00 = coop_c(); var c01 = coop_c(); var c02 = coop_c(); var c03 = coop_c();
     var c10 = coop_c(); var c11 = coop_c(); var c12 = coop_c(); var c13 = coop_c();
     var c20 = coop_c(); var c21 = coop_c(); var c22 = coop_c(); var c23 = coop_c();
@@ -130,19 +129,15 @@ fn main(
         c01 = whole_from(m, n + S);
         c10 = whole_from(m + S, n);
         c11 = whole_from(m + S, n + S);
-        if G > 2u {
+        if F > 2u {
             c02 = whole_from(m, n + 2u * S);
             c03 = whole_from(m, n + 3u * S);
             c12 = whole_from(m + S, n + 2u * S);
             c13 = whole_from(m + S, n + 3u * S);
-        }
-        if F > 2u {
             c20 = whole_from(m + 2u * S, n);
             c21 = whole_from(m + 2u * S, n + S);
             c30 = whole_from(m + 3u * S, n);
             c31 = whole_from(m + 3u * S, n + S);
-        }
-        if F > 2u && G > 2u {
             c22 = whole_from(m + 2u * S, n + 2u * S);
             c23 = whole_from(m + 2u * S, n + 3u * S);
             c32 = whole_from(m + 3u * S, n + 2u * S);
@@ -180,32 +175,30 @@ fn main(
             let b1 = w_fragment(sn + S, k);
             var b2 = coop_b();
             var b3 = coop_b();
-            if G > 2u {
+            if F > 2u {
                 b2 = w_fragment(sn + 2u * S, k);
                 b3 = w_fragment(sn + 3u * S, k);
             }
             let a0 = x_fragment(sm, k);
             c00 = coopMultiplyAdd(a0, b0, c00);
             c01 = coopMultiplyAdd(a0, b1, c01);
-            if G > 2u {
+            if F > 2u {
                 c02 = coopMultiplyAdd(a0, b2, c02);
                 c03 = coopMultiplyAdd(a0, b3, c03);
             }
             let a1 = x_fragment(sm + S, k);
             c10 = coopMultiplyAdd(a1, b0, c10);
             c11 = coopMultiplyAdd(a1, b1, c11);
-            if G > 2u {
+            if F > 2u {
                 c12 = coopMultiplyAdd(a1, b2, c12);
                 c13 = coopMultiplyAdd(a1, b3, c13);
-            }
-            if F > 2u {
                 let a2 = x_fragment(sm + 2u * S, k);
                 c20 = coopMultiplyAdd(a2, b0, c20);
                 c21 = coopMultiplyAdd(a2, b1, c21);
                 let a3 = x_fragment(sm + 3u * S, k);
                 c30 = coopMultiplyAdd(a3, b0, c30);
                 c31 = coopMultiplyAdd(a3, b1, c31);
-                if G > 2u {
+                if F > 2u {
                     c22 = coopMultiplyAdd(a2, b2, c22);
                     c23 = coopMultiplyAdd(a2, b3, c23);
                     c32 = coopMultiplyAdd(a3, b2, c32);
@@ -219,19 +212,15 @@ fn main(
         whole_to(c01, m, n + S);
         whole_to(c10, m + S, n);
         whole_to(c11, m + S, n + S);
-        if G > 2u {
+        if F > 2u {
             whole_to(c02, m, n + 2u * S);
             whole_to(c03, m, n + 3u * S);
             whole_to(c12, m + S, n + 2u * S);
             whole_to(c13, m + S, n + 3u * S);
-        }
-        if F > 2u {
             whole_to(c20, m + 2u * S, n);
             whole_to(c21, m + 2u * S, n + S);
             whole_to(c30, m + 3u * S, n);
             whole_to(c31, m + 3u * S, n + S);
-        }
-        if F > 2u && G > 2u {
             whole_to(c22, m + 2u * S, n + 2u * S);
             whole_to(c23, m + 2u * S, n + 3u * S);
             whole_to(c32, m + 3u * S, n + 2u * S);
@@ -243,19 +232,15 @@ fn main(
     store(c01, subgroup, lane, m, n + S);
     store(c10, subgroup, lane, m + S, n);
     store(c11, subgroup, lane, m + S, n + S);
-    if G > 2u {
+    if F > 2u {
         store(c02, subgroup, lane, m, n + 2u * S);
         store(c03, subgroup, lane, m, n + 3u * S);
         store(c12, subgroup, lane, m + S, n + 2u * S);
         store(c13, subgroup, lane, m + S, n + 3u * S);
-    }
-    if F > 2u {
         store(c20, subgroup, lane, m + 2u * S, n);
         store(c21, subgroup, lane, m + 2u * S, n + S);
         store(c30, subgroup, lane, m + 3u * S, n);
         store(c31, subgroup, lane, m + 3u * S, n + S);
-    }
-    if F > 2u && G > 2u {
         store(c22, subgroup, lane, m + 2u * S, n + 2u * S);
         store(c23, subgroup, lane, m + 2u * S, n + 3u * S);
         store(c32, subgroup, lane, m + 3u * S, n + 2u * S);

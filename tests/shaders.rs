@@ -11,6 +11,7 @@ use epiphyte::gpu::{Access, Caps, KernelSpec};
 use epiphyte::kernels::attention::Leaves;
 use epiphyte::kernels::lora::{self, Directory};
 use epiphyte::kernels::matmul::{self, Tile};
+use epiphyte::kernels::matmul_backward::Way;
 use epiphyte::kernels::matvec::{COLS, Epilogue, Lora, SOFTWARE, Variant};
 use epiphyte::kernels::matvec_coop::{self, Shape};
 use epiphyte::kernels::rope::HeadInput;
@@ -69,7 +70,9 @@ fn linear_specs(caps: &Caps, dtype: DType) -> Vec<KernelSpec> {
     for epilogue in [Epilogue::Store, Epilogue::Add] {
         specs.extend(Tile::all(caps).iter().map(|tile| matmul::spec(caps, dtype, epilogue, *tile)));
     }
-    specs.extend(Tile::all(caps).iter().map(|tile| matmul_backward::spec(caps, dtype, *tile)));
+    for (&tile, fours) in Tile::all(caps).iter().flat_map(|tile| [(tile, false), (tile, true)]) {
+        specs.push(matmul_backward::spec(caps, dtype, Way { tile, fours }));
+    }
     specs.extend(Shape::of(caps).iter().flat_map(|shape| coop_specs(*shape, dtype)));
     specs
 }

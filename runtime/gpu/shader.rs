@@ -41,6 +41,8 @@ const SOURCES: &[(&str, &str)] = sources![
     "attention_prefill_coop",
     "attention_reduce",
     "attention_train",
+    "backward/dy_fours",
+    "backward/dy_ones",
     "bandwidth",
     "cross_entropy",
     "embedding",

@@ -12,27 +12,13 @@ use crate::quant;
 pub enum Tile {
     /// 4 x 4 fragments.
     Small,
-    /// 8 x 4 fragments.
-    Slim,
     /// 8 x 8 fragments.
     Large,
-    /// 4 x 16 fragments.
-    Broad,
-}
-
-/// How four subgroups share a tile.
-struct Shares {
-    down: u32,
-    across: u32,
-    /// Of a subgroup, down and across.
-    fragments: [u32; 2],
-    /// Blocks of K in a step, fewer where there are more lines.
-    step: u32,
 }
 
 impl Tile {
     /// Of every size.
-    pub const ALL: [Self; 4] = [Self::Small, Self::Slim, Self::Large, Self::Broad];
+    pub const ALL: [Self; 2] = [Self::Small, Self::Large];
 
     /// Every tile that a device may choose.
     pub fn all(caps: &Caps) -> &'static [Self] {
@@ -41,39 +27,36 @@ impl Tile {
 
     /// The largest tile of which `y [m, n]` is enough.
     pub fn choose(caps: &Caps, m: u32, n: u32) -> Self {
-        let groups = |tile: &Self| {
-            let [down, across] = tile.sides(caps);
-            m.div_ceil(down) * n.div_ceil(across)
-        };
+        let groups = |tile: &Self| m.div_ceil(tile.side(caps)) * n.div_ceil(tile.side(caps));
         let large = Self::all(caps).iter().rev().find(|tile| groups(tile) >= ENOUGH_GROUPS);
         large.copied().unwrap_or(Self::Small)
     }
 
-    fn shares(self) -> Shares {
-        let (down, across, fragments, step) = match self {
-            Self::Small => (2, 2, [2, 2], 2),
-            Self::Slim => (2, 2, [4, 2], 1),
-            Self::Large => (2, 2, [4, 4], 1),
-            Self::Broad => (1, 4, [4, 4], 1),
-        };
-        Shares { down, across, fragments, step }
-    }
-
     /// Rows and columns of what it makes.
-    pub(super) fn sides(self, caps: &Caps) -> [u32; 2] {
-        let Shares { down, across, fragments: [f, g], .. } = self.shares();
-        caps.cooperative_matrix.map_or([64, 64], |side| [down * f * side, across * g * side])
+    pub(super) fn side(self, caps: &Caps) -> u32 {
+        caps.cooperative_matrix.map_or(64, |side| 2 * self.fragments() * side)
     }
 
-    /// Says to a kernel on cooperative matrices how the tile is shared, in steps of so many blocks.
-    pub(super) fn consts(self, shape: Shape) -> [(&'static str, u32); 5] {
-        let Shares { down, across, fragments: [f, g], .. } = self.shares();
-        [("WG", 4 * shape.lanes), ("DOWN", down), ("ACROSS", across), ("F", f), ("G", g)]
+    /// Of a subgroup, down and across; 2 x 2 subgroups share a tile.
+    fn fragments(self) -> u32 {
+        match self {
+            Self::Small => 2,
+            Self::Large => 4,
+        }
     }
 
-    /// Blocks in a step of what is summed over.
+    /// Says to a kernel on cooperative matrices how the tile is shared.
+    pub(super) fn consts(self, shape: Shape) -> [(&'static str, u32); 2] {
+        [("WG", 4 * shape.lanes), ("F", self.fragments())]
+    }
+
+    /// Blocks in a step of what is summed over: more of them where there are fewer lines, so that as
+    /// much is staged.
     pub(super) fn step(self) -> u32 {
-        self.shares().step
+        match self {
+            Self::Small => 2,
+            Self::Large => 1,
+        }
     }
 }
 
@@ -105,7 +88,7 @@ pub fn record(
     params: &LinearParams,
     weight_bytes: u64,
 ) {
-    let [down, across] = tile.sides(commands.caps());
-    let grid = [params.n.div_ceil(across), params.m.div_ceil(down), 1];
+    let side = tile.side(commands.caps());
+    let grid = [params.n.div_ceil(side), params.m.div_ceil(side), 1];
     op.record(commands, params, grid, weight_bytes);
 }

@@ -39,6 +39,15 @@ params! {
     }
 }
 
+/// How a product is made where cooperative matrices make it.
+#[derive(Clone, Copy, Debug)]
+pub struct Way {
+    /// What a workgroup makes.
+    pub tile: Tile,
+    /// dy is read in fours: its lines are multiples of four elements, from a multiple of four on.
+    pub fours: bool,
+}
+
 /// How a device computes it.
 enum Variant {
     /// On cooperative matrices.
@@ -69,7 +78,7 @@ fn variant(caps: &Caps) -> Variant {
 
 /// The variant on cooperative matrices where there are any, without barriers on a software GPU,
 /// else the tiled one.
-pub fn spec(caps: &Caps, dtype: DType, tile: Tile) -> KernelSpec {
+pub fn spec(caps: &Caps, dtype: DType, Way { tile, fours }: Way) -> KernelSpec {
     let mut spec = KernelSpec {
         bindings: bindings(caps),
         params: MatmulBackwardParams::LAYOUT,
@@ -80,6 +89,7 @@ pub fn spec(caps: &Caps, dtype: DType, tile: Tile) -> KernelSpec {
             spec.name = "matmul_backward_coop";
             spec.consts = tile.consts(shape).into();
             spec.consts.push(("NS", 32 * tile.step()));
+            spec.fills.push(if fours { "backward/dy_fours" } else { "backward/dy_ones" });
             spec.fills.extend(shape.fills(dtype));
             return spec;
         }
@@ -93,19 +103,19 @@ pub fn spec(caps: &Caps, dtype: DType, tile: Tile) -> KernelSpec {
     spec
 }
 
-/// Records one product by the kernel that [`spec`] gives for `caps` and `tile`; `weight_bytes` is
+/// Records one product by the kernel that [`spec`] gives for `caps` and this way; `weight_bytes` is
 /// the size of W.
 pub fn record(
     commands: &mut Commands<'_>,
     op: &Op,
     caps: &Caps,
-    tile: Tile,
+    Way { tile, .. }: Way,
     params: &MatmulBackwardParams,
     weight_bytes: u64,
 ) {
     // Rows and columns of dx that a workgroup makes.
     let [down, across] = match variant(caps) {
-        Variant::Cooperative(_) | Variant::Tiled => tile.sides(caps),
+        Variant::Cooperative(_) | Variant::Tiled => [tile.side(caps); 2],
         Variant::Direct => [4, 8 * DIRECT_WG],
     };
     let grid = [(32 * params.k_blocks).div_ceil(across), params.m.div_ceil(down), 1];

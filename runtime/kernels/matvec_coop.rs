@@ -38,7 +38,7 @@ pub struct Tiling {
     /// Those that share columns of y, each with its part of K: 1, or a power of two up to all of
     /// them.
     pub split: u32,
-    /// Blocks of K in a step, at least one for each of `split`; a power of two.
+    /// Blocks of K in a step, at least two for each of `split`; a power of two.
     pub step: u32,
 }
 
@@ -84,10 +84,12 @@ impl Shape {
     /// columns, the fewer columns keep the device busy. Tiles take at most 32 KiB.
     fn tilings_of(self, cols: u32) -> [Tiling; 3] {
         let [few, most] = [4, 8].map(|subgroups| (MAX_WG / self.lanes).min(subgroups));
-        let wide = if cols > 16 { 2 } else { 4 };
-        let last = if cols > MAX_COLS { most } else { 2 * most };
-        [(few, 1, wide), (few, few, 2 * few), (most, most, last)]
-            .map(|(subgroups, split, step)| Tiling { cols, subgroups, split, step })
+        let shares = match cols {
+            MAX_COLS => [(few, 1, 4), (few, few, 2 * few), (most, most, 2 * most)],
+            // A workgroup stages all of x: the narrower it is, the more often that is done.
+            _ => [(few, 1, 2), (few, 2, 4), (few, few, 2 * few)],
+        };
+        shares.map(|(subgroups, split, step)| Tiling { cols, subgroups, split, step })
     }
 
     /// Every tiling that is chosen from.
@@ -103,9 +105,10 @@ impl Shape {
 
     /// The tiling for `m` rows of x and `n` of W.
     pub fn tiling(self, m: u32, n: u32) -> Tiling {
-        let fits = self.cols().find(|cols| *cols >= m).or(self.cols().last());
-        let [wide, narrow, last] = self.tilings_of(fits.unwrap_or(MAX_COLS));
-        let enough = |tiling: &Tiling| tiling.workgroups(self, m, n) >= ENOUGH_WORKGROUPS;
+        let fits = self.cols().find(|cols| *cols >= m).or(self.cols().last()).unwrap_or(MAX_COLS);
+        let [wide, narrow, last] = self.tilings_of(fits);
+        let least = if fits == MAX_COLS { ENOUGH_WORKGROUPS } else { ENOUGH_WORKGROUPS / 2 };
+        let enough = |tiling: &Tiling| tiling.workgroups(self, m, n) >= least;
         [wide, narrow].into_iter().find(enough).unwrap_or(last)
     }
 }

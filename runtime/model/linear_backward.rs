@@ -7,7 +7,7 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::{Commands, Gpu, Op, Tensor};
 use crate::kernels::matmul::Tile;
-use crate::kernels::matmul_backward::{self, MatmulBackwardParams};
+use crate::kernels::matmul_backward::{self, MatmulBackwardParams, Way};
 use crate::kernels::row_exponents;
 use crate::quant::BLOCK;
 
@@ -35,12 +35,12 @@ struct ChunkOp {
 
 impl ChunkOp {
     /// The kernel, compiled on first use.
-    fn op(&self, gpu: &Gpu, tile: Tile) -> Result<&Op> {
-        let slot = &self.ops[tile as usize];
+    fn op(&self, gpu: &Gpu, way: Way) -> Result<&Op> {
+        let slot = &self.ops[way.tile as usize];
         if let Some(op) = slot.get() {
             return Ok(op);
         }
-        let kernel = gpu.kernel(&matmul_backward::spec(gpu.caps(), self.dtype, tile))?;
+        let kernel = gpu.kernel(&matmul_backward::spec(gpu.caps(), self.dtype, way))?;
         Ok(slot.get_or_init(|| Op { kernel, group: self.group.clone() }))
     }
 }
@@ -101,9 +101,11 @@ impl LinearBackwardOp {
             if let Some(op) = &self.exponents {
                 row_exponents::record(commands, op, (&params).into(), rows);
             }
-            let tile = Tile::choose(caps, rows, 32 * self.k_blocks);
-            let op = chunk.op(commands.gpu(), tile)?;
-            matmul_backward::record(commands, op, caps, tile, &params, chunk.bytes);
+            let fours =
+                [self.dy_stride, chunk.row0, chunk.rows].iter().all(|n| n.is_multiple_of(4));
+            let way = Way { tile: Tile::choose(caps, rows, 32 * self.k_blocks), fours };
+            let op = chunk.op(commands.gpu(), way)?;
+            matmul_backward::record(commands, op, caps, way, &params, chunk.bytes);
         }
         commands.bound(u64::from(rows) * self.operations)
     }

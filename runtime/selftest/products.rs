@@ -8,7 +8,7 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::{Caps, Gpu};
 use crate::kernels::matmul::Tile;
-use crate::kernels::matmul_backward::{self, MatmulBackwardParams};
+use crate::kernels::matmul_backward::{self, MatmulBackwardParams, Way};
 use crate::kernels::matmul_dense::{self, MatmulDenseParams, Sizes, Tiling, View};
 use crate::kernels::row_exponents;
 use crate::quant::BLOCK;
@@ -32,21 +32,22 @@ pub(super) fn cases(caps: &Caps) -> Vec<Case> {
 }
 
 fn backward(caps: &Caps, dtype: DType, tile: Tile) -> Case {
-    let kernel = matmul_backward::spec(caps, dtype, tile).name;
+    let way = Way { tile, fours: true };
+    let kernel = matmul_backward::spec(caps, dtype, way).name;
     // Cooperative matrices round both factors to f16.
     let (uses, tolerance) =
         if kernel.ends_with("_coop") { (vec![CooperativeMatrix], 2e-3) } else { (vec![], 1e-4) };
     let variant = format!("{}, {ROWS} rows, {tile:?} tile", dtype.name());
-    case(kernel, variant, uses, move |gpu| multiply_backward(gpu, dtype, tile, tolerance))
+    case(kernel, variant, uses, move |gpu| multiply_backward(gpu, dtype, way, tolerance))
 }
 
 /// `dx = dy W`, and the same once more added to it.
-fn multiply_backward(gpu: &Gpu, dtype: DType, tile: Tile, tolerance: f64) -> Result<Vec<Outcome>> {
+fn multiply_backward(gpu: &Gpu, dtype: DType, way: Way, tolerance: f64) -> Result<Vec<Outcome>> {
     let mut random = Random(5);
     let weights = Weights::random(gpu, dtype, &mut random)?;
     let dy: Vec<f32> = random.vec(ROWS * N).into_iter().map(|v| v * GRADIENT).collect();
     let (dy_tensor, dx) = (gpu.upload("dy", &dy)?, poisoned(gpu, &[], ROWS * K)?);
-    let spec = matmul_backward::spec(gpu.caps(), dtype, tile);
+    let spec = matmul_backward::spec(gpu.caps(), dtype, way);
     let exponents = gpu.storage("exponents", 4 * ROWS as u64)?;
     let row_exponents = gpu.op(&row_exponents::spec(), &[&dy_tensor, &exponents])?;
     for (chunk, add) in weights.linear.chunks.iter().flat_map(|chunk| [(chunk, 0), (chunk, 1)]) {
@@ -65,7 +66,7 @@ fn multiply_backward(gpu: &Gpu, dtype: DType, tile: Tile, tolerance: f64) -> Res
             if matmul_backward::reads_exponents(gpu.caps()) {
                 row_exponents::record(commands, &row_exponents, (&params).into(), ROWS as u32);
             }
-            matmul_backward::record(commands, &op, gpu.caps(), tile, &params, 0);
+            matmul_backward::record(commands, &op, gpu.caps(), way, &params, 0);
             Ok(())
         })?;
     }

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::adapters::{Adapters, Site};
 use super::lora::share_depth;
 use super::oracle::{DIV, EPS, exp_error, gamma};
-use super::{Checked, Near, Output, POISON, Random, for_all, seed, submit, upload_kv};
+use super::{Checked, Near, Output, POISON, Random, for_all, matrices, seed, submit, upload_kv};
 
 #[derive(Clone, Debug)]
 struct Case {
@@ -413,6 +413,7 @@ fn check_prefill(gpu: &Gpu, case: &Case) -> Checked {
 
 #[test]
 fn attention_of_a_prompt_is_the_formula() {
+    matrices("in part, without its cooperative variant");
     let lens = (len(130), len(70)).prop_map(|(before, count)| vec![before, count]);
     for_all(10, cases(lens), check_prefill);
 }
