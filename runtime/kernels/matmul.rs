@@ -27,8 +27,13 @@ impl Tile {
 
     /// The largest tile of which `y [m, n]` is enough.
     pub fn choose(caps: &Caps, m: u32, n: u32) -> Self {
+        Self::of_which(caps, [m, n], ENOUGH_GROUPS)
+    }
+
+    /// The largest tile of which `[m, n]` is `enough`.
+    pub(super) fn of_which(caps: &Caps, [m, n]: [u32; 2], enough: u32) -> Self {
         let groups = |tile: &Self| m.div_ceil(tile.side(caps)) * n.div_ceil(tile.side(caps));
-        let large = Self::all(caps).iter().rev().find(|tile| groups(tile) >= ENOUGH_GROUPS);
+        let large = Self::all(caps).iter().rev().find(|tile| groups(tile) >= enough);
         large.copied().unwrap_or(Self::Small)
     }
 

@@ -1,6 +1,7 @@
 //! `dX = dY W`, backward through a frozen linear: see `shaders/matmul_backward.wgsl`, its `_coop`
 //! and its `_direct`.
 
+use super::ENOUGH_GROUPS;
 use super::matmul::Tile;
 use super::matvec_coop::Shape;
 use crate::dtype::DType;
@@ -46,6 +47,14 @@ pub struct Way {
     pub tile: Tile,
     /// dy is read in fours: its lines are multiples of four elements, from a multiple of four on.
     pub fours: bool,
+}
+
+impl Way {
+    /// For `dx [m, k]`. Sums are long and both factors are made ready on the way: a large tile pays
+    /// where there are two for each of what [`Tile::choose`] takes as enough.
+    pub fn choose(caps: &Caps, [m, k]: [u32; 2], fours: bool) -> Self {
+        Self { tile: Tile::of_which(caps, [m, k], 2 * ENOUGH_GROUPS), fours }
+    }
 }
 
 /// How a device computes it.

@@ -82,14 +82,16 @@ impl Shape {
 
     /// Every tiling that is chosen from for passes of `cols` rows of x: the more subgroups share
     /// columns, the fewer columns keep the device busy. Tiles take at most 32 KiB.
-    fn tilings_of(self, cols: u32) -> [Tiling; 3] {
+    fn tilings_of(self, cols: u32) -> impl Iterator<Item = Tiling> {
         let [few, most] = [4, 8].map(|subgroups| (MAX_WG / self.lanes).min(subgroups));
         let shares = match cols {
-            MAX_COLS => [(few, 1, 4), (few, few, 2 * few), (most, most, 2 * most)],
-            // A workgroup stages all of x: the narrower it is, the more often that is done.
-            _ => [(few, 1, 2), (few, 2, 4), (few, few, 2 * few)],
+            MAX_COLS => vec![(few, 1, 4), (few, few, 2 * few), (most, most, 2 * most)],
+            // A workgroup stages all of x: the fewer columns it makes, the more often that is done.
+            16 => vec![(few, 1, 2), (few, 2, 4), (few, few, 2 * few)],
+            _ => vec![(few, 1, 2), (few, 2, 4)],
         };
-        shares.map(|(subgroups, split, step)| Tiling { cols, subgroups, split, step })
+        let tiling = move |(subgroups, split, step)| Tiling { cols, subgroups, split, step };
+        shares.into_iter().map(tiling)
     }
 
     /// Every tiling that is chosen from.
@@ -99,17 +101,16 @@ impl Shape {
 
     /// A lane stages one row of x at most.
     fn cols(self) -> impl Iterator<Item = u32> {
-        let [few, ..] = self.tilings_of(MAX_COLS);
-        COLS.into_iter().filter(move |cols| *cols <= few.subgroups * self.lanes)
+        let lanes = self.lanes * (MAX_WG / self.lanes).min(4);
+        COLS.into_iter().filter(move |cols| *cols <= lanes)
     }
 
     /// The tiling for `m` rows of x and `n` of W.
     pub fn tiling(self, m: u32, n: u32) -> Tiling {
-        let fits = self.cols().find(|cols| *cols >= m).or(self.cols().last()).unwrap_or(MAX_COLS);
-        let [wide, narrow, last] = self.tilings_of(fits);
-        let least = if fits == MAX_COLS { ENOUGH_WORKGROUPS } else { ENOUGH_WORKGROUPS / 2 };
-        let enough = |tiling: &Tiling| tiling.workgroups(self, m, n) >= least;
-        [wide, narrow].into_iter().find(enough).unwrap_or(last)
+        let cols = self.cols().find(|cols| *cols >= m).or(self.cols().last()).unwrap_or(MAX_COLS);
+        let enough = |tiling: &Tiling| tiling.workgroups(self, m, n) >= ENOUGH_WORKGROUPS;
+        let found = self.tilings_of(cols).find(enough).or(self.tilings_of(cols).last());
+        found.unwrap_or(Tiling { cols, subgroups: 4, split: 1, step: 4 })
     }
 }
 

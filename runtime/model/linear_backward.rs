@@ -103,7 +103,7 @@ impl LinearBackwardOp {
             }
             let fours =
                 [self.dy_stride, chunk.row0, chunk.rows].iter().all(|n| n.is_multiple_of(4));
-            let way = Way { tile: Tile::choose(caps, rows, 32 * self.k_blocks), fours };
+            let way = Way::choose(caps, [rows, 32 * self.k_blocks], fours);
             let op = chunk.op(commands.gpu(), way)?;
             matmul_backward::record(commands, op, caps, way, &params, chunk.bytes);
         }
