@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::super::manifest::{Factors, Manifest};
 use super::super::published::Published;
@@ -23,7 +23,7 @@ pub struct Trust {
 }
 
 /// Why a delta was left out.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "why", rename_all = "snake_case")]
 #[expect(missing_docs, reason = "each says what it is when shown")]
 pub enum Refusal {
@@ -42,6 +42,29 @@ pub enum Refusal {
     FarFromOthers,
     SecondOfKey,
     Duplicate,
+}
+
+impl Refusal {
+    /// Its kind, as reports count it.
+    pub const fn why(&self) -> &'static str {
+        match self {
+            Self::Unreadable { .. } => "unreadable",
+            Self::UntrustedKey => "untrusted_key",
+            Self::Expired { .. } => "expired",
+            Self::OtherBase => "other_base",
+            Self::OtherAdapter => "other_adapter",
+            Self::OtherRound { .. } => "other_round",
+            Self::OtherParent => "other_parent",
+            Self::OtherFactors { .. } => "other_factors",
+            Self::OtherModules { .. } => "other_modules",
+            Self::OtherNoise => "other_noise",
+            Self::TooLarge { .. } => "too_large",
+            Self::Cosine { .. } => "cosine",
+            Self::FarFromOthers => "far_from_others",
+            Self::SecondOfKey => "second_of_key",
+            Self::Duplicate => "duplicate",
+        }
+    }
 }
 
 impl fmt::Display for Refusal {
