@@ -182,6 +182,7 @@ pub(super) fn run(args: &AggregateArgs) -> Result<()> {
     let mut workers = args.workers.as_deref().map_or_else(|| Ok(Vec::new()), public_keys)?;
     workers.push(key.public_key());
     let devices = args.devices.as_deref().map(public_keys).transpose()?;
+    let devices = devices.map(|keys| keys.into_iter().collect());
     let trust = Trust { devices, workers, now: now() };
     let (options, files) = (args.how.options(), all_files(&args.files)?);
     let inputs = Inputs { parent: &parent, options: &options, trust: &trust, files: &files };

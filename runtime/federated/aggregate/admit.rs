@@ -1,5 +1,6 @@
 //! Which deltas are taken, and why the others are not.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -15,7 +16,7 @@ use super::options::{AggregateOptions, Mode, OverNorm};
 #[derive(Clone, Debug, Default)]
 pub struct Trust {
     /// Keys of devices that may take part; `None` takes any key, each once a round.
-    pub devices: Option<Vec<PublicKey>>,
+    pub devices: Option<BTreeSet<PublicKey>>,
     /// Keys that may sign partial sums.
     pub workers: Vec<PublicKey>,
     /// Seconds since 1970.
