@@ -97,28 +97,7 @@ impl Simulation {
             current: parent.manifest.version.checked_sub(1).filter(|version| *version > 0),
             max_norm: None,
         })?;
-        let init = parent.adapter(&self.engine.base().adapter_shape())?;
-        let seed = self.options.seed ^ (plan.round << 32);
-        let chosen = choose(self.devices.len(), self.per_round, seed);
-        let folder = self.out.join(format!("round-{}", plan.round));
-        std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
-        let (mut files, mut losses) = (Vec::new(), Vec::new());
-        for place in &chosen {
-            let options = TrainOptions {
-                freeze: plan.factors.frozen(),
-                seed: seed.wrapping_add(*place as u64),
-                ..self.options.clone()
-            };
-            let (trainer, loss) = self.train(&self.devices[*place].data, options, &init)?;
-            let Device { key, residual, .. } = &mut self.devices[*place];
-            let kept = plan.quantisation.needs_residual().then_some(residual);
-            let bytes = trainer.delta(parent, &DeltaOptions::default(), kept, key)?;
-            let path = folder.join(format!("device-{place}.delta"));
-            write_whole(&path, &bytes)?;
-            files.push(path);
-            losses.push(loss);
-            self.bar.inc(1);
-        }
+        let (files, train_loss) = self.send(parent)?;
         let keys = self.devices.iter().map(|device| device.key.public_key());
         let trust = Trust { devices: Some(keys.collect()), workers: Vec::new(), now: now() };
         let inputs = Inputs { parent, options: &self.how, trust: &trust, files: &files };
@@ -137,15 +116,44 @@ impl Simulation {
             factors: plan.factors.name(),
             taken: report.taken,
             refused: report.refused,
-            train_loss: losses.iter().sum::<f64>() / losses.len().max(1) as f64,
+            train_loss,
             uploaded_bytes: report.n_bytes,
-            downloaded_bytes: (downloaded * chosen.len()) as u64,
+            downloaded_bytes: (downloaded * files.len()) as u64,
             mean_norm: report.mean_norm,
             mode_error: report.mode_error.map(|error| error.relative()),
             score: score.transpose()?.flatten(),
             seconds: began.elapsed().as_secs_f64(),
         };
         Ok((version, round))
+    }
+
+    /// What each device of the round does: it trains and writes its delta. Gives the files, and the
+    /// mean of the last losses.
+    fn send(&mut self, parent: &Published) -> Result<(Vec<PathBuf>, f64)> {
+        let plan = &parent.manifest.next;
+        let init = parent.adapter(&self.engine.base().adapter_shape())?;
+        let seed = self.options.seed ^ (plan.round << 32);
+        let folder = self.out.join(format!("round-{}", plan.round));
+        std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
+        let (mut files, mut losses) = (Vec::new(), 0.0);
+        for place in choose(self.devices.len(), self.per_round, seed) {
+            let options = TrainOptions {
+                freeze: plan.factors.frozen(),
+                seed: seed.wrapping_add(place as u64),
+                ..self.options.clone()
+            };
+            let (trainer, loss) = self.train(&self.devices[place].data, options, &init)?;
+            let Device { key, residual, .. } = &mut self.devices[place];
+            let kept = plan.quantisation.needs_residual().then_some(residual);
+            let bytes = trainer.delta(parent, &DeltaOptions::default(), kept, key)?;
+            let path = folder.join(format!("device-{place}.delta"));
+            write_whole(&path, &bytes)?;
+            files.push(path);
+            losses += loss;
+            self.bar.inc(1);
+        }
+        let mean = losses / files.len().max(1) as f64;
+        Ok((files, mean))
     }
 
     fn publish(&self, version: &Published) -> Result<()> {
