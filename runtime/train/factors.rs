@@ -99,11 +99,6 @@ impl Layout {
         self.ranges().map(|(_, range)| range.len()).sum()
     }
 
-    /// Whether a factor is trained.
-    pub(crate) fn trains(&self, factor: Factor) -> bool {
-        self.freeze != Some(factor)
-    }
-
     /// Where each factor that is trained is.
     pub(crate) fn ranges(&self) -> impl Iterator<Item = (Factor, Range<u32>)> {
         let (a, b) = match self.freeze {
