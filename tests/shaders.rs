@@ -20,10 +20,11 @@ use epiphyte::kernels::{
     heads_backward,
 };
 use epiphyte::kernels::{
-    attention, bandwidth, embedding, matmul_backward, matmul_dense, matvec, rms_norm,
+    attention, bandwidth, embedding, matmul_backward, matmul_dense, matvec, proximal, rms_norm,
 };
 use epiphyte::kernels::{
-    rms_norm_backward, rope, rope_train, row_exponents, sample, sgd, swiglu, swiglu_backward,
+    rms_norm_backward, rope, rope_train, row_exponents, sample, sample_mask, sgd, swiglu,
+    swiglu_backward,
 };
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
@@ -111,6 +112,7 @@ fn other_specs(caps: &Caps) -> Vec<KernelSpec> {
     ]);
     specs.extend([
         sample::adjust_spec(),
+        sample_mask::spec(),
         sample::threshold_spec(),
         sample::partial_spec(),
         sample::final_spec(),
@@ -140,6 +142,7 @@ fn training_specs(caps: &Caps) -> Vec<KernelSpec> {
         grad_norm::partial_spec(),
         grad_norm::final_spec(),
         adamw::spec(),
+        proximal::spec(),
         sgd::spec(false),
         sgd::spec(true),
     ]);

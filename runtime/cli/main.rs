@@ -9,9 +9,12 @@ mod aggregate;
 mod bench;
 mod chat;
 mod checkpoint;
+mod classify;
 mod delta;
 mod doctor;
+mod embed;
 mod eval;
+mod federate;
 mod formats;
 mod generate;
 mod inspect;
@@ -26,6 +29,7 @@ mod plan;
 mod privacy;
 mod prompt;
 mod quantize;
+mod response;
 mod shape;
 mod shell;
 mod stack;
@@ -79,9 +83,12 @@ enum Command {
     Remove(library::RemoveArgs),
     Train(Box<train::TrainArgs>),
     Eval(eval::EvalArgs),
+    Embed(embed::EmbedArgs),
+    Classify(classify::ClassifyArgs),
     Plan(plan::PlanArgs),
     Delta(delta::DeltaArgs),
     Aggregate(Box<aggregate::AggregateArgs>),
+    Federate(federate::FederateArgs),
     Privacy(privacy::PrivacyArgs),
     Doctor(doctor::DoctorArgs),
     Completions(shell::CompletionsArgs),
@@ -254,9 +261,12 @@ fn run_command(cli: Cli) -> Result<()> {
         Command::Remove(args) => library::remove(&args),
         Command::Train(args) => train::run(&args, gpu),
         Command::Eval(args) => eval::run(&args, gpu),
+        Command::Embed(args) => embed::run(&args, gpu),
+        Command::Classify(args) => classify::run(&args, gpu),
         Command::Plan(args) => plan::run(&args, gpu),
-        Command::Delta(args) => delta::run(&args),
+        Command::Delta(args) => delta::run(&args, gpu),
         Command::Aggregate(args) => aggregate::run(&args),
+        Command::Federate(args) => federate::run(&args, gpu),
         Command::Privacy(args) => privacy::run(&args),
         Command::Doctor(args) => doctor::run(&args, gpu),
         Command::Completions(args) => shell::completions(&args),

@@ -5,6 +5,7 @@ use crate::error::Result;
 use crate::gpu::{Caps, Class, Memory, Tensor};
 use crate::kernels::matvec::MAX_COLS;
 use crate::kernels::sample::{self, Sampler};
+use crate::kernels::sample_mask::mask_words;
 use crate::model::activations::{Activations, LOGIT_ROWS, Limits, Scratch};
 use crate::model::kv_cache::KvCache;
 
@@ -58,6 +59,8 @@ pub(crate) struct Sampling<T = Tensor> {
     /// Of `sample_threshold`, beside its thresholds.
     pub(crate) tallies: T,
     pub(crate) found: T,
+    /// What grammars allow, a bit for each token of the vocabulary.
+    pub(crate) masks: T,
     pub(crate) thresholds: T,
     pub(crate) partials: T,
     pub(crate) ring: T,
@@ -91,6 +94,7 @@ impl<T> Sampling<T> {
             biases: words("biases", &[MAX_BIASES, 2])?,
             tallies: words("tallies", &[rows, sample::TALLIES as usize])?,
             found: words("found", &[rows, sample::FOUND as usize])?,
+            masks: words("masks", &[rows, mask_words(vocab) as usize])?,
             thresholds: words("thresholds", &[rows])?,
             partials: words("partials", &[rows, runs, 2])?,
             ring: words("ring", &[RING_SLOTS, rows])?,
