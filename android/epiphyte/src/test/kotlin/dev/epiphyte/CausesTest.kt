@@ -96,10 +96,8 @@ class CausesTest {
         },
         EpiphyteException.NoGpu::class to { _ -> with(EngineOptions(gpu = "no such device")) { } },
         EpiphyteException.OutOfMemory::class to { folder ->
-            // Factors of 4 GiB, which no buffer here holds.
-            val one = MemoryPlanOptions(training = lesson(folder).copy(rank = 1))
-            val parameters = Engine.memoryPlan(ModelSource.Path(tinyModel.path), one).training!!.trainableParameters
-            tiny().trainer(lesson(folder).copy(rank = ((1L shl 30) / parameters).toInt())).run()
+            // What 16 million tokens of a pass take, no buffer here holds.
+            tiny().trainer(lesson(folder).copy(microBatch = 1 shl 18)).run()
         },
         EpiphyteException.OverBudget::class to { _ ->
             Engine.memoryPlan(ModelSource.Path(tinyModel.path), MemoryPlanOptions(memoryBudgetBytes = 1000))
