@@ -11,7 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use epiphyte_bindings::{
-    CancelToken, Engine, EngineOptions, EpiphyteError, LoadListener, LoadPhase, LoadProgress, ModelSource,
+    CancelToken, Engine, EngineOptions, EpiphyteError, LoadListener, LoadPhase, LoadProgress,
+    ModelSource,
 };
 use pollster::block_on;
 
@@ -170,8 +171,7 @@ fn a_token_stops_opening() {
 fn opening_stops_when_nobody_waits_for_it() {
     let heard = Arc::new(Heard::default());
     let options = EngineOptions { cache_dir: Some(String::new()), ..EngineOptions::default() };
-    let mut open =
-        Box::pin(Engine::open(tiny(), options, Some(Arc::<Heard>::clone(&heard)), None));
+    let mut open = Box::pin(Engine::open(tiny(), options, Some(Arc::<Heard>::clone(&heard)), None));
     assert!(open.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
     let until = |done: &dyn Fn() -> bool| {
         let begin = Instant::now();

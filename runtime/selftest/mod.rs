@@ -111,11 +111,7 @@ pub fn run_with(gpu: &mut Gpu, sabotage: Sabotage<'_>) -> Result<Report> {
     run_tiers(gpu, sabotage, &mut Loading::to_the_end(&mut |_| {}))
 }
 
-fn run_tiers(
-    gpu: &mut Gpu,
-    sabotage: Sabotage<'_>,
-    loading: &mut Loading<'_>,
-) -> Result<Report> {
+fn run_tiers(gpu: &mut Gpu, sabotage: Sabotage<'_>, loading: &mut Loading<'_>) -> Result<Report> {
     let mut verdicts = Vec::new();
     loop {
         let tier = test(gpu, sabotage, loading)?;
@@ -192,11 +188,7 @@ fn unusable(gpu: &Gpu, tier: &[KernelCheck], failed: &KernelCheck) -> Error {
 }
 
 /// Every variant of the present tier, on a few threads: compiling takes most of the time.
-fn test(
-    gpu: &Gpu,
-    sabotage: Sabotage<'_>,
-    loading: &mut Loading<'_>,
-) -> Result<Vec<KernelCheck>> {
+fn test(gpu: &Gpu, sabotage: Sabotage<'_>, loading: &mut Loading<'_>) -> Result<Vec<KernelCheck>> {
     let cases = cases::all(gpu);
     let total = cases.len() as u64;
     let cancel = loading.cancel.clone();
