@@ -169,6 +169,54 @@ pub fn evaluate(
     Ok(evaluation)
 }
 
+/// What an adapter must reach on a few examples before it is used.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Canary {
+    /// The largest loss, in nats a token; `None` asks only that it is a number.
+    pub max_loss: Option<f64>,
+    /// All answers are exact.
+    pub exact: bool,
+}
+
+/// That an adapter is fit for use, by examples of the app's own: after
+/// [`crate::federated::Published::accept`] and before a version takes the place of the one in use.
+/// `template` is as for [`evaluate`]. Errors say how much is wrong, never what was asked or said.
+///
+/// Errors: [`Error::InvalidAdapter`] for logits that are no numbers, a larger loss, a wrong answer;
+/// [`Error::InvalidArgument`] for examples that ask nothing; [`Error::Cancelled`]; as [`evaluate`].
+pub fn check_canary(
+    template: &Session,
+    examples: &Examples,
+    canary: &Canary,
+    cancel: &CancelToken,
+) -> Result<Evaluation> {
+    let options = EvaluateOptions { cancel: cancel.clone(), ..EvaluateOptions::default() };
+    let measured = evaluate(template, examples, &options, &mut |_| {})?;
+    if measured.cancelled {
+        return Err(Error::Cancelled);
+    }
+    let refuse = |reason: String| {
+        let reason = format!("{reason}; keep the adapter that is in use");
+        Err(Error::InvalidAdapter { what: "canary".into(), reason })
+    };
+    let (exact, answers) = (measured.exact(), measured.answers.len());
+    match measured.loss {
+        None => {
+            let reason = "its examples have nothing to measure; give one with an answer".into();
+            Err(Error::InvalidArgument { name: "canary", reason })
+        }
+        Some(loss) if !loss.is_finite() => refuse("its logits are no numbers".into()),
+        Some(loss) if canary.max_loss.is_some_and(|most| loss > most) => {
+            let most = canary.max_loss.unwrap_or_default();
+            refuse(format!("a loss of {loss:.4}, and {most} is allowed"))
+        }
+        Some(_) if canary.exact && exact < answers => {
+            refuse(format!("{} of {answers} answers are wrong", answers - exact))
+        }
+        Some(_) => Ok(measured),
+    }
+}
+
 /// A prompt, and the answer that is wanted.
 struct Question<'a> {
     line: usize,

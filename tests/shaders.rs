@@ -19,7 +19,7 @@ use epiphyte::kernels::{
     heads_backward,
 };
 use epiphyte::kernels::{
-    attention, bandwidth, embedding, matmul_backward, matmul_dense, matvec, rms_norm,
+    attention, bandwidth, embedding, matmul_backward, matmul_dense, matvec, proximal, rms_norm,
 };
 use epiphyte::kernels::{
     rms_norm_backward, rope, rope_train, row_exponents, sample, sgd, swiglu, swiglu_backward,
@@ -137,6 +137,7 @@ fn training_specs(caps: &Caps) -> Vec<KernelSpec> {
         grad_norm::partial_spec(),
         grad_norm::final_spec(),
         adamw::spec(),
+        proximal::spec(),
         sgd::spec(false),
         sgd::spec(true),
     ]);

@@ -13,13 +13,13 @@ pub mod report;
 pub mod targets;
 
 pub(crate) use load::digest;
-pub(crate) use parts::Factor;
 pub(crate) use peft::{CONFIG_KEY, FINGERPRINT_KEY, FORMAT, FORMAT_KEY, factor_of, tensor_name};
 
 pub use config::{LoraConfig, Modules};
 pub use copies::{AdaptedBase, BaseWeights};
 pub use load::Adapter;
 pub use module::LoraModule;
+pub use parts::Factor;
 pub use peft::files_of as peft_files;
 pub use report::{AdapterFormat, Item, LoadReport, Verdict};
 pub use targets::TargetModule;

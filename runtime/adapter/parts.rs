@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use super::MAX_RANK;
 use super::config::LoraConfig;
 use super::copies::Copied;
@@ -14,10 +16,32 @@ use crate::error::{Error, Result};
 use crate::parallel;
 
 /// One of a module's two factors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Factor {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Factor {
+    /// `[r, K]`: takes the input to the rank.
     A,
+    /// `[N, r]`: takes it from there to the output.
     B,
+}
+
+impl Factor {
+    /// As `train --freeze` spells it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::A => "a",
+            Self::B => "b",
+        }
+    }
+
+    /// The other one.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::A => Self::B,
+            Self::B => Self::A,
+        }
+    }
 }
 
 /// A tensor that a format took for a factor.

@@ -52,13 +52,18 @@ pub(super) struct AggregateArgs {
     /// Write the report as a page with plots
     #[arg(long, value_name = "FILE.html")]
     html: Option<PathBuf>,
+    /// Deltas that the report names: those that were refused first, then those farthest from the
+    /// mean; the counts are of all
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    entries: usize,
     /// One JSON object, the report
     #[arg(long)]
     json: bool,
 }
 
+/// How deltas become one.
 #[derive(Args)]
-struct HowArgs {
+pub(super) struct HowArgs {
     /// fedavg: means of A and B; rolora: one factor a round, in turn; ffa: B alone; svd: the mean
     /// product at the parent's rank; stack: all products side by side
     #[arg(long, default_value = "rolora")]
@@ -129,7 +134,7 @@ enum OptimizerName {
 }
 
 impl HowArgs {
-    fn options(&self) -> AggregateOptions {
+    pub(super) fn options(&self) -> AggregateOptions {
         let lr = self.server_lr;
         AggregateOptions {
             mode: match self.mode {
@@ -177,11 +182,12 @@ pub(super) fn run(args: &AggregateArgs) -> Result<()> {
     let mut workers = args.workers.as_deref().map_or_else(|| Ok(Vec::new()), public_keys)?;
     workers.push(key.public_key());
     let devices = args.devices.as_deref().map(public_keys).transpose()?;
+    let devices = devices.map(|keys| keys.into_iter().collect());
     let trust = Trust { devices, workers, now: now() };
     let (options, files) = (args.how.options(), all_files(&args.files)?);
     let inputs = Inputs { parent: &parent, options: &options, trust: &trust, files: &files };
     let start = Instant::now();
-    let report = if args.partial {
+    let mut report = if args.partial {
         let (bytes, report) = partial(&inputs, &key)?;
         write_whole(&args.out, &bytes)?;
         report
@@ -198,8 +204,12 @@ pub(super) fn run(args: &AggregateArgs) -> Result<()> {
         outcome.report
     };
     let seconds = start.elapsed().as_secs_f64();
-    for (path, text) in [(&args.report, report.to_json()), (&args.html, report.to_html())] {
-        path.as_ref().map_or(Ok(()), |path| write_whole(path, text.as_bytes()))?;
+    if let Some(path) = &args.html {
+        write_whole(path, report.to_html().as_bytes())?;
+    }
+    report.keep_worst(args.entries);
+    if let Some(path) = &args.report {
+        write_whole(path, report.to_json().as_bytes())?;
     }
     if args.json {
         output::json(&report)?;
@@ -266,6 +276,10 @@ fn show(report: &Report, out: &Path, seconds: f64) -> Result<()> {
         output::line(&format!("refused  {:<32} {reason}", entry.file))?;
     }
     let shrunk = report.entries.iter().filter(|entry| entry.shrunk_to.is_some()).count();
+    if report.refused > MOST {
+        let kinds = report.refusals.iter().map(|(why, count)| format!("{count} {why}"));
+        output::line(&format!("refused  {}", kinds.collect::<Vec<_>>().join(", ")))?;
+    }
     let (taken, refused) = (report.taken, report.refused);
     let speed = report.n_bytes as f64 / seconds / 1e9;
     output::line(&format!(

@@ -1,4 +1,4 @@
-//! `epiphyte delta`: what leaves a device, and what comes back. Needs no GPU.
+//! `epiphyte delta`: what leaves a device, and what comes back. Needs no GPU, but for a canary.
 
 mod apply;
 mod inspect;
@@ -12,6 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::{Args, Subcommand, ValueEnum};
 
 use crate::output;
+use epiphyte::GpuOptions;
 use epiphyte::error::{Error, Result};
 use epiphyte::federated::{Factors, PublicKey, Quantisation, RoundPlan, SigningKey};
 
@@ -32,14 +33,14 @@ enum DeltaCommand {
     Apply(apply::ApplyArgs),
 }
 
-pub(super) fn run(args: &DeltaArgs) -> Result<()> {
+pub(super) fn run(args: &DeltaArgs, gpu: GpuOptions) -> Result<()> {
     match &args.command {
         DeltaCommand::Key(args) => key::run(args),
         DeltaCommand::Start(args) => start::run(args),
         DeltaCommand::Make(args) => make::run(args),
         DeltaCommand::Inspect(args) => inspect::run(args),
         DeltaCommand::Verify(args) => inspect::verify(args),
-        DeltaCommand::Apply(args) => apply::run(args),
+        DeltaCommand::Apply(args) => apply::run(args, gpu),
     }
 }
 

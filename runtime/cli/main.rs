@@ -12,6 +12,7 @@ mod checkpoint;
 mod delta;
 mod doctor;
 mod eval;
+mod federate;
 mod formats;
 mod generate;
 mod inspect;
@@ -82,6 +83,7 @@ enum Command {
     Plan(plan::PlanArgs),
     Delta(delta::DeltaArgs),
     Aggregate(Box<aggregate::AggregateArgs>),
+    Federate(federate::FederateArgs),
     Privacy(privacy::PrivacyArgs),
     Doctor(doctor::DoctorArgs),
     Completions(shell::CompletionsArgs),
@@ -255,8 +257,9 @@ fn run_command(cli: Cli) -> Result<()> {
         Command::Train(args) => train::run(&args, gpu),
         Command::Eval(args) => eval::run(&args, gpu),
         Command::Plan(args) => plan::run(&args, gpu),
-        Command::Delta(args) => delta::run(&args),
+        Command::Delta(args) => delta::run(&args, gpu),
         Command::Aggregate(args) => aggregate::run(&args),
+        Command::Federate(args) => federate::run(&args, gpu),
         Command::Privacy(args) => privacy::run(&args),
         Command::Doctor(args) => doctor::run(&args, gpu),
         Command::Completions(args) => shell::completions(&args),

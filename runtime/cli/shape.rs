@@ -2,15 +2,32 @@
 
 use clap::{Args, ValueEnum};
 
-use epiphyte::adapter::{self, Adapter};
+use epiphyte::adapter::{self, Adapter, Factor};
 use epiphyte::error::{Error, Result};
 use epiphyte::train::TrainOptions;
 use epiphyte::train::buffers::Optimizer;
 use epiphyte::train::plan::Free;
 
-/// What is trained, and in what pieces.
+/// What is trained, and how a step is taken.
 #[derive(Args)]
 pub(super) struct ShapeArgs {
+    #[command(flatten)]
+    pub(super) size: SizeArgs,
+    /// How a step is taken [default: adamw]
+    #[arg(long, value_enum)]
+    optimizer: Option<OptimizerArg>,
+    /// Leave this factor as it is and train the other alone: what a round of `rolora` or `ffa` asks
+    /// for
+    #[arg(long, value_name = "FACTOR")]
+    freeze: Option<FactorArg>,
+    /// Pull the factors towards where the run began (`FedProx`) [default: 0]
+    #[arg(long, value_name = "MU", allow_negative_numbers = true)]
+    proximal_mu: Option<f64>,
+}
+
+/// The factors, and in what pieces they are trained.
+#[derive(Args)]
+pub(super) struct SizeArgs {
     /// Rank [default: 8, or that of --init]
     #[arg(long, value_name = "R")]
     rank: Option<usize>,
@@ -35,9 +52,12 @@ pub(super) struct ShapeArgs {
     /// or in runs of K layers [default: every-layer, or what fits the budget]
     #[arg(long, value_name = "HOW", value_parser = parse_recompute)]
     recompute: Option<Recompute>,
-    /// How a step is taken [default: adamw]
-    #[arg(long, value_enum)]
-    optimizer: Option<OptimizerArg>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum FactorArg {
+    A,
+    B,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -51,7 +71,7 @@ enum OptimizerArg {
 #[derive(Clone, Copy)]
 struct Recompute(Option<usize>);
 
-impl ShapeArgs {
+impl SizeArgs {
     /// `defaults` with what was given, or else what `init` has, for a model of `context` positions.
     pub(super) fn options(
         &self,
@@ -76,7 +96,27 @@ impl ShapeArgs {
             checkpoint_every: self
                 .recompute
                 .map_or(defaults.checkpoint_every, |Recompute(every)| every),
+            ..defaults
+        }
+    }
+}
+
+impl ShapeArgs {
+    /// As [`SizeArgs::options`].
+    pub(super) fn options(
+        &self,
+        defaults: TrainOptions,
+        init: Option<&Adapter>,
+        context: usize,
+    ) -> TrainOptions {
+        let defaults = self.size.options(defaults, init, context);
+        TrainOptions {
             optimizer: self.optimizer(),
+            freeze: self.freeze.map(|factor| match factor {
+                FactorArg::A => Factor::A,
+                FactorArg::B => Factor::B,
+            }),
+            proximal_mu: self.proximal_mu.unwrap_or(defaults.proximal_mu),
             ..defaults
         }
     }
@@ -84,9 +124,9 @@ impl ShapeArgs {
     /// What a budget may decide.
     pub(super) fn free(&self) -> Free {
         Free {
-            micro_batch: self.rows.is_none(),
-            checkpoint: self.recompute.is_none(),
-            seq_len: self.seq_len.is_none(),
+            micro_batch: self.size.rows.is_none(),
+            checkpoint: self.size.recompute.is_none(),
+            seq_len: self.size.seq_len.is_none(),
         }
     }
 
@@ -102,15 +142,18 @@ impl ShapeArgs {
     ///
     /// Errors: [`Error::InvalidArgument`].
     pub(super) fn check_unused(&self) -> Result<()> {
+        let size = &self.size;
         let given = [
-            ("rank", self.rank.is_some()),
-            ("targets", self.targets.is_some()),
-            ("batch", self.batch.is_some()),
-            ("accumulate", self.accumulate.is_some()),
-            ("rows", self.rows.is_some()),
-            ("seq-len", self.seq_len.is_some()),
-            ("recompute", self.recompute.is_some()),
+            ("rank", size.rank.is_some()),
+            ("targets", size.targets.is_some()),
+            ("batch", size.batch.is_some()),
+            ("accumulate", size.accumulate.is_some()),
+            ("rows", size.rows.is_some()),
+            ("seq-len", size.seq_len.is_some()),
+            ("recompute", size.recompute.is_some()),
             ("optimizer", self.optimizer.is_some()),
+            ("freeze", self.freeze.is_some()),
+            ("proximal-mu", self.proximal_mu.is_some()),
         ];
         match given.into_iter().find(|(_, given)| *given) {
             None => Ok(()),

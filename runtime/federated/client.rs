@@ -23,7 +23,8 @@ pub(super) const RUNTIME: &str = concat!("epiphyte ", env!("CARGO_PKG_VERSION"))
 /// How a delta is made, beside what the round's plan says.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DeltaOptions {
-    /// Examples it was trained on; only the power of two below is told.
+    /// Examples it was trained on; only the power of two below is told. Where the trainer makes the
+    /// delta, 0 stands for those that it has.
     pub examples: u64,
     /// What training did to the loss.
     pub losses: Option<Losses>,
@@ -150,9 +151,10 @@ fn differences(
                 values.insert((module.path, factor), difference.collect());
             } else if !drop_frozen && *new != old {
                 let reason = format!(
-                    "{factor:?} was trained, and this round is of {} alone; train that alone, or \
-                    leave the change out (`--drop-frozen`)",
-                    factors.name()
+                    "{factor:?} was trained, and this round is of {} alone; train that alone \
+                    (`--freeze {}`), or leave the change out (`--drop-frozen`)",
+                    factors.name(),
+                    factor.name()
                 );
                 return Err(differs(&reason));
             }

@@ -35,6 +35,15 @@ impl Factors {
         matches!((self, factor), (Self::Both, _) | (Self::A, Factor::A) | (Self::B, Factor::B))
     }
 
+    /// The factor that a round of these freezes, if any: `TrainOptions::freeze` of the trainer.
+    pub fn frozen(self) -> Option<Factor> {
+        match self {
+            Self::A => Some(Factor::B),
+            Self::B => Some(Factor::A),
+            Self::Both => None,
+        }
+    }
+
     /// The other one; both for both.
     pub(super) fn other(self) -> Self {
         match self {

@@ -15,6 +15,7 @@ mod residual;
 mod sealed;
 pub mod secure;
 mod sign;
+pub mod simulate;
 mod wire;
 
 pub use client::{DeltaOptions, make};

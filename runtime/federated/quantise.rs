@@ -157,30 +157,37 @@ impl Quantisation {
         }
     }
 
-    /// A packed factor's numbers, row-major, as rounding left them; 0 for those left out. `None`
-    /// for lengths, codes or indices that [`Self::pack`] does not give.
-    pub(super) fn unpack(self, packed: Bytes<'_>, shape: Shape) -> Option<Vec<f32>> {
+    /// Puts a packed factor's numbers into `numbers`, row-major, as rounding left them; 0 for those
+    /// left out. `None` for lengths, codes or indices that [`Self::pack`] does not give.
+    pub(super) fn unpack(
+        self,
+        packed: Bytes<'_>,
+        shape: Shape,
+        numbers: &mut Vec<f32>,
+    ) -> Option<()> {
         let Bytes { values, index, scales } = packed;
         let n = shape.len();
+        numbers.clear();
         if scales.len() != if self.has_scales() { shape.rank } else { 0 } {
             return None;
         }
-        let mut numbers: Vec<f32> = match self {
-            Self::F32 => whole(values, n)?.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        match self {
+            Self::F32 => numbers.extend(whole(values, n)?.iter().map(|b| f32::from_le_bytes(*b))),
             Self::F16 => {
-                whole(values, n)?.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect()
+                numbers.extend(whole(values, n)?.iter().map(|b| f16::from_le_bytes(*b).to_f32()));
             }
-            Self::Int8 => whole(values, n)?.iter().map(|[b]| f32::from(*b as i8)).collect(),
+            Self::Int8 => {
+                numbers.extend(whole(values, n)?.iter().map(|[b]| f32::from(*b as i8)));
+            }
             Self::Ternary => {
                 (values.len() == n.div_ceil(4)).then_some(())?;
-                let sign = |i: usize| {
+                for i in 0..n {
                     let code = values[i / 4] >> (2 * (i % 4)) & 3;
-                    [0.0, 1.0, -1.0].get(usize::from(code)).copied()
-                };
-                (0..n).map(sign).collect::<Option<_>>()?
+                    numbers.push(*[0.0, 1.0, -1.0].get(usize::from(code))?);
+                }
             }
             Self::TopK { .. } => {
-                let mut numbers = vec![0.0; n];
+                numbers.resize(n, 0.0);
                 let mut above = 0;
                 for (at, value) in whole(index?, values.len())?.iter().zip(values) {
                     let at = u32::from_le_bytes(*at) as usize;
@@ -189,13 +196,12 @@ impl Quantisation {
                     above = at + 1;
                     numbers[at] = f32::from(*value as i8);
                 }
-                numbers
             }
-        };
-        if self.has_scales() {
-            shape.scale(&mut numbers, scales);
         }
-        Some(numbers)
+        if self.has_scales() {
+            shape.scale(numbers, scales);
+        }
+        Some(())
     }
 }
 

@@ -45,6 +45,34 @@ impl Random {
         (self.next() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
+    /// A number below `n`, which is above 0.
+    pub(super) fn below(&mut self, n: usize) -> usize {
+        ((self.uniform() * n as f64) as usize).min(n - 1)
+    }
+
+    /// Puts things into a random order.
+    pub(super) fn shuffle<T>(&mut self, things: &mut [T]) {
+        for last in (1..things.len()).rev() {
+            things.swap(last, self.below(last + 1));
+        }
+    }
+
+    /// Of the gamma distribution of this shape and scale 1 (Marsaglia and Tsang 2000).
+    pub(super) fn gamma(&mut self, shape: f64) -> f64 {
+        if shape < 1.0 {
+            let below = (1.0 - self.uniform()).powf(1.0 / shape);
+            return self.gamma(shape + 1.0) * below;
+        }
+        let d = shape - 1.0 / 3.0;
+        loop {
+            let x = self.normal();
+            let v = (1.0 + x / (9.0 * d).sqrt()).powi(3);
+            if v > 0.0 && (1.0 - self.uniform()).ln() < 0.5 * x * x + d - d * v + d * v.ln() {
+                return d * v;
+            }
+        }
+    }
+
     /// A standard normal number: half the sum of four, each by Box and Muller, so that its last
     /// bits do not tell what it was added to (Mironov 2012; Holohan and Braghin 2021).
     pub(super) fn normal(&mut self) -> f64 {

@@ -51,6 +51,15 @@ impl Sealed {
     /// Errors: those of [`SafetensorsFile::new`]; `InvalidDelta` without manifest or signature;
     /// [`Error::FormatVersion`] for a version that is not read here.
     pub(super) fn open(bytes: Vec<u8>, tag: &'static str, format: &'static str) -> Result<Self> {
+        let sealed = Self::unhashed(bytes, format)?;
+        let name = sealed.hash(tag);
+        let sealed = sealed.named(&name);
+        sealed.manifest()?;
+        Ok(sealed)
+    }
+
+    /// As [`Self::open`], but for the name, which is left empty.
+    pub(super) fn unhashed(bytes: Vec<u8>, format: &'static str) -> Result<Self> {
         let path = Path::new(MEMORY);
         let file = SafetensorsFile::new(path, Cursor::new(bytes))?;
         let metadata: BTreeMap<_, _> = file.all_metadata().into_iter().collect();
@@ -59,11 +68,13 @@ impl Sealed {
         let tensors =
             file.places().map(|(name, dtype, shape, range)| (name, Place { dtype, shape, range }));
         let tensors = tensors.collect();
-        let mut sealed =
-            Self { bytes: file.into_reader().into_inner(), name: String::new(), metadata, tensors };
-        sealed.name = sealed.hash(tag);
-        sealed.manifest()?;
-        Ok(sealed)
+        let bytes = file.into_reader().into_inner();
+        Ok(Self { bytes, name: String::new(), metadata, tensors })
+    }
+
+    /// The same under a name that is known.
+    pub(super) fn named(self, name: &str) -> Self {
+        Self { name: name.into(), ..self }
     }
 
     fn hash(&self, tag: &'static str) -> String {

@@ -58,8 +58,20 @@ impl Delta {
         let scales = scales(&sealed)?;
         let mut delta = Self { manifest, sealed, factors: BTreeMap::new(), scales, norm: 0.0 };
         delta.find_factors()?;
-        let squares = delta.factors.keys().map(|key| delta.squares(*key));
+        let mut numbers = Vec::new();
+        let squares = delta.factors.keys().map(|key| delta.squares(*key, &mut numbers));
         delta.norm = squares.sum::<Result<f64>>()?.sqrt();
+        Ok(delta)
+    }
+
+    /// Reads a file again that was checked before, under the name and with the norm that it had:
+    /// only its layout is looked at. What is added to a version needs [`Self::open`].
+    pub(super) fn glance(path: &Path, name: &str, norm: f64) -> Result<Self> {
+        let sealed = Sealed::unhashed(read(path)?, FORMAT)?.named(name);
+        let manifest = Manifest::parse(sealed.manifest()?)?;
+        let scales = scales(&sealed)?;
+        let mut delta = Self { manifest, sealed, factors: BTreeMap::new(), scales, norm };
+        delta.find_factors()?;
         Ok(delta)
     }
 
@@ -100,6 +112,12 @@ impl Delta {
 
     /// A factor's numbers, row-major.
     pub(super) fn values(&self, key: Key) -> Option<Vec<f32>> {
+        let mut numbers = Vec::new();
+        self.unpack(key, &mut numbers).map(|()| numbers)
+    }
+
+    /// Puts a factor's numbers into `numbers`, row-major.
+    pub(super) fn unpack(&self, key: Key, numbers: &mut Vec<f32>) -> Option<()> {
         let (name, at) = self.factors.get(&key)?;
         let shape = self.shape(key)?;
         let scales = match self.manifest.quantisation.has_scales() {
@@ -108,7 +126,7 @@ impl Delta {
         };
         let (_, values) = self.sealed.tensor(name)?;
         let index = self.sealed.tensor(&format!("{name}{INDEX}")).map(|(_, bytes)| bytes);
-        self.manifest.quantisation.unpack(Bytes { values, index, scales }, shape)
+        self.manifest.quantisation.unpack(Bytes { values, index, scales }, shape, numbers)
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
@@ -123,13 +141,15 @@ impl Delta {
     }
 
     /// The sum of a factor's squares; checks everything about it.
-    fn squares(&self, key: Key) -> Result<f64> {
+    fn squares(&self, key: Key, numbers: &mut Vec<f32>) -> Result<f64> {
         let (path, factor) = key;
         let what = || format!("{path}.lora_{factor:?}");
         let unusable = "its size, codes or indices are not what the manifest says";
-        let values = self.values(key).ok_or_else(|| invalid(what(), unusable))?;
-        match values.iter().all(|value| value.is_finite()) {
-            true => Ok(dot(&values, &values)),
+        self.unpack(key, numbers).ok_or_else(|| invalid(what(), unusable))?;
+        // Squares of f32 have room in an f64, however many: only what is not finite is not.
+        let squares = dot(numbers, numbers);
+        match squares.is_finite() {
+            true => Ok(squares),
             false => Err(invalid(what(), "it holds NaN or infinity")),
         }
     }
@@ -229,8 +249,9 @@ pub(super) fn write(
         let (index, bytes) = (packed.index.as_ref(), &packed.values.bytes);
         let index = index.map(|index| index.bytes.as_slice());
         let read = Bytes { values: bytes, index, scales: &packed.scales };
-        let seen = quantisation
-            .unpack(read, shape)
+        let mut seen = Vec::new();
+        quantisation
+            .unpack(read, shape, &mut seen)
             .ok_or_else(|| invalid(name.clone(), "sizes differ from the layout's"))?;
         decoded.insert(key, seen);
         scales.extend(packed.scales);

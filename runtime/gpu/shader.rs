@@ -78,6 +78,7 @@ const SOURCES: &[(&str, &str)] = sources![
     "matvec/x_own",
     "matvec/x_shared",
     "matvec_coop",
+    "proximal",
     "quant/bf16",
     "quant/dot_generic",
     "quant/f16",

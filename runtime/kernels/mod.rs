@@ -17,6 +17,7 @@ pub mod matmul_backward;
 pub mod matmul_dense;
 pub mod matvec;
 pub mod matvec_coop;
+pub mod proximal;
 pub mod rms_norm;
 pub mod rms_norm_backward;
 pub mod rope;

@@ -11,6 +11,7 @@ use crate::kernels::adamw::{self, AdamW};
 use crate::kernels::cross_entropy::{self, CrossEntropyParams};
 use crate::kernels::gather_rows::{self, GatherRowsParams, NONE};
 use crate::kernels::grad_norm::{self, FinalParams, PartialParams};
+use crate::kernels::proximal::{self, ProximalParams};
 use crate::kernels::rms_norm_backward::{self, RmsNormBackwardParams};
 use crate::kernels::sgd::{self, SgdParams};
 use crate::kernels::swiglu_backward::{self, SwiGluBackwardParams};
@@ -38,6 +39,7 @@ pub(super) fn cases(caps: &Caps) -> Vec<Case> {
         let variant = if momentum { "momentum" } else { "plain" };
         cases.push(case("sgd", variant.into(), vec![], move |gpu| sgd(gpu, momentum)));
     }
+    cases.push(case("proximal", "2 groups".into(), vec![], proximal));
     cases
 }
 
@@ -214,4 +216,21 @@ fn sgd(gpu: &Gpu, momentum: bool) -> Result<Vec<Outcome>> {
     let kept = (0..WEIGHTS).map(|i| if momentum { near(step(i)) } else { UNTOUCHED }).collect();
     let outcomes = [(&g_out, zeros), (&w_out, stepped), (&b_out, kept)];
     outcomes.into_iter().map(|(out, want)| Outcome::read(gpu, out, want)).collect()
+}
+
+fn proximal(gpu: &Gpu) -> Result<Vec<Outcome>> {
+    let mut random = Random(38);
+    let [grads, weights, start] = [(); 3].map(|()| random.vec(WEIGHTS));
+    let g_out = poisoned(gpu, &grads, WEIGHTS)?;
+    let inputs = [gpu.upload("weights", &weights)?, gpu.upload("start", &start)?];
+    let op = gpu.op(&proximal::spec(), &[&inputs[0], &inputs[1], &g_out])?;
+    submit(gpu, |commands| {
+        proximal::record(commands, &op, &ProximalParams { len: WEIGHTS as u32, mu: 0.5 });
+        Ok(())
+    })?;
+    let near = |i: usize| {
+        let pull = 0.5 * (f64::from(weights[i]) - f64::from(start[i]));
+        Near { value: f64::from(grads[i]) + pull, bound: 1e-6 }
+    };
+    Ok(vec![Outcome::read(gpu, &g_out, (0..WEIGHTS).map(near).collect())?])
 }

@@ -8,7 +8,7 @@ use crate::engine::{Bench, Engine};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Tensor};
 
-use super::buffers::{Buffers, TrainShape};
+use super::buffers::{Buffers, StateVector, TrainShape};
 use super::factors::Layout;
 use super::graph::{Graph, Model};
 use super::options::TrainOptions;
@@ -23,7 +23,7 @@ pub(super) struct Tools {
 impl Tools {
     /// Sets the gradients to zero: as if no step had begun.
     pub(super) fn clear_gradients(&self, gpu: &Gpu) {
-        gpu.write(&self.graph.buffers.grads, 0, &vec![0.0_f32; self.graph.layout.len()]);
+        gpu.write(&self.graph.buffers.grads, 0, &vec![0.0_f32; self.graph.layout.trained()]);
     }
 }
 
@@ -32,7 +32,7 @@ pub(super) struct Workbench {
     engine: Arc<Engine>,
     shape: TrainShape,
     pub(super) layout: Layout,
-    /// Parameters and the optimiser's states, on a device.
+    /// Of the run, on a device.
     state: Arc<Vec<Tensor>>,
     /// Of that device.
     device: usize,
@@ -65,24 +65,36 @@ impl Workbench {
         Ok(())
     }
 
-    /// Writes values of the state, in the order of their names.
+    /// What the state is made of.
+    pub(super) fn vectors(&self) -> Vec<StateVector> {
+        self.shape.state(&self.engine.base().config)
+    }
+
+    /// Writes vectors of the state, by name; those that there are not are passed over.
     ///
     /// Errors: [`Error::Background`]; [`Error::DeviceLost`]; [`Error::Gpu`].
-    pub(super) fn write(&self, values: &[&[f32]]) -> Result<()> {
+    pub(super) fn write(&self, values: &[(&str, &[f32])]) -> Result<()> {
         self.on_device(|gpu| {
-            self.state.iter().zip(values).for_each(|(buffer, values)| gpu.write(buffer, 0, values));
+            for (vector, buffer) in self.vectors().iter().zip(self.state.iter()) {
+                let given = values.iter().find(|(name, _)| *name == vector.name);
+                given.into_iter().for_each(|(_, values)| gpu.write(buffer, 0, values));
+            }
             gpu.flush_writes();
             gpu.check()
         })
     }
 
-    /// Reads the first `count` parts of the state.
+    /// Reads the vectors of the state whose names are `wanted`.
     ///
     /// Errors: as [`Workbench::write`].
-    pub(super) fn read(&self, count: usize) -> Result<Vec<Vec<f32>>> {
+    pub(super) fn read(
+        &self,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<Vec<(&'static str, Vec<f32>)>> {
         self.on_device(|gpu| {
-            let state = self.state.iter().take(count);
-            state.map(|buffer| gpu.read(buffer, 0, self.layout.len())).collect()
+            let vectors = self.vectors().into_iter().zip(self.state.iter());
+            let vectors = vectors.filter(|(vector, _)| wanted(vector.name));
+            vectors.map(|(of, buffer)| Ok((of.name, gpu.read(buffer, 0, of.len)?))).collect()
         })
     }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::adapter::{MAX_RANK, Target};
+use crate::adapter::{Factor, MAX_RANK, Target};
 use crate::base::ModelConfig;
 use crate::base::layout::{Follows, Group};
 use crate::error::{Error, Result};
@@ -42,11 +42,18 @@ impl Optimizer {
             Self::AdamW => 2,
         }
     }
+}
 
-    /// What a run's state is: the parameters and those numbers, by name.
-    pub(crate) fn state_names(self) -> &'static [&'static str] {
-        &["adapter.params", "adapter.m", "adapter.v"][..=self.states()]
-    }
+/// The parameters, frozen ones included.
+pub(crate) const PARAMS: &str = "adapter.params";
+/// What the parameters that are trained were when the run began.
+pub(crate) const START: &str = "adapter.start";
+
+/// A flat vector of a run's state.
+pub(crate) struct StateVector {
+    pub(crate) name: &'static str,
+    class: Class,
+    pub(crate) len: usize,
 }
 
 /// What decides the size of a training step.
@@ -64,6 +71,10 @@ pub struct TrainShape {
     pub targets: Vec<Target>,
     /// How a step is taken.
     pub optimizer: Optimizer,
+    /// The factor that is not trained.
+    pub freeze: Option<Factor>,
+    /// There is a term that pulls to where the run began, which is kept for it.
+    pub proximal: bool,
 }
 
 impl TrainShape {
@@ -85,9 +96,37 @@ impl TrainShape {
     /// Parameters of the adapter: r (N + K) a target, in each layer (Hu et al. 2021,
     /// arXiv:2106.09685, section 4.2).
     pub fn parameters(&self, config: &ModelConfig) -> usize {
+        self.of_factors(config, None)
+    }
+
+    /// Those that are trained.
+    pub fn trained_parameters(&self, config: &ModelConfig) -> usize {
+        self.of_factors(config, self.freeze)
+    }
+
+    fn of_factors(&self, config: &ModelConfig, without: Option<Factor>) -> usize {
         let base = config.base_shape();
-        let sizes = |&target: &Target| base.shape(target).iter().sum::<usize>();
-        config.num_hidden_layers * self.rank * self.targets.iter().map(sizes).sum::<usize>()
+        let size = |&target: &Target| {
+            let [n, k] = base.shape(target);
+            match without {
+                Some(Factor::A) => n,
+                Some(Factor::B) => k,
+                None => n + k,
+            }
+        };
+        config.num_hidden_layers * self.rank * self.targets.iter().map(size).sum::<usize>()
+    }
+
+    /// What a run's state is, in the order of its buffers: the parameters, what the optimiser keeps
+    /// of those that are trained, and where they began if that pulls.
+    pub(crate) fn state(&self, config: &ModelConfig) -> Vec<StateVector> {
+        let trained = self.trained_parameters(config);
+        let kept = |name| StateVector { name, class: Class::OptimizerStates, len: trained };
+        let params =
+            StateVector { name: PARAMS, class: Class::Adapter, len: self.parameters(config) };
+        let moments = &["adapter.m", "adapter.v"][..self.optimizer.states()];
+        let start = self.proximal.then_some(START);
+        std::iter::once(params).chain(moments.iter().copied().chain(start).map(kept)).collect()
     }
 
     /// Errors: [`Error::InvalidArgument`] for a size of 0, a row longer than the context, a rank
@@ -157,8 +196,7 @@ impl LayerInput {
 
 /// The buffers of a training run.
 pub(crate) struct Buffers<T = Tensor> {
-    /// Parameters and the optimiser's states, in the order of [`Optimizer::state_names`]; one flat
-    /// vector each. It stays when the others make room.
+    /// As [`TrainShape::state`] has it. It stays when the others make room.
     pub(crate) state: Arc<Vec<T>>,
     pub(crate) grads: T,
     /// Inputs of the segments, and of the layers in a segment that are not its first.
@@ -228,7 +266,7 @@ pub(crate) struct Head<T = Tensor> {
 }
 
 impl<T> Buffers<T> {
-    /// Parameters and the optimiser's states.
+    /// The state of a run.
     ///
     /// Errors: [`Error::OutOfMemory`].
     pub(crate) fn state(
@@ -236,11 +274,8 @@ impl<T> Buffers<T> {
         config: &ModelConfig,
         shape: &TrainShape,
     ) -> Result<Arc<Vec<T>>> {
-        let parameters = [shape.parameters(config)];
-        let states = shape.optimizer.state_names().iter();
-        let classes =
-            std::iter::once(Class::Adapter).chain(std::iter::repeat(Class::OptimizerStates));
-        let state = states.zip(classes).map(|(name, class)| memory.words(class, name, &parameters));
+        let vectors = shape.state(config).into_iter();
+        let state = vectors.map(|vector| memory.words(vector.class, vector.name, &[vector.len]));
         state.collect::<Result<_>>().map(Arc::new)
     }
 
@@ -257,13 +292,13 @@ impl<T> Buffers<T> {
         let (d, f) = (config.hidden_size, config.intermediate_size);
         let (heads, e) = (config.num_attention_heads, config.head_dim);
         let qkv = (heads + 2 * config.num_key_value_heads) * e;
-        let parameters = [shape.parameters(config)];
+        let trained = [shape.trained_parameters(config)];
         let words = |name: &str, shape: &[usize]| memory.words(Class::Activations, name, shape);
         let input = |layer| words(&LayerInput::of(layer, k).name(), &[t, d]);
-        let partials = grad_norm::partials(u32::try_from(parameters[0]).unwrap_or(u32::MAX));
+        let partials = grad_norm::partials(u32::try_from(trained[0]).unwrap_or(u32::MAX));
         Ok(Self {
             state,
-            grads: memory.words(Class::Gradients, "adapter.grads", &parameters)?,
+            grads: memory.words(Class::Gradients, "adapter.grads", &trained)?,
             inputs: [
                 (0..layers).step_by(k).map(input).collect::<Result<_>>()?,
                 (1..k).map(input).collect::<Result<_>>()?,

@@ -15,7 +15,7 @@ use crate::format::staged::Staged;
 use crate::identity::{self, Identity, check_format, sha256};
 use crate::parallel;
 
-use super::buffers::Optimizer;
+use super::buffers::StateVector;
 use super::data::{Cursor, TrainLength};
 use super::options::TrainOptions;
 
@@ -174,17 +174,16 @@ impl Checkpoint {
         self.field("data_fingerprint") == fingerprint
     }
 
-    /// The states in the order of their names, each of `len` numbers.
+    /// The numbers of `vectors`, with their names.
     ///
     /// Errors: [`Error::InvalidFile`] for one that is missing or of another length.
-    pub(crate) fn states(
+    pub(crate) fn states<'v>(
         &self,
         path: &Path,
-        len: usize,
-        optimizer: Optimizer,
-    ) -> Result<Vec<&[f32]>> {
-        let find = |name: &&str| match self.states.get(*name) {
-            Some(values) if values.len() == len => Ok(values.as_slice()),
+        vectors: impl IntoIterator<Item = &'v StateVector>,
+    ) -> Result<Vec<(&'static str, &[f32])>> {
+        let find = |&StateVector { name, len, .. }: &StateVector| match self.states.get(name) {
+            Some(values) if values.len() == len => Ok((name, values.as_slice())),
             found => {
                 let found = found
                     .map_or("is missing".into(), |values| format!("has {} numbers", values.len()));
@@ -193,6 +192,6 @@ impl Checkpoint {
                 Err(Error::InvalidFile { path: path.into(), reason })
             }
         };
-        optimizer.state_names().iter().map(find).collect()
+        vectors.into_iter().map(find).collect()
     }
 }

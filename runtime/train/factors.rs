@@ -1,14 +1,18 @@
 //! The factors A and B of an adapter in training, in one flat buffer: every A, then every B, layer
-//! by layer.
+//! by layer; where A is frozen, every B first.
 //!
 //! So each of the two is a range, which may have a learning rate of its own (LoRA+, Hayou et al.
-//! 2024, arXiv:2402.12354).
+//! 2024, arXiv:2402.12354). And what is trained comes first: gradients and moments, which are of
+//! it alone, lie where their parameters do.
 
 use std::ops::Range;
 
-use crate::adapter::{Adapter, BaseShape, LoraConfig, LoraModule, ModulePath, Modules, Target};
+use crate::adapter::{
+    Adapter, BaseShape, Factor, LoraConfig, LoraModule, ModulePath, Modules, Target,
+};
 use crate::error::{Error, Result};
 
+use super::options::TrainOptions;
 use super::random::CounterRng;
 
 /// A stream of the seed that no epoch uses.
@@ -16,7 +20,7 @@ const INIT_STREAM: u64 = u64::MAX - 1;
 
 /// The place of one module's factors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Factor {
+pub(crate) struct Place {
     pub(crate) path: ModulePath,
     /// Rows of the module.
     pub(crate) n: u32,
@@ -34,22 +38,20 @@ pub(crate) struct Layout {
     pub(crate) rank: u32,
     pub(crate) scaling: f32,
     /// By layer, in the order of use.
-    pub(crate) layers: Vec<Vec<Factor>>,
+    pub(crate) layers: Vec<Vec<Place>>,
+    /// The factor that stays as it is.
+    pub(crate) freeze: Option<Factor>,
     a_len: u32,
     len: u32,
 }
 
 impl Layout {
-    /// For `targets` of every layer.
+    /// For the targets of `options`, in every layer.
     ///
     /// Errors: [`Error::InvalidArgument`] for targets outside the layers, or more parameters than a
     /// buffer can number.
-    pub(crate) fn new(
-        shape: &BaseShape,
-        targets: &[Target],
-        rank: usize,
-        scaling: f32,
-    ) -> Result<Self> {
+    pub(crate) fn new(shape: &BaseShape, options: &TrainOptions) -> Result<Self> {
+        let (targets, rank) = (&options.targets()?, options.rank);
         if targets.is_empty() || targets.iter().any(|target| !target.is_in_layer()) {
             let reason = "only the linears of the layers can be trained: q_proj, …, down_proj, or \
                 all-linear"
@@ -69,27 +71,63 @@ impl Layout {
             return Err(Error::InvalidArgument { name: "rank", reason });
         }
         let mut layers = vec![Vec::new(); shape.num_hidden_layers];
-        let (mut a, mut b) = (0, a_len);
+        let freeze = options.freeze;
+        let (mut a, mut b) = if freeze == Some(Factor::A) { (len - a_len, 0) } else { (0, a_len) };
         for (layer, target, [n, k]) in shapes() {
             let path = ModulePath::in_layer(layer, target);
-            layers[layer].push(Factor { path, n: n as u32, k: k as u32, a: a as u32, b: b as u32 });
+            layers[layer].push(Place { path, n: n as u32, k: k as u32, a: a as u32, b: b as u32 });
             a += rank * k;
             b += rank * n;
         }
-        Ok(Self { rank: rank as u32, scaling, layers, a_len: a_len as u32, len: len as u32 })
+        Ok(Self {
+            rank: rank as u32,
+            scaling: options.scaling() as f32,
+            layers,
+            freeze,
+            a_len: a_len as u32,
+            len: len as u32,
+        })
     }
 
-    /// Parameters.
+    /// Parameters, frozen ones included.
     pub(crate) fn len(&self) -> usize {
         self.len as usize
     }
 
-    /// Where the A are, and where the B.
-    pub(crate) fn ranges(&self) -> [Range<u32>; 2] {
-        [0..self.a_len, self.a_len..self.len]
+    /// Those that are trained: the first ones.
+    pub(crate) fn trained(&self) -> usize {
+        self.ranges().map(|(_, range)| range.len()).sum()
     }
 
-    fn all(&self) -> impl Iterator<Item = &Factor> {
+    /// Where each factor that is trained is.
+    pub(crate) fn ranges(&self) -> impl Iterator<Item = (Factor, Range<u32>)> {
+        let (a, b) = match self.freeze {
+            Some(Factor::A) => (None, Some(0..self.len - self.a_len)),
+            Some(Factor::B) => (Some(0..self.a_len), None),
+            None => (Some(0..self.a_len), Some(self.a_len..self.len)),
+        };
+        let named = |factor| move |range| (factor, range);
+        a.map(named(Factor::A)).into_iter().chain(b.map(named(Factor::B)))
+    }
+
+    /// Refuses to freeze a factor of zeros: the gradient of the other is a product with it.
+    ///
+    /// Errors: [`Error::InvalidArgument`].
+    pub(crate) fn check_frozen(&self, params: &[f32]) -> Result<()> {
+        match self.freeze {
+            Some(frozen) if params[self.trained()..].iter().all(|value| *value == 0.0) => {
+                let reason = format!(
+                    "{} is all zeros, so the other factor would learn nothing; start from an \
+                    adapter that has been trained (`--init`)",
+                    frozen.name()
+                );
+                Err(Error::InvalidArgument { name: "freeze", reason })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Place> {
         self.layers.iter().flatten()
     }
 
@@ -151,7 +189,7 @@ impl Layout {
         shape: &BaseShape,
     ) -> Result<Adapter> {
         let values = |at: u32, len: u32| params[at as usize..][..len as usize].to_vec();
-        let module = |factor: &Factor| LoraModule {
+        let module = |factor: &Place| LoraModule {
             path: factor.path,
             rank: self.rank as usize,
             a: values(factor.a, self.rank * factor.k),
@@ -178,8 +216,34 @@ impl Layout {
 /// What an adapter's config says beside its factors.
 #[derive(Clone, Debug)]
 pub(crate) struct FactorOptions {
-    pub(crate) targets: Vec<Target>,
-    pub(crate) lora_alpha: f64,
-    pub(crate) use_rslora: bool,
-    pub(crate) base_fingerprint: String,
+    targets: Vec<Target>,
+    lora_alpha: f64,
+    use_rslora: bool,
+    base_fingerprint: String,
+}
+
+impl FactorOptions {
+    /// Errors: as [`TrainOptions::targets`].
+    pub(crate) fn new(options: &TrainOptions, base_fingerprint: &str) -> Result<Self> {
+        Ok(Self {
+            targets: options.targets()?,
+            lora_alpha: options.lora_alpha,
+            use_rslora: options.use_rslora,
+            base_fingerprint: base_fingerprint.into(),
+        })
+    }
+}
+
+/// The adapter that a run of `options` would start from, for a base of this shape and fingerprint:
+/// it changes nothing yet.
+///
+/// Errors: [`Error::InvalidArgument`] naming a setting.
+pub fn fresh_adapter(
+    options: &TrainOptions,
+    shape: &BaseShape,
+    base_fingerprint: &str,
+) -> Result<Adapter> {
+    let layout = Layout::new(shape, options)?;
+    let params = layout.fresh(options.seed);
+    layout.adapter(&params, &FactorOptions::new(options, base_fingerprint)?, shape)
 }

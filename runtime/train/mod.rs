@@ -28,6 +28,7 @@ pub mod options;
 pub mod trainer;
 mod update;
 
+pub use factors::fresh_adapter;
 pub use options::TrainOptions;
 pub use run::{RunFolder, RunOptions, TrainControl, TrainRun};
 pub use trainer::Trainer;

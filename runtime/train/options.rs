@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::adapter::Target;
+use crate::adapter::{Factor, Target};
 use crate::base::ModelConfig;
 use crate::error::{Error, Result};
 use crate::kernels::adamw::AdamW;
@@ -26,6 +26,9 @@ pub struct TrainOptions {
     /// Linears of each layer that get factors: names such as `q_proj`, `attention` for its four,
     /// `all-linear` for all.
     pub target_modules: Vec<String>,
+    /// A factor that stays as it is, so that the other is trained alone: A in FFA-LoRA (Sun et al.
+    /// 2024, arXiv:2403.12313), the two in turn in RoLoRA (Chen et al. 2025, arXiv:2502.01755).
+    pub freeze: Option<Factor>,
     /// Rate after the warm-up; `None`: by the sizes of model and adapter,
     /// [`recipe::learning_rate`].
     pub learning_rate: Option<f64>,
@@ -37,6 +40,10 @@ pub struct TrainOptions {
     pub momentum: f64,
     /// Decoupled with `AdamW`, added to the gradient with SGD.
     pub weight_decay: f64,
+    /// mu of `FedProx` (Li et al. 2020, arXiv:1812.06127): half of it, times the squared distance
+    /// from where the run began, is added to what is minimised, though not to the losses that are
+    /// told. 0 is off.
+    pub proximal_mu: f64,
     /// Gradients are scaled down to this norm; `None` leaves them.
     pub max_grad_norm: Option<f64>,
     /// How the rate goes on after its warm-up.
@@ -71,11 +78,13 @@ impl Default for TrainOptions {
                 .iter()
                 .map(|target| target.name().to_string())
                 .collect(),
+            freeze: None,
             learning_rate: None,
             lora_plus_ratio: 1.0,
             optimizer: Optimizer::AdamW,
             momentum: 0.9,
             weight_decay: 0.0,
+            proximal_mu: 0.0,
             max_grad_norm: Some(1.0),
             decay: Decay::Linear,
             warmup: Warmup::Fraction(0.05),
@@ -156,6 +165,8 @@ impl TrainOptions {
             rank: self.rank,
             targets: self.targets()?,
             optimizer: self.optimizer,
+            freeze: self.freeze,
+            proximal: self.proximal_mu > 0.0,
         })
     }
 
@@ -190,6 +201,13 @@ impl TrainOptions {
                 "weight_decay",
                 self.weight_decay,
                 "0 or a small number above is needed",
+            );
+        }
+        if !(self.proximal_mu.is_finite() && self.proximal_mu >= 0.0) {
+            return invalid(
+                "proximal_mu",
+                self.proximal_mu,
+                "0 or a number above, such as 0.01, is needed",
             );
         }
         if !(0.0..1.0).contains(&self.momentum) {

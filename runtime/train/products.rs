@@ -4,12 +4,13 @@
 
 use std::sync::Arc;
 
+use crate::adapter::Factor;
 use crate::error::Result;
 use crate::gpu::{Commands, Gpu, Kernel, Op, Tensor};
 use crate::kernels::matmul_dense::{self, BINDINGS, MatmulDenseParams, Sizes, Tiling, View};
 
 use super::buffers::Buffers;
-use super::factors::{Factor, Layout};
+use super::factors::{Layout, Place};
 
 /// A product bound to its three buffers; the kernel depends on how many rows there are.
 struct Product {
@@ -53,7 +54,8 @@ pub(crate) struct Around<'a> {
 /// One module's LoRA, bound.
 pub(crate) struct FactorOps {
     kernels: Kernels,
-    factor: Factor,
+    factor: Place,
+    freeze: Option<Factor>,
     rank: u32,
     scaling: f32,
     y_stride: u32,
@@ -73,7 +75,7 @@ impl FactorOps {
         kernels: &Kernels,
         buffers: &Buffers,
         layout: &Layout,
-        factor: Factor,
+        factor: Place,
         at: &Around<'_>,
     ) -> Self {
         let bind =
@@ -82,6 +84,7 @@ impl FactorOps {
         Self {
             kernels: kernels.clone(),
             factor,
+            freeze: layout.freeze,
             rank: layout.rank,
             scaling: layout.scaling,
             y_stride: at.y_stride,
@@ -117,23 +120,31 @@ impl FactorOps {
         self.record(commands, &self.shrink, params)
     }
 
-    /// Records `du = s dy B`, `dB += s dyᵀ u`, `dA += duᵀ x`, and with `through` `dx += du A`.
+    /// Records `du = s dy B`, `dB += s dyᵀ u`, `dA += duᵀ x`, and with `through` `dx += du A`; of a
+    /// factor that is frozen nothing.
     pub(crate) fn backward(
         &self,
         commands: &mut Commands<'_>,
         rows: u32,
         through: bool,
     ) -> Result<()> {
-        let (Factor { n, k, .. }, r) = (self.factor, self.rank);
+        let (Place { n, k, .. }, r) = (self.factor, self.rank);
         let (a, b, dy) = (self.a(), self.b(), self.y());
         let (u, du, x) = (View::new(0, r), View::new(0, r), View::new(0, k));
         let product = |m, n, k, a, b, c| MatmulDenseParams::new(Sizes { m, n, k }, a, b, c);
         let scaled = |params| MatmulDenseParams { alpha: self.scaling, ..params };
         let added = |params| MatmulDenseParams { beta: 1.0, ..params };
-        self.record(commands, &self.du, scaled(product(rows, r, n, dy, b, du)))?;
-        let d_b = added(scaled(product(n, r, rows, dy.transposed(), u, b)));
-        self.record(commands, &self.d_b, d_b)?;
-        self.record(commands, &self.d_a, added(product(r, k, rows, du.transposed(), x, a)))?;
+        let (trains_a, trains_b) = (self.freeze != Some(Factor::A), self.freeze != Some(Factor::B));
+        if trains_a || through {
+            self.record(commands, &self.du, scaled(product(rows, r, n, dy, b, du)))?;
+        }
+        if trains_b {
+            let d_b = added(scaled(product(n, r, rows, dy.transposed(), u, b)));
+            self.record(commands, &self.d_b, d_b)?;
+        }
+        if trains_a {
+            self.record(commands, &self.d_a, added(product(r, k, rows, du.transposed(), x, a)))?;
+        }
         if through {
             self.record(commands, &self.dx, added(product(rows, k, r, du, a, x)))?;
         }

@@ -9,9 +9,11 @@ use crate::adapter::Adapter;
 use crate::cancel::CancelToken;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::federated::{self, DeltaOptions, Published, Residual, Signer};
 use crate::gpu::{Commands, Gpu, Tally};
 
 use super::bench::{Tools, Workbench};
+use super::buffers::{PARAMS, START};
 use super::checkpoint::{self, Checkpoint, Position, RunId};
 use super::data::batch::{BatchOptions, Loader, MicroBatch};
 use super::data::{Cursor, Dataset};
@@ -66,8 +68,8 @@ fn checkpoint_of(
 impl Trainer {
     /// A run over `data`, from fresh factors or those of `init`.
     ///
-    /// Errors: [`Error::InvalidArgument`] naming a setting; as [`Loader::new`];
-    /// [`Error::InvalidAdapter`] for an `init` of other modules; [`Error::OutOfMemory`];
+    /// Errors: [`Error::InvalidArgument`] naming a setting, or for a frozen factor of zeros; as
+    /// [`Loader::new`]; [`Error::InvalidAdapter`] for an `init` of other modules; [`Error::OutOfMemory`];
     /// [`Error::Gpu`].
     pub fn new(
         engine: &Arc<Engine>,
@@ -81,7 +83,9 @@ impl Trainer {
             || Ok(layout.fresh(trainer.options.seed)),
             |adapter| layout.of_adapter(adapter),
         )?;
-        trainer.bench.write(&[&params])?;
+        layout.check_frozen(&params)?;
+        let start = &params[..layout.trained()];
+        trainer.bench.write(&[(PARAMS, &params), (START, start)])?;
         Ok(trainer)
     }
 
@@ -118,6 +122,10 @@ impl Trainer {
         let checkpoint = checkpoint_of(path, engine, &data, &options)?;
         let mut trainer = Self::new(engine, data, options, Some(adapter))?;
         trainer.go_to(&checkpoint)?;
+        // Where the whole run began, not what is added to it.
+        let vectors = trainer.bench.vectors();
+        let start = vectors.iter().filter(|vector| vector.name == START);
+        trainer.bench.write(&checkpoint.states(path, start)?)?;
         trainer.moments_from = checkpoint.position.cursor.step;
         Ok(trainer)
     }
@@ -132,7 +140,8 @@ impl Trainer {
     }
 
     fn load(&mut self, path: &Path, checkpoint: &Checkpoint) -> Result<()> {
-        let states = checkpoint.states(path, self.bench.layout.len(), self.options.optimizer)?;
+        let vectors = self.bench.vectors();
+        let states = checkpoint.states(path, &vectors)?;
         self.go_to(checkpoint)?;
         self.bench.renew_state()?;
         self.bench.write(&states)
@@ -181,9 +190,7 @@ impl Trainer {
         let loader = Loader::new(data, batches, Cursor::default())?;
         let rate = options.learning_rate.unwrap_or_default();
         let schedule = Schedule::new(options.decay, rate, options.warmup, loader.total_steps())?;
-        let scaling = options.scaling() as f32;
-        let layout =
-            Layout::new(&base.adapter_shape(), &options.targets()?, options.rank, scaling)?;
+        let layout = Layout::new(&base.adapter_shape(), &options)?;
         let beside = Tally::new(gpu.caps());
         let bytes = Site { config: &base.config, beside }.training(&shape)?.total_bytes();
         let bench = Workbench::new(engine, shape, layout)?;
@@ -277,18 +284,32 @@ impl Trainer {
     ///
     /// Errors: [`Error::Gpu`].
     pub fn adapter(&self) -> Result<Adapter> {
-        self.as_adapter(&self.bench.read(1)?[0])
+        let params = self.bench.read(|name| name == PARAMS)?;
+        params.first().map_or_else(|| self.as_adapter(&[]), |(_, params)| self.as_adapter(params))
+    }
+
+    /// What training changed since `parent`, which it began from, as a signed file to upload: by
+    /// the plan that the version carries. The factors of its round are what should have been
+    /// trained ([`TrainOptions::freeze`]). Without a count of examples, the run's own is told.
+    ///
+    /// Errors: as [`federated::make`] and [`Trainer::adapter`].
+    pub fn delta(
+        &self,
+        parent: &Published,
+        options: &DeltaOptions,
+        residual: Option<&mut Residual>,
+        signer: &dyn Signer,
+    ) -> Result<Vec<u8>> {
+        let examples =
+            if options.examples > 0 { options.examples } else { self.loader.examples() as u64 };
+        let options = DeltaOptions { examples, ..*options };
+        federated::make(parent, &self.adapter()?, &options, residual, signer)
     }
 
     /// Values for every factor, as an adapter.
     fn as_adapter(&self, values: &[f32]) -> Result<Adapter> {
         let base = self.engine.base();
-        let options = FactorOptions {
-            targets: self.options.targets()?,
-            lora_alpha: self.options.lora_alpha,
-            use_rslora: self.options.use_rslora,
-            base_fingerprint: base.fingerprint.clone(),
-        };
+        let options = FactorOptions::new(&self.options, &base.fingerprint)?;
         self.bench.layout.adapter(values, &options, &base.adapter_shape())
     }
 
@@ -296,25 +317,28 @@ impl Trainer {
     ///
     /// Errors: [`Error::Io`]; [`Error::Gpu`].
     pub fn save(&self, path: &Path) -> Result<()> {
-        let names = self.options.optimizer.state_names();
-        let states: Vec<_> = names.iter().copied().zip(self.bench.read(names.len())?).collect();
+        let states = self.bench.read(|_| true)?;
         checkpoint::write(path, &states, self.id(), self.position())
     }
 
-    /// Writes to `path` where the run stands, without its numbers: what [`Trainer::extend`] needs
-    /// beside the adapter.
+    /// Writes to `path` where the run stands, without its numbers, but where it began if that
+    /// pulls: what [`Trainer::extend`] needs beside the adapter.
     ///
-    /// Errors: [`Error::Io`].
+    /// Errors: [`Error::Io`]; [`Error::Gpu`].
     pub fn save_position(&self, path: &Path) -> Result<()> {
-        checkpoint::write(path, &[], self.id(), self.position())
+        let start = match self.options.proximal_mu > 0.0 {
+            true => self.bench.read(|name| name == START)?,
+            false => Vec::new(),
+        };
+        checkpoint::write(path, &start, self.id(), self.position())
     }
 
     fn position(&self) -> Position {
         Position { cursor: self.cursor(), moments_from: self.moments_from }
     }
 
-    /// Gradients of the factors after a pass over `batches` and no update: `A` and `B` of each
-    /// module, as an adapter.
+    /// Gradients of the factors after a pass over `batches` and no update, without a proximal term:
+    /// `A` and `B` of each module, as an adapter. Those of a frozen factor are zeros.
     ///
     /// Errors: as [`Trainer::step`].
     pub fn gradients(&self, batches: &[MicroBatch]) -> Result<(f64, Adapter)> {
@@ -324,8 +348,10 @@ impl Trainer {
             let losses =
                 batches.iter().map(|batch| tools.graph.backward(gpu, batch, weight, cancel));
             let loss = losses.sum::<Result<f64>>()?;
-            let gradients: Vec<f32> =
-                gpu.read(&tools.graph.buffers.grads, 0, self.bench.layout.len())?;
+            let layout = &self.bench.layout;
+            let mut gradients: Vec<f32> =
+                gpu.read(&tools.graph.buffers.grads, 0, layout.trained())?;
+            gradients.resize(layout.len(), 0.0);
             tools.clear_gradients(gpu);
             Ok((loss, gradients))
         })?;
@@ -364,7 +390,7 @@ impl Trainer {
 
     /// Parameters that are trained.
     pub fn parameters(&self) -> usize {
-        self.bench.layout.len()
+        self.bench.layout.trained()
     }
 
     /// Bytes on the device, beside the base's.

@@ -1,9 +1,11 @@
-//! The optimiser's step: the gradient's norm, and the update by it.
+//! The optimiser's step: the proximal term, the gradient's norm, and the update by it.
 
+use crate::adapter::Factor;
 use crate::error::Result;
 use crate::gpu::{Commands, Gpu, Op};
 use crate::kernels::adamw;
 use crate::kernels::grad_norm::{self, FinalParams, NO_CLIP, PartialParams};
+use crate::kernels::proximal::{self, ProximalParams};
 use crate::kernels::sgd::{self, SgdParams};
 
 use super::buffers::{Buffers, Optimizer};
@@ -13,6 +15,7 @@ use super::options::TrainOptions;
 
 /// The optimiser's kernels, bound.
 pub(super) struct Update {
+    proximal: Option<Op>,
     partial: Op,
     last: Op,
     step: Op,
@@ -25,7 +28,7 @@ impl Update {
     pub(super) fn new(gpu: &Gpu, graph: &Graph, options: &TrainOptions) -> Result<Self> {
         let Buffers { state, grads, norm: [partials, norm], .. } = &graph.buffers;
         let mut bound = vec![norm, grads];
-        bound.extend(state.iter());
+        bound.extend(&state[..=options.optimizer.states()]);
         let step = match options.optimizer {
             Optimizer::AdamW => adamw::spec(),
             Optimizer::Momentum => sgd::spec(true),
@@ -35,7 +38,10 @@ impl Update {
                 sgd::spec(false)
             }
         };
+        let proximal = (options.proximal_mu > 0.0).then(|| state.last()).flatten();
+        let proximal = proximal.map(|start| gpu.op(&proximal::spec(), &[&state[0], start, grads]));
         Ok(Self {
+            proximal: proximal.transpose()?,
             partial: gpu.op(&grad_norm::partial_spec(), &[grads, partials])?,
             last: gpu.op(&grad_norm::final_spec(), &[partials, norm])?,
             step: gpu.op(&step, &bound)?,
@@ -51,7 +57,11 @@ impl Update {
         lr: f64,
         step: u64,
     ) {
-        let len = layout.len() as u32;
+        let len = layout.trained() as u32;
+        if let Some(op) = &self.proximal {
+            let params = ProximalParams { len, mu: options.proximal_mu as f32 };
+            proximal::record(commands, op, &params);
+        }
         grad_norm::record_partial(
             commands,
             &self.partial,
@@ -63,7 +73,9 @@ impl Update {
             FinalParams { count: grad_norm::partials(len), ..Default::default() },
         );
         let max_norm = options.max_grad_norm.map_or(NO_CLIP, |norm| norm as f32);
-        for (range, lr) in layout.ranges().into_iter().zip([lr, lr * options.lora_plus_ratio]) {
+        for (factor, range) in layout.ranges() {
+            let ratio = if factor == Factor::B { options.lora_plus_ratio } else { 1.0 };
+            let lr = lr * ratio;
             match options.optimizer {
                 Optimizer::AdamW => {
                     let params = options.adamw().params(range, lr, step, max_norm);

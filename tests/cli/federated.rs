@@ -102,7 +102,17 @@ fn three_devices_make_the_next_version() {
     let apply = ["delta", "apply", &v2, &applied, "--id", "demo", "--trust", &trust];
     assert_fails(&on_tiny(&[&apply[..], &["--current", "2"]].concat()), 1, "not above 2");
     let said = json(&on_tiny(&[&apply[..], &["--current", "1", "--json"]].concat()));
-    assert_eq!(said["version"], 2);
+    assert_eq!((&said["version"], &said["freeze"]), (&2.into(), &"b".into()));
+    let canary = folder.path("canary.jsonl");
+    std::fs::write(&canary, "{\"prompt\": \"secret\", \"completion\": \" word\"}\n").unwrap();
+    let (tried, canary) = (path("tried"), text(&canary).to_string());
+    let again = ["delta", "apply", &v2, &tried, "--id", "demo", "--trust", &trust];
+    let with =
+        |loss| on_tiny(&[&again[..], &["--canary", &canary, "--canary-loss", loss]].concat());
+    let refused = with("0.01");
+    assert_fails(&refused, 1, "is allowed");
+    assert!(!stderr(&refused).contains("secret") && !folder.path("tried").exists());
+    assert!(with("50").status.success());
     assert_eq!(digest(&applied), digest(&v2));
 }
 
@@ -124,4 +134,61 @@ fn privacy_says_what_noise_is_worth() {
     assert!(few["sampled"]["epsilon"].as_f64().unwrap() > 10.0, "a pilot has no useful epsilon");
     let none = run(&[&plan[..], &["--clients", "5", "--per-round", "6"]].concat());
     assert_fails(&none, 2, "per_round");
+}
+
+#[test]
+fn a_simulation_goes_by_the_files_that_devices_send() {
+    let folder = Folder::new();
+    let path = |name: &str| folder.path(name).to_str().unwrap().to_string();
+    let line = |i: u32| {
+        let label = ["red", "blue", "green"][i as usize % 3];
+        format!("{{\"prompt\": \"the {i} and\", \"completion\": \" {label}\"}}\n")
+    };
+    let lines = |range: std::ops::Range<u32>| range.map(line).collect::<String>();
+    let (data, test, plot) = (path("data.jsonl"), path("test.jsonl"), path("plot.svg"));
+    std::fs::write(&data, lines(0..48)).unwrap();
+    std::fs::write(&test, lines(48..54)).unwrap();
+    let simulate = |out: &str, more: &[&str]| {
+        let args = ["federate", "simulate", "--out", out, "--rounds", "2", "--local-steps", "2"];
+        on_tiny(&[&args[..], &["--seq-len", "32", "--rank", "2", "--lr", "5e-3"], more].concat())
+    };
+    let spread = ["--data", &data, "--clients", "4", "--alpha", "0.5", "--test", &test];
+    let out = path("out");
+    let more = [&spread[..], &["--plot", &plot, "--baselines", "--json"]].concat();
+    let said = json(&simulate(&out, &more));
+    let clients: Vec<u64> =
+        said["clients"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect();
+    assert_eq!((clients.len(), clients.iter().sum::<u64>()), (4, 48));
+    let rounds = said["rounds"].as_array().unwrap();
+    assert_eq!(rounds.iter().map(|r| r["factors"].as_str().unwrap()).collect::<String>(), "BA");
+    assert!(rounds.iter().all(|round| round["taken"] == 4 && round["score"]["loss"].is_f64()));
+    assert_eq!(said["baselines"]["local"].as_array().unwrap().len(), 4);
+    assert!(said["baselines"]["central"]["loss"].is_f64());
+    assert!(std::fs::read_to_string(&plot).unwrap().contains("exact answers"));
+    // The files are those of the other commands.
+    let delta = path("out/round-2/device-1.delta");
+    assert_eq!(json(&run(&["delta", "inspect", &delta, "--json"]))["manifest"]["factors"], "A");
+    let digest = |path: &str| Adapter::load(path, &shape()).unwrap().digest();
+    assert_eq!(digest(&path("out/adapter")), digest(&path("out/version-3.safetensors")));
+    assert_ne!(
+        digest(&path("out/version-2.safetensors")),
+        digest(&path("out/version-1.safetensors"))
+    );
+    assert_fails(&simulate(&out, &spread), 2, "not an empty folder");
+
+    // A folder has a file a device; some take part.
+    std::fs::create_dir(folder.path("devices")).unwrap();
+    for i in 0..3 {
+        std::fs::write(folder.path(&format!("devices/{i}.jsonl")), lines(8 * i..8 * i + 8))
+            .unwrap();
+    }
+    let devices = path("devices");
+    let some = ["--data", &devices, "--per-round", "2", "--mode", "svd", "--json"];
+    let said = json(&simulate(&path("c"), &some));
+    assert_eq!(
+        (&said["rounds"][0]["taken"], &said["rounds"][1]["factors"]),
+        (&2.into(), &"AB".into())
+    );
+    assert!(said["rounds"][0]["score"].is_null() && said["rounds"][0]["mode_error"].is_f64());
+    assert_fails(&simulate(&path("d"), &["--data", &devices, "--clients", "4"]), 2, "3 files");
 }

@@ -1,6 +1,9 @@
 //! Loss and exact answers from the library.
 
-use epiphyte::evaluate::{EvaluateOptions, EvaluateProgress, Evaluation, Examples, evaluate};
+use epiphyte::engine::{Change, Session};
+use epiphyte::evaluate::{
+    Canary, EvaluateOptions, EvaluateProgress, Evaluation, Examples, check_canary, evaluate,
+};
 use epiphyte::train::data::{DataOptions, Encoder, Record};
 use epiphyte::{CancelToken, Error};
 
@@ -98,4 +101,48 @@ fn a_session_that_holds_something_is_no_template() {
         &mut |_| {},
     );
     assert!(matches!(refused, Err(Error::InvalidArgument { name: "template", .. })));
+}
+
+#[test]
+fn a_canary_tells_broken_adapters_and_says_no_word_of_what_was_asked() {
+    let asked = examples(vec![pair("secret", " answer")]);
+    let never = CancelToken::default();
+    let loss = measured(&asked, &EvaluateOptions::default()).0.loss.unwrap();
+    let check = |session: &Session, canary| check_canary(session, &asked, &canary, &never);
+    let plain = SHARED.session();
+    assert_eq!(check(&plain, Canary::default()).unwrap().loss, Some(loss));
+    let bounded = |max_loss| Canary { max_loss: Some(max_loss), exact: false };
+    check(&plain, bounded(loss + 0.1)).unwrap();
+    let refused = |session: &Session, canary: Canary, says: &str| {
+        let error = check(session, canary).unwrap_err();
+        assert!(
+            matches!(&error, Error::InvalidAdapter { what, .. } if what == "canary"),
+            "{error}"
+        );
+        let text = error.to_string();
+        assert!(
+            text.contains(says) && !text.contains("secret") && !text.contains("answer\""),
+            "{text}"
+        );
+    };
+    refused(&plain, bounded(loss - 0.1), "is allowed");
+    refused(&plain, Canary { max_loss: None, exact: true }, "1 of 1 answers are wrong");
+
+    // Numbers that are finite one by one, and have no finite product.
+    let shape = SHARED.base().adapter_shape();
+    let options = epiphyte::train::TrainOptions { rank: 4, ..Default::default() };
+    let mut broken =
+        epiphyte::train::fresh_adapter(&options, &shape, &SHARED.base().fingerprint).unwrap();
+    for module in &mut broken.modules {
+        module.a.iter_mut().chain(&mut module.b).for_each(|value| *value = 6e4);
+    }
+    SHARED.add_adapter("broken", &broken).unwrap();
+    let mut session = SHARED.session();
+    let change = Change { adapters: &[("broken", 1.0)], ..Change::default() };
+    session.set_adapters(&change).unwrap();
+    refused(&session, Canary::default(), "no numbers");
+    drop(session);
+    SHARED.unload_adapter("broken").unwrap();
+    let nothing = check_canary(&plain, &Examples::default(), &Canary::default(), &never);
+    assert!(matches!(nothing, Err(Error::InvalidArgument { name: "canary", .. })));
 }

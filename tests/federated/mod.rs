@@ -9,6 +9,7 @@ mod poison;
 mod privacy;
 mod python;
 mod secure;
+mod simulate;
 mod size;
 
 use std::path::{Path, PathBuf};

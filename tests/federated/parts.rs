@@ -78,3 +78,33 @@ fn a_part_of_strangers_is_left_out_and_one_of_another_round_stops_the_run() {
     let once_more = folder.put("again.part", &good);
     assert!(stops(&[twice[0].clone(), once_more], Mode::RoLora).contains("in another part"));
 }
+
+#[test]
+fn a_report_keeps_the_worst_and_counts_all() {
+    let parent = parent(plan(Factors::B));
+    let folder = Folder::new((0..8).map(|client| delta(&parent, client, RANK, 0.02)));
+    folder.put("half.delta", b"half an upload");
+    folder.put("again.delta", &delta(&parent, 3, RANK, 0.02));
+    let options = options(Mode::RoLora);
+    let mut report = run(&parent, &options, &folder.files()).report;
+    let counts = report.refusals.clone();
+    assert_eq!(counts.into_iter().collect::<Vec<_>>(), [("duplicate", 1), ("unreadable", 1)]);
+    let farthest = report.entries.iter().filter_map(|entry| entry.cosine).fold(1.0, f64::min);
+    report.keep_worst(3);
+    assert_eq!((report.taken, report.refused, report.entries_left_out), (8, 2, 7));
+    let kept: Vec<_> = report.entries.iter().filter(|entry| entry.is_taken()).collect();
+    assert_eq!((report.entries.len(), kept.len()), (3, 1));
+    assert_eq!(kept[0].cosine, Some(farthest));
+    report.keep_worst(3);
+    assert_eq!(report.entries_left_out, 7);
+    // A part carries why it left something out.
+    let (bytes, _) = partial(
+        &Inputs { parent: &parent, options: &options, trust: &trust(), files: &folder.files() },
+        &server(),
+    )
+    .unwrap();
+    let parts = Folder::new([]);
+    let part = parts.put("one.part", &bytes);
+    let report = run(&parent, &options, &[part]).report;
+    assert_eq!(report.refusals.len(), 2, "{:?}", report.refusals);
+}

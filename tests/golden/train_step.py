@@ -6,7 +6,9 @@ Three models of the same sizes, whose every matrix is of one type: the bytes are
 draws the same. Holds `<i>.ids` [T] i64 and `<i>.weights` [T] f32 of each sequence: the loss is the mean of the cross-entropies of
 predicting each token from those before it, by these weights. For each type, `<type>.loss` [1] f64, the gradients
 `<type>.<module path>.lora_{A,B}` f32, `<type>.{losses,norms}` [STEPS] f64: loss and norm of the gradient before each step, and
-`<type>.moved.<module path>.lora_{A,B}` f32: how far all the steps together moved the factors.
+`<type>.moved.<module path>.lora_{A,B}` f32: how far all the steps together moved the factors. Of the first type the last three also
+as `<type>.<variant>.…`: with A or B frozen (`freeze_a`, `freeze_b`; what is frozen is left out) and with a proximal term (`proximal`:
+losses are without it, norms with it).
 """
 import sys
 from pathlib import Path
@@ -36,6 +38,8 @@ LINEARS = [
 TYPES = {"q4_0": (Type.Q4_0, None, 0), "q4_1": (Type.Q4_1, -7, 0), "q4_k": (Type.Q4_K, 7, 6)}
 LENGTHS = [10, 14]
 STEPS = 10
+# What is frozen, and FedProx's mu.
+VARIANTS = {"freeze_a": ("lora_A", 0), "freeze_b": ("lora_B", 0), "proximal": (None, 0.5)}
 here = Path(__file__).parent
 
 
@@ -113,10 +117,13 @@ def loss_of(model, sequences):
     return total / sum(weights.double().sum() for _, weights in sequences)
 
 
-def train(name, folder, sequences):
+def train(name, folder, sequences, variant=None):
+    frozen, mu = VARIANTS.get(variant, (None, 0))
     model = PeftModel.from_pretrained(base(name), folder, is_trainable=True).double()
     factors = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
     assert len(factors) == 2 * len(LINEARS) * LAYERS and all("lora_" in key for key in factors)
+    for key in [key for key in factors if frozen and frozen in key]:
+        factors.pop(key).requires_grad = False
     optimizer = torch.optim.AdamW(list(factors.values()), lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
     golden, losses, norms = {}, [], []
     path = lambda key: key.removeprefix("base_model.model.").replace(".default.weight", "")
@@ -124,17 +131,19 @@ def train(name, folder, sequences):
     for step in range(STEPS):
         optimizer.zero_grad()
         loss = loss_of(model, sequences)
-        loss.backward()
-        if step == 0:
+        (loss + mu / 2 * sum(((parameter - first[key]) ** 2).sum() for key, parameter in factors.items())).backward()
+        if step == 0 and not variant:
             for key, parameter in factors.items():
                 golden[f"{name}.{path(key)}"] = parameter.grad.float().contiguous()
         norms.append(torch.nn.utils.clip_grad_norm_(list(factors.values()), 1.0).item())
         losses.append(loss.item())
         optimizer.step()
+    name = f"{name}.{variant}" if variant else name
     for key, parameter in factors.items():
         golden[f"{name}.moved.{path(key)}"] = (parameter.detach() - first[key]).float().contiguous()
     print(name, "losses", losses, "norms", norms)
-    golden[f"{name}.loss"] = torch.tensor(losses[:1], dtype=torch.float64)
+    if not variant:
+        golden[f"{name}.loss"] = torch.tensor(losses[:1], dtype=torch.float64)
     golden[f"{name}.losses"] = torch.tensor(losses, dtype=torch.float64)
     golden[f"{name}.norms"] = torch.tensor(norms, dtype=torch.float64)
     return golden
@@ -149,6 +158,8 @@ def main():
     golden = {f"{i}.{key}": value for i, pair in enumerate(sequences) for key, value in zip(["ids", "weights"], pair)}
     for name in TYPES:
         golden |= train(name, out, sequences)
+    for variant in VARIANTS:
+        golden |= train("q4_0", out, sequences, variant)
     save_file(golden, out.with_suffix(".safetensors"))
 
 

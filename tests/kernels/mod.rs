@@ -23,6 +23,7 @@ mod matmul_dense;
 mod matvec;
 mod matvec_coop;
 mod oracle;
+mod proximal;
 mod rms_norm;
 mod rms_norm_backward;
 mod rope;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use epiphyte::adapter::{Adapter, LoraModule};
+use epiphyte::adapter::{Adapter, Factor, LoraModule};
 use epiphyte::train::data::batch::in_order;
 use epiphyte::train::data::{Dataset, Example};
 use epiphyte::train::{TrainOptions, Trainer};
@@ -181,18 +181,24 @@ impl Golden {
         file.tensor(name).unwrap().data().as_chunks().0.iter().map(|&bytes| of(bytes)).collect()
     }
 
-    /// The largest distance of a factor from what `prefix` and its name stand for.
-    fn farthest(&self, prefix: &str, modules: &[LoraModule]) -> f64 {
+    /// The largest distance of a factor from what `prefix` and its name stand for. One that is
+    /// `frozen` is all zeros.
+    fn farthest(&self, prefix: &str, modules: &[LoraModule], frozen: Option<Factor>) -> f64 {
         assert_eq!(modules.len(), 14);
-        let distances = modules.iter().flat_map(|module| {
-            [("lora_A", &module.a), ("lora_B", &module.b)].map(|(factor, found)| {
-                let name = format!("{prefix}{}.{factor}", module.path);
+        let mut worst = 0.0_f64;
+        for module in modules {
+            for (factor, found) in [(Factor::A, &module.a), (Factor::B, &module.b)] {
+                let name = format!("{prefix}{}.lora_{factor:?}", module.path);
+                if frozen == Some(factor) {
+                    assert!(found.iter().all(|value| *value == 0.0), "{name}");
+                    continue;
+                }
                 let off = distance(found, &self.values(&name, f32::from_le_bytes));
                 assert!(off.is_finite(), "{name}: {off}");
-                off
-            })
-        });
-        distances.fold(0.0, f64::max)
+                worst = worst.max(off);
+            }
+        }
+        worst
     }
 
     fn data(&self) -> Arc<Dataset> {
@@ -251,12 +257,54 @@ fn gradients_are_those_of_torch() {
         let batches = in_order(&data, options.seq_len);
         assert_eq!(batches.len(), if options.seq_len == 14 { 2 } else { 1 }, "{case}");
         let (loss, gradients) = trainer(&engine, &data, options).gradients(&batches).unwrap();
-        let gradient = golden.farthest(&format!("{}.", kind.name), &gradients.modules);
+        let prefix = format!("{}.", kind.name);
+        let gradient = golden.farthest(&prefix, &gradients.modules, None);
         let expected = golden.values(&format!("{}.loss", kind.name), f64::from_le_bytes)[0];
         let off = relative(loss, expected);
         println!("{case}: gradients off by at most {gradient:.1e}, the loss by {off:.1e}");
         assert!(gradient <= bounds.gradient, "{case}: {gradient}");
         assert!(off <= bounds.loss, "{case}: {loss}, {expected}");
+    }
+}
+
+/// What was seen of ten steps, in parts of what torch has.
+struct Seen {
+    losses: f64,
+    norms: f64,
+    moved: f64,
+}
+
+/// Takes the steps that `prefix` stands for.
+fn ten_steps(golden: &Golden, prefix: &str, mut trainer: Trainer) -> Seen {
+    let [losses, norms] = ["losses", "norms"]
+        .map(|what| golden.values(&format!("{prefix}.{what}"), f64::from_le_bytes));
+    let (first, frozen) = (trainer.adapter().unwrap(), trainer.options().freeze);
+    let mut seen = Seen { losses: 0.0, norms: 0.0, moved: 0.0 };
+    for (loss, norm) in losses.iter().zip(&norms) {
+        let record = trainer.step().unwrap().unwrap();
+        seen.losses = seen.losses.max(relative(record.loss, *loss));
+        seen.norms = seen.norms.max(relative(record.grad_norm.unwrap(), *norm));
+    }
+    assert!(trainer.step().unwrap().is_none());
+    let mut moved = trainer.adapter().unwrap().modules;
+    for (last, first) in moved.iter_mut().zip(&first.modules) {
+        last.a.iter_mut().zip(&first.a).for_each(|(last, first)| *last -= first);
+        last.b.iter_mut().zip(&first.b).for_each(|(last, first)| *last -= first);
+    }
+    seen.moved = golden.farthest(&format!("{prefix}.moved."), &moved, frozen);
+    seen
+}
+
+impl Seen {
+    fn check(&self, case: &str, bounds: Bounds) {
+        let Self { losses, norms, moved } = self;
+        println!(
+            "{case}: losses off by at most {losses:.1e}, norms by {norms:.1e}, what the factors \
+            moved by {moved:.1e}"
+        );
+        assert!(*losses <= bounds.losses, "{case}: {losses}");
+        assert!(*norms <= bounds.norms, "{case}: {norms}");
+        assert!(*moved <= bounds.moved, "{case}: {moved}");
     }
 }
 
@@ -266,29 +314,35 @@ fn ten_steps_are_those_of_torch() {
     let data = golden.data();
     for (kind, (tier, engine, bounds), (way, options)) in cases() {
         let case = format!("{}, {tier}, {way}", kind.name);
-        let [losses, norms] = ["losses", "norms"]
-            .map(|what| golden.values(&format!("{}.{what}", kind.name), f64::from_le_bytes));
-        let mut trainer = trainer(&engine, &data, options);
-        let first = trainer.adapter().unwrap();
-        let (mut worst_loss, mut worst_norm) = (0.0_f64, 0.0_f64);
-        for (loss, norm) in losses.iter().zip(&norms) {
-            let record = trainer.step().unwrap().unwrap();
-            worst_loss = worst_loss.max(relative(record.loss, *loss));
-            worst_norm = worst_norm.max(relative(record.grad_norm.unwrap(), *norm));
+        ten_steps(&golden, kind.name, trainer(&engine, &data, options)).check(&case, bounds);
+    }
+}
+
+#[test]
+fn ten_steps_of_one_factor_and_with_a_proximal_term_are_those_of_torch() {
+    let golden = Golden::read();
+    let data = golden.data();
+    let [_, (way, options), _] = ways();
+    let variants = [
+        ("freeze_a", TrainOptions { freeze: Some(Factor::A), ..options.clone() }),
+        ("freeze_b", TrainOptions { freeze: Some(Factor::B), ..options.clone() }),
+        ("proximal", TrainOptions { proximal_mu: 0.5, ..options }),
+    ];
+    for (tier, engine, bounds) in TYPES[0].tiers() {
+        let batches = in_order(&data, 14);
+        let whole = trainer(&engine, &data, variants[2].1.clone()).gradients(&batches).unwrap();
+        for (variant, options) in &variants {
+            let case = format!("{variant}, {tier}, {way}");
+            let frozen = options.freeze;
+            let trainer = trainer(&engine, &data, options.clone());
+            let (loss, gradients) = trainer.gradients(&batches).unwrap();
+            // The very same sums, made or left out.
+            assert_eq!(loss, whole.0, "{case}");
+            for (found, whole) in gradients.modules.iter().zip(&whole.1.modules) {
+                assert!(found.a == whole.a || frozen == Some(Factor::A), "{case}");
+                assert!(found.b == whole.b || frozen == Some(Factor::B), "{case}");
+            }
+            ten_steps(&golden, &format!("q4_0.{variant}"), trainer).check(&case, bounds);
         }
-        assert!(trainer.step().unwrap().is_none());
-        let mut moved = trainer.adapter().unwrap().modules;
-        for (last, first) in moved.iter_mut().zip(&first.modules) {
-            last.a.iter_mut().zip(&first.a).for_each(|(last, first)| *last -= first);
-            last.b.iter_mut().zip(&first.b).for_each(|(last, first)| *last -= first);
-        }
-        let moved = golden.farthest(&format!("{}.moved.", kind.name), &moved);
-        println!(
-            "{case}: losses off by at most {worst_loss:.1e}, norms by {worst_norm:.1e}, what the \
-            factors moved by {moved:.1e}"
-        );
-        assert!(worst_loss <= bounds.losses, "{case}: {worst_loss}");
-        assert!(worst_norm <= bounds.norms, "{case}: {worst_norm}");
-        assert!(moved <= bounds.moved, "{case}: {moved}");
     }
 }

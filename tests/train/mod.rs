@@ -3,6 +3,7 @@
 mod batch;
 mod data;
 mod default_model;
+mod federated;
 mod files;
 mod folder;
 mod golden;

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
-use epiphyte::adapter::{Adapter, LoraConfig, LoraModule, ModulePath, Modules, Target};
+use epiphyte::adapter::{Adapter, Factor, LoraConfig, LoraModule, ModulePath, Modules, Target};
 use epiphyte::base::{Architecture, ModelConfig, RopeScaling};
 use epiphyte::engine::plan::{Serving, tally};
 use epiphyte::engine::{Change, Sequence};
@@ -58,6 +58,8 @@ fn shape() -> TrainShape {
         rank: 8,
         targets: vec![Target::QProj, Target::VProj, Target::DownProj],
         optimizer: Optimizer::AdamW,
+        freeze: None,
+        proximal: false,
     }
 }
 
@@ -140,6 +142,17 @@ fn the_sum_is_the_one_done_by_hand() {
         site(&config).training(&shape).unwrap().class_bytes(Class::OptimizerStates)
     };
     assert_eq!([states(Optimizer::Sgd), states(Optimizer::Momentum)], [0, 4 * parameters]);
+    // With one factor frozen there are gradients and moments of the other alone.
+    let [a, b] = [Factor::A, Factor::B].map(|factor| {
+        let shape = TrainShape { freeze: Some(factor), proximal: true, ..shape() };
+        let plan = site(&config).training(&shape).unwrap();
+        let trained = 4 * shape.trained_parameters(&config) as u64;
+        assert_eq!(plan.class_bytes(Class::Adapter), 4 * parameters);
+        assert_eq!(plan.class_bytes(Class::Gradients), trained);
+        assert_eq!(plan.class_bytes(Class::OptimizerStates), 3 * trained);
+        trained
+    });
+    assert_eq!(a + b, 4 * parameters);
     // 33 positions are 2 pages of 32: keys and values of 3 heads of 64, f16.
     let serving = Serving { context: 32, kv_tokens: 33, ..Serving::default() };
     let plan = tally(&Caps::PHONE, &config, None, &serving).unwrap().plan();
@@ -343,6 +356,11 @@ fn the_driver_is_asked_for_what_the_plan_of_a_run_says() {
         settings(4, 64, Some(6), 8, Optimizer::Momentum),
         settings(1, 32, Some(1), 1, Optimizer::Sgd),
         TrainOptions { target_modules: attention, ..settings(2, 100, None, 4, Optimizer::AdamW) },
+        TrainOptions {
+            freeze: Some(Factor::A),
+            proximal_mu: 0.1,
+            ..settings(1, 64, Some(1), 16, Optimizer::AdamW)
+        },
     ] {
         let engine = open(&path, 256);
         let (config, caps) = (&engine.base().config, engine.gpu().caps());

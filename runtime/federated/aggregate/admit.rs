@@ -1,8 +1,9 @@
 //! Which deltas are taken, and why the others are not.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::super::manifest::{Factors, Manifest};
 use super::super::published::Published;
@@ -15,7 +16,7 @@ use super::options::{AggregateOptions, Mode, OverNorm};
 #[derive(Clone, Debug, Default)]
 pub struct Trust {
     /// Keys of devices that may take part; `None` takes any key, each once a round.
-    pub devices: Option<Vec<PublicKey>>,
+    pub devices: Option<BTreeSet<PublicKey>>,
     /// Keys that may sign partial sums.
     pub workers: Vec<PublicKey>,
     /// Seconds since 1970.
@@ -23,7 +24,7 @@ pub struct Trust {
 }
 
 /// Why a delta was left out.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "why", rename_all = "snake_case")]
 #[expect(missing_docs, reason = "each says what it is when shown")]
 pub enum Refusal {
@@ -42,6 +43,29 @@ pub enum Refusal {
     FarFromOthers,
     SecondOfKey,
     Duplicate,
+}
+
+impl Refusal {
+    /// Its kind, as reports count it.
+    pub const fn why(&self) -> &'static str {
+        match self {
+            Self::Unreadable { .. } => "unreadable",
+            Self::UntrustedKey => "untrusted_key",
+            Self::Expired { .. } => "expired",
+            Self::OtherBase => "other_base",
+            Self::OtherAdapter => "other_adapter",
+            Self::OtherRound { .. } => "other_round",
+            Self::OtherParent => "other_parent",
+            Self::OtherFactors { .. } => "other_factors",
+            Self::OtherModules { .. } => "other_modules",
+            Self::OtherNoise => "other_noise",
+            Self::TooLarge { .. } => "too_large",
+            Self::Cosine { .. } => "cosine",
+            Self::FarFromOthers => "far_from_others",
+            Self::SecondOfKey => "second_of_key",
+            Self::Duplicate => "duplicate",
+        }
+    }
 }
 
 impl fmt::Display for Refusal {

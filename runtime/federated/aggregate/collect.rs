@@ -178,7 +178,8 @@ impl<'a> Collected<'a> {
         let parent = self.round.parent;
         let modules = modules.into_iter().filter_map(|(path, s)| Some((parent.module(path)?, s)));
         parallel::map(modules.collect(), |(module, mut sums): (&LoraModule, ModuleSums<'_>)| {
-            waiting.iter().for_each(|addend| sums.add(module, addend));
+            let mut numbers = [Vec::new(), Vec::new()];
+            waiting.iter().for_each(|addend| sums.add(module, addend, &mut numbers));
         });
     }
 }
@@ -190,31 +191,44 @@ impl Addend {
 }
 
 impl ModuleSums<'_> {
-    fn add(&mut self, module: &LoraModule, Addend { delta, shrink, weight }: &Addend) {
-        let [a, b] = delta.module(module.path).map(Option::unwrap_or_default);
+    /// `numbers` is room for those of A and B.
+    fn add(&mut self, module: &LoraModule, addend: &Addend, numbers: &mut [Vec<f32>; 2]) {
+        let Addend { delta, shrink, weight } = addend;
         for (factor, sums) in &mut self.factors {
-            let values = if *factor == Factor::A { &a } else { &b };
+            let values = &mut numbers[usize::from(*factor == Factor::B)];
+            if delta.unpack((module.path, *factor), values).is_none() {
+                // It was admitted with all that the round asks for.
+                values.clear();
+            }
             sums.add(values.iter().map(|v| f64::from(*v) * (weight * shrink)));
         }
+        let [a, b] = numbers;
         if let Some(probe) = &mut self.probe {
-            probe.add(module, Change { a: &a, b: &b, shrink: *shrink }, *weight);
+            probe.add(module, Change { a, b, shrink: *shrink }, *weight);
         }
     }
 }
 
 impl Taken {
-    /// The same delta, read a second time.
-    pub(super) fn read_again(&self) -> Result<Delta> {
-        let path = self.path.as_ref().ok_or_else(|| {
-            let reason = "a device of it sent another delta too; split deltas by key, so that one \
-                part has all of a device's";
-            invalid("part", reason)
-        })?;
+    /// The same delta, read a second time and checked again: it goes out of the sums.
+    fn read_again(&self) -> Result<Delta> {
+        let path = self.path()?;
         let delta = Delta::open(path)?;
         match delta.name() == self.name {
             true => Ok(delta),
             false => Err(invalid(path.display().to_string(), "it changed while it was averaged")),
         }
+    }
+
+    /// The same delta, only to be looked at: not hashed again, so the file is taken for what it was.
+    pub(super) fn glance(&self, norm: f64) -> Result<Delta> {
+        Delta::glance(self.path()?, &self.name, norm)
+    }
+
+    fn path(&self) -> Result<&Path> {
+        let reason = "a device of it sent another delta too; split deltas by key, so that one part \
+            has all of a device's";
+        self.path.as_deref().ok_or_else(|| invalid("part", reason))
     }
 }
 

@@ -25,8 +25,9 @@ fn rounded(value: f64) -> (f64, i64) {
 
 /// A number's parts; below [`LARGEST`], an f64 from 2^-24 up and an f32 from 2^-54 up are exact.
 fn parts(value: f64) -> [i64; 2] {
-    let (whole, upper) = rounded(value * UPPER);
-    [upper, rounded((value - whole / UPPER) * LOWER).1]
+    let scaled = value * UPPER;
+    let (whole, upper) = rounded(scaled);
+    [upper, rounded((scaled - whole) * (LOWER / UPPER)).1]
 }
 
 /// What parts say in steps.

@@ -6,7 +6,7 @@ use super::super::linalg::dot;
 use super::super::published::{Draft, Published, RoundPlan, publish};
 use super::super::random::{Random, system_seed};
 use super::super::sign::Signer;
-use super::super::wire::Key;
+use super::super::wire::{Delta, Key};
 use super::admit::Refusal;
 use super::collect::{Collected, Taken};
 use super::options::{Mode, Robust};
@@ -83,7 +83,10 @@ fn look_again(collected: &mut Collected<'_>) -> Result<()> {
     let mean = Mean::new(collected);
     let wanted = |taken: &&Taken| taken.path.is_some() || options.min_cosine.is_some();
     let taken = collected.taken.values().filter(wanted).collect();
-    let cosines = parallel::map(taken, |taken: &Taken| Ok((taken.entry, mean.cosine(taken)?)));
+    let cosines = parallel::map(taken, |taken: &Taken| {
+        let norm = collected.entries.get(taken.entry).and_then(|entry| entry.norm);
+        Ok((taken.entry, mean.cosine(&taken.glance(norm.unwrap_or_default())?)))
+    });
     let cosines = cosines.into_iter().collect::<Result<BTreeMap<_, _>>>()?;
     let mut low = Vec::new();
     for (key, taken) in &collected.taken {
@@ -108,14 +111,13 @@ impl Mean {
         Self { norm: norm(&factors), factors }
     }
 
-    fn cosine(&self, taken: &Taken) -> Result<f64> {
-        let delta = taken.read_again()?;
+    fn cosine(&self, delta: &Delta) -> f64 {
+        let mut values = Vec::new();
         let product = |(key, mean): (&Key, &Vec<f64>)| {
-            let values = delta.values(*key).unwrap_or_default();
-            dot(&values, mean)
+            delta.unpack(*key, &mut values).map_or(0.0, |()| dot(&values, mean))
         };
         let size = delta.norm() * self.norm;
-        Ok(if size > 0.0 { self.factors.iter().map(product).sum::<f64>() / size } else { 0.0 })
+        if size > 0.0 { self.factors.iter().map(product).sum::<f64>() / size } else { 0.0 }
     }
 }
 

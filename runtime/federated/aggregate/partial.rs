@@ -1,5 +1,7 @@
 //! A part of a round, as a file: sums, or the deltas themselves.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use safetensors::Dtype;
@@ -57,15 +59,14 @@ fn round_key(collected: &Collected<'_>) -> String {
 }
 
 pub(super) fn write(collected: &Collected<'_>, signer: &dyn Signer) -> Result<Vec<u8>> {
-    let admitted = |index: usize| {
-        let taken = collected.taken.values().find(|taken| taken.entry == index);
-        taken.map(|taken| [taken.admitted.weight, taken.admitted.shrink])
-    };
+    let numbers = |taken: &Taken| [taken.admitted.weight, taken.admitted.shrink];
+    let taken = collected.taken.values().map(|taken| (taken.entry, numbers(taken)));
+    let admitted: BTreeMap<_, _> = taken.collect();
     let entries: Vec<_> = collected
         .entries
         .iter()
         .enumerate()
-        .map(|(i, entry)| PartEntry { entry: entry.clone(), admitted: admitted(i) })
+        .map(|(i, entry)| PartEntry { entry: entry.clone(), admitted: admitted.get(&i).copied() })
         .collect();
     let json = serde_json::to_vec(&entries).map_err(|e| invalid(ENTRIES, e.to_string()))?;
     let manifest = PartManifest {

@@ -11,8 +11,8 @@ use crate::identity::sha256;
 /// Vectors a module: the error of the estimate is about `sqrt(2 / (COUNT * modules))`.
 const COUNT: usize = 8;
 
-/// One number of each vector.
-type Each = [f64; COUNT];
+/// One number of each vector. In f32, since an estimate's own error is far larger.
+type Each = [f32; COUNT];
 
 /// By module.
 pub(super) type Probes = BTreeMap<ModulePath, Probe>;
@@ -29,9 +29,9 @@ pub(super) struct Probe {
 
 /// The change of a module's A (`[r, K]`) and B (`[N, r]`), before both are multiplied.
 #[derive(Clone, Copy)]
-pub(super) struct Change<'a, T> {
-    pub(super) a: &'a [T],
-    pub(super) b: &'a [T],
+pub(super) struct Change<'a> {
+    pub(super) a: &'a [f32],
+    pub(super) b: &'a [f32],
     pub(super) shrink: f64,
 }
 
@@ -49,14 +49,15 @@ impl Probe {
     }
 
     /// Adds what a change makes of the vectors, `weight` times.
-    pub(super) fn add(&mut self, module: &LoraModule, change: Change<'_, f32>, weight: f64) {
+    pub(super) fn add(&mut self, module: &LoraModule, change: Change<'_>, weight: f64) {
         let seen = self.applied(module, change);
-        self.sums.add(seen.iter().map(|y| y * weight));
+        self.sums.add(seen.iter().map(|y| f64::from(*y) * weight));
     }
 
     /// The change of `B A`, applied to the vectors: `d_b (A + d_a) z + B d_a z`, `[COUNT, N]`.
-    fn applied<T: Copy + Into<f64>>(&self, module: &LoraModule, change: Change<'_, T>) -> Vec<f64> {
+    fn applied(&self, module: &LoraModule, change: Change<'_>) -> Vec<f32> {
         let (r, Change { a, b, shrink }) = (module.rank.max(1), change);
+        let shrink = shrink as f32;
         let rows = a.chunks(self.signs.len().max(1));
         let changed: Vec<_> =
             rows.map(|row| combined(row, &self.signs).map(|y| y * shrink)).collect();
@@ -82,26 +83,26 @@ pub(super) fn error(
 ) -> (f64, f64) {
     let (mut error, mut exact) = (0.0, 0.0);
     for (module, probe) in parent.modules.iter().filter_map(|m| Some((m, probes.get(&m.path)?))) {
-        let [a, b] = [Factor::A, Factor::B].map(|factor| means(module.path, factor));
+        let mean = |factor| means(module.path, factor).into_iter().map(|v| v as f32).collect();
+        let [a, b]: [Vec<f32>; 2] = [Factor::A, Factor::B].map(mean);
         let got = probe.applied(module, Change { a: &a, b: &b, shrink: 1.0 });
         let scale = f64::from(module.scaling).powi(2) / COUNT as f64;
         for (sum, got) in probe.sums.values().zip(got) {
             exact += scale * (sum / weight).powi(2);
-            error += scale * (sum / weight - got).powi(2);
+            error += scale * (sum / weight - f64::from(got)).powi(2);
         }
     }
     (error.sqrt(), exact.sqrt())
 }
 
-fn each(value: impl Fn(usize) -> f64) -> Each {
+fn each(value: impl Fn(usize) -> f32) -> Each {
     std::array::from_fn(value)
 }
 
 /// The sum of `vectors`, each so many times.
-fn combined<T: Copy + Into<f64>>(times: &[T], vectors: &[Each]) -> Each {
+fn combined(times: &[f32], vectors: &[Each]) -> Each {
     let mut sum = [0.0; COUNT];
     for (x, vector) in times.iter().zip(vectors) {
-        let x = (*x).into();
         sum.iter_mut().zip(vector).for_each(|(sum, y)| *sum += x * y);
     }
     sum
@@ -114,6 +115,6 @@ fn signs(path: ModulePath, width: usize) -> Vec<Each> {
         let bits = blocks.flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1));
         bits.take(width).map(|bit| if bit == 1 { 1.0 } else { -1.0 }).collect::<Vec<_>>()
     };
-    let vectors: [Vec<f64>; COUNT] = std::array::from_fn(vector);
+    let vectors: [Vec<f32>; COUNT] = std::array::from_fn(vector);
     (0..width).map(|i| each(|v| vectors[v][i])).collect()
 }

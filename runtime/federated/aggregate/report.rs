@@ -1,5 +1,7 @@
 //! What became of a round.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::super::manifest::Losses;
@@ -34,7 +36,7 @@ pub struct Entry {
     /// Why it was left out, for people.
     pub reason: Option<String>,
     /// Why it was left out.
-    #[serde(skip_deserializing)]
+    #[serde(default)]
     pub refusal: Option<Refusal>,
 }
 
@@ -121,6 +123,8 @@ pub struct Report {
     pub taken: usize,
     /// Deltas left out.
     pub refused: usize,
+    /// How many for which kind of reason.
+    pub refusals: BTreeMap<&'static str, usize>,
     /// The sum of the weights.
     pub weight: f64,
     /// Norm of the mean of the deltas.
@@ -129,9 +133,30 @@ pub struct Report {
     pub n_bytes: u64,
     /// Each delta, by name of file.
     pub entries: Vec<Entry>,
+    /// Deltas that [`Report::keep_worst`] took from the entries.
+    pub entries_left_out: usize,
 }
 
 impl Report {
+    /// Keeps `most` entries: those that were refused, then those farthest from the mean, then the
+    /// largest. The counts stay those of all.
+    pub fn keep_worst(&mut self, most: usize) {
+        if self.entries.len() <= most {
+            return;
+        }
+        let distance = |entry: &Entry| -entry.cosine.unwrap_or(1.0);
+        let norm = |entry: &Entry| entry.norm.unwrap_or(0.0);
+        self.entries.sort_by(|a, b| {
+            (a.is_taken().cmp(&b.is_taken()))
+                .then_with(|| distance(b).total_cmp(&distance(a)))
+                .then_with(|| norm(b).total_cmp(&norm(a)))
+                .then_with(|| a.file.cmp(&b.file))
+        });
+        self.entries_left_out += self.entries.len() - most;
+        self.entries.truncate(most);
+        self.entries.sort_by(|a, b| (&a.file, &a.name).cmp(&(&b.file, &b.name)));
+    }
+
     /// As JSON.
     pub fn to_json(&self) -> String {
         // A struct of texts and numbers has no way to fail.
@@ -152,6 +177,10 @@ pub(super) fn report(inputs: &Inputs<'_>, collected: &Collected<'_>) -> Report {
     }
     entries.sort_by(|a, b| (&a.file, &a.name).cmp(&(&b.file, &b.name)));
     let taken = entries.iter().filter(|entry| entry.is_taken()).count();
+    let mut refusals = BTreeMap::new();
+    for refusal in entries.iter().filter_map(|entry| entry.refusal.as_ref()) {
+        *refusals.entry(refusal.why()).or_default() += 1;
+    }
     Report {
         adapter: manifest.adapter.clone(),
         round: manifest.next.round,
@@ -163,9 +192,11 @@ pub(super) fn report(inputs: &Inputs<'_>, collected: &Collected<'_>) -> Report {
         mode_error: None,
         taken,
         refused: entries.len() - taken,
+        refusals,
         weight: entries.iter().map(|entry| entry.weight).sum(),
         mean_norm: None,
         n_bytes: collected.n_bytes,
         entries,
+        entries_left_out: 0,
     }
 }

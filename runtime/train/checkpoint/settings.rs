@@ -24,11 +24,13 @@ const OPTIONS: [(&str, &str); 10] = [
 ];
 
 /// The settings that may be left out, as what: as runs were before there was the setting.
-fn neutral() -> [(&'static str, Value); 4] {
+fn neutral() -> [(&'static str, Value); 6] {
     [
         ("use_rslora", json!(false)),
         ("lora_plus_ratio", json!(1.0)),
         ("weight_decay", json!(0.0)),
+        ("freeze", json!(null)),
+        ("proximal_mu", json!(0.0)),
         ("gradient_accumulation_steps", json!(1)),
     ]
 }

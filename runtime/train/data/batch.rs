@@ -202,6 +202,11 @@ impl Loader {
         self.cursor
     }
 
+    /// Examples of an epoch.
+    pub fn examples(&self) -> usize {
+        self.order.len()
+    }
+
     /// Steps of the whole run.
     pub fn total_steps(&self) -> u64 {
         self.options.duration.steps(self.order.len(), self.options.batch_size)
