@@ -27,7 +27,7 @@ pub struct TrainOptions {
     /// `all-linear` for all.
     pub target_modules: Vec<String>,
     /// A factor that stays as it is, so that the other is trained alone: A in FFA-LoRA (Sun et al.
-    /// 2024, arXiv:2403.12313), the two in turn in RoLoRA (Chen et al. 2025, arXiv:2502.01755).
+    /// 2024, arXiv:2403.12313), the two in turn in `RoLoRA` (Chen et al. 2025, arXiv:2502.01755).
     pub freeze: Option<Factor>,
     /// Rate after the warm-up; `None`: by the sizes of model and adapter,
     /// [`recipe::learning_rate`].

@@ -1,8 +1,6 @@
 //! What federated rounds ask of the trainer: one factor frozen, a pull to where the run began, and
 //! what training changed as a delta.
 
-use std::sync::Arc;
-
 use epiphyte::Error;
 use epiphyte::adapter::{Adapter, Factor};
 use epiphyte::federated::{
