@@ -12,8 +12,8 @@ from pathlib import Path
 DEMO = Path(__file__).parent.parent / "demo"
 PHONES = sorted((DEMO / "phones").glob("*.jsonl"))
 TEST = DEMO / "phones-test.jsonl"
-# One round of few and large steps, for a processor that plays GPU. Their sum, not their mean: nobody learns the same.
-ROUND = ["--rounds", "1", "--mode", "ffa", "--server-lr", "2", "--rank", "4", "--batch", "1", "--local-steps", "5", "--lr", "8e-3",
+# One round of few and large steps, for a processor that plays GPU.
+ROUND = ["--rounds", "1", "--mode", "ffa", "--rank", "4", "--batch", "1", "--local-steps", "4", "--lr", "6e-3",
          "--prompt-loss-weight", "0", "--seq-len", "64", "--recompute", "none", "--no-cosines"]
 
 

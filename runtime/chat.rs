@@ -17,6 +17,7 @@ mod methods;
 mod rewrite;
 mod said;
 mod syntax;
+mod tools;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -31,6 +32,7 @@ pub use message::{Content, Message};
 #[cfg(feature = "gpu")]
 pub(crate) use message::{LOSS_KEYS, loss_weight};
 pub use said::Rendered;
+pub use tools::{ToolAnswer, ToolCall, ToolFormat};
 
 use crate::error::{Error, Result};
 use crate::tokenizer::{EncodeOptions, Tokenizer};

@@ -30,6 +30,7 @@ mod cache;
 mod cancel;
 pub mod chat;
 pub mod checkpoint;
+pub mod classify;
 #[cfg(feature = "gpu")]
 pub mod diagnosis;
 pub mod dtype;
@@ -47,6 +48,7 @@ mod gpu;
 #[cfg(all(feature = "gpu", feature = "internals"))]
 #[doc(hidden)]
 pub mod gpu;
+pub mod grammar;
 mod identity;
 #[cfg(all(feature = "gpu", not(feature = "internals")))]
 mod kernels;
@@ -92,5 +94,6 @@ pub use engine::{
 pub use error::{Error, Result};
 #[cfg(feature = "gpu")]
 pub use gpu::GpuOptions;
+pub use grammar::ResponseFormat;
 pub use kind::FileKind;
 pub use progress::{LoadPhase, LoadProgress};

@@ -6,14 +6,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Rooms that need no GPU, whatever else joins them.
-const FILES: [&str; 12] = [
+const FILES: [&str; 14] = [
     "adapter",
     "base",
     "chat",
     "checkpoint",
+    "classify",
     "export",
     "federated",
     "format",
+    "grammar",
     "merge",
     "quant",
     "quantize",

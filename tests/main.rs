@@ -7,6 +7,7 @@
 mod adapter;
 mod chat;
 mod checkpoint;
+mod classify;
 mod common;
 #[cfg(feature = "gpu")]
 mod default_model;
@@ -29,11 +30,14 @@ mod quant;
 mod quantize;
 mod said;
 #[cfg(feature = "gpu")]
+mod schemas;
+#[cfg(feature = "gpu")]
 mod selftest;
 #[cfg(feature = "gpu")]
 mod shaders;
 mod stack;
 mod templates;
 mod tokenizer;
+mod tools;
 #[cfg(feature = "gpu")]
 mod train;

@@ -22,7 +22,8 @@ use epiphyte::kernels::{
     attention, bandwidth, embedding, matmul_backward, matmul_dense, matvec, proximal, rms_norm,
 };
 use epiphyte::kernels::{
-    rms_norm_backward, rope, rope_train, row_exponents, sample, sgd, swiglu, swiglu_backward,
+    rms_norm_backward, rope, rope_train, row_exponents, sample, sample_mask, sgd, swiglu,
+    swiglu_backward,
 };
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
@@ -108,6 +109,7 @@ fn other_specs(caps: &Caps) -> Vec<KernelSpec> {
     ]);
     specs.extend([
         sample::adjust_spec(),
+        sample_mask::spec(),
         sample::threshold_spec(),
         sample::partial_spec(),
         sample::final_spec(),

@@ -44,7 +44,8 @@ pub use lifecycle::{
     memory_level_from_memory_warning, memory_level_from_trim_memory, thermal_state_from_android,
 };
 pub use options::{
-    AnswerStats, FinishReason, GenerateOptions, LogitBias, Message, PromptOptions, Sampling, Token,
+    AnswerStats, FinishReason, GenerateOptions, LogitBias, Message, PromptOptions, ResponseFormat,
+    Sampling, Token,
 };
 pub use plan::{ClassBytes, MemoryClass, MemoryPlan, MemoryPlanOptions, TrainingPlan, memory_plan};
 pub use session::Session;

@@ -94,6 +94,9 @@ pub struct GenerateOptions {
     /// Go on after the model's end-of-generation tokens.
     #[uniffi(default = false)]
     pub ignore_eos: bool,
+    /// What the answer must look like; it then ends where this does.
+    #[uniffi(default = None)]
+    pub response_format: Option<ResponseFormat>,
 }
 
 impl Default for GenerateOptions {
@@ -104,6 +107,7 @@ impl Default for GenerateOptions {
             stop: Vec::new(),
             stop_tokens: Vec::new(),
             ignore_eos: false,
+            response_format: None,
         }
     }
 }
@@ -119,7 +123,41 @@ impl TryFrom<GenerateOptions> for epiphyte::GenerateOptions {
             stop: options.stop,
             stop_tokens: stop_tokens.collect::<Result<_, _>>()?,
             ignore_eos: options.ignore_eos,
+            response_format: options.response_format.map(TryInto::try_into).transpose()?,
             ..Self::default()
+        })
+    }
+}
+
+/// What an answer must look like. What came whole is always valid; an answer that ended for another
+/// reason than `EndOfGeneration` may be cut.
+#[derive(Clone, Debug, PartialEq, Eq, uniffi::Enum)]
+pub enum ResponseFormat {
+    /// JSON.
+    JsonSchema {
+        /// Its schema, itself JSON.
+        schema: String,
+    },
+    /// A text that a regular expression matches whole.
+    Regex {
+        /// The expression, without look-around.
+        pattern: String,
+    },
+    /// A text of a Lark grammar.
+    Lark {
+        /// The grammar, which begins at `start`.
+        grammar: String,
+    },
+}
+
+impl TryFrom<ResponseFormat> for epiphyte::ResponseFormat {
+    type Error = EpiphyteError;
+
+    fn try_from(format: ResponseFormat) -> Result<Self, EpiphyteError> {
+        Ok(match format {
+            ResponseFormat::JsonSchema { schema } => Self::json_schema(&schema)?,
+            ResponseFormat::Regex { pattern } => Self::Regex(pattern),
+            ResponseFormat::Lark { grammar } => Self::Lark(grammar),
         })
     }
 }
@@ -127,7 +165,7 @@ impl TryFrom<GenerateOptions> for epiphyte::GenerateOptions {
 /// Why a generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, uniffi::Enum)]
 pub enum FinishReason {
-    /// The model ended it.
+    /// The model ended it, or `response_format` has come to its end.
     EndOfGeneration,
     /// One of the stop texts or tokens.
     Stop,

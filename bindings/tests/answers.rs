@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::thread;
 
-use epiphyte_bindings::{EpiphyteError, FinishReason, GenerateOptions, Sampling};
+use epiphyte_bindings::{EpiphyteError, FinishReason, GenerateOptions, ResponseFormat, Sampling};
 use pollster::block_on;
 
 use super::{PROMPT, SHARED, expected, greedy, ids, rest, session};
@@ -165,4 +165,33 @@ fn defaults_and_seeds_are_the_runtimes() {
     };
     assert_eq!(sampled(-3), sampled(-3));
     assert_ne!(sampled(-3), sampled(4));
+}
+
+#[test]
+fn an_answer_is_what_its_format_asks_for() {
+    let answer = |format| {
+        let session = session(&SHARED);
+        let options = GenerateOptions { response_format: Some(format), ..greedy(60) };
+        let answer = session.generate(options)?;
+        let mut text = String::new();
+        while let Some(token) = block_on(answer.next())? {
+            text += &token.text;
+        }
+        assert_eq!(answer.finish_reason(), Some(FinishReason::EndOfGeneration));
+        Ok::<_, EpiphyteError>(text)
+    };
+    let schema = r#"{"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 2}"#;
+    let text = answer(ResponseFormat::JsonSchema { schema: schema.into() }).unwrap();
+    assert_eq!(serde_json::from_str::<Vec<bool>>(&text).unwrap().len(), 2, "{text}");
+    let text = answer(ResponseFormat::Regex { pattern: "[0-9]{7}".into() }).unwrap();
+    assert!(text.len() == 7 && text.bytes().all(|byte| byte.is_ascii_digit()), "{text}");
+    let lark = "start: \"(\" start? \")\"";
+    let lark = ResponseFormat::Lark { grammar: lark.into() };
+    match answer(ResponseFormat::JsonSchema { schema: "{\"type\": 3}".into() }) {
+        Err(EpiphyteError::InvalidArgument { name, .. }) => assert_eq!(name, "response_format"),
+        other => panic!("{other:?}"),
+    }
+    // Compiles; how deep it goes is the model's.
+    let options = GenerateOptions { response_format: Some(lark), ..greedy(9) };
+    assert!(rest(&session(&SHARED).generate(options).unwrap())[0].text.starts_with('('));
 }

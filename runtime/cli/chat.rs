@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::adapter::{AdapterArgs, Adapters, Weighted};
 use super::lines::Lines;
+use super::response::ResponseArgs;
 use super::{ModelArgs, SamplingArgs, TemplateArgs, generate, interrupt, output};
 use epiphyte::GpuOptions;
 use epiphyte::chat::Message;
@@ -43,12 +44,15 @@ pub(super) struct ChatArgs {
     max_tokens: Option<usize>,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    response: ResponseArgs,
 }
 
 pub(super) fn run(args: &ChatArgs, gpu: GpuOptions) -> Result<()> {
     let options = GenerateOptions {
         sampling: args.sampling.sampling()?,
         max_tokens: args.max_tokens.unwrap_or(usize::MAX),
+        response_format: args.response.read()?,
         ..Default::default()
     };
     let engine = args.model.open_with(gpu, &args.template)?;

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::adapter::{AdapterArgs, Adapters};
 use super::prompt::PromptArgs;
+use super::response::ResponseArgs;
 use super::{ModelArgs, SamplingArgs, TemplateArgs, interrupt, output};
 use epiphyte::GpuOptions;
 use epiphyte::chat::Message;
@@ -37,6 +38,8 @@ pub(super) struct GenerateArgs {
     system: Option<String>,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    response: ResponseArgs,
     /// End the answer before this text; may be given several times
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     stop: Vec<String>,
@@ -100,6 +103,7 @@ impl Answer {
 pub(super) fn run(args: &GenerateArgs, gpu: GpuOptions) -> Result<()> {
     let sampling = args.sampling.sampling()?;
     args.template.only_with(args.chat, "--chat")?;
+    let response_format = args.response.read()?;
     let prompt = args.prompt.read()?;
     let start = Instant::now();
     let engine = args.model.open_with(gpu, &args.template)?;
@@ -118,6 +122,7 @@ pub(super) fn run(args: &GenerateArgs, gpu: GpuOptions) -> Result<()> {
         sampling,
         stop: args.stop.clone(),
         ignore_eos: args.ignore_eos,
+        response_format,
         cancel: stop.token.clone(),
         ..Default::default()
     };

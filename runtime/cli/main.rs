@@ -9,8 +9,10 @@ mod aggregate;
 mod bench;
 mod chat;
 mod checkpoint;
+mod classify;
 mod delta;
 mod doctor;
+mod embed;
 mod eval;
 mod federate;
 mod formats;
@@ -27,6 +29,7 @@ mod plan;
 mod privacy;
 mod prompt;
 mod quantize;
+mod response;
 mod shape;
 mod shell;
 mod stack;
@@ -80,6 +83,8 @@ enum Command {
     Remove(library::RemoveArgs),
     Train(Box<train::TrainArgs>),
     Eval(eval::EvalArgs),
+    Embed(embed::EmbedArgs),
+    Classify(classify::ClassifyArgs),
     Plan(plan::PlanArgs),
     Delta(delta::DeltaArgs),
     Aggregate(Box<aggregate::AggregateArgs>),
@@ -256,6 +261,8 @@ fn run_command(cli: Cli) -> Result<()> {
         Command::Remove(args) => library::remove(&args),
         Command::Train(args) => train::run(&args, gpu),
         Command::Eval(args) => eval::run(&args, gpu),
+        Command::Embed(args) => embed::run(&args, gpu),
+        Command::Classify(args) => classify::run(&args, gpu),
         Command::Plan(args) => plan::run(&args, gpu),
         Command::Delta(args) => delta::run(&args, gpu),
         Command::Aggregate(args) => aggregate::run(&args),

@@ -67,6 +67,10 @@ pub(super) enum Kind {
     ServerState,
     /// What became of a round, as JSON or HTML.
     Report,
+    /// Texts' vectors, as safetensors or `.npy`.
+    Vectors,
+    /// A classifier on such vectors.
+    Classifier,
 }
 
 impl Files {
@@ -185,6 +189,8 @@ impl Kind {
             Self::Residual => "a residual",
             Self::ServerState => "a server's state",
             Self::Report => "a report of a round",
+            Self::Vectors => "vectors of texts",
+            Self::Classifier => "a classifier",
         }
     }
 
@@ -217,6 +223,10 @@ impl Kind {
             Self::Version => says(path, "epiphyte.manifest"),
             Self::Part => says(path, "epiphyte.partial."),
             Self::Residual => says(path, "epiphyte.residual."),
+            Self::Vectors => {
+                head(path).starts_with(b"\x93NUMPY") || says(path, "epiphyte.embeddings.")
+            }
+            Self::Classifier => says(path, "epiphyte.classifier."),
             Self::ServerState => says(path, "epiphyte.server_state."),
             Self::Report => {
                 let head = head(path);

@@ -1,7 +1,7 @@
 //! The frozen base: everything that is read from a model file, immutable once loaded.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::adapter::{AdaptedBase, BaseShape, BaseWeights};
 use crate::base::ModelConfig;
@@ -10,6 +10,7 @@ use crate::chat::ChatTemplate;
 use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;
 use crate::gpu::Gpu;
+use crate::grammar::{Grammar, Grammars, ResponseFormat};
 use crate::model::weights::Weights;
 use crate::progress::{LoadPhase, Loading};
 use crate::tokenizer::{Tokenizer, TokenizerSpec};
@@ -27,6 +28,8 @@ pub struct Base {
     /// Size of the file's tensors.
     pub file_bytes: u64,
     source: Source,
+    /// Made when the first is asked for.
+    grammars: OnceLock<Grammars>,
 }
 
 /// Where a model can be read again.
@@ -84,7 +87,15 @@ impl Base {
         let chat_template = ChatTemplate::unchecked(source, &bos, &eos);
         let path = std::path::absolute(gguf.path()).ok().filter(|path| path.is_file());
         let source = path.map_or(Source::Nowhere, Source::File);
-        let base = Self { config, tokenizer, chat_template, fingerprint, file_bytes, source };
+        let base = Self {
+            config,
+            tokenizer,
+            chat_template,
+            fingerprint,
+            file_bytes,
+            source,
+            grammars: OnceLock::new(),
+        };
         Ok((base, weights))
     }
 
@@ -120,6 +131,20 @@ impl Base {
                 Err(Error::DeviceLost(reason.into()))
             }
         }
+    }
+
+    /// The grammar of `format`, at its beginning.
+    ///
+    /// Errors: [`Error::InvalidArgument`] naming what is wrong with it; [`Error::Unsupported`] for
+    /// a vocabulary in which nothing ends an answer.
+    pub(super) fn grammar(&self, format: &ResponseFormat) -> Result<Grammar> {
+        if self.grammars.get().is_none() {
+            // Of two that make them at once, one's are kept.
+            let made = Grammars::new(&self.tokenizer, self.config.vocab_size)?;
+            let _ = self.grammars.set(made);
+        }
+        let grammars = self.grammars.get();
+        grammars.ok_or(Error::Tokenizer("no grammars".into()))?.compile(format)
     }
 
     fn path(&self) -> Option<&Path> {

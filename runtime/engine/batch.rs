@@ -193,7 +193,9 @@ impl<'s> Batch<'s> {
         let engine = Arc::clone(&self.engine);
         let began = Instant::now();
         self.renew_readbacks()?;
-        let (depth, mut kept) = (engine.lifecycle.depth(DEPTH), None);
+        // What may come after a token is known once it has come.
+        let depth = if self.is_masked() { 1 } else { DEPTH };
+        let (depth, mut kept) = (engine.lifecycle.depth(depth), None);
         while self.in_flight.len() < depth && self.may_submit() {
             let claim = engine.steps.take();
             let turn = engine.executor()?;
@@ -255,6 +257,11 @@ impl<'s> Batch<'s> {
         Ok(())
     }
 
+    /// Some sequence that goes on has a grammar.
+    fn is_masked(&self) -> bool {
+        self.active.iter().any(|&i| self.lanes[i].grammar.is_some())
+    }
+
     /// Steps ahead of the host's knowledge: every lane still has room and may need the token.
     fn may_submit(&self) -> bool {
         let ahead = self.in_flight.len();
@@ -305,10 +312,14 @@ impl<'s> Batch<'s> {
                 turn.next_page(gpu, m, &mut session.pages, session.kv_len)?;
             }
             runs[m] = Run { row0: m as u32, count: 1, positions: positions as u32 };
+            if let Some(grammar) = &self.lanes[i].grammar {
+                turn.write_mask(gpu, m, grammar.mask());
+            }
         }
         let (slot, rows) = (self.next_slot, self.active.len());
         let samplers = self.active.iter().map(|&i| self.lanes[i].sampler);
-        let choice = Choice { samplers, slot, readback: &self.readbacks[slot] };
+        let (masked, readback) = (self.is_masked(), &self.readbacks[slot]);
+        let choice = Choice { samplers, masked, slot, readback };
         let runs = &runs[..rows];
         let how = How::of(rows, runs.iter().map(|run| run.positions).max().unwrap_or(1));
         let pass = Pass { space: Space::Steps, runs, how, cancel: None };
@@ -327,7 +338,7 @@ impl<'s> Batch<'s> {
         let ids = &mut ids[..self.active.len()];
         self.engine.gpu().take(&self.readbacks[flight.slot], flight.index, ids)?;
         for (&i, &mut id) in self.active.iter().zip(ids) {
-            let token = Token { id, text: self.lanes[i].accept(id, flight.how) };
+            let token = Token { id, text: self.lanes[i].accept(id, flight.how)? };
             self.ready.push_back(BatchToken { index: i, token });
         }
         if self.active.iter().any(|&i| self.lanes[i].finished.is_some()) {

@@ -67,7 +67,7 @@ impl Session {
 
     /// Computes the tokens up to `end`, each as before if it was; `each` gets the passes with the
     /// position that they count from. What windows leave behind is published under `keys`.
-    fn run(
+    pub(super) fn run(
         &mut self,
         end: usize,
         keys: &[PageKey],
@@ -137,7 +137,7 @@ impl Session {
     }
 
     /// Gives back the pages that the window of `position` has left behind.
-    fn leave_behind(&mut self, position: usize) {
+    pub(super) fn leave_behind(&mut self, position: usize) {
         if self.window().is_some()
             && let Seat::Taken(executor) = &mut *self.engine.seat()
         {

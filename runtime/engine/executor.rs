@@ -13,8 +13,8 @@ use std::sync::Arc;
 use crate::base::Rotary;
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Commands, Gpu, KernelSpec, Op, Tensor};
-use crate::kernels::rope;
 use crate::kernels::sample::{self, Sampler};
+use crate::kernels::{rope, sample_mask};
 use crate::model::activations::{LOGIT_ROWS, Limits};
 use crate::model::decoder::{Decoder, Part, Pass};
 use crate::model::kv_cache::KvCache;
@@ -71,6 +71,7 @@ pub(crate) struct Executor {
     samplers: Tensor,
     seen: Tensor,
     biases: Tensor,
+    masks: Tensor,
     ring: Tensor,
     ops: SampleOps,
     /// Kept alive by the bind groups too; listed so that its memory is counted.
@@ -79,6 +80,7 @@ pub(crate) struct Executor {
 
 struct SampleOps {
     adjust: Op,
+    mask: Op,
     threshold: Op,
     partial: Op,
     last: Op,
@@ -102,6 +104,8 @@ pub(crate) struct Chunk<'a> {
 pub(crate) struct Choice<'a, S> {
     /// Of the rows.
     pub(crate) samplers: S,
+    /// Some row has a grammar: all rows have masks.
+    pub(crate) masked: bool,
     /// Of the ring.
     pub(crate) slot: usize,
     /// Gets a copy.
@@ -121,6 +125,8 @@ pub(crate) struct Row<'a> {
     pub(crate) context: &'a [u32],
     /// Its adapters.
     pub(crate) set: SetId,
+    /// Each of its steps gets a mask.
+    pub(crate) is_masked: bool,
 }
 
 impl Executor {
@@ -153,7 +159,7 @@ impl Executor {
     ) -> Result<Self> {
         let (config, vocab) = (&base.config, base.config.vocab_size as u32);
         let Working { cache, steps, prompts, sampling } = Working::new(gpu, config, spaces)?;
-        let Sampling { samplers, seen, biases, thresholds, partials, ring } = sampling;
+        let Sampling { samplers, seen, biases, masks, thresholds, partials, ring } = sampling;
         for (rotations, rotary) in steps.rotations.iter().zip(config.rotaries()) {
             let Rotary { frequencies, scale } = rotary;
             gpu.write(rotations, 0, &rope::rotations(&frequencies, scale, spaces.steps.positions));
@@ -167,6 +173,7 @@ impl Executor {
         let a = &steps.decoder.activations;
         let ops = SampleOps {
             adjust: gpu.op(&sample::adjust_spec(), &[&samplers, &seen, &biases, &a.logits])?,
+            mask: gpu.op(&sample_mask::spec(), &[&masks, &a.logits])?,
             threshold: gpu.op(&sample::threshold_spec(), &[&samplers, &a.logits, &thresholds])?,
             partial: gpu.op(
                 &sample::partial_spec(),
@@ -191,6 +198,7 @@ impl Executor {
             samplers,
             seen,
             biases,
+            masks,
             ring,
             ops,
             _scratch: [thresholds, partials],
@@ -203,6 +211,7 @@ impl Executor {
             sample::partial_spec(),
             sample::final_spec(),
             sample::adjust_spec(),
+            sample_mask::spec(),
             sample::threshold_spec(),
         ];
         // The slowest first, so that no one waits for it in the end.
@@ -341,6 +350,20 @@ impl Executor {
         commands.copy(&self.workspace(space).decoder.activations.logits, 0, readback, at, bytes);
     }
 
+    /// Records the last norm of `rows` rows, and a copy of what comes out to `readback`.
+    pub(crate) fn copy_states(
+        &self,
+        commands: &mut Commands<'_>,
+        space: Space,
+        rows: u32,
+        readback: &Tensor,
+    ) {
+        let decoder = &self.workspace(space).decoder;
+        decoder.record_states(commands, rows);
+        let states = &decoder.activations.normed;
+        commands.copy(states, 0, readback, 0, u64::from(rows) * decoder.state_bytes());
+    }
+
     /// Puts a decode batch in its space for `owner`.
     pub(crate) fn load_rows(&mut self, gpu: &Gpu, owner: u64, batch: &[Row<'_>]) {
         let (a, max_pages) = (&self.steps.decoder.activations, self.steps.decoder.max_pages());
@@ -364,8 +387,20 @@ impl Executor {
         let flat: Vec<u32> =
             biases.iter().flat_map(|(token, bias)| [*token, bias.to_bits()]).collect();
         gpu.write(&self.biases, 0, &flat);
+        if batch.iter().any(|row| row.is_masked) {
+            let anything = vec![u32::MAX; sample_mask::mask_words(self.vocab) as usize];
+            for m in (0..batch.len()).filter(|&m| !batch[m].is_masked) {
+                self.write_mask(gpu, m, &anything);
+            }
+        }
         self.set_rows(Space::Steps, batch.iter().map(|row| row.set));
         self.owner = owner;
+    }
+
+    /// The tokens that row `m` of the loaded batch may go on with in the next step, a bit each.
+    pub(crate) fn write_mask(&self, gpu: &Gpu, m: usize, mask: &[u32]) {
+        let words = sample_mask::mask_words(self.vocab) as usize;
+        gpu.write(&self.masks, (m * words * 4) as u64, &mask[..words]);
     }
 
     /// Gives row `m` of the loaded batch other adapters from the next step on.
@@ -404,9 +439,12 @@ impl Executor {
         rows: u32,
         choice: Choice<'_, impl Iterator<Item = Sampler> + Clone>,
     ) {
-        let Choice { samplers, slot, readback } = choice;
+        let Choice { samplers, masked, slot, readback } = choice;
         if samplers.clone().any(|s| s.is_adjusted()) {
             sample::record_adjust(commands, &self.ops.adjust, self.vocab, rows);
+        }
+        if masked {
+            sample_mask::record(commands, &self.ops.mask, self.vocab, rows);
         }
         if samplers.clone().any(|s| s.is_restricted()) {
             sample::record_threshold(commands, &self.ops.threshold, self.vocab, rows);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::error::{Error, Result};
+use crate::grammar::Grammar;
 use crate::kernels::sample::Sampler;
 use crate::tokenizer::{DecodeOptions, Detokenizer, Tokenizer};
 
@@ -18,6 +19,8 @@ pub(super) struct Lane<'s> {
     pub(super) session: &'s mut Session,
     pub(super) options: GenerateOptions,
     pub(super) sampler: Sampler,
+    /// What the answer must look like, as far as it has come.
+    pub(super) grammar: Option<Grammar>,
     detokenizer: Detokenizer<Arc<Tokenizer>>,
     /// Text that might be the beginning of a stop text.
     held: String,
@@ -52,13 +55,18 @@ impl<'s> Lane<'s> {
         }
         options.sampling.check(engine.base.config.vocab_size)?;
         let sampler = options.sampling.sampler();
+        let format = options.response_format.as_ref();
+        let grammar = format.map(|format| engine.base.grammar(format)).transpose()?;
         let finished = (options.max_tokens == 0).then_some(FinishReason::MaxTokens);
+        let is_over = grammar.as_ref().is_some_and(Grammar::is_over);
+        let finished = is_over.then_some(FinishReason::EndOfGeneration).or(finished);
         let continuation = DecodeOptions { continuation: true, ..DecodeOptions::default() };
         let detokenizer = Detokenizer::new(Arc::clone(&engine.base.tokenizer), continuation);
         Ok(Self {
             session,
             options,
             sampler,
+            grammar,
             detokenizer,
             held: String::new(),
             generated: 0,
@@ -108,12 +116,18 @@ impl<'s> Lane<'s> {
             biases: &self.options.sampling.logit_bias,
             context: &self.session.tokens,
             set: self.session.set,
+            is_masked: self.grammar.is_some(),
         }
     }
 
     /// Adds a token to the session, whose last one was computed like this, and gives the text that
     /// is now certain.
-    pub(super) fn accept(&mut self, id: u32, how: How) -> String {
+    ///
+    /// Errors: as [`Grammar::accept`]; the session is then as it was.
+    pub(super) fn accept(&mut self, id: u32, how: How) -> Result<String> {
+        if let Some(grammar) = &mut self.grammar {
+            grammar.accept(id)?;
+        }
         self.session.tokens.push(id);
         self.session.computed(1, how);
         self.generated += 1;
@@ -132,7 +146,10 @@ impl<'s> Lane<'s> {
         if let Some(at) = options.stop.iter().filter_map(|stop| find(&self.held, stop)).min() {
             self.held.truncate(at);
             self.finished = Some(FinishReason::Stop);
-            return std::mem::take(&mut self.held);
+            return Ok(std::mem::take(&mut self.held));
+        }
+        if self.finished.is_none() && self.grammar.as_ref().is_some_and(Grammar::is_over) {
+            self.finished = Some(FinishReason::EndOfGeneration);
         }
         if self.finished.is_none() && self.generated >= options.max_tokens {
             self.finished = Some(FinishReason::MaxTokens);
@@ -145,11 +162,11 @@ impl<'s> Lane<'s> {
         }
         if self.finished.is_some() {
             self.held.push_str(&self.detokenizer.finish());
-            return std::mem::take(&mut self.held);
+            return Ok(std::mem::take(&mut self.held));
         }
         let keep = options.stop.iter().map(|stop| overlap(&self.held, stop)).max().unwrap_or(0);
         let rest = self.held.split_off(self.held.len() - keep);
-        std::mem::replace(&mut self.held, rest)
+        Ok(std::mem::replace(&mut self.held, rest))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::cancel::CancelToken;
 use crate::error::{Error, Result};
+use crate::grammar::ResponseFormat;
 use crate::kernels::sample::Sampler;
 
 /// How to choose the next token. The default is greedy.
@@ -92,6 +93,9 @@ pub struct GenerateOptions {
     pub stop_tokens: Vec<u32>,
     /// Go on after the model's end-of-generation tokens.
     pub ignore_eos: bool,
+    /// What the answer must look like; it then ends where this does. Each token waits for the one
+    /// before to be read back; without one nothing does.
+    pub response_format: Option<ResponseFormat>,
     /// Stops it from elsewhere.
     pub cancel: CancelToken,
 }
@@ -104,6 +108,7 @@ impl Default for GenerateOptions {
             stop: Vec::new(),
             stop_tokens: Vec::new(),
             ignore_eos: false,
+            response_format: None,
             cancel: CancelToken::default(),
         }
     }
@@ -114,7 +119,7 @@ impl Default for GenerateOptions {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FinishReason {
-    /// The model ended it.
+    /// The model ended it, or [`GenerateOptions::response_format`] has come to its end.
     EndOfGeneration,
     /// One of [`GenerateOptions::stop`] or [`GenerateOptions::stop_tokens`].
     Stop,

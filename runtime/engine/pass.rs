@@ -70,6 +70,10 @@ pub(super) struct Computed<'a> {
 }
 
 impl Computed<'_> {
+    pub(super) fn pass(&self) -> &Pass<'_> {
+        self.pass
+    }
+
     pub(super) fn how(&self) -> How {
         self.pass.how
     }

@@ -5,6 +5,7 @@ use crate::error::Result;
 use crate::gpu::{Caps, Class, Memory, Tensor};
 use crate::kernels::matvec::MAX_COLS;
 use crate::kernels::sample::{self, Sampler};
+use crate::kernels::sample_mask::mask_words;
 use crate::model::activations::{Activations, LOGIT_ROWS, Limits, Scratch};
 use crate::model::kv_cache::KvCache;
 
@@ -55,6 +56,8 @@ pub(crate) struct Sampling<T = Tensor> {
     /// A bit for each token of the vocabulary.
     pub(crate) seen: T,
     pub(crate) biases: T,
+    /// What grammars allow, a bit for each token of the vocabulary.
+    pub(crate) masks: T,
     pub(crate) thresholds: T,
     pub(crate) partials: T,
     pub(crate) ring: T,
@@ -86,6 +89,7 @@ impl<T> Sampling<T> {
             samplers: words("samplers", &[rows, size_of::<Sampler>() / 4])?,
             seen: words("seen", &[rows, sample::seen_words(vocab) as usize])?,
             biases: words("biases", &[MAX_BIASES, 2])?,
+            masks: words("masks", &[rows, mask_words(vocab) as usize])?,
             thresholds: words("thresholds", &[rows])?,
             partials: words("partials", &[rows, runs, 2])?,
             ring: words("ring", &[RING_SLOTS, rows])?,

@@ -107,6 +107,7 @@ const SOURCES: &[(&str, &str)] = sources![
     "row_exponents",
     "sample_adjust",
     "sample_final",
+    "sample_mask",
     "sample_partial",
     "sample_threshold",
     "sgd",

@@ -24,6 +24,7 @@ pub mod rope;
 pub mod rope_train;
 pub mod row_exponents;
 pub mod sample;
+pub mod sample_mask;
 pub mod sgd;
 pub mod swiglu;
 pub mod swiglu_backward;

@@ -245,6 +245,17 @@ impl Decoder {
         Ok(())
     }
 
+    /// Records the last norm, of what the last layer made of the first `rows` rows, into
+    /// `activations.normed`.
+    pub(crate) fn record_states(&self, commands: &mut Commands<'_>, rows: u32) {
+        self.norm(commands, &self.norm, rows);
+    }
+
+    /// Bytes of a row's state.
+    pub(crate) fn state_bytes(&self) -> u64 {
+        self.config.hidden_size as u64 * 4
+    }
+
     fn embedding(&self, commands: &mut Commands<'_>, pass: Pass<'_>) {
         for (op, params) in &self.embed {
             embedding::record(commands, op, *params, pass.rows);

@@ -4,6 +4,7 @@ use super::cases::{Case, GUARD, Near, Outcome, Random, case, poisoned, submit};
 use crate::error::Result;
 use crate::gpu::{Gpu, Tensor};
 use crate::kernels::sample::{self, Sampler};
+use crate::kernels::sample_mask;
 
 /// More than one run, and not whole ones.
 const VOCAB: usize = 1500;
@@ -13,6 +14,7 @@ const UNUSED: u32 = 0xdead_beef;
 pub(super) fn cases() -> Vec<Case> {
     vec![
         case("sample_adjust", "penalty and bias".into(), vec![], adjust),
+        case("sample_mask", "two rows".into(), vec![], mask),
         case("sample_threshold", "top-k".into(), vec![], |gpu| {
             threshold(gpu, Sampler { top_k: 7, ..drawn() })
         }),
@@ -65,6 +67,27 @@ fn adjust(gpu: &Gpu) -> Result<Vec<Outcome>> {
             .map(|b| f64::from(f32::from_bits(b[1])))
             .sum();
         Near { value: value + bias, bound: 1e-5 }
+    };
+    Ok(vec![Outcome::read(gpu, &out, logits.iter().enumerate().map(near).collect())?])
+}
+
+fn mask(gpu: &Gpu) -> Result<Vec<Outcome>> {
+    let logits = [logits(), logits()].concat();
+    let words = sample_mask::mask_words(VOCAB as u32) as usize;
+    let masks: Vec<u32> = (0..2 * words as u32).map(|i| 0x0f0f_1234_u32.rotate_left(i)).collect();
+    let out = poisoned(gpu, &logits, logits.len())?;
+    let op = gpu.op(&sample_mask::spec(), &[&gpu.upload("masks", &masks)?, &out])?;
+    submit(gpu, |commands| {
+        sample_mask::record(commands, &op, VOCAB as u32, 2);
+        Ok(())
+    })?;
+    let near = |(at, logit): (usize, &f32)| {
+        let (m, v) = (at / VOCAB, at % VOCAB);
+        let may = masks[m * words + v / 32] >> (v % 32) & 1 == 1;
+        Near {
+            value: if may { f64::from(*logit) } else { -1e36 },
+            bound: if may { 0.0 } else { 1e30 },
+        }
     };
     Ok(vec![Outcome::read(gpu, &out, logits.iter().enumerate().map(near).collect())?])
 }

@@ -35,7 +35,7 @@ pub(super) fn numbered(i: usize) -> Adapter {
 static ALONE: LazyLock<Arc<Engine>> = LazyLock::new(|| adapted(EngineOptions::default()));
 
 /// An engine of its own with the eight adapters; tested devices are not tested again.
-fn adapted(options: EngineOptions) -> Arc<Engine> {
+pub(super) fn adapted(options: EngineOptions) -> Arc<Engine> {
     let engine = open(EngineOptions { skip_self_test: true, ..options });
     for (i, id) in IDS.iter().enumerate() {
         engine.add_adapter(id, &numbered(i)).unwrap();

@@ -5,6 +5,7 @@ mod adapters;
 mod batch;
 mod counters;
 mod evaluate;
+mod grammar;
 pub(crate) mod lifecycle;
 mod loading;
 mod refused;

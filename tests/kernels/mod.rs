@@ -30,6 +30,7 @@ mod rope;
 mod rope_train;
 mod row_exponents;
 mod sample;
+mod sample_mask;
 mod sgd;
 mod swiglu;
 mod swiglu_backward;

@@ -2,6 +2,7 @@
 //! [`reference`] in f64.
 
 pub(crate) mod adapted;
+mod embed;
 mod exported;
 mod families;
 mod matrix;

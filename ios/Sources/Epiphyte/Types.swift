@@ -39,6 +39,7 @@ public typealias Optimizer = EpiphyteCore.Optimizer
 public typealias PromptOptions = EpiphyteCore.PromptOptions
 public typealias ReportItem = EpiphyteCore.ReportItem
 public typealias ReportModule = EpiphyteCore.ReportModule
+public typealias ResponseFormat = EpiphyteCore.ResponseFormat
 public typealias Sampling = EpiphyteCore.Sampling
 public typealias ThermalState = EpiphyteCore.ThermalState
 public typealias Token = EpiphyteCore.Token

@@ -18,6 +18,14 @@ import Testing
         #expect(try await stream.reduce(0) { count, _ in count + 1 } == 3)
     }
 
+    @Test func answerIsWhatItsFormatAsksFor() async throws {
+        let digits = GenerateOptions(maxTokens: 40, responseFormat: .regex(pattern: "[0-9]{7}"))
+        let generation = try await prompted().generate(digits)
+        let text = try await generation.text()
+        #expect(text.count == 7 && text.allSatisfy { "0123456789".contains($0) })
+        #expect(generation.finishReason == .endOfGeneration)
+    }
+
     @Test func sessionHoldsWhatWasHandedOut() async throws {
         let session = try await prompted()
         let before = session.tokenCount

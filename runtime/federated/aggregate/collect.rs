@@ -220,7 +220,7 @@ impl Taken {
         }
     }
 
-    /// The same delta, only to be looked at: not hashed again, so the file is taken for what it was.
+    /// The same delta, only to be looked at: not hashed again, the file is taken for what it was.
     pub(super) fn glance(&self, norm: f64) -> Result<Delta> {
         Delta::glance(self.path()?, &self.name, norm)
     }

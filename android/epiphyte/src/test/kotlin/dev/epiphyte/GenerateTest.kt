@@ -50,6 +50,19 @@ class GenerateTest {
     }
 
     @Test
+    fun `an answer is what its format asks for`() = running {
+        val session = prompted()
+        val digits = ResponseFormat.Regex("[0-9]{7}")
+        val text = session.generate(GenerateOptions(maxTokens = 40, responseFormat = digits)).text()
+        assertTrue(Regex("[0-9]{7}").matches(text), text)
+        assertEquals(FinishReason.END_OF_GENERATION, session.stats?.finishReason)
+        val none = ResponseFormat.JsonSchema("{\"type\": 3}")
+        assertThrown<EpiphyteException.InvalidArgument> {
+            session.generate(GenerateOptions(responseFormat = none)).toList()
+        }
+    }
+
+    @Test
     fun `the session holds what was collected`() = running {
         val session = prompted()
         val before = session.tokenCount

@@ -1,0 +1,187 @@
+//! What an answer must look like, and which tokens may come next: schemas, regular expressions and
+//! grammars by the crate `llguidance`.
+//!
+//! A grammar is followed on the processor, a token at a time, and gives a bit a token; what may not
+//! come is taken out of the logits before one is drawn. Control tokens spell nothing a grammar of
+//! text could ask for, so that none comes but those that end an answer, where the grammar may end.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use llguidance::api::{GrammarWithLexer, ParserLimits, TopLevelGrammar};
+use llguidance::earley::SlicedBiasComputer;
+use llguidance::toktrie::{
+    ApproximateTokEnv, InferenceCapabilities, SimpleVob, TokEnv, TokRxInfo, TokTrie,
+};
+use llguidance::{Matcher, ParserFactory, panic_utils};
+use serde_json::{Value, json};
+
+use crate::error::{Error, Result};
+use crate::tokenizer::Tokenizer;
+
+/// Between the tokens of JSON: a space, or a line with its indentation. Without an end to it, small
+/// models write white space until they run out of tokens.
+const WHITESPACE: &str = r" |\n[ \t]{0,32}";
+/// Longer tokens are never chosen: the trie of the vocabulary has room for no more.
+const MAX_TOKEN_BYTES: usize = 1000;
+
+/// Characters of what is wrong with a format; a compiler may repeat all of it.
+const MAX_REASON: usize = 300;
+
+/// What an answer must look like. The answer ends where this does, so that what came whole is
+/// always valid; one that ended for another reason ([`crate::engine::FinishReason`]) may be cut.
+#[non_exhaustive]
+#[derive(Clone, Debug, PartialEq)]
+pub enum ResponseFormat {
+    /// JSON of this schema: draft 2020-12, or what its `$schema` says. A keyword that can't be held
+    /// is refused.
+    JsonSchema(Value),
+    /// A text that this regular expression matches whole, in the syntax of the crate `regex`,
+    /// without look-around.
+    Regex(String),
+    /// A text of this grammar, from its rule `start`, in `llguidance`'s dialect of Lark.
+    Lark(String),
+}
+
+impl ResponseFormat {
+    /// A JSON schema as text.
+    ///
+    /// Errors: [`Error::InvalidArgument`] for what is no JSON.
+    pub fn json_schema(text: &str) -> Result<Self> {
+        let schema = serde_json::from_str(text);
+        schema.map(Self::JsonSchema).map_err(|e| invalid(&format!("the schema is no JSON: {e}")))
+    }
+
+    /// That it compiles, for any vocabulary.
+    ///
+    /// Errors: [`Error::InvalidArgument`] naming what is wrong with it.
+    pub fn check(&self) -> Result<()> {
+        Grammars::of(ApproximateTokEnv::single_byte_env())?.compile(self).map(drop)
+    }
+
+    /// A schema as part of a Lark grammar.
+    pub(crate) fn embedded(schema: &Value) -> Value {
+        with_whitespace(schema)
+    }
+
+    fn grammar(&self) -> TopLevelGrammar {
+        TopLevelGrammar::from_grammar(match self {
+            Self::JsonSchema(schema) => GrammarWithLexer::from_json_schema(with_whitespace(schema)),
+            Self::Regex(pattern) => GrammarWithLexer::from_regex(pattern),
+            Self::Lark(grammar) => GrammarWithLexer::from_lark(grammar.clone()),
+        })
+    }
+}
+
+/// The schema with our white space, unless it has its own.
+fn with_whitespace(schema: &Value) -> Value {
+    let mut schema = schema.clone();
+    if let Some(keys) = schema.as_object_mut() {
+        keys.entry("x-guidance").or_insert_with(|| json!({ "whitespace_pattern": WHITESPACE }));
+    }
+    schema
+}
+
+/// Compiles grammars for a vocabulary.
+pub(crate) struct Grammars(ParserFactory);
+
+impl Grammars {
+    /// For a model of `vocab` tokens, those of `tokenizer` first.
+    ///
+    /// Errors: [`Error::Unsupported`] where no token ends an answer.
+    pub(crate) fn new(tokenizer: &Tokenizer, vocab: usize) -> Result<Self> {
+        let ids = 0..vocab as u32;
+        let ends: Vec<u32> = ids.clone().filter(|&id| tokenizer.is_end_of_generation(id)).collect();
+        let &[first, ..] = &ends[..] else {
+            return Err(Error::Unsupported {
+                what: "a response format without a token that ends an answer".into(),
+                hint: "take a model whose vocabulary has one".into(),
+            });
+        };
+        let words: Vec<Vec<u8>> = ids.map(|id| spelling(tokenizer, id)).collect();
+        let trie = TokTrie::from(&TokRxInfo::new(vocab as u32, first), &words);
+        Self::of(Arc::new(ApproximateTokEnv::new(trie.with_eos_tokens(&ends))))
+    }
+
+    fn of(vocabulary: TokEnv) -> Result<Self> {
+        let slices = SlicedBiasComputer::general_slices();
+        let mut factory =
+            guarded(|| ParserFactory::new(&vocabulary, InferenceCapabilities::default(), &slices))?;
+        // Errors would hold the answer so far.
+        *factory.limits_mut() = ParserLimits { verbose_errors: false, ..ParserLimits::default() };
+        factory.quiet();
+        Ok(Self(factory))
+    }
+
+    /// At its beginning.
+    ///
+    /// Errors: [`Error::InvalidArgument`] naming what is wrong with it.
+    pub(crate) fn compile(&self, format: &ResponseFormat) -> Result<Grammar> {
+        let parser = guarded(|| self.0.create_parser(format.grammar()))?;
+        let mut grammar = Grammar { matcher: Matcher::new(Ok(parser)), mask: SimpleVob::new() };
+        grammar.look_ahead()?;
+        Ok(grammar)
+    }
+}
+
+/// What a token adds to a text; control tokens are marked as such, with their names.
+fn spelling(tokenizer: &Tokenizer, id: u32) -> Vec<u8> {
+    let bytes = tokenizer.token_bytes(id).unwrap_or_default();
+    let mark = tokenizer.is_special(id).then_some(TokTrie::SPECIAL_TOKEN_MARKER);
+    if bytes.len() > MAX_TOKEN_BYTES {
+        Vec::new()
+    } else {
+        mark.into_iter().chain(bytes.iter().copied()).collect()
+    }
+}
+
+/// A grammar and how far an answer has come in it.
+pub(crate) struct Grammar {
+    matcher: Matcher,
+    mask: SimpleVob,
+}
+
+impl Grammar {
+    /// The tokens that may come next, a bit each.
+    pub(crate) fn mask(&self) -> &[u32] {
+        self.mask.as_slice()
+    }
+
+    /// Nothing may follow.
+    pub(crate) fn is_over(&self) -> bool {
+        self.matcher.is_stopped()
+    }
+
+    /// Takes the next token.
+    ///
+    /// Errors: [`Error::InvalidArgument`] for one that may not come, or where what may follow takes
+    /// too long to find out.
+    pub(crate) fn accept(&mut self, id: u32) -> Result<()> {
+        self.matcher.consume_token(id).map_err(|e| invalid(&e.to_string()))?;
+        self.look_ahead()
+    }
+
+    fn look_ahead(&mut self) -> Result<()> {
+        if !self.is_over() {
+            self.mask = self.matcher.compute_mask().map_err(|e| invalid(&e.to_string()))?;
+        }
+        let reason = self.matcher.stop_reason();
+        if reason.is_ok() { Ok(()) } else { Err(invalid(&format!("it can't be held: {reason}"))) }
+    }
+}
+
+fn guarded<T>(work: impl FnOnce() -> anyhow::Result<T>) -> Result<T> {
+    panic_utils::catch_unwind(AssertUnwindSafe(work)).map_err(|e| invalid(&e.to_string()))
+}
+
+/// On one line, without where in the compiler it came from.
+fn invalid(reason: &str) -> Error {
+    let reason = reason.split("<backtrace>").next().unwrap_or_default();
+    let words: Vec<&str> = reason.split_whitespace().collect();
+    let mut reason = words.join(" ");
+    if let Some((end, _)) = reason.char_indices().nth(MAX_REASON) {
+        reason.truncate(end);
+        reason.push('\u{2026}');
+    }
+    Error::InvalidArgument { name: "response_format", reason }
+}
