@@ -1,4 +1,4 @@
-//! The kernels at the shapes of the 135M model, by the bytes they read: `cargo bench --bench
+//! The kernels at the shapes of the 135M model, on a GPU also of an 8B, by the bytes they read: `cargo bench --bench
 //! kernels`.
 //!
 //! Weights, cache and activations are zeros, which are as fast as any. Small matrices stay in the
@@ -7,13 +7,14 @@
 #![allow(clippy::print_stdout, reason = "a benchmark says what it measured on, or why not")]
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use epiphyte::gpu::{Commands, Gpu, Op, Tensor};
+use epiphyte::gpu::{Commands, Gpu, KernelSpec, Op, Tensor};
 use epiphyte::kernels::attention::{
     self, AttentionParams, Heads, Leaves, PrefillParams, ReduceParams,
 };
 use epiphyte::kernels::bandwidth;
 use epiphyte::kernels::matmul::{self, Tile};
-use epiphyte::kernels::matvec::{self, COLS, Epilogue, LinearParams, MAX_COLS, Variant};
+use epiphyte::kernels::matmul_backward::{self, MatmulBackwardParams, Way};
+use epiphyte::kernels::matvec::{self, Epilogue, LinearParams, Variant};
 use epiphyte::kernels::matvec_coop::{self, Shape};
 use epiphyte::kernels::sample::{self, Sampler};
 use epiphyte::{DType, GpuOptions, Result, quant};
@@ -22,6 +23,15 @@ const DTYPE: DType = DType::Q4_1;
 /// N and K: fused q, k and v; gate and up; down; the head.
 const LINEARS: [(&str, u32, u32); 4] =
     [("qkv", 960, 576), ("gate_up", 3072, 576), ("down", 576, 1536), ("head", 49152, 576)];
+/// Of an 8B model, where there is a GPU.
+const LARGE: [(&str, u32, u32); 4] = [
+    ("8b qkv", 6144, 4096),
+    ("8b o", 4096, 4096),
+    ("8b gate_up", 28672, 4096),
+    ("8b down", 4096, 14336),
+];
+/// Of a prompt.
+const MOST_ROWS: u32 = 512;
 const HEADS: Heads = Heads { heads: 9, kv_heads: 3, head_dim: 64, page_len: 32, kv_f16: true };
 const VOCAB: u32 = 49152;
 /// Dispatches in one submission, so that the host's part of it weighs little.
@@ -54,43 +64,111 @@ fn time(
     group.finish();
 }
 
-fn linears(c: &mut Criterion, gpu: &Gpu) -> Result<()> {
-    for (name, n, k) in LINEARS {
+/// A matrix `[n, k]`, its activations for up to [`MOST_ROWS`] rows, and what reading it takes.
+struct Matrix {
+    name: &'static str,
+    n: u32,
+    k: u32,
+    words: Tensor,
+    scales: Tensor,
+    x: Tensor,
+    y: Tensor,
+    bytes: u64,
+}
+
+impl Matrix {
+    fn new(gpu: &Gpu, (name, n, k): (&'static str, u32, u32)) -> Result<Self> {
         let (words, scales) = quant::format(DTYPE).packed_len((n * k / 32) as usize);
-        let bytes = 4 * (words + scales) as u64;
-        let (words, scales) = (floats(gpu, words as u32)?, floats(gpu, scales as u32)?);
-        for m in [1, 2, 4, 8, 512] {
-            let (x, y) = (floats(gpu, m * k)?, floats(gpu, m * n)?);
-            let params = LinearParams { m, n, k_blocks: k / 32, y_stride: n, ..Default::default() };
-            let tensors = [&x, &x, &words, &scales, &y];
-            if m <= MAX_COLS {
-                let (tiling, cols) = (matvec::tiling(gpu.caps(), n, k / 32), matvec::cols(m));
-                let variant =
-                    Variant { tiling, cols, norm: false, epilogue: Epilogue::Store, lora: None };
-                let op = gpu.op(&matvec::spec(gpu.caps(), DTYPE, variant), &tensors)?;
-                time(c, gpu, ("matvec", format!("{name} x{m}")), bytes, |commands| {
-                    matvec::record(commands, &op, variant, &params, bytes);
-                    Ok(())
-                });
-                let Some(shape) = Shape::of(gpu.caps()).filter(|_| m > COLS) else { continue };
-                let (tiling, norm, epilogue, lora) =
-                    (shape.tiling(n), false, Epilogue::Store, None);
-                let guard = tiling.guard(k / 32);
-                let variant = matvec_coop::Variant { shape, tiling, guard, norm, epilogue, lora };
-                let op = gpu.op(&matvec_coop::spec(DTYPE, variant), &tensors)?;
-                time(c, gpu, ("matvec_coop", format!("{name} x{m}")), bytes, |commands| {
-                    matvec_coop::record(commands, &op, variant, &params, bytes);
-                    Ok(())
-                });
-            } else if !gpu.caps().software {
-                let tile = Tile::choose(gpu.caps(), m, n);
-                let spec = matmul::spec(gpu.caps(), DTYPE, Epilogue::Store, tile);
-                let op = gpu.op(&spec, &tensors)?;
-                time(c, gpu, ("matmul", format!("{name} x{m}")), bytes, |commands| {
-                    matmul::record(commands, &op, tile, &params, bytes);
-                    Ok(())
-                });
-            }
+        Ok(Self {
+            name,
+            n,
+            k,
+            bytes: 4 * (words + scales) as u64,
+            words: floats(gpu, words as u32)?,
+            scales: floats(gpu, scales as u32)?,
+            x: floats(gpu, MOST_ROWS * k)?,
+            y: floats(gpu, MOST_ROWS * n)?,
+        })
+    }
+
+    fn params(&self, m: u32) -> LinearParams {
+        let (n, k_blocks) = (self.n, self.k / 32);
+        LinearParams { m, n, k_blocks, y_stride: n, ..Default::default() }
+    }
+
+    fn op(&self, gpu: &Gpu, spec: &KernelSpec) -> Result<Op> {
+        gpu.op(spec, &[&self.x, &self.x, &self.words, &self.scales, &self.y])
+    }
+
+    /// Row by row.
+    fn matvec(&self, c: &mut Criterion, gpu: &Gpu, m: u32) -> Result<()> {
+        let (tiling, cols) = (matvec::tiling(gpu.caps(), self.n, self.k / 32), matvec::cols(m));
+        let epilogue = Epilogue::Store;
+        let variant = Variant { tiling, cols, norm: false, epilogue, lora: None };
+        let op = self.op(gpu, &matvec::spec(gpu.caps(), DTYPE, variant))?;
+        time(c, gpu, ("matvec", format!("{} x{m}", self.name)), self.bytes, |commands| {
+            matvec::record(commands, &op, variant, &self.params(m), self.bytes);
+            Ok(())
+        });
+        Ok(())
+    }
+
+    /// Few rows on cooperative matrices, in every way for so many of them.
+    fn matvec_coop(&self, c: &mut Criterion, gpu: &Gpu, m: u32) -> Result<()> {
+        let Some(shape) = Shape::of(gpu.caps()) else { return Ok(()) };
+        let (epilogue, cols) = (Epilogue::Store, shape.tiling(m, self.n).cols);
+        for tiling in shape.tilings().filter(|tiling| tiling.cols == cols) {
+            let guard = tiling.guard(self.k / 32);
+            let variant =
+                matvec_coop::Variant { shape, tiling, guard, norm: false, epilogue, lora: None };
+            let op = self.op(gpu, &matvec_coop::spec(DTYPE, variant))?;
+            let name = format!("{} x{m}, {} of {}", self.name, tiling.split, tiling.subgroups);
+            time(c, gpu, ("matvec_coop", name), self.bytes, |commands| {
+                matvec_coop::record(commands, &op, variant, &self.params(m), self.bytes);
+                Ok(())
+            });
+        }
+        Ok(())
+    }
+
+    /// In tiles of every size, there and back.
+    fn matmul(&self, c: &mut Criterion, gpu: &Gpu, m: u32) -> Result<()> {
+        for &tile in Tile::all(gpu.caps()) {
+            let name = format!("{} x{m} {tile:?}", self.name);
+            let op = self.op(gpu, &matmul::spec(gpu.caps(), DTYPE, Epilogue::Store, tile))?;
+            time(c, gpu, ("matmul", name.clone()), self.bytes, |commands| {
+                matmul::record(commands, &op, tile, &self.params(m), self.bytes);
+                Ok(())
+            });
+            let exponents = gpu.upload("exponents", &vec![127_u32; m as usize])?;
+            let mut tensors = vec![&self.y, &self.words, &self.scales, &self.x];
+            tensors.extend(matmul_backward::reads_exponents(gpu.caps()).then_some(&exponents));
+            let way = Way { tile, fours: true };
+            let op = gpu.op(&matmul_backward::spec(gpu.caps(), DTYPE, way), &tensors)?;
+            let (n, k_blocks) = (self.n, self.k / 32);
+            let params =
+                MatmulBackwardParams { m, n, k_blocks, dy_stride: n, ..Default::default() };
+            time(c, gpu, ("matmul_backward", name), self.bytes, |commands| {
+                matmul_backward::record(commands, &op, gpu.caps(), way, &params, self.bytes);
+                Ok(())
+            });
+        }
+        Ok(())
+    }
+}
+
+fn linears(c: &mut Criterion, gpu: &Gpu) -> Result<()> {
+    let large = if gpu.caps().software { &LARGE[..0] } else { &LARGE[..] };
+    for linear in LINEARS.iter().chain(large) {
+        let matrix = Matrix::new(gpu, *linear)?;
+        for m in [1, 2, 4, 8] {
+            matrix.matvec(c, gpu, m)?;
+        }
+        for m in [8, 16, 32, 64] {
+            matrix.matvec_coop(c, gpu, m)?;
+        }
+        if !gpu.caps().software {
+            matrix.matmul(c, gpu, MOST_ROWS)?;
         }
     }
     Ok(())
@@ -135,8 +213,10 @@ fn attentions(c: &mut Criterion, gpu: &Gpu) -> Result<()> {
         let rows =
             gpu.upload("rows", &(0..positions).map(|position| [0, position]).collect::<Vec<_>>())?;
         let (qkv, out) = (floats(gpu, positions * width)?, floats(gpu, positions * h * e)?);
-        let op =
-            gpu.op(&attention::prefill_spec(heads), &[&rows, &pages, &qkv, &keys, &values, &out])?;
+        let op = gpu.op(
+            &attention::prefill_spec(gpu.caps(), heads),
+            &[&rows, &pages, &qkv, &keys, &values, &out],
+        )?;
         let params = PrefillParams {
             heads: h,
             kv_heads: g,
@@ -147,7 +227,7 @@ fn attentions(c: &mut Criterion, gpu: &Gpu) -> Result<()> {
             window: 0,
         };
         time(c, gpu, ("attention_prefill", format!("{positions}")), bytes, |commands| {
-            attention::record_prefill(commands, &op, &params, bytes);
+            attention::record_prefill(commands, &op, heads, &params, bytes);
             Ok(())
         });
     }
@@ -164,7 +244,9 @@ fn samples(c: &mut Criterion, gpu: &Gpu) -> Result<()> {
         let (partials, ids, ring) =
             (floats(gpu, 2 * VOCAB.div_ceil(sample::RUN))?, floats(gpu, 1)?, floats(gpu, 1)?);
         let seen = floats(gpu, sample::seen_words(VOCAB))?;
-        let threshold = gpu.op(&sample::threshold_spec(), &[&samplers, &logits, &thresholds])?;
+        let (tallies, found) = (floats(gpu, sample::TALLIES)?, floats(gpu, sample::FOUND)?);
+        let threshold = gpu
+            .op(&sample::threshold_spec(), &[&samplers, &logits, &tallies, &found, &thresholds])?;
         let partial =
             gpu.op(&sample::partial_spec(), &[&samplers, &rows, &logits, &thresholds, &partials])?;
         let last = gpu.op(&sample::final_spec(), &[&partials, &ids, &rows, &seen, &ring])?;

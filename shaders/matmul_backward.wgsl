@@ -3,7 +3,7 @@
 // rows of W. 16 KiB of workgroup memory: WebGPU's default limit. Sums in f32.
 // Bindings and `add`: shared/backward.wgsl
 // Host: runtime/kernels/matmul_backward.rs    Oracle: tests/kernels/matmul_backward.rs
-//import shared/backward
+//import shared/backward, backward/dy_ones
 //needs quant
 @group(0) @binding(3) var<storage, read_write> dx: array<vec4<f32>>;
 

@@ -4,7 +4,7 @@
 // block: the weights are read once for 4 rows. Sums in f32.
 // Bindings and `add`: shared/backward.wgsl
 // Host: runtime/kernels/matmul_backward.rs    Oracle: tests/kernels/matmul_backward.rs
-//import shared/backward
+//import shared/backward, backward/dy_ones
 //needs quant
 //const WG
 @group(0) @binding(3) var<storage, read_write> dx: array<vec4<f32>>;

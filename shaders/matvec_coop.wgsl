@@ -1,10 +1,10 @@
 // matvec_coop: y[m, n] (=, +=) sum_k x[m, k] W[n, k]
-//   for up to 8 rows m on cooperative matrices, f16 x f16 -> f32
-// NORM, EPILOGUE and adapters as in matvec. What the norm makes of x, and W, are rounded to f16 on
-// staging; sums in f32.
-// Grid: (ceil(N / TN), 1, 1), or pair / (TN / 2) with SwiGLU. A workgroup of SUBGROUPS makes TN
-// columns: SPLIT of them share a fragment of S columns, each with its part of a step of STEP blocks
-// of K. While a step is multiplied, the next two are under way. The subgroups' sums are added in
+//   for few rows m on cooperative matrices, f16 x f16 -> f32
+// NORM, EPILOGUE and adapters as in matvec; the latter for up to COLS rows. What the norm makes of
+// x, and W, are rounded to f16 on staging; sums in f32.
+// Grid: (ceil(N / TN) ceil(M / COLS), 1, 1), or pair / (TN / 2) with SwiGLU; neighbours share W. A
+// workgroup of SUBGROUPS makes COLS x TN: SPLIT of them share fragments of S columns, each with its
+// part of a step of STEP blocks of K. COLS: 8, 16 or 32. While a step is multiplied, the next two are under way. The subgroups' sums are added in
 // their order. GUARD 1: the last step reaches past the end of K. Within a step the terms are in an
 // order of their own, the same for x and W, so that neighbouring lanes store side by side.
 // Bindings: shared/linear.wgsl
@@ -21,7 +21,8 @@ const PARTS: u32 = 4u * STEP;                             // of a line of x: 8 v
 const QUADS: u32 = 8u * STEP;                             // of a line, of 4 values
 const STRIDE: u32 = QUADS + 2u;                           // padded against bank conflicts
 const W_BLOCKS: u32 = max(TN * STEP / WG, 1u);            // that a lane stages, two of them ahead
-const X_PARTS: u32 = (PARTS + LANES - 1u) / LANES;        // likewise
+const X_PARTS: u32 = (PARTS + LANES - 1u) / LANES;        // likewise, four of them
+const ROWS: u32 = min(COLS, S);                           // of a fragment of x
 // COLS lines of x, then TN of W. A fragment of x that is taller goes on in W: its rows are not
 // used.
 var<workgroup> tile: array<cell, (COLS + TN) * STRIDE * QUAD>;
@@ -109,9 +110,9 @@ fn rms_scale(row: u32, index: u32) -> f32 {
     return 1.0 / sqrt(reduce_add_of(LANES, sum, index) / f32(32u * p.k_blocks) + p.eps);
 }
 
-fn product(n0: u32, index: u32, subgroup: u32) {
+fn product(m0: u32, n0: u32, index: u32, subgroup: u32) {
     let line = index / LANES;
-    let row = p.x_row + min(line, p.m - 1u);
+    let row = p.x_row + min(m0 + line, p.m - 1u);
     let part = index % LANES;
     // The first steps are under way while the norm is made and adapters are added.
     var w0 = fetch_w(n0, index, 0u);
@@ -125,8 +126,12 @@ fn product(n0: u32, index: u32, subgroup: u32) {
     begin(n0, index);
     var x0 = load_x(row, part, 0u, scale);
     var x1 = Halves();
+    var x2 = Halves();
+    var x3 = Halves();
     if X_PARTS > 1u { x1 = load_x(row, part + LANES, 0u, scale); }
-    var c = coop_c();
+    if X_PARTS > 2u { x2 = load_x(row, part + 2u * LANES, 0u, scale); }
+    if X_PARTS > 3u { x3 = load_x(row, part + 3u * LANES, 0u, scale); }
+    var c0 = coop_c(); var c1 = coop_c(); var c2 = coop_c(); var c3 = coop_c();
     for (var kb = 0u; kb < p.k_blocks; kb += STEP) {
         workgroupBarrier();
         put_w(index, w0);
@@ -138,7 +143,9 @@ fn product(n0: u32, index: u32, subgroup: u32) {
         w1 = next1;
         put_x(line, part, x0);
         if X_PARTS > 1u { put_x(line, part + LANES, x1); }
-        for (var i = 2u; i < X_PARTS; i++) {
+        if X_PARTS > 2u { put_x(line, part + 2u * LANES, x2); }
+        if X_PARTS > 3u { put_x(line, part + 3u * LANES, x3); }
+        for (var i = 4u; i < X_PARTS; i++) {
             put_x(line, part + i * LANES, load_x(row, part + i * LANES, kb, scale));
         }
         workgroupBarrier();
@@ -148,21 +155,36 @@ fn product(n0: u32, index: u32, subgroup: u32) {
             if W_BLOCKS > 1u { next1 = fetch_w(n0, index + WG, inside_step(next + STEP)); }
             x0 = load_x(row, part, next, scale);
             if X_PARTS > 1u { x1 = load_x(row, part + LANES, next, scale); }
+            if X_PARTS > 2u { x2 = load_x(row, part + 2u * LANES, next, scale); }
+            if X_PARTS > 3u { x3 = load_x(row, part + 3u * LANES, next, scale); }
         }
         let run = subgroup / SN * (QUADS / SPLIT);
         let w_line = (COLS + subgroup % SN * S) * STRIDE;
         for (var k = run; k < run + QUADS / SPLIT; k += S / 4u) {
-            let a = coopLoadT<coop_a>(&tile[k * QUAD], STRIDE * QUAD);
             let b = coopLoad<coop_b>(&tile[(w_line + k) * QUAD], STRIDE * QUAD);
-            c = coopMultiplyAdd(a, b, c);
+            c0 = coopMultiplyAdd(x_fragment(0u, k), b, c0);
+            if COLS > S { c1 = coopMultiplyAdd(x_fragment(1u, k), b, c1); }
+            if COLS > 2u * S {
+                c2 = coopMultiplyAdd(x_fragment(2u, k), b, c2);
+                c3 = coopMultiplyAdd(x_fragment(3u, k), b, c3);
+            }
         }
     }
-    add_up(c, index, subgroup);
-    for (var e = index; e < COLS * OUT; e += WG) { store(e / OUT, n0, e % OUT); }
+    add_up(c0, 0u, index, subgroup);
+    if COLS > S { add_up(c1, S, index, subgroup); }
+    if COLS > 2u * S {
+        add_up(c2, 2u * S, index, subgroup);
+        add_up(c3, 3u * S, index, subgroup);
+    }
+    for (var e = index; e < COLS * OUT; e += WG) { store(m0, e / OUT, n0, e % OUT); }
 }
 
-// The subgroups' sums, half of the subgroups at a time.
-fn add_up(c: coop_c, index: u32, subgroup: u32) {
+fn x_fragment(i: u32, k: u32) -> coop_a {
+    return coopLoadT<coop_a>(&tile[(i * S * STRIDE + k) * QUAD], STRIDE * QUAD);
+}
+
+// The subgroups' sums for rows m.., half of the subgroups at a time.
+fn add_up(c: coop_c, m: u32, index: u32, subgroup: u32) {
     const HALF: u32 = SUBGROUPS / 2u;
     for (var half = 0u; half < 2u; half++) {
         workgroupBarrier();
@@ -171,11 +193,11 @@ fn add_up(c: coop_c, index: u32, subgroup: u32) {
             coopStoreT(c, &edge[at], S);
         }
         workgroupBarrier();
-        for (var e = index; e < COLS * TN; e += WG) {
+        for (var e = index; e < ROWS * TN; e += WG) {
             for (var team = 0u; team < SPLIT; team++) {
                 let fragment = team * SN + e % TN / S;
                 if fragment / HALF == half {
-                    total[e] += edge[(fragment % HALF * S + e / TN) * S + e % S];
+                    total[m * TN + e] += edge[(fragment % HALF * S + e / TN) * S + e % S];
                 }
             }
         }
@@ -183,14 +205,15 @@ fn add_up(c: coop_c, index: u32, subgroup: u32) {
     workgroupBarrier();
 }
 
-fn store(m: u32, n0: u32, i: u32) {
+fn store(m0: u32, line: u32, n0: u32, i: u32) {
+    let m = m0 + line;
     if m >= p.m || n0 + i >= select(p.n, p.pair, EPILOGUE == 2u) {
         return;
     }
     let at = m * p.y_stride + p.y_offset + n0 + i;
-    let v = total[m * TN + i];
+    let v = total[line * TN + i];
     if EPILOGUE == 2u {
-        y[at] = activate(v) * total[m * TN + OUT + i];
+        y[at] = activate(v) * total[line * TN + OUT + i];
     } else {
         y[at] = v + select(0.0, y[at], EPILOGUE == 1u);
     }
@@ -205,6 +228,8 @@ fn main(
     if group.x < p.lora_groups {
         shrink(group, index);
     } else {
-        product((group.x - p.lora_groups) * OUT, index, subgroup);
+        let passes = (p.m + COLS - 1u) / COLS;
+        let i = group.x - p.lora_groups;
+        product(i % passes * COLS, i / passes * OUT, index, subgroup);
     }
 }

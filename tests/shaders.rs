@@ -11,6 +11,7 @@ use epiphyte::gpu::{Access, Caps, KernelSpec};
 use epiphyte::kernels::attention::Leaves;
 use epiphyte::kernels::lora::{self, Directory};
 use epiphyte::kernels::matmul::{self, Tile};
+use epiphyte::kernels::matmul_backward::Way;
 use epiphyte::kernels::matvec::{COLS, Epilogue, Lora, SOFTWARE, Variant};
 use epiphyte::kernels::matvec_coop::{self, Shape};
 use epiphyte::kernels::rope::HeadInput;
@@ -70,7 +71,9 @@ fn linear_specs(caps: &Caps, dtype: DType) -> Vec<KernelSpec> {
     for epilogue in [Epilogue::Store, Epilogue::Add] {
         specs.extend(Tile::all(caps).iter().map(|tile| matmul::spec(caps, dtype, epilogue, *tile)));
     }
-    specs.push(matmul_backward::spec(caps, dtype));
+    for (&tile, fours) in Tile::all(caps).iter().flat_map(|tile| [(tile, false), (tile, true)]) {
+        specs.push(matmul_backward::spec(caps, dtype, Way { tile, fours }));
+    }
     specs.extend(Shape::of(caps).iter().flat_map(|shape| coop_specs(*shape, dtype)));
     specs
 }
@@ -124,7 +127,7 @@ fn other_specs(caps: &Caps) -> Vec<KernelSpec> {
         }
         let leaves = [Leaves::Whole, Leaves::WholeAndU(DIRECTORY), Leaves::Split];
         specs.extend(leaves.map(|leaves| attention::spec(caps, heads, leaves)));
-        specs.push(attention::prefill_spec(heads));
+        specs.push(attention::prefill_spec(caps, heads));
         for input in INPUTS {
             specs.push(rope::beside_spec(head_dim, 32, caps.f16, input));
         }

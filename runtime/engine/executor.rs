@@ -75,7 +75,7 @@ pub(crate) struct Executor {
     ring: Tensor,
     ops: SampleOps,
     /// Kept alive by the bind groups too; listed so that its memory is counted.
-    _scratch: [Tensor; 2],
+    _scratch: [Tensor; 4],
 }
 
 struct SampleOps {
@@ -159,7 +159,8 @@ impl Executor {
     ) -> Result<Self> {
         let (config, vocab) = (&base.config, base.config.vocab_size as u32);
         let Working { cache, steps, prompts, sampling } = Working::new(gpu, config, spaces)?;
-        let Sampling { samplers, seen, biases, masks, thresholds, partials, ring } = sampling;
+        let Sampling { samplers, seen, biases, masks, tallies, found, thresholds, partials, ring } =
+            sampling;
         for (rotations, rotary) in steps.rotations.iter().zip(config.rotaries()) {
             let Rotary { frequencies, scale } = rotary;
             gpu.write(rotations, 0, &rope::rotations(&frequencies, scale, spaces.steps.positions));
@@ -174,7 +175,10 @@ impl Executor {
         let ops = SampleOps {
             adjust: gpu.op(&sample::adjust_spec(), &[&samplers, &seen, &biases, &a.logits])?,
             mask: gpu.op(&sample_mask::spec(), &[&masks, &a.logits])?,
-            threshold: gpu.op(&sample::threshold_spec(), &[&samplers, &a.logits, &thresholds])?,
+            threshold: gpu.op(
+                &sample::threshold_spec(),
+                &[&samplers, &a.logits, &tallies, &found, &thresholds],
+            )?,
             partial: gpu.op(
                 &sample::partial_spec(),
                 &[&samplers, &a.rows, &a.logits, &thresholds, &partials],
@@ -201,7 +205,7 @@ impl Executor {
             masks,
             ring,
             ops,
-            _scratch: [thresholds, partials],
+            _scratch: [tallies, found, thresholds, partials],
         })
     }
 

@@ -56,6 +56,9 @@ pub(crate) struct Sampling<T = Tensor> {
     /// A bit for each token of the vocabulary.
     pub(crate) seen: T,
     pub(crate) biases: T,
+    /// Of `sample_threshold`, beside its thresholds.
+    pub(crate) tallies: T,
+    pub(crate) found: T,
     /// What grammars allow, a bit for each token of the vocabulary.
     pub(crate) masks: T,
     pub(crate) thresholds: T,
@@ -89,6 +92,8 @@ impl<T> Sampling<T> {
             samplers: words("samplers", &[rows, size_of::<Sampler>() / 4])?,
             seen: words("seen", &[rows, sample::seen_words(vocab) as usize])?,
             biases: words("biases", &[MAX_BIASES, 2])?,
+            tallies: words("tallies", &[rows, sample::TALLIES as usize])?,
+            found: words("found", &[rows, sample::FOUND as usize])?,
             masks: words("masks", &[rows, mask_words(vocab) as usize])?,
             thresholds: words("thresholds", &[rows])?,
             partials: words("partials", &[rows, runs, 2])?,

@@ -2,6 +2,7 @@
 //! `attention_prefill.wgsl`.
 
 use super::lora::{Directory, Entry};
+use super::matvec_coop::Shape;
 use super::{kv, lanes, reduce};
 use crate::gpu::params::params;
 use crate::gpu::pipeline::Access::{Read, Write};
@@ -178,15 +179,35 @@ pub fn reduce_parts(heads: u32, head_dim: u32) -> u32 {
     (heads * head_dim / 4).div_ceil(REDUCE_COLUMNS)
 }
 
-/// Bindings: `rows`, `pages`, `qkv`, `keys`, `values`, `out`.
-pub fn prefill_spec(heads: Heads) -> KernelSpec {
-    KernelSpec {
+/// Bindings: `rows`, `pages`, `qkv`, `keys`, `values`, `out`. On cooperative matrices where there
+/// are any that the heads fit.
+pub fn prefill_spec(caps: &Caps, heads: Heads) -> KernelSpec {
+    let mut spec = KernelSpec {
         name: "attention_prefill",
         consts: vec![("E", heads.head_dim), ("PAGE", heads.page_len)],
-        fills: vec![kv(heads.kv_f16)],
+        fills: vec![],
         bindings: &[Read, Read, Read, Read, Read, Write],
         params: PrefillParams::LAYOUT,
-    }
+    };
+    let Some(shape) = on_matrices(caps, heads) else {
+        spec.fills.push(kv(heads.kv_f16));
+        return spec;
+    };
+    spec.name = "attention_prefill_coop";
+    spec.consts.extend([("WG", 4 * shape.lanes), ("LANES", shape.lanes)]);
+    spec.fills.push(shape.fragments());
+    spec
+}
+
+/// A subgroup keeps at most 8 fragments of the output, and pages of whole fragments fit workgroup
+/// memory.
+fn on_matrices(caps: &Caps, heads: Heads) -> Option<Shape> {
+    let Heads { head_dim, page_len, kv_f16, .. } = heads;
+    let fits = |shape: &Shape| {
+        let whole = [head_dim, page_len].iter().all(|size| size.is_multiple_of(shape.side));
+        whole && !shape.scalar && head_dim / shape.side <= 8 && page_len <= 32
+    };
+    Shape::of(caps).filter(|shape| kv_f16 && fits(shape))
 }
 
 /// Parts that `positions` are split into.
@@ -228,8 +249,10 @@ pub fn record_reduce(
 pub fn record_prefill(
     commands: &mut Commands<'_>,
     op: &Op,
+    heads: Heads,
     params: &PrefillParams,
     read_bytes: u64,
 ) {
-    op.record(commands, params, [params.count.div_ceil(32), params.heads, 1], read_bytes);
+    let queries = on_matrices(commands.caps(), heads).map_or(32, |shape| 4 * shape.side);
+    op.record(commands, params, [params.count.div_ceil(queries), params.heads, 1], read_bytes);
 }

@@ -2,35 +2,43 @@
 
 use super::ENOUGH_GROUPS;
 use super::matvec::{BINDINGS, Epilogue, LinearParams};
-use super::matvec_coop::{Shape, fragments};
+use super::matvec_coop::Shape;
 use crate::dtype::DType;
 use crate::gpu::{Caps, Commands, KernelSpec, Op};
 use crate::quant;
 
-/// How much of y a workgroup makes.
+/// What a workgroup makes: on cooperative matrices so many fragments, else 64 x 64 elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tile {
-    /// 64 x 64 elements, or 4 x 4 fragments of cooperative matrices.
+    /// 4 x 4 fragments.
     Small,
     /// 8 x 8 fragments.
     Large,
 }
 
 impl Tile {
+    /// Of every size.
+    pub const ALL: [Self; 2] = [Self::Small, Self::Large];
+
     /// Every tile that a device may choose.
     pub fn all(caps: &Caps) -> &'static [Self] {
-        if caps.cooperative_matrix.is_some() { &[Self::Small, Self::Large] } else { &[Self::Small] }
+        if caps.cooperative_matrix.is_some() { &Self::ALL } else { &Self::ALL[..1] }
     }
 
     /// The largest tile of which `y [m, n]` is enough.
     pub fn choose(caps: &Caps, m: u32, n: u32) -> Self {
+        Self::of_which(caps, [m, n], ENOUGH_GROUPS)
+    }
+
+    /// The largest tile of which `[m, n]` is `enough`.
+    pub(super) fn of_which(caps: &Caps, [m, n]: [u32; 2], enough: u32) -> Self {
         let groups = |tile: &Self| m.div_ceil(tile.side(caps)) * n.div_ceil(tile.side(caps));
-        let large = Self::all(caps).iter().rev().find(|tile| groups(tile) >= ENOUGH_GROUPS);
+        let large = Self::all(caps).iter().rev().find(|tile| groups(tile) >= enough);
         large.copied().unwrap_or(Self::Small)
     }
 
-    /// Rows and columns of y.
-    fn side(self, caps: &Caps) -> u32 {
+    /// Rows and columns of what it makes.
+    pub(super) fn side(self, caps: &Caps) -> u32 {
         caps.cooperative_matrix.map_or(64, |side| 2 * self.fragments() * side)
     }
 
@@ -42,8 +50,14 @@ impl Tile {
         }
     }
 
-    /// Blocks of K in a step: more of them where there are fewer lines, so that as much is staged.
-    fn step(self) -> u32 {
+    /// Says to a kernel on cooperative matrices how the tile is shared.
+    pub(super) fn consts(self, shape: Shape) -> [(&'static str, u32); 2] {
+        [("WG", 4 * shape.lanes), ("F", self.fragments())]
+    }
+
+    /// Blocks in a step of what is summed over: more of them where there are fewer lines, so that as
+    /// much is staged.
+    pub(super) fn step(self) -> u32 {
         match self {
             Self::Small => 2,
             Self::Large => 1,
@@ -56,15 +70,18 @@ pub fn spec(caps: &Caps, dtype: DType, epilogue: Epilogue, tile: Tile) -> Kernel
     let mut spec = KernelSpec {
         name: "matmul",
         consts: vec![("EPILOGUE", epilogue as u32)],
-        fills: vec![quant::format(dtype).wgsl()],
         bindings: BINDINGS,
         params: LinearParams::LAYOUT,
+        ..Default::default()
     };
-    if let Some(Shape { side, lanes, .. }) = Shape::of(caps) {
-        spec.name = "matmul_coop";
-        spec.consts.extend([("WG", 4 * lanes), ("F", tile.fragments()), ("KS", tile.step())]);
-        spec.fills.push(fragments(side));
-    }
+    let Some(shape) = Shape::of(caps) else {
+        spec.fills.push(quant::format(dtype).wgsl());
+        return spec;
+    };
+    spec.name = "matmul_coop";
+    spec.consts.extend(tile.consts(shape));
+    spec.consts.push(("KS", tile.step()));
+    spec.fills.extend(shape.fills(dtype));
     spec
 }
 

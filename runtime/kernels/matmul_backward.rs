@@ -1,7 +1,9 @@
 //! `dX = dY W`, backward through a frozen linear: see `shaders/matmul_backward.wgsl`, its `_coop`
 //! and its `_direct`.
 
-use super::matvec_coop::{Shape, fragments};
+use super::ENOUGH_GROUPS;
+use super::matmul::Tile;
+use super::matvec_coop::Shape;
 use crate::dtype::DType;
 use crate::gpu::params::params;
 use crate::gpu::pipeline::Access::{self, Read, Write};
@@ -13,8 +15,6 @@ const BINDINGS: &[Access] = &[Read, Read, Read, Write];
 /// Of `_coop`: also `exponents [M]`, by [`super::row_exponents`].
 const COOP_BINDINGS: &[Access] = &[Read, Read, Read, Write, Read];
 
-/// Rows of W in a step of `matmul_backward_coop`.
-const COOP_STEP: u32 = 64;
 /// Lanes in a workgroup of `matmul_backward_direct`.
 const DIRECT_WG: u32 = 32;
 
@@ -37,6 +37,23 @@ params! {
         pub dx_row: u32,
         /// 0: `dx = .`  1: `dx += .`, for all chunks of a W but the first.
         pub add: u32,
+    }
+}
+
+/// How a product is made where cooperative matrices make it.
+#[derive(Clone, Copy, Debug)]
+pub struct Way {
+    /// What a workgroup makes.
+    pub tile: Tile,
+    /// dy is read in fours: its lines are multiples of four elements, from a multiple of four on.
+    pub fours: bool,
+}
+
+impl Way {
+    /// For `dx [m, k]`. Sums are long and both factors are made ready on the way: a large tile pays
+    /// where there are two for each of what [`Tile::choose`] takes as enough.
+    pub fn choose(caps: &Caps, [m, k]: [u32; 2], fours: bool) -> Self {
+        Self { tile: Tile::of_which(caps, [m, k], 2 * ENOUGH_GROUPS), fours }
     }
 }
 
@@ -70,9 +87,8 @@ fn variant(caps: &Caps) -> Variant {
 
 /// The variant on cooperative matrices where there are any, without barriers on a software GPU,
 /// else the tiled one.
-pub fn spec(caps: &Caps, dtype: DType) -> KernelSpec {
+pub fn spec(caps: &Caps, dtype: DType, Way { tile, fours }: Way) -> KernelSpec {
     let mut spec = KernelSpec {
-        fills: vec![quant::format(dtype).wgsl()],
         bindings: bindings(caps),
         params: MatmulBackwardParams::LAYOUT,
         ..Default::default()
@@ -80,8 +96,11 @@ pub fn spec(caps: &Caps, dtype: DType) -> KernelSpec {
     match variant(caps) {
         Variant::Cooperative(shape) => {
             spec.name = "matmul_backward_coop";
-            spec.consts = vec![("WG", 4 * shape.lanes), ("NS", COOP_STEP)];
-            spec.fills.push(fragments(shape.side));
+            spec.consts = tile.consts(shape).into();
+            spec.consts.push(("NS", 32 * tile.step()));
+            spec.fills.push(if fours { "backward/dy_fours" } else { "backward/dy_ones" });
+            spec.fills.extend(shape.fills(dtype));
+            return spec;
         }
         Variant::Tiled => spec.name = "matmul_backward",
         Variant::Direct => {
@@ -89,24 +108,25 @@ pub fn spec(caps: &Caps, dtype: DType) -> KernelSpec {
             spec.consts = vec![("WG", DIRECT_WG)];
         }
     }
+    spec.fills.push(quant::format(dtype).wgsl());
     spec
 }
 
-/// Records one product by the kernel that [`spec`] gives for `caps`; `weight_bytes` is the size of
-/// W.
+/// Records one product by the kernel that [`spec`] gives for `caps` and this way; `weight_bytes` is
+/// the size of W.
 pub fn record(
     commands: &mut Commands<'_>,
     op: &Op,
     caps: &Caps,
+    Way { tile, .. }: Way,
     params: &MatmulBackwardParams,
     weight_bytes: u64,
 ) {
     // Rows and columns of dx that a workgroup makes.
-    let (tile_m, tile_k) = match variant(caps) {
-        Variant::Cooperative(shape) => (4 * shape.side, 4 * shape.side),
-        Variant::Tiled => (64, 64),
-        Variant::Direct => (4, 8 * DIRECT_WG),
+    let [down, across] = match variant(caps) {
+        Variant::Cooperative(_) | Variant::Tiled => [tile.side(caps); 2],
+        Variant::Direct => [4, 8 * DIRECT_WG],
     };
-    let grid = [(32 * params.k_blocks).div_ceil(tile_k), params.m.div_ceil(tile_m), 1];
+    let grid = [(32 * params.k_blocks).div_ceil(across), params.m.div_ceil(down), 1];
     op.record(commands, params, grid, weight_bytes);
 }

@@ -12,6 +12,10 @@ const MAX_WG: u32 = 256;
 const EXPANDING: u32 = 8;
 /// Workgroups that keep a large GPU busy.
 const ENOUGH_WORKGROUPS: u32 = 192;
+/// Rows of x that a pass over W may serve.
+const COLS: [u32; 3] = [MAX_COLS, 16, 32];
+/// The most rows of x that come here; more are [`super::matmul`]'s.
+pub const MAX_ROWS: u32 = 64;
 
 /// How a device's subgroups make fragments.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +31,8 @@ pub struct Shape {
 /// How subgroups share the work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tiling {
+    /// Rows of x that a pass over W serves: 8, 16 or 32.
+    pub cols: u32,
     /// Subgroups of a workgroup: 2, 4 or 8.
     pub subgroups: u32,
     /// Those that share columns of y, each with its part of K: 1, or a power of two up to all of
@@ -54,31 +60,58 @@ pub struct Variant {
 }
 
 impl Shape {
+    /// The most [`Shape::tilings`].
+    pub const TILINGS: usize = 3 * COLS.len();
+
     /// Where the device has cooperative matrices.
     pub fn of(caps: &Caps) -> Option<Self> {
         let (side, lanes) = caps.cooperative_matrix.zip(caps.subgroup_size)?;
         Some(Self { side, lanes, scalar: caps.scalar_fragments })
     }
 
-    /// Every tiling that is chosen from: the more subgroups share columns, the fewer columns keep
-    /// the device busy.
-    pub fn tilings(self) -> [Tiling; 3] {
+    /// The files of fragments, and of how weights get there.
+    pub(super) fn fills(self, dtype: DType) -> impl Iterator<Item = &'static str> {
+        let quads = if self.scalar { "shared/quads_scalar" } else { "shared/quads" };
+        quant::format(dtype).half_wgsl().into_iter().chain([self.fragments(), quads])
+    }
+
+    /// The file of fragments.
+    pub(super) fn fragments(self) -> &'static str {
+        if self.side == 8 { "shared/fragments_8" } else { "shared/fragments_16" }
+    }
+
+    /// Every tiling that is chosen from for passes of `cols` rows of x: the more subgroups share
+    /// columns, the fewer columns keep the device busy. Tiles take at most 32 KiB.
+    fn tilings_of(self, cols: u32) -> impl Iterator<Item = Tiling> {
         let [few, most] = [4, 8].map(|subgroups| (MAX_WG / self.lanes).min(subgroups));
-        [(few, 1, 4), (few, few, 2 * few), (most, most, 2 * most)]
-            .map(|(subgroups, split, step)| Tiling { subgroups, split, step })
+        let shares = match cols {
+            MAX_COLS => vec![(few, 1, 4), (few, few, 2 * few), (most, most, 2 * most)],
+            // A workgroup stages all of x: the fewer columns it makes, the more often that is done.
+            16 => vec![(few, 1, 2), (few, 2, 4), (few, few, 2 * few)],
+            _ => vec![(few, 1, 2), (few, 2, 4)],
+        };
+        let tiling = move |(subgroups, split, step)| Tiling { cols, subgroups, split, step };
+        shares.into_iter().map(tiling)
     }
 
-    /// The tiling for `n` rows of W.
-    pub fn tiling(self, n: u32) -> Tiling {
-        let [wide, narrow, last] = self.tilings();
-        let enough = |tiling: &Tiling| n.div_ceil(tiling.columns(self)) >= ENOUGH_WORKGROUPS;
-        [wide, narrow].into_iter().find(enough).unwrap_or(last)
+    /// Every tiling that is chosen from.
+    pub fn tilings(self) -> impl Iterator<Item = Tiling> {
+        self.cols().flat_map(move |cols| self.tilings_of(cols))
     }
-}
 
-/// The file of fragments of this side.
-pub(super) fn fragments(side: u32) -> &'static str {
-    if side == 8 { "shared/fragments_8" } else { "shared/fragments_16" }
+    /// A lane stages one row of x at most.
+    fn cols(self) -> impl Iterator<Item = u32> {
+        let lanes = self.lanes * (MAX_WG / self.lanes).min(4);
+        COLS.into_iter().filter(move |cols| *cols <= lanes)
+    }
+
+    /// The tiling for `m` rows of x and `n` of W.
+    pub fn tiling(self, m: u32, n: u32) -> Tiling {
+        let cols = self.cols().find(|cols| *cols >= m).or(self.cols().last()).unwrap_or(MAX_COLS);
+        let enough = |tiling: &Tiling| tiling.workgroups(self, m, n) >= ENOUGH_WORKGROUPS;
+        let found = self.tilings_of(cols).find(enough).or(self.tilings_of(cols).last());
+        found.unwrap_or(Tiling { cols, subgroups: 4, split: 1, step: 4 })
+    }
 }
 
 impl Tiling {
@@ -90,6 +123,10 @@ impl Tiling {
     /// Rows of W that a workgroup multiplies with.
     fn columns(self, shape: Shape) -> u32 {
         self.subgroups / self.split * shape.side
+    }
+
+    fn workgroups(self, shape: Shape, m: u32, n: u32) -> u32 {
+        n.div_ceil(self.columns(shape)) * m.div_ceil(self.cols)
     }
 }
 
@@ -113,17 +150,16 @@ pub fn spec(dtype: DType, variant: Variant) -> KernelSpec {
             ("L", variant.lora_lanes()),
             ("SPLIT", tiling.split),
             ("STEP", tiling.step),
-            ("COLS", MAX_COLS),
+            ("COLS", tiling.cols),
             ("GUARD", u32::from(guard)),
             ("NORM", u32::from(norm)),
             ("EPILOGUE", epilogue.number()),
         ],
-        fills: vec!["shared/reduce_subgroup", fragments(shape.side), activation(epilogue.gate())],
+        fills: vec!["shared/reduce_subgroup", activation(epilogue.gate())],
         params: LinearParams::LAYOUT,
         ..Default::default()
     };
-    spec.fills.extend(quant::format(dtype).half_wgsl());
-    spec.fills.push(if shape.scalar { "shared/quads_scalar" } else { "shared/quads" });
+    spec.fills.extend(shape.fills(dtype));
     spec.fills.push(if expands { "lora/coop_expand" } else { "lora/coop_none" });
     join_lora(&mut spec, lora);
     spec
@@ -140,6 +176,8 @@ pub fn record(
     let Variant { shape, tiling, epilogue, lora, .. } = variant;
     // A subgroup for every element of u and row of x.
     let share = Share { columns: tiling.columns(shape), elements: tiling.subgroups };
-    let (params, groups) = params.shared(epilogue, lora, MAX_COLS, share);
-    op.record(commands, &params, [groups, 1, 1], weight_bytes);
+    let (params, groups) = params.shared(epilogue, lora, tiling.cols, share);
+    let passes = params.m.div_ceil(tiling.cols);
+    debug_assert!(passes == 1 || lora.is_none(), "adapters are added to one pass's rows");
+    op.record(commands, &params, [groups * passes, 1, 1], weight_bytes * u64::from(passes));
 }

@@ -4,8 +4,14 @@ use crate::gpu::params::{Layout, params};
 use crate::gpu::pipeline::Access::{self, Read, Write};
 use crate::gpu::{Commands, KernelSpec, Op};
 
-/// Logits that one workgroup of `sample_partial` looks at.
+/// Logits that one workgroup of `sample_partial` or `sample_threshold` looks at.
 pub const RUN: u32 = 1024;
+/// Passes of `sample_threshold`, in their order.
+const THRESHOLD_PASSES: u32 = 7;
+/// Words of a row of its tallies.
+pub const TALLIES: u32 = 3 * 2 * 2048 + 1;
+/// Words of a row of what its passes have found.
+pub const FOUND: u32 = THRESHOLD_PASSES * 4;
 
 params! {
     /// Mirror of `Sampler` in `shaders/shared/sampler.wgsl`: one row's settings.
@@ -57,6 +63,8 @@ params! {
     pub struct ThresholdParams {
         /// V.
         pub vocab: u32,
+        /// Which of the passes it is.
+        pub number: u32,
     }
 
     /// What a dispatch of `sample_partial` says.
@@ -87,9 +95,12 @@ pub fn adjust_spec() -> KernelSpec {
     kernel("sample_adjust", &[Read, Read, Read, Write], AdjustParams::LAYOUT)
 }
 
-/// Bindings: `samplers`, `logits`, `thresholds`.
+/// Bindings: `samplers`, `logits`, `tallies [M, TALLIES]`, zeros before the first time, `found [M,
+/// FOUND]`, `thresholds`.
 pub fn threshold_spec() -> KernelSpec {
-    kernel("sample_threshold", &[Read, Read, Write], ThresholdParams::LAYOUT)
+    let bindings = &[Read, Read, Write, Write, Write];
+    let consts = vec![("RUN", RUN)];
+    KernelSpec { consts, ..kernel("sample_threshold", bindings, ThresholdParams::LAYOUT) }
 }
 
 /// Bindings: `samplers`, `rows`, `logits`, `thresholds`, `partials`.
@@ -115,7 +126,10 @@ pub fn record_adjust(commands: &mut Commands<'_>, op: &Op, vocab: u32, rows: u32
 
 /// Records the thresholds of `rows` rows.
 pub fn record_threshold(commands: &mut Commands<'_>, op: &Op, vocab: u32, rows: u32) {
-    op.record(commands, &ThresholdParams { vocab }, [rows, 1, 1], 0);
+    for number in 0..THRESHOLD_PASSES {
+        let runs = if number + 1 < THRESHOLD_PASSES { vocab.div_ceil(RUN) } else { 1 };
+        op.record(commands, &ThresholdParams { vocab, number }, [runs, rows, 1], 0);
+    }
 }
 
 /// Records the best of each run of the vocabulary, for `rows` rows.

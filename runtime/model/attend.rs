@@ -136,7 +136,7 @@ impl CacheOps {
             rope,
             attention::spec(caps, heads, adapted.map_or(Leaves::Whole, Leaves::WholeAndU)),
             attention::spec(caps, heads, Leaves::Split),
-            attention::prefill_spec(heads),
+            attention::prefill_spec(caps, heads),
         ]
     }
 }
@@ -206,6 +206,7 @@ impl Attend {
             attention::record_prefill(
                 commands,
                 &kernels.cache.attention_prefill,
+                self.heads,
                 &params,
                 self.cache_bytes(run.positions, window),
             );

@@ -230,12 +230,24 @@ impl RowRange {
     }
 }
 
-/// From how many rows of x on cooperative matrices multiply them, and how.
+/// From how many rows of x on, few as they are, cooperative matrices multiply them, and how.
 struct OnMatrices {
     rows: u32,
     shape: Shape,
-    tiling: Tiling,
-    op: OnceLock<Op>,
+    /// Whatever the rows; none: by their number.
+    tiling: Option<Tiling>,
+    /// For each of [`Shape::tilings`].
+    ops: [OnceLock<Op>; Shape::TILINGS],
+}
+
+impl OnMatrices {
+    fn tiling(&self, m: u32, n: u32) -> Tiling {
+        self.tiling.unwrap_or_else(|| self.shape.tiling(m, n))
+    }
+
+    fn slot(&self, tiling: Tiling) -> &OnceLock<Op> {
+        &self.ops[self.shape.tilings().position(|other| other == tiling).unwrap_or(0)]
+    }
 }
 
 /// A [`Linear`] bound to its input and output.
@@ -261,7 +273,7 @@ struct ChunkOp {
     matvec: [OnceLock<Op>; 3],
     on_matrices: Option<OnMatrices>,
     /// For each [`Tile`].
-    matmul: [OnceLock<Op>; 2],
+    matmul: [OnceLock<Op>; Tile::ALL.len()],
 }
 
 impl ChunkOp {
@@ -323,11 +335,7 @@ impl LinearOp {
                 rows: chunk.rows as u32,
                 bytes: chunk.bytes(),
                 matvec: Default::default(),
-                on_matrices: on_matrices(
-                    gpu.caps(),
-                    chunk.rows * linear.k / BLOCK,
-                    chunk.rows as u32,
-                ),
+                on_matrices: on_matrices(gpu.caps(), chunk.rows * linear.k / BLOCK),
                 matmul: Default::default(),
             });
         }
@@ -337,7 +345,8 @@ impl LinearOp {
     /// Few rows of x, however few, are multiplied on cooperative matrices, in this way.
     pub(crate) fn on_matrices(mut self, shape: Shape, tiling: Tiling) -> Self {
         for chunk in &mut self.chunks {
-            chunk.on_matrices = Some(OnMatrices { rows: 1, shape, tiling, op: OnceLock::new() });
+            let (tiling, ops) = (Some(tiling), Default::default());
+            chunk.on_matrices = Some(OnMatrices { rows: 1, shape, tiling, ops });
         }
         self
     }
@@ -383,12 +392,7 @@ impl LinearOp {
         let caps = gpu.caps();
         let (norm, epilogue, lora) = (self.eps.is_some(), self.epilogue, chunk.lora);
         if let Some(on) = chunk.on_matrices.as_ref().filter(|on| params.m >= on.rows) {
-            let (shape, tiling) = (on.shape, on.tiling);
-            let guard = tiling.guard(self.k_blocks);
-            let variant = matvec_coop::Variant { shape, tiling, guard, norm, epilogue, lora };
-            let op = chunk.op(&on.op, gpu, || matvec_coop::spec(chunk.dtype, variant))?;
-            matvec_coop::record(commands, op, variant, params, chunk.bytes);
-            return Ok(());
+            return self.record_on_matrices(commands, chunk, on, params);
         }
         let cols = matvec::cols(params.m);
         let tiling = matvec::tiling(caps, chunk.rows, self.k_blocks);
@@ -397,6 +401,23 @@ impl LinearOp {
         let slot = &chunk.matvec[cols.ilog2() as usize];
         let op = chunk.op(slot, gpu, || matvec::spec(caps, chunk.dtype, variant))?;
         matvec::record(commands, op, variant, params, chunk.bytes);
+        Ok(())
+    }
+
+    fn record_on_matrices(
+        &self,
+        commands: &mut Commands<'_>,
+        chunk: &ChunkOp,
+        on: &OnMatrices,
+        params: &LinearParams,
+    ) -> Result<()> {
+        let (shape, tiling) = (on.shape, on.tiling(params.m, params.n));
+        let (norm, epilogue, lora) = (self.eps.is_some(), self.epilogue, chunk.lora);
+        let guard = tiling.guard(self.k_blocks);
+        let variant = matvec_coop::Variant { shape, tiling, guard, norm, epilogue, lora };
+        let spec = || matvec_coop::spec(chunk.dtype, variant);
+        let op = chunk.op(on.slot(tiling), commands.gpu(), spec)?;
+        matvec_coop::record(commands, op, variant, params, chunk.bytes);
         Ok(())
     }
 
@@ -409,6 +430,9 @@ impl LinearOp {
         debug_assert!(self.eps.is_none() && !self.epilogue.is_gated(), "only narrow passes fold");
         let gpu = commands.gpu();
         let caps = gpu.caps();
+        if let Some(on) = chunk.on_matrices.as_ref().filter(|_| params.m <= matvec_coop::MAX_ROWS) {
+            return self.record_on_matrices(commands, chunk, on, params);
+        }
         let tile = Tile::choose(caps, params.m, params.n);
         let spec = || matmul::spec(caps, chunk.dtype, self.epilogue, tile);
         let op = chunk.op(&chunk.matmul[tile as usize], gpu, spec)?;
@@ -425,13 +449,10 @@ fn row_by_row(caps: &Caps) -> bool {
 /// Blocks of W from which on cooperative matrices are faster than more than one pass of [`matvec`].
 const MANY_BLOCKS: usize = 1 << 17;
 
-fn on_matrices(caps: &Caps, blocks: usize, rows: u32) -> Option<OnMatrices> {
+fn on_matrices(caps: &Caps, blocks: usize) -> Option<OnMatrices> {
+    let shape = Shape::of(caps)?;
     // On a software GPU always, so that the tests of whole models see them.
-    let shape = Shape::of(caps).filter(|_| caps.software || blocks >= MANY_BLOCKS)?;
-    Some(OnMatrices {
-        rows: matvec::COLS + 1,
-        shape,
-        tiling: shape.tiling(rows),
-        op: OnceLock::new(),
-    })
+    let early = caps.software || blocks >= MANY_BLOCKS;
+    let rows = if early { matvec::COLS + 1 } else { MAX_COLS + 1 };
+    Some(OnMatrices { rows, shape, tiling: None, ops: Default::default() })
 }

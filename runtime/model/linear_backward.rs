@@ -1,9 +1,13 @@
 //! Backward through a [`Linear`]: `dX = dY W` from the one copy of the weights. They are frozen and
 //! get no gradient.
 
+use std::sync::OnceLock;
+
+use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::{Commands, Gpu, Op, Tensor};
-use crate::kernels::matmul_backward::{self, MatmulBackwardParams};
+use crate::kernels::matmul::Tile;
+use crate::kernels::matmul_backward::{self, MatmulBackwardParams, Way};
 use crate::kernels::row_exponents;
 use crate::quant::BLOCK;
 
@@ -20,10 +24,25 @@ pub struct LinearBackwardOp {
 }
 
 struct ChunkOp {
-    op: Op,
+    group: wgpu::BindGroup,
+    dtype: DType,
+    /// For each [`Tile`].
+    ops: [OnceLock<Op>; Tile::ALL.len()],
     row0: u32,
     rows: u32,
     bytes: u64,
+}
+
+impl ChunkOp {
+    /// The kernel, compiled on first use.
+    fn op(&self, gpu: &Gpu, way: Way) -> Result<&Op> {
+        let slot = &self.ops[way.tile as usize];
+        if let Some(op) = slot.get() {
+            return Ok(op);
+        }
+        let kernel = gpu.kernel(&matmul_backward::spec(gpu.caps(), self.dtype, way))?;
+        Ok(slot.get_or_init(|| Op { kernel, group: self.group.clone() }))
+    }
 }
 
 impl LinearBackwardOp {
@@ -42,7 +61,9 @@ impl LinearBackwardOp {
             let mut tensors = vec![dy, &chunk.words, &chunk.scales, dx];
             tensors.extend(matmul_backward::reads_exponents(gpu.caps()).then_some(exponents));
             chunks.push(ChunkOp {
-                op: gpu.op(&matmul_backward::spec(gpu.caps(), chunk.dtype), &tensors)?,
+                group: gpu.bind(matmul_backward::bindings(gpu.caps()), &tensors),
+                dtype: chunk.dtype,
+                ops: Default::default(),
                 row0: chunk.row0 as u32,
                 rows: chunk.rows as u32,
                 bytes: chunk.words.bytes() + chunk.scales.bytes(),
@@ -63,7 +84,7 @@ impl LinearBackwardOp {
 
     /// Records `rows` rows of dy from the first, into dx from row `dx_row` on.
     ///
-    /// Errors: as [`Commands::bound`].
+    /// Errors: as [`Gpu::kernel`] on the first use of a variant; as [`Commands::bound`].
     pub fn record(&self, commands: &mut Commands<'_>, rows: u32, dx_row: u32) -> Result<()> {
         let caps = commands.caps();
         for (i, chunk) in self.chunks.iter().enumerate() {
@@ -80,7 +101,11 @@ impl LinearBackwardOp {
             if let Some(op) = &self.exponents {
                 row_exponents::record(commands, op, (&params).into(), rows);
             }
-            matmul_backward::record(commands, &chunk.op, caps, &params, chunk.bytes);
+            let fours =
+                [self.dy_stride, chunk.row0, chunk.rows].iter().all(|n| n.is_multiple_of(4));
+            let way = Way::choose(caps, [rows, 32 * self.k_blocks], fours);
+            let op = chunk.op(commands.gpu(), way)?;
+            matmul_backward::record(commands, op, caps, way, &params, chunk.bytes);
         }
         commands.bound(u64::from(rows) * self.operations)
     }

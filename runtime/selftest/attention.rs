@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::Ability::{self, F16};
+use super::Ability::{self, CooperativeMatrix, F16};
 use super::cases::{
     Case, GUARD, Near, Outcome, Random, UNTOUCHED, case, poisoned, subgroups, submit,
 };
@@ -55,7 +55,10 @@ pub(super) fn cases(caps: &Caps) -> Vec<Case> {
             attend(Way::Split),
         ));
         if !caps.software {
-            cases.push(case("attention_prefill", name.into(), cache, attend(Way::Prefill)));
+            let kernel = attention::prefill_spec(caps, heads(kv_f16)).name;
+            let coop = kernel.ends_with("_coop").then_some(CooperativeMatrix);
+            let uses = cache.into_iter().chain(coop).collect();
+            cases.push(case(kernel, name.into(), uses, attend(Way::Prefill)));
         }
     }
     cases
@@ -206,11 +209,14 @@ fn dispatch(
     let (h, g) = (heads.heads, heads.kv_heads);
     let [rows, pages, qkv, keys, values] = inputs;
     if way == Way::Prefill {
-        let op = gpu.op(&attention::prefill_spec(heads), &[rows, pages, qkv, keys, values, out])?;
+        let op = gpu.op(
+            &attention::prefill_spec(gpu.caps(), heads),
+            &[rows, pages, qkv, keys, values, out],
+        )?;
         let params =
             PrefillParams { heads: h, kv_heads: g, max_pages, row0: 0, count, scale, window: 0 };
         return submit(gpu, |commands| {
-            attention::record_prefill(commands, &op, &params, 0);
+            attention::record_prefill(commands, &op, heads, &params, 0);
             Ok(())
         });
     }

@@ -27,8 +27,8 @@ pub(super) const EPS: f32 = 1e-5;
 /// The tolerance of cooperative matrices, which round both factors to f16.
 pub(super) const HALVES: f64 = 2e-3;
 /// Rows of x: one for each number of columns of `matvec`, one for two passes of it, then a mat-mul
-/// of more than a fragment.
-const ROWS: [usize; 5] = [1, 2, 3, 5, 19];
+/// of more than a tile.
+const ROWS: [usize; 5] = [1, 2, 3, 5, 67];
 
 /// With a folded norm or without, and the epilogue: those that models use, the first two also on
 /// many rows.
@@ -65,9 +65,10 @@ pub(super) fn cases(gpu: &Gpu) -> Vec<Case> {
             cases.extend(asked.map(|(_, pass)| product(caps, dtype, rows, *pass)));
         }
         if caps.cooperative_matrix.is_some() {
-            let variant = format!("{}, large tile", dtype.name());
-            cases.push(case("matmul_coop", variant, vec![CooperativeMatrix], move |gpu| {
-                multiply_large(gpu, dtype)
+            cases.extend(Tile::ALL.map(|tile| {
+                let variant = format!("{}, {tile:?} tile", dtype.name());
+                let run = move |gpu: &Gpu| multiply_tiles(gpu, dtype, tile);
+                case("matmul_coop", variant, vec![CooperativeMatrix], run)
             }));
         }
         cases.extend(few_on_matrices(caps, dtype, if sampled { &PASSES[f..=f] } else { &PASSES }));
@@ -75,7 +76,7 @@ pub(super) fn cases(gpu: &Gpu) -> Vec<Case> {
     // These share all but the dequantisation with the others.
     for dtype in DType::ALL.into_iter().filter(|dtype| !FORMATS.contains(dtype) && !caps.software) {
         cases.push(case("embedding", dtype.name().into(), vec![], move |gpu| look_up(gpu, dtype)));
-        cases.extend([1, 19].map(|rows| product(caps, dtype, rows, PASSES[0])));
+        cases.extend([1, ROWS[4]].map(|rows| product(caps, dtype, rows, PASSES[0])));
     }
     cases
 }
@@ -107,20 +108,26 @@ fn product(caps: &Caps, dtype: DType, rows: usize, Pass { norm, epilogue }: Pass
 
 /// Few rows on cooperative matrices, in every way that is chosen from.
 fn few_on_matrices(caps: &Caps, dtype: DType, passes: &'static [Pass]) -> Vec<Case> {
-    let ways = Shape::of(caps).map(|shape| shape.tilings().map(|tiling| Way { shape, tiling }));
+    let ways =
+        Shape::of(caps).map(|shape| shape.tilings().map(move |tiling| Way { shape, tiling }));
     let each =
         ways.into_iter().flatten().flat_map(|way| passes.iter().map(move |pass| (way, *pass)));
     let name = |tiling: Tiling, Pass { norm, epilogue }: Pass| {
         let norm = if norm { ", norm" } else { "" };
         format!(
-            "{}, {} of {} subgroups together{norm}, {epilogue:?}",
+            "{}, {} columns, {} of {} subgroups together{norm}, {epilogue:?}",
             dtype.name(),
+            tiling.cols,
             tiling.split,
             tiling.subgroups
         )
     };
-    let all = each.map(|(way, pass)| {
-        let run = move |gpu: &Gpu| multiply(gpu, dtype, 5, Some(way), pass, HALVES);
+    // More rows than those that adapters and norms are folded into have neither.
+    let few = |way: &Way| way.tiling.cols == MAX_COLS;
+    let plain = |pass: &Pass| !pass.norm && !pass.epilogue.is_gated();
+    let all = each.filter(|(way, pass)| few(way) || plain(pass)).map(|(way, pass)| {
+        let rows = way.tiling.cols as usize - 3;
+        let run = move |gpu: &Gpu| multiply(gpu, dtype, rows, Some(way), pass, HALVES);
         case("matvec_coop", name(way.tiling, pass), vec![CooperativeMatrix], run)
     });
     all.collect()
@@ -239,8 +246,8 @@ fn multiply(
     Ok(vec![Outcome::read(gpu, &y, want)?])
 }
 
-/// The tile that large outputs are made of.
-fn multiply_large(gpu: &Gpu, dtype: DType) -> Result<Vec<Outcome>> {
+/// In tiles of one size.
+fn multiply_tiles(gpu: &Gpu, dtype: DType, tile: Tile) -> Result<Vec<Outcome>> {
     let mut random = Random(9);
     let weights = Weights::random(gpu, dtype, &mut random)?;
     let (rows, width) = (ROWS[4], N as u32);
@@ -250,10 +257,10 @@ fn multiply_large(gpu: &Gpu, dtype: DType) -> Result<Vec<Outcome>> {
     let params =
         LinearParams { m: rows as u32, n: width, k_blocks, y_stride: width, ..Default::default() };
     for chunk in &weights.linear.chunks {
-        let spec = matmul::spec(gpu.caps(), dtype, Epilogue::Store, Tile::Large);
+        let spec = matmul::spec(gpu.caps(), dtype, Epilogue::Store, tile);
         let op = gpu.op(&spec, &[&x_tensor, &x_tensor, &chunk.words, &chunk.scales, &y])?;
         submit(gpu, |commands| {
-            matmul::record(commands, &op, Tile::Large, &params, 0);
+            matmul::record(commands, &op, tile, &params, 0);
             Ok(())
         })?;
     }

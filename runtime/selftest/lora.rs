@@ -15,6 +15,7 @@ use crate::gpu::{Caps, Gpu, Tensor};
 use crate::kernels::lora::{
     self, Directory, ENTRIES, EmbeddingParams, ExpandParams, MORE, ShrinkParams,
 };
+use crate::kernels::matvec::MAX_COLS;
 use crate::kernels::matvec::{Epilogue, Lora};
 use crate::kernels::matvec_coop::{Shape, Tiling};
 use crate::kernels::swiglu::{self, SwiGluParams};
@@ -41,9 +42,11 @@ pub(super) fn cases(caps: &Caps) -> Vec<Case> {
         case("matvec", "q4_0, 3 rows, adapters' B".into(), lanes(), |gpu| matvec_expand(gpu, None)),
         case("swiglu", "3 rows, adapters".into(), lanes(), around_swiglu),
     ];
-    for way in
-        Shape::of(caps).into_iter().flat_map(|shape| shape.tilings().map(|tiling| (shape, tiling)))
-    {
+    let ways = Shape::of(caps)
+        .into_iter()
+        .flat_map(|shape| shape.tilings().map(move |tiling| (shape, tiling)))
+        .filter(|(_, tiling)| tiling.cols == MAX_COLS);
+    for way in ways {
         let name = |what: &str| {
             format!("q4_0, {} of {} subgroups together, {what}", way.1.split, way.1.subgroups)
         };

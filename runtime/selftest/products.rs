@@ -7,7 +7,8 @@ use super::linear::{FORMATS, K, N, Weights};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::{Caps, Gpu};
-use crate::kernels::matmul_backward::{self, MatmulBackwardParams};
+use crate::kernels::matmul::Tile;
+use crate::kernels::matmul_backward::{self, MatmulBackwardParams, Way};
 use crate::kernels::matmul_dense::{self, MatmulDenseParams, Sizes, Tiling, View};
 use crate::kernels::row_exponents;
 use crate::quant::BLOCK;
@@ -20,7 +21,8 @@ const GRADIENT: f32 = 1.0 / 16_777_216.0;
 pub(super) fn cases(caps: &Caps) -> Vec<Case> {
     // On a software GPU only the first-class formats: each takes a tenth of a second to compile.
     let formats = DType::ALL.into_iter().filter(|dtype| !caps.software || FORMATS.contains(dtype));
-    let mut cases: Vec<Case> = formats.map(|dtype| backward(caps, dtype)).collect();
+    let tiles = |dtype| Tile::all(caps).iter().map(move |tile| backward(caps, dtype, *tile));
+    let mut cases: Vec<Case> = formats.flat_map(tiles).collect();
     let here = |tiling: &Tiling| caps.software == (*tiling == Tiling::Direct);
     cases.extend(Tiling::ALL.into_iter().filter(here).map(|tiling| {
         let kernel = tiling.spec().name;
@@ -29,22 +31,23 @@ pub(super) fn cases(caps: &Caps) -> Vec<Case> {
     cases
 }
 
-fn backward(caps: &Caps, dtype: DType) -> Case {
-    let kernel = matmul_backward::spec(caps, dtype).name;
+fn backward(caps: &Caps, dtype: DType, tile: Tile) -> Case {
+    let way = Way { tile, fours: true };
+    let kernel = matmul_backward::spec(caps, dtype, way).name;
     // Cooperative matrices round both factors to f16.
     let (uses, tolerance) =
         if kernel.ends_with("_coop") { (vec![CooperativeMatrix], 2e-3) } else { (vec![], 1e-4) };
-    let variant = format!("{}, {ROWS} rows", dtype.name());
-    case(kernel, variant, uses, move |gpu| multiply_backward(gpu, dtype, tolerance))
+    let variant = format!("{}, {ROWS} rows, {tile:?} tile", dtype.name());
+    case(kernel, variant, uses, move |gpu| multiply_backward(gpu, dtype, way, tolerance))
 }
 
 /// `dx = dy W`, and the same once more added to it.
-fn multiply_backward(gpu: &Gpu, dtype: DType, tolerance: f64) -> Result<Vec<Outcome>> {
+fn multiply_backward(gpu: &Gpu, dtype: DType, way: Way, tolerance: f64) -> Result<Vec<Outcome>> {
     let mut random = Random(5);
     let weights = Weights::random(gpu, dtype, &mut random)?;
     let dy: Vec<f32> = random.vec(ROWS * N).into_iter().map(|v| v * GRADIENT).collect();
     let (dy_tensor, dx) = (gpu.upload("dy", &dy)?, poisoned(gpu, &[], ROWS * K)?);
-    let spec = matmul_backward::spec(gpu.caps(), dtype);
+    let spec = matmul_backward::spec(gpu.caps(), dtype, way);
     let exponents = gpu.storage("exponents", 4 * ROWS as u64)?;
     let row_exponents = gpu.op(&row_exponents::spec(), &[&dy_tensor, &exponents])?;
     for (chunk, add) in weights.linear.chunks.iter().flat_map(|chunk| [(chunk, 0), (chunk, 1)]) {
@@ -63,7 +66,7 @@ fn multiply_backward(gpu: &Gpu, dtype: DType, tolerance: f64) -> Result<Vec<Outc
             if matmul_backward::reads_exponents(gpu.caps()) {
                 row_exponents::record(commands, &row_exponents, (&params).into(), ROWS as u32);
             }
-            matmul_backward::record(commands, &op, gpu.caps(), &params, 0);
+            matmul_backward::record(commands, &op, gpu.caps(), way, &params, 0);
             Ok(())
         })?;
     }

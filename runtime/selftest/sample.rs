@@ -96,7 +96,10 @@ fn threshold(gpu: &Gpu, sampler: Sampler) -> Result<Vec<Outcome>> {
     let logits = logits();
     let thresholds = poisoned(gpu, &[], 1)?;
     let inputs = [gpu.upload("samplers", &[sampler])?, gpu.upload("logits", &logits)?];
-    let op = gpu.op(&sample::threshold_spec(), &[&inputs[0], &inputs[1], &thresholds])?;
+    let words = |name, len: u32| gpu.upload(name, &vec![0_u32; len as usize]);
+    let (tallies, found) = (words("tallies", sample::TALLIES)?, words("found", sample::FOUND)?);
+    let tensors = [&inputs[0], &inputs[1], &tallies, &found, &thresholds];
+    let op = gpu.op(&sample::threshold_spec(), &tensors)?;
     submit(gpu, |commands| {
         sample::record_threshold(commands, &op, VOCAB as u32, 1);
         Ok(())

@@ -4,6 +4,5 @@
 //   1 words, 2 scales  read  W [N, K] in the format's blocks of 32, the buffers of the forward pass
 //   3 dx    f32  read_write  [., K], rows from dx_row
 // add 0: dx = .  1: dx += .
-@group(0) @binding(0) var<storage, read> dy: array<f32>;
 @group(0) @binding(1) var<storage, read> words: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> scales: array<u32>;

@@ -4,12 +4,13 @@ use epiphyte::gpu::{Gpu, Tensor};
 use epiphyte::kernels::attention::{
     self, AttentionParams, Heads, Leaves, PrefillParams, ReduceParams,
 };
+use half::f16;
 use proptest::prelude::*;
 
 use super::adapters::{Adapters, Site};
 use super::lora::share_depth;
 use super::oracle::{DIV, EPS, exp_error, gamma};
-use super::{Checked, Near, Output, POISON, Random, for_all, seed, submit, upload_kv};
+use super::{Checked, Near, Output, POISON, Random, for_all, matrices, seed, submit, upload_kv};
 
 #[derive(Clone, Debug)]
 struct Case {
@@ -102,7 +103,8 @@ impl Cache {
         Ok([gpu.upload("pages", &self.tables)?, keys, values])
     }
 
-    /// One head of one row; the kernel joins `joins` parts of the positions.
+    /// One head of one row; the kernel joins `joins` parts of the positions. With `halves`, q times
+    /// the scale is rounded to f16, and so are the weights, as 256 times what they are.
     fn oracle(
         &self,
         q: &[f32],
@@ -110,12 +112,15 @@ impl Cache {
         table: usize,
         len: usize,
         scale: f32,
-        joins: usize,
+        (joins, halves): (usize, bool),
     ) -> Vec<Option<Near>> {
+        let scaled = |q: &f32| match halves {
+            true => f16::from_f32(q * scale).to_f64(),
+            false => f64::from(*q) * f64::from(scale),
+        };
         let dot = |position| {
             let k = &self.keys[self.slot(table, kv_head, position)];
-            let terms =
-                q.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(*k) * f64::from(scale));
+            let terms = q.iter().zip(k).map(|(q, k)| scaled(q) * f64::from(*k));
             terms.fold((0.0, 0.0), |(sum, size), t| (sum + t, size + t.abs()))
         };
         let seen = first_seen(len, self.window)..len;
@@ -123,23 +128,37 @@ impl Cache {
         let top = scores.iter().map(|s| s.0).fold(f64::NEG_INFINITY, f64::max);
         let weights: Vec<f64> = scores.iter().map(|s| (s.0 - top).exp()).collect();
         let sum: f64 = weights.iter().sum();
-        // A score: the scale, 4 roundings in a vec4's dot, E / 4 additions.
-        let score_error = gamma(5 + q.len() / 4) * scores.iter().map(|s| s.1).fold(0.0, f64::max);
-        let fall =
-            top - scores.iter().map(|s| s.0).fold(f64::INFINITY, f64::min) + 2.0 * score_error;
+        // A score: the scale, 4 roundings in a vec4's dot, E / 4 additions; of halves E additions.
+        let depth = if halves { q.len() } else { 5 + q.len() / 4 };
+        let score_error = gamma(depth) * scores.iter().map(|s| s.1).fold(0.0, f64::max);
+        // top may stay behind the largest score by a margin of 5.
+        let margin = if halves { 5.0 } else { 0.0 };
+        let fall = margin + top - scores.iter().map(|s| s.0).fold(f64::INFINITY, f64::min)
+            + 2.0 * score_error;
         // A weight: e^(score - top), then for each join a factor e^(top - larger top); the steps of
         // top sum to <= fall.
-        let weight_error =
-            score_error + exp_error(fall) + EPS * fall + (4.0 * joins as f64 + 3.0 * fall) * EPS;
+        let (half, least) =
+            if halves { (2f64.powi(-11) + EPS, 2f64.powi(-33)) } else { (0.0, 0.0) };
+        let weight_error = score_error
+            + exp_error(fall)
+            + EPS * fall
+            + (4.0 * joins as f64 + 3.0 * fall) * EPS
+            + half;
         // Weights and their roundings come in above and below the line; the sums are chains of at
         // most len additions.
-        let error = 2.0 * weight_error + 2.0 * gamma(len + 2 * joins + 4) + DIV;
+        let error = 2.0 * weight_error + 2.0 * gamma(len + 2 * joins + 4) + DIV + EPS;
+        let largest = |e: usize| {
+            let values = seen.clone().map(|t| self.values[self.slot(table, kv_head, t).start + e]);
+            values.fold(0.0, |most, v| v.abs().max(most))
+        };
         let column = |e: usize| {
+            // What is below f16's smallest, above and below the line.
+            let lost = 2.0 * least * seen.len() as f64 * f64::from(largest(e)) / sum;
             let terms = seen.clone().zip(&weights).map(|(t, weight)| {
                 weight * f64::from(self.values[self.slot(table, kv_head, t).start + e])
             });
             let (value, size) = terms.fold((0.0, 0.0), |(sum, size), t| (sum + t, size + t.abs()));
-            Some(Near { value: value / sum, bound: 1.01 * error * size / sum + 1e-35 })
+            Some(Near { value: value / sum, bound: 1.01 * (error * size / sum + lost) + 1e-35 })
         };
         (0..q.len()).map(column).collect()
     }
@@ -180,7 +199,7 @@ impl Setup {
         &self,
         row0: usize,
         rows: impl Iterator<Item = (usize, usize)>,
-        joins: usize,
+        joins: (usize, bool),
     ) -> Vec<Option<Near>> {
         let heads = self.cache.heads;
         let (e, h, g) = (heads.head_dim as usize, heads.heads as usize, heads.kv_heads as usize);
@@ -280,7 +299,7 @@ fn check(gpu: &Gpu, case: &Case, split: bool, adapted: bool) -> Checked {
         }
     })?;
     let expected =
-        setup.expected(case.row0, case.lens.iter().copied().enumerate(), splits as usize);
+        setup.expected(case.row0, case.lens.iter().copied().enumerate(), (splits as usize, false));
     setup.out.check(gpu, &expected)?;
     if adapted { next.check(gpu, case, &expected) } else { Ok(()) }
 }
@@ -375,7 +394,8 @@ fn check_prefill(gpu: &Gpu, case: &Case) -> Checked {
     let rows = rows_tensor(gpu, case.row0, (0..count).map(|i| [0, (before + i) as u32]))?;
     let [pages, keys, values] = &setup.cache_tensors;
     let tensors = [&rows, pages, &setup.qkv_tensor, keys, values, &setup.out.tensor];
-    let op = gpu.op(&attention::prefill_spec(heads), &tensors)?;
+    let spec = attention::prefill_spec(gpu.caps(), heads);
+    let op = gpu.op(&spec, &tensors)?;
     let params = PrefillParams {
         heads: heads.heads,
         kv_heads: heads.kv_heads,
@@ -385,13 +405,15 @@ fn check_prefill(gpu: &Gpu, case: &Case) -> Checked {
         scale: setup.scale,
         window: case.window as u32,
     };
-    submit(gpu, |commands| attention::record_prefill(commands, &op, &params, 0))?;
+    submit(gpu, |commands| attention::record_prefill(commands, &op, heads, &params, 0))?;
     let tiles = (before + count).div_ceil(32);
-    setup.out.check(gpu, &setup.expected(case.row0, (1..=count).map(|i| (0, before + i)), tiles))
+    let joins = (tiles, spec.name.ends_with("_coop"));
+    setup.out.check(gpu, &setup.expected(case.row0, (1..=count).map(|i| (0, before + i)), joins))
 }
 
 #[test]
 fn attention_of_a_prompt_is_the_formula() {
+    matrices("in part, without its cooperative variant");
     let lens = (len(130), len(70)).prop_map(|(before, count)| vec![before, count]);
     for_all(10, cases(lens), check_prefill);
 }

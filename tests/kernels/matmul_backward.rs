@@ -2,7 +2,8 @@
 
 use epiphyte::DType;
 use epiphyte::gpu::{Caps, Gpu};
-use epiphyte::kernels::matmul_backward::{self, MatmulBackwardParams};
+use epiphyte::kernels::matmul::Tile;
+use epiphyte::kernels::matmul_backward::{self, MatmulBackwardParams, Way};
 use epiphyte::kernels::row_exponents;
 use proptest::prelude::*;
 
@@ -92,6 +93,15 @@ fn expect(dy: &[f32], w: &Weights, p: &MatmulBackwardParams, cooperative: bool) 
     oracle(&dy, &values, p).into_iter().zip(bounds).map(near).collect()
 }
 
+impl Case {
+    /// This one, with lines of dy that are multiples of four elements.
+    fn in_fours(&self) -> Self {
+        let [n, split, dy_offset, dy_rest] =
+            [self.n, self.split, self.dy_offset, self.dy_rest].map(|n| n.next_multiple_of(4));
+        Self { n, split, dy_offset, dy_rest, ..self.clone() }
+    }
+}
+
 /// What the host chooses here, and what it chooses on other devices.
 fn variants(caps: &Caps) -> Vec<Caps> {
     let software = |software| Caps { software, cooperative_matrix: None, ..caps.clone() };
@@ -101,10 +111,20 @@ fn variants(caps: &Caps) -> Vec<Caps> {
 }
 
 fn check(gpu: &Gpu, dtype: DType, case: &Case) -> Checked {
-    variants(gpu.caps()).iter().try_for_each(|caps| check_variant(gpu, caps, dtype, case))
+    variants(gpu.caps()).iter().try_for_each(|caps| {
+        // Lines of dy in fours, too, where they are read so.
+        let fours = if caps.cooperative_matrix.is_some() { &[false, true][..] } else { &[false] };
+        let ways = Tile::all(caps)
+            .iter()
+            .flat_map(|&tile| fours.iter().map(move |&fours| Way { tile, fours }));
+        ways.into_iter().try_for_each(|way| {
+            let case = if way.fours { &case.in_fours() } else { case };
+            check_variant(gpu, (caps, way), dtype, case)
+        })
+    })
 }
 
-fn check_variant(gpu: &Gpu, caps: &Caps, dtype: DType, case: &Case) -> Checked {
+fn check_variant(gpu: &Gpu, (caps, way): (&Caps, Way), dtype: DType, case: &Case) -> Checked {
     let mut random = Random(case.seed);
     // K-quants have rows of 256: few of them are long already.
     let k = row_unit(dtype) * if row_unit(dtype) > 32 { 1 } else { 2 * case.odd + 1 };
@@ -128,7 +148,7 @@ fn check_variant(gpu: &Gpu, caps: &Caps, dtype: DType, case: &Case) -> Checked {
         add: u32::from(case.add),
     };
     let dy_tensor = gpu.upload("dy", &dy)?;
-    let spec = matmul_backward::spec(caps, dtype);
+    let spec = matmul_backward::spec(caps, dtype, way);
     let exponents = gpu.storage("exponents", 4 * case.m as u64)?;
     let row_exponents = gpu.op(&row_exponents::spec(), &[&dy_tensor, &exponents])?;
     let split = if case.split < case.n { case.split } else { 0 };
@@ -148,7 +168,7 @@ fn check_variant(gpu: &Gpu, caps: &Caps, dtype: DType, case: &Case) -> Checked {
             if matmul_backward::reads_exponents(caps) {
                 row_exponents::record(commands, &row_exponents, (&p).into(), p.m);
             }
-            matmul_backward::record(commands, &op, caps, &p, 0);
+            matmul_backward::record(commands, &op, caps, way, &p, 0);
         })?;
     }
     let mut expected = vec![None; len];
@@ -163,7 +183,7 @@ fn check_variant(gpu: &Gpu, caps: &Caps, dtype: DType, case: &Case) -> Checked {
         let sum = before.abs() + near.value.abs() + near.bound;
         *expected = Some(Near { value: before + near.value, bound: near.bound + 2.0 * EPS * sum });
     }
-    dx.check(gpu, &expected).map_err(|e| format!("{}, {dtype:?}: {e}", spec.name).into())
+    dx.check(gpu, &expected).map_err(|e| format!("{}, {dtype:?}, {way:?}: {e}", spec.name).into())
 }
 
 #[test]

@@ -12,15 +12,29 @@ use super::{for_all, matrices};
 fn coop_cases() -> impl Strategy<Value = Case> {
     let tiling = prop_oneof![
         Just((4, 1, 4)),
+        Just((4, 1, 2)),
         Just((4, 2, 8)),
         Just((2, 2, 4)),
         Just((8, 8, 16)),
+        Just((8, 8, 8)),
         Just((4, 4, 8))
     ];
     (cases(), tiling, any::<bool>()).prop_map(|(case, (subgroups, split, step), scalar)| Case {
         m: case.m.min(MAX_COLS as usize),
-        style: Style::Coop(Tiling { subgroups, split, step }, scalar),
+        style: Style::Coop(Tiling { cols: MAX_COLS, subgroups, split, step }, scalar),
         ..case
+    })
+}
+
+/// More rows than one pass over W serves, and fewer.
+fn many_rows() -> impl Strategy<Value = Case> {
+    let cols = prop_oneof![Just(MAX_COLS), Just(16), Just(32)];
+    (coop_cases(), cols, 1usize..70).prop_map(|(case, cols, m)| {
+        let Style::Coop(tiling, scalar) = case.style else { return case };
+        // The tile has room for so many lines.
+        let step = if cols > 16 { tiling.step.min(8) } else { tiling.step };
+        let tiling = Tiling { cols, step, ..tiling };
+        Case { m, style: Style::Coop(tiling, scalar), ..case }
     })
 }
 
@@ -45,6 +59,16 @@ fn matvec_coop_makes_every_epilogue_with_and_without_the_norm() {
                 check(gpu, DType::Q4_0, &Case { epilogue, norm, ..case.clone() })
             });
         }
+    }
+}
+
+#[test]
+fn matvec_coop_serves_many_rows_a_pass() {
+    if !matrices("all of it") {
+        return;
+    }
+    for dtype in [DType::Q4_0, DType::Q4_1, DType::Q8_0, DType::Q6_K, DType::F16] {
+        for_all(6, many_rows(), |gpu, case| check(gpu, dtype, case));
     }
 }
 

@@ -42,6 +42,8 @@ struct Drawn {
 const SEEN: u32 = 0x8000_0001;
 const UNUSED: u32 = 0xdead_beef;
 const RING_OFFSET: usize = 3;
+/// Words of a row.
+const TALLIES: usize = sample::TALLIES as usize;
 
 impl Batch<'_> {
     fn draw(&self, gpu: &Gpu) -> Checked<Drawn> {
@@ -56,7 +58,13 @@ impl Batch<'_> {
         let token_ids = gpu.upload("token_ids", &vec![UNUSED; m + GUARD])?;
         let seen = gpu.upload("seen", &vec![SEEN; seen_len + GUARD])?;
         let ring = gpu.upload("ring", &vec![UNUSED; RING_OFFSET + m + GUARD])?;
-        let limit = gpu.op(&sample::threshold_spec(), &[&samplers, &logits, &thresholds])?;
+        // Of the three tallies the first, and the largest key.
+        let is_empty = |i: usize| i % TALLIES < TALLIES / 3 || i % TALLIES == TALLIES - 1;
+        let poison = |i| if is_empty(i) { 0 } else { UNUSED };
+        let tallies = gpu.upload("tallies", &(0..TALLIES * m).map(poison).collect::<Vec<u32>>())?;
+        let found = gpu.upload("found", &vec![UNUSED; sample::FOUND as usize * m])?;
+        let limit = gpu
+            .op(&sample::threshold_spec(), &[&samplers, &logits, &tallies, &found, &thresholds])?;
         let partial =
             gpu.op(&sample::partial_spec(), &[&samplers, &rows, &logits, &thresholds, &partials])?;
         let choose =
@@ -67,6 +75,10 @@ impl Batch<'_> {
             sample::record_final(commands, &choose, vocab, m as u32, RING_OFFSET as u32);
         })?;
         let words = |tensor: &Tensor, len: usize| gpu.read::<u32>(tensor, 0, len);
+        let left = words(&tallies, TALLIES * m)?;
+        if (0..left.len()).any(|i| is_empty(i) && left[i] != 0) {
+            return Err("the next token's tally is not empty".into());
+        }
         Ok(Drawn {
             token_ids: words(&token_ids, m + GUARD)?,
             rows: gpu.read(&rows, 0, m)?,
@@ -345,13 +357,15 @@ fn check_threshold(logits: &[f32], s: &Sampler, got: f32) -> Checked {
         logits.iter().filter(|v| keep(**v)).map(|v| fall(*v).exp()).sum::<f64>()
     };
     let wanted = f64::from(s.top_p) * mass(&|v| v >= kept);
-    // Of every weight e^((v - top) / T): the difference, the division, exp. Of the sums: a lane's V
-    // / 256, 8 to join the lanes, 15 subtractions for each of 8 digits.
-    let weight = |v: f32| (exp_error(fall(v)) + (EPS + DIV) * fall(v).abs()) * fall(v).exp();
+    // Of every weight e^((v - top) / T): the difference, the division, exp, and its rounding to a
+    // multiple of 2^-31, half of which it may be off, and in f32 another. Sums are exact; top-p's
+    // part of them is rounded four times.
+    let weight = |v: f32| (exp_error(fall(v)) + (EPS + DIV) * fall(v).abs() + EPS) * fall(v).exp();
     let total: f64 = mass(&|_| true);
     let margin = 1.01
         * (2.0 * logits.iter().map(|v| weight(*v)).sum::<f64>()
-            + 2.0 * gamma(logits.len() / 256 + 136) * total);
+            + 2.0 * logits.len() as f64 * 2f64.powi(-31)
+            + 4.0 * EPS * total);
     let by_mass = s.top_p < 1.0;
     let too_high = by_mass && mass(&|v| v >= got) < wanted - margin;
     let too_low =
