@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::gpu::device::describe;
 use crate::gpu::instance::adapters;
 use crate::gpu::{Gpu, GpuOptions};
-use crate::progress::LoadProgress;
+use crate::progress::{LoadProgress, Loading};
 use crate::selftest;
 
 pub use crate::gpu::Caps;
@@ -46,7 +46,7 @@ impl Diagnosis {
     pub fn make(options: GpuOptions, progress: &mut dyn FnMut(LoadProgress)) -> Result<Self> {
         let cache_dir = options.cache_dir.clone();
         let mut gpu = Gpu::open(options)?;
-        let self_test = selftest::run_reporting(&mut gpu, progress)?;
+        let self_test = selftest::run_for(&mut gpu, &mut Loading::to_the_end(progress))?;
         let DeviceSpeed { read_bandwidth, dispatch_gap_seconds } = DeviceSpeed::of(&gpu)?;
         Ok(Self {
             gpus: list(&gpu),

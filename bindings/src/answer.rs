@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 
 use epiphyte::engine::BatchToken;
@@ -100,23 +100,20 @@ impl Answer {
     /// Errors: as [`epiphyte::Batch::new`] and its iterator, once; [`EpiphyteError::Background`], which
     /// does not end it; [`EpiphyteError::Closed`].
     pub(crate) async fn next(&self) -> Result<Option<BatchToken>, EpiphyteError> {
-        poll_fn(|context| {
-            let mut state = lock(&self.0.state);
-            match state.take() {
-                None => {
-                    remember(&mut state.wakers, context.waker());
-                    state.wanted = true;
-                    self.0.asked.notify_one();
-                    Poll::Pending
-                }
-                Some(taken) => {
-                    // A thread that has given its last token waits for this.
-                    self.0.asked.notify_one();
-                    Poll::Ready(taken)
-                }
-            }
+        poll_fn(|context| self.0.ask(context.waker(), State::take)).await
+    }
+
+    /// The next token if there is one and `fits` says so. If there is nothing yet, `waker` hears
+    /// when to ask again; none is whatever [`Answer::next`] has to say.
+    pub(crate) fn poll_token(
+        &self,
+        waker: &Waker,
+        fits: impl FnOnce(&BatchToken) -> bool,
+    ) -> Poll<Option<BatchToken>> {
+        self.0.ask(waker, |state| match &state.ready {
+            Some((token, _)) => Some(if fits(token) { state.take_token() } else { None }),
+            None => state.is_ending().then_some(None),
         })
-        .await
     }
 
     /// Changes the adapters of one session between two tokens.
@@ -173,20 +170,27 @@ impl Lane {
 impl State {
     /// What there is for whoever asks, if there is anything.
     fn take(&mut self) -> Option<Result<Option<BatchToken>, EpiphyteError>> {
-        if let Some((token, stats)) = self.ready.take() {
-            let lane = &mut self.lanes[token.index];
-            lane.handed += 1;
-            lane.stats = stats;
-            if let Some(claim) = &lane.claim {
-                claim.0.add_token();
-            }
-            self.release_if_over();
+        if let Some(token) = self.take_token() {
             return Some(Ok(Some(token)));
         }
-        if let Some(error) = self.failed.take() {
-            return Some(Err(error));
+        self.is_ending().then(|| self.failed.take().map_or(Ok(None), Err))
+    }
+
+    fn take_token(&mut self) -> Option<BatchToken> {
+        let (token, stats) = self.ready.take()?;
+        let lane = &mut self.lanes[token.index];
+        lane.handed += 1;
+        lane.stats = stats;
+        if let Some(claim) = &lane.claim {
+            claim.0.add_token();
         }
-        (self.over || self.cancelled).then_some(Ok(None))
+        self.release_if_over();
+        Some(token)
+    }
+
+    /// Without a token there is something to say: an error, or that no more come.
+    fn is_ending(&self) -> bool {
+        self.failed.is_some() || self.over || self.cancelled
     }
 
     /// The sessions are free for other calls, which wait until the thread has left them.
@@ -203,11 +207,34 @@ impl State {
         for pending in self.changes.drain(..) {
             pending.done.set(Err(EpiphyteError::closed("answer")));
         }
-        self.wakers.drain(..).for_each(Waker::wake);
     }
 }
 
+/// Wakes whoever waits. Only once the state is free: they look at it at once.
+fn wake(mut state: MutexGuard<'_, State>) {
+    let wakers = std::mem::take(&mut state.wakers);
+    drop(state);
+    wakers.into_iter().for_each(Waker::wake);
+}
+
 impl Shared {
+    /// What `take` finds; while that is nothing, the thread is asked for it and `waker` hears of it.
+    fn ask<T>(&self, waker: &Waker, take: impl FnOnce(&mut State) -> Option<T>) -> Poll<T> {
+        let mut state = lock(&self.state);
+        let taken = take(&mut state);
+        // A thread that has given its last token waits for that to be taken.
+        let heard = taken.is_none() || state.over;
+        if taken.is_none() {
+            remember(&mut state.wakers, waker);
+            state.wanted = true;
+        }
+        drop(state);
+        if heard {
+            self.asked.notify_one();
+        }
+        taken.map_or(Poll::Pending, Poll::Ready)
+    }
+
     fn cancel(&self) {
         let mut state = lock(&self.state);
         if state.over && state.ready.is_none() {
@@ -217,7 +244,7 @@ impl Shared {
         state.ready = None;
         state.lanes.iter_mut().for_each(Lane::cancel);
         state.release_if_over();
-        state.wakers.drain(..).for_each(Waker::wake);
+        wake(state);
         self.asked.notify_one();
     }
 
@@ -258,7 +285,7 @@ impl Shared {
         let turns = slots.iter().map(|slot| slot.turn()).collect::<Result<Vec<_>, _>>();
         let mut turns = match turns {
             Ok(turns) => turns,
-            Err(error) => return lock(&self.state).end(Some(error)),
+            Err(error) => return self.end(Some(error)),
         };
         let starts: Vec<usize> = turns.iter().map(|turn| turn.session.tokens().len()).collect();
         let failed = self.answer(&mut turns, options).err();
@@ -267,6 +294,13 @@ impl Shared {
         for ((turn, start), lane) in turns.iter_mut().zip(starts).zip(&state.lanes) {
             turn.session.truncate(start + lane.handed);
         }
+        wake(state);
+    }
+
+    fn end(&self, error: Option<EpiphyteError>) {
+        let mut state = lock(&self.state);
+        state.end(error);
+        wake(state);
     }
 
     fn answer(
@@ -297,7 +331,7 @@ impl Shared {
     fn refuse(&self, error: EpiphyteError) {
         let mut state = lock(&self.state);
         state.failed = state.failed.take().or(Some(error));
-        state.wakers.drain(..).for_each(Waker::wake);
+        wake(state);
     }
 
     /// Leaves a token for whoever asked; none is the end.
@@ -320,7 +354,7 @@ impl Shared {
                 state.over = true;
             }
         }
-        state.wakers.drain(..).for_each(Waker::wake);
+        wake(state);
     }
 }
 
@@ -330,7 +364,7 @@ struct Ending(Arc<Shared>);
 impl Drop for Ending {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            lock(&self.0.state).end(Some(EpiphyteError::internal("generate")));
+            self.0.end(Some(EpiphyteError::internal("generate")));
         }
     }
 }

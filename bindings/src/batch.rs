@@ -38,6 +38,10 @@ impl BatchGeneration {
         Answer::start(sequences.into_iter().map(sequence).collect::<Result<_, EpiphyteError>>()?)
             .map(Self)
     }
+
+    pub(crate) fn answer(&self) -> &Answer {
+        &self.0
+    }
 }
 
 #[uniffi::export]

@@ -6,13 +6,15 @@ use epiphyte::chat::Prompt;
 use epiphyte::engine::StateWatch;
 
 use crate::adapter::{AdapterProbe, AdapterSource, AdapterState, LoadReport};
+use crate::cancel::Awaited;
 use crate::error::{bytes, count, number, path as given};
 use crate::held::{Lease, Slot};
 use crate::lifecycle::{self, Bell};
 use crate::options::{self, Message, PromptOptions};
 use crate::worker::{self, Promise, lock};
 use crate::{
-    BatchGeneration, BatchSequence, EpiphyteError, ModelSource, Session, TrainOptions, Trainer, app,
+    BatchGeneration, BatchSequence, CancelToken, EpiphyteError, ModelSource, Session, TrainOptions,
+    Trainer, app,
 };
 
 /// How to open an [`Engine`]. Whatever is none is the runtime's default.
@@ -180,23 +182,32 @@ impl Drop for Engine {
 #[uniffi::export]
 impl Engine {
     /// Opens the GPU, checks its driver and loads a model. Takes seconds the first time on a
-    /// driver.
+    /// driver. It stops when `cancel` says so, and when the wait for it is given up.
     #[uniffi::constructor]
     pub async fn open(
         source: ModelSource,
         options: EngineOptions,
         listener: Option<Arc<dyn LoadListener>>,
+        cancel: Option<Arc<CancelToken>>,
     ) -> Result<Arc<Self>, EpiphyteError> {
-        let options = epiphyte::EngineOptions::try_from(options)?;
+        let awaited = Awaited::new(cancel.as_deref());
+        let cancel = awaited.token();
+        let options = epiphyte::EngineOptions {
+            cancel: cancel.clone(),
+            ..epiphyte::EngineOptions::try_from(options)?
+        };
         let open = move || {
             let mut thrown = None;
             let mut report = |progress: epiphyte::LoadProgress| {
-                if let (Some(listener), None) = (&listener, &thrown) {
-                    thrown = listener.on_progress(progress.into()).err();
+                if let (Some(listener), None) = (&listener, &thrown)
+                    && let Err(error) = listener.on_progress(progress.into())
+                {
+                    thrown = Some(error);
+                    cancel.cancel();
                 }
             };
-            let engine = epiphyte::Engine::open_gguf(source.gguf()?, options, &mut report)?;
-            thrown.map_or(Ok(engine), Err)
+            let opened = epiphyte::Engine::open_gguf(source.gguf()?, options, &mut report);
+            thrown.map_or_else(|| Ok(opened?), Err)
         };
         let engine = worker::run("open", open).await?;
         let (freed, (bell, watch)) = (Arc::new(Promise::default()), lifecycle::watch(&engine));

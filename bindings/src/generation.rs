@@ -17,6 +17,10 @@ impl Generation {
     pub(crate) fn start(slot: Arc<Slot>, options: GenerateOptions) -> Result<Self, EpiphyteError> {
         Answer::start(vec![(slot, options.try_into()?)]).map(Self)
     }
+
+    pub(crate) fn answer(&self) -> &Answer {
+        &self.0
+    }
 }
 
 #[uniffi::export]

@@ -14,6 +14,7 @@ mod android;
 mod answer;
 mod app;
 mod batch;
+mod cancel;
 mod engine;
 mod error;
 mod generation;
@@ -22,6 +23,7 @@ mod lifecycle;
 mod options;
 mod plan;
 mod session;
+mod shortcut;
 mod source;
 mod train;
 mod train_options;
@@ -33,6 +35,7 @@ pub use adapter::{
 };
 pub use app::{AppInfo, app_info};
 pub use batch::{BatchGeneration, BatchSequence, BatchToken};
+pub use cancel::CancelToken;
 pub use engine::{DeviceWork, Engine, EngineOptions, LoadListener, LoadPhase, LoadProgress};
 pub use error::EpiphyteError;
 pub use generation::Generation;
@@ -46,6 +49,7 @@ pub use options::{
 };
 pub use plan::{ClassBytes, MemoryClass, MemoryPlan, MemoryPlanOptions, TrainingPlan, memory_plan};
 pub use session::Session;
+pub use shortcut::{epiphyte_batch_generation_take, epiphyte_generation_take};
 pub use source::ModelSource;
 pub use train::{
     DataReport, Losses, TrainEnd, TrainListener, TrainOutcome, TrainPhase, TrainProgress,

@@ -1,5 +1,9 @@
 //! Work off the caller's thread: one of ours for each call that may wait, and futures that only wait
 //! for it. They need no runtime of their own.
+//!
+//! The crate `blocking` does much the same, but lets a thread go after half a second, and drivers
+//! hold on to memory for each that they have seen; and it hands a panic, whose text may quote a
+//! user's, on to whoever waits. With it come seven more crates.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -28,9 +32,11 @@ impl<T> Default for Promise<T> {
 impl<T> Promise<T> {
     /// The first value counts.
     pub(crate) fn set(&self, value: T) {
-        let (slot, wakers) = &mut *lock(&self.0);
-        slot.get_or_insert(value);
-        wakers.drain(..).for_each(Waker::wake);
+        let mut state = lock(&self.0);
+        state.0.get_or_insert(value);
+        let wakers = std::mem::take(&mut state.1);
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
     }
 
     async fn wait_for<R>(&self, read: impl Fn(&mut Option<T>) -> Option<R>) -> R {

@@ -28,7 +28,7 @@ fn ran_alone(name: &str) -> bool {
 fn open() -> Arc<Engine> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/tiny_llama.gguf");
     let source = ModelSource::Path { path: path.to_str().unwrap().into() };
-    block_on(Engine::open(source, EngineOptions::default(), None)).unwrap()
+    block_on(Engine::open(source, EngineOptions::default(), None, None)).unwrap()
 }
 
 fn answer(engine: &Engine) {

@@ -8,7 +8,7 @@ use pollster::block_on;
 use super::{SHARED, open, text};
 
 fn opened(source: ModelSource) -> EpiphyteError {
-    block_on(Engine::open(source, EngineOptions::default(), None)).err().unwrap()
+    block_on(Engine::open(source, EngineOptions::default(), None, None)).err().unwrap()
 }
 
 #[test]

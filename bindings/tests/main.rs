@@ -48,7 +48,7 @@ fn engine() -> Arc<Engine> {
 }
 
 fn open(options: EngineOptions) -> Result<Arc<Engine>, EpiphyteError> {
-    block_on(Engine::open(tiny(), options, None))
+    block_on(Engine::open(tiny(), options, None, None))
 }
 
 /// A session that holds [`PROMPT`].

@@ -2,12 +2,17 @@
 //! stopped by a listener that throws.
 
 use std::fs::File;
+use std::future::Future;
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Waker};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use epiphyte_bindings::{
-    Engine, EngineOptions, EpiphyteError, LoadListener, LoadPhase, LoadProgress, ModelSource,
+    CancelToken, Engine, EngineOptions, EpiphyteError, LoadListener, LoadPhase, LoadProgress,
+    ModelSource,
 };
 use pollster::block_on;
 
@@ -27,7 +32,7 @@ impl LoadListener for Heard {
 fn opening_tells_how_far_it_is() {
     let heard = Arc::new(Heard::default());
     let options = EngineOptions { cache_dir: Some(String::new()), ..EngineOptions::default() };
-    block_on(Engine::open(tiny(), options, Some(Arc::<Heard>::clone(&heard)))).unwrap();
+    block_on(Engine::open(tiny(), options, Some(Arc::<Heard>::clone(&heard)), None)).unwrap();
     let heard = heard.0.lock().unwrap();
     for phase in [LoadPhase::SelfTest, LoadPhase::Weights, LoadPhase::Shaders] {
         let of = |done: fn(&LoadProgress) -> i64| {
@@ -72,7 +77,7 @@ fn archive() -> (tempfile::NamedTempFile, i64, i64) {
 }
 
 fn answers_as_the_runtime(source: ModelSource) {
-    let engine = block_on(Engine::open(source, EngineOptions::default(), None)).unwrap();
+    let engine = block_on(Engine::open(source, EngineOptions::default(), None, None)).unwrap();
     let answer = session(&engine).generate(greedy(8)).unwrap();
     assert_eq!(rest(&answer), expected(8));
 }
@@ -90,7 +95,7 @@ fn a_model_is_read_from_a_descriptor_that_is_closed_afterwards() {
     let file = File::open(archive.path()).unwrap();
     let fd = file.as_raw_fd();
     let source = ModelSource::Descriptor { fd, offset, length: Some(length) };
-    let engine = block_on(Engine::open(source, EngineOptions::default(), None)).unwrap();
+    let engine = block_on(Engine::open(source, EngineOptions::default(), None, None)).unwrap();
     drop((file, archive));
     let answer = session(&engine).generate(greedy(8)).unwrap();
     assert_eq!(rest(&answer), expected(8));
@@ -101,7 +106,7 @@ fn a_part_that_is_not_there_is_refused() {
     let (archive, offset, length) = archive();
     let path = text(archive.path());
     let source = |offset, length| ModelSource::Part { path: path.clone(), offset, length };
-    let error = |source| block_on(Engine::open(source, EngineOptions::default(), None)).err();
+    let error = |source| block_on(Engine::open(source, EngineOptions::default(), None, None)).err();
     for source in [source(offset, Some(length + 9)), source(i64::MAX, None)] {
         let error = error(source);
         assert!(matches!(error, Some(EpiphyteError::InvalidFile { .. })), "{error:?}");
@@ -130,11 +135,56 @@ impl LoadListener for Throws {
 
 #[test]
 fn a_listener_that_throws_stops_opening() {
-    let opened = block_on(Engine::open(tiny(), EngineOptions::default(), Some(Arc::new(Throws))));
+    let options = EngineOptions::default();
+    let opened = block_on(Engine::open(tiny(), options, Some(Arc::new(Throws)), None));
     match opened.err() {
         Some(error @ EpiphyteError::Callback { .. }) => {
             assert!(error.message().contains("IllegalStateException"));
         }
         other => panic!("{other:?}"),
     }
+}
+
+/// Stops it at the first word of the self-test.
+struct Stops(Arc<CancelToken>, Heard);
+
+impl LoadListener for Stops {
+    fn on_progress(&self, progress: LoadProgress) -> Result<(), EpiphyteError> {
+        self.0.cancel();
+        self.1.on_progress(progress)
+    }
+}
+
+#[test]
+fn a_token_stops_opening() {
+    let cancel = CancelToken::new();
+    let listener = Arc::new(Stops(Arc::clone(&cancel), Heard::default()));
+    let options = EngineOptions { cache_dir: Some(String::new()), ..EngineOptions::default() };
+    let heard = Arc::<Stops>::clone(&listener);
+    let opened = block_on(Engine::open(tiny(), options, Some(heard), Some(cancel)));
+    let error = opened.err();
+    assert!(matches!(error, Some(EpiphyteError::Cancelled { .. })), "{error:?}");
+    assert_eq!(listener.1.0.lock().unwrap().len(), 1);
+}
+
+#[test]
+fn opening_stops_when_nobody_waits_for_it() {
+    let heard = Arc::new(Heard::default());
+    let options = EngineOptions { cache_dir: Some(String::new()), ..EngineOptions::default() };
+    let mut open = Box::pin(Engine::open(tiny(), options, Some(Arc::<Heard>::clone(&heard)), None));
+    assert!(open.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    let until = |done: &dyn Fn() -> bool| {
+        let begin = Instant::now();
+        while !done() {
+            assert!(begin.elapsed() < Duration::from_secs(60), "it goes on");
+            thread::sleep(Duration::from_millis(1));
+        }
+    };
+    until(&|| !heard.0.lock().unwrap().is_empty());
+    drop(open);
+    // The thread has let go of the listener.
+    until(&|| Arc::strong_count(&heard) == 1);
+    let heard = heard.0.lock().unwrap();
+    let last = heard.last().unwrap();
+    assert!(last.phase == LoadPhase::SelfTest && last.done < last.total, "{last:?}");
 }

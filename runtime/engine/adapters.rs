@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::adapter::{Adapter, LoadReport};
 use crate::error::{Error, Result};
 use crate::parallel;
+use crate::progress::Loading;
 
 use super::residents::{AdapterState, Incoming, ReadAgain, SetId};
 use super::{Engine, Session};
@@ -108,7 +109,7 @@ impl Engine {
     fn send_adapter(&self, id: &str, incoming: Incoming) -> Result<Arc<LoadReport>> {
         // Before the turn, so that nobody waits for the compiler.
         let specs = self.executor()?.adapted_specs(self.gpu().caps());
-        self.gpu().compile_all(specs, &mut |_, _| ())?;
+        self.gpu().compile_all(specs, &mut Loading::to_the_end(&mut |_| {}))?;
         let mut executor = self.executor()?;
         let gpu = self.gpu();
         if executor.registry.fits(&incoming) {

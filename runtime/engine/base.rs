@@ -12,7 +12,7 @@ use crate::format::gguf::Gguf;
 use crate::gpu::Gpu;
 use crate::grammar::{Grammar, Grammars, ResponseFormat};
 use crate::model::weights::Weights;
-use crate::progress::{LoadPhase, LoadProgress};
+use crate::progress::{LoadPhase, Loading};
 use crate::tokenizer::{Tokenizer, TokenizerSpec};
 
 /// A loaded model: sizes, tokenizer, template. Its weights are on the device.
@@ -43,25 +43,27 @@ enum Source {
 }
 
 impl Base {
-    /// Reads and checks the whole file, then sends the weights to the device, of which `progress`
+    /// Reads and checks the whole file, then sends the weights to the device, of which `loading`
     /// hears. Chats are rendered with `chat_template`, or with the file's own, which is parsed when
     /// the first one is.
     ///
     /// Errors: as [`Gguf`]'s, [`ModelConfig::from_gguf`], [`ModelConfig::check_tensors`],
-    /// [`Tokenizer::from_spec`] and [`Weights::load`].
+    /// [`Tokenizer::from_spec`] and [`Weights::load`]; [`Error::Cancelled`].
     pub(crate) fn load(
         gpu: &Gpu,
         gguf: &Gguf,
         chat_template: Option<&str>,
-        progress: &mut dyn FnMut(LoadProgress),
+        loading: &mut Loading<'_>,
     ) -> Result<(Self, Weights)> {
         let config = ModelConfig::from_gguf(gguf)?;
         config.check_tensors(gguf)?;
         let spec = TokenizerSpec::from_gguf(gguf)?;
         let file_bytes = gguf.tensors().map(|view| view.n_bytes() as u64).sum();
-        let mut sent =
-            |done| progress(LoadProgress { phase: LoadPhase::Weights, done, total: file_bytes });
-        sent(0);
+        let mut sent = |done| {
+            loading.report(LoadPhase::Weights, done, file_bytes);
+            loading.cancel.check()
+        };
+        sent(0)?;
         // The tokenizer takes about as long as the weights: build it beside them.
         let (beside, weights) = std::thread::scope(|scope| {
             let beside = scope.spawn(|| {
@@ -75,7 +77,7 @@ impl Base {
             beside.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         let weights = weights?;
         // With the norms, which are too small to be told of.
-        sent(file_bytes);
+        sent(file_bytes)?;
         let text = |id: Option<u32>| {
             id.and_then(|id| tokenizer.token_text(id)).unwrap_or_default().to_string()
         };
@@ -114,7 +116,7 @@ impl Base {
     /// Errors: [`Error::BaseMismatch`] when the file is another by now; as [`Base::load`].
     pub(super) fn read_again(&self, gpu: &Gpu) -> Result<Weights> {
         match &self.source {
-            Source::Open(gguf) => Weights::load(gpu, gguf, &self.config, &mut |_| {}),
+            Source::Open(gguf) => Weights::load(gpu, gguf, &self.config, &mut |_| Ok(())),
             Source::File(path) => {
                 let gguf = Gguf::open(path)?;
                 let config = ModelConfig::from_gguf(&gguf)?;
@@ -122,7 +124,7 @@ impl Base {
                 let spec = TokenizerSpec::from_gguf(&gguf)?;
                 let got = fingerprint(&gguf, &config, &spec)?;
                 fingerprint::check(&self.fingerprint, &got)?;
-                Weights::load(gpu, &gguf, &config, &mut |_| {})
+                Weights::load(gpu, &gguf, &config, &mut |_| Ok(()))
             }
             Source::Nowhere => {
                 let reason = "it was opened from memory, which was not kept; open the engine again";

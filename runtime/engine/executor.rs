@@ -21,7 +21,7 @@ use crate::model::kv_cache::KvCache;
 use crate::model::pages::{Held, PAGE_LEN, PageKey, PagePool, Reach};
 use crate::model::site::LoraPass;
 use crate::model::weights::Weights;
-use crate::progress::{LoadPhase, LoadProgress};
+use crate::progress::Loading;
 
 use super::pass::How;
 use super::residents::{Registry, SetId};
@@ -130,25 +130,19 @@ pub(crate) struct Row<'a> {
 }
 
 impl Executor {
-    /// Compiles what works on `weights`, of which `progress` hears, and makes room for it.
+    /// Compiles what works on `weights`, of which `loading` hears, and makes room for it.
     ///
-    /// Errors: [`Error::OutOfMemory`]; as [`Gpu::kernel`] and [`Gpu::check`].
+    /// Errors: [`Error::OutOfMemory`]; [`Error::Cancelled`]; as [`Gpu::kernel`] and [`Gpu::check`].
     pub(crate) fn load(
         gpu: &Gpu,
         base: &Base,
         weights: Weights,
         setup: &Setup,
-        progress: &mut dyn FnMut(LoadProgress),
+        loading: &mut Loading<'_>,
     ) -> Result<Self> {
         let spaces = Spaces::new(gpu.caps(), setup.context, setup.kv_f32);
         let specs = Self::specs(gpu.caps(), base, &weights, &spaces.steps);
-        gpu.compile_all(specs, &mut |done, total| {
-            progress(LoadProgress {
-                phase: LoadPhase::Shaders,
-                done: done as u64,
-                total: total as u64,
-            });
-        })?;
+        gpu.compile_all(specs, loading)?;
         // What the weights were staged in is given back first, so that it leaves no gaps.
         gpu.wait(None)?;
         let executor = Self::new(gpu, base, weights, &spaces, setup.adapter_budget)?;

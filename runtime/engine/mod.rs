@@ -49,7 +49,7 @@ pub use crate::cancel::CancelToken;
 use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;
 use crate::gpu::{Gpu, GpuOptions};
-use crate::progress::LoadProgress;
+use crate::progress::{LoadProgress, Loading};
 use crate::selftest;
 use benches::Benches;
 use executor::Executor;
@@ -76,6 +76,8 @@ pub struct EngineOptions {
     pub adapter_budget: u64,
     /// Render chats with this Jinja template instead of the model's own.
     pub chat_template: Option<String>,
+    /// Stops opening: between two kernels that are tested or compiled, and two tensors.
+    pub cancel: CancelToken,
 }
 
 impl Default for EngineOptions {
@@ -88,6 +90,7 @@ impl Default for EngineOptions {
             skip_self_test: false,
             adapter_budget: 128 << 20,
             chat_template: None,
+            cancel: CancelToken::default(),
         }
     }
 }
@@ -129,8 +132,8 @@ struct Setup {
 impl Engine {
     /// Opens the device, checks its kernels, and loads the model file at `path`.
     ///
-    /// Errors: [`Error::NoGpu`], [`Error::Gpu`], [`Error::OutOfMemory`]; as [`Gguf::open`]
-    /// and [`ModelConfig::from_gguf`].
+    /// Errors: [`Error::NoGpu`], [`Error::Gpu`], [`Error::OutOfMemory`]; [`Error::Cancelled`], after
+    /// which nothing of it is left; as [`Gguf::open`] and [`ModelConfig::from_gguf`].
     pub fn open(path: impl AsRef<Path>, options: EngineOptions) -> Result<Arc<Self>> {
         Self::open_with(path, options, &mut |_| {})
     }
@@ -158,9 +161,11 @@ impl Engine {
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Arc<Self>> {
         ModelConfig::from_gguf(&gguf)?.check_tensors(&gguf)?;
+        let loading = &mut Loading::new(progress, &options.cancel);
+        loading.cancel.check()?;
         let mut gpu = Gpu::open(options.gpu.clone())?;
-        let trains = options.skip_self_test || selftest::run_reporting(&mut gpu, progress)?.trains;
-        let mut engine = Self::load_on(gpu, &gguf, &options, progress)?;
+        let trains = options.skip_self_test || selftest::run_for(&mut gpu, loading)?.trains;
+        let mut engine = Self::load_on(gpu, &gguf, &options, loading)?;
         if let Some(engine) = Arc::get_mut(&mut engine) {
             engine.trains = trains;
             engine.base.keep(gguf);
@@ -168,7 +173,7 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Loads an open model file onto an open device, whose kernels [`selftest::run_reporting`] has
+    /// Loads an open model file onto an open device, whose kernels [`selftest::run_for`] has
     /// checked.
     ///
     /// Errors: as [`Engine::open`].
@@ -176,9 +181,9 @@ impl Engine {
         gpu: Gpu,
         gguf: &Gguf,
         options: &EngineOptions,
-        progress: &mut dyn FnMut(LoadProgress),
+        loading: &mut Loading<'_>,
     ) -> Result<Arc<Self>> {
-        let (base, weights) = Base::load(&gpu, gguf, options.chat_template.as_deref(), progress)?;
+        let (base, weights) = Base::load(&gpu, gguf, options.chat_template.as_deref(), loading)?;
         let most = base.config.max_position_embeddings;
         let context = options.context.unwrap_or(most.min(8192));
         if context == 0 || context > most {
@@ -187,10 +192,12 @@ impl Engine {
         }
         let (kv_f32, adapter_budget) = (options.kv_f32, options.adapter_budget);
         let setup = Setup { context, kv_f32, adapter_budget };
-        let executor = Executor::load(&gpu, &base, weights, &setup, progress)?;
+        let executor = Executor::load(&gpu, &base, weights, &setup, loading)?;
         let kv_f16 = gpu.caps().f16 && !kv_f32;
         // At once: the app may be killed, and the next start should find them.
         gpu.save_pipelines();
+        // One that comes last is not lost either.
+        loading.cancel.check()?;
         Ok(Arc::new(Self {
             first: gpu,
             second: OnceLock::new(),
@@ -218,7 +225,7 @@ impl Engine {
             options: &EngineOptions,
             progress: &mut dyn FnMut(LoadProgress),
         ) -> Result<Arc<Self>> {
-            Self::load_on(gpu, gguf, options, progress)
+            Self::load_on(gpu, gguf, options, &mut Loading::new(progress, &options.cancel))
         }
     }
 

@@ -14,6 +14,7 @@ use super::turns;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::model::weights::Weights;
+use crate::progress::Loading;
 
 /// Who has the device. Adapters are known whether the model is there or not.
 pub(super) enum Seat {
@@ -130,10 +131,11 @@ impl Engine {
         let gpu = self.gpu();
         gpu.check()?;
         self.lifecycle.set_model(Model::Loading);
-        let executor = self
-            .base
-            .read_again(gpu)
-            .and_then(|weights| Executor::load(gpu, &self.base, weights, &self.setup, &mut |_| {}));
+        let load = |weights| {
+            let (base, setup) = (&self.base, &self.setup);
+            Executor::load(gpu, base, weights, setup, &mut Loading::to_the_end(&mut |_| {}))
+        };
+        let executor = self.base.read_again(gpu).and_then(load);
         let mut executor = executor.inspect_err(|_| self.lifecycle.set_model(Model::Away))?;
         std::mem::swap(&mut executor.registry, seat.registry_mut());
         *seat = Seat::Taken(Box::new(executor));

@@ -148,7 +148,8 @@ fn differences(
             }
             if factors.has(factor) {
                 let difference = new.iter().zip(&old).map(|(new, old)| new - old);
-                values.insert((module.path, factor), difference.collect());
+                // Spelt out: with Apple's frameworks about, nobody can guess it below.
+                values.insert((module.path, factor), difference.collect::<Vec<f32>>());
             } else if !drop_frozen && *new != old {
                 let reason = format!(
                     "{factor:?} was trained, and this round is of {} alone; train that alone \
@@ -160,7 +161,7 @@ fn differences(
             }
         }
     }
-    match values.values().flatten().all(|v: &f32| v.is_finite()) {
+    match values.values().flatten().all(|v| v.is_finite()) {
         true => Ok(values),
         false => Err(invalid("delta", "it holds NaN or infinity; train again at a lower rate")),
     }

@@ -15,6 +15,7 @@ use super::tensor::Tensor;
 use crate::error::Result;
 use crate::identity::{Hash, sha256};
 use crate::parallel;
+use crate::progress::{LoadPhase, Loading};
 
 /// How a kernel touches one of its storage bindings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -146,24 +147,28 @@ impl Gpu {
         Ok(kernel)
     }
 
-    /// Compiles `specs`, a few at a time; `progress` gets those done and in all. As [`Gpu::kernel`]
-    /// finds them later.
+    /// Compiles `specs`, a few at a time, of which `loading` hears. As [`Gpu::kernel`] finds them
+    /// later.
     ///
-    /// Errors: as [`Gpu::kernel`].
-    pub fn compile_all(
+    /// Errors: as [`Gpu::kernel`]; [`crate::Error::Cancelled`].
+    pub(crate) fn compile_all(
         &self,
         specs: Vec<KernelSpec>,
-        progress: &mut dyn FnMut(usize, usize),
+        loading: &mut Loading<'_>,
     ) -> Result<()> {
         let mut texts = HashMap::new();
         for spec in specs {
             texts.insert(spec.text(self.caps().immediates)?, spec);
         }
         let specs: Vec<_> = texts.into_values().collect();
-        let compiled =
-            parallel::map_reporting(&specs, |spec| self.kernel(spec).map(drop), &mut |done| {
-                progress(done, specs.len());
-            });
+        let cancel = loading.cancel.clone();
+        let compile = |spec: &KernelSpec| {
+            cancel.check()?;
+            self.kernel(spec).map(drop)
+        };
+        let compiled = parallel::map_reporting(&specs, compile, &mut |done| {
+            loading.report(LoadPhase::Shaders, done as u64, specs.len() as u64);
+        });
         compiled.into_iter().collect()
     }
 

@@ -165,12 +165,12 @@ impl Weights {
     /// Sends the file's tensors to the device, calling `progress` with the bytes of the file done
     /// so far.
     ///
-    /// Errors: as [`Weights::allocate`].
+    /// Errors: as [`Weights::allocate`]; those of `progress`, which end it.
     pub fn load(
         gpu: &Gpu,
         gguf: &Gguf,
         config: &ModelConfig,
-        progress: &mut dyn FnMut(u64),
+        progress: &mut dyn FnMut(u64) -> Result<()>,
     ) -> Result<Self> {
         let (weights, views) = Self::allocate(gpu, gguf, config)?;
         for (vector, views) in weights.vectors().zip(&views.vectors) {
@@ -185,7 +185,7 @@ impl Weights {
         for (linear, views) in weights.linears().zip(views.linears) {
             linear.fill(gpu, &views);
             done += views.iter().map(|view| view.n_bytes() as u64).sum::<u64>();
-            progress(done);
+            progress(done)?;
         }
         Ok(weights)
     }

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, Gpu};
 use crate::parallel;
-use crate::progress::{LoadPhase, LoadProgress};
+use crate::progress::{LoadPhase, Loading};
 use cases::Case;
 
 /// What a kernel variant asks of the device beyond the reference tier, and what its failure takes
@@ -84,20 +84,20 @@ pub type Sabotage<'a> = &'a (dyn Fn(&str, &[Ability]) -> bool + Sync);
 /// Errors: [`Error::Gpu`] naming kernel and driver when the reference tier fails;
 /// [`Error::DeviceLost`]; [`Error::OutOfMemory`].
 pub fn run(gpu: &mut Gpu) -> Result<Report> {
-    run_reporting(gpu, &mut |_| {})
+    run_for(gpu, &mut Loading::to_the_end(&mut |_| {}))
 }
 
-/// As [`run`]; `progress` hears how many kernels are tested, unless their verdicts were kept.
+/// As [`run`]; `loading` hears how many kernels are tested, unless their verdicts were kept.
 ///
-/// Errors: as [`run`].
-pub fn run_reporting(gpu: &mut Gpu, progress: &mut dyn FnMut(LoadProgress)) -> Result<Report> {
+/// Errors: as [`run`]; [`Error::Cancelled`].
+pub(crate) fn run_for(gpu: &mut Gpu, loading: &mut Loading<'_>) -> Result<Report> {
     let path = cache::path(gpu);
     if let Some(mut report) = path.as_deref().and_then(cache::read) {
         gpu.restrict(&report.caps);
         report.caps = gpu.caps().clone();
         return Ok(report);
     }
-    let report = run_tiers(gpu, &|_, _| false, progress)?;
+    let report = run_tiers(gpu, &|_, _| false, loading)?;
     if let Some(path) = path {
         cache::write(&path, &report);
     }
@@ -108,17 +108,13 @@ pub fn run_reporting(gpu: &mut Gpu, progress: &mut dyn FnMut(LoadProgress)) -> R
 ///
 /// Errors: as [`run`].
 pub fn run_with(gpu: &mut Gpu, sabotage: Sabotage<'_>) -> Result<Report> {
-    run_tiers(gpu, sabotage, &mut |_| {})
+    run_tiers(gpu, sabotage, &mut Loading::to_the_end(&mut |_| {}))
 }
 
-fn run_tiers(
-    gpu: &mut Gpu,
-    sabotage: Sabotage<'_>,
-    progress: &mut dyn FnMut(LoadProgress),
-) -> Result<Report> {
+fn run_tiers(gpu: &mut Gpu, sabotage: Sabotage<'_>, loading: &mut Loading<'_>) -> Result<Report> {
     let mut verdicts = Vec::new();
     loop {
-        let tier = test(gpu, sabotage, progress)?;
+        let tier = test(gpu, sabotage, loading)?;
         // A device whose reference tier can't train can answer all the same.
         let hopeless = |v: &KernelCheck| v.training && v.uses.is_empty();
         let Some(failed) = tier.iter().find(|v| !v.ok && !hopeless(v)) else {
@@ -192,18 +188,17 @@ fn unusable(gpu: &Gpu, tier: &[KernelCheck], failed: &KernelCheck) -> Error {
 }
 
 /// Every variant of the present tier, on a few threads: compiling takes most of the time.
-fn test(
-    gpu: &Gpu,
-    sabotage: Sabotage<'_>,
-    progress: &mut dyn FnMut(LoadProgress),
-) -> Result<Vec<KernelCheck>> {
+fn test(gpu: &Gpu, sabotage: Sabotage<'_>, loading: &mut Loading<'_>) -> Result<Vec<KernelCheck>> {
     let cases = cases::all(gpu);
     let total = cases.len() as u64;
-    let mut report = |done: usize| {
-        progress(LoadProgress { phase: LoadPhase::SelfTest, done: done as u64, total })
+    let cancel = loading.cancel.clone();
+    let judged = |case: &Case| {
+        cancel.check()?;
+        judge(gpu, case, sabotage)
     };
+    let mut report = |done: usize| loading.report(LoadPhase::SelfTest, done as u64, total);
     gpu.counters.tested.fetch_add(total, Ordering::Relaxed);
-    let verdicts = parallel::map_reporting(&cases, |case| judge(gpu, case, sabotage), &mut report);
+    let verdicts = parallel::map_reporting(&cases, judged, &mut report);
     gpu.check()?;
     verdicts.into_iter().collect()
 }

@@ -8,7 +8,7 @@ use crate::engine::{Engine, EngineOptions};
 use crate::error::Result;
 use crate::format::gguf::Gguf;
 use crate::gpu::{Gpu, GpuOptions};
-use crate::progress::LoadProgress;
+use crate::progress::{LoadProgress, Loading};
 use crate::selftest;
 use crate::train::plan::{Choice, TRAIN_CONTEXT, Wish, choose};
 use crate::train::trainer::computes_wrong;
@@ -37,7 +37,7 @@ impl<'a> TrainSetup<'a> {
         // What is wrong whatever the device is refused before one is opened.
         wish.options.shape()?.check(&config)?;
         let mut gpu = Gpu::open(gpu)?;
-        if !selftest::run_reporting(&mut gpu, progress)?.trains {
+        if !selftest::run_for(&mut gpu, &mut Loading::to_the_end(progress))?.trains {
             return Err(computes_wrong());
         }
         let choice = choose(gguf, &config, gpu.caps(), wish)?;
@@ -58,6 +58,7 @@ impl<'a> TrainSetup<'a> {
             chat_template,
             ..EngineOptions::default()
         };
-        Engine::load_on(self.gpu, self.gguf, &options, progress)
+        let mut loading = Loading::to_the_end(progress);
+        Engine::load_on(self.gpu, self.gguf, &options, &mut loading)
     }
 }

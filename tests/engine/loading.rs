@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use epiphyte::format::gguf::Gguf;
 use epiphyte::gpu::{Caps, Gpu, GpuOptions};
-use epiphyte::{Engine, EngineOptions, Error, LoadPhase, LoadProgress};
+use epiphyte::{CancelToken, Engine, EngineOptions, Error, LoadPhase, LoadProgress};
 
 use super::registry::sized;
 use super::{greedy, prompt, session};
@@ -42,6 +42,46 @@ fn each_phase_of_opening_is_heard_of() {
     assert_eq!(bytes, engine.base().file_bytes);
     // The verdicts of the self-test were kept.
     assert_eq!(phases(&heard(options).1), [LoadPhase::Weights, LoadPhase::Shaders]);
+}
+
+#[test]
+fn a_load_that_is_cancelled_stops_where_it_is() {
+    for phase in [LoadPhase::SelfTest, LoadPhase::Weights, LoadPhase::Shaders] {
+        let dir = tempfile::tempdir().unwrap();
+        let cancel = CancelToken::default();
+        let options = EngineOptions {
+            gpu: GpuOptions { cache_dir: Some(dir.path().into()), ..GpuOptions::default() },
+            skip_self_test: phase != LoadPhase::SelfTest,
+            cancel: cancel.clone(),
+            ..EngineOptions::default()
+        };
+        let mut last = None;
+        let opened = Engine::open_with(golden("tiny_llama.gguf"), options, &mut |progress| {
+            last = Some(progress);
+            if progress.phase == phase && progress.done > 0 {
+                cancel.cancel();
+            }
+        });
+        assert!(matches!(opened.err(), Some(Error::Cancelled)), "{phase:?}");
+        let last = last.unwrap();
+        assert!(last.phase == phase && last.done < last.total, "went on to {last:?}");
+        // Half a self-test is no verdict.
+        let kept = std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name());
+        let verdicts: Vec<_> =
+            kept.filter(|name| name.to_string_lossy().ends_with("selftest.json")).collect();
+        assert!(verdicts.is_empty(), "{verdicts:?}");
+    }
+}
+
+#[test]
+fn a_load_that_was_cancelled_before_begins_nothing() {
+    let cancel = CancelToken::default();
+    cancel.cancel();
+    let options = EngineOptions { cancel, ..EngineOptions::default() };
+    let opened = Engine::open_with(golden("tiny_llama.gguf"), options, &mut |progress| {
+        panic!("{progress:?}")
+    });
+    assert!(matches!(opened.err(), Some(Error::Cancelled)));
 }
 
 #[test]

@@ -12,30 +12,15 @@ public struct BatchSequence: Sendable {
 }
 
 /// Running answers of several sessions, computed together: `for try await token in batch` gives each with its index.
-public final class BatchGeneration: AsyncSequence, Sendable {
+public final class BatchGeneration: TokenSequence {
     public typealias Element = BatchToken
 
     let core: EpiphyteCore.BatchGeneration
 
     init(_ core: EpiphyteCore.BatchGeneration) { self.core = core }
 
-    /// The tokens that nobody took yet.
-    public var tokens: AsyncThrowingStream<BatchToken, Error> {
-        AsyncThrowingStream { try await self.next() }
-    }
+    public func next() async throws -> BatchToken? { try await cancellable { try await core.next() } }
 
-    public func makeAsyncIterator() -> AsyncThrowingStream<BatchToken, Error>.Iterator { tokens.makeAsyncIterator() }
-
-    /// The next token of any sequence; nil once all have ended.
-    public func next() async throws -> BatchToken? {
-        try await withTaskCancellationHandler {
-            try await core.next()
-        } onCancel: {
-            core.cancel()
-        }
-    }
-
-    /// Ends all answers: no token comes once this has returned.
     public func cancel() { core.cancel() }
 
     /// Ends the answer of one sequence; the others go on.

@@ -8,8 +8,8 @@ public final class Engine: Sendable {
 
     init(_ core: EpiphyteCore.Engine) { self.core = core }
 
-    /// Opens the GPU, checks its driver and loads a GGUF file. Takes seconds the first time on a driver; `onProgress` hears
-    /// how far it is, on a thread of the library's.
+    /// Opens the GPU, checks its driver and loads a GGUF file. Takes seconds the first time on a driver; cancelling the
+    /// task stops it, with nothing left of it. `onProgress` hears how far it is, on a thread of the library's.
     public static func open(
         _ model: URL, options: EngineOptions = EngineOptions(),
         onProgress: (@Sendable (LoadProgress) throws -> Void)? = nil
@@ -22,11 +22,26 @@ public final class Engine: Sendable {
         _ source: ModelSource, options: EngineOptions = EngineOptions(),
         onProgress: (@Sendable (LoadProgress) throws -> Void)? = nil
     ) async throws -> Engine {
+        let cancel = CancelToken()
+        return try await withTaskCancellationHandler {
+            do {
+                return try await open(source, options: options, onProgress: onProgress, cancel: cancel)
+            } catch EpiphyteError.cancelled {
+                throw CancellationError()
+            }
+        } onCancel: {
+            cancel.cancel()
+        }
+    }
+
+    static func open(
+        _ source: ModelSource, options: EngineOptions, onProgress: (@Sendable (LoadProgress) throws -> Void)?,
+        cancel: CancelToken
+    ) async throws -> Engine {
         let listener = onProgress.map(ProgressListener.init)
         let cached = options.cached(in: EngineOptions.appCaches)
-        return try await untilCancelled {
-            Engine(try await EpiphyteCore.Engine.open(source: source, options: cached, listener: listener))
-        }
+        return Engine(
+            try await EpiphyteCore.Engine.open(source: source, options: cached, listener: listener, cancel: cancel))
     }
 
     /// An empty session.

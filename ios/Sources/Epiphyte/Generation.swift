@@ -1,36 +1,20 @@
 import EpiphyteCore
 
-/// A running answer, computed a token at a time as it is asked for: `for try await token in generation`. It ends when the
-/// task is cancelled, when `cancel()` is called, and when nobody holds it any more.
-public final class Generation: AsyncSequence, Sendable {
+/// A running answer: `for try await token in generation`.
+public final class Generation: TokenSequence {
     public typealias Element = Token
 
     let core: EpiphyteCore.Generation
 
     init(_ core: EpiphyteCore.Generation) { self.core = core }
 
-    /// The tokens that nobody took yet.
-    public var tokens: AsyncThrowingStream<Token, Error> {
-        AsyncThrowingStream { try await self.next() }
-    }
-
-    public func makeAsyncIterator() -> AsyncThrowingStream<Token, Error>.Iterator { tokens.makeAsyncIterator() }
-
-    /// The next token; nil once the answer is over.
-    public func next() async throws -> Token? {
-        try await withTaskCancellationHandler {
-            try await core.next()
-        } onCancel: {
-            core.cancel()
-        }
-    }
+    public func next() async throws -> Token? { try await cancellable { try await core.next() } }
 
     /// All that is left of it, as text.
     public func text() async throws -> String {
         try await reduce(into: "") { text, token in text += token.text }
     }
 
-    /// Ends the answer, also one that has not begun: no token comes once this has returned.
     public func cancel() { core.cancel() }
 
     /// Changes the adapters between two tokens. With `.keep` the tokens under way (at most 3) still come from the old ones.

@@ -9,6 +9,7 @@ public typealias AdapterState = EpiphyteCore.AdapterState
 public typealias AdapterWeight = EpiphyteCore.AdapterWeight
 public typealias AnswerStats = EpiphyteCore.AnswerStats
 public typealias BatchToken = EpiphyteCore.BatchToken
+typealias CancelToken = EpiphyteCore.CancelToken
 public typealias ClassBytes = EpiphyteCore.ClassBytes
 public typealias DataReport = EpiphyteCore.DataReport
 public typealias DeviceWork = EpiphyteCore.DeviceWork

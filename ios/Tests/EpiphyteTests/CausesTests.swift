@@ -1,6 +1,7 @@
-import Epiphyte
 import Foundation
 import Testing
+
+@testable import Epiphyte
 
 /// Every cause of an error: what an app does to meet it, or why none can here.
 @Suite struct CausesTests {
@@ -8,12 +9,10 @@ import Testing
 
     /// Why a cause can't be brought about through this border on this machine.
     static let outOfReach = [
-        "cancelled": "a cancelled call ends in its language's own cancellation",
         "deviceLost": "no driver here loses its device; tests/engine/lifecycle.rs makes one",
         "gpu": "no driver here refuses anything; tests/selftest.rs makes one",
         "internal": "it would be a fault; bindings/src/held.rs makes one",
         "invalidDelta": "no call of this border takes a delta",
-        "outOfMemory": "the software driver hands out all that the system has",
         "tokenizer": "what could be wrong with a GGUF's is an error of its metadata",
     ]
 
@@ -62,6 +61,13 @@ import Testing
             generation.cancel()
         },
         "callback": { _ in _ = try await Engine.open(tinyModel) { _ in throw CancellationError() } },
+        "cancelled": { _ in
+            // Below the task, whose own cancellation comes first.
+            let cancelled = CancelToken()
+            cancelled.cancel()
+            _ = try await Engine.open(
+                .path(path: tinyModel.path), options: EngineOptions(), onProgress: nil, cancel: cancelled)
+        },
         "chatTemplate": { _ in
             let engine = try await open(EngineOptions(chatTemplate: "{{ raise_exception('no such role') }}"))
             try await engine.session().setMessages([.user("my secret")])
@@ -106,6 +112,12 @@ import Testing
             try await openTampered(folder, ["blk.0.attn_q.weight": "blk.0.attn_X.weight"])
         },
         "noGpu": { _ in _ = try await open(EngineOptions(gpu: "no such device")) },
+        "outOfMemory": { folder in
+            // What 16 million tokens of a pass take, no buffer here holds.
+            var options = TrainerTests().options(folder, steps: 1)
+            options.microBatch = 1 << 18
+            try await tiny().trainer(options).run()
+        },
         "overBudget": { _ in
             _ = try await Engine.memoryPlan(tinyModel, options: MemoryPlanOptions(memoryBudgetBytes: 1000))
         },

@@ -27,7 +27,7 @@ import Testing
         let text = String(decoding: output.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
         process.waitUntilExit()
         #expect(process.terminationStatus == 0)
-        for line in ["tokens/s", "4 modules", "step 5 of 5", "finished", "nobody", "background"] {
+        for line in ["tokens/s", "4 modules", "step 5 of 5", "finished", "nobody", "background", "cancelled"] {
             #expect(text.contains(line), "\(line) is not in what it prints")
         }
     }

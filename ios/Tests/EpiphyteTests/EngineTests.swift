@@ -52,6 +52,20 @@ import Testing
         await #expect(throws: CancellationError.self) { _ = try await task.value }
     }
 
+    @Test func cancelledOpenLoadsNoFurther() async throws {
+        let seen = Box([LoadProgress]())
+        let task = Task {
+            try await Engine.open(tinyModel, options: EngineOptions(cacheDir: "")) { progress in
+                seen.change { $0.append(progress) }
+            }
+        }
+        while seen.value.isEmpty { try await Task.sleep(for: .milliseconds(1)) }
+        task.cancel()
+        await #expect(throws: CancellationError.self) { _ = try await task.value }
+        let last = try #require(seen.value.last)
+        #expect(last.phase == .selfTest && last.done < last.total)
+    }
+
     @Test func listenerThatThrowsIsAnErrorOfTheCall() async throws {
         struct Mine: Error {}
         #expect(await cause { _ = try await Engine.open(tinyModel) { _ in throw Mine() } } == "callback")

@@ -74,6 +74,24 @@ import Testing
         try await session.pushText("more")
     }
 
+    /// Not only one that waits for a token.
+    @Test(arguments: [true, false])
+    func taskCancelledBetweenTwoTokensEndsTheAnswer(stream: Bool) async throws {
+        let session = try await prompted()
+        let generation = try session.generate(greedy(200)), tokens = generation.tokens
+        let task = Task {
+            func cancelled() -> Bool { withUnsafeCurrentTask { $0?.cancel() }; return true }
+            if stream {
+                for try await _ in tokens where cancelled() {}
+            } else {
+                for try await _ in generation where cancelled() {}
+            }
+        }
+        try await task.value
+        #expect(generation.stats.generatedTokens == 1 && generation.finishReason == .cancelled)
+        try await session.pushText("more")
+    }
+
     @Test func taskCancelledBeforeItBeginsGetsNoToken() async throws {
         let generation = try await prompted().generate(greedy(32))
         let task = Task {

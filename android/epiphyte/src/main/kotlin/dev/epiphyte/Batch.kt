@@ -15,7 +15,10 @@ internal fun batchOf(engine: CoreEngine, sequences: List<BatchSequence>): Flow<B
     val running = sequences.map { CoreBatchSequence(it.session.core, it.options) }
     val answers = calling { engine.batch(running) }
     try {
-        while (true) emit(calling { answers.next() } ?: break)
+        val take = Shortcut.Take { buffer, room, wake, task ->
+            Shortcut.epiphyte_batch_generation_take(answers.handle, buffer, room, wake, task)
+        }
+        Shortcut.pull(take, next = { calling { answers.next() } }) { emit(it) }
     } finally {
         answers.cancel()
         answers.close()

@@ -118,7 +118,8 @@ public class Engine private constructor(private val core: CoreEngine) : AutoClos
 
         /**
          * Opens the GPU, checks its driver and loads a model. Takes seconds the first time on a
-         * driver. [onProgress] is called on a thread of the library's; what it throws ends the call.
+         * driver; cancelling the coroutine stops it, with nothing left of it. [onProgress] is called
+         * on a thread of the library's; what it throws ends the call.
          */
         public suspend fun open(
             model: ModelSource,
@@ -130,7 +131,7 @@ public class Engine private constructor(private val core: CoreEngine) : AutoClos
                 override fun onProgress(progress: LoadProgress) = listening.hear(progress)
             }
             return listening.during {
-                Engine(CoreEngine.open(model, options, listener.takeIf { onProgress != null }))
+                Engine(CoreEngine.open(model, options, listener.takeIf { onProgress != null }, cancel = null))
             }
         }
 

@@ -54,7 +54,11 @@ public class Session internal constructor(
         val answer = calling { core.generate(options) }
         this@Session.answer = answer
         try {
-            while (true) emit(calling { answer.next() } ?: break)
+            val take = Shortcut.Take { buffer, room, wake, task ->
+                Shortcut.epiphyte_generation_take(answer.handle, buffer, room, wake, task)
+            }
+            val next = suspend { calling { answer.next() }?.let { BatchToken(0, it) } }
+            Shortcut.pull(take, next = { next() }) { emit(it.token) }
         } finally {
             this@Session.answer = null
             answer.cancel()

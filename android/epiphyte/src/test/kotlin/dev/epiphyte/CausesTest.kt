@@ -14,12 +14,10 @@ import org.junit.jupiter.api.TestFactory
 class CausesTest {
     /** Why a cause can't be brought about through this border on this machine. */
     private val outOfReach = mapOf(
-        EpiphyteException.Cancelled::class to "a cancelled call ends in its language's own cancellation",
         EpiphyteException.DeviceLost::class to "no driver here loses its device; tests/engine/lifecycle.rs makes one",
         EpiphyteException.Gpu::class to "no driver here refuses anything; tests/selftest.rs makes one",
         EpiphyteException.Internal::class to "it would be a fault; bindings/src/held.rs makes one, BorderTest another",
         EpiphyteException.InvalidDelta::class to "no call of this border takes a delta",
-        EpiphyteException.OutOfMemory::class to "the software driver hands out all that the system has",
         EpiphyteException.Tokenizer::class to "what could be wrong with a GGUF's is an error of its metadata",
     )
 
@@ -60,6 +58,11 @@ class CausesTest {
             session.generate(greedy(2)).take(1).collect { session.pushText("more") }
         },
         EpiphyteException.Callback::class to { _ -> Engine.open(tinyModel) { error("mine") } },
+        // Below the coroutine, whose own cancellation comes first.
+        EpiphyteException.Cancelled::class to { _ ->
+            val cancelled = CoreCancelToken().apply { cancel() }
+            CoreEngine.open(ModelSource.Path(tinyModel.path), EngineOptions(), null, cancelled)
+        },
         EpiphyteException.ChatTemplate::class to { _ ->
             with(EngineOptions(chatTemplate = "{{ raise_exception('no such role') }}")) {
                 it.session().setMessages(Message.user("my secret"))
@@ -92,6 +95,10 @@ class CausesTest {
             openTampered(folder, "blk.0.attn_q.weight", "blk.0.attn_X.weight")
         },
         EpiphyteException.NoGpu::class to { _ -> with(EngineOptions(gpu = "no such device")) { } },
+        EpiphyteException.OutOfMemory::class to { folder ->
+            // What 16 million tokens of a pass take, no buffer here holds.
+            tiny().trainer(lesson(folder).copy(microBatch = 1 shl 18)).run()
+        },
         EpiphyteException.OverBudget::class to { _ ->
             Engine.memoryPlan(ModelSource.Path(tinyModel.path), MemoryPlanOptions(memoryBudgetBytes = 1000))
         },

@@ -18,10 +18,13 @@ import kotlin.test.assertContains
 import kotlin.test.assertIs
 import kotlin.test.assertTrue
 import kotlinx.coroutines.CoroutineScope
+import kotlinx.coroutines.cancelAndJoin
+import kotlinx.coroutines.delay
+import kotlinx.coroutines.launch
 
 /** docs/android.md, whose blocks are the lines of this file between its marks. */
 class DocsTest {
-    private suspend fun page(filesDir: File, print: (Any?) -> Unit, println: (Any?) -> Unit) {
+    private suspend fun CoroutineScope.page(filesDir: File, print: (Any?) -> Unit, println: (Any?) -> Unit) {
         // First token.
         val engine = Engine.open(File(filesDir, "model.gguf"), EngineOptions(context = 1024)) { progress ->
             println("${progress.phase}: ${progress.done} of ${progress.total}")
@@ -31,6 +34,13 @@ class DocsTest {
         session.setMessages(Message.system("Be brief."), Message.user("What is an epiphyte?"))
         session.generate(GenerateOptions(maxTokens = 48)).collect { token -> print(token.text) }
         println("${session.stats?.decodeTokensPerSecond} tokens/s")
+
+        val story = launch {
+            session.generate(GenerateOptions(maxTokens = 500)).collect { token -> print(token.text) }
+        }
+        delay(50)
+        story.cancelAndJoin() // no token comes any more
+        println("${session.stats?.generatedTokens} tokens, ${session.stats?.finishReason}")
 
         // A feature is an adapter.
         val report = engine.loadAdapter("pirate", File(filesDir, "adapters/pirate"))
@@ -127,7 +137,7 @@ class DocsTest {
             peft("plain").copyRecursively(File(filesDir, "adapters/pirate"))
             val said = StringBuilder()
             page(filesDir, { said.append(it) }, { said.append(it).append('\n') })
-            val words = listOf("WEIGHTS: ", "tokens/s", "4 modules", "step 5 of 5", "FINISHED", "READY, training at FULL", "nobody")
+            val words = listOf("WEIGHTS: ", "tokens/s", "4 modules", "step 5 of 5", "FINISHED", "READY, training at FULL", "nobody", "CANCELLED")
             words.forEach { assertContains(said, it) }
         }
     }

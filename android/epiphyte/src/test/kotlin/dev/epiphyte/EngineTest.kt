@@ -1,6 +1,7 @@
 package dev.epiphyte
 
 import java.io.File
+import java.util.concurrent.CopyOnWriteArrayList
 import kotlin.test.Test
 import kotlin.test.assertContains
 import kotlin.test.assertEquals
@@ -9,6 +10,7 @@ import kotlin.test.assertIs
 import kotlin.test.assertTrue
 import kotlinx.coroutines.CancellationException
 import kotlinx.coroutines.async
+import kotlinx.coroutines.cancelAndJoin
 import kotlinx.coroutines.delay
 import kotlinx.coroutines.launch
 import org.junit.jupiter.params.ParameterizedTest
@@ -25,6 +27,19 @@ class EngineTest {
             assertTrue(engine.trains)
             assertEquals(64, engine.context)
         }
+    }
+
+    @Test
+    fun `a cancelled open loads no further`() = running {
+        val seen = CopyOnWriteArrayList<LoadProgress>()
+        val opening = launch { Engine.open(tinyModel, EngineOptions(cacheDir = "")) { seen += it } }
+        until { seen.isNotEmpty() }
+        opening.cancelAndJoin()
+        val then = seen.size
+        delay(500)
+        // One word may have been on its way.
+        assertTrue(seen.size <= then + 1, "$then, ${seen.size}")
+        assertTrue(seen.last().run { phase == LoadPhase.SELF_TEST && done < total }, "${seen.last()}")
     }
 
     @Test
