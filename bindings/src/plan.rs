@@ -66,6 +66,10 @@ pub struct MemoryPlanOptions {
     /// Tokens that all sessions hold together; none: one full context, or none beside a training.
     #[uniffi(default = None)]
     pub kv_tokens: Option<i32>,
+    /// Sessions that hold them, at most; none: as few as the context lets. It counts in models with
+    /// windows.
+    #[uniffi(default = None)]
+    pub sessions: Option<i32>,
     /// Keep the KV cache in f32.
     #[uniffi(default = false)]
     pub kv_f32: bool,
@@ -136,6 +140,7 @@ fn plan(source: ModelSource, options: MemoryPlanOptions) -> Result<MemoryPlan, E
         options.memory_budget_bytes.map(|bytes| count("memory_budget_bytes", bytes)).transpose()?;
     let kv_tokens = options.kv_tokens.map(|tokens| count("kv_tokens", tokens)).transpose()?;
     let context = options.context.map(|tokens| count("context", tokens)).transpose()?;
+    let sessions = options.sessions.map(|sessions| count("sessions", sessions)).transpose()?;
     let gguf = source.gguf()?;
     let config = ModelConfig::from_gguf(&gguf)?;
     config.check_tensors(&gguf)?;
@@ -145,7 +150,8 @@ fn plan(source: ModelSource, options: MemoryPlanOptions) -> Result<MemoryPlan, E
         let adapter_budget = epiphyte::EngineOptions::default().adapter_budget;
         let (kv_f32, adapters) = (options.kv_f32, &[][..]);
         let kv_tokens = kv_tokens.unwrap_or(context);
-        let serving = Serving { context, kv_f32, kv_tokens, adapters, adapter_budget };
+        let sessions = sessions.unwrap_or(0);
+        let serving = Serving { context, kv_f32, kv_tokens, sessions, adapters, adapter_budget };
         let plan = tally(&caps, &config, Some(&gguf), &serving)?.plan();
         plan.within(budget_bytes, || "use a smaller context, or a smaller model".into())?;
         return Ok(MemoryPlan::from(&plan));

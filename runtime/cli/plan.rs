@@ -43,6 +43,9 @@ pub(super) struct PlanArgs {
     /// Positions of conversations that are kept [default: the context, or 0 with --train]
     #[arg(long, value_name = "N")]
     kv_tokens: Option<usize>,
+    /// Conversations that they are of, at most [default: as few as the context lets]
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with_all = ["train", "params"])]
+    sessions: usize,
     /// An adapter that is loaded (repeatable; where nothing is trained)
     #[arg(long = "adapter", value_name = "PATH", value_parser = library::adapter(),
         conflicts_with_all = ["train", "params"])]
@@ -194,7 +197,8 @@ fn answering(args: &PlanArgs, gguf: &Gguf, config: &ModelConfig, caps: &Caps) ->
     let adapters = args.adapters.iter().map(load).collect::<Result<Vec<_>>>()?;
     let plan = |kv_tokens| {
         let (adapters, adapter_budget) = (&adapters[..], EngineOptions::default().adapter_budget);
-        let serving = Serving { context, kv_f32: args.kv_f32, kv_tokens, adapters, adapter_budget };
+        let (kv_f32, sessions) = (args.kv_f32, args.sessions);
+        let serving = Serving { context, kv_f32, kv_tokens, sessions, adapters, adapter_budget };
         Ok::<_, Error>(tally(caps, config, Some(gguf), &serving)?.plan())
     };
     let kv_tokens = args.kv_tokens.unwrap_or(context);

@@ -26,6 +26,9 @@ pub struct Serving<'a> {
     pub kv_f32: bool,
     /// Positions that its sessions hold together.
     pub kv_tokens: usize,
+    /// Sessions that hold them, at most; as few as the context lets, where that is more. Counts in
+    /// models with windows, of which each session has its own.
+    pub sessions: usize,
     /// Loaded one after the other.
     pub adapters: &'a [Adapter],
     /// Bytes for them, as [`super::EngineOptions::adapter_budget`].
@@ -54,7 +57,8 @@ pub fn tally(
     let in_windows = config.window().map_or(0, |window| {
         // Of each session a window and the rows of a pass, both beginning and ending in a page.
         let each = window.div_ceil(PAGE_LEN) + pass_rows(caps).div_ceil(PAGE_LEN) + 2;
-        pages.min(each * serving.kv_tokens.div_ceil(serving.context.max(1)))
+        let sessions = serving.sessions.max(serving.kv_tokens.div_ceil(serving.context.max(1)));
+        pages.min(each.saturating_mul(sessions))
     });
     for (reach, pages) in [(Reach::All, pages), (Reach::Window, in_windows)] {
         while working.cache.pages(reach) < pages {

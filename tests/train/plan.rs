@@ -15,12 +15,12 @@ use epiphyte::gpu::{Buffer, Caps, Class, MemoryPlan, Tally, human_bytes};
 use epiphyte::train::buffers::{LayerInput, Optimizer, TrainShape};
 use epiphyte::train::plan::{Free, Site, Textbook, fit};
 use epiphyte::train::{TrainOptions, Trainer};
-use epiphyte::{Engine, EngineOptions, Error, GenerateOptions, generate_batch};
+use epiphyte::{CancelToken, Engine, EngineOptions, Error, GenerateOptions, generate_batch};
 use proptest::prelude::*;
 
 use super::trainer::examples;
-use crate::common::model_path;
 use crate::common::skip::skip;
+use crate::common::{golden, model_path};
 
 const GB: u64 = 1_000_000_000;
 
@@ -414,6 +414,36 @@ fn the_driver_is_asked_for_what_the_plan_of_answers_says() {
         generate_batch(sequences, |_, _| ControlFlow::Continue(())).unwrap();
         check(&engine, &tally(caps, config, Some(&gguf), &serving).unwrap().plan());
     }
+}
+
+#[test]
+fn many_short_sessions_with_windows_are_in_the_plan() {
+    let path = golden("families/mistral.gguf");
+    let (context, sessions, page) = (256, 40, 32);
+    let engine = open(&path, context);
+    let (config, caps) = (&engine.base().config, engine.gpu().caps());
+    assert!(config.traits.sliding_window.is_some());
+    let mut all: Vec<_> = (0..sessions).map(|_| engine.session()).collect();
+    for (i, session) in all.iter_mut().enumerate() {
+        let prompt: Vec<u32> =
+            (0..page + 8).map(|token| 3 + (token * (i + 2)) as u32 % 250).collect();
+        session.push_tokens(&prompt).unwrap();
+        session.prefill(&CancelToken::default()).unwrap();
+    }
+    let gguf = Gguf::open(&path).unwrap();
+    let plan = |of| {
+        let serving = Serving {
+            context,
+            kv_tokens: sessions * 2 * page,
+            sessions: of,
+            adapter_budget: EngineOptions::default().adapter_budget,
+            ..Serving::default()
+        };
+        tally(caps, config, Some(&gguf), &serving).unwrap().plan()
+    };
+    check(&engine, &plan(sessions));
+    // Said to be few, they would have fewer windows.
+    assert!(plan(0).total_bytes() < plan(sessions).total_bytes());
 }
 
 /// An adapter on every linear of the layers.
