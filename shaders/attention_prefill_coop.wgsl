@@ -27,8 +27,8 @@ const MARGIN: f32 = 5.0;  // PEAK e^MARGIN < 2^16
 const TEAM: u32 = max(LANES / S, 1u);     // lanes that share a row
 const ROUNDS: u32 = max(S / LANES, 1u);   // rows of a lane
 const RUN: u32 = PAGE / TEAM / 4u;        // fours of positions of a lane
-// Lines in quads, padded against bank conflicts: [QUERIES][E] of q, then [QUERIES][PAGE] of weights,
-// [PAGE][E] of keys and as many of values.
+// Lines in quads, padded against bank conflicts: [QUERIES][E] of q, then [QUERIES][PAGE] of
+// weights, [PAGE][E] of keys and as many of values.
 const E_LINE: u32 = E4 + 2u;
 const W_LINE: u32 = PAGE / 4u + 2u;
 const K_TILE: u32 = QUERIES * W_LINE;

@@ -4,9 +4,10 @@
 // x, and W, are rounded to f16 on staging; sums in f32.
 // Grid: (ceil(N / TN) ceil(M / COLS), 1, 1), or pair / (TN / 2) with SwiGLU; neighbours share W. A
 // workgroup of SUBGROUPS makes COLS x TN: SPLIT of them share fragments of S columns, each with its
-// part of a step of STEP blocks of K. COLS: 8, 16 or 32. While a step is multiplied, the next two are under way. The subgroups' sums are added in
-// their order. GUARD 1: the last step reaches past the end of K. Within a step the terms are in an
-// order of their own, the same for x and W, so that neighbouring lanes store side by side.
+// part of a step of STEP blocks of K. COLS: 8, 16 or 32. While a step is multiplied, the next two
+// are under way. The subgroups' sums are added in their order. GUARD 1: the last step reaches past
+// the end of K. Within a step the terms are in an order of their own, the same for x and W, so that
+// neighbouring lanes store side by side.
 // Bindings: shared/linear.wgsl
 // Host: runtime/kernels/matvec_coop.rs    Oracle: tests/kernels/matvec_coop.rs
 //import shared/linear

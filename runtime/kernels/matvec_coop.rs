@@ -82,16 +82,14 @@ impl Shape {
 
     /// Every tiling that is chosen from for passes of `cols` rows of x: the more subgroups share
     /// columns, the fewer columns keep the device busy. Tiles take at most 32 KiB.
-    fn tilings_of(self, cols: u32) -> impl Iterator<Item = Tiling> {
+    fn tilings_of(self, cols: u32) -> [Tiling; 3] {
         let [few, most] = [4, 8].map(|subgroups| (MAX_WG / self.lanes).min(subgroups));
         let shares = match cols {
-            MAX_COLS => vec![(few, 1, 4), (few, few, 2 * few), (most, most, 2 * most)],
+            MAX_COLS => [(few, 1, 4), (few, few, 2 * few), (most, most, 2 * most)],
             // A workgroup stages all of x: the fewer columns it makes, the more often that is done.
-            16 => vec![(few, 1, 2), (few, 2, 4), (few, few, 2 * few)],
-            _ => vec![(few, 1, 2), (few, 2, 4)],
+            _ => [(few, 1, 2), (few, 2, 4), (few, few, 2 * few)],
         };
-        let tiling = move |(subgroups, split, step)| Tiling { cols, subgroups, split, step };
-        shares.into_iter().map(tiling)
+        shares.map(|(subgroups, split, step)| Tiling { cols, subgroups, split, step })
     }
 
     /// Every tiling that is chosen from.
@@ -108,9 +106,17 @@ impl Shape {
     /// The tiling for `m` rows of x and `n` of W.
     pub fn tiling(self, m: u32, n: u32) -> Tiling {
         let cols = self.cols().find(|cols| *cols >= m).or(self.cols().last()).unwrap_or(MAX_COLS);
-        let enough = |tiling: &Tiling| tiling.workgroups(self, m, n) >= ENOUGH_WORKGROUPS;
-        let found = self.tilings_of(cols).find(enough).or(self.tilings_of(cols).last());
-        found.unwrap_or(Tiling { cols, subgroups: 4, split: 1, step: 4 })
+        let [wide, narrow, last] = self.tilings_of(cols);
+        // Of many rows, staging takes longer than more workgroups gain.
+        let least = if cols > 16 { ENOUGH_WORKGROUPS * 2 / 3 } else { ENOUGH_WORKGROUPS };
+        let groups = |tiling: Tiling| tiling.workgroups(self, m, n);
+        if groups(wide) >= ENOUGH_WORKGROUPS {
+            wide
+        } else if groups(narrow) >= least {
+            narrow
+        } else {
+            last
+        }
     }
 }
 
