@@ -3,11 +3,11 @@
 //   4 exponents  u32  read  [M], by row_exponents
 // S: side of a fragment, 8 or 16.  WG: 4 subgroups.
 // Grid: (ceil(K / T), ceil(M / T), 1); 2 x 2 subgroups make a T x T tile, F x F fragments each, F 2
-// or 4, in steps of NS of N. While a step is multiplied, the next is under way. dy and W are rounded
-// to f16 on staging; sums in f32. Gradients are small: each row of dy is scaled by a power of two,
-// so that its largest element lies in [2^14, 2^15) (Micikevicius et al. 2017, arXiv:1710.03740,
-// section 3.2, scale the whole loss). Off per term, with h = 2^-11 (2^-10 where f16 is cut off
-// instead of rounded):
+// or 4, in steps of NS of N. While a step is multiplied, the next is under way. dy and W are
+// rounded to f16 on staging; sums in f32. Gradients are small: each row of dy is scaled by a power
+// of two, so that its largest element lies in [2^14, 2^15) (Micikevicius et al. 2017,
+// arXiv:1710.03740, section 3.2, scale the whole loss). Off per term, with h = 2^-11 (2^-10 where
+// f16 is cut off instead of rounded):
 //   |w| (h |dy| + 2^-28 max |dy|) + |dy| (h |w| + 2^-14 if |w| < 2^-14),
 //   as subnormal f16 may be flushed.
 // Fragments are named, not indexed: drivers keep indexed ones in memory.
