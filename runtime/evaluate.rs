@@ -206,6 +206,14 @@ pub fn check_canary(
             Err(Error::InvalidArgument { name: "canary", reason })
         }
         Some(loss) if !loss.is_finite() => refuse("its logits are no numbers".into()),
+        Some(_) if canary.exact && answers == 0 => {
+            let reason = "`exact` needs examples that ask something; give pairs or chats".into();
+            Err(Error::InvalidArgument { name: "canary", reason })
+        }
+        Some(_) if canary.max_loss.is_some_and(f64::is_nan) => {
+            let reason = "the largest loss is no number".into();
+            Err(Error::InvalidArgument { name: "canary", reason })
+        }
         Some(loss) if canary.max_loss.is_some_and(|most| loss > most) => {
             let most = canary.max_loss.unwrap_or_default();
             refuse(format!("a loss of {loss:.4}, and {most} is allowed"))

@@ -2,8 +2,9 @@
 //! grammars by the crate `llguidance`.
 //!
 //! A grammar is followed on the processor, a token at a time, and gives a bit a token; what may not
-//! come is taken out of the logits before one is drawn. Control tokens spell nothing a grammar of
-//! text could ask for, so that none comes but those that end an answer, where the grammar may end.
+//! come is taken out of the logits before one is drawn. Control tokens spell nothing that a grammar of
+//! text asks for, unless a Lark grammar names one: else none comes but those that end an answer, where
+//! the grammar may end.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -34,7 +35,7 @@ const MAX_REASON: usize = 300;
 #[derive(Clone, Debug, PartialEq)]
 pub enum ResponseFormat {
     /// JSON of this schema: draft 2020-12, or what its `$schema` says. A keyword that can't be held
-    /// is refused.
+    /// is refused, whatever `x-guidance` says of it.
     JsonSchema(Value),
     /// A text that this regular expression matches whole, in the syntax of the crate `regex`,
     /// without look-around.
@@ -52,7 +53,8 @@ impl ResponseFormat {
         schema.map(Self::JsonSchema).map_err(|e| invalid(&format!("the schema is no JSON: {e}")))
     }
 
-    /// That it compiles, for any vocabulary.
+    /// That it compiles, for any vocabulary; a grammar that names a control token of a model's is
+    /// refused here.
     ///
     /// Errors: [`Error::InvalidArgument`] naming what is wrong with it.
     pub fn check(&self) -> Result<()> {
@@ -73,11 +75,16 @@ impl ResponseFormat {
     }
 }
 
-/// The schema with our white space, unless it has its own.
+/// The schema with our white space, unless it has its own, and nothing of it left out.
 fn with_whitespace(schema: &Value) -> Value {
     let mut schema = schema.clone();
-    if let Some(keys) = schema.as_object_mut() {
-        keys.entry("x-guidance").or_insert_with(|| json!({ "whitespace_pattern": WHITESPACE }));
+    let own =
+        schema.as_object_mut().map(|keys| keys.entry("x-guidance").or_insert_with(|| json!({})));
+    if let Some(own) = own.and_then(Value::as_object_mut) {
+        if !own.keys().any(|key| key.starts_with("whitespace")) {
+            own.insert("whitespace_pattern".into(), WHITESPACE.into());
+        }
+        own.insert("lenient".into(), false.into());
     }
     schema
 }
@@ -157,13 +164,16 @@ impl Grammar {
     /// Errors: [`Error::InvalidArgument`] for one that may not come, or where what may follow takes
     /// too long to find out.
     pub(crate) fn accept(&mut self, id: u32) -> Result<()> {
-        self.matcher.consume_token(id).map_err(|e| invalid(&e.to_string()))?;
+        // The matcher's own words may hold the answer.
+        let lost = "a token came that may not, or what may follow takes too long to find out";
+        self.matcher.consume_token(id).map_err(|_| invalid(lost))?;
         self.look_ahead()
     }
 
     fn look_ahead(&mut self) -> Result<()> {
         if !self.is_over() {
-            self.mask = self.matcher.compute_mask().map_err(|e| invalid(&e.to_string()))?;
+            let lost = "what may follow takes too long to find out";
+            self.mask = self.matcher.compute_mask().map_err(|_| invalid(lost))?;
         }
         let reason = self.matcher.stop_reason();
         if reason.is_ok() { Ok(()) } else { Err(invalid(&format!("it can't be held: {reason}"))) }

@@ -43,6 +43,7 @@ fn load_dy(m0: u32, i: u32, n0: u32) -> vec4<f32> {
 }
 
 fn put_dy(i: u32, v: vec4<f32>) {
+    if i >= T * LINE { return; }
     let line = i / LINE;
     put_quad(line * DY_STRIDE + i % LINE, vec4<f16>(tile_scale[line] * v));
 }

@@ -48,6 +48,7 @@ fn load_x(m0: u32, i: u32, kb: u32) -> Part {
 }
 
 fn put_x(i: u32, v: Part) {
+    if i >= T * LINE { return; }
     put_halves(i / LINE, i % LINE / 4u, i % 4u, Halves(vec4<f16>(v.lo), vec4<f16>(v.hi)));
 }
 

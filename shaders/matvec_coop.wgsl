@@ -75,8 +75,9 @@ fn put_w(i: u32, f: Fetched) {
     }
 }
 
-// Past the end of K: zeros.
+// Past the end of K: zeros. Lanes beyond a line's parts load nothing.
 fn load_x(row: u32, part: u32, kb: u32, scale: f32) -> Halves {
+    if part >= PARTS { return Halves(); }
     let block = kb + part / 4u;
     let k = inside(block) * 8u + part % 4u;
     let at = row * p.k_blocks * 8u + k;

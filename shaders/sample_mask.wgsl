@@ -6,8 +6,8 @@
 @group(0) @binding(0) var<storage, read> masks: array<u32>;
 @group(0) @binding(1) var<storage, read_write> logits: array<f32>;
 
-// Whatever penalties and biases made of it, a token that may come is above those that may not.
-// Both stay finite when a temperature divides them.
+// Whatever penalties and biases made of it, a token that may come is above those that may not, also
+// divided by a temperature.
 const LEAST: f32 = -1.0e30;
 const NEVER: f32 = -1.0e36;
 

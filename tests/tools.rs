@@ -64,7 +64,18 @@ fn calls_are_read_back() {
     assert_eq!(answer.content, "");
     assert_eq!(hermes.parse(" No tool. ").unwrap().content, "No tool.");
 
+    // Marks within JSON's strings are no marks.
+    let page = call("say", json!({ "text": "a </tool_call> and a <tool_call>" }));
+    let marked = format!("<tool_call>{}</tool_call>", serde_json::to_string(&page).unwrap());
+    let answer = hermes.parse(&format!("One.\n{marked}\nTwo. {marked}")).unwrap();
+    assert_eq!((answer.content.as_str(), answer.calls), ("One.\nTwo.", vec![page.clone(), page]));
+
     let llama = json.replace("arguments", "parameters");
+    for said in ["[1] says so.", "{\"temperature\": 3}", "[]", "{ no JSON }"] {
+        let answer = format(LLAMA).parse(said).unwrap();
+        assert_eq!((answer.content.as_str(), answer.calls.len()), (said, 0));
+    }
+    assert!(format(LLAMA).parse(&llama[..20]).unwrap_err().to_string().contains("cut"));
     let answer = format(LLAMA).parse(&format!("{llama}; {llama}")).unwrap();
     assert_eq!(answer.calls, [oslo.clone(), oslo.clone()]);
     assert_eq!(format(LLAMA).parse("It rains.").unwrap().content, "It rains.");
@@ -109,6 +120,16 @@ fn a_required_call_compiles_and_nonsense_is_refused() {
     let refused = |tools: &[Value]| format(HERMES).required(tools).unwrap_err().to_string();
     assert!(refused(&[]).contains("at least one"));
     assert!(refused(&[json!({ "description": "x" })]).contains("name"));
+    assert!(
+        refused(&[json!({ "name": "f", "parameters": { "type": "array" } })]).contains("object")
+    );
+    assert!(refused(&[json!({ "name": "f", "parameters": true })]).contains("object"));
+    let any = json!([{ "name": "f", "parameters": {} }, { "name": "g", "parameters": null }]);
+    let ResponseFormat::Lark(lark) = format(HERMES).required(any.as_array().unwrap()).unwrap()
+    else {
+        panic!("no grammar");
+    };
+    assert_eq!(lark.matches("\"type\":\"object\"").count(), 2, "{lark}");
     let wrong = json!({ "name": "f", "parameters": { "type": "wish" } });
     let format = format(HERMES).required(&[wrong]).unwrap();
     assert!(matches!(format, ResponseFormat::Lark(_)));

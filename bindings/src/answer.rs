@@ -200,13 +200,13 @@ impl State {
         }
     }
 
-    fn end(&mut self, error: Option<EpiphyteError>) {
+    /// Gives the changes that come too late, to be told once the state is free.
+    #[must_use]
+    fn end(&mut self, error: Option<EpiphyteError>) -> VecDeque<Arc<Pending>> {
         self.failed = self.failed.take().or(error);
         self.over = true;
         self.release_if_over();
-        for pending in self.changes.drain(..) {
-            pending.done.set(Err(EpiphyteError::closed("answer")));
-        }
+        std::mem::take(&mut self.changes)
     }
 }
 
@@ -215,6 +215,11 @@ fn wake(mut state: MutexGuard<'_, State>) {
     let wakers = std::mem::take(&mut state.wakers);
     drop(state);
     wakers.into_iter().for_each(Waker::wake);
+}
+
+/// Tells of changes that the answer did not wait for.
+fn refuse(late: VecDeque<Arc<Pending>>) {
+    late.iter().for_each(|pending| pending.done.set(Err(EpiphyteError::closed("answer"))));
 }
 
 impl Shared {
@@ -290,17 +295,19 @@ impl Shared {
         let starts: Vec<usize> = turns.iter().map(|turn| turn.session.tokens().len()).collect();
         let failed = self.answer(&mut turns, options).err();
         let mut state = lock(&self.state);
-        state.end(failed);
+        let late = state.end(failed);
         for ((turn, start), lane) in turns.iter_mut().zip(starts).zip(&state.lanes) {
             turn.session.truncate(start + lane.handed);
         }
         wake(state);
+        refuse(late);
     }
 
     fn end(&self, error: Option<EpiphyteError>) {
         let mut state = lock(&self.state);
-        state.end(error);
+        let late = state.end(error);
         wake(state);
+        refuse(late);
     }
 
     fn answer(

@@ -104,54 +104,69 @@ impl ToolFormat {
         self.name
     }
 
-    /// Takes apart what a model said.
+    /// Takes apart what a model said. Where calls have no marks around them, an answer that begins
+    /// like JSON and is no call is content.
     ///
     /// Errors: [`Error::InvalidArgument`] for a call that is cut, no JSON, or has no name; it quotes
     /// nothing of it. An answer held to [`ToolFormat::required`] that came whole has none.
     pub fn parse(&self, text: &str) -> Result<ToolAnswer> {
         let [before, after] = self.around.map(str::trim);
-        let mut answer = ToolAnswer::default();
         if before.is_empty() {
             let all = text.trim();
-            if all.starts_with(['{', '[']) {
-                answer.calls = self.calls(all)?;
-            } else {
-                answer.content = all.into();
-            }
-            return Ok(answer);
+            return Ok(match self.bare(all)? {
+                Some(calls) => ToolAnswer { calls, ..ToolAnswer::default() },
+                None => ToolAnswer { content: all.into(), ..ToolAnswer::default() },
+            });
         }
-        let mut parts = text.split(before);
-        answer.content = parts.next().unwrap_or_default().trim().into();
-        for part in parts {
-            let (call, rest) =
-                part.split_once(after).ok_or_else(|| invalid("it is cut; allow more tokens"))?;
-            answer.calls.extend(self.calls(call.trim())?);
-            answer.content.push_str(rest.trim());
+        let (mut said, mut calls, mut rest) = (Vec::new(), Vec::new(), Some(text));
+        while let Some(part) = rest {
+            let (content, call) =
+                part.split_once(before).map_or((part, None), |(c, o)| (c, Some(o)));
+            said.push(content.trim());
+            // Where a call ends is for JSON to say: its strings may hold the marks.
+            rest = call.map(|call| self.marked(call, after, &mut calls)).transpose()?;
         }
-        Ok(answer)
+        said.retain(|part| !part.is_empty());
+        Ok(ToolAnswer { content: said.join("\n"), calls })
     }
 
-    /// The calls that `text` is: objects, one after the other, or a list of them.
-    fn calls(&self, text: &str) -> Result<Vec<ToolCall>> {
-        let mut calls = Vec::new();
-        // Llama puts a semicolon between two.
-        let mut rest = text;
+    /// Adds the call that `text` begins with, and gives what comes after its mark.
+    fn marked<'t>(&self, text: &'t str, after: &str, calls: &mut Vec<ToolCall>) -> Result<&'t str> {
+        let (value, rest) = first_value(text)?;
+        calls.extend(self.calls(value)?);
+        let rest = rest.trim_start();
+        let reason = if rest.is_empty() { CUT } else { NO_JSON };
+        rest.strip_prefix(after).ok_or_else(|| invalid(reason))
+    }
+
+    /// Calls that are all of an answer, objects, one after the other, or a list of them; none where
+    /// it is something else.
+    fn bare(&self, text: &str) -> Result<Option<Vec<ToolCall>>> {
+        let (mut calls, mut rest) = (Vec::new(), text);
         while !rest.is_empty() {
-            let mut values = serde_json::Deserializer::from_str(rest).into_iter::<Value>();
-            let value = values.next().and_then(|value| value.ok());
-            rest = rest[values.byte_offset()..].trim_start_matches([';', '\n', ' ']);
-            match value.ok_or_else(|| invalid("it is no JSON"))? {
-                Value::Array(list) => {
-                    calls.extend(
-                        list.into_iter()
-                            .map(|value| self.call(value))
-                            .collect::<Result<Vec<_>>>()?,
-                    );
-                }
-                value => calls.push(self.call(value)?),
+            if calls.is_empty() && !rest.starts_with(['{', '[']) {
+                return Ok(None);
             }
+            let (value, after) = match first_value(rest) {
+                Err(e) if calls.is_empty() && e.to_string().contains(NO_JSON) => return Ok(None),
+                value => value?,
+            };
+            if calls.is_empty() && !is_call(&value) {
+                return Ok(None);
+            }
+            calls.extend(self.calls(value)?);
+            // Llama puts a semicolon between two.
+            rest = after.trim_start_matches([';', '\n', ' ']);
         }
-        Ok(calls)
+        Ok((!calls.is_empty()).then_some(calls))
+    }
+
+    /// One, or a list of them.
+    fn calls(&self, value: Value) -> Result<Vec<ToolCall>> {
+        match value {
+            Value::Array(list) => list.into_iter().map(|value| self.call(value)).collect(),
+            value => Ok(vec![self.call(value)?]),
+        }
     }
 
     fn call(&self, mut value: Value) -> Result<ToolCall> {
@@ -168,7 +183,8 @@ impl ToolFormat {
     /// What an answer must look like that calls one of `tools`, with arguments of its schema:
     /// functions as `OpenAI` and transformers have them.
     ///
-    /// Errors: [`Error::InvalidArgument`] for no tools, or one without a name.
+    /// Errors: [`Error::InvalidArgument`] for no tools, or one without a name or with parameters that
+    /// are no schema of an object.
     pub fn required(&self, tools: &[Value]) -> Result<ResponseFormat> {
         let wrong = |reason: &str| Error::InvalidArgument { name: "tools", reason: reason.into() };
         if tools.is_empty() {
@@ -181,9 +197,12 @@ impl ToolFormat {
             let name = function.get("name").filter(|name| name.is_string());
             let name = name.ok_or_else(|| wrong("one has no `name`"))?;
             let nothing = json!({ "type": "object", "additionalProperties": false });
-            let schema = function.get("parameters").unwrap_or(&nothing);
+            let schema = function.get("parameters").filter(|schema| !schema.is_null());
+            let schema = of_object(schema.unwrap_or(&nothing));
+            let schema = schema
+                .ok_or_else(|| wrong("one has `parameters` that are no schema of an object"))?;
             let head = format!("{{\"name\": {name}, \"{}\": ", self.arguments);
-            let schema = ResponseFormat::embedded(schema);
+            let schema = ResponseFormat::embedded(&schema);
             let _ = writeln!(rules, "call_{i}: {} args_{i} \"}}\"", literal(&head));
             let _ = writeln!(rules, "args_{i}: %json {schema}");
         }
@@ -203,6 +222,36 @@ impl ToolFormat {
 /// A text in a grammar; nothing for an empty one.
 fn literal(text: &str) -> String {
     if text.is_empty() { String::new() } else { Value::from(text).to_string() }
+}
+
+const CUT: &str = "it is cut; allow more tokens";
+const NO_JSON: &str = "it is no JSON";
+
+/// The value that a text begins with, and the rest.
+fn first_value(text: &str) -> Result<(Value, &str)> {
+    let mut values = serde_json::Deserializer::from_str(text).into_iter::<Value>();
+    match values.next() {
+        Some(Ok(value)) => Ok((value, &text[values.byte_offset()..])),
+        Some(Err(e)) if !e.is_eof() => Err(invalid(NO_JSON)),
+        _ => Err(invalid(CUT)),
+    }
+}
+
+/// It has a name, or is a list of such.
+fn is_call(value: &Value) -> bool {
+    match value {
+        Value::Array(list) => !list.is_empty() && list.iter().all(is_call),
+        value => value.get("name").is_some_and(Value::is_string),
+    }
+}
+
+/// A schema that asks for an object; none where it asks for something else.
+fn of_object(schema: &Value) -> Option<Value> {
+    const OTHERS: [&str; 6] = ["string", "number", "integer", "boolean", "array", "null"];
+    let mut schema = schema.clone();
+    let kind = schema.as_object_mut()?.entry("type").or_insert_with(|| "object".into());
+    let other = kind.as_str().is_some_and(|kind| OTHERS.contains(&kind));
+    (!other).then_some(schema)
 }
 
 fn invalid(reason: &str) -> Error {

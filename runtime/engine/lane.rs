@@ -138,7 +138,9 @@ impl<'s> Lane<'s> {
         let options = &self.options;
         if options.stop_tokens.contains(&id) {
             self.finished = Some(FinishReason::Stop);
-        } else if tokenizer.is_end_of_generation(id) && !options.ignore_eos {
+        } else if tokenizer.is_end_of_generation(id)
+            && (!options.ignore_eos || self.grammar.is_some())
+        {
             self.finished = Some(FinishReason::EndOfGeneration);
         } else {
             self.held.push_str(&self.detokenizer.push(id));

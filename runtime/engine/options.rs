@@ -93,8 +93,8 @@ pub struct GenerateOptions {
     pub stop_tokens: Vec<u32>,
     /// Go on after the model's end-of-generation tokens.
     pub ignore_eos: bool,
-    /// What the answer must look like; it then ends where this does. Each token waits for the one
-    /// before to be read back; without one nothing does.
+    /// What the answer must look like; it then ends where this does, whatever `ignore_eos` says. Each
+    /// token waits for the one before to be read back, as do those of others in its batch.
     pub response_format: Option<ResponseFormat>,
     /// Stops it from elsewhere.
     pub cancel: CancelToken,

@@ -53,7 +53,8 @@ pub fn split(labels: &[String], how: &Split) -> Result<Vec<Vec<usize>>> {
         let mut devices = vec![Vec::new(); clients];
         for places in by_label.values_mut() {
             random.shuffle(places);
-            deal(places, &dirichlet(&mut random, clients, alpha), &mut devices);
+            let parts = dirichlet(&mut random, clients, alpha);
+            deal(places, &parts, random.uniform(), &mut devices);
         }
         if devices.iter().all(|places| places.len() >= least) {
             devices.iter_mut().for_each(|places| places.sort_unstable());
@@ -92,15 +93,16 @@ fn dirichlet(random: &mut Random, clients: usize, alpha: f64) -> Vec<f64> {
     (0..clients).map(|client| if client == one { 1.0 } else { 0.0 }).collect()
 }
 
-/// Hands each device its part of `places`.
-fn deal(places: &[usize], parts: &[f64], devices: &mut [Vec<usize>]) {
+/// Hands each device its part of `places`, rounded from `offset` on, which is drawn at random: else a
+/// label of few examples would always be the middle devices'.
+fn deal(places: &[usize], parts: &[f64], offset: f64, devices: &mut [Vec<usize>]) {
     let (mut upto, mut start) = (0.0, 0);
     let last = parts.len() - 1;
     for (client, (part, device)) in parts.iter().zip(devices).enumerate() {
         upto += part;
         let end = match client == last {
             true => places.len(),
-            false => ((upto * places.len() as f64).round() as usize).clamp(start, places.len()),
+            false => ((upto * places.len() as f64 + offset) as usize).clamp(start, places.len()),
         };
         device.extend(&places[start..end]);
         start = end;
@@ -110,6 +112,15 @@ fn deal(places: &[usize], parts: &[f64], devices: &mut [Vec<usize>]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn labels_of_one_example_are_spread_over_all_devices() {
+        let labels: Vec<_> = (0..2000).map(|label| label.to_string()).collect();
+        let devices = split(&labels, &Split { clients: 10, alpha: Some(100.0), seed: 7 }).unwrap();
+        for device in devices {
+            assert!((100..300).contains(&device.len()), "{}", device.len());
+        }
+    }
 
     #[test]
     fn gamma_and_its_parts_have_the_moments_they_should() {

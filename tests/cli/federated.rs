@@ -175,6 +175,9 @@ fn a_simulation_goes_by_the_files_that_devices_send() {
         digest(&path("out/version-1.safetensors"))
     );
     assert_fails(&simulate(&out, &spread), 2, "not an empty folder");
+    let over = simulate(&path("over"), &[&spread[..], &["--plot", &test]].concat());
+    assert_fails(&over, 2, "--plot");
+    assert_eq!(std::fs::read_to_string(&test).unwrap(), lines(48..54), "it is as it was");
 
     // A folder has a file a device; some take part.
     std::fs::create_dir(folder.path("devices")).unwrap();

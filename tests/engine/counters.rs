@@ -24,7 +24,8 @@ fn a_token_is_one_submission_and_allocates_nothing() {
                 repetition_penalty: 1.1,
                 ..Sampling::default()
             },
-            2,
+            // The penalty, and the passes of the threshold.
+            1 + 7,
         ),
     ] {
         let gpu = GpuOptions { immediates, ..GpuOptions::default() };

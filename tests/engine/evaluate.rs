@@ -145,4 +145,10 @@ fn a_canary_tells_broken_adapters_and_says_no_word_of_what_was_asked() {
     SHARED.unload_adapter("broken").unwrap();
     let nothing = check_canary(&plain, &Examples::default(), &Canary::default(), &never);
     assert!(matches!(nothing, Err(Error::InvalidArgument { name: "canary", .. })));
+    let texts = examples(vec![Record::Text { text: "the sea and the land".into() }]);
+    let exact = Canary { max_loss: None, exact: true };
+    let unasked = check_canary(&plain, &texts, &exact, &never);
+    assert!(matches!(unasked, Err(Error::InvalidArgument { name: "canary", .. })));
+    let no_number = check(&plain, bounded(f64::NAN));
+    assert!(matches!(no_number, Err(Error::InvalidArgument { name: "canary", .. })));
 }

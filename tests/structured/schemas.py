@@ -69,7 +69,7 @@ def check(schemas, answers):
     for line in wrong:
         print("WRONG", *line, sep=" | ")
     print(dict(counts))
-    sys.exit(bool(wrong) or counts["valid"] + counts["cut"] < 200)
+    sys.exit(bool(wrong) or counts["unanswered"] > 0 or counts["valid"] + counts["cut"] < 200 or counts["valid"] == 0)
 
 
 if __name__ == "__main__":

@@ -9,23 +9,28 @@ use epiphyte::{Error, Result};
 const SIZE: (u32, u32) = (960, 420);
 const LINE: RGBColor = RGBColor(0x1f, 0x77, 0xb4);
 
-/// The exact answers of each round, in percent, or the losses where there are no answers, as an SVG
-/// document: on the left by round, on the right by all bytes sent and received until then. With
-/// each score come the bytes of its round.
+/// A version that was measured.
+pub(super) struct Point {
+    pub(super) round: u64,
+    /// All that was sent and received until then.
+    pub(super) bytes: u64,
+    pub(super) score: Score,
+}
+
+/// The exact answers of each version, in percent, or the losses where there are no answers, as an
+/// SVG document: on the left by round, on the right by bytes.
 ///
 /// Errors: [`Error::InvalidArgument`] when it can't be drawn.
-pub(super) fn rounds(scores: &[(u64, Score)]) -> Result<String> {
-    let answers = scores.iter().all(|(_, score)| score.exact_match.is_some());
+pub(super) fn rounds(scores: &[Point]) -> Result<String> {
+    let answers = scores.iter().all(|point| point.score.exact_match.is_some());
     let value = |score: &Score| match answers {
         true => 100.0 * score.exact_match.unwrap_or_default(),
         false => score.loss.unwrap_or(f64::NAN),
     };
-    let mut bytes = 0;
     let mut points = [Vec::new(), Vec::new()];
-    for (round, (more, score)) in (1_u32..).zip(scores) {
-        bytes += more;
-        points[0].push((f64::from(round), value(score)));
-        points[1].push((bytes as f64 / 1e6, value(score)));
+    for Point { round, bytes, score } in scores {
+        points[0].push((*round as f64, value(score)));
+        points[1].push((*bytes as f64 / 1e6, value(score)));
     }
     let y = if answers { "exact answers, %" } else { "loss, nats a token" };
     let mut svg = String::new();

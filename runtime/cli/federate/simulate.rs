@@ -13,6 +13,7 @@ use super::picture;
 use super::simulation::{Round, Score, Simulation};
 use crate::aggregate::HowArgs;
 use crate::delta::PlanArgs;
+use crate::paths::{Files, Kind};
 use crate::shape::SizeArgs;
 use crate::{ModelArgs, TemplateArgs, interrupt, output};
 use epiphyte::GpuOptions;
@@ -124,6 +125,7 @@ struct Baselines {
 
 pub(super) fn run(args: &SimulateArgs, gpu: GpuOptions) -> Result<()> {
     args.check_out()?;
+    args.check_plot()?;
     let engine = args.model.open_with(gpu, &args.template)?;
     let stop = interrupt::listen("stopping; again to leave at once");
     let began = Instant::now();
@@ -153,11 +155,7 @@ pub(super) fn run(args: &SimulateArgs, gpu: GpuOptions) -> Result<()> {
     }
     version.adapter(&shape)?.save_peft(&report.adapter, DType::F32, &shape)?;
     report.seconds = began.elapsed().as_secs_f64();
-    let scores: Vec<_> = report
-        .rounds
-        .iter()
-        .filter_map(|round| Some((round.uploaded_bytes + round.downloaded_bytes, round.score?)))
-        .collect();
+    let scores = scores(&report.rounds);
     if let Some(path) = args.plot.as_ref().filter(|_| !scores.is_empty()) {
         write_whole(path, picture::rounds(&scores)?.as_bytes())?;
     }
@@ -165,7 +163,34 @@ pub(super) fn run(args: &SimulateArgs, gpu: GpuOptions) -> Result<()> {
     if report.cancelled { Err(Error::Cancelled) } else { Ok(()) }
 }
 
+/// Of the rounds that were measured.
+fn scores(rounds: &[Round]) -> Vec<picture::Point> {
+    let mut bytes = 0;
+    let measured = rounds.iter().filter_map(|round| {
+        bytes += round.uploaded_bytes + round.downloaded_bytes;
+        Some(picture::Point { round: round.round, bytes, score: round.score? })
+    });
+    measured.collect()
+}
+
 impl SimulateArgs {
+    /// That the picture takes the place of nothing that is read.
+    fn check_plot(&self) -> Result<()> {
+        let Some(plot) = &self.plot else { return Ok(()) };
+        let mut files = Files::default().model(&self.model.file)?.reads(
+            "the examples",
+            "--data",
+            &self.devices.data,
+        );
+        if let Some(path) = &self.test {
+            files = files.reads("the test", "--test", path);
+        }
+        if let Some(path) = &self.template.path {
+            files = files.reads("the chat template", "--chat-template", path);
+        }
+        files.writes("--plot", plot, Kind::Picture).check(None)
+    }
+
     fn check_out(&self) -> Result<()> {
         let out = &self.out;
         let is_free = match std::fs::read_dir(out) {

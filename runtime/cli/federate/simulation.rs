@@ -107,7 +107,6 @@ impl Simulation {
             report.to_json().as_bytes(),
         )?;
         version.as_ref().map_or(Ok(()), |version| self.publish(version))?;
-        let downloaded = version.as_ref().map_or(0, |version| version.bytes().len());
         let due = version.as_ref().filter(|_| plan.round.is_multiple_of(self.evaluate_every));
         let adapter = due.map(|version| version.adapter(&self.engine.base().adapter_shape()));
         let score = adapter.transpose()?.map(|adapter| self.measure(Some(&adapter)));
@@ -118,7 +117,7 @@ impl Simulation {
             refused: report.refused,
             train_loss,
             uploaded_bytes: report.n_bytes,
-            downloaded_bytes: (downloaded * files.len()) as u64,
+            downloaded_bytes: (parent.bytes().len() * files.len()) as u64,
             mean_norm: report.mean_norm,
             mode_error: report.mode_error.map(|error| error.relative()),
             score: score.transpose()?.flatten(),
