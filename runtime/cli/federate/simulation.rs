@@ -37,7 +37,7 @@ pub(super) struct Score {
 /// What came of a round.
 #[derive(Serialize)]
 pub(super) struct Round {
-    round: u64,
+    pub(super) round: u64,
     factors: &'static str,
     taken: usize,
     refused: usize,
