@@ -7,6 +7,7 @@
 // score so far only when that has outgrown it by MARGIN: then what was summed fades (Dao 2023,
 // arXiv:2307.08691, has it fade with every tile). q * scale and the weights are rounded to f16, the
 // weights before they are summed, too.
+// Fragments are named, not indexed, since drivers keep indexed ones in memory: hence the length.
 // Host: runtime/kernels/attention.rs    Oracle: tests/kernels/attention.rs
 //needs fragments
 //import shared/quads
