@@ -302,12 +302,16 @@ fn chi_square(
     allowed: usize,
     draws: usize,
 ) -> Checked<f64> {
-    let all: Vec<f32> = (0..draws).flat_map(|_| logits).copied().collect();
     let rows: Vec<[u32; 2]> = (0..draws as u32).map(|position| [0, position]).collect();
-    let batch =
-        Batch { vocab: logits.len(), samplers: &vec![sampler; draws], logits: &all, rows: &rows };
-    let mut counts = vec![0.0; logits.len()];
-    batch.draw(gpu)?.token_ids[..draws].iter().for_each(|token| counts[*token as usize] += 1.0);
+    let (vocab, mut counts) = (logits.len(), vec![0.0; logits.len()]);
+    // So many at a time that their tallies fit a binding.
+    for rows in rows.chunks(512) {
+        let all = logits.repeat(rows.len());
+        let samplers = vec![sampler; rows.len()];
+        let batch = Batch { vocab, samplers: &samplers, logits: &all, rows };
+        let drawn = batch.draw(gpu)?;
+        drawn.token_ids[..rows.len()].iter().for_each(|token| counts[*token as usize] += 1.0);
+    }
     // Logits fall, so that the first `allowed` are the likeliest.
     let weights: Vec<f64> =
         logits[..allowed].iter().map(|l| f64::from(l / sampler.temperature).exp()).collect();
