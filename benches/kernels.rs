@@ -244,7 +244,8 @@ fn samples(c: &mut Criterion, gpu: &Gpu) -> Result<()> {
         let (partials, ids, ring) =
             (floats(gpu, 2 * VOCAB.div_ceil(sample::RUN))?, floats(gpu, 1)?, floats(gpu, 1)?);
         let seen = floats(gpu, sample::seen_words(VOCAB))?;
-        let (tallies, found) = (floats(gpu, sample::TALLIES)?, floats(gpu, sample::FOUND)?);
+        let tallied = |words| floats(gpu, sample::TALLIED_ROWS * words);
+        let (tallies, found) = (tallied(sample::TALLIES)?, tallied(sample::FOUND)?);
         let threshold = gpu
             .op(&sample::threshold_spec(), &[&samplers, &logits, &tallies, &found, &thresholds])?;
         let partial =

@@ -3,10 +3,11 @@
 // order; ties stay in
 //   0 samplers    Sampler  read  [M]
 //   1 logits      f32      read  [M, V]
-//   2 tallies     u32      read_write  [M, TALLIES]: three histograms [BINS][2], the largest key
-//   3 found       Found    read_write  [M, 7]: after each pass
+//   2 tallies     u32      read_write  [rows, TALLIES]: three histograms [BINS][2], the largest key
+//   3 found       Found    read_write  [rows, 7]: after each pass
 //   4 thresholds  f32      read_write  [M]
-// Grid: (ceil(V / RUN), M, 1) for passes 0 to 5, (1, M, 1) for pass 6, in that order. Radix
+// Grid: (ceil(V / RUN), rows, 1) for passes 0 to 5, (1, rows, 1) for pass 6, in that order, for the
+// rows from row0 on: as many at a time as there is room to tally for. Radix
 // selection over order-preserving keys, 11 bits a pass: passes 0 to 2 tally how many logits have
 // which digit, 3 to 5 how much they weigh; the pass after reads the digit that was asked for. A
 // weight is a whole number of 2^-31 of the likeliest's, so that the order of sums is no matter.
@@ -152,13 +153,13 @@ fn weight(v: f32, top: f32, temperature: f32) -> u32 {
 }
 
 // Adds this workgroup's logits to the tally of this pass.
-fn take_stock(row: u32, run: u32, s: Sampler, now: Found, top: f32, index: u32) {
+fn take_stock(row: u32, m: u32, run: u32, s: Sampler, now: Found, top: f32, index: u32) {
     let shift = shift_of(p.number);
     let bits = bits_of(p.number);
     for (var i = index; i < TALLY; i += WG) { atomicStore(&tile[i], 0u); }
     workgroupBarrier();
     for (var v = run * RUN + index; v < min((run + 1u) * RUN, p.vocab); v += WG) {
-        let logit = logits[row * p.vocab + v];
+        let logit = logits[m * p.vocab + v];
         let key = key_of(logit);
         // No shift by 32.
         let above = shift + bits & 31u;
@@ -185,11 +186,11 @@ fn take_stock(row: u32, run: u32, s: Sampler, now: Found, top: f32, index: u32) 
 }
 
 // The largest key of this workgroup's logits goes to the row's.
-fn raise_top(row: u32, run: u32, index: u32) {
+fn raise_top(row: u32, m: u32, run: u32, index: u32) {
     if index == 0u { atomicStore(&tile[0], 0u); }
     var top = 0u;
     for (var v = run * RUN + index; v < min((run + 1u) * RUN, p.vocab); v += WG) {
-        top = max(top, key_of(logits[row * p.vocab + v]));
+        top = max(top, key_of(logits[m * p.vocab + v]));
     }
     workgroupBarrier();
     atomicMax(&tile[0], top);
@@ -200,8 +201,9 @@ fn raise_top(row: u32, run: u32, index: u32) {
 
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {
-    let row = group.y;
-    let s = samplers[row];
+    let row = group.y; // of tallies
+    let m = p.row0 + row;
+    let s = samplers[m];
     if !restricted(s) {
         return;
     }
@@ -214,13 +216,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let top = max(value_of(atomicLoad(&tallies[row * TALLIES + 3u * TALLY])), -3.0e38);
     var now = Found();
     if p.number > 0u { now = found[row * PASSES + p.number - 1u]; }
-    if p.number == 0u { raise_top(row, group.x, index); }
+    if p.number == 0u { raise_top(row, m, group.x, index); }
     if select(by_mass, by_count, p.number <= 3u) && p.number > 0u {
         now = walk(row, s, now, index);
     }
     if p.number == 3u { now = Found(0u, select(0u, now.prefix, by_count), vec2<u32>()); }
     if select(by_mass, by_count, p.number < 3u) && p.number < 6u {
-        take_stock(row, group.x, s, now, top, index);
+        take_stock(row, m, group.x, s, now, top, index);
     }
     if group.x > 0u || index > 0u {
         return;
@@ -231,7 +233,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         var threshold = value_of(key);
         if key == 0u { threshold = -3.0e38; }
         if s.min_p > 0.0 { threshold = max(threshold, top + s.temperature * log(s.min_p)); }
-        thresholds[row] = min(threshold, top);
+        thresholds[m] = min(threshold, top);
         atomicStore(&tallies[row * TALLIES + 3u * TALLY], 0u);
     }
 }

@@ -88,12 +88,13 @@ impl<T> Sampling<T> {
     fn new(memory: &impl Memory<Tensor = T>, vocab: u32) -> Result<Self> {
         let words = |name: &str, shape: &[usize]| memory.words(Class::Activations, name, shape);
         let (rows, runs) = (LOGIT_ROWS, vocab.div_ceil(sample::RUN) as usize);
+        let tallied = sample::TALLIED_ROWS as usize;
         Ok(Self {
             samplers: words("samplers", &[rows, size_of::<Sampler>() / 4])?,
             seen: words("seen", &[rows, sample::seen_words(vocab) as usize])?,
             biases: words("biases", &[MAX_BIASES, 2])?,
-            tallies: words("tallies", &[rows, sample::TALLIES as usize])?,
-            found: words("found", &[rows, sample::FOUND as usize])?,
+            tallies: words("tallies", &[tallied, sample::TALLIES as usize])?,
+            found: words("found", &[tallied, sample::FOUND as usize])?,
             masks: words("masks", &[rows, mask_words(vocab) as usize])?,
             thresholds: words("thresholds", &[rows])?,
             partials: words("partials", &[rows, runs, 2])?,

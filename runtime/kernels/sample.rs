@@ -8,6 +8,8 @@ use crate::gpu::{Commands, KernelSpec, Op};
 pub const RUN: u32 = 1024;
 /// Passes of `sample_threshold`, in their order.
 const THRESHOLD_PASSES: u32 = 7;
+/// Rows that are tallied at a time.
+pub const TALLIED_ROWS: u32 = 8;
 /// Words of a row of its tallies.
 pub const TALLIES: u32 = 3 * 2 * 2048 + 1;
 /// Words of a row of what its passes have found.
@@ -65,6 +67,8 @@ params! {
         pub vocab: u32,
         /// Which of the passes it is.
         pub number: u32,
+        /// First row.
+        pub row0: u32,
     }
 
     /// What a dispatch of `sample_partial` says.
@@ -95,8 +99,8 @@ pub fn adjust_spec() -> KernelSpec {
     kernel("sample_adjust", &[Read, Read, Read, Write], AdjustParams::LAYOUT)
 }
 
-/// Bindings: `samplers`, `logits`, `tallies [M, TALLIES]`, zeros before the first time, `found [M,
-/// FOUND]`, `thresholds`.
+/// Bindings: `samplers`, `logits`, `tallies [TALLIED_ROWS, TALLIES]`, zeros before the first time,
+/// `found [TALLIED_ROWS, FOUND]`, `thresholds`.
 pub fn threshold_spec() -> KernelSpec {
     let bindings = &[Read, Read, Write, Write, Write];
     let consts = vec![("RUN", RUN)];
@@ -126,9 +130,12 @@ pub fn record_adjust(commands: &mut Commands<'_>, op: &Op, vocab: u32, rows: u32
 
 /// Records the thresholds of `rows` rows.
 pub fn record_threshold(commands: &mut Commands<'_>, op: &Op, vocab: u32, rows: u32) {
-    for number in 0..THRESHOLD_PASSES {
-        let runs = if number + 1 < THRESHOLD_PASSES { vocab.div_ceil(RUN) } else { 1 };
-        op.record(commands, &ThresholdParams { vocab, number }, [runs, rows, 1], 0);
+    for row0 in (0..rows).step_by(TALLIED_ROWS as usize) {
+        let count = TALLIED_ROWS.min(rows - row0);
+        for number in 0..THRESHOLD_PASSES {
+            let runs = if number + 1 < THRESHOLD_PASSES { vocab.div_ceil(RUN) } else { 1 };
+            op.record(commands, &ThresholdParams { vocab, number, row0 }, [runs, count, 1], 0);
+        }
     }
 }
 

@@ -96,7 +96,8 @@ fn threshold(gpu: &Gpu, sampler: Sampler) -> Result<Vec<Outcome>> {
     let logits = logits();
     let thresholds = poisoned(gpu, &[], 1)?;
     let inputs = [gpu.upload("samplers", &[sampler])?, gpu.upload("logits", &logits)?];
-    let words = |name, len: u32| gpu.upload(name, &vec![0_u32; len as usize]);
+    let words =
+        |name, len: u32| gpu.upload(name, &vec![0_u32; (len * sample::TALLIED_ROWS) as usize]);
     let (tallies, found) = (words("tallies", sample::TALLIES)?, words("found", sample::FOUND)?);
     let tensors = [&inputs[0], &inputs[1], &tallies, &found, &thresholds];
     let op = gpu.op(&sample::threshold_spec(), &tensors)?;

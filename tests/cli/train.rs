@@ -249,7 +249,7 @@ fn plan_says_what_train_takes() {
     let shape = ["--rank", "4", "--seq-len", "48", "--batch", "4"];
     let model = golden("tiny_llama.gguf");
     let model = model.to_str().unwrap();
-    for budget in [&[][..], &["--memory-budget", "1600kB"], &["--memory-budget", "2MB"]] {
+    for budget in [&[][..], &["--memory-budget", "2MB"], &["--memory-budget", "2500kB"]] {
         let asked = [&shape[..], budget].concat();
         let planned =
             json(&run(&[&["plan", "--train", "--json", "-m", model], &asked[..]].concat()));

@@ -44,6 +44,7 @@ const UNUSED: u32 = 0xdead_beef;
 const RING_OFFSET: usize = 3;
 /// Words of a row.
 const TALLIES: usize = sample::TALLIES as usize;
+const TALLIED: usize = sample::TALLIED_ROWS as usize;
 
 impl Batch<'_> {
     fn draw(&self, gpu: &Gpu) -> Checked<Drawn> {
@@ -61,8 +62,9 @@ impl Batch<'_> {
         // Of the three tallies the first, and the largest key.
         let is_empty = |i: usize| i % TALLIES < TALLIES / 3 || i % TALLIES == TALLIES - 1;
         let poison = |i| if is_empty(i) { 0 } else { UNUSED };
-        let tallies = gpu.upload("tallies", &(0..TALLIES * m).map(poison).collect::<Vec<u32>>())?;
-        let found = gpu.upload("found", &vec![UNUSED; sample::FOUND as usize * m])?;
+        let tallies =
+            gpu.upload("tallies", &(0..TALLIES * TALLIED).map(poison).collect::<Vec<u32>>())?;
+        let found = gpu.upload("found", &vec![UNUSED; sample::FOUND as usize * TALLIED])?;
         let limit = gpu
             .op(&sample::threshold_spec(), &[&samplers, &logits, &tallies, &found, &thresholds])?;
         let partial =
@@ -75,7 +77,7 @@ impl Batch<'_> {
             sample::record_final(commands, &choose, vocab, m as u32, RING_OFFSET as u32);
         })?;
         let words = |tensor: &Tensor, len: usize| gpu.read::<u32>(tensor, 0, len);
-        let left = words(&tallies, TALLIES * m)?;
+        let left = words(&tallies, TALLIES * TALLIED)?;
         if (0..left.len()).any(|i| is_empty(i) && left[i] != 0) {
             return Err("the next token's tally is not empty".into());
         }
@@ -304,7 +306,6 @@ fn chi_square(
 ) -> Checked<f64> {
     let rows: Vec<[u32; 2]> = (0..draws as u32).map(|position| [0, position]).collect();
     let (vocab, mut counts) = (logits.len(), vec![0.0; logits.len()]);
-    // So many at a time that their tallies fit a binding.
     for rows in rows.chunks(512) {
         let all = logits.repeat(rows.len());
         let samplers = vec![sampler; rows.len()];
@@ -415,7 +416,8 @@ fn restricted() -> impl Strategy<Value = Sampler> {
 
 #[test]
 fn thresholds_let_through_what_sorting_does() {
-    let samplers = proptest::collection::vec(restricted(), 8);
+    // More than are tallied at a time.
+    let samplers = proptest::collection::vec(restricted(), TALLIED + 3);
     for_all(
         10,
         (samplers, 1usize..2500, 1usize..3000, seed()),
