@@ -6,6 +6,8 @@
 //! text asks for, unless a Lark grammar names one: else none comes but those that end an answer, where
 //! the grammar may end.
 
+#![cfg_attr(not(feature = "gpu"), expect(dead_code, reason = "only sessions follow a grammar"))]
+
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
