@@ -1,5 +1,5 @@
-//! The kernels at the shapes of the 135M model, on a GPU also of an 8B, by the bytes they read: `cargo bench --bench
-//! kernels`.
+//! The kernels at the shapes of the 135M model, on a GPU also of an 8B, by the bytes they read:
+//! `cargo bench --bench kernels`.
 //!
 //! Weights, cache and activations are zeros, which are as fast as any. Small matrices stay in the
 //! caches of a large GPU, so that their figures may lie above what its memory gives.

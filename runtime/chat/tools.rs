@@ -132,7 +132,7 @@ impl ToolFormat {
 
     /// Adds the call that `text` begins with, and gives what comes after its mark.
     fn marked<'t>(&self, text: &'t str, after: &str, calls: &mut Vec<ToolCall>) -> Result<&'t str> {
-        let (value, rest) = first_value(text)?;
+        let (value, rest) = first_value(text).map_err(invalid)?;
         calls.extend(self.calls(value)?);
         let rest = rest.trim_start();
         let reason = if rest.is_empty() { CUT } else { NO_JSON };
@@ -148,12 +148,10 @@ impl ToolFormat {
                 return Ok(None);
             }
             let (value, after) = match first_value(rest) {
-                Err(e) if calls.is_empty() && e.to_string().contains(NO_JSON) => return Ok(None),
-                value => value?,
+                Err(NO_JSON) if calls.is_empty() => return Ok(None),
+                Ok((value, _)) if calls.is_empty() && !is_call(&value) => return Ok(None),
+                found => found.map_err(invalid)?,
             };
-            if calls.is_empty() && !is_call(&value) {
-                return Ok(None);
-            }
             calls.extend(self.calls(value)?);
             // Llama puts a semicolon between two.
             rest = after.trim_start_matches([';', '\n', ' ']);
@@ -227,13 +225,13 @@ fn literal(text: &str) -> String {
 const CUT: &str = "it is cut; allow more tokens";
 const NO_JSON: &str = "it is no JSON";
 
-/// The value that a text begins with, and the rest.
-fn first_value(text: &str) -> Result<(Value, &str)> {
+/// The value that a text begins with, and the rest; else what is wrong.
+fn first_value(text: &str) -> Result<(Value, &str), &'static str> {
     let mut values = serde_json::Deserializer::from_str(text).into_iter::<Value>();
     match values.next() {
         Some(Ok(value)) => Ok((value, &text[values.byte_offset()..])),
-        Some(Err(e)) if !e.is_eof() => Err(invalid(NO_JSON)),
-        _ => Err(invalid(CUT)),
+        Some(Err(e)) if !e.is_eof() => Err(NO_JSON),
+        _ => Err(CUT),
     }
 }
 

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::commands::{Commands, Ring};
 use super::device::{Gpu, GpuOptions};
@@ -247,6 +247,22 @@ impl Gpu {
         let kernel = self.kernel(spec)?;
         let group = self.bind(spec.bindings, tensors);
         Ok(Op { kernel, group })
+    }
+
+    /// What is in `slot`: at first use the kernel of `spec`, compiled and bound to `group`.
+    ///
+    /// Errors: as [`Gpu::kernel`].
+    pub(crate) fn op_once<'a>(
+        &self,
+        slot: &'a OnceLock<Op>,
+        group: &wgpu::BindGroup,
+        spec: impl FnOnce() -> KernelSpec,
+    ) -> Result<&'a Op> {
+        if let Some(op) = slot.get() {
+            return Ok(op);
+        }
+        let op = Op { kernel: self.kernel(&spec())?, group: group.clone() };
+        Ok(slot.get_or_init(|| op))
     }
 
     /// Binds `tensors`, whole, to bindings 0.. of any kernel with that list.

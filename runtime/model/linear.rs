@@ -276,22 +276,6 @@ struct ChunkOp {
     matmul: [OnceLock<Op>; Tile::ALL.len()],
 }
 
-impl ChunkOp {
-    /// The kernel in `slot`, compiled on first use.
-    fn op<'a>(
-        &self,
-        slot: &'a OnceLock<Op>,
-        gpu: &Gpu,
-        spec: impl FnOnce() -> KernelSpec,
-    ) -> Result<&'a Op> {
-        if let Some(op) = slot.get() {
-            return Ok(op);
-        }
-        let op = Op { kernel: gpu.kernel(&spec())?, group: self.group.clone() };
-        Ok(slot.get_or_init(|| op))
-    }
-}
-
 impl LinearOp {
     /// Binds `linear`. Kernels are compiled on first use.
     ///
@@ -399,7 +383,7 @@ impl LinearOp {
         let tiling = if cols > 1 && lora.is_some() { tiling.beside_adapters(caps) } else { tiling };
         let variant = Variant { tiling, cols, norm, epilogue, lora };
         let slot = &chunk.matvec[cols.ilog2() as usize];
-        let op = chunk.op(slot, gpu, || matvec::spec(caps, chunk.dtype, variant))?;
+        let op = gpu.op_once(slot, &chunk.group, || matvec::spec(caps, chunk.dtype, variant))?;
         matvec::record(commands, op, variant, params, chunk.bytes);
         Ok(())
     }
@@ -416,7 +400,7 @@ impl LinearOp {
         let guard = tiling.guard(self.k_blocks);
         let variant = matvec_coop::Variant { shape, tiling, guard, norm, epilogue, lora };
         let spec = || matvec_coop::spec(chunk.dtype, variant);
-        let op = chunk.op(on.slot(tiling), commands.gpu(), spec)?;
+        let op = commands.gpu().op_once(on.slot(tiling), &chunk.group, spec)?;
         matvec_coop::record(commands, op, variant, params, chunk.bytes);
         Ok(())
     }
@@ -435,7 +419,7 @@ impl LinearOp {
         }
         let tile = Tile::choose(caps, params.m, params.n);
         let spec = || matmul::spec(caps, chunk.dtype, self.epilogue, tile);
-        let op = chunk.op(&chunk.matmul[tile as usize], gpu, spec)?;
+        let op = gpu.op_once(&chunk.matmul[tile as usize], &chunk.group, spec)?;
         matmul::record(commands, op, tile, params, chunk.bytes);
         Ok(())
     }

@@ -33,18 +33,6 @@ struct ChunkOp {
     bytes: u64,
 }
 
-impl ChunkOp {
-    /// The kernel, compiled on first use.
-    fn op(&self, gpu: &Gpu, way: Way) -> Result<&Op> {
-        let slot = &self.ops[way.tile as usize];
-        if let Some(op) = slot.get() {
-            return Ok(op);
-        }
-        let kernel = gpu.kernel(&matmul_backward::spec(gpu.caps(), self.dtype, way))?;
-        Ok(slot.get_or_init(|| Op { kernel, group: self.group.clone() }))
-    }
-}
-
 impl LinearBackwardOp {
     /// Binds `dy [M, N]`, `dx [M, K]` and room for the exponents of M rows.
     ///
@@ -104,7 +92,9 @@ impl LinearBackwardOp {
             let fours =
                 [self.dy_stride, chunk.row0, chunk.rows].iter().all(|n| n.is_multiple_of(4));
             let way = Way::choose(caps, [rows, 32 * self.k_blocks], fours);
-            let op = chunk.op(commands.gpu(), way)?;
+            let spec = || matmul_backward::spec(caps, chunk.dtype, way);
+            let slot = &chunk.ops[way.tile as usize];
+            let op = commands.gpu().op_once(slot, &chunk.group, spec)?;
             matmul_backward::record(commands, op, caps, way, &params, chunk.bytes);
         }
         commands.bound(u64::from(rows) * self.operations)
