@@ -121,6 +121,9 @@ impl Case {
             let guard = tiling.guard(k as u32 / 32);
             let variant = |shape: Shape| {
                 let shape = Shape { scalar: shape.scalar || scalar, ..shape };
+                // A lane stages one row of x at most.
+                let cols = tiling.cols.min(shape.lanes * tiling.subgroups);
+                let tiling = matvec_coop::Tiling { cols, ..tiling };
                 matvec_coop::Variant { shape, tiling, guard, norm, epilogue, lora }
             };
             return Shape::of(caps).map(variant).map(Kernel::Coop);
