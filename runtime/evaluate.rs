@@ -3,22 +3,24 @@
 //! In: a session with the adapters to measure, [`Examples`]. Out: an [`Evaluation`] with every
 //! answer.
 
-use std::ops::ControlFlow;
+mod ensemble;
+mod question;
+mod tune;
+
 use std::path::Path;
 
 use serde::Serialize;
 
-use crate::chat::Prompt;
-use crate::engine::{CancelToken, Engine, GenerateOptions, Sequence, Session, generate_batch};
+use crate::engine::{CancelToken, Session};
 use crate::error::{Error, Result};
-use crate::tokenizer::EncodeOptions;
 use crate::train::data::{Dataset, Encoder, Example, Record};
+
+pub use ensemble::{Combine, evaluate_ensemble};
+use question::{Question, answers};
+pub use tune::{Search, Trial, TuneProgress, Tuned, tune};
 
 /// Sequences that are answered at once.
 const BATCH: usize = 8;
-/// Tokens an answer may take more than the one that is wanted, since texts can be spelled in
-/// several ways.
-const SLACK: usize = 8;
 
 /// What to measure on.
 #[derive(Clone, Debug, Default)]
@@ -137,10 +139,48 @@ pub fn evaluate(
     options: &EvaluateOptions,
     progress: &mut dyn FnMut(EvaluateProgress),
 ) -> Result<Evaluation> {
-    if !template.tokens().is_empty() {
-        let reason = "it holds tokens; give an empty session".to_string();
-        return Err(Error::InvalidArgument { name: "template", reason });
+    check_empty(template)?;
+    measure(template, examples, options, progress)
+}
+
+/// Who answers, and what a loss is to it.
+trait Subject {
+    /// Questions that it answers at once.
+    fn at_once(&self) -> usize;
+    fn answer(&self, batch: &[Question<'_>], options: &EvaluateOptions) -> Result<Vec<String>>;
+    /// Adds an example's loss, if it has one.
+    fn add_loss(&self, loss: &mut Loss, example: &Example) -> Result<()>;
+}
+
+impl Subject for Session {
+    fn at_once(&self) -> usize {
+        BATCH
     }
+
+    fn answer(&self, batch: &[Question<'_>], options: &EvaluateOptions) -> Result<Vec<String>> {
+        Ok(answers(batch, &[self], options)?.concat())
+    }
+
+    fn add_loss(&self, loss: &mut Loss, example: &Example) -> Result<()> {
+        loss.add(example, self)
+    }
+}
+
+/// That a session is one to fork.
+fn check_empty(template: &Session) -> Result<()> {
+    if template.tokens().is_empty() {
+        return Ok(());
+    }
+    let reason = "it holds tokens; give an empty session".to_string();
+    Err(Error::InvalidArgument { name: "template", reason })
+}
+
+fn measure(
+    subject: &impl Subject,
+    examples: &Examples,
+    options: &EvaluateOptions,
+    progress: &mut dyn FnMut(EvaluateProgress),
+) -> Result<Evaluation> {
     let questions = examples.records.iter().filter_map(Question::of).collect::<Vec<_>>();
     let (mut done, total) = (0, questions.len() + examples.data.examples.len());
     let mut advance = |count: usize| {
@@ -149,12 +189,12 @@ pub fn evaluate(
     };
     advance(0);
     let mut evaluation = Evaluation::default();
-    for batch in questions.chunks(BATCH) {
-        let answers = answer(batch, template, options)?;
+    for batch in questions.chunks(subject.at_once()) {
+        let got = subject.answer(batch, options)?;
         if options.cancel.is_cancelled() {
             return Ok(Evaluation { cancelled: true, ..evaluation });
         }
-        evaluation.answers.extend(answers);
+        evaluation.answers.extend(batch.iter().zip(got).map(|(question, got)| question.judge(got)));
         advance(batch.len());
     }
     let mut loss = Loss::default();
@@ -162,10 +202,10 @@ pub fn evaluate(
         if options.cancel.is_cancelled() {
             return Ok(Evaluation { cancelled: true, ..evaluation });
         }
-        loss.add(example, template)?;
+        subject.add_loss(&mut loss, example)?;
         advance(1);
     }
-    evaluation.loss = (loss.weights > 0.0).then(|| loss.sum / loss.weights);
+    evaluation.loss = loss.mean();
     Ok(evaluation)
 }
 
@@ -225,88 +265,6 @@ pub fn check_canary(
     }
 }
 
-/// A prompt, and the answer that is wanted.
-struct Question<'a> {
-    line: usize,
-    asked: Asked<'a>,
-    wanted: String,
-}
-
-enum Asked<'a> {
-    Text(&'a str),
-    Chat(Prompt<'a>),
-}
-
-impl<'a> Question<'a> {
-    /// `None` for records that ask nothing.
-    fn of(NumberedRecord { line, record }: &'a NumberedRecord) -> Option<Self> {
-        let question = |asked, wanted| Self { line: *line, asked, wanted };
-        match record {
-            Record::Pair { prompt, completion } => {
-                Some(question(Asked::Text(prompt), completion.clone()))
-            }
-            Record::Chat { messages, context } => {
-                let (last, messages) = messages.split_last()?;
-                // A call of a tool is no text to compare, and what is not learnt is not wanted.
-                let is_text = last.content.is_some()
-                    && last
-                        .extra
-                        .get("tool_calls")
-                        .and_then(|calls| calls.as_array())
-                        .is_none_or(Vec::is_empty);
-                let counts = last.loss_weight() != Ok(Some(0.0));
-                let asked = last.role == "assistant" && !messages.is_empty() && is_text && counts;
-                let prompt = Prompt { messages, context, add_generation_prompt: true };
-                asked.then(|| question(Asked::Chat(prompt), last.text()))
-            }
-            Record::FillInTheMiddle { .. } | Record::Text { .. } => None,
-        }
-    }
-
-    /// A session that holds the prompt, with the adapters of `template`.
-    fn ask(&self, template: &Session) -> Result<Session> {
-        let mut session = template.fork();
-        match &self.asked {
-            Asked::Text(text) => session.push_text(text)?,
-            Asked::Chat(prompt) => session.set_prompt(prompt)?,
-        }
-        Ok(session)
-    }
-
-    fn max_tokens(&self, engine: &Engine) -> Result<usize> {
-        let options = EncodeOptions { add_bos: Some(false), ..EncodeOptions::default() };
-        Ok(engine.base().tokenizer.encode(&self.wanted, options)?.len() + SLACK)
-    }
-}
-
-/// Greedy answers to a batch.
-fn answer(
-    batch: &[Question<'_>],
-    template: &Session,
-    options: &EvaluateOptions,
-) -> Result<Vec<Answer>> {
-    let mut sessions =
-        batch.iter().map(|question| question.ask(template)).collect::<Result<Vec<_>>>()?;
-    let mut sequences = Vec::with_capacity(batch.len());
-    for (session, question) in sessions.iter_mut().zip(batch) {
-        let max_tokens =
-            options.max_tokens.map_or_else(|| question.max_tokens(template.engine()), Ok)?;
-        let cancel = options.cancel.clone();
-        let options = GenerateOptions { max_tokens, cancel, ..GenerateOptions::default() };
-        sequences.push(Sequence { session, options });
-    }
-    let mut texts = vec![String::new(); batch.len()];
-    generate_batch(sequences, |index, token| {
-        texts[index].push_str(&token.text);
-        ControlFlow::Continue(())
-    })?;
-    let answer = |(Question { line, wanted, .. }, got): (&Question<'_>, String)| {
-        let exact = got.trim() == wanted.trim();
-        Answer { line: *line, wanted: wanted.clone(), got, exact }
-    };
-    Ok(batch.iter().zip(texts).map(answer).collect())
-}
-
 /// A mean in the making.
 #[derive(Default)]
 struct Loss {
@@ -315,18 +273,33 @@ struct Loss {
 }
 
 impl Loss {
-    fn add(&mut self, Example { ids, weights }: &Example, template: &Session) -> Result<()> {
-        let weight = |index: usize| f64::from(weights.get(index + 1).copied().unwrap_or(0.0));
-        let first = (0..ids.len()).find(|&index| weight(index) > 0.0).unwrap_or(ids.len());
+    fn add(&mut self, example: &Example, template: &Session) -> Result<()> {
+        let ids = &example.ids;
+        let first = (0..ids.len()).find(|&index| Self::weight(example, index) > 0.0);
         let mut session = template.fork();
         // The last token is predicted, it predicts none.
         session.push_tokens(&ids[..ids.len() - 1])?;
-        session.logits(first, |index, logits| {
-            if weight(index) > 0.0 {
-                self.sum -= weight(index) * log_softmax(logits, ids[index + 1]);
-                self.weights += weight(index);
-            }
+        session.logits(first.unwrap_or(ids.len()), |index, logits| {
+            self.add_token(example, index, logits);
         })
+    }
+
+    /// What token `index` of an example predicts counts so much.
+    fn weight(example: &Example, index: usize) -> f64 {
+        f64::from(example.weights.get(index + 1).copied().unwrap_or(0.0))
+    }
+
+    /// Adds the loss of what `logits` after token `index` say of the next.
+    fn add_token(&mut self, example: &Example, index: usize, logits: &[f32]) {
+        let weight = Self::weight(example, index);
+        if weight > 0.0 {
+            self.sum -= weight * log_softmax(logits, example.ids[index + 1]);
+            self.weights += weight;
+        }
+    }
+
+    fn mean(&self) -> Option<f64> {
+        (self.weights > 0.0).then(|| self.sum / self.weights)
     }
 }
 

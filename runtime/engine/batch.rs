@@ -5,6 +5,8 @@
 //! steps; what was computed past a stop is dropped, and the session is left at the last token
 //! handed out.
 
+mod logits;
+
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -26,6 +28,8 @@ use super::seat::{Seat, Turn};
 use super::working::{MAX_BIASES, RING_SLOTS};
 use super::{Engine, Session};
 
+pub use logits::next_logits;
+
 /// Steps submitted before the first one's tokens are awaited.
 const DEPTH: usize = 3;
 const _: () = assert!(DEPTH < RING_SLOTS, "a ring slot is reused only after it was read");
@@ -34,6 +38,12 @@ const _: () = assert!(DEPTH < RING_SLOTS, "a ring slot is reused only after it w
 struct Flight {
     slot: usize,
     index: wgpu::SubmissionIndex,
+    how: How,
+}
+
+/// The rows of a step, as many as there are active lanes.
+struct Loaded {
+    runs: [Run; LOGIT_ROWS],
     how: How,
 }
 
@@ -230,17 +240,23 @@ impl<'s> Batch<'s> {
     fn begin(&mut self) -> Result<bool> {
         let engine = Arc::clone(&self.engine);
         let _claim = engine.steps.take();
+        let Some(turn) = self.load(&engine)? else { return Ok(false) };
+        self.submit(turn)?;
+        Ok(true)
+    }
+
+    /// Loads the rows; `None` if something of theirs has made room since it was prepared.
+    fn load<'e>(&self, engine: &'e Engine) -> Result<Option<Turn<'e>>> {
         let mut turn = engine.executor()?;
         let rows: Vec<Row<'_>> = self.active.iter().map(|&i| self.lanes[i].row()).collect();
         if !rows.iter().all(|row| turn.holds(row.pages, row.set)) {
-            return Ok(false);
+            return Ok(None);
         }
         if engine.device_number() != self.device {
             return Err(Error::DeviceLost("before a step".into()));
         }
         turn.load_rows(engine.gpu(), self.id, &rows);
-        self.submit(turn)?;
-        Ok(true)
+        Ok(Some(turn))
     }
 
     /// Makes the readbacks, again where the device is another one; what was on its way to the old
@@ -303,7 +319,25 @@ impl<'s> Batch<'s> {
     /// Submits a step of the loaded lanes.
     fn submit(&mut self, mut turn: Turn<'_>) -> Result<()> {
         let engine = Arc::clone(&self.engine);
-        let (gpu, ahead) = (engine.gpu(), self.in_flight.len());
+        let Loaded { runs, how } = self.make_room(&mut turn)?;
+        let (slot, rows) = (self.next_slot, self.active.len());
+        let samplers = self.active.iter().map(|&i| self.lanes[i].sampler);
+        let (masked, readback) = (self.is_masked(), &self.readbacks[slot]);
+        let choice = Choice { samplers, masked, slot, readback };
+        let pass =
+            Pass { space: Space::Steps, runs: &runs[..rows], how, cancel: None, inputs: None };
+        let parts = turn.parts().chain(Decoder::head_parts(0, rows as u32));
+        let index = engine.run(turn, &pass, parts, |executor, commands| {
+            executor.record_choice(commands, rows as u32, choice);
+        })?;
+        self.next_slot = (slot + 1) % RING_SLOTS;
+        self.in_flight.push_back(Flight { slot, index, how });
+        Ok(())
+    }
+
+    /// Room for the next position of each loaded lane, and its mask.
+    fn make_room(&mut self, turn: &mut Turn<'_>) -> Result<Loaded> {
+        let (gpu, ahead) = (self.engine.gpu(), self.in_flight.len());
         let mut runs = [Run { row0: 0, count: 1, positions: 0 }; LOGIT_ROWS];
         for (m, &i) in self.active.iter().enumerate() {
             let session = &mut *self.lanes[i].session;
@@ -316,20 +350,9 @@ impl<'s> Batch<'s> {
                 turn.write_mask(gpu, m, grammar.mask());
             }
         }
-        let (slot, rows) = (self.next_slot, self.active.len());
-        let samplers = self.active.iter().map(|&i| self.lanes[i].sampler);
-        let (masked, readback) = (self.is_masked(), &self.readbacks[slot]);
-        let choice = Choice { samplers, masked, slot, readback };
-        let runs = &runs[..rows];
-        let how = How::of(rows, runs.iter().map(|run| run.positions).max().unwrap_or(1));
-        let pass = Pass { space: Space::Steps, runs, how, cancel: None };
-        let parts = turn.parts().chain(Decoder::head_parts(0, rows as u32));
-        let index = engine.run(turn, &pass, parts, |executor, commands| {
-            executor.record_choice(commands, rows as u32, choice);
-        })?;
-        self.next_slot = (slot + 1) % RING_SLOTS;
-        self.in_flight.push_back(Flight { slot, index, how });
-        Ok(())
+        let rows = self.active.len();
+        let longest = runs[..rows].iter().map(|run| run.positions).max().unwrap_or(1);
+        Ok(Loaded { runs, how: How::of(rows, longest) })
     }
 
     /// Waits for a step and hands its tokens to the lanes.

@@ -103,3 +103,30 @@ fn lines_that_cannot_be_used_are_refused_or_counted() {
         stderr(&skipped).contains("2 lines were skipped") && stderr(&skipped).contains("line 2")
     );
 }
+
+#[test]
+fn an_ensemble_answers_together() {
+    let folder = Folder::new();
+    let (a, b) = (folder.adapter("a", 1, 0.5, None), folder.adapter("b", 2, 0.5, None));
+    let wanted = generate(&[text(&a)]);
+    let data = data(&folder, &[pair(said(&wanted))]);
+    let three = format!("{},{}=1,{}", text(&b), text(&a), text(&a));
+    let eval = |flags: &[&str]| {
+        let args = ["eval", "--json", "-d", &data, "-n", "12"];
+        on_tiny(&[&args[..], flags].concat())
+    };
+    let voted = json(&eval(&["--ensemble", &three, "--combine", "majority"]));
+    assert_eq!((&voted["exact"], &voted["loss"]), (&json!(1), &Value::Null));
+    assert_eq!(
+        (&voted["combine"], voted["adapters"].as_array().unwrap().len()),
+        (&json!("majority"), 3)
+    );
+    let joined = json(&eval(&["--ensemble", text(&a), "--ensemble", text(&b)]));
+    let (alone, other) =
+        (json(&eval(&["--adapter", text(&a)])), json(&eval(&["--adapter", text(&b)])));
+    assert_eq!((&joined["combine"], &alone["combine"]), (&json!("logits"), &Value::Null));
+    let loss = |report: &Value| report["loss"].as_f64().unwrap();
+    assert!(loss(&joined) != loss(&alone) && loss(&joined) != loss(&other));
+    assert_fails(&eval(&["--ensemble", text(&a), "--adapter", text(&b)]), 2, "cannot be used with");
+    assert_fails(&eval(&["--combine", "majority"]), 2, "--ensemble");
+}

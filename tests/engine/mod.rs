@@ -4,6 +4,7 @@
 mod adapters;
 mod batch;
 mod counters;
+mod ensembles;
 mod evaluate;
 mod grammar;
 pub(crate) mod lifecycle;

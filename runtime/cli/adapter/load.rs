@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
@@ -125,11 +126,23 @@ pub(crate) struct Adapters(pub(crate) Vec<LoadedAdapter>);
 
 impl Adapters {
     pub(crate) fn load(args: &AdapterArgs, engine: &Engine) -> Result<Self> {
-        args.adapters
-            .iter()
-            .map(|adapter| adapter.load(engine, args.force))
-            .collect::<Result<_>>()
-            .map(Self)
+        Self::of(&args.adapters, engine, args.force)
+    }
+
+    pub(crate) fn of(adapters: &[Weighted], engine: &Engine, force: bool) -> Result<Self> {
+        let loaded = adapters.iter().map(|adapter| adapter.load(engine, force));
+        loaded.collect::<Result<_>>().map(Self)
+    }
+
+    /// A session with each of them alone.
+    pub(crate) fn members(&self, engine: &Arc<Engine>) -> Result<Vec<Session>> {
+        let member = |loaded: &LoadedAdapter| {
+            let mut session = engine.session();
+            let adapters = &[(loaded.path.as_str(), loaded.weight)];
+            session.set_adapters(&Change { adapters, ..Change::default() })?;
+            Ok(session)
+        };
+        self.0.iter().map(member).collect()
     }
 
     /// Ids and weights; `None` without adapters.

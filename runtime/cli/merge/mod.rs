@@ -1,7 +1,8 @@
-//! `epiphyte merge`: several adapters as one. Needs no GPU.
+//! `epiphyte merge`: several adapters as one. Needs no GPU but to `--tune`.
 
 mod picture;
 mod recipe;
+mod search;
 
 use std::path::{Path, PathBuf};
 
@@ -11,10 +12,11 @@ use serde::Serialize;
 use crate::adapter::{BaseFile, Weighted};
 use crate::paths::{Files, Kind};
 use crate::{ModelFile, output};
+use epiphyte::GpuOptions;
 use epiphyte::adapter::Adapter;
 use epiphyte::dtype::DType;
 use epiphyte::error::{Error, Result};
-use epiphyte::merge::{MergeReport, Parent, Relation, merge, relations};
+use epiphyte::merge::{MergeReport, Merged, Parent, Recipe, Relation, merge, relations};
 
 /// Merge adapters of one base into a new one
 #[derive(Args)]
@@ -24,6 +26,8 @@ pub(super) struct MergeArgs {
     adapters: Vec<Weighted>,
     #[command(flatten)]
     recipe: recipe::RecipeArgs,
+    #[command(flatten)]
+    search: search::SearchArgs,
     /// The new adapter: a folder, or a file that ends in .gguf; an adapter that is there is
     /// replaced
     #[arg(short, long, value_name = "PATH")]
@@ -34,7 +38,7 @@ pub(super) struct MergeArgs {
     /// Write the numbers as F16
     #[arg(long)]
     half: bool,
-    /// Draw parents and modules to this file (SVG)
+    /// Draw parents and modules to this file (SVG); with `--tune` the loss by each weight
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
     /// Merge adapters that were made for another base model, too
@@ -53,31 +57,22 @@ struct Report<'a> {
     #[serde(flatten)]
     report: MergeReport,
     relations: Vec<Relation>,
+    /// What was tried; null without `--tune`.
+    tune: Option<search::Found>,
 }
 
-pub(super) fn run(args: &MergeArgs) -> Result<()> {
-    let recipe::Given { recipe, parents, half } = args.recipe.read(&args.adapters)?;
+pub(super) fn run(args: &MergeArgs, gpu: GpuOptions) -> Result<()> {
+    let recipe::Given { recipes, parents, half } = args.recipe.read(&args.adapters)?;
+    args.search.check(&recipes)?;
     let is_gguf = args.out.extension().is_some_and(|end| end == "gguf");
-    let kind = if is_gguf { Kind::Adapter } else { Kind::AdapterFolder };
-    let mut files = Files::default().model(&args.model)?;
-    for parent in &parents {
-        files = files.reads("the adapter", "PATH", &parent.path);
-    }
-    if let Some(config) = &args.recipe.config {
-        files = files.reads("the recipe", "--config", config);
-    }
-    files = files.writes("--out", &args.out, kind);
-    if let Some(plot) = &args.plot {
-        files = files.writes("--plot", plot, Kind::Picture);
-    }
-    files.check(Some(args.overwrite))?;
+    args.check_files(&parents, is_gguf)?;
     let base = BaseFile::open(&args.model)?;
     let adapters: Vec<Adapter> = parents
         .iter()
         .map(|parent| load(&parent.path, &base, args.force))
         .collect::<Result<_>>()?;
     let ids: Vec<_> = parents.iter().map(|parent| parent.path.display().to_string()).collect();
-    let parents: Vec<_> = parents
+    let mut parents: Vec<_> = parents
         .iter()
         .zip(&adapters)
         .zip(&ids)
@@ -88,13 +83,13 @@ pub(super) fn run(args: &MergeArgs) -> Result<()> {
             density: given.density,
         })
         .collect();
-    let bar = output::bar(1, "merging {pos}/{len} modules {wide_bar} {eta} left");
-    let merged = merge(&parents, &recipe, &base.shape, &mut |done, all| {
-        bar.set_length(all as u64);
-        bar.set_position(done as u64);
-    });
-    bar.finish_and_clear();
-    let merged = merged?;
+    let (merged, tune) = match args.search.run(&args.model, gpu, &parents, &recipes)? {
+        Some((merged, found)) => {
+            parents.iter_mut().zip(found.weights()).for_each(|(parent, w)| parent.weight = *w);
+            (merged, Some(found))
+        }
+        None => (merged(&parents, &recipes, &base)?, None),
+    };
     let relations = relations(&parents, &base.shape)?;
     let dtype = if half || args.half { DType::F16 } else { DType::F32 };
     match is_gguf {
@@ -102,11 +97,51 @@ pub(super) fn run(args: &MergeArgs) -> Result<()> {
         false => merged.adapter.save_peft(&args.out, dtype, &base.shape)?,
     }
     if let Some(path) = &args.plot {
-        let svg = picture::draw(&merged.report)?;
+        let svg = match &tune {
+            Some(found) => found.draw(&ids)?,
+            None => picture::draw(&merged.report)?,
+        };
         std::fs::write(path, svg).map_err(|e| Error::io(path, e))?;
     }
-    let report = Report { out: &args.out, report: merged.report, relations };
+    let report = Report { out: &args.out, report: merged.report, relations, tune };
     if args.json { output::json(&report) } else { print(&report) }
+}
+
+impl MergeArgs {
+    /// That nothing it writes destroys anything.
+    fn check_files(&self, parents: &[recipe::GivenParent], is_gguf: bool) -> Result<()> {
+        let kind = if is_gguf { Kind::Adapter } else { Kind::AdapterFolder };
+        let mut files = Files::default().model(&self.model)?;
+        for parent in parents {
+            files = files.reads("the adapter", "PATH", &parent.path);
+        }
+        if let Some(config) = &self.recipe.config {
+            files = files.reads("the recipe", "--config", config);
+        }
+        if let Some(examples) = &self.search.tune {
+            files = files.reads("the examples", "--tune", examples);
+        }
+        files = files.writes("--out", &self.out, kind);
+        if let Some(plot) = &self.plot {
+            files = files.writes("--plot", plot, Kind::Picture);
+        }
+        files.check(Some(self.overwrite))
+    }
+}
+
+/// By the one recipe there is.
+fn merged(parents: &[Parent<'_>], recipes: &[Recipe], base: &BaseFile) -> Result<Merged> {
+    let [recipe] = recipes else {
+        let reason = "several are compared with `--tune`; give one".into();
+        return Err(Error::InvalidArgument { name: "method", reason });
+    };
+    let bar = output::bar(1, "merging {pos}/{len} modules {wide_bar} {eta} left");
+    let merged = merge(parents, recipe, &base.shape, &mut |done, all| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+    });
+    bar.finish_and_clear();
+    merged
 }
 
 /// Loads an adapter. Forced, it counts as made for this base.
@@ -122,7 +157,8 @@ fn load(path: &Path, base: &BaseFile, force: bool) -> Result<Adapter> {
     Ok(adapter)
 }
 
-fn print(Report { out, report, relations }: &Report<'_>) -> Result<()> {
+fn print(Report { out, report, relations, tune }: &Report<'_>) -> Result<()> {
+    tune.as_ref().map_or(Ok(()), search::Found::print)?;
     let ranks = report.modules.iter().map(|module| module.rank);
     let ranks = match (ranks.clone().min(), ranks.max()) {
         (Some(least), Some(most)) if least != most => format!("ranks {least} to {most}"),

@@ -16,9 +16,10 @@ const MAX_BYTES: u64 = 1 << 20;
 
 #[derive(Args)]
 pub(super) struct RecipeArgs {
-    /// How to merge [default: linear]
-    #[arg(long, value_parser = PossibleValuesParser::new(Method::NAMES))]
-    method: Option<String>,
+    /// How to merge; with `--tune` several, to find the best [default: linear]
+    #[arg(long, value_name = "METHOD", value_delimiter = ',',
+        value_parser = PossibleValuesParser::new(Method::NAMES))]
+    method: Vec<String>,
     /// Weights in the order of the adapters, instead of PATH=WEIGHT
     #[arg(long, value_name = "W,W,...", value_delimiter = ',', allow_negative_numbers = true)]
     weights: Vec<f64>,
@@ -65,7 +66,8 @@ pub(super) struct RecipeArgs {
 
 /// What to merge, and how.
 pub(super) struct Given {
-    pub(super) recipe: Recipe,
+    /// At least one.
+    pub(super) recipes: Vec<Recipe>,
     pub(super) parents: Vec<GivenParent>,
     pub(super) half: bool,
 }
@@ -81,12 +83,13 @@ impl RecipeArgs {
         match &self.config {
             Some(path) => from_file(path),
             None => {
-                Ok(Given { recipe: self.recipe()?, parents: self.parents(adapters)?, half: false })
+                let (recipes, parents) = (self.recipes()?, self.parents(adapters)?);
+                Ok(Given { recipes, parents, half: false })
             }
         }
     }
 
-    fn recipe(&self) -> Result<Recipe> {
+    fn recipes(&self) -> Result<Vec<Recipe>> {
         let text = |text: &Option<String>| text.clone().map(Value::from);
         let options = [
             ("density", self.density.map(Value::from)),
@@ -101,9 +104,13 @@ impl RecipeArgs {
         ];
         let options: Map<_, _> =
             options.into_iter().filter_map(|(key, value)| Some((key.into(), value?))).collect();
-        let method = Method::from_options(self.method.as_deref().unwrap_or("linear"), &options)?;
         let rank = self.rank.map(Rank::Fixed).or(self.energy.map(Rank::Energy));
-        Ok(Recipe { method, rank })
+        let recipe =
+            |name: &str| Method::from_options(name, &options).map(|method| Recipe { method, rank });
+        match self.method.as_slice() {
+            [] => Ok(vec![recipe("linear")?]),
+            names => names.iter().map(|name| recipe(name)).collect(),
+        }
     }
 
     fn parents(&self, adapters: &[Weighted]) -> Result<Vec<GivenParent>> {
@@ -150,7 +157,7 @@ fn from_file(path: &Path) -> Result<Given> {
         weight: parent.weight,
         density: parent.density,
     });
-    Ok(Given { recipe, parents: parents.collect(), half })
+    Ok(Given { recipes: vec![recipe], parents: parents.collect(), half })
 }
 
 fn value(yaml: &Yaml) -> Option<Value> {
