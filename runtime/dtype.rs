@@ -2,6 +2,13 @@
 
 use crate::error::{Error, Result};
 
+/// From here on type numbers are ours.
+const OWN: u32 = 20_000;
+/// How keys begin that give those numbers.
+pub(crate) const OWN_KEYS: &str = "epiphyte.types.";
+/// `general.file_type` of a file of which no type tells enough.
+pub(crate) const MIXED: u32 = 1024;
+
 /// How the weights of a tensor are stored. A block is the smallest run of weights that can be read
 /// alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -19,11 +26,15 @@ pub enum DType {
     Q4_K,
     Q5_K,
     Q6_K,
+    TQ2_0,
+    NF4,
+    NF4_DQ,
+    Q2_1,
 }
 
 impl DType {
     /// Every supported type.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 15] = [
         Self::F32,
         Self::F16,
         Self::BF16,
@@ -35,13 +46,18 @@ impl DType {
         Self::Q4_K,
         Self::Q5_K,
         Self::Q6_K,
+        Self::TQ2_0,
+        Self::NF4,
+        Self::NF4_DQ,
+        Self::Q2_1,
     ];
 
     /// Weights in a block.
     pub const fn block_len(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::BF16 => 1,
-            Self::Q4_K | Self::Q5_K | Self::Q6_K => 256,
+            Self::Q4_K | Self::Q5_K | Self::Q6_K | Self::TQ2_0 | Self::NF4_DQ => 256,
+            Self::NF4 | Self::Q2_1 => 64,
             _ => 32,
         }
     }
@@ -59,6 +75,10 @@ impl DType {
             Self::Q4_K => 144,
             Self::Q5_K => 176,
             Self::Q6_K => 210,
+            Self::TQ2_0 => 66,
+            Self::NF4 => 34,
+            Self::NF4_DQ => 134,
+            Self::Q2_1 => 20,
         }
     }
 
@@ -74,7 +94,7 @@ impl DType {
         (8 * self.block_bytes()) as f64 / self.block_len() as f64
     }
 
-    /// The name GGUF gives it, also the stem of its files (lower case) in `runtime/quant` and
+    /// The name GGUF gives it, ours where it has none; also the stem of its files (lower case) in `runtime/quant` and
     /// `shaders/quant`.
     pub const fn name(self) -> &'static str {
         match self {
@@ -89,6 +109,10 @@ impl DType {
             Self::Q4_K => "Q4_K",
             Self::Q5_K => "Q5_K",
             Self::Q6_K => "Q6_K",
+            Self::TQ2_0 => "TQ2_0",
+            Self::NF4 => "NF4",
+            Self::NF4_DQ => "NF4_DQ",
+            Self::Q2_1 => "Q2_1",
         }
     }
 
@@ -97,14 +121,23 @@ impl DType {
     /// Errors: [`Error::Unsupported`] naming the type.
     pub fn from_ggml(id: u32) -> Result<Self> {
         Self::ALL.into_iter().find(|dtype| dtype.ggml_type() == id).ok_or_else(|| {
+            let names = Self::ALL.map(Self::name).join(", ");
             Error::Unsupported {
                 what: format!("ggml tensor type {id}"),
-                hint:
-                    "convert the file to Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, F16, BF16 \
-                or F32"
-                        .into(),
+                hint: format!("convert the file to one of {names}"),
             }
         })
+    }
+
+    /// Whether GGUF has no such type. A file of ours says by a key [`Self::own_key`] which number
+    /// stands for it there; other programs refuse the number.
+    pub const fn is_own(self) -> bool {
+        self.ggml_type() >= OWN
+    }
+
+    /// The key that gives the number of a type of our own.
+    pub(crate) fn own_key(self) -> String {
+        format!("{OWN_KEYS}{}", self.name().to_lowercase())
     }
 
     /// llama.cpp's number (`llama_ftype`) of a file whose matrices are of this type.
@@ -121,10 +154,12 @@ impl DType {
             Self::Q5_K => 16,
             Self::Q6_K => 18,
             Self::BF16 => 32,
+            Self::TQ2_0 => 37,
+            Self::NF4 | Self::NF4_DQ | Self::Q2_1 => MIXED,
         }
     }
 
-    /// GGML's type number (`ggml_type`).
+    /// GGML's type number (`ggml_type`); for types that GGML lacks one far above its own.
     pub const fn ggml_type(self) -> u32 {
         match self {
             Self::F32 => 0,
@@ -138,6 +173,10 @@ impl DType {
             Self::Q5_K => 13,
             Self::Q6_K => 14,
             Self::BF16 => 30,
+            Self::TQ2_0 => 35,
+            Self::NF4 => OWN + 1,
+            Self::NF4_DQ => OWN + 2,
+            Self::Q2_1 => OWN + 3,
         }
     }
 }

@@ -5,7 +5,7 @@ use serde::Serialize;
 /// Values of a block that share a scale: `QLoRA`'s.
 const BLOCK: usize = 64;
 /// Levels of `NF4` (Dettmers et al. 2023, arXiv:2305.14314, appendix E).
-const NF4: [f32; 16] = [
+pub(crate) const NF4: [f32; 16] = [
     -1.0,
     -0.696_192_8,
     -0.525_073_05,

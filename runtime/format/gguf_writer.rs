@@ -1,6 +1,8 @@
 //! The head of a GGUF v3 file: keys and the list of tensors, whose data follow in the same order.
 
-use crate::dtype::DType;
+use std::collections::BTreeSet;
+
+use crate::dtype::{DType, OWN_KEYS};
 
 /// What readers take when the file does not say.
 pub(crate) const ALIGNMENT: u64 = 32;
@@ -12,6 +14,8 @@ pub(crate) struct GgufWriter {
     keys: Vec<u8>,
     n_tensors: u64,
     infos: Vec<u8>,
+    /// Types that GGUF has no number for.
+    own: BTreeSet<DType>,
     /// Of all tensors so far, padded.
     data_bytes: u64,
 }
@@ -26,6 +30,7 @@ impl GgufWriter {
             keys: Vec::new(),
             n_tensors: 0,
             infos: Vec::new(),
+            own: BTreeSet::new(),
             data_bytes: 0,
         }
     }
@@ -66,8 +71,16 @@ impl GgufWriter {
         self.key(key, 9, &bytes)
     }
 
-    /// A value as a file has it; `kind` is a `gguf_metadata_value_type`.
+    /// A value as a file has it; `kind` is a `gguf_metadata_value_type`. Those of another file's
+    /// types of ours are left away: this one says its own.
     pub(crate) fn key(&mut self, key: &str, kind: u32, value: &[u8]) -> &mut Self {
+        if key.starts_with(OWN_KEYS) {
+            return self;
+        }
+        self.add(key, kind, value)
+    }
+
+    fn add(&mut self, key: &str, kind: u32, value: &[u8]) -> &mut Self {
         self.n_keys += 1;
         self.keys.extend(counted(key));
         self.keys.extend(kind.to_le_bytes());
@@ -84,6 +97,9 @@ impl GgufWriter {
         n_bytes: u64,
     ) -> Vec<u8> {
         self.n_tensors += 1;
+        if dtype.is_own() && self.own.insert(dtype) {
+            self.add(&dtype.own_key(), 4, &dtype.ggml_type().to_le_bytes());
+        }
         self.infos.extend(counted(name));
         self.infos.extend((shape.len() as u32).to_le_bytes());
         // Fastest first.

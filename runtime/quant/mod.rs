@@ -14,6 +14,9 @@ mod f16;
 #[path = "f32.rs"]
 mod float32; // `mod f32` would hide the primitive type
 mod k_scales;
+mod nf4;
+mod nf4_dq;
+mod q2_1;
 mod q4_0;
 mod q4_1;
 mod q4_k;
@@ -23,6 +26,7 @@ mod q5_k;
 mod q6_k;
 mod q8_0;
 mod rounding;
+mod tq2_0;
 
 use crate::dtype::DType;
 
@@ -33,8 +37,8 @@ pub const BLOCK: usize = 32;
 pub trait BlockFormat: Send + Sync {
     /// The type this file is about.
     fn dtype(&self) -> DType;
-    /// `u32` words a [`BLOCK`] takes in the `words` binding: a multiple of 4, since shaders read
-    /// `vec4<u32>`.
+    /// `u32` words a [`BLOCK`] takes in the `words` binding: a multiple of 4 for as many as the
+    /// type's own block has, since shaders read `vec4<u32>`.
     fn words_per_block(&self) -> usize;
     /// Bytes in the `scales` binding for 64 blocks (64 so that every format gives a whole number of
     /// `u32`).
@@ -79,6 +83,10 @@ pub fn format(dtype: DType) -> &'static dyn BlockFormat {
         DType::Q4_K => &q4_k::Format,
         DType::Q5_K => &q5_k::Format,
         DType::Q6_K => &q6_k::Format,
+        DType::TQ2_0 => &tq2_0::Format,
+        DType::NF4 => &nf4::Format,
+        DType::NF4_DQ => &nf4_dq::Format,
+        DType::Q2_1 => &q2_1::Format,
     }
 }
 

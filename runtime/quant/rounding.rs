@@ -71,6 +71,11 @@ impl<'a, const N: usize> Block<'a, N> {
         std::array::from_fn(|i| Block { weights: &weights[i], costs: costs[i] })
     }
 
+    /// Whether errors of some weights cost more than those of others.
+    pub(super) fn is_weighted(&self) -> bool {
+        self.costs.iter().any(|cost| *cost != self.costs[0])
+    }
+
     /// The weight with the largest magnitude.
     pub(super) fn largest(&self) -> f32 {
         self.weights.iter().fold(0.0_f32, |most, &w| if w.abs() > most.abs() { w } else { most })
@@ -120,12 +125,12 @@ impl Codes {
         Some(out)
     }
 
-    /// As [`Self::scaled_rows`], of `w = d q + m`, d and m in f16.
-    pub(super) fn shifted_rows(
+    /// As [`Self::scaled_rows`], of `w = d q + m` in blocks of `N`, d and m in f16.
+    pub(super) fn shifted_rows<const N: usize>(
         self,
         weights: &[f32],
         importance: Option<&[f32]>,
-        pack: impl Fn(&[u8; BLOCK], &mut Vec<u8>),
+        pack: impl Fn(&[u8; N], &mut Vec<u8>),
     ) -> Option<Vec<u8>> {
         let mut out = Vec::with_capacity(weights.len());
         for block in Block::of_rows(weights, importance) {

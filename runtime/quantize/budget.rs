@@ -12,6 +12,9 @@ use crate::quant;
 /// Weights of a matrix that are looked at, about.
 const SAMPLE: usize = 1 << 18;
 
+/// Bits of a type that is taken only where there is no room for others, at most.
+const FEW: f64 = 4.0;
+
 /// A type for a matrix, with the bits of all its weights and their relative error.
 #[derive(Clone, Copy)]
 struct Choice {
@@ -21,13 +24,14 @@ struct Choice {
 }
 
 /// Gives every matrix of `planned` its type, so that all tensors together have at most `bits` a
-/// weight. The errors of a matrix count relative to its weights, in each as much.
+/// weight. The errors of a matrix count relative to its weights, in each as much. Types that other
+/// programs do not know, and those of two bits, are taken only where the others are too large.
 pub(super) fn choose(source: &dyn Source, planned: &mut [Planned<'_>], bits: f64) -> Result<()> {
     let n: usize = planned.iter().map(|planned| planned.tensor.n_weights()).sum();
-    let mut choices = Vec::with_capacity(planned.len());
+    let mut measured = Vec::with_capacity(planned.len());
     for planned in &*planned {
-        choices.push(match planned.tensor.is_matrix() {
-            true => worthwhile(measure(source, planned)?),
+        measured.push(match planned.tensor.is_matrix() {
+            true => measure(source, planned)?,
             false => vec![Choice {
                 dtype: planned.dtype,
                 bits: bits_of(planned.tensor, planned.dtype),
@@ -35,8 +39,19 @@ pub(super) fn choose(source: &dyn Source, planned: &mut [Planned<'_>], bits: f64
             }],
         });
     }
-    let least: f64 = choices.iter().map(|choices| choices[0].bits).sum();
     let budget = bits * n as f64;
+    let of = |is_asked: &dyn Fn(DType) -> bool| -> Vec<Vec<Choice>> {
+        let asked = |all: &Vec<Choice>| all.iter().copied().filter(|c| is_asked(c.dtype)).collect();
+        measured.iter().map(|all| worthwhile(asked(all))).collect()
+    };
+    let least = |choices: &[Vec<Choice>]| -> f64 {
+        choices.iter().map(|choices| choices.first().map_or(f64::INFINITY, |c| c.bits)).sum()
+    };
+    let mut choices = of(&|dtype| !dtype.is_own() && dtype.bits() > FEW);
+    if least(&choices) > budget {
+        choices = of(&|_| true);
+    }
+    let least = least(&choices);
     if bits.is_nan() || least > budget {
         let least = (1000.0 * least / n as f64).ceil() / 1000.0;
         let reason = format!("{bits} bits a weight are too few; the smallest types take {least}");

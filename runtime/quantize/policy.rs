@@ -8,10 +8,14 @@ pub(super) const HEAD: &str = "output.weight";
 const EMBEDDING: &str = "token_embd.weight";
 
 /// Instead of a type whose blocks do not divide a row: the next larger one whose blocks may.
-const FALLBACKS: [(DType, DType); 8] = [
+const FALLBACKS: [(DType, DType); 12] = [
     (DType::Q4_K, DType::Q5_0),
     (DType::Q5_K, DType::Q5_1),
     (DType::Q6_K, DType::Q8_0),
+    (DType::TQ2_0, DType::Q2_1),
+    (DType::NF4_DQ, DType::NF4),
+    (DType::NF4, DType::Q4_0),
+    (DType::Q2_1, DType::Q4_0),
     (DType::Q4_0, DType::F16),
     (DType::Q4_1, DType::F16),
     (DType::Q5_0, DType::F16),

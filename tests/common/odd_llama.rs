@@ -7,7 +7,12 @@ use super::writer::{Meta, Writer};
 
 /// A llama of odd sizes in random blocks: 3 heads of 64 on one, 41 tokens.
 pub(crate) fn odd_llama(random: &mut Random) -> Writer {
-    let (hidden, inner, heads, head_dim, vocab) = (96, 160, 3, 64, 41);
+    sized_llama(random, 96, 160)
+}
+
+/// As [`odd_llama`], of `hidden` and `inner` columns.
+pub(crate) fn sized_llama(random: &mut Random, hidden: u64, inner: u64) -> Writer {
+    let (heads, head_dim, vocab) = (3, 64, 41);
     let mut writer = Writer::new();
     for (key, n) in [
         ("embedding_length", hidden),

@@ -19,6 +19,8 @@ from gguf.quants import quantize
 
 HERE = pathlib.Path(__file__).parent
 COLUMNS = 512
+# bitsandbytes, `get_4bit_type("nf4")`.
+NF4 = np.float32([-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0])
 BY_GGUF = ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
 BY_LLAMACPP = ["Q4_K", "Q5_K", "Q6_K"]
 IMPORTANT = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", *BY_LLAMACPP]
@@ -56,6 +58,16 @@ def by_llamacpp(library, name, rows, importance=None):
     return out
 
 
+def nf4_codes(rows):
+    """The codes of `bitsandbytes.functional.quantize_nf4` (0.50, blocks of 64, its default backend), low nibbles alone."""
+    levels = NF4.astype(np.float64)
+    bounds = ((levels[1:] + levels[:-1]) / 2).astype(np.float32)
+    blocks = rows.reshape(-1, 64)
+    largest = np.maximum(np.abs(blocks).max(axis=1, keepdims=True), np.float32(1e-38))
+    scaled = np.clip(blocks * (np.float32(1) / largest), -1, 1)
+    return np.searchsorted(bounds, scaled.ravel()).astype(np.uint8)
+
+
 def main():
     found = sys.argv[1:] or sorted(map(str, HERE.glob("node_modules/@node-llama-cpp/linux-*/bins/*/libggml-base.so")))
     library = ctypes.CDLL(found[0])
@@ -69,6 +81,7 @@ def main():
         arrays[f"{name}.blocks"] = by_llamacpp(library, name, rows)
     for name in IMPORTANT:
         arrays[f"{name}.important"] = by_llamacpp(library, name, rows, importance)
+    arrays["NF4.codes"] = nf4_codes(rows)
     header, data = {}, b""
     for key, array in arrays.items():
         end = len(data) + array.nbytes

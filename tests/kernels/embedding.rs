@@ -25,15 +25,24 @@ fn looks_up(dtype: DType) {
             submit(gpu, |commands| record(commands, &op, params, tokens as u32))?;
         }
         // d q is exact: 11 bits of d, at most 13 of scale and quant. With a minimum the sum is
-        // rounded, once on either side.
-        let has_minimum = matches!(dtype, DType::Q4_1 | DType::Q5_1 | DType::Q4_K | DType::Q5_K);
+        // rounded, once on either side; so is the product with a level of 24 bits.
+        let is_rounded = matches!(
+            dtype,
+            DType::Q4_1
+                | DType::Q5_1
+                | DType::Q4_K
+                | DType::Q5_K
+                | DType::Q2_1
+                | DType::NF4
+                | DType::NF4_DQ
+        );
         let expected: Vec<_> = token_ids
             .iter()
             .flat_map(|&id| &w.values[id as usize * w.k..][..w.k])
             .map(|&v| {
                 Some(Near {
                     value: v.into(),
-                    bound: if has_minimum { EPS * f64::from(v.abs()) } else { 0.0 },
+                    bound: if is_rounded { EPS * f64::from(v.abs()) } else { 0.0 },
                 })
             })
             .collect();

@@ -32,6 +32,10 @@ fn layout(dtype: DType) -> (&'static [usize], std::ops::Range<usize>) {
         DType::Q4_1 | DType::Q5_1 => (&[0, 2], 4..dtype.block_bytes()),
         DType::Q4_K | DType::Q5_K => (&[0, 2], 16..dtype.block_bytes()),
         DType::Q6_K => (&[208], 0..192),
+        // A level is looked up, nothing is added to it.
+        DType::NF4 | DType::NF4_DQ => (&[0], 0..0),
+        DType::Q2_1 => (&[0, 2], 4..dtype.block_bytes()),
+        DType::TQ2_0 => (&[64], 0..64),
     }
 }
 

@@ -45,7 +45,7 @@ fn bits(adapter: &Adapter) -> Vec<u32> {
 }
 
 /// Largest difference of a module's factor, in parts of the factor's norm.
-fn difference(one: &Adapter, other: &Adapter) -> f64 {
+pub(super) fn difference(one: &Adapter, other: &Adapter) -> f64 {
     let mut largest = 0.0_f64;
     for (one, other) in one.modules.iter().zip(&other.modules) {
         assert_eq!(one.path, other.path);
@@ -71,7 +71,7 @@ fn rounding() -> f64 {
 /// As [`rounding`], where products may have other factors to round: cooperative matrices take both
 /// in f16, each off by 2^-11 of itself in the mean, whether it is rounded or cut off, and so is the
 /// product, however many its terms.
-fn rounding_of_factors() -> f64 {
+pub(super) fn rounding_of_factors() -> f64 {
     let factors =
         if ENGINE.gpu().caps().cooperative_matrix.is_some() { 2.0 * 2.0 * 7.0 * 2.0 } else { 0.0 };
     rounding() + f64::sqrt(factors) / 2048.0 * 2.0

@@ -6,6 +6,7 @@ mod default_model;
 mod federated;
 mod files;
 mod folder;
+mod formats;
 mod golden;
 mod gradients;
 mod lifecycle;

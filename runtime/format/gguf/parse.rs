@@ -74,6 +74,10 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Header> {
     let place = |info: &Info<'_>| place(info, start, alignment, bytes.len());
     let tensors = infos.iter().map(place).collect::<Result<Vec<_>>>()?;
     check_overlaps(&tensors)?;
+    check_own_types(&tensors, |key| {
+        let &(kind, at) = metadata.get(key)?;
+        Cursor::new(bytes, at).value(kind).ok().and_then(u32::from_value)
+    })?;
     Ok(Header { version, metadata, tensors })
 }
 
@@ -197,6 +201,20 @@ fn place(info: &Info<'_>, start: u64, alignment: u32, len: usize) -> Result<Entr
 fn within(at: u64, n: usize, len: usize) -> Option<Range<usize>> {
     let at = usize::try_from(at).ok()?;
     at.checked_add(n).filter(|&end| end <= len).map(|end| at..end)
+}
+
+/// That a type of ours is what the file means by its number: `key` gives a key's number.
+fn check_own_types(tensors: &[Entry], key: impl Fn(&str) -> Option<u32>) -> Result<()> {
+    let own = tensors.iter().filter(|entry| entry.dtype.is_own());
+    for Entry { file_name, dtype, .. } in own {
+        if key(&dtype.own_key()) != Some(dtype.ggml_type()) {
+            return Err(Error::Unsupported {
+                what: format!("tensor `{file_name}`: ggml tensor type {}", dtype.ggml_type()),
+                hint: format!("only with the key `{}`; convert the file again", dtype.own_key()),
+            });
+        }
+    }
+    Ok(())
 }
 
 fn check_overlaps(tensors: &[Entry]) -> Result<()> {
