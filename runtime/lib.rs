@@ -50,6 +50,8 @@ mod gpu;
 pub mod gpu;
 pub mod grammar;
 mod identity;
+#[cfg(feature = "gpu")]
+pub mod importance;
 #[cfg(all(feature = "gpu", not(feature = "internals")))]
 mod kernels;
 #[cfg(all(feature = "gpu", feature = "internals"))]

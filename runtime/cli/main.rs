@@ -17,6 +17,7 @@ mod eval;
 mod federate;
 mod formats;
 mod generate;
+mod imatrix;
 mod inspect;
 mod interrupt;
 mod library;
@@ -75,6 +76,7 @@ enum Command {
     Merge(Box<merge::MergeArgs>),
     Formats(formats::FormatsArgs),
     Quantize(quantize::QuantizeArgs),
+    Imatrix(imatrix::ImatrixArgs),
     Checkpoint(checkpoint::CheckpointArgs),
     Stack(stack::StackArgs),
     Inspect(inspect::InspectArgs),
@@ -250,10 +252,11 @@ fn run_command(cli: Cli) -> Result<()> {
         Command::Perplexity(args) => perplexity::run(&args, gpu),
         Command::Bench(args) => bench::run(&args, gpu),
         Command::Adapter(args) => adapter::run(&args, gpu),
-        Command::Merge(args) => merge::run(&args),
+        Command::Merge(args) => merge::run(&args, gpu),
         Command::Stack(args) => stack::run(&args),
         Command::Formats(args) => formats::run(&args),
         Command::Quantize(args) => quantize::run(&args),
+        Command::Imatrix(args) => imatrix::run(&args, gpu),
         Command::Checkpoint(args) => checkpoint::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::List(args) => library::list(&args),

@@ -12,6 +12,7 @@ use epiphyte::checkpoint::{Checkpoint, checkpoint_files};
 use epiphyte::error::{Error, Result};
 use epiphyte::format::gguf::shards_of;
 use epiphyte::format::is_in_place;
+use epiphyte::quantize::Imatrix;
 use epiphyte::train::signals::StepRecord;
 
 /// Links that lead to links, at most.
@@ -49,6 +50,8 @@ pub(super) enum Kind {
     StackedModel,
     /// A model in another format.
     QuantizedModel,
+    /// Importance of columns.
+    Imatrix,
     /// A checkpoint's folder.
     CheckpointFolder,
     /// SVG or PNG.
@@ -180,6 +183,7 @@ impl Kind {
             Self::MergedModel => "a merged model",
             Self::StackedModel => "a stacked model",
             Self::QuantizedModel => "a model that `quantize` wrote",
+            Self::Imatrix => "an imatrix",
             Self::CheckpointFolder => "a checkpoint's folder",
             Self::Picture => "a picture",
             Self::StepLog => "a log of training steps",
@@ -212,6 +216,7 @@ impl Kind {
             Self::MergedModel => FileKind::of(path) == FileKind::MergedModel,
             Self::StackedModel => FileKind::of(path) == FileKind::StackedModel,
             Self::QuantizedModel => FileKind::of(path) == FileKind::QuantizedModel,
+            Self::Imatrix => Imatrix::open(path).is_ok(),
             Self::Picture => {
                 let head = head(path);
                 let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&head).trim_ascii_start();

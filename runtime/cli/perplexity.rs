@@ -138,7 +138,7 @@ fn nll(engine: &Arc<Engine>, adapters: &Adapters, window: &[u32]) -> Result<f64>
     Ok(sum / scores(ids.len()) as f64)
 }
 
-fn read(path: &Path) -> Result<String> {
+pub(super) fn read(path: &Path) -> Result<String> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     String::from_utf8(bytes).map_err(|e| Error::InvalidFile {
         path: path.into(),

@@ -80,7 +80,7 @@ impl Session {
             let (to, how) = self.alike(start, end);
             let keys = self.keys_of_wide(keys, to, how);
             let (tokens, position, set) = (&self.tokens[start..to], start, self.set);
-            let chunk = Chunk { tokens, position, keys: &keys, set, how };
+            let chunk = Chunk { tokens, position, keys: &keys, set, how, inputs: None };
             let mut passes: Vec<(usize, How)> = Vec::new();
             let prefilled = engine.prefill(chunk, &mut self.pages, cancel, |computed| {
                 passes.push((computed.count as usize, computed.how()));

@@ -23,6 +23,7 @@ use crate::model::site::LoraPass;
 use crate::model::weights::Weights;
 use crate::progress::Loading;
 
+use super::inputs::Inputs;
 use super::pass::How;
 use super::residents::{Registry, SetId};
 use super::working::{Sampling, Spaces, Working};
@@ -98,6 +99,8 @@ pub(crate) struct Chunk<'a> {
     pub(crate) set: SetId,
     /// As it was computed before; `None`: as the number of rows has it.
     pub(crate) how: Option<How>,
+    /// Gets what goes into each group of linears.
+    pub(crate) inputs: Option<&'a Inputs>,
 }
 
 /// How a decode step chooses its tokens, and where they go.
@@ -339,6 +342,20 @@ impl Executor {
         let Workspace { decoder, lora, .. } = self.workspace(pass.space);
         let (rows, runs, wide) = (pass.rows(), pass.runs, pass.how == How::Wide);
         decoder.record(commands, part, Pass { rows, runs, wide, lora: lora.as_ref() })
+    }
+
+    /// Records a copy of what the product of a wide pass's part has read.
+    pub(crate) fn copy_input(
+        &self,
+        commands: &mut Commands<'_>,
+        part: Part,
+        pass: &super::pass::Pass<'_>,
+        inputs: &Inputs,
+    ) {
+        let Part::Group(layer, site) = part else { return };
+        let (at, bytes) = inputs.place(layer, site, pass.rows());
+        let input = self.workspace(pass.space).decoder.input_of(site);
+        commands.copy(input, 0, &inputs.readback, at, bytes);
     }
 
     /// Records a copy of `rows` rows of logits to row `to_row` of `readback`.

@@ -14,6 +14,7 @@ use crate::model::pages::Held;
 
 use super::Engine;
 use super::executor::{Chunk, Executor, Space, few_rows};
+use super::inputs::Inputs;
 use super::seat::Turn;
 use super::turns;
 
@@ -26,6 +27,8 @@ pub(super) struct Pass<'a> {
     pub(super) how: How,
     /// Ends it between two submissions.
     pub(super) cancel: Option<&'a CancelToken>,
+    /// Gets what goes into each group of linears; of a wide pass alone.
+    pub(super) inputs: Option<&'a Inputs>,
 }
 
 impl Pass<'_> {
@@ -129,6 +132,9 @@ impl Engine {
             }
             let before = commands.operations();
             turn.record(&mut commands, part, pass)?;
+            if let Some(inputs) = pass.inputs {
+                turn.copy_input(&mut commands, part, pass, inputs);
+            }
             if is_long {
                 let part = commands.operations().saturating_sub(before);
                 self.long_part.fetch_max(part, Ordering::Relaxed);
@@ -176,7 +182,8 @@ impl Engine {
             let positions = position as u32 + count;
             let how = prompt.how.unwrap_or_else(|| How::of(rows, positions));
             let runs = [Run { row0: 0, count, positions: positions.max(how.positions()) }];
-            let pass = Pass { space, runs: &runs, how, cancel: Some(cancel) };
+            let inputs = prompt.inputs;
+            let pass = Pass { space, runs: &runs, how, cancel: Some(cancel), inputs };
             let parts = turn.parts();
             let index = self.run(turn, &pass, parts, |_, _| ())?;
             each(&Computed { pass: &pass, first, count })?;

@@ -47,6 +47,15 @@ impl Matrix {
         Self { rows, columns, source: Source::Product { left, right, scale }, transposed }
     }
 
+    /// The weights of a module `[N, K]`, with the longer side as rows.
+    pub(super) fn dense(values: Vec<f32>, k: usize) -> Self {
+        let n = values.len() / k;
+        let transposed = k > n;
+        let values = if transposed { transpose(&values, k) } else { values };
+        let (rows, columns) = if transposed { (k, n) } else { (n, k) };
+        Self { rows, columns, source: Source::Given(values), transposed }
+    }
+
     /// A factor as it is.
     pub(super) fn given(values: &[f32], columns: usize) -> Self {
         let source = Source::Given(values.to_vec());

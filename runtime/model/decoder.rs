@@ -10,7 +10,7 @@ mod layer;
 use crate::base::ModelConfig;
 use crate::base::layout::Source;
 use crate::error::Result;
-use crate::gpu::{Caps, Commands, Gpu, KernelSpec, Op};
+use crate::gpu::{Caps, Commands, Gpu, KernelSpec, Op, Tensor};
 use crate::kernels::attention;
 use crate::kernels::embedding::{self, EmbeddingParams};
 use crate::kernels::lora::Directory;
@@ -249,6 +249,17 @@ impl Decoder {
     /// `activations.normed`.
     pub(crate) fn record_states(&self, commands: &mut Commands<'_>, rows: u32) {
         self.norm(commands, &self.norm, rows);
+    }
+
+    /// What the product of a group has read, once a wide pass has recorded it: `[rows, K]`.
+    pub(crate) fn input_of(&self, site: SiteKind) -> &Tensor {
+        let groups = &self.config.family().groups;
+        let source = groups.iter().find(|group| group.site == site).map(|group| group.source);
+        match source {
+            Some(Source::Attention) => &self.activations.attn,
+            Some(Source::Gate) => &self.activations.h,
+            Some(Source::Norm(_)) | None => &self.activations.normed,
+        }
     }
 
     /// Bytes of a row's state.

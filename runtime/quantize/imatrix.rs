@@ -11,8 +11,8 @@ use crate::format::gguf_writer::GgufWriter;
 use crate::format::safetensors::to_f32;
 
 /// Endings of a tensor's sums of squares and of its number of tokens, in GGUF.
-const SUMS: &str = ".in_sum2";
-const COUNTS: &str = ".counts";
+pub(super) const SUMS: &str = ".in_sum2";
+pub(super) const COUNTS: &str = ".counts";
 /// Bytes of a `.dat` that are read: an 8B model's has 5 MB.
 const MOST_BYTES: u64 = 256 << 20;
 /// The least importance of a column, in the mean of its tensor: none is free.

@@ -6,6 +6,8 @@
 
 mod budget;
 mod imatrix;
+#[cfg(feature = "gpu")]
+mod imatrix_file;
 mod measure;
 mod policy;
 mod source;
@@ -15,7 +17,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::checkpoint::Checkpoint;
-use crate::dtype::DType;
+use crate::dtype::{DType, MIXED};
 use crate::error::{Error, Result};
 use crate::format::gguf::{Gguf, shards_of};
 use crate::format::gguf_writer::GgufWriter;
@@ -27,11 +29,11 @@ use measure::Loss;
 use source::{Source, Tensor};
 
 pub use imatrix::Imatrix;
+#[cfg(feature = "gpu")]
+pub(crate) use imatrix_file::{ImatrixEntry, ImatrixText};
 
 /// The key that tells a file of ours from others; its value says what was asked for.
 pub(crate) const QUANTIZED_KEY: &str = "epiphyte.quantized";
-/// `general.file_type` of a file of which no type tells enough.
-const MIXED: u32 = 1024;
 /// Weights of a piece, about, and of what a thread takes of it at once.
 const PIECE: usize = 4 << 20;
 const SHARE: usize = 1 << 18;

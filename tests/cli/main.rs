@@ -81,6 +81,7 @@ fn help_names_every_command() {
         "eval",
         "inspect",
         "quantize",
+        "imatrix",
         "checkpoint",
         "list",
         "add",

@@ -92,6 +92,69 @@ fn what_can_not_be_merged_leaves_nothing() {
     assert!(merge(&[text(&b), "--force"]).status.success());
 }
 
+#[test]
+fn weights_and_methods_are_found_by_loss() {
+    let folder = Folder::new();
+    let (a, b) = (folder.adapter("a", 1, 0.5, None), folder.adapter("b", 2, 0.5, None));
+    let (out, plot) = (folder.path("merged"), folder.path("loss.svg"));
+    let wanted = super::adapter::generate(&[text(&a)]);
+    let data = folder.path("held_out.jsonl");
+    let pair = serde_json::json!({"prompt": "the sea", "completion": wanted["text"]});
+    std::fs::write(&data, pair.to_string()).unwrap();
+    let merge = |more: &[&str]| {
+        let args = ["merge", text(&a), text(&b), "--tune", text(&data), "--out", text(&out)];
+        on_tiny(&[&args[..], more].concat())
+    };
+    let plotted = ["--method", "linear,slerp", "--grid", "0,1", "--plot", text(&plot), "--json"];
+    let found = json(&merge(&plotted));
+    let tune = &found["tune"];
+    let trials = tune["trials"].as_array().unwrap();
+    let best = &trials[tune["best"].as_u64().unwrap() as usize];
+    assert_eq!((&best["loss"], &best["method"]), (&tune["loss"], &found["recipe"]["method"]));
+    assert!(tune["loss"].as_f64() <= tune["loss_before"].as_f64());
+    assert_eq!(found["parents"][1]["weight"], best["weights"][1]);
+    assert!(trials.iter().any(|trial| trial["method"] == "slerp"));
+    // Their sum is 0, and slerp divides by it.
+    let refused = |trial: &&serde_json::Value| trial["loss"].is_null();
+    assert!(trials.iter().filter(refused).all(|trial| trial["method"] == "slerp"));
+    let drawn = std::fs::read_to_string(&plot).unwrap();
+    assert!(drawn.contains("linear by the weight of") && drawn.contains("loss, nats a token"));
+    // What was written is what was measured.
+    let eval = ["eval", "--json", "-d", text(&data), "--adapter", text(&out)];
+    assert_eq!(json(&on_tiny(&eval))["loss"], tune["loss"]);
+    let table = merge(&["--rounds", "1"]);
+    let said = String::from_utf8(table.stdout.clone()).unwrap();
+    assert!(table.status.success() && said.contains("loss   method"), "{}", stderr(&table));
+
+    let several = ["merge", text(&a), text(&b), "--method", "linear,ties", "--out", text(&out)];
+    assert_fails(&on_tiny(&several), 2, "--tune");
+    assert_fails(&merge(&["--grid", "x"]), 2, "--grid");
+    let own = ["merge", text(&a), "--tune", text(&data), "--out", text(&folder.path("x.gguf"))];
+    assert_fails(&on_tiny(&[&own[..], &["--plot", text(&data)]].concat()), 2, "stays as it is");
+}
+
+#[test]
+fn what_quantising_took_becomes_an_adapter() {
+    let folder = Folder::new();
+    let (few, out) = (folder.path("few.gguf"), folder.path("adapter"));
+    let model = super::adapter::model();
+    let quantized = run(&["quantize", text(&model), text(&few), "--type", "q2_1"]);
+    assert!(quantized.status.success(), "{}", stderr(&quantized));
+    let loftq = |more: &[&str]| {
+        let args = ["adapter", "loftq", text(&model), text(&few), "--out", text(&out)];
+        run(&[&args[..], more].concat())
+    };
+    let made = json(&loftq(&["--rank", "8", "--json"]));
+    assert!(made["after"].as_f64() < made["before"].as_f64());
+    assert_eq!(made["modules"].as_array().unwrap().len(), 14);
+    let base = ["-m", text(&few), "-p", "hello", "--max-tokens", "3"];
+    let with = run(&[&["generate", "--adapter", text(&out)], &base[..]].concat());
+    assert!(with.status.success(), "{}", stderr(&with));
+    assert_fails(&loftq(&["--rank", "0"]), 2, "`rank`");
+    let same = ["adapter", "loftq", text(&model), text(&model), "--out", text(&out)];
+    assert_fails(&run(&same), 2, "lost nothing");
+}
+
 /// A full disk, as a limit on what a process may write.
 #[cfg(unix)]
 #[test]

@@ -1,6 +1,6 @@
 //! `epiphyte quantize` and `checkpoint`, from outside.
 
-use super::adapter::{Folder, model};
+use super::adapter::{Folder, model, on_tiny};
 use super::{assert_fails, json, run, stderr, text};
 
 #[test]
@@ -19,6 +19,37 @@ fn a_model_goes_to_a_checkpoint_and_back() {
     assert!(again.status.success(), "{}", stderr(&again));
     let table = String::from_utf8(again.stdout).unwrap();
     assert!(table.contains("blk.0.attn_q.weight") && table.contains("bits a weight"), "{table}");
+}
+
+#[test]
+fn an_imatrix_is_measured_and_used() {
+    let folder = Folder::new();
+    let (out, quantized) = (folder.path("imatrix.gguf"), folder.path("out.gguf"));
+    let words = folder.path("text.txt");
+    std::fs::write(&words, "the sea and the land ".repeat(20)).unwrap();
+    let imatrix = |more: &[&str]| {
+        let args = ["imatrix", "-f", text(&words), "-o", text(&out), "-c", "16"];
+        on_tiny(&[&args[..], more].concat())
+    };
+    let report = json(&imatrix(&["--chunks", "2", "--json"]));
+    assert_eq!((&report["windows"], &report["tokens"]), (&2.into(), &32.into()));
+    assert_eq!(report["matrices"], 14);
+    // Over its own file.
+    let again = imatrix(&[]);
+    assert!(again.status.success(), "{}", stderr(&again));
+    let base = model();
+    let with = ["quantize", text(&base), text(&quantized), "--type", "nf4", "--json"];
+    let plain = json(&run(&with));
+    let with = json(&run(&[&with[..], &["--imatrix", text(&out)]].concat()));
+    assert!(with["without_importance"].as_u64().unwrap() <= 2);
+    assert_ne!(with["relative_rms"], plain["relative_rms"]);
+    let answer = run(&["generate", "-m", text(&quantized), "-p", "hello", "--max-tokens", "3"]);
+    assert!(answer.status.success(), "{}", stderr(&answer));
+    assert_fails(&imatrix(&["-c", "0"]), 2, "window");
+    std::fs::write(&words, "short").unwrap();
+    assert_fails(&imatrix(&[]), 2, "do not fill a window");
+    let own = on_tiny(&["imatrix", "-f", text(&words), "-o", text(&words)]);
+    assert_fails(&own, 2, "stays as it is");
 }
 
 #[test]

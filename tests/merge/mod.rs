@@ -2,6 +2,7 @@
 //! refused.
 
 mod golden;
+mod loftq;
 mod properties;
 mod recipe_file;
 mod refused;

@@ -5,6 +5,8 @@ pub(crate) mod adapted;
 mod embed;
 mod exported;
 mod families;
+mod formats;
+mod importance;
 mod matrix;
 mod peft;
 mod reference;

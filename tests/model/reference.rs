@@ -4,6 +4,7 @@
 use epiphyte::adapter::{Adapter, ModulePath, Target};
 use epiphyte::base::ModelConfig;
 use epiphyte::base::RopeScaling;
+use epiphyte::base::layout::SiteKind;
 use epiphyte::format::gguf::Gguf;
 
 use super::matrix::{EPS, HALF_EPS, Matrix, Near, Rounding, Row, add_expanded};
@@ -145,17 +146,29 @@ impl Reference {
 
     /// Logits `[T, V]` of `ids`.
     pub(super) fn logits(&self, ids: &[u32], halves: Halves) -> Vec<Row> {
+        self.watched(ids, halves, &mut |_, _, _| ())
+    }
+
+    /// As [`Self::logits`]; `watch` sees the layer, the group and what goes into it, row by row.
+    pub(super) fn watched(
+        &self,
+        ids: &[u32],
+        halves: Halves,
+        watch: &mut dyn FnMut(usize, SiteKind, &Row),
+    ) -> Vec<Row> {
         let products = halves.products;
         let mut x: Vec<Row> = ids.iter().map(|&id| self.embed(id)).collect();
-        for layer in &self.layers {
-            self.attend(layer, &mut x, halves);
+        for (i, layer) in self.layers.iter().enumerate() {
+            self.attend(layer, &mut x, halves, &mut |site, row| watch(i, site, row));
             for x in &mut x {
                 let normed = self.rms_norm(x, &layer.post_attention_layernorm);
+                watch(i, SiteKind::GateUp, &normed);
                 let (gate, up) = (
                     layer.gate_proj.times(&normed, products),
                     layer.up_proj.times(&normed, products),
                 );
                 let h: Row = gate.into_iter().zip(up).map(|(gate, up)| swiglu(gate, up)).collect();
+                watch(i, SiteKind::DownProj, &h);
                 add(x, &layer.down_proj.times(&h, products));
             }
         }
@@ -184,12 +197,19 @@ impl Reference {
         normed.map(|y| y.rounded(2.0 * EPS)).collect()
     }
 
-    fn attend(&self, layer: &Layer, x: &mut [Row], halves: Halves) {
+    fn attend(
+        &self,
+        layer: &Layer,
+        x: &mut [Row],
+        halves: Halves,
+        watch: &mut dyn FnMut(SiteKind, &Row),
+    ) {
         let (heads, kv_heads) = (self.config.num_attention_heads, self.config.num_key_value_heads);
         let width = self.config.head_dim;
         let (mut keys, mut values): (Vec<Row>, Vec<Row>) = (Vec::new(), Vec::new());
         for (position, x) in x.iter_mut().enumerate() {
             let normed = self.rms_norm(x, &layer.input_layernorm);
+            watch(SiteKind::Qkv, &normed);
             let stored = |row: Row| {
                 row.into_iter()
                     .map(|v| v.rounded(if halves.cache { HALF_EPS } else { 0.0 }))
@@ -207,6 +227,7 @@ impl Reference {
                 };
                 out.extend(attention(&q[h * width..(h + 1) * width], &of(&keys), &of(&values)));
             }
+            watch(SiteKind::OProj, &out);
             add(x, &layer.o_proj.times(&out, halves.products));
         }
     }

@@ -6,6 +6,7 @@ mod convert;
 mod export;
 pub(super) mod inspect;
 mod load;
+mod loftq;
 
 use std::path::PathBuf;
 
@@ -35,6 +36,7 @@ enum AdapterCommand {
     Compare(compare::CompareArgs),
     Convert(convert::ConvertArgs),
     Export(export::ExportArgs),
+    Loftq(loftq::LoftqArgs),
 }
 
 pub(super) fn run(args: &AdapterCommandArgs, gpu: GpuOptions) -> Result<()> {
@@ -44,6 +46,7 @@ pub(super) fn run(args: &AdapterCommandArgs, gpu: GpuOptions) -> Result<()> {
         AdapterCommand::Compare(args) => compare::run(args, gpu),
         AdapterCommand::Convert(args) => convert::run(args),
         AdapterCommand::Export(args) => export::run(args),
+        AdapterCommand::Loftq(args) => loftq::run(args),
     }
 }
 

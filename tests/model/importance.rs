@@ -1,0 +1,105 @@
+//! What goes into the linears over a text, against an exact pass; the file that holds it.
+
+use std::collections::BTreeMap;
+
+use epiphyte::base::layout::SiteKind;
+use epiphyte::format::gguf::Gguf;
+use epiphyte::importance::{ImportanceOptions, importance};
+use epiphyte::quantize::{Imatrix, QuantizeOptions, QuantizeTo, quantize_gguf};
+use epiphyte::tokenizer::EncodeOptions;
+use epiphyte::{CancelToken, DType, Engine, EngineOptions, Error};
+
+use super::reference::{Halves, Reference};
+use crate::common::golden;
+
+const TEXT: &str = "the sea and the land and the sea and the land, the sea and the land";
+/// Tokens: two windows and some that are left over.
+const WINDOW: usize = 12;
+
+#[test]
+fn an_importance_matrix_holds_the_squares_of_what_goes_in() {
+    let path = golden("tiny_llama.gguf");
+    let engine = Engine::open(&path, EngineOptions::default()).unwrap();
+    let tokenizer = &engine.base().tokenizer;
+    let ids = tokenizer.encode(TEXT, EncodeOptions::default()).unwrap();
+    let windows = ids.len() / WINDOW;
+    assert!(windows >= 2 && ids.len() > windows * WINDOW, "{}", ids.len());
+    let options = ImportanceOptions { window: WINDOW, ..ImportanceOptions::default() };
+    let mut heard = Vec::new();
+    let found = importance(&engine, TEXT, &options, &mut |done, all| heard.push((done, all)));
+    let found = found.unwrap();
+    assert_eq!(heard.last(), Some(&(windows, windows)));
+    assert_eq!((found.chunks(), found.tokens()), (windows, (windows * WINDOW) as u64));
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("imatrix.gguf");
+    found.save(&file, "a text").unwrap();
+
+    // By an exact pass over each window.
+    let model = Gguf::open(&path).unwrap();
+    let reference = Reference::new(&model);
+    let mut sums: BTreeMap<(usize, u8), Vec<f64>> = BTreeMap::new();
+    for window in ids.chunks_exact(WINDOW) {
+        let mut window = window.to_vec();
+        if let Some(bos) = tokenizer.bos().filter(|_| tokenizer.add_bos()) {
+            window[0] = bos;
+        }
+        let halves = Halves { cache: true, products: false };
+        reference.watched(&window, halves, &mut |layer, site, row| {
+            let sums = sums.entry((layer, site as u8)).or_insert_with(|| vec![0.0; row.len()]);
+            sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x.value * x.value);
+        });
+    }
+    let written = Gguf::open(&file).unwrap();
+    let floats = |name: &str| -> Vec<f32> {
+        let bytes = written.require(name).unwrap().bytes().into_owned();
+        bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
+    };
+    let names = [
+        (SiteKind::Qkv, "attn_q"),
+        (SiteKind::Qkv, "attn_v"),
+        (SiteKind::OProj, "attn_output"),
+        (SiteKind::GateUp, "ffn_up"),
+        (SiteKind::DownProj, "ffn_down"),
+    ];
+    for ((layer, site), wanted) in &sums {
+        for (_, name) in names.iter().filter(|(of, _)| *of as u8 == *site) {
+            let name = format!("blk.{layer}.{name}.weight");
+            assert_eq!(floats(&format!("{name}.counts")), [(windows * WINDOW) as f32]);
+            let found = floats(&format!("{name}.in_sum2"));
+            assert_eq!(found.len(), wanted.len(), "{name}");
+            // Keys and values are kept in f16, on matrices the factors, too; squares double that.
+            let largest = wanted.iter().fold(0.0_f64, |a, b| a.max(*b));
+            for (a, b) in found.iter().zip(wanted) {
+                assert!((f64::from(*a) - b).abs() < 5e-3 * largest, "{name}: {a} is not {b}");
+            }
+        }
+    }
+
+    // What reads llama-imatrix's files reads it; embedding and head are no layer's.
+    let mut options = QuantizeOptions::new(QuantizeTo::Type(DType::Q4_0));
+    let imatrix = Imatrix::open(&file).unwrap();
+    assert_eq!(imatrix.len(), found.n_matrices());
+    options.imatrix = Some(imatrix);
+    let out = dir.path().join("out.gguf");
+    let report = quantize_gguf(&model, &options, &out, &mut |_, _| {}).unwrap();
+    let others = report.tensors.iter().filter(|t| t.shape.len() > 1 && !t.name.starts_with("blk."));
+    assert_eq!(report.without_importance, others.count());
+}
+
+#[test]
+fn a_text_must_fill_a_window() {
+    let engine = Engine::open(golden("tiny_llama.gguf"), EngineOptions::default()).unwrap();
+    let measure = |text: &str, options: ImportanceOptions| {
+        importance(&engine, text, &options, &mut |_, _| {}).err().unwrap()
+    };
+    let short = measure("the sea", ImportanceOptions::default());
+    assert!(matches!(short, Error::InvalidArgument { name: "text", .. }), "{short}");
+    assert!(!short.to_string().contains("sea"));
+    let none = measure(TEXT, ImportanceOptions { window: 0, ..ImportanceOptions::default() });
+    assert!(matches!(none, Error::InvalidArgument { name: "window", .. }));
+    let cancel = CancelToken::default();
+    cancel.cancel();
+    let window = WINDOW;
+    let stopped = measure(TEXT, ImportanceOptions { window, cancel, ..Default::default() });
+    assert!(matches!(stopped, Error::Cancelled));
+}
