@@ -45,7 +45,8 @@ fn an_imatrix_is_measured_and_used() {
     assert_ne!(with["relative_rms"], plain["relative_rms"]);
     let answer = run(&["generate", "-m", text(&quantized), "-p", "hello", "--max-tokens", "3"]);
     assert!(answer.status.success(), "{}", stderr(&answer));
-    assert_fails(&imatrix(&["-c", "0"]), 2, "window");
+    let none = on_tiny(&["imatrix", "-f", text(&words), "-o", text(&out), "-c", "0"]);
+    assert_fails(&none, 2, "1 token or more");
     std::fs::write(&words, "short").unwrap();
     assert_fails(&imatrix(&[]), 2, "do not fill a window");
     let own = on_tiny(&["imatrix", "-f", text(&words), "-o", text(&words)]);
