@@ -129,7 +129,8 @@ fn weights_and_methods_are_found_by_loss() {
     let several = ["merge", text(&a), text(&b), "--method", "linear,ties", "--out", text(&out)];
     assert_fails(&on_tiny(&several), 2, "--tune");
     assert_fails(&merge(&["--grid", "x"]), 2, "--grid");
-    let own = ["merge", text(&a), "--tune", text(&data), "--out", text(&folder.path("x.gguf"))];
+    let other = folder.path("x.gguf");
+    let own = ["merge", text(&a), "--tune", text(&data), "--out", text(&other)];
     assert_fails(&on_tiny(&[&own[..], &["--plot", text(&data)]].concat()), 2, "stays as it is");
 }
 
