@@ -139,16 +139,8 @@ pub(super) fn run(args: &GenerateArgs, gpu: GpuOptions) -> Result<()> {
     }
     let prompt_ids = session.tokens().to_vec();
     let stop = interrupt::listen("");
-    let options = GenerateOptions {
-        max_tokens: args.max_tokens,
-        sampling,
-        stop: args.stop.clone(),
-        ignore_eos: args.ignore_eos,
-        response_format,
-        prompt_lookup_num_tokens: args.lookup.most(),
-        cancel: stop.token.clone(),
-        ..Default::default()
-    };
+    let cancel = stop.token.clone();
+    let options = GenerateOptions { sampling, response_format, cancel, ..args.options() };
     // Calls are printed once they are whole.
     let is_quiet = args.json || tools.is_some();
     let show = |text: &str| if is_quiet { Ok(()) } else { output::text(text) };
@@ -176,6 +168,19 @@ pub(super) fn run(args: &GenerateArgs, gpu: GpuOptions) -> Result<()> {
     };
     finish(args, &report)?;
     if stop.token.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
+}
+
+impl GenerateArgs {
+    /// What is said in a word.
+    fn options(&self) -> GenerateOptions {
+        GenerateOptions {
+            max_tokens: self.max_tokens,
+            stop: self.stop.clone(),
+            ignore_eos: self.ignore_eos,
+            prompt_lookup_num_tokens: self.lookup.most(),
+            ..GenerateOptions::default()
+        }
+    }
 }
 
 fn finish(args: &GenerateArgs, report: &Report) -> Result<()> {

@@ -119,6 +119,26 @@ fn so_are_those_that_a_grammar_holds() {
 }
 
 #[test]
+fn a_draft_that_a_grammar_refuses_leaves_everyone_as_they_were() {
+    let engine = open(EngineOptions::default());
+    // After `ab` comes what has never followed it.
+    let text: String = ('c'..='z').chain('A'..='Z').map(|next| format!("ab{next}")).collect();
+    let long = prompt(745, 200);
+    let expected = alone(&long, greedy(25)).ids;
+    // So that a new page is due at each of the three characters.
+    for len in [9, 10, 11] {
+        let mut neighbour = session(&engine, &long);
+        let mut said = generate(&mut neighbour, greedy(5)).ids;
+        let response_format = Some(ResponseFormat::Regex(text.clone()));
+        let options = GenerateOptions { response_format, ..looked_up(7, greedy(170)) };
+        let mut held = session(&engine, &prompt(746, len));
+        assert_eq!(generate(&mut held, options).text, text);
+        said.extend(generate(&mut neighbour, greedy(20)).ids);
+        assert_eq!(said, expected, "{len}");
+    }
+}
+
+#[test]
 fn an_answer_may_be_left_between_any_two_tokens() {
     let ids = repetitive(750, 40);
     let whole = alone(&ids, looked_up(0, greedy(40))).ids;
