@@ -88,7 +88,7 @@ def full(folder):
         print(name, "done")
 
 
-def pruned(path, about, made, texts):
+def pruned(path, made, texts):
     """What of a byte-level vocabulary the texts can touch."""
     file = json.loads(path.read_text())
     words = set()
@@ -102,8 +102,9 @@ def pruned(path, about, made, texts):
     tokens = {part for pair in kept for part in (*pair, "".join(pair))} | {token for token in vocab if len(token) == 1}
     file["model"]["vocab"] = {token: vocab[token] for token in sorted(tokens, key=vocab.get)}
     file["model"]["merges"] = [" ".join(pair) for pair in kept]
-    return {"tokenizer": file, "config": {key: json.loads(about.read_text()).get(key) for key in ["bos_token", "eos_token"]}, "vocab_size": 1 + max(
-        [*vocab.values(), *(added["id"] for added in file["added_tokens"])])}
+    # Added tokens would get the ids after the number of tokens, which are others' here.
+    file["added_tokens"] = []
+    return {"tokenizer": file, "vocab_size": 1 + max(vocab.values())}
 
 
 def sample(folder):
@@ -113,7 +114,7 @@ def sample(folder):
         made = tokenizer(folder, name)
         golden["ids"][name] = [" ".join(map(str, ids)) for ids in encode(made, texts)]
         if name in ["qwen3", "llama3"]:
-            golden["vocabularies"][name] = pruned(*files(folder, name), made, texts)
+            golden["vocabularies"][name] = pruned(files(folder, name)[0], made, texts)
     text = json.dumps(golden, ensure_ascii=True, indent=0)
     (HERE / "huggingface_ids.json").write_text(re.sub(r"\n", "", text).replace('"vocabularies"', '\n"vocabularies"') + "\n")
 
