@@ -99,11 +99,12 @@ fn is_anything(schema: &Value) -> bool {
 fn leave_out(keys: &mut Map<String, Value>) {
     let has = |keys: &Map<String, Value>, name: &str| keys.contains_key(name);
     if !has(keys, "if") || !has(keys, "then") && !has(keys, "else") {
-        ["if", "then", "else"].map(|name| keys.remove(name));
+        keys.retain(|name, _| !["if", "then", "else"].contains(&name.as_str()));
     }
     let needs_none = keys.get("minContains").and_then(Value::as_u64) == Some(0);
     if !has(keys, "contains") || needs_none && !has(keys, "maxContains") {
-        ["contains", "minContains", "maxContains"].map(|name| keys.remove(name));
+        let counted = ["contains", "minContains", "maxContains"];
+        keys.retain(|name, _| !counted.contains(&name.as_str()));
     }
     let idle = |name: &str, value: &Value| match name {
         "uniqueItems" => value == &Value::Bool(false),
@@ -153,10 +154,9 @@ fn dependencies(keys: &mut Map<String, Value>) {
     if all.is_empty() {
         return;
     }
-    match keys.entry("allOf").or_insert_with(|| json!([])) {
-        Value::Array(others) => others.extend(all),
-        // It is refused as it is.
-        _ => {}
+    // Where that is no list, it is refused as it is.
+    if let Value::Array(others) = keys.entry("allOf").or_insert_with(|| json!([])) {
+        others.extend(all);
     }
 }
 
