@@ -2,7 +2,7 @@
 
 use clap::{Args, ValueEnum};
 
-use epiphyte::adapter::{self, Adapter, Factor};
+use epiphyte::adapter::Factor;
 use epiphyte::error::{Error, Result};
 use epiphyte::train::TrainOptions;
 use epiphyte::train::buffers::Optimizer;
@@ -72,21 +72,11 @@ enum OptimizerArg {
 struct Recompute(Option<usize>);
 
 impl SizeArgs {
-    /// `defaults` with what was given, or else what `init` has, for a model of `context` positions.
-    pub(super) fn options(
-        &self,
-        defaults: TrainOptions,
-        init: Option<&Adapter>,
-        context: usize,
-    ) -> TrainOptions {
-        let init_rank = init.map(|adapter| adapter.config.r);
+    /// `defaults` with what was given, for a model of `context` positions.
+    pub(super) fn options(&self, defaults: TrainOptions, context: usize) -> TrainOptions {
         TrainOptions {
-            rank: self.rank.or(init_rank).unwrap_or(defaults.rank),
-            target_modules: match (&self.targets, init) {
-                (Some(names), _) => names.clone(),
-                (None, Some(adapter)) => names_of(adapter),
-                (None, None) => defaults.target_modules,
-            },
+            rank: self.rank.unwrap_or(defaults.rank),
+            target_modules: self.targets.clone().unwrap_or(defaults.target_modules),
             batch_size: self.batch.unwrap_or(defaults.batch_size),
             gradient_accumulation_steps: self
                 .accumulate
@@ -103,13 +93,8 @@ impl SizeArgs {
 
 impl ShapeArgs {
     /// As [`SizeArgs::options`].
-    pub(super) fn options(
-        &self,
-        defaults: TrainOptions,
-        init: Option<&Adapter>,
-        context: usize,
-    ) -> TrainOptions {
-        let defaults = self.size.options(defaults, init, context);
+    pub(super) fn options(&self, defaults: TrainOptions, context: usize) -> TrainOptions {
+        let defaults = self.size.options(defaults, context);
         TrainOptions {
             optimizer: self.optimizer(),
             freeze: self.freeze.map(|factor| match factor {
@@ -163,14 +148,6 @@ impl ShapeArgs {
             }),
         }
     }
-}
-
-/// The linears that an adapter sits on.
-fn names_of(adapter: &Adapter) -> Vec<String> {
-    let sits_on = |target: &&adapter::Target| {
-        adapter.modules.iter().any(|module| module.path.target == **target)
-    };
-    adapter::Target::ALL.iter().filter(sits_on).map(|target| target.name().to_string()).collect()
 }
 
 fn size(text: &str) -> Result<usize, String> {

@@ -72,6 +72,16 @@ impl PublicKey {
             .map_err(|_| invalid("public key", "no PEM of an Ed25519 or P-256 public key"))
     }
 
+    /// Its kind.
+    pub fn kind(&self) -> KeyKind {
+        self.kind
+    }
+
+    /// 32 bytes for Ed25519, the 65 of the uncompressed point for P-256.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// That a signature is this key's over the message.
     ///
     /// Errors: `InvalidDelta` when it is not.
