@@ -3,12 +3,14 @@
 
 mod adapters;
 mod batch;
+mod context;
 mod counters;
 mod ensembles;
 mod evaluate;
 mod grammar;
 pub(crate) mod lifecycle;
 mod loading;
+mod lookup;
 mod refused;
 mod registry;
 mod sampling;

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{Batch, Loaded, Sequence};
+use super::{Batch, Sequence};
 use crate::engine::executor::Space;
 use crate::engine::options::GenerateOptions;
 use crate::engine::pass::Pass;
+use crate::engine::steps::how;
 use crate::engine::{Engine, Session};
 use crate::error::Result;
 use crate::model::decoder::Decoder;
@@ -36,9 +37,9 @@ impl Batch<'_> {
                 kept.get_or_insert_with(|| engine.recoveries.enter_first());
                 continue;
             };
-            let Loaded { runs, how } = self.make_room(&mut turn)?;
-            let pass =
-                Pass { space: Space::Steps, runs: &runs[..rows], how, cancel: None, inputs: None };
+            let runs = &self.make_room(&mut turn)?[..rows];
+            let how = how(runs);
+            let pass = Pass { space: Space::Steps, runs, how, cancel: None, inputs: None };
             let parts = turn.parts().chain(Decoder::head_parts(0, rows as u32));
             let copied = engine.run(turn, &pass, parts, |executor, commands| {
                 executor.copy_logits(commands, Space::Steps, rows as u32, &readback, 0);
