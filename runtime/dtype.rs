@@ -94,8 +94,8 @@ impl DType {
         (8 * self.block_bytes()) as f64 / self.block_len() as f64
     }
 
-    /// The name GGUF gives it, ours where it has none; also the stem of its files (lower case) in `runtime/quant` and
-    /// `shaders/quant`.
+    /// The name GGUF gives it, ours where it has none; also the stem of its files (lower case) in
+    /// `runtime/quant` and `shaders/quant`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::F32 => "F32",

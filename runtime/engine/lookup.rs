@@ -194,18 +194,14 @@ impl Batch<'_> {
         if self.active.is_empty() {
             return Ok(true);
         }
-        let (began, lane, rows) = (Instant::now(), &mut self.lanes[i], draft.len() + 1);
+        let (began, rows) = (Instant::now(), draft.len() + 1);
         let _claim = engine.steps.take();
-        let mut turn = engine.executor()?;
+        let Some(mut turn) = self.turn(&engine)? else { return Ok(false) };
+        let lane = &mut self.lanes[i];
         let session = &mut *lane.session;
         let (kv_len, len) = (session.kv_len, session.tokens.len());
-        if !turn.holds(&session.pages, session.set)
-            || turn.reserve(engine.gpu(), &mut session.pages, kv_len, kv_len + rows).is_err()
-        {
+        if turn.reserve(engine.gpu(), &mut session.pages, kv_len, kv_len + rows).is_err() {
             return Ok(false);
-        }
-        if engine.device_number() != self.device {
-            return Err(Error::DeviceLost("before a draft".into()));
         }
         let context = [&session.tokens[..], &draft].concat();
         let row = |m: usize| {

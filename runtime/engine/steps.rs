@@ -107,15 +107,23 @@ impl Batch<'_> {
 
     /// Loads the rows; `None` if something of theirs has made room since it was prepared.
     pub(super) fn load<'e>(&self, engine: &'e Engine) -> Result<Option<Turn<'e>>> {
-        let mut turn = engine.executor()?;
+        let Some(mut turn) = self.turn(engine)? else { return Ok(None) };
         let rows: Vec<Row<'_>> = self.active.iter().map(|&i| self.lanes[i].row()).collect();
-        if !rows.iter().all(|row| turn.holds(row.pages, row.set)) {
+        turn.load_rows(engine.gpu(), self.id, &rows);
+        Ok(Some(turn))
+    }
+
+    /// A turn in which the active lanes can be loaded; `None` if something of theirs has made room
+    /// since it was prepared.
+    pub(super) fn turn<'e>(&self, engine: &'e Engine) -> Result<Option<Turn<'e>>> {
+        let turn = engine.executor()?;
+        let mut sessions = self.active.iter().map(|&i| &self.lanes[i].session);
+        if !sessions.all(|session| turn.holds(&session.pages, session.set)) {
             return Ok(None);
         }
         if engine.device_number() != self.device {
             return Err(Error::DeviceLost("before a step".into()));
         }
-        turn.load_rows(engine.gpu(), self.id, &rows);
         Ok(Some(turn))
     }
 

@@ -119,7 +119,8 @@ impl Tuner<'_> {
     /// Gives the best trial.
     fn run(&mut self, progress: &mut dyn FnMut(TuneProgress)) -> Result<usize> {
         let Search { recipes, weights, rounds, .. } = self.search;
-        let most = recipes.len() * (1 + rounds * self.parents.len() * weights.len());
+        let of_round = self.parents.len() * weights.len();
+        let most = recipes.len().saturating_mul(rounds.saturating_mul(of_round).saturating_add(1));
         progress(TuneProgress { done: 0, most, best: None });
         let mut heard = |tuner: &Self| {
             let best = tuner.best().and_then(|best| tuner.trials[best].loss);

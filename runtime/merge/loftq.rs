@@ -38,8 +38,8 @@ pub struct LoftqModule {
 /// `quantized`. A linear that lost nothing has none. `progress` hears of linears done and in all.
 ///
 /// Errors: [`Error::InvalidArgument`] for a rank of 0 or above a module's shorter side, and where
-/// nothing was lost; [`Error::InvalidTensor`] naming a matrix that is not there or of another shape;
-/// as [`ModelConfig::from_gguf`] and [`fingerprint::fingerprint`].
+/// nothing was lost; [`Error::InvalidTensor`] naming a matrix that is not there or of another
+/// shape; as [`ModelConfig::from_gguf`] and [`fingerprint::fingerprint`].
 pub fn loftq(
     full: &Gguf,
     quantized: &Gguf,

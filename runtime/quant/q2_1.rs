@@ -1,6 +1,6 @@
-//! `Q2_1`: `w = d q + m`, 64 weights a block, q 2 bits. A block in the file: f16 d and m, then 2 x 8
-//! bytes for 32 weights each: bits 2p, 2p + 1 of byte i hold weight 4p + i of the first 16 (i < 4)
-//! or of the others.
+//! `Q2_1`: `w = d q + m`, 64 weights a block, q 2 bits. A block in the file: f16 d and m, then 2 x
+//! 8 bytes for 32 weights each: bits 2p, 2p + 1 of byte i hold weight 4p + i of the first 16
+//! (i < 4) or of the others.
 //!
 //! Shader: `shaders/quant/q2_1.wgsl`.
 

@@ -211,6 +211,8 @@ fn a_search_that_can_not_be_made_says_why() {
     let refused =
         |search: &Search<'_>| tune(engine, &parents, search, &examples, &mut |_| {}).unwrap_err();
     assert!(matches!(refused(&search), Error::InvalidArgument { name: "weights", .. }));
+    let long = Search { rounds: usize::MAX, weights: &[0.25, 0.5], ..search.clone() };
+    assert!(matches!(refused(&long), Error::InvalidArgument { name: "weights", .. }));
     let none = Search { recipes: &[], ..search.clone() };
     assert!(matches!(refused(&none), Error::InvalidArgument { name: "tune", .. }));
     cancel.cancel();
