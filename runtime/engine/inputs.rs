@@ -40,7 +40,7 @@ impl Inputs {
         let before: usize = self.widths[..group].iter().sum();
         let all: usize = self.widths.iter().sum();
         let at = self.rows * (layer * all + before) * 4;
-        (at as u64, rows as u64 * self.widths[group] as u64 * 4)
+        (at as u64, u64::from(rows) * self.widths[group] as u64 * 4)
     }
 }
 

@@ -1,4 +1,4 @@
-//! `NF4`: `w = d v`, v one of 16 levels that halve a normal distribution evenly (QLoRA, Dettmers et
+//! `NF4`: `w = d v`, v one of 16 levels, quantiles of a normal distribution (`QLoRA`, Dettmers et
 //! al. 2023, arXiv:2305.14314). A block in the file: f16 d, then 2 x 16 bytes of codes for 32
 //! weights each, weight j (low nibble) and j + 16.
 //!
@@ -62,9 +62,11 @@ pub(super) fn fit(block: &Block<'_, SHARED>) -> (f32, Nibbles) {
 }
 
 fn code(level: f32) -> u8 {
-    let between =
-        |pair: &&[f32; 2]| level > ((f64::from(pair[0]) + f64::from(pair[1])) / 2.0) as f32;
-    NF4.array_windows().take_while(between).count() as u8
+    let is_above = |pair: &&[f32]| {
+        let [low, high] = [pair[0], pair[1]].map(f64::from);
+        level > ((low + high) / 2.0) as f32
+    };
+    NF4.windows(2).take_while(is_above).count() as u8
 }
 
 /// By least squares.

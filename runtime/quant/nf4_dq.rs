@@ -1,7 +1,7 @@
 //! `NF4_DQ`: `NF4` with double quantisation: `w = (d s) v`, s a byte for 64 weights, d an f16 for
 //! 256. A block in the file: d, 4 s, then 8 x 16 bytes of codes as in `NF4`.
 //!
-//! QLoRA shares its second scale among 256 bytes; here a block stands alone, as GGUF has it.
+//! `QLoRA` shares its second scale among 256 bytes; here a block stands alone, as GGUF has it.
 //!
 //! Shader: `shaders/quant/nf4_dq.wgsl`.
 

@@ -1,6 +1,6 @@
-//! `TQ2_0`: `w = d (q - 1)`, 256 weights a block, q 0, 1 or 2: the ternary weights of BitNet b1.58
-//! (Ma et al. 2024, arXiv:2402.17764). A block in the file: 2 x 32 bytes, bits 2r, 2r + 1 of byte i
-//! those of weight 32 r + i of 128; then f16 d.
+//! `TQ2_0`: `w = d (q - 1)`, 256 weights a block, q 0, 1 or 2: the ternary weights of `BitNet`
+//! b1.58 (Ma et al. 2024, arXiv:2402.17764). A block in the file: 2 x 32 bytes, bits 2r, 2r + 1 of
+//! byte i those of weight 32 r + i of 128; then f16 d.
 //!
 //! Shader: `shaders/quant/tq2_0.wgsl`.
 

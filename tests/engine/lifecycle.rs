@@ -517,11 +517,21 @@ fn a_prompt_that_is_refused_in_the_middle_goes_on() {
 fn heat_costs_time_and_changes_no_token() {
     let engine = open(options());
     let ids = prompt(10, 30);
-    generate(&mut session(&engine, &ids), greedy(4));
+    // Step by step; the least of three, since a machine may have other work.
+    let stepwise = || GenerateOptions { prompt_lookup_num_tokens: Some(0), ..greedy(40) };
+    generate(&mut session(&engine, &ids), stepwise());
     let timed = |thermal| {
         engine.thermal(thermal);
-        let began = Instant::now();
-        (generate(&mut session(&engine, &ids), greedy(40)), began.elapsed())
+        let mut least = Duration::MAX;
+        let answers = [(); 3].map(|()| {
+            let began = Instant::now();
+            let answer = generate(&mut session(&engine, &ids), stepwise());
+            least = least.min(began.elapsed());
+            answer
+        });
+        assert!(answers.iter().all(|answer| *answer == answers[0]));
+        let [answer, ..] = answers;
+        (answer, least)
     };
     let (expected, cool) = timed(ThermalState::Nominal);
     for thermal in [ThermalState::Fair, ThermalState::Serious] {

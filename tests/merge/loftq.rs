@@ -31,7 +31,7 @@ fn an_adapter_makes_up_for_what_was_lost() {
     quantize_gguf(&full, &options, &path, &mut |_, _| {}).unwrap();
     let few = Gguf::open(&path).unwrap();
     let shape = ModelConfig::from_gguf(&few).unwrap().base_shape();
-    let mut last = vec![f64::INFINITY; 14];
+    let mut last = [f64::INFINITY; 14];
     for rank in [1, 8, 32] {
         let made = loftq(&full, &few, rank, &mut |_, _| {}).unwrap();
         assert_eq!((made.modules.len(), made.adapter.modules.len()), (14, 14));

@@ -13,7 +13,7 @@ use epiphyte::error::Result;
 use epiphyte::format::gguf::{Gguf, shards_of};
 use epiphyte::merge::{Loftq, LoftqModule, loftq};
 
-/// Make an adapter of what quantising took of a model, for `train --init` (LoftQ)
+/// Make an adapter of what quantising took of a model, for `train --init` (`LoftQ`)
 #[derive(Args)]
 pub(super) struct LoftqArgs {
     /// The model before it was quantised (GGUF)
