@@ -129,8 +129,8 @@ impl DType {
         })
     }
 
-    /// Whether GGUF has no such type. A file of ours says by a key [`Self::own_key`] which number
-    /// stands for it there; other programs refuse the number.
+    /// Whether GGUF has no such type. A file of ours says by a key, `epiphyte.types.<type>`, which
+    /// number stands for it there; other programs refuse the number.
     pub const fn is_own(self) -> bool {
         self.ggml_type() >= OWN
     }

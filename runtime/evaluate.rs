@@ -136,7 +136,7 @@ pub struct EvaluateProgress {
 /// with the adapters to measure. `progress` hears how far it is, from nothing on.
 ///
 /// Errors: [`Error::InvalidArgument`] when `template` holds something; as [`Session::set_prompt`],
-/// [`generate_batch`] and [`Session::logits`].
+/// [`crate::engine::generate_batch`] and [`Session::logits`].
 pub fn evaluate(
     template: &Session,
     examples: &Examples,

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use epiphyte::format::gguf::Gguf;
 use epiphyte::quantize::{QuantizeOptions, QuantizeTo, quantize_gguf};
+use epiphyte::train::Trainer;
 use epiphyte::train::data::batch::in_order;
 use epiphyte::train::data::{Dataset, Example};
-use epiphyte::train::{TrainOptions, Trainer};
 use epiphyte::{DType, Engine, EngineOptions};
 
 use super::gradients::{difference, rounding_of_factors};
@@ -36,13 +36,14 @@ fn gradients_on_few_bits_are_those_on_their_values() {
         write(&few, DType::F32, &file("f32.gguf"));
         let open = |name: &str| Engine::open(file(name), EngineOptions::default()).unwrap();
         let trainer = |engine: &Arc<Engine>, from| {
-            let options = TrainOptions { ..options() };
-            Trainer::new(engine, Arc::clone(&data), options, from).unwrap()
+            Trainer::new(engine, Arc::clone(&data), options(), from).unwrap()
         };
         let (few, whole) = (open("few.gguf"), open("f32.gguf"));
         // Some steps in, so that neither factor is zero.
         let mut first = trainer(&whole, None);
-        (0..3).for_each(|_| drop(first.step().unwrap()));
+        for _ in 0..3 {
+            first.step().unwrap();
+        }
         let mut from = first.adapter().unwrap();
         from.base_fingerprint = None;
         let (loss, on_few) = trainer(&few, Some(&from)).gradients(&batches).unwrap();
