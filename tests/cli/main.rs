@@ -10,6 +10,7 @@ mod common;
 mod curves;
 mod eval;
 mod federated;
+mod flower;
 mod library;
 mod merge;
 mod outputs;
@@ -77,6 +78,7 @@ fn help_names_every_command() {
         "chat",
         "perplexity",
         "bench",
+        "flower",
         "train",
         "eval",
         "inspect",
