@@ -101,6 +101,7 @@ class Node:
         self.process.send_signal(signal.SIGTERM)
         self.thread.join(60)
         self.relay.shutdown()
+        self.relay.server_close()
 
 
 class Join(loopback.Loopback):
