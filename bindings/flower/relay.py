@@ -32,12 +32,12 @@ class Relay(http.server.ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, superlink_port, certificate, key, plan, kill):
+    def __init__(self, superlink_port, tls, plan, kill):
         super().__init__(("127.0.0.1", 0), Handler)
         server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        server.load_cert_chain(certificate, key)
+        server.load_cert_chain(tls.certificate, tls.key)
         self.socket = server.wrap_socket(self.socket, server_side=True)
-        self.client = ssl.create_default_context(cafile=certificate)
+        self.client = ssl.create_default_context(cafile=tls.root)
         self.superlink_port, self.plan, self.kill = superlink_port, list(plan), kill
         self.done, self.lock = [], threading.Lock()
         self.requests, self.sent, self.received = collections.Counter(), 0, 0

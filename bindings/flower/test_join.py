@@ -32,27 +32,35 @@ KILLS = [
 ]
 
 
-def certificate(folder):
-    """A certificate of this machine that signs itself, and its key."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "loopback")])
-    now = datetime.datetime.now(datetime.timezone.utc)
-    day = datetime.timedelta(days=1)
-    here = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    made = (x509.CertificateBuilder().subject_name(name).issuer_name(name)
-            .public_key(key.public_key()).serial_number(x509.random_serial_number())
-            .not_valid_before(now - day).not_valid_after(now + day)
-            .add_extension(here, critical=False)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-            .sign(key, hashes.SHA256()))
-    (folder / "tls.crt").write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    (folder / "tls.key").write_bytes(key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption()))
-    return folder / "tls.crt", folder / "tls.key"
+class Tls:
+    """A root, and a certificate of this machine that it signed: `root`, `certificate`, `key`."""
+
+    def __init__(self, folder):
+        from cryptography import x509
+        from cryptography.hazmat.primitives import hashes, serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+        self.root, self.certificate, self.key = (
+            folder / name for name in ("ca.pem", "tls.pem", "tls.key"))
+        now = datetime.datetime.now(datetime.timezone.utc)
+        day = datetime.timedelta(days=1)
+        keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
+        names = [x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+                 for name in ("root", "loopback")]
+        here = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+        for is_root, path in [(True, self.root), (False, self.certificate)]:
+            made = (x509.CertificateBuilder()
+                    .subject_name(names[not is_root]).issuer_name(names[0])
+                    .public_key(keys[not is_root].public_key())
+                    .serial_number(x509.random_serial_number())
+                    .not_valid_before(now - day).not_valid_after(now + day)
+                    .add_extension(x509.BasicConstraints(ca=is_root, path_length=None), True))
+            if not is_root:
+                made = made.add_extension(here, False)
+            path.write_bytes(
+                made.sign(keys[0], hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+        self.key.write_bytes(keys[1].private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption()))
 
 
 class Node:
@@ -70,9 +78,9 @@ class Node:
         (folder / "data.jsonl").write_text("\n".join(lines) + "\n")
 
     def join(self, link_port, tls):
-        self.relay = Relay(link_port, *tls, KILLS[self.number], self.kill)
+        self.relay = Relay(link_port, tls, KILLS[self.number], self.kill)
         self.command = [str(word) for word in [
-            EPIPHYTE, "flower", "join", self.relay.url, "--root-certificates", tls[0],
+            EPIPHYTE, "flower", "join", self.relay.url, "--root-certificates", tls.root,
             "--data", self.folder / "data.jsonl", "--key", self.folder / "key.pem",
             "--id", "adapter", "--trust", self.server / "server.pub", "--model", TINY,
             "--state", self.folder / "state", "--steps", 3, "--batch", 2, "--seq-len", 32,
@@ -120,10 +128,10 @@ class Join(loopback.Loopback):
             server_key=str(server / "server.pem"), first_version=str(first),
             aggregate="--mode rolora --min-clients 2", epiphyte=str(EPIPHYTE),
             server_pub=str(server / "server.pub"))
-        tls = certificate(self.dir)
+        tls = Tls(self.dir)
         port = self.superlink(
-            f'root-certificates = "{tls[0]}"', "--ssl-ca-certfile", tls[0], "--ssl-certfile",
-            tls[0], "--ssl-keyfile", tls[1], "--enable-supernode-auth")
+            f'root-certificates = "{tls.root}"', "--ssl-ca-certfile", tls.root, "--ssl-certfile",
+            tls.certificate, "--ssl-keyfile", tls.key, "--enable-supernode-auth")
         nodes = [Node(self.dir / f"node{i}", i, server) for i in range(NODES)]
         self.addCleanup(self.end, nodes)
         for node in nodes[1:]:
@@ -143,7 +151,7 @@ class Join(loopback.Loopback):
 
     def refused_until_registered(self, node, port, tls):
         url = f"https://127.0.0.1:{port}"
-        command = [EPIPHYTE, "flower", "join", url, "--root-certificates", tls[0], "--data",
+        command = [EPIPHYTE, "flower", "join", url, "--root-certificates", tls.root, "--data",
                    node.folder / "data.jsonl", "--key", node.folder / "key.pem", "--id", "adapter",
                    "--trust", node.server / "server.pub", "--model", TINY, "--state",
                    node.folder / "state"]

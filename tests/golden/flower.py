@@ -10,6 +10,7 @@ import numpy as np
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app.message import remove_content_from_message
 from flwr.app.metadata import Metadata
 from flwr.common.serde import message_to_proto
 from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2
@@ -30,10 +31,8 @@ def named(message):
 
 
 def stripped(message):
-    """As it travels: without its content."""
-    proto = message_to_proto(Message(metadata=message.metadata, content=RecordDict()))
-    proto.ClearField("content")
-    return proto
+    """As it travels: with an empty content."""
+    return message_to_proto(remove_content_from_message(message))
 
 
 def objects(message):

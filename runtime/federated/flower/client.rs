@@ -329,8 +329,8 @@ impl Client {
             dst_task_id: asked.src_task_id,
         };
         let error = ReplyError { code: APP_RAISED, reason: refusal.clone() };
-        let message =
-            FlowerMessage { metadata: Some(metadata), error: reply.is_none().then_some(error) };
+        let error = reply.is_none().then_some(error);
+        let message = FlowerMessage { metadata: Some(metadata), content: None, error };
         self.saved.outbox = Some(Outbox::new(sendable(message, reply), runtime, refusal));
         self.phase = Phase::Push;
         Ok(())

@@ -223,5 +223,6 @@ pub(super) fn sendable(mut message: FlowerMessage, reply: Option<&Reply<'_>>) ->
     let tree = builder.add("Message", &children, &message.encode_to_vec());
     let metadata = message.metadata.get_or_insert_with(Metadata::default);
     metadata.message_id.clone_from(&tree.object_id);
+    message.content = reply.is_some().then_some(());
     Sendable { message, tree, objects: builder.objects }
 }

@@ -132,11 +132,13 @@ pub(super) struct PushObjectResponse {
     pub(super) stored: bool,
 }
 
-/// A message without its content, which travels as objects.
+/// A message. Its content travels as objects, and is empty here; `None` beside an error.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct FlowerMessage {
     #[prost(message, optional, tag = "1")]
     pub(super) metadata: Option<Metadata>,
+    #[prost(message, optional, tag = "2")]
+    pub(super) content: Option<()>,
     #[prost(message, optional, tag = "3")]
     pub(super) error: Option<ReplyError>,
 }
