@@ -5,20 +5,26 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::adapter::Adapter;
 use crate::chat::Prompt;
-use crate::engine::{CancelToken, Engine, GenerateOptions, Sequence, Session, generate_batch};
+use crate::engine::{
+    CancelToken, Change, Engine, GenerateOptions, Sequence, Session, generate_batch,
+};
 use crate::error::{Error, Result};
 use crate::tokenizer::EncodeOptions;
-use crate::train::data::{Dataset, Encoder, Example, Record};
+use crate::train::data::{DataOptions, Dataset, Encoder, Example, Record};
 
 /// Sequences that are answered at once.
 const BATCH: usize = 8;
 /// Tokens an answer may take more than the one that is wanted, since texts can be spelled in
 /// several ways.
 const SLACK: usize = 8;
+/// Under which an adapter is loaded that is only tried.
+const TRIAL: &str = "a version on trial";
 
 /// What to measure on.
 #[derive(Clone, Debug, Default)]
@@ -223,6 +229,31 @@ pub fn check_canary(
         }
         Some(_) => Ok(measured),
     }
+}
+
+/// [`check_canary`] of an adapter that is not loaded yet: it is beside those that are, under an id
+/// of its own, and gone afterwards. `examples` encodes what it is tried on, each example whole.
+///
+/// Errors: as [`Engine::add_adapter`] and [`check_canary`]; those of `examples`.
+pub fn try_adapter(
+    engine: &Arc<Engine>,
+    adapter: &Adapter,
+    examples: impl FnOnce(&Encoder<'_>) -> Result<Examples>,
+    canary: &Canary,
+    cancel: &CancelToken,
+) -> Result<Evaluation> {
+    let (base, seq_len) = (engine.base(), engine.context());
+    let options = DataOptions { seq_len, truncate: false, ..DataOptions::default() };
+    let encoder = Encoder::new(&base.tokenizer, &base.chat_template, seq_len, options)?;
+    let examples = examples(&encoder)?;
+    engine.add_adapter(TRIAL, adapter)?;
+    let mut session = engine.session();
+    let adapters = &[(TRIAL, 1.0)];
+    let set = session.set_adapters(&Change { adapters, ..Change::default() });
+    let tried = set.and_then(|()| check_canary(&session, &examples, canary, cancel));
+    drop(session);
+    engine.unload_adapter(TRIAL)?;
+    tried
 }
 
 /// A prompt, and the answer that is wanted.

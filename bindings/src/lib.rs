@@ -17,6 +17,7 @@ mod batch;
 mod cancel;
 mod engine;
 mod error;
+mod federated;
 mod generation;
 mod held;
 mod lifecycle;
@@ -38,6 +39,10 @@ pub use batch::{BatchGeneration, BatchSequence, BatchToken};
 pub use cancel::CancelToken;
 pub use engine::{DeviceWork, Engine, EngineOptions, LoadListener, LoadPhase, LoadProgress};
 pub use error::EpiphyteError;
+pub use federated::{
+    AcceptOptions, AdapterVersion, Canary, Delta, DeltaLosses, DeltaOptions, Factor, KeyKind,
+    PublicKey, SigningCallback, SigningKey, parse_public_key,
+};
 pub use generation::Generation;
 pub use lifecycle::{
     EnginePhase, EngineState, MemoryLevel, MemoryReport, States, ThermalState, TrainingPace,

@@ -1,6 +1,6 @@
 //! Training on the device: examples in, an adapter in a folder out.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use epiphyte::train::run::{End, Losses as RunLosses, Outcome, TrainPhase as Phase};
@@ -248,6 +248,8 @@ pub struct Trainer {
 struct Control {
     control: Mutex<TrainControl>,
     running: AtomicBool,
+    /// Of the last run's data; 0 before one.
+    examples: AtomicU64,
 }
 
 impl Dependent for Control {
@@ -288,6 +290,22 @@ impl Trainer {
         lease.adopt(weak);
         Arc::new(Self { lease: Arc::downgrade(lease), options, run })
     }
+
+    /// Errors: [`EpiphyteError::Closed`].
+    pub(crate) fn lease(&self) -> Result<Arc<Lease>, EpiphyteError> {
+        let open = self.lease.upgrade().filter(|lease| !lease.is_closed());
+        open.ok_or_else(|| EpiphyteError::closed("engine"))
+    }
+
+    /// Where the adapter is.
+    pub(crate) fn folder(&self) -> String {
+        self.options.folder.clone()
+    }
+
+    /// That the last run learnt from.
+    pub(crate) fn examples(&self) -> Option<u64> {
+        Some(self.run.examples.load(Ordering::SeqCst)).filter(|&examples| examples > 0)
+    }
 }
 
 #[uniffi::export]
@@ -299,8 +317,7 @@ impl Trainer {
         &self,
         listener: Option<Arc<dyn TrainListener>>,
     ) -> Result<TrainOutcome, EpiphyteError> {
-        let open = self.lease.upgrade().filter(|lease| !lease.is_closed());
-        let lease = open.ok_or_else(|| EpiphyteError::closed("engine"))?;
+        let lease = self.lease()?;
         if self.run.running.swap(true, Ordering::SeqCst) {
             let hint = "wait for it, or stop it first";
             return Err(EpiphyteError::busy("trainer", "a run", hint));
@@ -348,6 +365,7 @@ fn train(
 ) -> Result<TrainOutcome, EpiphyteError> {
     let folder = RunFolder::open(given("folder", options.folder.clone())?)?;
     let mut run = TrainRun::open(lease, folder, options.run_options(lease)?)?;
+    running.0.examples.store(run.data().examples as u64, Ordering::SeqCst);
     let control = running.0.now();
     let mut thrown = None;
     let outcome = run.run(&control, &mut |progress| {

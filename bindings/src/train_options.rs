@@ -9,6 +9,7 @@ use epiphyte::train::schedule::{Decay, Warmup};
 
 use crate::EpiphyteError;
 use crate::error::{count, path as given};
+use crate::federated::Factor;
 use crate::held::Lease;
 use crate::options::{self, Message};
 
@@ -222,6 +223,12 @@ pub struct TrainOptions {
     /// An adapter to start from: a folder or file.
     #[uniffi(default = None)]
     pub init: Option<String>,
+    /// The factor that is not trained, as a federated round may ask.
+    #[uniffi(default = None)]
+    pub freeze: Option<Factor>,
+    /// What pulls the factors towards where they began (FedProx).
+    #[uniffi(default = None)]
+    pub proximal_mu: Option<f64>,
     /// Steps between two checkpoints.
     #[uniffi(default = None)]
     pub checkpoint_every: Option<i64>,
@@ -265,6 +272,8 @@ impl TrainOptions {
             skip_bad: false,
             validation: None,
             init: None,
+            freeze: None,
+            proximal_mu: None,
             checkpoint_every: None,
             keep: None,
             evaluate_every: None,
@@ -283,12 +292,17 @@ impl TrainOptions {
                 examples.into_iter().map(Record::try_from).collect::<Result<_, _>>()?,
             ),
         };
+        run.init = match &self.init {
+            Some(path) => Some(Adapter::load(path, engine.base().adapted())?),
+            None => None,
+        };
+        if let Some(init) = &run.init {
+            run.train = run.train.starting_from(init);
+        }
         self.settings(&mut run.train, &engine.base().config)?;
         run.prompt_loss_weight = self.prompt_loss_weight;
         run.skip_bad = self.skip_bad;
         run.validation = self.validation.map(validation).transpose()?;
-        run.init =
-            self.init.map(|path| Adapter::load(path, engine.base().adapted())).transpose()?;
         set(&mut run.checkpoint_every, optional("checkpoint_every", self.checkpoint_every)?);
         run.keep = optional("keep", self.keep)?;
         run.evaluate_every = optional("evaluate_every", self.evaluate_every)?;
@@ -304,6 +318,8 @@ impl TrainOptions {
         train: &mut epiphyte::train::TrainOptions,
         config: &ModelConfig,
     ) -> Result<(), EpiphyteError> {
+        train.freeze = self.freeze.map(Into::into);
+        set(&mut train.proximal_mu, self.proximal_mu);
         set(&mut train.rank, optional("rank", self.rank)?);
         set(&mut train.lora_alpha, self.lora_alpha);
         set(&mut train.use_rslora, self.use_rslora);

@@ -7,6 +7,7 @@ mod answers;
 mod batch;
 mod closing;
 mod errors;
+mod federated;
 mod lifecycle;
 mod mobile_api;
 mod opening;

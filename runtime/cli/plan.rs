@@ -178,7 +178,7 @@ fn model_file(args: &PlanArgs, gpu: GpuOptions) -> Result<Report> {
         return answering(args, &gguf, &config, &caps);
     }
     let wish = Wish {
-        options: args.shape.options(TrainOptions::default(), None, config.max_position_embeddings),
+        options: args.shape.options(TrainOptions::default(), config.max_position_embeddings),
         free: args.shape.free(),
         budget_bytes: args.memory_budget,
         kv_tokens: args.kv_tokens.unwrap_or(0),

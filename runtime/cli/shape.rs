@@ -2,7 +2,7 @@
 
 use clap::{Args, ValueEnum};
 
-use epiphyte::adapter::{self, Adapter, Factor};
+use epiphyte::adapter::Factor;
 use epiphyte::error::{Error, Result};
 use epiphyte::train::TrainOptions;
 use epiphyte::train::buffers::Optimizer;
@@ -79,23 +79,13 @@ enum OptimizerArg {
 struct Recompute(Option<usize>);
 
 impl SizeArgs {
-    /// `defaults` with what was given, or else what `init` has, for a model of `context` positions.
-    pub(super) fn options(
-        &self,
-        defaults: TrainOptions,
-        init: Option<&Adapter>,
-        context: usize,
-    ) -> TrainOptions {
-        let init_rank = init.map(|adapter| adapter.config.r);
-        let defaults = self.pieces.options(defaults, context);
+    /// `defaults` with what was given, for a model of `context` positions.
+    pub(super) fn options(&self, defaults: TrainOptions, context: usize) -> TrainOptions {
+        let pieces = self.pieces.options(defaults, context);
         TrainOptions {
-            rank: self.rank.or(init_rank).unwrap_or(defaults.rank),
-            target_modules: match (&self.targets, init) {
-                (Some(names), _) => names.clone(),
-                (None, Some(adapter)) => names_of(adapter),
-                (None, None) => defaults.target_modules,
-            },
-            ..defaults
+            rank: self.rank.unwrap_or(pieces.rank),
+            target_modules: self.targets.clone().unwrap_or(pieces.target_modules),
+            ..pieces
         }
     }
 }
@@ -118,26 +108,10 @@ impl PieceArgs {
     }
 }
 
-/// Settings that train on from an adapter: its rank, scaling and linears.
-pub(super) fn trained_on(options: TrainOptions, adapter: &Adapter) -> TrainOptions {
-    TrainOptions {
-        rank: adapter.config.r,
-        lora_alpha: adapter.config.lora_alpha,
-        use_rslora: adapter.config.use_rslora,
-        target_modules: names_of(adapter),
-        ..options
-    }
-}
-
 impl ShapeArgs {
     /// As [`SizeArgs::options`].
-    pub(super) fn options(
-        &self,
-        defaults: TrainOptions,
-        init: Option<&Adapter>,
-        context: usize,
-    ) -> TrainOptions {
-        let defaults = self.size.options(defaults, init, context);
+    pub(super) fn options(&self, defaults: TrainOptions, context: usize) -> TrainOptions {
+        let defaults = self.size.options(defaults, context);
         TrainOptions {
             optimizer: self.optimizer(),
             freeze: self.freeze.map(|factor| match factor {
@@ -191,14 +165,6 @@ impl ShapeArgs {
             }),
         }
     }
-}
-
-/// The linears that an adapter sits on.
-fn names_of(adapter: &Adapter) -> Vec<String> {
-    let sits_on = |target: &&adapter::Target| {
-        adapter.modules.iter().any(|module| module.path.target == **target)
-    };
-    adapter::Target::ALL.iter().filter(sits_on).map(|target| target.name().to_string()).collect()
 }
 
 fn size(text: &str) -> Result<usize, String> {

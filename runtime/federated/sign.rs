@@ -112,6 +112,11 @@ impl PublicKey {
         format!("{name} {}", Base64::encode_string(&blob))
     }
 
+    /// 32 bytes for Ed25519, the 65 of the uncompressed point for P-256.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// That a signature is this key's over the message.
     ///
     /// Errors: `InvalidDelta` when it is not.

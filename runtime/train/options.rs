@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::adapter::{Factor, Target};
+use crate::adapter::{Adapter, Factor, Target};
 use crate::base::ModelConfig;
 use crate::error::{Error, Result};
 use crate::kernels::adamw::AdamW;
@@ -103,6 +103,19 @@ impl TrainOptions {
     /// The defaults for one long text: each step a row of it, once through.
     pub fn for_text() -> Self {
         Self { batch_size: 1, duration: TrainLength::Epochs(1), ..Self::default() }
+    }
+
+    /// The same with the rank, scaling and targets of an adapter, which a run starts from.
+    pub fn starting_from(self, init: &Adapter) -> Self {
+        let sits_on = |target: &&Target| init.modules.iter().any(|m| m.path.target == **target);
+        let names = Target::ALL.iter().filter(sits_on).map(|target| target.name().to_string());
+        Self {
+            rank: init.config.r,
+            lora_alpha: init.config.lora_alpha,
+            use_rslora: init.config.use_rslora,
+            target_modules: names.collect(),
+            ..self
+        }
     }
 
     /// What a module's product is multiplied by.

@@ -1,4 +1,5 @@
 import EpiphyteCore
+import Foundation
 
 /// A training run in a folder, which holds the adapter once there was a step. What was begun there and not finished goes on,
 /// also after the app was killed: to the same bits as without the interruption.
@@ -21,6 +22,12 @@ public final class Trainer: Sendable {
         } onCancel: {
             core.stop()
         }
+    }
+
+    /// What the run changed since the `version` that it began from, by the plan of the version's round, as a signed file to
+    /// upload. `signer` is called on a thread of the library's.
+    public func delta(since version: URL, signer: some Signer, options: DeltaOptions = DeltaOptions()) async throws -> Delta {
+        Delta(try await core.delta(version: version.path, signer: Signing(signer), options: options))
     }
 
     /// Lets the run wait once the present step is done; the device is free for others, its memory stays taken.

@@ -2,24 +2,31 @@
 import EpiphyteCore
 import Foundation
 
+public typealias AcceptOptions = EpiphyteCore.AcceptOptions
 public typealias AdapterFormat = EpiphyteCore.AdapterFormat
 public typealias AdapterProbe = EpiphyteCore.AdapterProbe
 public typealias AdapterSource = EpiphyteCore.AdapterSource
 public typealias AdapterState = EpiphyteCore.AdapterState
+public typealias AdapterVersion = EpiphyteCore.AdapterVersion
 public typealias AdapterWeight = EpiphyteCore.AdapterWeight
 public typealias AnswerStats = EpiphyteCore.AnswerStats
 public typealias BatchToken = EpiphyteCore.BatchToken
+public typealias Canary = EpiphyteCore.Canary
 typealias CancelToken = EpiphyteCore.CancelToken
 public typealias ClassBytes = EpiphyteCore.ClassBytes
 public typealias DataReport = EpiphyteCore.DataReport
+public typealias DeltaLosses = EpiphyteCore.DeltaLosses
+public typealias DeltaOptions = EpiphyteCore.DeltaOptions
 public typealias DeviceWork = EpiphyteCore.DeviceWork
 public typealias EngineOptions = EpiphyteCore.EngineOptions
 public typealias EnginePhase = EpiphyteCore.EnginePhase
 public typealias EngineState = EpiphyteCore.EngineState
 public typealias EpiphyteError = EpiphyteCore.EpiphyteError
 public typealias Example = EpiphyteCore.Example
+public typealias Factor = EpiphyteCore.Factor
 public typealias FinishReason = EpiphyteCore.FinishReason
 public typealias GenerateOptions = EpiphyteCore.GenerateOptions
+public typealias KeyKind = EpiphyteCore.KeyKind
 public typealias KvPolicy = EpiphyteCore.KvPolicy
 public typealias LoadPhase = EpiphyteCore.LoadPhase
 public typealias LoadProgress = EpiphyteCore.LoadProgress
@@ -37,6 +44,7 @@ public typealias Message = EpiphyteCore.Message
 public typealias ModelSource = EpiphyteCore.ModelSource
 public typealias Optimizer = EpiphyteCore.Optimizer
 public typealias PromptOptions = EpiphyteCore.PromptOptions
+public typealias PublicKey = EpiphyteCore.PublicKey
 public typealias ReportItem = EpiphyteCore.ReportItem
 public typealias ReportModule = EpiphyteCore.ReportModule
 public typealias ResponseFormat = EpiphyteCore.ResponseFormat

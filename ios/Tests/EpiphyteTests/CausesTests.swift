@@ -12,7 +12,6 @@ import Testing
         "deviceLost": "no driver here loses its device; tests/engine/lifecycle.rs makes one",
         "gpu": "no driver here refuses anything; tests/selftest.rs makes one",
         "internal": "it would be a fault; bindings/src/held.rs makes one",
-        "invalidDelta": "no call of this border takes a delta",
         "tokenizer": "what could be wrong with a GGUF's is an error of its metadata",
     ]
 
@@ -95,6 +94,10 @@ import Testing
             try await tiny().loadAdapter("tampered", from: copy)
         },
         "invalidArgument": { _ in _ = try await open(EngineOptions(context: -1)) },
+        "invalidDelta": { folder in
+            let options = AcceptOptions(adapter: "replies", trusted: [])
+            _ = try await tiny().applyVersion(tinyVersion, to: folder.appendingPathComponent("version"), options: options)
+        },
         "invalidFile": { folder in
             let file = folder.appendingPathComponent("model.gguf")
             try Data("no model".utf8).write(to: file)

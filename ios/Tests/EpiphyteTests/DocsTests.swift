@@ -12,7 +12,12 @@ import Testing
         try FileManager.default.createDirectory(at: home, withIntermediateDirectories: true)
         defer { try? FileManager.default.removeItem(at: home) }
         // In place of the default model, which says more and takes longer.
-        for (name, file) in [("model.gguf", try longTinyModel(home)), ("pirate", peft("plain"))] {
+        let key = home.appendingPathComponent("publisher.txt")
+        try publisher.write(to: key, atomically: true, encoding: .utf8)
+        let resources = [
+            ("model.gguf", try longTinyModel(home)), ("pirate", peft("plain")), ("publisher.txt", key), ("replies.version", tinyVersion),
+        ]
+        for (name, file) in resources {
             let link = program.deletingLastPathComponent().appendingPathComponent(name)
             try? FileManager.default.removeItem(at: link)
             try FileManager.default.createSymbolicLink(at: link, withDestinationURL: file)
@@ -27,7 +32,7 @@ import Testing
         let text = String(decoding: output.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
         process.waitUntilExit()
         #expect(process.terminationStatus == 0)
-        for line in ["tokens/s", "4 modules", "step 5 of 5", "finished", "nobody", "background", "cancelled"] {
+        for line in ["tokens/s", "4 modules", "step 5 of 5", "finished", "nobody", "background", "cancelled", "to upload:"] {
             #expect(text.contains(line), "\(line) is not in what it prints")
         }
     }

@@ -11,11 +11,10 @@ use crate::{ModelArgs, ModelFile, interrupt};
 use epiphyte::GpuOptions;
 use epiphyte::adapter::{Adapter, Factor};
 use epiphyte::dtype::DType;
-use epiphyte::engine::Change;
 use epiphyte::error::Result;
-use epiphyte::evaluate::{Canary, Examples, check_canary};
+use epiphyte::evaluate::{Canary, Examples, try_adapter};
 use epiphyte::federated::{Accept, Published};
-use epiphyte::train::data::{DataOptions, Encoder};
+use epiphyte::train::data::Encoder;
 
 /// Check a published version and write it as an adapter's folder
 #[derive(Args)]
@@ -90,15 +89,9 @@ impl ApplyArgs {
     fn try_out(&self, adapter: &Adapter, examples: &Path, gpu: GpuOptions) -> Result<()> {
         let model = ModelArgs { file: self.model.clone(), context: None };
         let engine = model.open(gpu)?;
-        let (base, seq_len) = (engine.base(), engine.context());
-        let options = DataOptions { seq_len, truncate: false, ..DataOptions::default() };
-        let encoder = Encoder::new(&base.tokenizer, &base.chat_template, seq_len, options)?;
-        let examples = Examples::read_jsonl(examples, &encoder)?;
-        engine.add_adapter(&self.id, adapter)?;
-        let mut session = engine.session();
-        session.set_adapters(&Change { adapters: &[(&self.id, 1.0)], ..Change::default() })?;
         let canary = Canary { max_loss: self.canary_loss, exact: self.canary_exact };
         let stop = interrupt::listen("stopping; nothing is written");
-        check_canary(&session, &examples, &canary, &stop.token).map(drop)
+        let read = |encoder: &Encoder<'_>| Examples::read_jsonl(examples, encoder);
+        try_adapter(&engine, adapter, read, &canary, &stop.token).map(drop)
     }
 }

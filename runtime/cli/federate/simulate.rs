@@ -263,7 +263,7 @@ impl SimulateArgs {
             seed: self.seed,
             ..TrainOptions::default()
         };
-        self.size.options(options, None, context)
+        self.size.options(options, context)
     }
 
     /// What the first round asks for.

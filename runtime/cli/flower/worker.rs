@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::output;
-use crate::shape::trained_on;
 use epiphyte::adapter::Adapter;
 use epiphyte::engine::{CancelToken, Change, Engine};
 use epiphyte::error::{Error, Result};
@@ -99,7 +98,7 @@ impl Worker {
         let options = TrainOptions {
             freeze: plan.factors.frozen(),
             seed: self.options.seed ^ (plan.round << 32),
-            ..trained_on(self.options.clone(), adapter)
+            ..self.options.clone().starting_from(adapter)
         };
         let data = Arc::clone(&self.data);
         let mut trainer = Trainer::new(&self.engine, data, options, Some(adapter))?;

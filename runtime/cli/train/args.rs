@@ -209,18 +209,18 @@ impl TrainArgs {
         context: usize,
     ) -> TrainOptions {
         let lora = &self.lora;
-        let config = init.map(|adapter| &adapter.config);
         let defaults =
             if self.data.text { TrainOptions::for_text() } else { TrainOptions::default() };
+        let defaults = match init {
+            Some(init) => defaults.starting_from(init),
+            None => defaults,
+        };
         let options = TrainOptions {
-            lora_alpha: lora
-                .alpha
-                .or(config.map(|config| config.lora_alpha))
-                .unwrap_or(defaults.lora_alpha),
-            use_rslora: lora.rslora || config.is_some_and(|config| config.use_rslora),
+            lora_alpha: lora.alpha.unwrap_or(defaults.lora_alpha),
+            use_rslora: lora.rslora || defaults.use_rslora,
             ..self.steps.options(defaults, duration)
         };
-        self.shape.options(options, init, context)
+        self.shape.options(options, context)
     }
 }
 

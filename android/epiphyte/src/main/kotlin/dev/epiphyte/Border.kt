@@ -22,20 +22,18 @@ internal inline fun <T> calling(call: () -> T): T = try {
 }
 
 /**
- * Carries what an app's own listener throws around the library, which stops hearing it then: the
- * call that the listener was given to ends in [EpiphyteException.Callback] with it as the cause, or
- * in the cancellation that it was.
+ * Carries what an app's own code throws around the library, which calls it: the call that the code
+ * was given to ends in [EpiphyteException.Callback] with it as the cause, or in the cancellation that
+ * it was.
  */
-internal class Listening<T>(private val listener: (T) -> Unit) {
+internal class Listening {
     private var thrown: Throwable? = null
 
-    fun hear(news: T) {
-        try {
-            listener(news)
-        } catch (e: Throwable) {
-            thrown = e
-            throw EpiphyteException.Callback("a listener threw", "catch it in the listener")
-        }
+    fun <R> hear(listener: () -> R): R = try {
+        listener()
+    } catch (e: Throwable) {
+        thrown = e
+        throw EpiphyteException.Callback("a listener threw", "catch it in the listener")
     }
 
     inline fun <R> during(call: () -> R): R = try {

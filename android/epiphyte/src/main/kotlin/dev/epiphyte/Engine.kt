@@ -58,6 +58,13 @@ public class Engine private constructor(private val core: CoreEngine) : AutoClos
     public fun trainer(options: TrainOptions): Trainer =
         Trainer(calling { core.trainer(options) }, this)
 
+    /**
+     * Checks a published version of an adapter and writes it as PEFT's folder, for [loadAdapter] and
+     * for `init` of [TrainOptions]. A version that is refused leaves the folder as it was.
+     */
+    public suspend fun applyVersion(version: File, folder: File, options: AcceptOptions): AdapterVersion =
+        calling { core.applyVersion(version.path, folder.path, options) }
+
     /** Most tokens of a session. */
     public val context: Int get() = calling { core.context() }
 
@@ -126,13 +133,13 @@ public class Engine private constructor(private val core: CoreEngine) : AutoClos
             options: EngineOptions = EngineOptions(),
             onProgress: ((LoadProgress) -> Unit)? = null,
         ): Engine {
-            val listening = Listening(onProgress ?: {})
-            val listener = object : LoadListener {
-                override fun onProgress(progress: LoadProgress) = listening.hear(progress)
+            val listening = Listening()
+            val listener = onProgress?.let {
+                object : LoadListener {
+                    override fun onProgress(progress: LoadProgress) = listening.hear { it(progress) }
+                }
             }
-            return listening.during {
-                Engine(CoreEngine.open(model, options, listener.takeIf { onProgress != null }, cancel = null))
-            }
+            return listening.during { Engine(CoreEngine.open(model, options, listener, cancel = null)) }
         }
 
         /** Adds up what a model takes on this device, and a training run beside it; loads no weight. */

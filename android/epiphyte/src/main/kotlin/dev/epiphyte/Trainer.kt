@@ -1,5 +1,6 @@
 package dev.epiphyte
 
+import java.io.File
 import kotlinx.coroutines.CoroutineStart
 import kotlinx.coroutines.NonCancellable
 import kotlinx.coroutines.awaitCancellation
@@ -30,14 +31,28 @@ public class Trainer internal constructor(
      * a thread of the library's; what it throws stops the run too.
      */
     public suspend fun run(onProgress: ((TrainProgress) -> Unit)? = null): TrainOutcome {
-        val listening = Listening<TrainProgress> {
-            latest.value = it
-            onProgress?.invoke(it)
-        }
+        val listening = Listening()
         val listener = object : TrainListener {
-            override fun onProgress(progress: TrainProgress) = listening.hear(progress)
+            override fun onProgress(progress: TrainProgress) = listening.hear {
+                latest.value = progress
+                onProgress?.invoke(progress)
+                Unit
+            }
         }
         return listening.during { stoppedByCancellation { core.run(listener) } }
+    }
+
+    /**
+     * What the run changed since the [version] that it began from, by the plan of the version's round,
+     * as a signed file to upload. [signer] is called on a thread of the library's.
+     */
+    public suspend fun delta(version: File, signer: Signer, options: DeltaOptions = DeltaOptions()): Delta {
+        val listening = Listening()
+        val callback = object : SigningCallback {
+            override fun publicKey(): PublicKey = listening.hear { signer.publicKey }
+            override fun sign(message: ByteArray): ByteArray = listening.hear { signer.sign(message) }
+        }
+        return listening.during { Delta(core.delta(version.path, callback, options)) }
     }
 
     /** Lets the run wait once the present step is done; its memory stays taken. */

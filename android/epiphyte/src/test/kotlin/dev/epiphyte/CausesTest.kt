@@ -17,7 +17,6 @@ class CausesTest {
         EpiphyteException.DeviceLost::class to "no driver here loses its device; tests/engine/lifecycle.rs makes one",
         EpiphyteException.Gpu::class to "no driver here refuses anything; tests/selftest.rs makes one",
         EpiphyteException.Internal::class to "it would be a fault; bindings/src/held.rs makes one, BorderTest another",
-        EpiphyteException.InvalidDelta::class to "no call of this border takes a delta",
         EpiphyteException.Tokenizer::class to "what could be wrong with a GGUF's is an error of its metadata",
     )
 
@@ -82,6 +81,9 @@ class CausesTest {
             tiny().loadAdapter("tampered", folder)
         },
         EpiphyteException.InvalidArgument::class to { _ -> with(EngineOptions(context = -1)) { } },
+        EpiphyteException.InvalidDelta::class to { folder ->
+            tiny().applyVersion(tinyVersion, File(folder, "version"), accept.copy(trusted = listOf()))
+        },
         EpiphyteException.InvalidFile::class to { folder ->
             Engine.open(File(folder, "model.gguf").apply { writeText("no model") })
         },

@@ -13,6 +13,9 @@ import dev.epiphyte.android.follow
 import dev.epiphyte.android.withModelAsset
 import dev.epiphyte.android.work
 import java.io.File
+import java.security.KeyPair
+import java.security.KeyPairGenerator
+import java.security.KeyStore
 import kotlin.test.Test
 import kotlin.test.assertContains
 import kotlin.test.assertIs
@@ -24,6 +27,11 @@ import kotlinx.coroutines.launch
 
 /** docs/android.md, whose blocks are the lines of this file between its marks. */
 class DocsTest {
+    private val publisher = PUBLISHER
+    private val keys = KeyPairGenerator.getInstance("EC").apply { initialize(256) }.generateKeyPair()
+    private val uploads = mutableListOf<ByteArray>()
+    private fun upload(bytes: ByteArray) { uploads += bytes }
+
     private suspend fun CoroutineScope.page(filesDir: File, print: (Any?) -> Unit, println: (Any?) -> Unit) {
         // First token.
         val engine = Engine.open(File(filesDir, "model.gguf"), EngineOptions(context = 1024)) { progress ->
@@ -73,6 +81,22 @@ class DocsTest {
         engine.loadAdapter("mine", folder)
         session.setAdapters("mine")
 
+        // Learning together.
+        val version = File(filesDir, "replies.version") // as it was downloaded
+        val accept = AcceptOptions(adapter = "replies", trusted = listOf(PublicKey.parse(publisher)))
+        val accepted = engine.applyVersion(version, File(filesDir, "adapters/replies"), accept)
+        val round = engine.trainer(
+            TrainOptions(
+                File(filesDir, "rounds/${accepted.round}").path, TrainData.Examples(lessons), TrainDuration.Steps(5),
+                init = accepted.folder, freeze = accepted.freeze,
+            ),
+        )
+        round.run()
+        val kept = DeltaOptions(residual = File(filesDir, "replies.residual").path)
+        val delta = round.delta(version, Signer.of(keys), kept)
+        upload(delta.bytes)
+        delta.uploaded() // what quantising lost is added in the next round
+
         // The phone.
         println("${engine.state.value.phase}, training at ${engine.state.value.training}")
         engine.background() // what needs the GPU is refused, training waits
@@ -112,6 +136,15 @@ class DocsTest {
         return signals
     }
 
+    /** Compiled alone. */
+    @Suppress("unused")
+    private fun keystore(): Signer {
+        val store = KeyStore.getInstance("AndroidKeyStore").apply { load(null) }
+        val entry = store.getEntry("epiphyte", null) as KeyStore.PrivateKeyEntry
+        val signer = Signer.of(KeyPair(entry.certificate.publicKey, entry.privateKey))
+        return signer
+    }
+
     private object Teaching {
         lateinit var lesson: TrainOptions
         suspend fun engine() = tiny()
@@ -135,10 +168,12 @@ class DocsTest {
             // In place of the default model, which says more and takes longer.
             longTinyModel(filesDir)
             peft("plain").copyRecursively(File(filesDir, "adapters/pirate"))
+            tinyVersion.copyTo(File(filesDir, "replies.version"))
             val said = StringBuilder()
             page(filesDir, { said.append(it) }, { said.append(it).append('\n') })
             val words = listOf("WEIGHTS: ", "tokens/s", "4 modules", "step 5 of 5", "FINISHED", "READY, training at FULL", "nobody", "CANCELLED")
             words.forEach { assertContains(said, it) }
+            assertTrue(uploads.single().isNotEmpty() && File(filesDir, "replies.residual").exists())
         }
     }
 

@@ -105,6 +105,12 @@ internal fun lesson(
     learningRate = 5e-3, batchSize = 2, seqLen = 64, seed = 7,
 )
 
+/** Version 1 of an adapter of the tiny model, which the key below published. */
+internal val tinyVersion = repository("tests/golden/delta/tiny.version")
+internal const val PUBLISHER = "ed25519:ea4a6c63e29c520abef5507b132ec5f9954776aebebe7b92421eea691446d22c"
+
+internal val accept: AcceptOptions get() = AcceptOptions("replies", listOf(PublicKey.parse(PUBLISHER)))
+
 internal fun learnt(folder: File): List<Byte> = File(folder, "adapter_model.safetensors").readBytes().asList()
 
 /** Writes [new] where [old] begins in the file. */
