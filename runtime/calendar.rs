@@ -30,7 +30,7 @@ pub(crate) fn days((year, month, day): (u64, u64, u64)) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{civil, days};
+    use crate::calendar::{civil, days};
 
     #[test]
     fn dates_and_days_are_each_others() {

@@ -37,7 +37,7 @@ impl Client {
             Call::Pull => self.pulled(now, answer),
             Call::PullObject => self.object_came(object, answer),
             Call::Confirm => decoded::<()>(answer).map(|()| self.phase = Phase::Ready),
-            Call::Push => self.accepted(now, answer),
+            Call::Push => self.accepted(answer),
             Call::PushObject => self.stored(object, now, answer),
         };
         match taken {
@@ -239,24 +239,27 @@ impl Client {
         Ok(())
     }
 
-    fn accepted(&mut self, now: Duration, answer: Answer<'_>) -> Taken {
+    fn accepted(&mut self, answer: Answer<'_>) -> Taken {
         let PushMessagesResponse { objects_to_push, session_id } = decoded(answer)?;
-        let left = self.saved.outbox.as_ref().map(|outbox| outbox.among(&objects_to_push));
-        match left.unwrap_or_default() {
-            left if left.is_empty() => self.delivered(now),
-            left => self.phase = Phase::PushObjects { session: session_id, left },
-        }
+        let Some(outbox) = &self.saved.outbox else { return Ok(()) };
+        let left = outbox.among(&objects_to_push);
+        self.phase = match left.is_empty() {
+            false => Phase::PushObjects { session: session_id, left },
+            // It has them all; or the reply was announced before and is being fetched, and then
+            // objects are taken without a session alone, as long as the first one lasts.
+            true => Phase::PushObjects { session: String::new(), left: outbox.names() },
+        };
         Ok(())
     }
 
     fn stored(&mut self, object: &str, now: Duration, answer: Answer<'_>) -> Taken {
         let PushObjectResponse { stored } = decoded(answer)?;
-        if !stored {
+        let Phase::PushObjects { session, left } = &mut self.phase else { return Ok(()) };
+        if !stored && !session.is_empty() {
             // The session is over: the message is announced again.
             self.phase = Phase::Push;
             return Err(trouble("an object was not stored"));
         }
-        let Phase::PushObjects { left, .. } = &mut self.phase else { return Ok(()) };
         left.retain(|id| id != object);
         if left.is_empty() {
             self.delivered(now);

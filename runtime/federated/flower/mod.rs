@@ -41,6 +41,8 @@
 //!   and a heartbeat brings it back.
 //! - A message counts as delivered once it was asked for. If the answer was lost, nobody would ever
 //!   reply to it: the node goes offline for a moment, and the `ServerApp` goes on without it.
+//! - A reply can't be announced twice once the `ServerApp` fetches it: what is missing of it is sent
+//!   without a session.
 
 mod answers;
 mod auth;
@@ -203,7 +205,7 @@ pub enum Metric {
 /// What became of a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
-    /// The SuperLink has the reply.
+    /// The SuperLink has the reply, or wants nothing more of it.
     Delivered,
     /// The SuperLink knows that it was not done, and why.
     Refused(String),

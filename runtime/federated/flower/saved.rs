@@ -147,6 +147,11 @@ impl Outbox {
         metadata.map_or(0, |metadata| metadata.run_id)
     }
 
+    /// Its objects, in the order to send them.
+    pub(super) fn names(&self) -> Vec<String> {
+        self.objects.iter().map(|object| object.id.clone()).collect()
+    }
+
     /// Those of its objects that are among `wanted`, in the order to send them.
     pub(super) fn among(&self, wanted: &[String]) -> Vec<String> {
         let ids = self.objects.iter().map(|object| &object.id);

@@ -259,6 +259,8 @@ fn refusal(content: &Object, objects: &[&Object]) -> String {
     let error = superlink::get(&superlink::get(&request.body, 2)[0], 3).remove(0);
     let reason = String::from_utf8(superlink::get(&error, 2).remove(0)).unwrap();
     host.give(200, &bytes(&golden["answers"]["accepted_whole"]));
+    // Nothing is asked for: it is offered all the same.
+    host.expect("push-object", 200, &bytes(&golden["answers"]["not_stored"]));
     match host.next().unwrap() {
         Step::Over(End::Refused(said)) => assert_eq!(said, reason),
         other => panic!("{other:?}"),

@@ -5,8 +5,9 @@ use super::*;
 /// Kills the node at step `at` of a round: before what it asks is done, or after it was and before
 /// the answer. The SuperLink, what became of the task, and the largest object of the reply; nothing
 /// once the round has fewer steps.
-fn killed(at: usize, is_heard: bool) -> Option<(SuperLink, Option<End>, Vec<u8>)> {
+fn killed(at: usize, is_heard: bool, fetches: bool) -> Option<(SuperLink, Option<End>, Vec<u8>)> {
     let (mut host, mut link) = (Host::new(), SuperLink::new());
+    link.fetches = fetches;
     for _ in 0..at {
         if let Step::Over(_) = host.with(&mut link) {
             return None;
@@ -29,29 +30,28 @@ fn killed(at: usize, is_heard: bool) -> Option<(SuperLink, Option<End>, Vec<u8>)
 
 #[test]
 fn a_round_survives_a_kill_at_every_step_but_one() {
-    let (_, _, whole) = killed(0, false).unwrap();
-    assert!(whole.len() > 3000);
-    let (mut lost, mut steps) = (Vec::new(), 0);
-    for at in 0.. {
-        for is_heard in [false, true] {
-            let Some((link, end, largest)) = killed(at, is_heard) else { break };
+    // Whether the reply is fetched once it is whole, or from its announcement on.
+    for fetches in [false, true] {
+        let (_, _, whole) = killed(0, false, fetches).unwrap();
+        assert!(whole.len() > 3000);
+        let (mut lost, mut steps) = (Vec::new(), 0);
+        for (at, is_heard) in (0..).flat_map(|at| [(at, false), (at, true)]) {
+            let Some((link, end, largest)) = killed(at, is_heard, fetches) else { break };
             steps += 1;
             match end {
                 Some(end) => {
-                    assert_eq!(end, End::Delivered, "step {at}, {is_heard}");
-                    assert!(link.is_replied && largest == whole, "step {at}, {is_heard}");
+                    assert_eq!(end, End::Delivered, "step {at}, {is_heard}, {fetches}");
+                    let is_whole = link.is_replied && largest == whole;
+                    assert!(is_whole, "step {at}, {is_heard}, {fetches}");
                 }
                 None => lost.push((at, is_heard)),
             }
         }
-        if steps <= 2 * at {
-            break;
-        }
+        // Register, activate, pull, six objects, confirm, work, push, six objects: twice each.
+        assert_eq!(steps, 2 * 18);
+        // The answer that brought the message: the SuperLink gives it out once.
+        assert_eq!(lost, [(2, true)]);
     }
-    println!("{steps} kills, lost: {lost:?}");
-    assert!(steps > 36, "{steps}");
-    // The answer that brought the message: the SuperLink gives it out once.
-    assert_eq!(lost, [(2, true)]);
 }
 
 #[test]

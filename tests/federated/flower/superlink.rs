@@ -103,6 +103,9 @@ pub(super) struct SuperLink {
     wanted: Vec<String>,
     pub(super) reply: BTreeMap<String, Vec<u8>>,
     pub(super) is_replied: bool,
+    /// Whether a `ServerApp` fetches a reply as soon as it is announced, and whether it did.
+    pub(super) fetches: bool,
+    is_fetched: bool,
     /// That a `ServerApp` saw the node offline while it waited for a reply.
     pub(super) gave_up: bool,
 }
@@ -122,6 +125,8 @@ impl SuperLink {
             wanted: Vec::new(),
             reply: BTreeMap::new(),
             is_replied: false,
+            fetches: false,
+            is_fetched: false,
             gave_up: false,
             golden,
         }
@@ -164,7 +169,10 @@ impl SuperLink {
                 self.is_confirmed = true;
                 (200, Vec::new())
             }
+            // Whoever fetched the reply has taken the message it replies to away.
+            "push-messages" if self.is_fetched => (200, put(4, b"another")),
             "push-messages" => {
+                self.is_fetched = self.fetches;
                 let mut all = Vec::new();
                 names(&get(body, 3)[0], &mut all);
                 all.retain(|id| !self.reply.contains_key(id));
@@ -173,7 +181,11 @@ impl SuperLink {
                 (200, wanted.chain(put(4, b"session")).collect())
             }
             "push-object" => {
-                let id = text(3);
+                let (id, session) = (text(3), get(body, 5).pop());
+                let is_open = session.is_none_or(|session| session == b"session");
+                if !is_open || !self.wanted.contains(&id) {
+                    return self.say("not_stored");
+                }
                 self.wanted.retain(|other| *other != id);
                 self.reply.insert(id, get(body, 4).remove(0));
                 self.is_replied = self.wanted.is_empty();
