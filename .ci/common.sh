@@ -1,6 +1,9 @@
 # Sourced by scripts that fetch what they need once, into the cache folder, and say what they leave out.
 cache=${EPIPHYTE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/epiphyte}
 
+# What makes the library of a phone small, beside the profile `phone`: pieces of code that are alike become one.
+phone_rustflags="-C llvm-args=--enable-machine-outliner=always"
+
 # left_out WHAT REASON: said at once, and again at the end by .ci/summary.
 left_out() {
     echo "Left out: $1: $2" >&2

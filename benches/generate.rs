@@ -37,7 +37,12 @@ fn prefill(engine: &Arc<Engine>, mut session: Session) -> Result<()> {
 }
 
 fn decode(mut sessions: Vec<Session>) -> Result<()> {
-    let options = GenerateOptions { max_tokens: DECODED, ignore_eos: true, ..Default::default() };
+    let options = GenerateOptions {
+        max_tokens: DECODED,
+        ignore_eos: true,
+        prompt_lookup_num_tokens: Some(0),
+        ..Default::default()
+    };
     let batch =
         sessions.iter_mut().map(|session| Sequence { session, options: options.clone() }).collect();
     generate_batch(batch, |_, _| ControlFlow::Continue(())).map(drop)

@@ -8,6 +8,8 @@
 
 #![cfg_attr(not(feature = "gpu"), expect(dead_code, reason = "only sessions follow a grammar"))]
 
+mod schema;
+
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
@@ -28,11 +30,16 @@ const WHITESPACE: &str = r" |\n[ \t]{0,32}";
 /// Longer tokens are never chosen: the trie of the vocabulary has room for no more.
 const MAX_TOKEN_BYTES: usize = 1000;
 
+/// From so many tokens before the last one that may come, an answer is led to its end.
+const CLOSING: usize = 64;
+/// What closes something, in this order: of JSON, whose texts they are.
+const CLOSERS: [&str; 5] = ["}", "]", "\"", ":", ","];
+
 /// Characters of what is wrong with a format; a compiler may repeat all of it.
 const MAX_REASON: usize = 300;
 
 /// What an answer must look like. The answer ends where this does, so that what came whole is
-/// always valid; one that ended for another reason ([`crate::engine::FinishReason`]) may be cut.
+/// always valid, and is led there when tokens get few; one that ended for another reason ([`crate::engine::FinishReason`]) may be cut.
 #[non_exhaustive]
 #[derive(Clone, Debug, PartialEq)]
 pub enum ResponseFormat {
@@ -65,21 +72,23 @@ impl ResponseFormat {
 
     /// A schema as part of a Lark grammar.
     pub(crate) fn embedded(schema: &Value) -> Value {
-        with_whitespace(schema)
+        prepared(schema)
     }
 
     fn grammar(&self) -> TopLevelGrammar {
         TopLevelGrammar::from_grammar(match self {
-            Self::JsonSchema(schema) => GrammarWithLexer::from_json_schema(with_whitespace(schema)),
+            Self::JsonSchema(schema) => GrammarWithLexer::from_json_schema(prepared(schema)),
             Self::Regex(pattern) => GrammarWithLexer::from_regex(pattern),
             Self::Lark(grammar) => GrammarWithLexer::from_lark(grammar.clone()),
         })
     }
 }
 
-/// The schema with our white space, unless it has its own, and nothing of it left out.
-fn with_whitespace(schema: &Value) -> Value {
+/// The schema in known words, with our white space unless it has its own, and nothing of it that
+/// counts left out.
+fn prepared(schema: &Value) -> Value {
     let mut schema = schema.clone();
+    schema::simplify(&mut schema);
     let own =
         schema.as_object_mut().map(|keys| keys.entry("x-guidance").or_insert_with(|| json!({})));
     if let Some(own) = own.and_then(Value::as_object_mut) {
@@ -127,7 +136,8 @@ impl Grammars {
     /// Errors: [`Error::InvalidArgument`] naming what is wrong with it.
     pub(crate) fn compile(&self, format: &ResponseFormat) -> Result<Grammar> {
         let parser = guarded(|| self.0.create_parser(format.grammar()))?;
-        let mut grammar = Grammar { matcher: Matcher::new(Ok(parser)), mask: SimpleVob::new() };
+        let mut grammar =
+            Grammar { matcher: Matcher::new(Ok(parser)), mask: SimpleVob::new(), way: Vec::new() };
         grammar.look_ahead()?;
         Ok(grammar)
     }
@@ -148,6 +158,8 @@ fn spelling(tokenizer: &Tokenizer, id: u32) -> Vec<u8> {
 pub(crate) struct Grammar {
     matcher: Matcher,
     mask: SimpleVob,
+    /// Tokens that lead to an end from here, the last one first; empty where none are known.
+    way: Vec<u32>,
 }
 
 impl Grammar {
@@ -170,6 +182,76 @@ impl Grammar {
         let lost = "a token came that may not, or what may follow takes too long to find out";
         self.matcher.consume_token(id).map_err(|_| invalid(lost))?;
         self.look_ahead()
+    }
+
+    /// Takes `drawn`, or where that leads to no end within the `left` tokens that may come, this one
+    /// among them, the next on a way that does, if one is known. Gives what it took.
+    ///
+    /// Errors: as [`Grammar::accept`].
+    pub(crate) fn take(&mut self, drawn: u32, left: usize) -> Result<u32> {
+        if left > CLOSING {
+            return self.accept(drawn).map(|()| drawn);
+        }
+        if self.way.last() != Some(&drawn) {
+            let mut ahead = self.fork();
+            if ahead.accept(drawn).is_ok() && ahead.find_way(left - 1) {
+                *self = ahead;
+                return Ok(drawn);
+            }
+        }
+        let id = self.way.pop().unwrap_or(drawn);
+        self.accept(id).map(|()| id)
+    }
+
+    /// What may come next, and then after each of `tokens` as far as they may come and something may
+    /// follow; the grammar stays where it is.
+    pub(crate) fn ahead(&self, tokens: &[u32]) -> Vec<Vec<u32>> {
+        let (mut masks, mut ahead) = (vec![self.mask().to_vec()], self.fork());
+        for &token in tokens {
+            let may_come = ahead.mask.is_allowed(token);
+            if !may_come || ahead.accept(token).is_err() || ahead.is_over() {
+                break;
+            }
+            masks.push(ahead.mask().to_vec());
+        }
+        masks
+    }
+
+    /// From here, without a way.
+    fn fork(&self) -> Self {
+        Self { matcher: self.matcher.clone(), mask: self.mask.clone(), way: Vec::new() }
+    }
+
+    /// Looks for at most so many tokens that lead to an end; not always the fewest.
+    fn find_way(&mut self, most: usize) -> bool {
+        let mut ahead = self.fork();
+        let mut way = Vec::new();
+        while !ahead.is_over() {
+            let next = ahead.towards_end().filter(|_| way.len() < most);
+            let Some(id) = next.filter(|&id| ahead.accept(id).is_ok()) else { return false };
+            way.push(id);
+        }
+        way.reverse();
+        self.way = way;
+        true
+    }
+
+    /// Of the tokens that may come, one that is likely to be near the end.
+    fn towards_end(&mut self) -> Option<u32> {
+        let vocabulary = self.matcher.tok_env().ok()?;
+        let trie = vocabulary.tok_trie();
+        let forced = self.matcher.compute_ff_bytes();
+        let spelt = (!forced.is_empty()).then(|| trie.prefix_token_id(&forced).0);
+        let closing = CLOSERS.iter().filter_map(|text| trie.token_id(text.as_bytes()));
+        let mut known = trie.eos_tokens().iter().copied().chain(spelt).chain(closing);
+        // Else what says most: where so many characters must come, that is soon over.
+        let length = |id: u32| {
+            let bytes = trie.token(id);
+            if bytes.first().is_some_and(u8::is_ascii_whitespace) { 0 } else { bytes.len() }
+        };
+        known
+            .find(|&id| self.mask.is_allowed(id))
+            .or_else(|| self.mask.iter().max_by_key(|&id| (length(id), std::cmp::Reverse(id))))
     }
 
     fn look_ahead(&mut self) -> Result<()> {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use epiphyte::adapter::Adapter;
+use epiphyte::chat::Message;
 use epiphyte::engine::Change;
 use epiphyte::{DType, Engine, EngineOptions, GenerateOptions, Sequence, Session, generate_batch};
 use serde::Deserialize;
@@ -288,4 +289,37 @@ fn a_token_takes_six_dispatches_a_layer() {
     // A software GPU gets its work in small pieces, so that it can be stopped.
     let pieces = if engine.gpu().caps().software { 3 } else { 1 };
     assert!(submits <= 5 * pieces, "{submits} submissions for 5 tokens");
+}
+
+/// Correcting a paragraph says most of it again; telling a story does not.
+#[test]
+fn tokens_that_are_looked_up_are_those_it_says() {
+    let Some((engine, _)) = open(false) else { return };
+    let paragraph = "The harbour was quiet when the boats came in. Three of them had lost there \
+        nets, and the men sat on the wall and mended what they could before it got dark.";
+    for (task, copies) in [
+        (format!("Repeat this text and correct the mistake in it: {paragraph}"), true),
+        ("Tell me a short story about a whale.".to_string(), false),
+    ] {
+        let answer = |most| {
+            let mut session = engine.session();
+            session.set_messages(&[Message::new("user", task.as_str())]).unwrap();
+            let options = GenerateOptions {
+                max_tokens: 48,
+                prompt_lookup_num_tokens: most,
+                ..GenerateOptions::default()
+            };
+            let mut generation = session.generate(options).unwrap();
+            let ids: Vec<u32> = generation.by_ref().map(|token| token.unwrap().id).collect();
+            (ids, generation.stats())
+        };
+        let (expected, _) = answer(Some(0));
+        for most in [None, Some(3), Some(7)] {
+            let (ids, stats) = answer(most);
+            assert_eq!(ids, expected, "{most:?}");
+            let [drafted, accepted] = [stats.drafted_tokens, stats.accepted_tokens];
+            println!("up to {most:?}: {accepted} of {drafted} drafted tokens, copies: {copies}");
+            assert!(!copies || most.is_none() || accepted >= 20, "{accepted} of {drafted}");
+        }
+    }
 }

@@ -175,6 +175,8 @@ pub enum FinishReason {
     ContextFull,
     /// It was cancelled.
     Cancelled,
+    /// Its `response_format` could not be followed on; the others of its batch go on.
+    Failed,
 }
 
 impl From<epiphyte::FinishReason> for FinishReason {
@@ -185,6 +187,7 @@ impl From<epiphyte::FinishReason> for FinishReason {
             R::Stop => Self::Stop,
             R::MaxTokens => Self::MaxTokens,
             R::ContextFull => Self::ContextFull,
+            R::Failed => Self::Failed,
             _ => Self::Cancelled,
         }
     }

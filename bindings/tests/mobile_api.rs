@@ -143,3 +143,16 @@ fn swift_is_what_the_page_says() {
     let code = code.into_iter().filter(own).collect();
     assert_same("Swift", &column(&read("docs/mobile-api.md"), 2), &code);
 }
+
+#[test]
+fn every_cause_of_an_error_is_on_the_page() {
+    let (page, source) = (read("docs/mobile-api.md"), read("bindings/src/error.rs"));
+    let (_, causes) = source.split_once("\nerrors! {").unwrap();
+    let (causes, _) = causes.split_once("\nimpl EpiphyteError").unwrap();
+    let declared = causes.lines().filter_map(|line| line.strip_prefix("    "));
+    let declared = declared.filter(|line| line.starts_with(char::is_uppercase)).map(word);
+    let (_, rows) = page.split_once("| cause | data | when |").unwrap();
+    let rows = rows.lines().skip(2).take_while(|line| line.starts_with('|'));
+    let listed = rows.map(|row| word(row.trim_start_matches("| ")));
+    assert_eq!(declared.collect::<Names>(), listed.collect::<Names>());
+}

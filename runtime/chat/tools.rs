@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::{ChatTemplate, Message};
@@ -55,7 +56,7 @@ const FORMATS: [ToolFormat; 3] = [
 ];
 
 /// A tool that a model wants called.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ToolCall {
     /// Which.
     pub name: String,
@@ -64,11 +65,12 @@ pub struct ToolCall {
 }
 
 /// An answer, taken apart.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct ToolAnswer {
     /// What it says beside the calls.
     pub content: String,
     /// In its order.
+    #[serde(rename = "tool_calls")]
     pub calls: Vec<ToolCall>,
 }
 

@@ -36,7 +36,10 @@ impl Default for FitOptions {
 }
 
 impl FitOptions {
-    fn check(&self) -> Result<()> {
+    /// That they make sense: before the vectors are made, which takes longer.
+    ///
+    /// Errors: [`Error::InvalidArgument`].
+    pub fn check(&self) -> Result<()> {
         let bad = |name, reason: &str| Err(Error::InvalidArgument { name, reason: reason.into() });
         if !(self.c > 0.0 && self.c.is_finite()) {
             return bad("C", "above 0; smaller is a stronger penalty");

@@ -194,6 +194,8 @@ impl Bench {
             max_tokens,
             ignore_eos: true,
             sampling: self.sampling.clone(),
+            // What a step takes, whatever the model says.
+            prompt_lookup_num_tokens: Some(0),
             ..Default::default()
         }
     }

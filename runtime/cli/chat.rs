@@ -8,7 +8,9 @@ use clap::Args;
 use super::adapter::{AdapterArgs, Adapters, Weighted};
 use super::lines::Lines;
 use super::response::ResponseArgs;
-use super::{ModelArgs, SamplingArgs, TemplateArgs, generate, interrupt, output};
+use super::{
+    LookupArgs, ModelArgs, Policy, SamplingArgs, TemplateArgs, generate, interrupt, output,
+};
 use epiphyte::GpuOptions;
 use epiphyte::chat::Message;
 use epiphyte::engine::AdapterState;
@@ -25,7 +27,8 @@ const HELP: &str = "/reset                 forget the conversation\n\
                     /quit                  leave; so do Ctrl-D and Ctrl-C\n\
                     /help                  this\n\
                     Ctrl-C while the model answers stops the answer.";
-const FULL: &str = "The conversation fills the context. /reset starts a new one.";
+const FULL: &str = "The conversation fills the context. /reset starts a new one; with \
+                    --context-policy drop-oldest it would go on.";
 
 /// Talk with the model
 #[derive(Args)]
@@ -45,7 +48,12 @@ pub(super) struct ChatArgs {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
+    lookup: LookupArgs,
+    #[command(flatten)]
     response: ResponseArgs,
+    /// What becomes of a conversation that fills the context
+    #[arg(long, value_enum, value_name = "POLICY", default_value = "error")]
+    context_policy: Policy,
 }
 
 pub(super) fn run(args: &ChatArgs, gpu: GpuOptions) -> Result<()> {
@@ -53,6 +61,7 @@ pub(super) fn run(args: &ChatArgs, gpu: GpuOptions) -> Result<()> {
         sampling: args.sampling.sampling()?,
         max_tokens: args.max_tokens.unwrap_or(usize::MAX),
         response_format: args.response.read()?,
+        prompt_lookup_num_tokens: args.lookup.most(),
         ..Default::default()
     };
     let engine = args.model.open_with(gpu, &args.template)?;
@@ -72,6 +81,7 @@ pub(super) fn run(args: &ChatArgs, gpu: GpuOptions) -> Result<()> {
         options,
         force: args.adapters.force,
     };
+    chat.session.set_context_policy(args.context_policy.into());
     chat.set_system(args.system.as_deref());
     Adapters::load(&args.adapters, &engine)?.apply(&mut chat.session)?;
     while let Some(line) = lines.next()? {

@@ -167,6 +167,13 @@ fn train(args: &TrainArgs, gpu: GpuOptions) -> Result<()> {
     let files =
         Files::default().model(&args.model.file)?.reads("the examples", "--data", &args.data);
     files.writes("--out", &args.out, Kind::Classifier).check(None)?;
+    let options = FitOptions {
+        c: args.c,
+        max_iter: args.max_iter,
+        standardize: !args.no_standardize,
+        ..FitOptions::default()
+    };
+    options.check()?;
     let examples: Vec<Labelled> = read_records(&args.data)?;
     let engine = args.model.open(gpu)?;
     let adapters = Adapters::load(&args.adapters, &engine)?;
@@ -177,12 +184,6 @@ fn train(args: &TrainArgs, gpu: GpuOptions) -> Result<()> {
     let (vectors, truncated) =
         making.vectors(examples.iter().map(|example| example.text.as_str()))?;
     let labels: Vec<&str> = examples.iter().map(|example| example.label.as_str()).collect();
-    let options = FitOptions {
-        c: args.c,
-        max_iter: args.max_iter,
-        standardize: !args.no_standardize,
-        ..FitOptions::default()
-    };
     let (classifier, steps) =
         fit(&vectors, &labels, (&engine.base().fingerprint, features), &options)?;
     classifier.save(&args.out)?;

@@ -10,9 +10,10 @@ use serde::Serialize;
 use super::adapter::{AdapterArgs, Adapters};
 use super::prompt::PromptArgs;
 use super::response::ResponseArgs;
-use super::{ModelArgs, SamplingArgs, TemplateArgs, interrupt, output};
+use super::tools::{self, ToolArgs, Tools};
+use super::{LookupArgs, ModelArgs, Policy, SamplingArgs, TemplateArgs, interrupt, output};
 use epiphyte::GpuOptions;
-use epiphyte::chat::Message;
+use epiphyte::chat::{Message, Prompt, ToolAnswer};
 use epiphyte::engine::{AnswerStats, FinishReason, GenerateOptions, Session};
 use epiphyte::error::{Error, Result};
 
@@ -39,7 +40,14 @@ pub(super) struct GenerateArgs {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
+    lookup: LookupArgs,
+    #[command(flatten)]
     response: ResponseArgs,
+    #[command(flatten)]
+    tools: ToolArgs,
+    /// What becomes of an answer that fills the context
+    #[arg(long, value_enum, value_name = "POLICY", requires = "chat")]
+    context_policy: Option<Policy>,
     /// End the answer before this text; may be given several times
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     stop: Vec<String>,
@@ -64,12 +72,18 @@ struct Report {
     prompt_ids: Vec<u32>,
     ids: Vec<u32>,
     text: String,
+    /// With --tools: what it says beside its calls, and these.
+    #[serde(flatten)]
+    answer: Option<ToolAnswer>,
     finish_reason: Option<FinishReason>,
     adapters: Adapters,
     device: String,
     /// Tokens a second; null when there was too little to measure.
     prompt_tps: Option<f64>,
     decode_tps: Option<f64>,
+    /// Looked up in the text so far, and those that the model says as well.
+    drafted_tokens: usize,
+    accepted_tokens: usize,
     load_seconds: f64,
     /// From the beginning of the prompt; null without a token.
     first_token_seconds: Option<f64>,
@@ -104,35 +118,44 @@ pub(super) fn run(args: &GenerateArgs, gpu: GpuOptions) -> Result<()> {
     let sampling = args.sampling.sampling()?;
     args.template.only_with(args.chat, "--chat")?;
     let response_format = args.response.read()?;
+    let tools = args.tools.read()?;
     let prompt = args.prompt.read()?;
     let start = Instant::now();
     let engine = args.model.open_with(gpu, &args.template)?;
     let load_seconds = start.elapsed().as_secs_f64();
+    let template = &engine.base().chat_template;
+    let calling = tools.as_ref().map(|tools| tools.calling(template)).transpose()?;
+    let response_format = match &calling {
+        Some(calling) => calling.held(response_format)?,
+        None => response_format,
+    };
     let mut session = engine.session();
+    session.set_context_policy(args.context_policy.map(Into::into).unwrap_or_default());
     let adapters = Adapters::load(&args.adapters, &engine)?;
     adapters.apply(&mut session)?;
-    let shown = push(&mut session, args, prompt)?.filter(|_| args.show_prompt);
+    let shown = push(&mut session, args, prompt, tools.as_ref())?.filter(|_| args.show_prompt);
     if let Some(prompt) = shown.as_ref().filter(|_| !args.json) {
         output::text(prompt)?;
     }
     let prompt_ids = session.tokens().to_vec();
     let stop = interrupt::listen("");
-    let options = GenerateOptions {
-        max_tokens: args.max_tokens,
-        sampling,
-        stop: args.stop.clone(),
-        ignore_eos: args.ignore_eos,
-        response_format,
-        cancel: stop.token.clone(),
-        ..Default::default()
-    };
-    let show = |text: &str| if args.json { Ok(()) } else { output::text(text) };
+    let cancel = stop.token.clone();
+    let options = GenerateOptions { sampling, response_format, cancel, ..args.options() };
+    // Calls are printed once they are whole.
+    let is_quiet = args.json || tools.is_some();
+    let show = |text: &str| if is_quiet { Ok(()) } else { output::text(text) };
     let answer = answer(&mut session, options, show).or_else(Answer::cancelled)?;
+    // One that was stopped is no call yet.
+    let calling = calling.filter(|_| !stop.token.is_cancelled());
+    let parsed = calling.map(|calling| calling.parse(&answer.text)).transpose()?;
     let report = Report {
+        answer: parsed,
         prompt: shown,
         prompt_ids,
         prompt_tps: answer.stats.prompt_tps(),
         decode_tps: answer.stats.decode_tps(),
+        drafted_tokens: answer.stats.drafted_tokens,
+        accepted_tokens: answer.stats.accepted_tokens,
         first_token_seconds: answer.stats.first_token_seconds,
         ids: answer.ids,
         text: answer.text,
@@ -147,9 +170,24 @@ pub(super) fn run(args: &GenerateArgs, gpu: GpuOptions) -> Result<()> {
     if stop.token.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
 }
 
+impl GenerateArgs {
+    /// What is said in a word.
+    fn options(&self) -> GenerateOptions {
+        GenerateOptions {
+            max_tokens: self.max_tokens,
+            stop: self.stop.clone(),
+            ignore_eos: self.ignore_eos,
+            prompt_lookup_num_tokens: self.lookup.most(),
+            ..GenerateOptions::default()
+        }
+    }
+}
+
 fn finish(args: &GenerateArgs, report: &Report) -> Result<()> {
     if args.json {
         output::json(report)?;
+    } else if let Some(answer) = &report.answer {
+        tools::print(answer)?;
     } else if !report.text.ends_with('\n') {
         output::text("\n")?;
     }
@@ -160,15 +198,22 @@ fn finish(args: &GenerateArgs, report: &Report) -> Result<()> {
 }
 
 /// Gives the session its prompt; returns the text that the model sees, when someone wants it.
-fn push(session: &mut Session, args: &GenerateArgs, prompt: String) -> Result<Option<String>> {
+fn push(
+    session: &mut Session,
+    args: &GenerateArgs,
+    text: String,
+    tools: Option<&Tools>,
+) -> Result<Option<String>> {
     if !args.chat {
-        session.push_text(&prompt)?;
-        return Ok(Some(prompt));
+        session.push_text(&text)?;
+        return Ok(Some(text));
     }
     let system = args.system.iter().map(|text| Message::new("system", text));
-    let messages: Vec<Message> = system.chain([Message::new("user", prompt)]).collect();
-    session.set_messages(&messages)?;
-    session.engine().base().chat_template.render(&messages, true).map(Some)
+    let messages: Vec<Message> = system.chain([Message::new("user", text)]).collect();
+    let context = tools.map(Tools::context).unwrap_or_default();
+    let prompt = Prompt { messages: &messages, context: &context, add_generation_prompt: true };
+    session.set_prompt(&prompt)?;
+    session.engine().base().chat_template.render_prompt(&prompt).map(Some)
 }
 
 /// Generates, showing the text as it comes.
@@ -204,6 +249,10 @@ fn note_stats(report: &Report) {
         tps(report.prompt_tps)
     ));
     output::note(&format!("decode   {} tokens, {}", report.ids.len(), tps(report.decode_tps)));
+    if report.drafted_tokens > 0 {
+        let (drafted, accepted) = (report.drafted_tokens, report.accepted_tokens);
+        output::note(&format!("lookup   {drafted} tokens, of which {accepted} were right"));
+    }
     let first = report.first_token_seconds.map_or_else(String::new, |first| {
         format!(", {first:.2} s from the prompt to the first token")
     });

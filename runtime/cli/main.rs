@@ -34,6 +34,7 @@ mod response;
 mod shape;
 mod shell;
 mod stack;
+mod tools;
 mod train;
 
 use std::path::PathBuf;
@@ -44,7 +45,7 @@ use clap::{Args, Parser, Subcommand};
 
 use epiphyte::GpuOptions;
 use epiphyte::chat::ChatTemplate;
-use epiphyte::engine::{Engine, EngineOptions, Sampling};
+use epiphyte::engine::{ContextPolicy, Engine, EngineOptions, Sampling};
 use epiphyte::error::{Error, Result};
 use epiphyte::library::EntryKind;
 
@@ -165,6 +166,38 @@ struct SamplingArgs {
     /// The same seed gives the same answer
     #[arg(long, default_value_t = 0)]
     seed: u64,
+}
+
+/// See [`ContextPolicy`].
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Policy {
+    /// End the answer, and refuse what comes after
+    Error,
+    /// Go on without the oldest turns; the system message stays
+    DropOldest,
+}
+
+impl From<Policy> for ContextPolicy {
+    fn from(policy: Policy) -> Self {
+        match policy {
+            Policy::Error => Self::Error,
+            Policy::DropOldest => Self::DropOldest,
+        }
+    }
+}
+
+#[derive(Args)]
+struct LookupArgs {
+    /// Most tokens to propose at a time from what followed the last ones earlier in the text; the
+    /// answer stays the same. 0 is none [default: 3 as long as that is faster]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=7))]
+    prompt_lookup_num_tokens: Option<u8>,
+}
+
+impl LookupArgs {
+    fn most(&self) -> Option<usize> {
+        self.prompt_lookup_num_tokens.map(usize::from)
+    }
 }
 
 impl SamplingArgs {

@@ -49,7 +49,8 @@ impl ResponseArgs {
     }
 }
 
-fn text(path: &Path) -> Result<String> {
+/// A file of UTF-8.
+pub(super) fn text(path: &Path) -> Result<String> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     let invalid = |reason: &str| Error::InvalidFile { path: path.into(), reason: reason.into() };
     String::from_utf8(bytes).map_err(|_| invalid("not UTF-8; convert it"))

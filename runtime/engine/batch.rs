@@ -1,41 +1,22 @@
-//! Several sessions answering at once. The decode loop: one submission a token, sampling on the device, ids read back a few tokens
-//! late.
-//!
-//! Nothing is allocated, compiled or bound per token. The host runs ahead of the device by `DEPTH`
-//! steps; what was computed past a stop is dropped, and the session is left at the last token
-//! handed out.
+//! Several sessions answering at once: an iterator over tokens, each of which belongs to its session
+//! once it is handed out.
 
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::gpu::Tensor;
 use crate::model::activations::LOGIT_ROWS;
-use crate::model::attend::Run;
-use crate::model::decoder::Decoder;
-use crate::model::pages::PAGE_LEN;
 
 use super::adapters::{Change, KvPolicy};
-use super::executor::{Choice, Row, Space};
 use super::lane::Lane;
 use super::options::{AnswerStats, FinishReason, GenerateOptions, Token};
-use super::pass::{How, Pass};
-use super::seat::{Seat, Turn};
-use super::working::{MAX_BIASES, RING_SLOTS};
+use super::pass::How;
+use super::seat::Seat;
+use super::steps::{DEPTH, Flight};
+use super::working::MAX_BIASES;
 use super::{Engine, Session};
-
-/// Steps submitted before the first one's tokens are awaited.
-const DEPTH: usize = 3;
-const _: () = assert!(DEPTH < RING_SLOTS, "a ring slot is reused only after it was read");
-
-/// Tokens on their way to the host.
-struct Flight {
-    slot: usize,
-    index: wgpu::SubmissionIndex,
-    how: How,
-}
 
 /// One sequence of a batch.
 pub struct Sequence<'s> {
@@ -57,18 +38,20 @@ pub struct BatchToken {
 /// Several sequences that are generated together. As an iterator, the tokens of all as they come;
 /// dropping it leaves the sessions at the last token that was handed out.
 pub struct Batch<'s> {
-    engine: Arc<Engine>,
+    pub(super) engine: Arc<Engine>,
     /// Of the rows as they were loaded.
-    id: u64,
-    lanes: Vec<Lane<'s>>,
+    pub(super) id: u64,
+    pub(super) lanes: Vec<Lane<'s>>,
     /// Unfinished lanes, in the order of the rows on the device.
-    active: Vec<usize>,
-    in_flight: VecDeque<Flight>,
-    next_slot: usize,
-    readbacks: Vec<Tensor>,
+    pub(super) active: Vec<usize>,
+    pub(super) in_flight: VecDeque<Flight>,
+    /// What the only active lane says next, which one pass has found out.
+    pub(super) verified: VecDeque<(u32, How)>,
+    pub(super) next_slot: usize,
+    pub(super) readbacks: Vec<Tensor>,
     /// Whose they are.
-    device: usize,
-    ready: VecDeque<BatchToken>,
+    pub(super) device: usize,
+    pub(super) ready: VecDeque<BatchToken>,
     failed: bool,
 }
 
@@ -108,6 +91,7 @@ impl<'s> Batch<'s> {
             lanes,
             active,
             in_flight,
+            verified: VecDeque::new(),
             next_slot: 0,
             readbacks: Vec::new(),
             device: 0,
@@ -119,6 +103,12 @@ impl<'s> Batch<'s> {
     /// Why sequence `index` ended; `None` while it goes on.
     pub fn finish_reason(&self, index: usize) -> Option<FinishReason> {
         self.lanes.get(index)?.finished
+    }
+
+    /// Why sequence `index` is [`FinishReason::Failed`]; `None` where it isn't. The error of a sequence
+    /// that has a batch to itself is the batch's.
+    pub fn error(&self, index: usize) -> Option<&Error> {
+        self.lanes.get(index)?.error.as_ref()
     }
 
     /// What the answer of sequence `index` took so far; `None` for a sequence that is not there.
@@ -156,6 +146,7 @@ impl<'s> Batch<'s> {
                 } else {
                     self.failed = true;
                     self.in_flight.clear();
+                    self.verified.clear();
                 }
                 return Some(Err(error));
             }
@@ -163,7 +154,7 @@ impl<'s> Batch<'s> {
     }
 
     /// Changes the adapters of sequence `index` between two tokens. With [`KvPolicy::Keep`] the
-    /// tokens that are under way (at most 3) still come from the old ones, and nothing waits; with
+    /// tokens that are under way (at most 8) still come from the old ones, and nothing waits; with
     /// [`KvPolicy::Recompute`] they are dropped.
     ///
     /// Errors: as [`Session::set_adapters`]; [`Error::InvalidArgument`] for a sequence that is not
@@ -187,174 +178,6 @@ impl<'s> Batch<'s> {
         }
         Ok(())
     }
-
-    /// Keeps the device busy, then takes the oldest step's tokens.
-    fn advance(&mut self) -> Result<()> {
-        let engine = Arc::clone(&self.engine);
-        let began = Instant::now();
-        self.renew_readbacks()?;
-        // What may come after a token is known once it has come.
-        let depth = if self.is_masked() { 1 } else { DEPTH };
-        let (depth, mut kept) = (engine.lifecycle.depth(depth), None);
-        while self.in_flight.len() < depth && self.may_submit() {
-            let claim = engine.steps.take();
-            let turn = engine.executor()?;
-            if turn.owner == self.id {
-                self.submit(turn)?;
-                continue;
-            }
-            drop(turn);
-            drop(claim);
-            if !self.in_flight.is_empty() {
-                break; // someone else was here: take our tokens first, then load anew
-            }
-            self.prepare()?;
-            if self.active.is_empty() {
-                return Ok(());
-            }
-            if !self.begin()? {
-                // What had to make room is not taken a second time.
-                kept.get_or_insert_with(|| engine.recoveries.enter_first());
-            }
-        }
-        match self.in_flight.pop_front() {
-            Some(flight) => self.take(flight)?,
-            None => self.finish_full(),
-        }
-        engine.lifecycle.rest(began);
-        Ok(())
-    }
-
-    /// Loads the rows and submits their first step; false if something of theirs has made room
-    /// since it was prepared.
-    fn begin(&mut self) -> Result<bool> {
-        let engine = Arc::clone(&self.engine);
-        let _claim = engine.steps.take();
-        let mut turn = engine.executor()?;
-        let rows: Vec<Row<'_>> = self.active.iter().map(|&i| self.lanes[i].row()).collect();
-        if !rows.iter().all(|row| turn.holds(row.pages, row.set)) {
-            return Ok(false);
-        }
-        if engine.device_number() != self.device {
-            return Err(Error::DeviceLost("before a step".into()));
-        }
-        turn.load_rows(engine.gpu(), self.id, &rows);
-        self.submit(turn)?;
-        Ok(true)
-    }
-
-    /// Makes the readbacks, again where the device is another one; what was on its way to the old
-    /// ones is lost, and no session holds it.
-    fn renew_readbacks(&mut self) -> Result<()> {
-        let device = self.engine.device_number();
-        if self.device == device && !self.readbacks.is_empty() {
-            return Ok(());
-        }
-        self.in_flight.clear();
-        let readback = |_| self.engine.gpu().readback("tokens", LOGIT_ROWS as u64 * 4);
-        self.readbacks = (0..RING_SLOTS).map(readback).collect::<Result<_>>()?;
-        self.device = device;
-        Ok(())
-    }
-
-    /// Some sequence that goes on has a grammar.
-    fn is_masked(&self) -> bool {
-        self.active.iter().any(|&i| self.lanes[i].grammar.is_some())
-    }
-
-    /// Steps ahead of the host's knowledge: every lane still has room and may need the token.
-    fn may_submit(&self) -> bool {
-        let ahead = self.in_flight.len();
-        let wanted = self
-            .active
-            .iter()
-            .any(|&i| self.lanes[i].generated + ahead < self.lanes[i].options.max_tokens);
-        wanted
-            && self
-                .active
-                .iter()
-                .all(|&i| self.lanes[i].session.tokens.len() + ahead < self.engine.context())
-    }
-
-    fn finish_full(&mut self) {
-        let context = self.engine.context();
-        for &i in &self.active {
-            if self.lanes[i].session.tokens.len() >= context {
-                self.lanes[i].finished = Some(FinishReason::ContextFull);
-            }
-        }
-        self.retire();
-    }
-
-    /// Computes the active lanes' prompts; one that is cancelled before its first token ends here,
-    /// alone.
-    fn prepare(&mut self) -> Result<()> {
-        for &i in &self.active {
-            let lane = &mut self.lanes[i];
-            match lane.prepare() {
-                Err(Error::Cancelled) => lane.finished = Some(FinishReason::Cancelled),
-                prepared => prepared?,
-            }
-        }
-        self.active.retain(|&i| self.lanes[i].finished.is_none());
-        Ok(())
-    }
-
-    /// Submits a step of the loaded lanes.
-    fn submit(&mut self, mut turn: Turn<'_>) -> Result<()> {
-        let engine = Arc::clone(&self.engine);
-        let (gpu, ahead) = (engine.gpu(), self.in_flight.len());
-        let mut runs = [Run { row0: 0, count: 1, positions: 0 }; LOGIT_ROWS];
-        for (m, &i) in self.active.iter().enumerate() {
-            let session = &mut *self.lanes[i].session;
-            let positions = session.kv_len + ahead + 1;
-            if session.pages.all.len() * PAGE_LEN < positions {
-                turn.next_page(gpu, m, &mut session.pages, session.kv_len)?;
-            }
-            runs[m] = Run { row0: m as u32, count: 1, positions: positions as u32 };
-            if let Some(grammar) = &self.lanes[i].grammar {
-                turn.write_mask(gpu, m, grammar.mask());
-            }
-        }
-        let (slot, rows) = (self.next_slot, self.active.len());
-        let samplers = self.active.iter().map(|&i| self.lanes[i].sampler);
-        let (masked, readback) = (self.is_masked(), &self.readbacks[slot]);
-        let choice = Choice { samplers, masked, slot, readback };
-        let runs = &runs[..rows];
-        let how = How::of(rows, runs.iter().map(|run| run.positions).max().unwrap_or(1));
-        let pass = Pass { space: Space::Steps, runs, how, cancel: None };
-        let parts = turn.parts().chain(Decoder::head_parts(0, rows as u32));
-        let index = engine.run(turn, &pass, parts, |executor, commands| {
-            executor.record_choice(commands, rows as u32, choice);
-        })?;
-        self.next_slot = (slot + 1) % RING_SLOTS;
-        self.in_flight.push_back(Flight { slot, index, how });
-        Ok(())
-    }
-
-    /// Waits for a step and hands its tokens to the lanes.
-    fn take(&mut self, flight: Flight) -> Result<()> {
-        let mut ids = [0_u32; LOGIT_ROWS];
-        let ids = &mut ids[..self.active.len()];
-        self.engine.gpu().take(&self.readbacks[flight.slot], flight.index, ids)?;
-        for (&i, &mut id) in self.active.iter().zip(ids) {
-            let token = Token { id, text: self.lanes[i].accept(id, flight.how)? };
-            self.ready.push_back(BatchToken { index: i, token });
-        }
-        if self.active.iter().any(|&i| self.lanes[i].finished.is_some()) {
-            self.retire();
-        }
-        Ok(())
-    }
-
-    /// Drops the finished lanes and what was computed ahead; the others are loaded anew.
-    fn retire(&mut self) {
-        // The device finishes them before whatever is submitted next, so there is nothing to wait
-        // for.
-        self.in_flight.clear();
-        self.active.retain(|&i| self.lanes[i].finished.is_none());
-        self.id = self.engine.run_id();
-    }
 }
 
 impl Drop for Batch<'_> {
@@ -377,7 +200,7 @@ impl Iterator for Batch<'_> {
 
 /// Generates for several sessions of one engine at once, a step a token for all; `each` gets every
 /// token with its sequence's index and may end everything. Gives the reasons by sequence; `None`
-/// where `each` ended it.
+/// where `each` ended it. Of one that has [`FinishReason::Failed`], a [`Batch`] also has the error.
 ///
 /// Errors: as [`Batch::new`] and [`Session::prefill`].
 pub fn generate_batch(

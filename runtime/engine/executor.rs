@@ -101,9 +101,9 @@ pub(crate) struct Chunk<'a> {
 }
 
 /// How a decode step chooses its tokens, and where they go.
-pub(crate) struct Choice<'a, S> {
+pub(crate) struct Choice<'a> {
     /// Of the rows.
-    pub(crate) samplers: S,
+    pub(crate) samplers: &'a [Sampler],
     /// Some row has a grammar: all rows have masks.
     pub(crate) masked: bool,
     /// Of the ring.
@@ -437,20 +437,15 @@ impl Executor {
     }
 
     /// Records the choice of a token for each of `rows` rows of logits.
-    pub(crate) fn record_choice(
-        &self,
-        commands: &mut Commands<'_>,
-        rows: u32,
-        choice: Choice<'_, impl Iterator<Item = Sampler> + Clone>,
-    ) {
+    pub(crate) fn record_choice(&self, commands: &mut Commands<'_>, rows: u32, choice: Choice<'_>) {
         let Choice { samplers, masked, slot, readback } = choice;
-        if samplers.clone().any(|s| s.is_adjusted()) {
+        if samplers.iter().any(Sampler::is_adjusted) {
             sample::record_adjust(commands, &self.ops.adjust, self.vocab, rows);
         }
         if masked {
             sample_mask::record(commands, &self.ops.mask, self.vocab, rows);
         }
-        if samplers.clone().any(|s| s.is_restricted()) {
+        if samplers.iter().any(Sampler::is_restricted) {
             sample::record_threshold(commands, &self.ops.threshold, self.vocab, rows);
         }
         sample::record_partial(commands, &self.ops.partial, self.vocab, rows);

@@ -10,7 +10,8 @@ use crate::tokenizer::{DecodeOptions, Detokenizer, Tokenizer};
 
 use super::batch::Sequence;
 use super::executor::Row;
-use super::options::{AnswerStats, FinishReason, GenerateOptions};
+use super::lookup::Lookup;
+use super::options::{AnswerStats, FinishReason, GenerateOptions, Token};
 use super::pass::How;
 use super::{Engine, Session};
 
@@ -24,8 +25,13 @@ pub(super) struct Lane<'s> {
     detokenizer: Detokenizer<Arc<Tokenizer>>,
     /// Text that might be the beginning of a stop text.
     held: String,
+    /// A stop text has come: nothing after it counts.
+    is_stopped: bool,
     pub(super) generated: usize,
     pub(super) finished: Option<FinishReason>,
+    /// Why it is [`FinishReason::Failed`].
+    pub(super) error: Option<Error>,
+    pub(super) lookup: Lookup,
     clock: Clock,
 }
 
@@ -54,6 +60,7 @@ impl<'s> Lane<'s> {
             return Err(Error::InvalidArgument { name: "session", reason });
         }
         options.sampling.check(engine.base.config.vocab_size)?;
+        let lookup = Lookup::new(options.prompt_lookup_num_tokens)?;
         let sampler = options.sampling.sampler();
         let format = options.response_format.as_ref();
         let grammar = format.map(|format| engine.base.grammar(format)).transpose()?;
@@ -69,8 +76,11 @@ impl<'s> Lane<'s> {
             grammar,
             detokenizer,
             held: String::new(),
+            is_stopped: false,
             generated: 0,
             finished,
+            error: None,
+            lookup,
             clock: Clock::default(),
         })
     }
@@ -93,12 +103,19 @@ impl<'s> Lane<'s> {
         self.session.reserve(self.session.kv_len + 1)
     }
 
+    /// Ends it alone.
+    pub(super) fn fail(&mut self, error: Error) {
+        (self.finished, self.error) = (Some(FinishReason::Failed), Some(error));
+    }
+
     pub(super) fn stats(&self) -> AnswerStats {
         let Clock { began, prompt, computed, came } = self.clock;
         AnswerStats {
             prompt_tokens: prompt,
             cached_tokens: prompt - computed,
             generated_tokens: self.generated,
+            drafted_tokens: self.lookup.drafted,
+            accepted_tokens: self.lookup.accepted,
             first_token_seconds: began
                 .zip(came)
                 .map(|(began, (first, _))| (first - began).as_secs_f64()),
@@ -120,55 +137,94 @@ impl<'s> Lane<'s> {
         }
     }
 
-    /// Adds a token to the session, whose last one was computed like this, and gives the text that
-    /// is now certain.
+    /// Adds the token that was drawn, or that leads to the end of what the grammar asks for, to the
+    /// session, whose last one was computed like this. Its text is what is now certain.
     ///
-    /// Errors: as [`Grammar::accept`]; the session is then as it was.
-    pub(super) fn accept(&mut self, id: u32, how: How) -> Result<String> {
-        if let Some(grammar) = &mut self.grammar {
-            grammar.accept(id)?;
-        }
+    /// Errors: as [`Grammar::take`] and [`Session::set_prompt`]; the session is then as it was.
+    pub(super) fn accept(&mut self, drawn: u32, how: How) -> Result<Token> {
+        let left = self.left();
+        let grammar = self.grammar.as_mut();
+        let id = grammar.map_or(Ok(drawn), |grammar| grammar.take(drawn, left))?;
         self.session.tokens.push(id);
         self.session.computed(1, how);
         self.generated += 1;
         let now = Instant::now();
         self.clock.came = Some((self.clock.came.map_or(now, |(first, _)| first), now));
-        let engine = Arc::clone(&self.session.engine);
-        let tokenizer = &engine.base.tokenizer;
-        let options = &self.options;
-        if options.stop_tokens.contains(&id) {
+        self.hear(id);
+        if let Err(error) = self.finish_in_time() {
+            // It is not handed out.
+            self.session.truncate(self.session.tokens.len() - 1);
+            return Err(error);
+        }
+        Ok(Token { id, text: self.certain() })
+    }
+
+    /// Tokens that may come, one at least.
+    fn left(&self) -> usize {
+        let of_context = self.session.engine.context().saturating_sub(self.session.tokens.len());
+        self.options.max_tokens.saturating_sub(self.generated).min(of_context).max(1)
+    }
+
+    /// What the device goes on with is what the session holds.
+    pub(super) fn follows(&self, drawn: u32) -> bool {
+        let Session { tokens, kv_len, .. } = &*self.session;
+        tokens.last() == Some(&drawn) && kv_len + 1 == tokens.len()
+    }
+
+    /// Adds to the text, unless the token ends it, or a stop text does.
+    fn hear(&mut self, id: u32) {
+        let tokenizer = &self.session.engine.base.tokenizer;
+        let ends = tokenizer.is_end_of_generation(id);
+        if self.options.stop_tokens.contains(&id) {
             self.finished = Some(FinishReason::Stop);
-        } else if tokenizer.is_end_of_generation(id)
-            && (!options.ignore_eos || self.grammar.is_some())
-        {
+        } else if ends && (!self.options.ignore_eos || self.grammar.is_some()) {
             self.finished = Some(FinishReason::EndOfGeneration);
         } else {
             self.held.push_str(&self.detokenizer.push(id));
         }
-        if let Some(at) = options.stop.iter().filter_map(|stop| find(&self.held, stop)).min() {
+        let found = self.options.stop.iter().filter_map(|stop| find(&self.held, stop)).min();
+        if let Some(at) = found {
             self.held.truncate(at);
             self.finished = Some(FinishReason::Stop);
-            return Ok(std::mem::take(&mut self.held));
+            self.is_stopped = true;
         }
-        if self.finished.is_none() && self.grammar.as_ref().is_some_and(Grammar::is_over) {
-            self.finished = Some(FinishReason::EndOfGeneration);
+    }
+
+    /// Ends it where nothing more may come.
+    ///
+    /// Errors: as [`Session::set_prompt`].
+    fn finish_in_time(&mut self) -> Result<()> {
+        if self.finished.is_some() {
+            return Ok(());
         }
-        if self.finished.is_none() && self.generated >= options.max_tokens {
-            self.finished = Some(FinishReason::MaxTokens);
-        }
-        if self.finished.is_none() && options.cancel.is_cancelled() {
-            self.finished = Some(FinishReason::Cancelled);
-        }
-        if self.finished.is_none() && self.session.tokens.len() >= engine.context() {
-            self.finished = Some(FinishReason::ContextFull);
+        let context = self.session.engine.context();
+        self.finished = if self.grammar.as_ref().is_some_and(Grammar::is_over) {
+            Some(FinishReason::EndOfGeneration)
+        } else if self.generated >= self.options.max_tokens {
+            Some(FinishReason::MaxTokens)
+        } else if self.options.cancel.is_cancelled() {
+            Some(FinishReason::Cancelled)
+        } else if self.session.tokens.len() >= context && !self.session.drop_oldest()? {
+            Some(FinishReason::ContextFull)
+        } else {
+            None
+        };
+        Ok(())
+    }
+
+    /// Text that no stop text can take back any more.
+    fn certain(&mut self) -> String {
+        if self.is_stopped {
+            return std::mem::take(&mut self.held);
         }
         if self.finished.is_some() {
             self.held.push_str(&self.detokenizer.finish());
-            return Ok(std::mem::take(&mut self.held));
+            return std::mem::take(&mut self.held);
         }
-        let keep = options.stop.iter().map(|stop| overlap(&self.held, stop)).max().unwrap_or(0);
+        let stops = self.options.stop.iter();
+        let keep = stops.map(|stop| overlap(&self.held, stop)).max().unwrap_or(0);
         let rest = self.held.split_off(self.held.len() - keep);
-        Ok(std::mem::replace(&mut self.held, rest))
+        std::mem::replace(&mut self.held, rest)
     }
 }
 

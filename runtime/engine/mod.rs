@@ -8,6 +8,7 @@ pub mod base;
 pub mod batch;
 mod benches;
 mod compute;
+pub mod context;
 mod device;
 mod embed;
 mod executor;
@@ -15,6 +16,7 @@ mod gate;
 pub mod generation;
 mod lane;
 pub mod lifecycle;
+mod lookup;
 pub mod options;
 mod pass;
 pub mod plan;
@@ -23,6 +25,7 @@ mod residents;
 mod seat;
 pub mod session;
 mod snapshot;
+mod steps;
 mod turns;
 mod working;
 
@@ -34,6 +37,7 @@ pub use adapters::{Change, KvPolicy, Probe};
 pub use base::Base;
 pub use batch::{Batch, BatchToken, Sequence, generate_batch};
 pub(crate) use benches::Bench;
+pub use context::ContextPolicy;
 pub use device::{DeviceSpeed, DeviceWork};
 pub use embed::EmbedOptions;
 pub use generation::Generation;
@@ -55,6 +59,7 @@ use benches::Benches;
 use executor::Executor;
 use gate::Gate;
 use lifecycle::Lifecycle;
+use lookup::StepTimes;
 use residents::SetId;
 use seat::Seat;
 use session::Returned;
@@ -113,6 +118,8 @@ pub struct Engine {
     /// Arithmetic of the largest part of a long pass so far: what a turn of a short one may hold,
     /// so that it has not many more of them to wait for.
     long_part: AtomicU64,
+    /// What steps have taken so far.
+    step_times: StepTimes,
     /// What sessions no longer need, until the next turn.
     returned: Mutex<Vec<Returned>>,
     setup: Setup,
@@ -209,6 +216,7 @@ impl Engine {
             benches: Benches::default(),
             lifecycle: Lifecycle::default(),
             long_part: AtomicU64::default(),
+            step_times: StepTimes::default(),
             returned: Mutex::default(),
             setup,
             kv_f16,

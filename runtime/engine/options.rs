@@ -93,9 +93,16 @@ pub struct GenerateOptions {
     pub stop_tokens: Vec<u32>,
     /// Go on after the model's end-of-generation tokens.
     pub ignore_eos: bool,
-    /// What the answer must look like; it then ends where this does, whatever `ignore_eos` says. Each
-    /// token waits for the one before to be read back, as do those of others in its batch.
+    /// What the answer must look like; it then ends where this does, whatever `ignore_eos` says, and
+    /// in time: near the last token that may come, one that leads to no end in time gives way to
+    /// one that does, where such a way is found. Each token waits for the one before to be read back,
+    /// as do those of others in its batch.
     pub response_format: Option<ResponseFormat>,
+    /// Most tokens to propose at a time from what followed the last ones earlier in the session, all
+    /// of which the model then judges in one pass: at most 7, 0 for none. `None`: up to 3 as long as
+    /// that is faster. Tokens are those that come without it, to the bit on the reference tier. Only
+    /// a sequence that is alone in its batch is sped up.
+    pub prompt_lookup_num_tokens: Option<usize>,
     /// Stops it from elsewhere.
     pub cancel: CancelToken,
 }
@@ -109,6 +116,7 @@ impl Default for GenerateOptions {
             stop_tokens: Vec::new(),
             ignore_eos: false,
             response_format: None,
+            prompt_lookup_num_tokens: None,
             cancel: CancelToken::default(),
         }
     }
@@ -129,6 +137,10 @@ pub enum FinishReason {
     ContextFull,
     /// [`GenerateOptions::cancel`].
     Cancelled,
+    /// Its [`GenerateOptions::response_format`] could not be followed on, or its conversation not be
+    /// rendered without its oldest turns. The others of its batch go on; [`super::Batch::error`] says
+    /// why.
+    Failed,
 }
 
 /// What an answer took so far.
@@ -142,6 +154,10 @@ pub struct AnswerStats {
     pub cached_tokens: usize,
     /// Tokens handed out.
     pub generated_tokens: usize,
+    /// Tokens that were looked up ([`GenerateOptions::prompt_lookup_num_tokens`]).
+    pub drafted_tokens: usize,
+    /// Those of them that the model would have said itself.
+    pub accepted_tokens: usize,
     /// From the beginning to the first token, the prompt included; `None` before it.
     pub first_token_seconds: Option<f64>,
     /// From the first token to the last.

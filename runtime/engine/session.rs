@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::model::pages::{Held, PAGE_LEN, first_page};
 use crate::tokenizer::EncodeOptions;
 
+use super::context::{ContextPolicy, Conversation};
 use super::generation::Generation;
 use super::options::GenerateOptions;
 use super::pass::How;
@@ -34,6 +35,9 @@ pub struct Session {
     /// Keys and values were made under more than one set: they are neither shared nor completed by
     /// others'.
     pub(super) mixed: bool,
+    pub(super) context_policy: ContextPolicy,
+    /// Where the policy may drop turns, what the tokens begin with.
+    pub(super) conversation: Option<Conversation>,
     /// The text that [`Session::push_text`] pushed last, if its tokens are all there.
     text: Option<TextRun>,
 }
@@ -58,6 +62,8 @@ impl Session {
             own_work: true,
             set: SetId::default(),
             mixed: false,
+            context_policy: ContextPolicy::default(),
+            conversation: None,
             text: None,
         }
     }
@@ -136,15 +142,6 @@ impl Session {
         })
     }
 
-    /// As [`Session::set_messages`], with more for the template: tools, documents, settings.
-    ///
-    /// Errors: as [`Session::set_messages`].
-    pub fn set_prompt(&mut self, prompt: &Prompt<'_>) -> Result<()> {
-        let base = &self.engine.base;
-        let ids = base.chat_template.tokenize(prompt, &base.tokenizer)?;
-        self.set_tokens(&ids)
-    }
-
     /// Makes the session hold `ids`; the common beginning is kept.
     ///
     /// Errors: as [`Session::push_tokens`].
@@ -166,6 +163,7 @@ impl Session {
         self.tokens.truncate(len);
         self.how.truncate(len);
         self.text.take_if(|run| run.tokens.end > len);
+        self.conversation.take_if(|conversation| conversation.tokens > len);
         self.release_kv(len);
     }
 
@@ -217,6 +215,8 @@ impl Session {
         let mut fork = Self::new(Arc::clone(&self.engine));
         fork.tokens.clone_from(&self.tokens);
         fork.text.clone_from(&self.text);
+        fork.context_policy = self.context_policy;
+        fork.conversation.clone_from(&self.conversation);
         fork.kv_len = self.kv_len;
         fork.how.clone_from(&self.how);
         fork.own_work = self.own_work;

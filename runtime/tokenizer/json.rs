@@ -264,8 +264,11 @@ fn table(
     for (id, text) in (0..).zip(texts) {
         if is_special(&id) {
             table.push(text.bytes(), Kind::Control);
-        } else if added.contains_key(&id) {
+        } else if added.contains_key(&id) && spelling.byte_level {
             table.push(text.bytes(), Kind::UserDefined);
+        } else if added.contains_key(&id) {
+            // The decoder sees it like any other.
+            spm::token_bytes(text, Kind::UserDefined, &mut table);
         } else if spelling.byte_level {
             bpe::token_bytes(text, Kind::Normal, &mut table);
         } else {

@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "tests say what they measured")]
 
 mod adapter;
+mod answers;
 mod chat;
 #[path = "../common/mod.rs"]
 #[allow(dead_code, reason = "not all of it is needed here")]

@@ -33,7 +33,8 @@ fn a_token_is_one_submission_and_allocates_nothing() {
         let counters = &engine.gpu().counters;
         let mut session = session(&engine, &prompt(1, 10));
         // The first one allocates its readbacks and compiles.
-        let mut generation = session.generate(GenerateOptions { sampling, ..greedy(50) }).unwrap();
+        let options = GenerateOptions { sampling, prompt_lookup_num_tokens: Some(0), ..greedy(50) };
+        let mut generation = session.generate(options).unwrap();
         generation.next().unwrap().unwrap();
         let (allocated, submits, dispatched) = (
             engine.gpu().allocated_bytes(),

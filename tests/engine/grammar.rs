@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use epiphyte::chat::ChatTemplate;
+use epiphyte::engine::BatchToken;
 use epiphyte::{
-    Engine, EngineOptions, Error, FinishReason, GenerateOptions, ResponseFormat, Sampling,
+    Batch, Engine, EngineOptions, Error, FinishReason, GenerateOptions, ResponseFormat, Sampling,
     Sequence, Session, generate_batch,
 };
 use regex::Regex;
@@ -147,6 +148,48 @@ fn each_sequence_of_a_batch_has_its_own() {
         let Answer { ids: expected, reason, .. } = alone(&prompts[i], options(i));
         assert_eq!((ids, reasons[i]), (expected, reason), "sequence {i}");
     }
+}
+
+/// Three letters, and then more ways to go on than are followed at a time.
+fn too_many_ways() -> ResponseFormat {
+    let ways: Vec<String> = (0..2500).map(|i| format!("\"{i}\" /[x-z]/")).collect();
+    ResponseFormat::Lark(format!("start: /[a-c]/ /[a-c]/ /[a-c]/ ways\nways: {}", ways.join(" | ")))
+}
+
+#[test]
+fn a_grammar_that_fails_ends_its_own_sequence_alone() {
+    let formats = [None, Some(too_many_ways()), Some(regex("[0-9]{30}"))];
+    let options =
+        |i: usize| GenerateOptions { response_format: formats[i].clone(), ..sampled(40, i as u64) };
+    let prompts: Vec<_> = (0..formats.len()).map(|i| prompt(80 + i as u64, 6)).collect();
+    let mut sessions: Vec<Session> = prompts.iter().map(|ids| session(&SHARED, ids)).collect();
+    let sequences = sessions.iter_mut().enumerate();
+    let sequences = sequences.map(|(i, session)| Sequence { session, options: options(i) });
+    let mut batch = Batch::new(sequences.collect()).unwrap();
+    let mut ids = vec![Vec::new(); formats.len()];
+    for next in batch.by_ref() {
+        let BatchToken { index, token } = next.unwrap();
+        ids[index].push(token.id);
+    }
+    assert_eq!(batch.finish_reason(1), Some(FinishReason::Failed));
+    let error = batch.error(1).unwrap();
+    let named = matches!(error, Error::InvalidArgument { name: "response_format", .. });
+    assert!(!ids[1].is_empty(), "it compiled, and began");
+    assert!(named && batch.error(0).is_none() && batch.error(2).is_none(), "{error}");
+    let reasons = batch.finish_reasons();
+    drop(batch);
+    for i in [0, 2] {
+        let Answer { ids: expected, reason, .. } = alone(&prompts[i], options(i));
+        assert_eq!((&ids[i], reasons[i]), (&expected, reason), "sequence {i}");
+    }
+    assert_eq!(sessions[1].tokens(), [&prompts[1][..], &ids[1]].concat());
+    // Alone, it is the answer's error, and its session goes on.
+    let mut single = session(&SHARED, &prompts[1]);
+    let mut answer = single.generate(options(1)).unwrap();
+    let came: Vec<u32> = answer.by_ref().map_while(Result::ok).map(|token| token.id).collect();
+    assert!(answer.next().is_none() && came == ids[1]);
+    drop(answer);
+    assert_eq!(generate(&mut single, greedy(3)).ids.len(), 3);
 }
 
 #[test]

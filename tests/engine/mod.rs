@@ -3,11 +3,13 @@
 
 mod adapters;
 mod batch;
+mod context;
 mod counters;
 mod evaluate;
 mod grammar;
 pub(crate) mod lifecycle;
 mod loading;
+mod lookup;
 mod refused;
 mod registry;
 mod sampling;

@@ -118,6 +118,23 @@ fn sentence_piece_style_files_spell_spaces_and_bytes() {
 }
 
 #[test]
+fn spaces_in_an_added_token_are_decoded_like_any_others() {
+    let spec = sentence_piece(&["▁", "a", "▁▁"]);
+    let decoder = json!({"type": "Sequence", "decoders": [
+        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+    ]});
+    let normalizer = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
+    let mut file = file(&spec, &Value::Null, &decoder, &normalizer);
+    file["added_tokens"].as_array_mut().unwrap().push(json!({
+        "id": 261, "content": "▁▁", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+        "special": false,
+    }));
+    let tokenizer = load(&file).unwrap();
+    assert_eq!(tokenizer.token_bytes(261), Some(&b"  "[..]));
+    assert_eq!(tokenizer.decode(&[260, 261, 260, 259, 260]), "a  a a");
+}
+
+#[test]
 fn a_continuation_has_no_prefix_whatever_part_of_the_file_puts_it() {
     let continued = EncodeOptions { continuation: true, ..Default::default() };
     let mut spec = sentence_piece(&["▁", "a", "b", "▁a"]);

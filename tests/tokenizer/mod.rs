@@ -4,6 +4,7 @@ mod control;
 mod definition;
 mod golden;
 mod hostile;
+mod huggingface;
 mod json;
 mod pieces;
 mod stream;

@@ -50,9 +50,18 @@ class DocsTest {
         story.cancelAndJoin() // no token comes any more
         println("${session.stats?.generatedTokens} tokens, ${session.stats?.finishReason}")
 
+        // Keep a conversation.
+        val file = File(filesDir, "conversation.session")
+        session.save(file)
+        val again = engine.restore(file) // adapters that it uses have to be loaded under the ids they had
+        println("${again.tokenCount} tokens")
+        again.close()
+        val branch = session.fork() // goes its own way from here
+        branch.close()
+
         // A feature is an adapter.
-        val report = engine.loadAdapter("pirate", File(filesDir, "adapters/pirate"))
-        println("${report.modules.size} modules, ${report.warnings}")
+        val loaded = engine.loadAdapter("pirate", File(filesDir, "adapters/pirate"))
+        println("${loaded.modules.size} modules, ${loaded.warnings}")
 
         session.setAdapters("pirate")
         session.setMessages(Message.user("What is an epiphyte?"))
@@ -101,7 +110,8 @@ class DocsTest {
         println("${engine.state.value.phase}, training at ${engine.state.value.training}")
         engine.background() // what needs the GPU is refused, training waits
         engine.foreground()
-        engine.memoryPressure(MemoryLevel.COMPLETE) // the model too; the next call reads it again
+        val report = engine.memoryPressure(MemoryLevel.COMPLETE) // the model too; the next call reads it again
+        println("${report.freedBytes} bytes, model left: ${report.modelLeft}")
 
         // Errors.
         try {
@@ -171,7 +181,7 @@ class DocsTest {
             tinyVersion.copyTo(File(filesDir, "replies.version"))
             val said = StringBuilder()
             page(filesDir, { said.append(it) }, { said.append(it).append('\n') })
-            val words = listOf("WEIGHTS: ", "tokens/s", "4 modules", "step 5 of 5", "FINISHED", "READY, training at FULL", "nobody", "CANCELLED")
+            val words = listOf("WEIGHTS: ", "tokens/s", "4 modules", "step 5 of 5", "FINISHED", "READY, training at FULL", "nobody", "CANCELLED", "model left: false")
             words.forEach { assertContains(said, it) }
             assertTrue(uploads.single().isNotEmpty() && File(filesDir, "replies.residual").exists())
         }
