@@ -35,6 +35,8 @@ struct State {
     failed: Option<EpiphyteError>,
     /// The thread gives no more.
     over: bool,
+    /// It has left the sessions, and what it took beside them is free.
+    left: bool,
     /// Nobody wants more.
     cancelled: bool,
     lanes: Vec<Lane>,
@@ -188,9 +190,10 @@ impl State {
         Some(token)
     }
 
-    /// Without a token there is something to say: an error, or that no more come.
+    /// Without a token there is something to say: an error, or that no more come. Whoever hears
+    /// that finds the sessions free, unless he did not wait for it.
     fn is_ending(&self) -> bool {
-        self.failed.is_some() || self.over || self.cancelled
+        self.failed.is_some() || self.left || self.cancelled
     }
 
     /// The sessions are free for other calls, which wait until the thread has left them.
@@ -204,7 +207,7 @@ impl State {
     #[must_use]
     fn end(&mut self, error: Option<EpiphyteError>) -> VecDeque<Arc<Pending>> {
         self.failed = self.failed.take().or(error);
-        self.over = true;
+        (self.over, self.left) = (true, true);
         self.release_if_over();
         std::mem::take(&mut self.changes)
     }
@@ -294,13 +297,14 @@ impl Shared {
         };
         let starts: Vec<usize> = turns.iter().map(|turn| turn.session.tokens().len()).collect();
         let failed = self.answer(&mut turns, options).err();
-        let mut state = lock(&self.state);
-        let late = state.end(failed);
+        // No token is ready any more, so that the counts stay.
+        let state = lock(&self.state);
         for ((turn, start), lane) in turns.iter_mut().zip(starts).zip(&state.lanes) {
             turn.session.truncate(start + lane.handed);
         }
-        wake(state);
-        refuse(late);
+        drop(state);
+        drop(turns);
+        self.end(failed);
     }
 
     fn end(&self, error: Option<EpiphyteError>) {

@@ -2,18 +2,18 @@
 //! The app moves the files, and its key store signs.
 
 use std::cell::RefCell;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use epiphyte::adapter::{Adapter, Factor as F};
 use epiphyte::dtype::DType;
 use epiphyte::evaluate::{self, Examples, try_adapter};
 use epiphyte::federated::{self, Accept, DeltaOptions as Made, Published, Residual, Signer as _};
-use epiphyte::train::data::Record;
 
 use crate::cancel::Awaited;
 use crate::error::{bytes, count, path as given};
 use crate::held::Lease;
+use crate::train_options::records;
 use crate::worker::{self, lock};
 use crate::{Engine, EpiphyteError, TrainData, Trainer};
 
@@ -289,8 +289,7 @@ fn try_out(
     let canary = evaluate::Canary { max_loss, exact };
     let tried = match examples {
         TrainData::Examples { examples } => {
-            let records =
-                examples.into_iter().map(Record::try_from).collect::<Result<Vec<_>, _>>()?;
+            let records = records(examples)?;
             try_adapter(engine, adapter, |to| Examples::of(records, to), &canary, cancel)
         }
         TrainData::Jsonl { path } => {
@@ -336,8 +335,10 @@ pub struct DeltaOptions {
 /// What training changed, signed and ready to be uploaded.
 #[derive(uniffi::Object)]
 pub struct Delta {
-    made: federated::Delta,
     bytes: Vec<u8>,
+    name: String,
+    norm: f64,
+    was_clipped: bool,
     kept: Option<Kept>,
 }
 
@@ -356,17 +357,17 @@ impl Delta {
 
     /// What its manifest and numbers are known by.
     pub fn name(&self) -> String {
-        self.made.name().into()
+        self.name.clone()
     }
 
     /// Of its numbers.
     pub fn norm(&self) -> f64 {
-        self.made.norm()
+        self.norm
     }
 
     /// It was shrunk to the round's norm.
     pub fn was_clipped(&self) -> bool {
-        self.made.manifest.clip.is_some_and(|clip| clip.was_clipped)
+        self.was_clipped
     }
 
     /// To be called once the upload is done: keeps what quantising lost for the next round.
@@ -400,7 +401,7 @@ impl Trainer {
 }
 
 fn make(
-    version: &PathBuf,
+    version: &Path,
     trained: &Adapter,
     signer: &dyn SigningCallback,
     options: DeltaOptions,
@@ -421,8 +422,13 @@ fn make(
     let bytes = federated::make(&parent, trained, &made, residual.as_mut(), &signing)
         .map_err(|error| signing.thrown.take().unwrap_or_else(|| error.into()))?;
     // As whoever gets it will: a signer of another kind than its key is found here.
-    let made = federated::Delta::from_bytes(bytes.clone())?;
+    let read = federated::Delta::from_bytes(bytes.clone())?;
     let kept = path.zip(residual);
-    let kept = kept.map(|(path, residual)| Kept { path, residual: Mutex::new(residual) });
-    Ok(Arc::new(Delta { made, bytes, kept }))
+    Ok(Arc::new(Delta {
+        bytes,
+        name: read.name().into(),
+        norm: read.norm(),
+        was_clipped: read.manifest.clip.is_some_and(|clip| clip.was_clipped),
+        kept: kept.map(|(path, residual)| Kept { path, residual: Mutex::new(residual) }),
+    }))
 }

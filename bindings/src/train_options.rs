@@ -70,6 +70,13 @@ impl TryFrom<Example> for Record {
     }
 }
 
+/// As the runtime has them.
+///
+/// Errors: as [`options::messages`].
+pub(crate) fn records(examples: Vec<Example>) -> Result<Vec<Record>, EpiphyteError> {
+    examples.into_iter().map(Record::try_from).collect()
+}
+
 /// What to validate on.
 #[derive(Clone, Debug, PartialEq, uniffi::Enum)]
 pub enum ValidationSplit {
@@ -288,14 +295,10 @@ impl TrainOptions {
         let mut run = match self.data.clone() {
             TrainData::Jsonl { path } => RunOptions::new(given("data", path)?),
             TrainData::Text { path } => RunOptions::for_text(given("data", path)?),
-            TrainData::Examples { examples } => RunOptions::for_records(
-                examples.into_iter().map(Record::try_from).collect::<Result<_, _>>()?,
-            ),
+            TrainData::Examples { examples } => RunOptions::for_records(records(examples)?),
         };
-        run.init = match &self.init {
-            Some(path) => Some(Adapter::load(path, engine.base().adapted())?),
-            None => None,
-        };
+        let load = |path| Adapter::load(path, engine.base().adapted());
+        run.init = self.init.as_ref().map(load).transpose()?;
         if let Some(init) = &run.init {
             run.train = run.train.starting_from(init);
         }

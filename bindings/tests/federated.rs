@@ -8,13 +8,12 @@ use epiphyte::federated::{
     self, Factors, Published, Quantisation, RoundPlan, Signer as _, VersionManifest,
 };
 use epiphyte_bindings::{
-    AcceptOptions, Canary, Delta, DeltaOptions, Engine, EpiphyteError, Example, Factor, KeyKind,
-    PublicKey, SigningCallback, SigningKey, TrainData, TrainDuration, TrainOptions, Trainer,
-    parse_public_key,
+    AcceptOptions, Canary, Delta, DeltaOptions, Engine, EpiphyteError, Factor, KeyKind, PublicKey,
+    SigningCallback, SigningKey, TrainDuration, TrainOptions, Trainer, parse_public_key,
 };
 use pollster::block_on;
 
-use super::{engine, golden, text};
+use super::{RUNTIME, engine, examples, golden, text};
 
 const ID: &str = "replies";
 
@@ -33,12 +32,7 @@ fn version() -> PathBuf {
 
 /// What [`version`] holds; deltas are taken until the year 2100.
 fn published() -> Published {
-    let options = epiphyte::EngineOptions {
-        gpu: epiphyte::GpuOptions::from_env().unwrap(),
-        ..Default::default()
-    };
-    let engine = epiphyte::Engine::open(golden("tiny_llama.gguf"), options).unwrap();
-    let base = engine.base();
+    let base = RUNTIME.base();
     let mut adapter = Adapter::load(golden("peft_logits/plain"), base.adapted()).unwrap();
     adapter.base_fingerprint = Some(base.fingerprint.clone());
     let next = RoundPlan {
@@ -79,19 +73,11 @@ fn apply(engine: &Engine, folder: &Path, options: AcceptOptions) -> Result<(), E
     block_on(engine.apply_version(text(version()), text(folder), options)).map(drop)
 }
 
-fn examples() -> Vec<Example> {
-    let pair = |i: usize| Example::Pair {
-        prompt: format!("the sea is {i}"),
-        completion: " and the moon is blue".into(),
-    };
-    (0..5).map(pair).collect()
-}
-
 /// Two steps from `version`, of the factor that its round asks for.
 fn trained(engine: &Engine, dir: &Path, freeze: Option<Factor>) -> Arc<Trainer> {
     let (start, folder) = (dir.join("version"), dir.join("run"));
     apply(engine, &start, accept()).unwrap();
-    let data = TrainData::Examples { examples: examples() };
+    let data = examples(5);
     let trainer = engine.trainer(TrainOptions {
         duration: Some(TrainDuration::Steps { steps: 2 }),
         seq_len: Some(64),
@@ -172,11 +158,7 @@ fn a_version_is_refused_by_name_and_leaves_no_folder() {
     let (engine, dir) = (engine(), tempfile::tempdir().unwrap());
     let folder = dir.path().join("version");
     let stranger = SigningKey::generate(KeyKind::P256).unwrap().public_key();
-    let canary = |max_loss| Canary {
-        examples: TrainData::Examples { examples: examples() },
-        max_loss,
-        exact: false,
-    };
+    let canary = |max_loss| Canary { examples: examples(5), max_loss, exact: false };
     let refused = [
         ("signer", AcceptOptions { trusted: vec![stranger], ..accept() }),
         ("version", AcceptOptions { current: Some(1), ..accept() }),
@@ -226,7 +208,7 @@ fn what_keeps_a_delta_from_being_made_is_told() {
     let options = DeltaOptions { drop_frozen: true, ..DeltaOptions::default() };
     delta(&trained_both, store(), options).unwrap();
     // A trainer that has not run here knows of no examples.
-    let data = TrainData::Examples { examples: examples() };
+    let data = examples(5);
     let folder = text(dir.path().join("run"));
     let unknown = engine.trainer(TrainOptions::new(folder, data)).unwrap();
     match delta(&unknown, store(), DeltaOptions::default()).err() {

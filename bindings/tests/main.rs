@@ -20,8 +20,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
 use epiphyte_bindings::{
-    Engine, EngineOptions, EpiphyteError, GenerateOptions, Generation, Message, ModelSource,
-    Session, Token,
+    Engine, EngineOptions, EpiphyteError, Example, GenerateOptions, Generation, Message,
+    ModelSource, Session, Token, TrainData,
 };
 use pollster::block_on;
 
@@ -76,16 +76,27 @@ fn chat() -> Vec<Message> {
     vec![Message::new("system", "Be brief."), Message::new("user", "Hi")]
 }
 
+/// The tiny model without the border.
+static RUNTIME: LazyLock<Arc<epiphyte::Engine>> = LazyLock::new(|| {
+    let options = epiphyte::EngineOptions {
+        gpu: epiphyte::GpuOptions::from_env().unwrap(),
+        ..Default::default()
+    };
+    epiphyte::Engine::open(golden("tiny_llama.gguf"), options).unwrap()
+});
+
+/// What is learnt where it matters little what.
+fn examples(count: usize) -> TrainData {
+    let pair = |i: usize| Example::Pair {
+        prompt: format!("the sea is {i}"),
+        completion: " and the moon is blue".into(),
+    };
+    TrainData::Examples { examples: (0..count).map(pair).collect() }
+}
+
 /// What the runtime itself answers to [`PROMPT`].
 fn expected(tokens: usize) -> Vec<Token> {
-    static ENGINE: LazyLock<Arc<epiphyte::Engine>> = LazyLock::new(|| {
-        let options = epiphyte::EngineOptions {
-            gpu: epiphyte::GpuOptions::from_env().unwrap(),
-            ..Default::default()
-        };
-        epiphyte::Engine::open(golden("tiny_llama.gguf"), options).unwrap()
-    });
-    let mut session = ENGINE.session();
+    let mut session = RUNTIME.session();
     session.push_text(PROMPT).unwrap();
     let options =
         epiphyte::GenerateOptions { max_tokens: tokens, ignore_eos: true, ..Default::default() };

@@ -10,15 +10,7 @@ use epiphyte_bindings::{
 };
 use pollster::block_on;
 
-use super::{engine, text};
-
-fn examples() -> TrainData {
-    let pair = |i: usize| Example::Pair {
-        prompt: format!("the sea is {i}"),
-        completion: " and the moon is blue".into(),
-    };
-    TrainData::Examples { examples: (0..6).map(pair).collect() }
-}
+use super::{engine, examples, text};
 
 fn options(folder: &std::path::Path, steps: i64) -> TrainOptions {
     TrainOptions {
@@ -27,7 +19,7 @@ fn options(folder: &std::path::Path, steps: i64) -> TrainOptions {
         seq_len: Some(64),
         batch_size: Some(2),
         checkpoint_every: Some(2),
-        ..TrainOptions::new(text(folder), examples())
+        ..TrainOptions::new(text(folder), examples(6))
     }
 }
 

@@ -95,7 +95,7 @@ public final class Engine: Sendable {
     /// A training run on this engine's model, in the folder that `options` names.
     public func trainer(_ options: TrainOptions) throws -> Trainer { Trainer(try core.trainer(options: options), of: self) }
 
-    /// Checks a published version of an adapter and writes it as PEFT's folder, for `loadAdapter` and for `initial` of
+    /// Checks a published version of an adapter and writes it as PEFT's folder, for `loadAdapter` and for `init` of
     /// `TrainOptions`. A version that is refused leaves the folder as it was.
     public func applyVersion(_ version: URL, to folder: URL, options: AcceptOptions) async throws -> AdapterVersion {
         try await core.applyVersion(version: version.path, folder: folder.path, options: options)

@@ -31,7 +31,7 @@ import Testing
         try await round()
         let bytes = try engine.deviceBytes
         let growth = try await growth(1000) { try await round() }
-        #expect(try engine.deviceBytes <= bytes)
+        #expect(try engine.deviceBytes == bytes)
         #expect(growth < 16 << 20, "\(growth) bytes more")
     }
 
