@@ -8,6 +8,9 @@ use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use epiphyte::error::{Error, Result};
 use epiphyte::federated::flower::Request;
 
+/// How long a connection is kept without a request: a SuperLink closes it after five seconds, and a
+/// request that is on its way then is lost.
+const KEPT: Duration = Duration::from_secs(4);
 /// How long a request may take.
 const LONGEST: Duration = Duration::from_secs(60);
 /// Bytes of an answer that are read. An object has 5 MiB unless a server is set otherwise.
@@ -47,6 +50,7 @@ impl Connection {
             .http_status_as_error(false)
             .max_redirects(0)
             .timeout_global(Some(LONGEST))
+            .max_idle_age(KEPT)
             .user_agent(concat!("epiphyte/", env!("CARGO_PKG_VERSION")))
             .tls_config(tls)
             .build();

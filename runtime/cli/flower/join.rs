@@ -277,9 +277,13 @@ impl Party {
                 self.worker.sent()?;
                 self.note_end("delivered", None);
             }
-            End::Refused(reason) => self.note_end("refused", Some(reason.clone())),
+            End::Refused(reason) => {
+                self.worker.not_sent()?;
+                self.note_end("refused", Some(reason.clone()));
+            }
             End::Dropped(reason) => {
                 output::note(&format!("warning: the task is dropped: {reason}"));
+                self.worker.not_sent()?;
                 self.note_end("dropped", Some((*reason).into()));
             }
         }

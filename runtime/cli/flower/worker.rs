@@ -190,6 +190,17 @@ impl Worker {
             false => Ok(()),
         }
     }
+
+    /// The delta did not arrive: what was left of it is nobody's.
+    ///
+    /// Errors: [`Error::Io`].
+    pub(super) fn not_sent(&self) -> Result<()> {
+        let unsent = unsent(&self.residual_file());
+        match unsent.exists() {
+            true => std::fs::remove_file(&unsent).map_err(|e| Error::io(&unsent, e)),
+            false => Ok(()),
+        }
+    }
 }
 
 fn unsent(kept: &Path) -> PathBuf {

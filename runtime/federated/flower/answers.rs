@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use super::call::{Call, PUBLIC_KEY_IN_USE, Problem, REGISTRATION_DISABLED, decoded};
-use super::client::{Client, Phase, settled, unseen};
+use super::client::{Client, Phase, unseen};
 use super::object::id_of;
 use super::patience::Timer;
 use super::proto::{
     HeartbeatResponse, Node, PullMessagesResponse, PullObjectResponse, PushMessagesResponse,
     PushObjectResponse,
 };
-use super::saved::Inbox;
+use super::saved::{Inbox, Outbox};
 use super::{Answer, auth};
 use crate::error::Error;
 
@@ -20,6 +20,10 @@ const CLOSE: u64 = 2;
 const CORRECTIONS: u32 = 3;
 /// The longest time that a SuperLink may ask a node to wait, in seconds.
 const LONGEST_POLL: u64 = 60;
+/// The longest time between two attempts.
+const LONGEST_RETRY: Duration = Duration::from_secs(60);
+/// Seconds for which a SuperLink waits for a reply's objects.
+const PUSH_SESSION: f64 = 180.0;
 
 type Taken = Result<(), Problem>;
 
@@ -36,6 +40,7 @@ impl Client {
             Call::Deactivate => self.offline(now, answer),
             Call::Pull => self.pulled(now, answer),
             Call::PullObject => self.object_came(object, answer),
+            Call::Look => self.looked(now, answer),
             Call::Confirm => decoded::<()>(answer).map(|()| self.phase = Phase::Ready),
             Call::Push => self.accepted(answer),
             Call::PushObject => self.stored(object, now, answer),
@@ -56,11 +61,11 @@ impl Client {
         match problem {
             Problem::Trouble(reason) => {
                 self.reason = format!("{}: {reason}", call.name());
-                self.trouble.add(call, now, &self.public_key);
-                if call == Call::Pull {
-                    // It may have been answered with a message that nobody will give out again.
-                    self.phase = Phase::Settle(settled(&self.saved));
-                }
+                // Half a heartbeat at most: a node in trouble is still one that is online.
+                let longest = LONGEST_RETRY.min(self.options.heartbeat / 2);
+                self.trouble.add(call, now, longest, &self.public_key);
+                // It may have been answered with a message that nobody will give out again.
+                self.is_unsure |= call == Call::Pull;
                 let lasted = self.trouble.lasted(now);
                 if self.options.patience.is_some_and(|patience| lasted > patience) {
                     let seconds = lasted.as_secs();
@@ -106,6 +111,7 @@ impl Client {
             self.dropped("the SuperLink does not know this node any more");
         }
         (self.saved.node_id, self.saved.is_open, self.is_dirty) = (0, false, true);
+        (self.saved.pushed, self.is_unsure) = (None, false);
         (self.phase, self.heartbeat, self.may_be_online) = (Phase::Register, None, false);
     }
 
@@ -181,7 +187,7 @@ impl Client {
             Ok(()) | Err(Problem::Unmet(_)) => {}
             Err(problem) => return Err(problem),
         }
-        self.heartbeat = None;
+        (self.heartbeat, self.is_unsure) = (None, false);
         self.phase = match self.leaving {
             Some(_) => {
                 (self.saved.is_open, self.is_dirty) = (false, true);
@@ -197,7 +203,16 @@ impl Client {
         let asked = reconnect.map_or(0, |reconnect| reconnect.reconnect.min(LONGEST_POLL));
         let poll = self.options.poll.max(Duration::from_secs(asked));
         self.phase = Phase::Idle(Timer::new(now, poll));
-        let Some(message) = messages.pop() else { return Ok(()) };
+        let Some(message) = messages.pop() else {
+            if self.is_unsure {
+                self.phase = match self.unfetched(now) {
+                    // As long as it is not fetched there is no other message.
+                    Some(_) => Phase::Settle(Timer::default()),
+                    None => Phase::GoOffline,
+                };
+            }
+            return Ok(());
+        };
         let unusable = "the answer holds a message that can't be used";
         let inbox = trees.pop().and_then(|tree| Inbox::new(message, tree));
         let inbox = inbox.ok_or_else(|| trouble(unusable))?;
@@ -209,8 +224,26 @@ impl Client {
             self.dropped("its time was over");
             return Ok(());
         }
+        // It is this one that is waited for: none was lost.
+        self.is_unsure = false;
         (self.saved.inbox, self.is_dirty) = (Some(inbox), true);
         self.phase = Phase::PullObjects;
+        Ok(())
+    }
+
+    /// Whoever fetches a reply deletes it.
+    fn looked(&mut self, now: Duration, answer: Answer<'_>) -> Taken {
+        let is_there = match decoded::<PullObjectResponse>(answer) {
+            Ok(response) => response.found,
+            Err(Problem::RunOver) => false,
+            Err(problem) => return Err(problem),
+        };
+        let again = Timer::new(now, self.options.poll);
+        match (is_there, self.leaving) {
+            (false, _) => self.settled(),
+            (true, Some(_)) => self.phase = Phase::Settle(again),
+            (true, None) => self.phase = Phase::Idle(again),
+        }
         Ok(())
     }
 
@@ -242,19 +275,27 @@ impl Client {
     fn accepted(&mut self, answer: Answer<'_>) -> Taken {
         let PushMessagesResponse { objects_to_push, session_id } = decoded(answer)?;
         let Some(outbox) = &self.saved.outbox else { return Ok(()) };
-        let left = outbox.among(&objects_to_push);
-        self.phase = match left.is_empty() {
-            false => Phase::PushObjects { session: session_id, left },
+        let (left, is_wanted) = (outbox.among(&objects_to_push), false);
+        match left.is_empty() {
+            false => self.phase = Phase::PushObjects { session: session_id, left, is_wanted },
+            // At first nobody has a reply's own object.
+            true if self.announcements == 1 => self.dropped("nobody waits for it any more"),
             // It has them all; or the reply was announced before and is being fetched, and then
             // objects are taken without a session alone, as long as the first one lasts.
-            true => Phase::PushObjects { session: String::new(), left: outbox.names() },
-        };
+            true => {
+                let (session, left) = (String::new(), outbox.names());
+                self.phase = Phase::PushObjects { session, left, is_wanted };
+            }
+        }
         Ok(())
     }
 
     fn stored(&mut self, object: &str, now: Duration, answer: Answer<'_>) -> Taken {
         let PushObjectResponse { stored } = decoded(answer)?;
-        let Phase::PushObjects { session, left } = &mut self.phase else { return Ok(()) };
+        let Phase::PushObjects { session, left, is_wanted } = &mut self.phase else {
+            return Ok(());
+        };
+        *is_wanted |= stored;
         if !stored && !session.is_empty() {
             // The session is over: the message is announced again.
             self.phase = Phase::Push;
@@ -262,8 +303,19 @@ impl Client {
         }
         left.retain(|id| id != object);
         if left.is_empty() {
-            self.delivered(now);
+            let is_wanted = *is_wanted || self.may_be_whole(now);
+            match is_wanted {
+                true => self.delivered(now),
+                false => self.dropped("the SuperLink wants nothing of it any more"),
+            }
         }
         Ok(())
+    }
+
+    /// Whether a reply of which nothing is wanted can be there whole: it is not so old that what
+    /// there was of it may be gone.
+    fn may_be_whole(&self, now: Duration) -> bool {
+        let metadata = self.saved.outbox.as_ref().and_then(Outbox::metadata);
+        metadata.is_some_and(|reply| self.their_seconds(now) - reply.created_at < PUSH_SESSION)
     }
 }

@@ -14,6 +14,8 @@ pub(super) enum Call {
     Deactivate,
     Pull,
     PullObject,
+    /// Whether the last reply is still there to be fetched.
+    Look,
     Confirm,
     Push,
     PushObject,
@@ -27,7 +29,7 @@ impl Call {
             Self::Heartbeat => "/v1/fleet/send-node-heartbeat",
             Self::Deactivate => "/v1/fleet/deactivate-node",
             Self::Pull => "/v1/fleet/pull-messages",
-            Self::PullObject => "/v1/fleet/pull-object",
+            Self::PullObject | Self::Look => "/v1/fleet/pull-object",
             Self::Confirm => "/v1/fleet/confirm-message-received",
             Self::Push => "/v1/fleet/push-messages",
             Self::PushObject => "/v1/fleet/push-object",

@@ -8,14 +8,17 @@ use super::call::Call;
 use super::object::{content, sendable};
 use super::patience::{Timer, Trouble};
 use super::proto::{FlowerMessage, Metadata, ReplyError};
-use super::saved::{Inbox, Outbox, Saved};
+use super::saved::{Inbox, Outbox, Pushed, Saved};
 use super::{Answer, End, Leave, Options, Reply, Request, Step, Task, Traffic, auth};
 use crate::error::{Error, Result};
 use crate::federated::{KeyKind, PublicKey, Signer};
 
-/// How long a `ServerApp` may take to see that a node is offline, or to fetch a reply: it looks every
-/// three seconds.
-const UNTIL_SEEN: Duration = Duration::from_secs(10);
+/// How long a `ServerApp` may take to see that a node is offline: it looks every three seconds, but
+/// for up to twelve it may wait for another node's objects.
+const UNTIL_SEEN: Duration = Duration::from_secs(30);
+/// After so long nobody will fetch a reply: a SuperLink gives up objects that are waited for after
+/// 180 seconds, and whoever waited looks again.
+const UNTIL_FETCHED: Duration = Duration::from_secs(200);
 /// What the SuperLink allows as time between signs of life, in seconds.
 const HEARTBEATS: std::ops::RangeInclusive<u64> = 10..=1800;
 /// Flower's code of an error in a node's app.
@@ -42,6 +45,10 @@ pub struct Client {
     pub(super) corrections: u32,
     /// That the node may still count as online from before, though nobody here knows its id.
     pub(super) may_be_online: bool,
+    /// That a message may have been given out in an answer that was lost.
+    pub(super) is_unsure: bool,
+    /// How often the reply was announced, at least.
+    pub(super) announcements: u32,
     pub(super) leaving: Option<Leave>,
     pub(super) over: Option<End>,
     pub(super) failure: Option<Error>,
@@ -55,8 +62,7 @@ pub(super) enum Phase {
     Activate,
     /// It is known from before: a sign of life brings it online.
     Return,
-    /// A message may have been given out and lost: offline, so that nobody waits for its reply. At
-    /// first the last reply must be safe.
+    /// Asks whether the last reply was fetched, which going offline would take away.
     Settle(Timer),
     GoOffline,
     StayOffline(Timer),
@@ -73,6 +79,8 @@ pub(super) enum Phase {
     PushObjects {
         session: String,
         left: Vec<String>,
+        /// Whether any was taken.
+        is_wanted: bool,
     },
     Left,
 }
@@ -93,16 +101,15 @@ impl Client {
         }
         let saved = saved.map_or_else(|| Ok(Saved::new(key)), |bytes| Saved::read(bytes, key))?;
         let is_busy = saved.inbox.is_some() || saved.outbox.is_some();
-        let phase = match saved.node_id {
-            0 => Phase::Register,
-            // It was killed where an answer may have been on its way.
-            _ if saved.is_open && !is_busy => Phase::Settle(settled(&saved)),
-            _ => Phase::Return,
-        };
+        let phase = if saved.node_id == 0 { Phase::Register } else { Phase::Return };
         Ok(Self {
             options,
             public_key: key.to_pem()?,
             may_be_online: saved.is_open,
+            // It was killed where an answer may have been on its way.
+            is_unsure: saved.is_open && !is_busy && saved.node_id != 0,
+            // Of one from before a restart nobody knows.
+            announcements: u32::from(saved.outbox.is_some()),
             saved,
             is_dirty: false,
             phase,
@@ -156,6 +163,9 @@ impl Client {
         if self.leave_if_wanted() {
             return self.poll(now, signer);
         }
+        if matches!(self.phase, Phase::Settle(_)) && self.unfetched(now).is_none() {
+            self.settled();
+        }
         self.step(now, signer)
     }
 
@@ -184,7 +194,8 @@ impl Client {
             Phase::Register => Call::Register,
             Phase::Activate => Call::Activate,
             Phase::Return | Phase::StayOffline(_) => Call::Heartbeat,
-            Phase::Settle(_) | Phase::GoOffline => Call::Deactivate,
+            Phase::Settle(_) => Call::Look,
+            Phase::GoOffline => Call::Deactivate,
             Phase::Idle(_) => Call::Pull,
             Phase::PullObjects => Call::PullObject,
             Phase::Confirm => Call::Confirm,
@@ -195,6 +206,7 @@ impl Client {
         let object = match &self.phase {
             Phase::PullObjects => self.saved.inbox.as_ref().and_then(Inbox::missing),
             Phase::PushObjects { left, .. } => left.first().cloned(),
+            Phase::Settle(_) => self.unfetched(now).map(|pushed| pushed.message_id.clone()),
             _ => None,
         };
         self.send(call, object.unwrap_or_default(), now, signer)
@@ -244,12 +256,13 @@ impl Client {
         if how == Leave::Offline && is_well && self.heartbeat.is_some() {
             if !is_going {
                 self.is_dirty |= self.saved.inbox.take().is_some();
-                self.phase = Phase::Settle(settled(&self.saved));
+                self.phase = Phase::Settle(Timer::default());
             }
             return !is_going;
         }
         // Where an answer may have been lost, the next start must know of it.
-        let is_unsure = is_going || matches!(self.phase, Phase::Return | Phase::Activate);
+        let is_unsure =
+            self.is_unsure || is_going || matches!(self.phase, Phase::Return | Phase::Activate);
         if is_well && !is_unsure {
             self.is_dirty |= std::mem::take(&mut self.saved.is_open);
         }
@@ -265,11 +278,17 @@ impl Client {
         signer: &dyn Signer,
     ) -> Result<Step> {
         let ahead = Duration::from_secs(self.skew.unsigned_abs());
-        let theirs = if self.skew < 0 { now.saturating_sub(ahead) } else { now + ahead };
+        let theirs = match self.skew < 0 {
+            true => now.saturating_sub(ahead),
+            false => now.saturating_add(ahead),
+        };
         if call == Call::Activate && !self.saved.is_open {
             // Should the answer be lost, the next start knows that there may be one.
             (self.saved.is_open, self.is_dirty) = (true, true);
             return self.poll(now, signer);
+        }
+        if call == Call::Push {
+            self.announcements = self.announcements.saturating_add(1);
         }
         let body = self.body(call, &object);
         let headers = auth::headers(&self.public_key, theirs, signer)?;
@@ -287,7 +306,7 @@ impl Client {
             return self.poll(now, signer);
         };
         let metadata = inbox.metadata().cloned().unwrap_or_default();
-        match content(&metadata.message_id, &inbox.objects()) {
+        match content(&metadata.message_id, &inbox.objects(), self.options.max_bytes) {
             Ok(content) => Ok(Step::Work(Task {
                 kind: metadata.message_type,
                 run: metadata.run_id,
@@ -332,6 +351,7 @@ impl Client {
         let error = reply.is_none().then_some(error);
         let message = FlowerMessage { metadata: Some(metadata), content: None, error };
         self.saved.outbox = Some(Outbox::new(sendable(message, reply), runtime, refusal));
+        self.announcements = 0;
         self.phase = Phase::Push;
         Ok(())
     }
@@ -343,8 +363,14 @@ impl Client {
 
     /// The SuperLink has the whole reply.
     pub(super) fn delivered(&mut self, now: Duration) {
-        let refusal = self.saved.outbox.take().map(|outbox| outbox.refusal).unwrap_or_default();
-        (self.saved.pushed_at, self.is_dirty) = (now.as_secs_f64(), true);
+        let Some(outbox) = self.saved.outbox.take() else { return };
+        let pushed = outbox.metadata().map(|metadata| Pushed {
+            run_id: metadata.run_id,
+            message_id: metadata.message_id.clone(),
+            at: now.as_secs_f64(),
+        });
+        (self.saved.pushed, self.is_dirty) = (pushed, true);
+        let refusal = outbox.refusal;
         let end = if refusal.is_empty() { End::Delivered } else { End::Refused(refusal) };
         self.over = Some(end);
         self.phase = Phase::Idle(Timer::new(now, self.options.poll));
@@ -356,12 +382,25 @@ impl Client {
         self.over = Some(End::Dropped(reason));
         self.phase = Phase::Idle(Timer::default());
     }
-}
 
-/// Until the last reply was surely fetched.
-pub(super) fn settled(saved: &Saved) -> Timer {
-    let from = Duration::try_from_secs_f64(saved.pushed_at).unwrap_or_default();
-    Timer::new(from, UNTIL_SEEN)
+    /// The last reply, as long as someone may come and fetch it.
+    pub(super) fn unfetched(&self, now: Duration) -> Option<&Pushed> {
+        let is_waited_for = |pushed: &&Pushed| {
+            let from = Duration::try_from_secs_f64(pushed.at).unwrap_or_default();
+            !Timer::new(from, UNTIL_FETCHED).left(now).is_zero()
+        };
+        self.saved.pushed.as_ref().filter(is_waited_for)
+    }
+
+    /// Nobody needs the last reply any more: offline, or once more for work, which may have come
+    /// since it was fetched.
+    pub(super) fn settled(&mut self) {
+        self.is_dirty |= self.saved.pushed.take().is_some();
+        self.phase = match self.leaving {
+            Some(_) => Phase::GoOffline,
+            None => Phase::Idle(Timer::default()),
+        };
+    }
 }
 
 /// Until a `ServerApp` has surely seen that a node is offline.

@@ -36,11 +36,13 @@
 //! What is particular to a SuperLink, and what is done about it:
 //!
 //! - A node that goes offline before the `ServerApp` fetched its reply loses it: [`Client::leave`]
-//!   waits, or leaves the node online.
+//!   asks until it is gone, or leaves the node online.
 //! - A node that vanished can't be activated again until its heartbeat has lapsed: it is kept known,
 //!   and a heartbeat brings it back.
 //! - A message counts as delivered once it was asked for. If the answer was lost, nobody would ever
-//!   reply to it: the node goes offline for a moment, and the `ServerApp` goes on without it.
+//!   reply to it: a node that asks again and is given none goes offline for half a minute, and the
+//!   `ServerApp` goes on without it. (One that serves several runs at once may be given another
+//!   run's: the first then waits until its own time-out.)
 //! - A reply can't be announced twice once the `ServerApp` fetches it: what is missing of it is sent
 //!   without a session.
 
@@ -216,8 +218,8 @@ pub enum End {
 /// How to leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Leave {
-    /// Offline at once, or once the last reply was surely fetched: the `ServerApp` does not wait for
-    /// what was not replied to.
+    /// Offline once the last reply was fetched, which is asked for 200 s at most: the `ServerApp`
+    /// does not wait for what was not replied to.
     Offline,
     /// Without a word: the node is taken for online until its heartbeat lapses, and goes on with its
     /// task when it comes back. For an app that may be gone for a while.

@@ -4,7 +4,7 @@
 //! A message's child is a record of records, whose children are arrays (in chunks), metrics and
 //! config.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use prost::Message as _;
 use serde::Deserialize;
@@ -30,18 +30,17 @@ pub(super) fn id_of(bytes: &[u8]) -> String {
 
 /// The names in a tree, children first, each once; nothing when they are too many or no names.
 pub(super) fn names(tree: &ObjectTree) -> Option<Vec<String>> {
-    let mut names = Vec::new();
+    let (mut names, mut known) = (Vec::new(), BTreeSet::new());
     collect(tree, &mut names)?;
-    Some(names)
+    names.retain(|name| known.insert(*name));
+    Some(names.into_iter().map(String::from).collect())
 }
 
-fn collect(tree: &ObjectTree, names: &mut Vec<String>) -> Option<()> {
+fn collect<'a>(tree: &'a ObjectTree, names: &mut Vec<&'a str>) -> Option<()> {
     tree.children.iter().try_for_each(|child| collect(child, names))?;
-    let is_hash =
-        tree.object_id.len() == 64 && tree.object_id.bytes().all(|b| b.is_ascii_hexdigit());
-    if !names.contains(&tree.object_id) {
-        names.push(tree.object_id.clone());
-    }
+    let name = tree.object_id.as_str();
+    names.push(name);
+    let is_hash = name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit());
     (is_hash && names.len() <= MAX_OBJECTS).then_some(())
 }
 
@@ -72,10 +71,14 @@ pub(super) struct Content {
 /// Objects by name, of a message that is here whole.
 pub(super) type Objects = BTreeMap<String, Vec<u8>>;
 
-/// Reads what a message carries.
+/// Reads what a message carries, an array of so many bytes at most.
 ///
 /// Errors: what about it can't be used, for people.
-pub(super) fn content(root: &str, objects: &Objects) -> Result<Content, &'static str> {
+pub(super) fn content(
+    root: &str,
+    objects: &Objects,
+    max_bytes: usize,
+) -> Result<Content, &'static str> {
     let get = |name: &str, kind: &str| {
         let view = objects.get(name).and_then(|bytes| view(bytes));
         view.filter(|view| view.kind == kind).ok_or("an object is missing or of another kind")
@@ -90,7 +93,7 @@ pub(super) fn content(root: &str, objects: &Objects) -> Result<Content, &'static
                 let ([array], None) = (&children[..], &content.payload) else {
                     return Err("one packed array a message is taken; this one has several");
                 };
-                content.payload = Some(array_of(&get(array, "Array")?, objects)?);
+                content.payload = Some(array_of(&get(array, "Array")?, objects, max_bytes)?);
             }
             View { kind: "ConfigRecord", body, .. } => content.config.extend(config(body)?),
             _ => return Err("it has a record that is neither arrays nor config"),
@@ -107,24 +110,27 @@ struct ArrayHead {
     arraychunk_ids: Vec<usize>,
 }
 
-fn array_of(array: &View<'_>, objects: &Objects) -> Result<Vec<u8>, &'static str> {
+fn array_of(
+    array: &View<'_>,
+    objects: &Objects,
+    max_bytes: usize,
+) -> Result<Vec<u8>, &'static str> {
     let damaged = "the array's head can't be read";
     let head: ArrayHead = serde_json::from_slice(array.body).map_err(|_| damaged)?;
     if head.dtype != "uint8" || head.stype != "numpy.ndarray" {
         return Err("the array is not one of bytes");
     }
+    let chunk = |place: usize| {
+        let object = array.children.get(place).and_then(|name| objects.get(*name));
+        object.and_then(|bytes| view(bytes)).filter(|chunk| chunk.kind == "ArrayChunk")
+    };
+    let bodies = head.arraychunk_ids.into_iter().map(|place| Some(chunk(place)?.body));
+    let bodies = bodies.collect::<Option<Vec<_>>>().ok_or(damaged)?;
     // Chunks that are alike are sent once; said again and again, they would fill the memory.
-    if head.arraychunk_ids.len() > MAX_OBJECTS {
-        return Err(damaged);
+    if bodies.iter().map(|body| body.len()).sum::<usize>() > max_bytes {
+        return Err("the array is larger than this node takes");
     }
-    let mut file = Vec::new();
-    for place in head.arraychunk_ids {
-        let name = array.children.get(place).ok_or(damaged)?;
-        let chunk = objects.get(*name).and_then(|bytes| view(bytes));
-        let chunk = chunk.filter(|chunk| chunk.kind == "ArrayChunk").ok_or(damaged)?;
-        file.extend_from_slice(chunk.body);
-    }
-    npy::bytes_of(&file).map(<[u8]>::to_vec).ok_or("the array is no npy file of bytes")
+    npy::bytes_of(&bodies.concat()).map(<[u8]>::to_vec).ok_or("the array is no npy file of bytes")
 }
 
 fn config(body: &[u8]) -> Result<BTreeMap<String, Value>, &'static str> {

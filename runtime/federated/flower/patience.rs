@@ -5,9 +5,6 @@ use std::time::Duration;
 use super::call::Call;
 use crate::identity::sha256;
 
-/// The longest time between two attempts.
-const LONGEST: Duration = Duration::from_secs(60);
-
 /// A time to wait, by a clock that may be set meanwhile: back, and the time is over.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Timer {
@@ -37,14 +34,14 @@ pub(super) struct Trouble {
 }
 
 impl Trouble {
-    /// One more. Twice as long as before until the next, a minute at most, a little more or less
+    /// One more. Twice as long as before until the next, `longest` at most, a little more or less
     /// by `seed`, so that not all nodes come back at once.
-    pub(super) fn add(&mut self, call: Call, now: Duration, seed: &str) {
+    pub(super) fn add(&mut self, call: Call, now: Duration, longest: Duration, seed: &str) {
         if self.attempts == 0 || now < self.since {
             self.since = now;
         }
         (self.call, self.attempts) = (Some(call), self.attempts.saturating_add(1));
-        let doubled = Duration::from_secs(1 << self.attempts.saturating_sub(1).min(6)).min(LONGEST);
+        let doubled = Duration::from_secs(1 << self.attempts.saturating_sub(1).min(6)).min(longest);
         let spread = f64::from(sha256([format!("{seed} {}", self.attempts)])[0]) / 255.0;
         self.retry = Timer::new(now, doubled.mul_f64(0.8 + 0.4 * spread));
     }

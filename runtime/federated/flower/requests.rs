@@ -27,6 +27,10 @@ impl Client {
             Call::Deactivate => id.encode_to_vec(),
             Call::Pull => PullMessagesRequest { node }.encode_to_vec(),
             Call::PullObject | Call::Confirm => self.about_message(call, node, object),
+            Call::Look => {
+                let run_id = self.saved.pushed.as_ref().map_or(0, |pushed| pushed.run_id);
+                PullObjectRequest { node, run_id, object_id: object.into() }.encode_to_vec()
+            }
             Call::Push | Call::PushObject => self.about_reply(call, node, object),
         }
     }

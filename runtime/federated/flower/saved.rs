@@ -22,9 +22,9 @@ pub(super) struct Saved {
     /// The node came online and did not leave: an answer may have been lost since.
     #[prost(bool, tag = "4")]
     pub(super) is_open: bool,
-    /// When the last reply was handed over, in seconds since 1970.
-    #[prost(double, tag = "5")]
-    pub(super) pushed_at: f64,
+    /// The last reply, unless it is known to be fetched.
+    #[prost(message, optional, tag = "5")]
+    pub(super) pushed: Option<Pushed>,
     #[prost(message, optional, tag = "6")]
     pub(super) inbox: Option<Inbox>,
     #[prost(message, optional, tag = "7")]
@@ -57,6 +57,18 @@ pub(super) struct Outbox {
     /// Why nothing was done; empty where it was.
     #[prost(string, tag = "5")]
     pub(super) refusal: String,
+}
+
+/// A reply that the SuperLink has whole.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Pushed {
+    #[prost(uint64, tag = "1")]
+    pub(super) run_id: u64,
+    #[prost(string, tag = "2")]
+    pub(super) message_id: String,
+    /// Since when, in seconds since 1970 by the device's clock.
+    #[prost(double, tag = "3")]
+    pub(super) at: f64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -142,9 +154,12 @@ impl Outbox {
         }
     }
 
+    pub(super) fn metadata(&self) -> Option<&Metadata> {
+        self.message.as_ref()?.metadata.as_ref()
+    }
+
     pub(super) fn run_id(&self) -> u64 {
-        let metadata = self.message.as_ref().and_then(|message| message.metadata.as_ref());
-        metadata.map_or(0, |metadata| metadata.run_id)
+        self.metadata().map_or(0, |metadata| metadata.run_id)
     }
 
     /// Its objects, in the order to send them.

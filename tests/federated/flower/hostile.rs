@@ -221,6 +221,30 @@ fn what_nobody_waits_for_is_dropped() {
     host.expect("push-messages", 200, &bytes(&golden["answers"]["accepted"]));
     host.expect("push-object", 200, &bytes(&golden["answers"]["not_stored"]));
     assert_eq!(host.finish(&mut link), Some(End::Delivered));
+    // A reply that the SuperLink does not take: the round went on without it.
+    let (mut host, mut link) = (Host::new(), SuperLink::new());
+    host.until_work(&mut link);
+    host.reply();
+    host.expect("push-messages", 200, &put(4, b"session"));
+    assert!(matches!(host.next().unwrap(), Step::Over(End::Dropped(_))));
+    // Announced before a restart, it may be there whole; later it is not.
+    for (seconds, is_there) in [(100, true), (200, false)] {
+        let (mut host, mut link) = (Host::new(), SuperLink::new());
+        host.until_work(&mut link);
+        host.reply();
+        host.request();
+        host.restart();
+        host.now += Duration::from_secs(seconds);
+        host.expect("send-node-heartbeat", 200, &bytes(&golden["answers"]["alive"]));
+        host.expect("push-messages", 200, &put(4, b"session"));
+        for _ in 0..6 {
+            host.expect("push-object", 200, &bytes(&golden["answers"]["not_stored"]));
+        }
+        match host.next().unwrap() {
+            Step::Over(end) => assert_eq!(end == End::Delivered, is_there, "{end:?}"),
+            other => panic!("{other:?}"),
+        }
+    }
     // Work that took longer than the message's time.
     let (mut host, mut link) = (Host::new(), SuperLink::new());
     host.until_work(&mut link);
@@ -258,9 +282,9 @@ fn refusal(content: &Object, objects: &[&Object]) -> String {
     // The ServerApp hears why.
     let error = superlink::get(&superlink::get(&request.body, 2)[0], 3).remove(0);
     let reason = String::from_utf8(superlink::get(&error, 2).remove(0)).unwrap();
-    host.give(200, &bytes(&golden["answers"]["accepted_whole"]));
-    // Nothing is asked for: it is offered all the same.
-    host.expect("push-object", 200, &bytes(&golden["answers"]["not_stored"]));
+    let id = superlink::get(&superlink::get(&request.body, 3)[0], 1).remove(0);
+    host.give(200, &[put(3, &id), put(4, b"session")].concat());
+    host.expect("push-object", 200, &bytes(&golden["answers"]["stored"]));
     match host.next().unwrap() {
         Step::Over(End::Refused(said)) => assert_eq!(said, reason),
         other => panic!("{other:?}"),
@@ -291,8 +315,10 @@ fn messages_that_no_node_should_take_are_refused_by_name() {
     assert!(of_chunk(&whole, &head("uint8", "[1]")).contains("head"));
     assert!(of_chunk(&whole, &head("uint8", "[-1]")).contains("head"));
     assert!(of_chunk(&whole, "").contains("head"));
-    let many = format!("[{}0]", "0, ".repeat(5000));
-    assert!(of_chunk(&whole, &head("uint8", &many)).contains("head"));
+    // A GiB and more in one chunk, said again and again.
+    let large = object("ArrayChunk", &[], &vec![1; 1 << 20]);
+    let many = format!("[{}0]", "0, ".repeat(1024));
+    assert!(of_chunk(&large, &head("uint8", &many)).contains("larger"));
     for (shape, bytes) in [("(6,)", 5), ("(5, 1)", 5), ("()", 1), ("(99999999999999999999,)", 1)] {
         let chunk = object("ArrayChunk", &[], &npy(shape, bytes));
         assert!(of_chunk(&chunk, &head("uint8", "[0]")).contains("npy"), "{shape}");

@@ -185,13 +185,19 @@ fn every_request_is_the_one_that_flwr_writes() {
     }
     assert!(matches!(host.next().unwrap(), Step::Over(End::Delivered)));
 
+    // The reply is fetched first: whoever has it deletes it.
     host.client.leave(Leave::Offline);
     host.waited = Duration::ZERO;
+    let pushed = bytes(requests["push-object"].as_array().unwrap().last().unwrap());
+    for answer in [superlink::object_answer(b"a reply"), bytes(&answers["object_gone"])] {
+        let request = host.expect("pull-object", 200, &answer);
+        assert_eq!(superlink::get(&request.body, 3), superlink::get(&pushed, 3));
+    }
     expect(&mut host, "deactivate-node", &requests["deactivate-node"], &[]);
-    assert!(host.waited >= Duration::from_secs(9), "the reply is fetched first");
+    assert_eq!(host.waited, Duration::from_secs(3));
     assert!(matches!(host.next().unwrap(), Step::Left));
     let traffic = host.client.traffic();
-    assert_eq!(traffic.requests, 5 + 6 + 1 + 1 + 6 + 1);
+    assert_eq!(traffic.requests, 5 + 6 + 1 + 1 + 6 + 2 + 1);
     assert!(traffic.sent_bytes > 3000 && traffic.received_bytes > 1000, "{traffic:?}");
 }
 

@@ -70,6 +70,67 @@ fn who_left_comes_back_at_once() {
     }
 }
 
+/// Requests and answers in turn.
+fn goes(host: &mut Host, turns: &[(&str, &[u8])]) {
+    for (name, answer) in turns {
+        host.expect(name, 200, answer);
+    }
+}
+
+#[test]
+fn a_message_that_came_meanwhile_is_not_given_up() {
+    let answers = written()["answers"].clone();
+    let [alive, none, message] =
+        ["alive", "no_message", "message"].map(|name| bytes(&answers[name]));
+    let (there, gone) = (superlink::object_answer(b"a reply"), bytes(&answers["object_gone"]));
+    // Killed while it waited for work, or an answer was lost: whether there was a message in it,
+    // nobody knows. The next one says that there was none.
+    for is_killed in [true, false] {
+        let (mut host, node) = (Host::new(), bytes(&answers["node"]));
+        goes(&mut host, &[("register-node", &node), ("activate-node", &node)]);
+        assert_eq!(host.request().path, "/v1/fleet/pull-messages");
+        if is_killed {
+            host.restart();
+            host.expect("send-node-heartbeat", 200, &alive);
+        }
+        goes(&mut host, &[("pull-messages", &message)]);
+        assert!(host.request().path.ends_with("pull-object"));
+    }
+    // Nor is a reply that nobody has fetched yet.
+    let (mut host, mut link) = (Host::new(), SuperLink::new());
+    assert_eq!(host.finish(&mut link), Some(End::Delivered));
+    host.expect("pull-messages", 200, &none);
+    host.restart();
+    goes(&mut host, &[("send-node-heartbeat", &alive), ("pull-messages", &none)]);
+    goes(&mut host, &[("pull-object", &there), ("pull-messages", &none), ("pull-object", &gone)]);
+    // A message may have come before it was fetched, and none has: now nobody waits but for what
+    // was lost.
+    goes(&mut host, &[("pull-messages", &none), ("deactivate-node", &[])]);
+    host.waited = Duration::ZERO;
+    goes(&mut host, &[("send-node-heartbeat", &alive), ("pull-messages", &none)]);
+    assert_eq!(host.waited, Duration::from_secs(30));
+    host.expect("pull-messages", 200, &message);
+    // A run that is over fetches nothing; nor does anybody after a while.
+    for answer in [None, Some(there)] {
+        let (mut host, mut link) = (Host::new(), SuperLink::new());
+        assert_eq!(host.finish(&mut link), Some(End::Delivered));
+        host.client.leave(Leave::Offline);
+        host.waited = Duration::ZERO;
+        let mut asked = 0;
+        while let Step::Send(request) = host.next().unwrap() {
+            match (request.path, &answer) {
+                ("/v1/fleet/deactivate-node", _) => host.give(200, &[]),
+                ("/v1/fleet/send-node-heartbeat", _) => host.give(200, &alive),
+                (_, None) => host.give(403, b"{\"code\": 2007}"),
+                (_, Some(there)) => host.give(200, there),
+            }
+            asked += usize::from(request.path.ends_with("pull-object"));
+        }
+        assert!(host.waited <= Duration::from_secs(203), "{:?}", host.waited);
+        assert_eq!(asked, if answer.is_some() { 67 } else { 1 });
+    }
+}
+
 #[test]
 fn a_task_waits_for_who_left_without_a_word() {
     let (mut host, mut link) = (Host::new(), SuperLink::new());
