@@ -18,13 +18,19 @@ class Kill:
     ----------
     call : the request, as in `push-object`.
     when : `before`, `after` or `answer`.
-    empty : of `pull-messages`, whether there is no message in the answer.
+    message_type : of `pull-messages`, that of the message in the answer; empty for no message.
     """
 
     call: str
     when: str
-    empty: bool = False
     message_type: str = ""
+
+
+def message_type(answer):
+    """Of the message in an answer to `pull-messages`, if there is one."""
+    # Field 8 of its metadata.
+    fields = {kind: b"\x42" + bytes([len(kind)]) + kind.encode() for kind in ("train", "evaluate")}
+    return next((kind for kind, field in fields.items() if field in answer), "")
 
 
 class Relay(http.server.ThreadingHTTPServer):
@@ -53,12 +59,9 @@ class Relay(http.server.ThreadingHTTPServer):
             next_one = self.plan[0] if self.plan else None
             if not next_one or (next_one.call, next_one.when) != (call, when):
                 return False
-            if call == "pull-messages" and next_one.empty != (b"train" not in answer and
-                                                              b"evaluate" not in answer):
+            if call == "pull-messages" and next_one.message_type != message_type(answer):
                 return False
-            kill = self.plan.pop(0)
-            kill.message_type = "train" if b"\x42\x05train" in answer else "evaluate"
-            self.done.append(kill)
+            self.done.append(self.plan.pop(0))
         if when == "answer":
             time.sleep(0.3)
         self.kill()

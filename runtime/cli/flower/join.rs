@@ -31,7 +31,7 @@ const SLICE: Duration = Duration::from_millis(100);
 /// Take part as a node: train the versions that come on examples of this machine, send signed deltas
 #[derive(Args)]
 pub(super) struct JoinArgs {
-    /// The SuperLink (flwr 1.40 or later), as in https://superlink.example:8000
+    /// URL of the SuperLink (flwr 1.40 or later), whose port is 8000 unless it was told another
     url: String,
     /// Examples: JSONL as `train` takes it. They stay on this machine
     #[arg(short, long, value_name = "FILE")]
