@@ -32,7 +32,12 @@ let package = Package(
         .target(name: "EpiphyteCore", dependencies: ["EpiphyteFFI"], swiftSettings: [.swiftLanguageMode(.v5)]),
         .target(
             name: "Epiphyte", dependencies: ["EpiphyteCore"],
+            // For the privacy report of the app that it becomes a part of.
+            resources: [.copy("PrivacyInfo.xcprivacy")],
             linkerSettings: [
+                .linkedFramework("CoreFoundation", .when(platforms: [.iOS, .macOS])),
+                .linkedFramework("CoreGraphics", .when(platforms: [.iOS, .macOS])),
+                .linkedFramework("Foundation", .when(platforms: [.iOS, .macOS])),
                 .linkedFramework("Metal", .when(platforms: [.iOS, .macOS])),
                 .linkedFramework("QuartzCore", .when(platforms: [.iOS, .macOS])),
             ]),
