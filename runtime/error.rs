@@ -188,6 +188,14 @@ pub enum Error {
         /// What is wrong and what to do.
         reason: String,
     },
+    /// Flower's server gives no usable answer; what the node has is kept.
+    #[error("SuperLink, {call}: {reason}")]
+    SuperLink {
+        /// What was asked for, as the API has it.
+        call: &'static str,
+        /// What came of it and what to do.
+        reason: String,
+    },
     /// A training run can't go on; what it had learned is kept.
     #[error("training: {0}")]
     Training(String),

@@ -27,6 +27,7 @@ macro_rules! internal {
 pub mod adapter;
 pub mod base;
 mod cache;
+mod calendar;
 mod cancel;
 pub mod chat;
 pub mod checkpoint;

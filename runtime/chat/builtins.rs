@@ -6,6 +6,7 @@ use minijinja::value::{Tuple, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Output, State, Value, escape_formatter};
 
 use super::{budget, json};
+use crate::calendar::civil;
 
 /// Adds `raise_exception` and Python's `tojson`.
 pub(super) fn add(environment: &mut Environment<'static>) {
@@ -161,20 +162,6 @@ fn strftime(format: &str, seconds: u64) -> Option<String> {
         }
     }
     Some(out)
-}
-
-/// Year, month and day of the proleptic Gregorian calendar, `days` after 1970-01-01.
-fn civil(days: u64) -> (u64, u64, u64) {
-    // Years are counted from March, so that the leap day is the last of its year; 719468 days lie
-    // before 1970.
-    let days = days + 719_468;
-    let (era, of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let march_month = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * march_month + 2) / 5 + 1;
-    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
-    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 
 #[cfg(test)]

@@ -275,12 +275,11 @@ fn show(report: &Report, out: &Path, seconds: f64) -> Result<()> {
         let reason = entry.reason.as_deref().unwrap_or_default();
         output::line(&format!("refused  {:<32} {reason}", entry.file))?;
     }
-    let shrunk = report.entries.iter().filter(|entry| entry.shrunk_to.is_some()).count();
     if report.refused > MOST {
         let kinds = report.refusals.iter().map(|(why, count)| format!("{count} {why}"));
         output::line(&format!("refused  {}", kinds.collect::<Vec<_>>().join(", ")))?;
     }
-    let (taken, refused) = (report.taken, report.refused);
+    let Report { taken, shrunk, refused, .. } = report;
     let speed = report.n_bytes as f64 / seconds / 1e9;
     output::line(&format!(
         "{taken} taken ({shrunk} shrunk), {refused} refused; {} in {seconds:.1} s, {speed:.2} GB/s",

@@ -15,6 +15,7 @@ mod doctor;
 mod embed;
 mod eval;
 mod federate;
+mod flower;
 mod formats;
 mod generate;
 mod imatrix;
@@ -92,6 +93,7 @@ enum Command {
     Delta(delta::DeltaArgs),
     Aggregate(Box<aggregate::AggregateArgs>),
     Federate(federate::FederateArgs),
+    Flower(flower::FlowerArgs),
     Privacy(privacy::PrivacyArgs),
     Doctor(doctor::DoctorArgs),
     Completions(shell::CompletionsArgs),
@@ -303,6 +305,7 @@ fn run_command(cli: Cli) -> Result<()> {
         Command::Delta(args) => delta::run(&args, gpu),
         Command::Aggregate(args) => aggregate::run(&args),
         Command::Federate(args) => federate::run(&args, gpu),
+        Command::Flower(args) => flower::run(&args, gpu),
         Command::Privacy(args) => privacy::run(&args),
         Command::Doctor(args) => doctor::run(&args, gpu),
         Command::Completions(args) => shell::completions(&args),

@@ -35,6 +35,13 @@ pub(super) struct SizeArgs {
     /// all-linear, or those of --init]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     targets: Option<Vec<String>>,
+    #[command(flatten)]
+    pieces: PieceArgs,
+}
+
+/// In what pieces factors are trained.
+#[derive(Args)]
+pub(super) struct PieceArgs {
     /// Examples of a batch; of one long text, rows [default: 8; of a text 1]
     #[arg(long, value_name = "N", value_parser = size)]
     batch: Option<usize>,
@@ -47,7 +54,7 @@ pub(super) struct SizeArgs {
     rows: Option<usize>,
     /// Most tokens of an example; longer ones are cut [default: 512, or what fits the budget]
     #[arg(long, value_name = "N")]
-    pub(super) seq_len: Option<usize>,
+    seq_len: Option<usize>,
     /// Compute activations again in the backward pass instead of keeping them: none, every-layer,
     /// or in runs of K layers [default: every-layer, or what fits the budget]
     #[arg(long, value_name = "HOW", value_parser = parse_recompute)]
@@ -74,9 +81,19 @@ struct Recompute(Option<usize>);
 impl SizeArgs {
     /// `defaults` with what was given, for a model of `context` positions.
     pub(super) fn options(&self, defaults: TrainOptions, context: usize) -> TrainOptions {
+        let pieces = self.pieces.options(defaults, context);
         TrainOptions {
-            rank: self.rank.unwrap_or(defaults.rank),
-            target_modules: self.targets.clone().unwrap_or(defaults.target_modules),
+            rank: self.rank.unwrap_or(pieces.rank),
+            target_modules: self.targets.clone().unwrap_or(pieces.target_modules),
+            ..pieces
+        }
+    }
+}
+
+impl PieceArgs {
+    /// `defaults` with what was given, for a model of `context` positions.
+    pub(super) fn options(&self, defaults: TrainOptions, context: usize) -> TrainOptions {
+        TrainOptions {
             batch_size: self.batch.unwrap_or(defaults.batch_size),
             gradient_accumulation_steps: self
                 .accumulate
@@ -109,9 +126,9 @@ impl ShapeArgs {
     /// What a budget may decide.
     pub(super) fn free(&self) -> Free {
         Free {
-            micro_batch: self.size.rows.is_none(),
-            checkpoint: self.size.recompute.is_none(),
-            seq_len: self.size.seq_len.is_none(),
+            micro_batch: self.size.pieces.rows.is_none(),
+            checkpoint: self.size.pieces.recompute.is_none(),
+            seq_len: self.size.pieces.seq_len.is_none(),
         }
     }
 
@@ -127,15 +144,15 @@ impl ShapeArgs {
     ///
     /// Errors: [`Error::InvalidArgument`].
     pub(super) fn check_unused(&self) -> Result<()> {
-        let size = &self.size;
+        let (size, pieces) = (&self.size, &self.size.pieces);
         let given = [
             ("rank", size.rank.is_some()),
             ("targets", size.targets.is_some()),
-            ("batch", size.batch.is_some()),
-            ("accumulate", size.accumulate.is_some()),
-            ("rows", size.rows.is_some()),
-            ("seq-len", size.seq_len.is_some()),
-            ("recompute", size.recompute.is_some()),
+            ("batch", pieces.batch.is_some()),
+            ("accumulate", pieces.accumulate.is_some()),
+            ("rows", pieces.rows.is_some()),
+            ("seq-len", pieces.seq_len.is_some()),
+            ("recompute", pieces.recompute.is_some()),
             ("optimizer", self.optimizer.is_some()),
             ("freeze", self.freeze.is_some()),
             ("proximal-mu", self.proximal_mu.is_some()),

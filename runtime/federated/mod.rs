@@ -4,6 +4,7 @@
 
 pub mod aggregate;
 mod client;
+pub mod flower;
 mod layout;
 mod linalg;
 mod manifest;

@@ -4,8 +4,9 @@
 use std::fmt;
 use std::str::FromStr;
 
+use base64ct::{Base64, Encoding};
 use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
-use ed25519_dalek::pkcs8::{DecodePrivateKey, DecodePublicKey, EncodePrivateKey};
+use ed25519_dalek::pkcs8::{DecodePrivateKey, DecodePublicKey, EncodePrivateKey, EncodePublicKey};
 use p256::ecdsa::signature::{Signer as _, Verifier as _};
 
 use super::{invalid, random};
@@ -75,6 +76,40 @@ impl PublicKey {
     /// Its kind.
     pub fn kind(&self) -> KeyKind {
         self.kind
+    }
+
+    /// The key as PEM (`PUBLIC KEY`), as `openssl pkey -pubout` writes it.
+    ///
+    /// Errors: `InvalidDelta` when it can't be written, which no key is known to do.
+    pub fn to_pem(&self) -> Result<String> {
+        let refused = |reason: String| invalid("public key", reason);
+        let pem = match self.kind {
+            KeyKind::Ed25519 => {
+                let bytes = self.bytes.as_slice().try_into();
+                let bytes = bytes.map_err(|_| refused("not 32 bytes".into()))?;
+                let key = ed25519_dalek::VerifyingKey::from_bytes(&bytes);
+                key.map_err(|e| refused(e.to_string()))?.to_public_key_pem(LineEnding::LF)
+            }
+            KeyKind::P256 => {
+                let key = p256::ecdsa::VerifyingKey::from_sec1_bytes(&self.bytes);
+                let key = p256::PublicKey::from(key.map_err(|e| refused(e.to_string()))?);
+                key.to_public_key_pem(LineEnding::LF)
+            }
+        };
+        pem.map_err(|e| refused(e.to_string()))
+    }
+
+    /// The key as OpenSSH writes it (RFC 5656, RFC 8709): `ecdsa-sha2-nistp256 …` or
+    /// `ssh-ed25519 …`.
+    pub fn to_openssh(&self) -> String {
+        let (name, curve) = match self.kind {
+            KeyKind::Ed25519 => ("ssh-ed25519", None),
+            KeyKind::P256 => ("ecdsa-sha2-nistp256", Some("nistp256")),
+        };
+        let fields = [Some(name.as_bytes()), curve.map(str::as_bytes), Some(&self.bytes)];
+        let field = |field: &[u8]| [&(field.len() as u32).to_be_bytes(), field].concat();
+        let blob: Vec<u8> = fields.into_iter().flatten().flat_map(field).collect();
+        format!("{name} {}", Base64::encode_string(&blob))
     }
 
     /// 32 bytes for Ed25519, the 65 of the uncompressed point for P-256.

@@ -194,4 +194,11 @@ fn a_simulation_goes_by_the_files_that_devices_send() {
     );
     assert!(said["rounds"][0]["score"].is_null() && said["rounds"][0]["mode_error"].is_f64());
     assert_fails(&simulate(&path("d"), &["--data", &devices, "--clients", "4"]), 2, "3 files");
+    let more = ["--data", &devices, "--per-round", "4"];
+    assert_fails(&simulate(&path("e"), &more), 2, "`per-round`: 4, but there are 3 devices");
+
+    // A line that can't be used is named as it stands in the file, whoever it would go to.
+    let bad = path("bad.jsonl");
+    std::fs::write(&bad, lines(0..9) + "{\"prompt\": 1}\n" + &lines(9..12)).unwrap();
+    assert_fails(&simulate(&path("f"), &["--data", &bad, "--clients", "4"]), 1, "line 10:");
 }

@@ -11,6 +11,7 @@ mod common;
 mod curves;
 mod eval;
 mod federated;
+mod flower;
 mod library;
 mod merge;
 mod outputs;
@@ -78,6 +79,7 @@ fn help_names_every_command() {
         "chat",
         "perplexity",
         "bench",
+        "flower",
         "train",
         "eval",
         "inspect",

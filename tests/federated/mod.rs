@@ -2,6 +2,7 @@
 
 mod canary;
 mod client;
+mod flower;
 mod hostile;
 mod modes;
 mod parts;

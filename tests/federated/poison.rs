@@ -256,3 +256,42 @@ fn robust_means_of_factors_that_both_change_are_refused() {
         }
     }
 }
+
+/// `parent`, changed by numbers of this size in the factors of the round.
+fn changed_by(parent: &Published, size: f32, client: u8) -> Vec<u8> {
+    let mut adapter = parent.adapter(&SHAPE).unwrap();
+    for module in &mut adapter.modules {
+        module.a.iter_mut().chain(&mut module.b).for_each(|v| *v += size);
+    }
+    delta_of(&free(parent), &adapter, client)
+}
+
+#[test]
+fn numbers_as_large_as_f32_gets_spoil_neither_version_nor_report() {
+    let both = RoundPlan { clip_norm: Some(1.0), ..plan(Factors::Both) };
+    let shrink = AggregateOptions { over_norm: OverNorm::Shrink, ..options(Mode::FedAvg) };
+    // A clip norm beyond what sums have room for is no invitation.
+    for (clip, most) in [(1.0, 1.0), (1e30, 16_384.0)] {
+        let parent = parent(RoundPlan { clip_norm: Some(clip), ..both.clone() });
+        let folder = Folder::new((0..HONEST).map(|client| {
+            delta_of(&free(&parent), &trained(&parent, 7 + u64::from(client), RANK, 0.01), client)
+        }));
+        folder.put("liar.delta", &changed_by(&parent, 3e38, 24));
+        let outcome = run(&parent, &shrink, &folder.files());
+        let (refusal, shrunk_to) = reason(&outcome);
+        assert!(refusal.is_none() && (shrunk_to / most - 1.0).abs() < 1e-9, "{shrunk_to}");
+        let mut report = outcome.report.clone();
+        report.keep_worst(0);
+        assert_eq!(report.shrunk, 1, "of all, whatever is shown");
+        let version = outcome.version.unwrap();
+        let [old, new] = [&parent, &version].map(|version| version.adapter(&SHAPE).unwrap());
+        let pairs = old.modules.iter().zip(&new.modules).flat_map(|(o, n)| o.b.iter().zip(&n.b));
+        let moved = pairs.map(|(old, new)| f64::from(new - old).powi(2)).sum::<f64>().sqrt();
+        assert!(moved <= most, "{moved}");
+        match outcome.report.mode_error {
+            Some(error) => assert!(clip == 1.0 && error.norm < 1.0 && error.exact_norm > 0.0),
+            // Products of such numbers have no room in the probes: the report says nothing.
+            None => assert!(clip > 1.0),
+        }
+    }
+}

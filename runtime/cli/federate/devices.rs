@@ -73,6 +73,8 @@ impl DeviceArgs {
 
     fn of_file(&self, encoder: &Encoder<'_>, seed: u64) -> Result<Vec<Device>> {
         let path = &self.data;
+        // What can't be used is named by its line in the file, not by that in a device's share.
+        Dataset::read_jsonl(path, encoder)?;
         let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
         let numbered = (1..).zip(text.trim_start_matches('\u{feff}').lines());
         let lines: Vec<(usize, &str)> =

@@ -221,7 +221,11 @@ impl SimulateArgs {
         let whole = DataOptions { seq_len: engine.context(), truncate: false, ..data };
         let read = |path| Examples::read_jsonl(path, &encoder(whole)?);
         let test = self.test.as_ref().map(read).transpose()?;
-        let per_round = self.per_round.map_or(devices.len(), |n| n as usize).min(devices.len());
+        let per_round = self.per_round.map_or(devices.len(), |n| n as usize);
+        if per_round > devices.len() {
+            let reason = format!("{per_round}, but there are {} devices in all", devices.len());
+            return Err(Error::InvalidArgument { name: "per-round", reason });
+        }
         let mut how = self.how.options();
         // Fewer than a round has can't come.
         how.min_clients = how.min_clients.min(per_round as u64);

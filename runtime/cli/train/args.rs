@@ -81,7 +81,7 @@ pub(super) struct LoraArgs {
 
 /// How steps are taken.
 #[derive(Args)]
-pub(super) struct StepArgs {
+pub(crate) struct StepArgs {
     /// Learning rate after the warm-up [default: by the sizes of model and adapter]
     #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
     lr: Option<f64>,
@@ -152,6 +152,36 @@ enum ScheduleArg {
     Cosine,
 }
 
+impl StepArgs {
+    /// How long a run is.
+    pub(crate) fn duration(&self) -> TrainLength {
+        match (self.steps, self.epochs) {
+            (Some(steps), _) => TrainLength::Steps(steps),
+            (None, Some(epochs)) => TrainLength::Epochs(epochs),
+            (None, None) => TrainLength::Auto,
+        }
+    }
+
+    /// `defaults` with what was given, for a run of this length.
+    pub(crate) fn options(&self, defaults: TrainOptions, duration: TrainLength) -> TrainOptions {
+        TrainOptions {
+            learning_rate: self.lr,
+            lora_plus_ratio: self.lora_plus,
+            weight_decay: self.weight_decay,
+            max_grad_norm: (self.max_grad_norm != 0.0).then_some(self.max_grad_norm),
+            decay: match self.schedule {
+                ScheduleArg::Constant => Decay::Constant,
+                ScheduleArg::Linear => Decay::Linear,
+                ScheduleArg::Cosine => Decay::Cosine,
+            },
+            warmup: self.warmup,
+            duration,
+            seed: self.seed,
+            ..defaults
+        }
+    }
+}
+
 impl TrainArgs {
     /// What the run is given, but for its settings, of which only the length is known yet.
     pub(super) fn run_options(&self) -> RunOptions {
@@ -162,11 +192,7 @@ impl TrainArgs {
         options.skip_bad = data.skip_bad;
         options.validation = data.validation.clone();
         options.chat_template = data.template.path.clone();
-        options.train.duration = match (self.steps.steps, self.steps.epochs) {
-            (Some(steps), _) => TrainLength::Steps(steps),
-            (None, Some(epochs)) => TrainLength::Epochs(epochs),
-            (None, None) => TrainLength::Auto,
-        };
+        options.train.duration = self.steps.duration();
         options.checkpoint_every = run.checkpoint_every;
         options.keep = run.keep;
         options.evaluate_every = run.evaluate_every;
@@ -182,7 +208,7 @@ impl TrainArgs {
         duration: TrainLength,
         context: usize,
     ) -> TrainOptions {
-        let (lora, steps) = (&self.lora, &self.steps);
+        let lora = &self.lora;
         let defaults =
             if self.data.text { TrainOptions::for_text() } else { TrainOptions::default() };
         let defaults = match init {
@@ -192,19 +218,7 @@ impl TrainArgs {
         let options = TrainOptions {
             lora_alpha: lora.alpha.unwrap_or(defaults.lora_alpha),
             use_rslora: lora.rslora || defaults.use_rslora,
-            learning_rate: steps.lr,
-            lora_plus_ratio: steps.lora_plus,
-            weight_decay: steps.weight_decay,
-            max_grad_norm: (steps.max_grad_norm != 0.0).then_some(steps.max_grad_norm),
-            decay: match steps.schedule {
-                ScheduleArg::Constant => Decay::Constant,
-                ScheduleArg::Linear => Decay::Linear,
-                ScheduleArg::Cosine => Decay::Cosine,
-            },
-            warmup: steps.warmup,
-            duration,
-            seed: steps.seed,
-            ..defaults
+            ..self.steps.options(defaults, duration)
         };
         self.shape.options(options, context)
     }

@@ -16,7 +16,7 @@ use epiphyte::train::data::{DataReport, TrainLength};
 use epiphyte::train::run::{End, Losses, Outcome};
 use epiphyte::train::{RunFolder, TrainControl, TrainOptions, TrainRun};
 
-pub(super) use args::TrainArgs;
+pub(super) use args::{StepArgs, TrainArgs};
 use setup::PlanReport;
 use svg::loss_curves;
 use view::View;

@@ -192,6 +192,8 @@ impl Round<'_> {
         // What differential privacy reckons with has no tolerance.
         let is_exact = shrinks && plan.sigma == 0.0;
         let allowed = if is_exact { clip } else { allowed(clip, plan.sigma, delta.n_numbers()) };
+        // However large the plan's: sums have room for so much.
+        let allowed = allowed.min(LARGEST / 1024.0);
         match norm > allowed {
             false => Ok(1.0),
             true if shrinks => Ok(allowed / norm),

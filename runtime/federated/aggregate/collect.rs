@@ -181,6 +181,7 @@ impl<'a> Collected<'a> {
             let mut numbers = [Vec::new(), Vec::new()];
             waiting.iter().for_each(|addend| sums.add(module, addend, &mut numbers));
         });
+        self.probes.iter_mut().for_each(|probes| probes.retain(|_, probe| !probe.is_lost));
     }
 }
 

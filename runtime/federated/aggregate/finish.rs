@@ -144,10 +144,10 @@ fn average(
         false => gather::means(collected),
     };
     report.mean_norm = Some(norm(&means));
-    let error = collected.probes.as_ref().map(|probes| {
+    let error = collected.probes.as_ref().and_then(|probes| {
         let mean = |path, factor: Factor| means.get(&(path, factor)).cloned().unwrap_or_default();
-        let (norm, exact_norm) = probes::error(probes, parent, weight, &mean);
-        ModeError { norm, exact_norm, is_estimate: true }
+        let (norm, exact_norm) = probes::error(probes, parent, weight, &mean)?;
+        Some(ModeError { norm, exact_norm, is_estimate: true })
     });
     if let (Some(noise), Some(clip)) = (options.noise, parent.manifest.next.clip_norm) {
         let mut random = Random::new(system_seed()?);

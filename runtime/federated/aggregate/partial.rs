@@ -140,8 +140,13 @@ pub(super) fn add(collected: &mut Collected<'_>, file: String, sealed: &Sealed) 
     for ((path, factor), sums) in &mut collected.sums {
         merge(sums, sealed, &tensor_name(*path, *factor))?;
     }
-    for (path, probe) in collected.probes.iter_mut().flatten() {
-        merge(&mut probe.sums, sealed, &format!("{PROBE}{path}"))?;
+    if let Some(probes) = &mut collected.probes {
+        let name = |path| format!("{PROBE}{path}");
+        // What a part has lost is lost for all.
+        probes.retain(|path, _| sealed.tensor(&name(*path)).is_some());
+        for (path, probe) in probes {
+            merge(&mut probe.sums, sealed, &name(*path))?;
+        }
     }
     Ok(())
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::super::published::Published;
-use super::exact::Sums;
+use super::exact::{LARGEST, Sums};
 use crate::adapter::{Factor, LoraModule, ModulePath};
 use crate::identity::sha256;
 
@@ -25,6 +25,8 @@ pub(super) struct Probe {
     signs: Vec<Each>,
     /// `[r]`: what the parent's A makes of them.
     seen: Vec<Each>,
+    /// A number was too large to be added: nothing is known of the module.
+    pub(super) is_lost: bool,
 }
 
 /// The change of a module's A (`[r, K]`) and B (`[N, r]`), before both are multiplied.
@@ -44,29 +46,37 @@ impl Probe {
     fn new(module: &LoraModule) -> Self {
         let rank = module.rank.max(1);
         let signs = signs(module.path, module.a.len() / rank);
-        let seen = module.a.chunks(signs.len().max(1)).map(|row| combined(row, &signs)).collect();
-        Self { sums: Sums::new(COUNT * module.b.len() / rank), signs, seen }
+        let rows = module.a.chunks(signs.len().max(1));
+        let seen = rows.map(|row| combined(row.iter().copied(), &signs)).collect();
+        let sums = Sums::new(COUNT * module.b.len() / rank);
+        Self { sums, signs, seen, is_lost: false }
     }
 
     /// Adds what a change makes of the vectors, `weight` times.
     pub(super) fn add(&mut self, module: &LoraModule, change: Change<'_>, weight: f64) {
         let seen = self.applied(module, change);
-        self.sums.add(seen.iter().map(|y| f64::from(*y) * weight));
+        let fits = |y: &f32| (f64::from(*y) * weight).abs() < LARGEST;
+        match seen.iter().all(fits) {
+            true => self.sums.add(seen.iter().map(|y| f64::from(*y) * weight)),
+            false => self.is_lost = true,
+        }
     }
 
     /// The change of `B A`, applied to the vectors: `d_b (A + d_a) z + B d_a z`, `[COUNT, N]`.
     fn applied(&self, module: &LoraModule, change: Change<'_>) -> Vec<f32> {
         let (r, Change { a, b, shrink }) = (module.rank.max(1), change);
-        let shrink = shrink as f32;
+        // Shrunk before anything is added up: what was sent may be as large as f32 gets.
+        let shrunk = |v: f32| (f64::from(v) * shrink) as f32;
         let rows = a.chunks(self.signs.len().max(1));
         let changed: Vec<_> =
-            rows.map(|row| combined(row, &self.signs).map(|y| y * shrink)).collect();
+            rows.map(|row| combined(row.iter().map(|v| shrunk(*v)), &self.signs)).collect();
         let whole = self.seen.iter().zip(&changed);
-        let whole: Vec<_> = whole.map(|(y, new)| each(|v| (y[v] + new[v]) * shrink)).collect();
+        let whole: Vec<_> = whole.map(|(y, new)| each(|v| y[v] + new[v])).collect();
         let n = module.b.len() / r;
         let mut out = vec![0.0; COUNT * n];
         for (i, (row, d_row)) in module.b.chunks(r).zip(b.chunks(r)).enumerate() {
-            let (old, new) = (combined(row, &changed), combined(d_row, &whole));
+            let old = combined(row.iter().copied(), &changed);
+            let new = combined(d_row.iter().map(|v| shrunk(*v)), &whole);
             (0..COUNT).for_each(|v| out[v * n + i] = old[v] + new[v]);
         }
         out
@@ -74,15 +84,17 @@ impl Probe {
 }
 
 /// The norm of the difference, and that of the mean of the products' changes, both estimated;
-/// scaled as they act. `means` are those of the factors' changes.
+/// scaled as they act; nothing where a module's probe was lost. `means` are those of the factors'
+/// changes.
 pub(super) fn error(
     probes: &Probes,
     parent: &Published,
     weight: f64,
     means: &dyn Fn(ModulePath, Factor) -> Vec<f64>,
-) -> (f64, f64) {
+) -> Option<(f64, f64)> {
     let (mut error, mut exact) = (0.0, 0.0);
-    for (module, probe) in parent.modules.iter().filter_map(|m| Some((m, probes.get(&m.path)?))) {
+    for module in &parent.modules {
+        let probe = probes.get(&module.path)?;
         let mean = |factor| means(module.path, factor).into_iter().map(|v| v as f32).collect();
         let [a, b]: [Vec<f32>; 2] = [Factor::A, Factor::B].map(mean);
         let got = probe.applied(module, Change { a: &a, b: &b, shrink: 1.0 });
@@ -92,7 +104,7 @@ pub(super) fn error(
             error += scale * (sum / weight - f64::from(got)).powi(2);
         }
     }
-    (error.sqrt(), exact.sqrt())
+    Some((error.sqrt(), exact.sqrt()))
 }
 
 fn each(value: impl Fn(usize) -> f32) -> Each {
@@ -100,9 +112,9 @@ fn each(value: impl Fn(usize) -> f32) -> Each {
 }
 
 /// The sum of `vectors`, each so many times.
-fn combined(times: &[f32], vectors: &[Each]) -> Each {
+fn combined(times: impl Iterator<Item = f32>, vectors: &[Each]) -> Each {
     let mut sum = [0.0; COUNT];
-    for (x, vector) in times.iter().zip(vectors) {
+    for (x, vector) in times.zip(vectors) {
         sum.iter_mut().zip(vector).for_each(|(sum, y)| *sum += x * y);
     }
     sum

@@ -121,6 +121,8 @@ pub struct Report {
     pub mode_error: Option<ModeError>,
     /// Deltas in the result.
     pub taken: usize,
+    /// Those of them that were shrunk to the largest norm.
+    pub shrunk: usize,
     /// Deltas left out.
     pub refused: usize,
     /// How many for which kind of reason.
@@ -191,6 +193,7 @@ pub(super) fn report(inputs: &Inputs<'_>, collected: &Collected<'_>) -> Report {
         exactness: mode.exactness(),
         mode_error: None,
         taken,
+        shrunk: entries.iter().filter(|e| e.is_taken() && e.shrunk_to.is_some()).count(),
         refused: entries.len() - taken,
         refusals,
         weight: entries.iter().map(|entry| entry.weight).sum(),
