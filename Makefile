@@ -14,7 +14,8 @@ demo: ## build, fetch the default model once, answer, swap adapters, train a few
 
 test: model ## run every test, Kotlin's too, and say what could not be run here
 	@.ci/summary sh -c 'cargo test --release --workspace && .ci/kotlin'
-	cargo run --release --quiet -p epiphyte-cli --example session
+	cargo build --release --quiet --workspace --example session
+	"$${CARGO_TARGET_DIR:-target}/release/examples/session"
 
 kotlin: model ## test the Kotlin library on a JVM, where there are a JDK and Maven (EPIPHYTE_OVERHEAD=1 also times it)
 	@.ci/summary .ci/kotlin
