@@ -35,7 +35,7 @@ check: ## what CI runs: format, lints, tests, documentation
 	@$(PYTHON) .ci/api.py --check
 	cargo package --quiet --no-verify --allow-dirty -p epiphyte
 
-mobile: model ## test for phones: Metal's shaders, Kotlin, Swift, Android; says what can't be run here (half an hour, cold)
+mobile: model ## test for phones: Metal's shaders, Kotlin, Swift, Android, iOS, arm64; says what can't be run here (an hour and more, cold)
 	@.ci/mobile
 
 api: ## pin the public API as it is now
