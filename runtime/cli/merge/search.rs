@@ -7,6 +7,7 @@ use plotters::prelude::*;
 use serde::Serialize;
 
 use crate::eval::{ExampleFile, PROMPT_LOSS_WEIGHT};
+use crate::train::svg::padded;
 use crate::{ModelArgs, ModelFile, interrupt, output};
 use epiphyte::GpuOptions;
 use epiphyte::error::{Error, Result};
@@ -168,7 +169,7 @@ fn slice(tried: &[&Trial], best: &Trial, parent: usize) -> Vec<(f64, f64)> {
 
 fn draw(svg: &mut String, lines: &[Line]) -> std::result::Result<(), Box<dyn std::error::Error>> {
     let points = || lines.iter().flat_map(|line| line.points.iter().copied());
-    let (x, y) = (range(points().map(|point| point.0)), range(points().map(|point| point.1)));
+    let (x, y) = (padded(points().map(|point| point.0)), padded(points().map(|point| point.1)));
     let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&root)
@@ -193,12 +194,4 @@ fn draw(svg: &mut String, lines: &[Line]) -> std::result::Result<(), Box<dyn std
     chart.configure_series_labels().background_style(WHITE).border_style(BLACK.mix(0.3)).draw()?;
     root.present()?;
     Ok(())
-}
-
-/// From the least to the largest and a little more.
-fn range(values: impl Iterator<Item = f64> + Clone) -> std::ops::Range<f64> {
-    let (low, high) =
-        (values.clone().fold(f64::INFINITY, f64::min), values.fold(f64::NEG_INFINITY, f64::max));
-    let margin = f64::max(0.05 * (high - low), 1e-3 * high.abs().max(1e-3));
-    low - margin..high + margin
 }

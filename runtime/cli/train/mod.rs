@@ -2,7 +2,7 @@
 
 mod args;
 mod setup;
-mod svg;
+pub(crate) mod svg;
 mod view;
 
 use std::time::Instant;

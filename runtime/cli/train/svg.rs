@@ -40,12 +40,16 @@ pub(crate) fn loss_curves(history: &History) -> Result<String> {
 fn ranges(points: &[(u64, f64)]) -> Option<(Range<u64>, Range<f64>)> {
     let steps = points.iter().map(|(step, _)| *step);
     let (first, last) = (steps.clone().min()?, steps.max()?);
-    let fold = |start: f64, pick: fn(f64, f64) -> f64| {
-        points.iter().map(|(_, loss)| *loss).fold(start, pick)
-    };
-    let (low, high) = (fold(f64::INFINITY, f64::min), fold(f64::NEG_INFINITY, f64::max));
+    let losses = padded(points.iter().map(|(_, loss)| *loss));
+    Some((first..last.max(first + 1), losses))
+}
+
+/// From the least to the largest and a little more.
+pub(crate) fn padded(values: impl Iterator<Item = f64> + Clone) -> Range<f64> {
+    let (low, high) =
+        (values.clone().fold(f64::INFINITY, f64::min), values.fold(f64::NEG_INFINITY, f64::max));
     let margin = f64::max(0.05 * (high - low), 1e-3 * high.abs().max(1e-3));
-    Some((first..last.max(first + 1), low - margin..high + margin))
+    low - margin..high + margin
 }
 
 fn draw(
