@@ -13,7 +13,7 @@ import tempfile
 import time
 import unittest
 
-from testing import EPIPHYTE, HERE
+from testing import EPIPHYTE, HERE, TINY, epiphyte
 
 BIN = pathlib.Path(sys.executable).parent
 
@@ -82,3 +82,10 @@ class Loopback(unittest.TestCase):
 
     def logs(self):
         return "".join(path.read_text()[-1500:] for path in self.dir.glob("*.log"))
+
+    def can_be_applied(self, server, rounds):
+        """What Flower carried is what the program signed: any device can take the last version."""
+        last = server / f"version-{rounds}.safetensors"
+        applied = epiphyte("delta", "apply", last, self.dir / "applied", "--id", "adapter",
+                           "--trust", server / "server.pub", "--current", rounds, "--model", TINY)
+        self.assertEqual(applied["version"], rounds + 1)
