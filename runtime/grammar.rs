@@ -136,8 +136,8 @@ impl Grammars {
     /// Errors: [`Error::InvalidArgument`] naming what is wrong with it.
     pub(crate) fn compile(&self, format: &ResponseFormat) -> Result<Grammar> {
         let parser = guarded(|| self.0.create_parser(format.grammar()))?;
-        let mut grammar =
-            Grammar { matcher: Matcher::new(Ok(parser)), mask: SimpleVob::new(), way: Vec::new() };
+        let (matcher, mask) = (Matcher::new(Ok(parser)), SimpleVob::new());
+        let mut grammar = Grammar { matcher, mask, way: Vec::new(), closing: CLOSING };
         grammar.look_ahead()?;
         Ok(grammar)
     }
@@ -160,6 +160,8 @@ pub(crate) struct Grammar {
     mask: SimpleVob,
     /// Tokens that lead to an end from here, the last one first; empty where none are known.
     way: Vec<u32>,
+    /// Tokens left when a way is looked for.
+    closing: usize,
 }
 
 impl Grammar {
@@ -189,7 +191,7 @@ impl Grammar {
     ///
     /// Errors: as [`Grammar::accept`].
     pub(crate) fn take(&mut self, drawn: u32, left: usize) -> Result<u32> {
-        if left > CLOSING {
+        if left > self.closing {
             return self.accept(drawn).map(|()| drawn);
         }
         if self.way.last() != Some(&drawn) {
@@ -198,6 +200,10 @@ impl Grammar {
                 *self = ahead;
                 return Ok(drawn);
             }
+        }
+        if self.way.is_empty() {
+            // A search walks as far as there are tokens, and rarely finds what the last one did not.
+            self.closing = left / 2;
         }
         let id = self.way.pop().unwrap_or(drawn);
         self.accept(id).map(|()| id)
@@ -219,7 +225,8 @@ impl Grammar {
 
     /// From here, without a way.
     fn fork(&self) -> Self {
-        Self { matcher: self.matcher.clone(), mask: self.mask.clone(), way: Vec::new() }
+        let (matcher, mask) = (self.matcher.clone(), self.mask.clone());
+        Self { matcher, mask, way: Vec::new(), closing: self.closing }
     }
 
     /// Looks for at most so many tokens that lead to an end; not always the fewest.

@@ -11,6 +11,7 @@ use epiphyte::{
     Engine, EngineOptions, FinishReason, GenerateOptions, ResponseFormat, Sampling, Sequence,
     Session, generate_batch,
 };
+use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
 use crate::common::model_path;
@@ -49,8 +50,10 @@ fn answers_under_schemas_of_a_public_suite() {
     // Whether they are valid is said by the script; that they are JSON can be seen here.
     for (case, answer) in cases.iter().zip(&answers) {
         let came_whole = answer["finish_reason"] == "end_of_generation";
-        let value = serde_json::from_str::<Value>(answer["text"].as_str().unwrap_or_default());
-        assert!(!came_whole || value.is_ok(), "{case}: {answer}");
+        // A number may be larger than any that Rust has.
+        let text = answer["text"].as_str().unwrap_or_default();
+        let is_json = serde_json::from_str::<IgnoredAny>(text).is_ok();
+        assert!(!came_whole || is_json, "{case}: {answer}");
     }
 }
 

@@ -49,6 +49,8 @@ pub struct Batch<'s> {
     /// Unfinished lanes, in the order of the rows on the device.
     pub(super) active: Vec<usize>,
     pub(super) in_flight: VecDeque<Flight>,
+    /// How a pass of the rows was run whose tokens are not chosen yet, since grammars decide.
+    pub(super) undecided: Option<How>,
     /// What the only active lane says next, which one pass has found out.
     pub(super) verified: VecDeque<(u32, How)>,
     pub(super) next_slot: usize,
@@ -95,6 +97,7 @@ impl<'s> Batch<'s> {
             lanes,
             active,
             in_flight,
+            undecided: None,
             verified: VecDeque::new(),
             next_slot: 0,
             readbacks: Vec::new(),

@@ -24,6 +24,7 @@ use crate::model::weights::Weights;
 use crate::progress::Loading;
 
 use super::inputs::Inputs;
+use super::lookup;
 use super::pass::How;
 use super::residents::{Registry, SetId};
 use super::working::{Sampling, Spaces, Working};
@@ -212,7 +213,7 @@ impl Executor {
         })
     }
 
-    /// What [`Executor::new`] and the first token need compiled.
+    /// What [`Executor::new`], the first token and the first draft need compiled.
     fn specs(caps: &Caps, base: &Base, weights: &Weights, limits: &Limits) -> Vec<KernelSpec> {
         let sampling = [
             sample::partial_spec(),
@@ -221,8 +222,10 @@ impl Executor {
             sample_mask::spec(),
             sample::threshold_spec(),
         ];
+        let rows: Vec<u32> = std::iter::once(1).chain(lookup::rows(caps)).collect();
         // The slowest first, so that no one waits for it in the end.
-        Decoder::specs(caps, &base.config, weights, limits).into_iter().chain(sampling).collect()
+        let specs = Decoder::specs(caps, &base.config, weights, limits, &rows);
+        specs.into_iter().chain(sampling).collect()
     }
 
     /// On the device.

@@ -60,7 +60,7 @@ impl<'s> Lane<'s> {
             return Err(Error::InvalidArgument { name: "session", reason });
         }
         options.sampling.check(engine.base.config.vocab_size)?;
-        let lookup = Lookup::new(options.prompt_lookup_num_tokens)?;
+        let lookup = Lookup::new(options.prompt_lookup_num_tokens, engine.gpu().caps())?;
         let sampler = options.sampling.sampler();
         let format = options.response_format.as_ref();
         let grammar = format.map(|format| engine.base.grammar(format)).transpose()?;

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+use crate::gpu::Caps;
 use crate::kernels::attention::CHUNK;
 use crate::kernels::matvec::{COLS, MAX_COLS};
 use crate::model::activations::LOGIT_ROWS;
@@ -23,13 +24,23 @@ use super::working::MAX_BIASES;
 
 /// Most tokens of a draft: a pass of more rows is computed in other ways.
 const MOST: usize = MAX_COLS as usize - 1;
-/// Unless someone asks for more: of so many rows, one pass over the weights serves all.
-const USUAL: usize = COLS as usize - 1;
+
+/// Unless someone asks for more or fewer: of so many rows, one pass over the weights serves all.
+fn usual(caps: &Caps) -> usize {
+    if caps.cooperative_matrix.is_some() { MOST } else { COLS as usize - 1 }
+}
+
 /// Last tokens that must have come before, and as many as are compared.
 const NGRAM: [usize; 2] = [2, 4];
 /// Steps' time that an answer may lose before it stops to look up, and that gains count for at most:
 /// what has paid for long may stop at once, too.
 const STAKE: f32 = 2.0;
+
+/// Rows of a usual draft's pass whose kernels are better compiled before the first one, which gains
+/// less than that takes. On a software GPU it takes too long for an answer that may have no draft.
+pub(super) fn rows(caps: &Caps) -> Option<u32> {
+    (caps.cooperative_matrix.is_some() && !caps.software).then(|| usual(caps) as u32 + 1)
+}
 
 /// Whether an answer looks tokens up, and what that has brought.
 pub(super) struct Lookup {
@@ -48,13 +59,13 @@ impl Lookup {
     /// As [`super::GenerateOptions::prompt_lookup_num_tokens`] has it.
     ///
     /// Errors: [`Error::InvalidArgument`] for more than there can be.
-    pub(super) fn new(most: Option<usize>) -> Result<Self> {
+    pub(super) fn new(most: Option<usize>, caps: &Caps) -> Result<Self> {
         if most.is_some_and(|most| most > MOST) {
             let reason = format!("out of range; at most {MOST}, 0 for none");
             return Err(Error::InvalidArgument { name: "prompt_lookup_num_tokens", reason });
         }
         Ok(Self {
-            most: most.unwrap_or(USUAL),
+            most: most.unwrap_or_else(|| usual(caps)),
             is_asked_for: most.is_some(),
             balance: 0.0,
             drafted: 0,
@@ -272,25 +283,25 @@ mod tests {
     #[test]
     fn it_stops_once_it_has_lost_its_stake_and_gains_are_soon_forgotten() {
         let times = StepTimes::default();
-        let mut lookup = Lookup::new(None).unwrap();
+        let mut lookup = Lookup::new(None, &Caps::PHONE).unwrap();
         assert_eq!(lookup.most(&times), 0, "before a step was measured");
         for _ in 0..2 {
             times.note(1, Duration::from_millis(10));
         }
-        assert_eq!(lookup.most(&times), USUAL);
+        assert_eq!(lookup.most(&times), usual(&Caps::PHONE));
         (0..100).for_each(|_| lookup.settle(4, 1.5));
-        assert_eq!(lookup.most(&times), USUAL);
+        assert_eq!(lookup.most(&times), usual(&Caps::PHONE));
         let mut lost = 0;
         while lookup.most(&times) > 0 {
             lookup.settle(1, 1.5);
             lost += 1;
         }
         assert_eq!(lost, 8, "twice its stake");
-        assert!(Lookup::new(Some(0)).unwrap().most(&times) == 0);
-        let mut asked_for = Lookup::new(Some(5)).unwrap();
+        assert!(Lookup::new(Some(0), &Caps::PHONE).unwrap().most(&times) == 0);
+        let mut asked_for = Lookup::new(Some(5), &Caps::PHONE).unwrap();
         asked_for.settle(1, 99.0);
         assert_eq!(asked_for.most(&StepTimes::default()), 5);
-        assert!(Lookup::new(Some(MOST + 1)).is_err());
+        assert!(Lookup::new(Some(MOST + 1), &Caps::PHONE).is_err());
     }
 
     #[test]

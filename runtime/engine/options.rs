@@ -99,9 +99,10 @@ pub struct GenerateOptions {
     /// as do those of others in its batch.
     pub response_format: Option<ResponseFormat>,
     /// Most tokens to propose at a time from what followed the last ones earlier in the session, all
-    /// of which the model then judges in one pass: at most 7, 0 for none. `None`: up to 3 as long as
-    /// that is faster. Tokens are those that come without it, to the bit on the reference tier. Only
-    /// a sequence that is alone in its batch is sped up.
+    /// of which the model then judges in one pass: at most 7, 0 for none. `None`: up to 7 on
+    /// cooperative matrices, up to 3 elsewhere, as long as that is faster. Tokens are those that
+    /// come without it, to the bit on the reference tier. Only a sequence that is alone in its batch
+    /// is sped up.
     pub prompt_lookup_num_tokens: Option<usize>,
     /// Stops it from elsewhere.
     pub cancel: CancelToken,

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::kernels::sample::Sampler;
 use crate::model::activations::LOGIT_ROWS;
 use crate::model::attend::Run;
-use crate::model::decoder::Decoder;
+use crate::model::decoder::{Decoder, Part};
 use crate::model::pages::PAGE_LEN;
 
 use super::Engine;
@@ -61,8 +61,8 @@ impl Batch<'_> {
     fn step(&mut self, began: Instant, drains: bool) -> Result<()> {
         let engine = Arc::clone(&self.engine);
         // What may come after a token is known once it has come.
-        let depth = if self.is_masked() { 1 } else { DEPTH };
-        let (depth, mut kept, mut is_anew) = (engine.lifecycle.depth(depth), None, false);
+        let most = if self.is_masked() { 1 } else { DEPTH };
+        let (depth, mut kept, mut is_anew) = (engine.lifecycle.depth(most), None, false);
         while !drains && self.in_flight.len() < depth && self.may_submit() {
             let claim = engine.steps.take();
             let turn = engine.executor()?;
@@ -85,6 +85,9 @@ impl Batch<'_> {
                 kept.get_or_insert_with(|| engine.recoveries.enter_first());
             }
         }
+        if self.is_masked() && self.in_flight.len() < engine.lifecycle.depth(DEPTH) {
+            self.run_ahead()?;
+        }
         match self.in_flight.pop_front() {
             Some(flight) => {
                 self.take(flight)?;
@@ -101,6 +104,7 @@ impl Batch<'_> {
         let engine = Arc::clone(&self.engine);
         let _claim = engine.steps.take();
         let Some(turn) = self.load(&engine)? else { return Ok(false) };
+        self.undecided = None;
         self.submit(turn)?;
         Ok(true)
     }
@@ -184,21 +188,57 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// Submits a step of the loaded lanes.
+    /// Submits a step of the loaded lanes, or what is left of it.
     fn submit(&mut self, mut turn: Turn<'_>) -> Result<()> {
-        let runs = self.make_room(&mut turn)?;
         let mut samplers = [Sampler::default(); LOGIT_ROWS];
-        for (sampler, &i) in samplers.iter_mut().zip(&self.active) {
-            *sampler = self.lanes[i].sampler;
+        for (m, &i) in self.active.iter().enumerate() {
+            samplers[m] = self.lanes[i].sampler;
+            if let Some(grammar) = &self.lanes[i].grammar {
+                turn.write_mask(self.engine.gpu(), m, grammar.mask());
+            }
         }
-        let rows = self.active.len();
-        let flight = self.run_step(turn, &runs[..rows], &samplers[..rows])?;
+        let samplers = &samplers[..self.active.len()];
+        let flight = match self.undecided.take() {
+            Some(how) => self.choose(turn, how, samplers)?,
+            None => {
+                let runs = self.make_room(&mut turn)?;
+                self.run_step(turn, &runs[..samplers.len()], samplers)?
+            }
+        };
         self.in_flight.push_back(flight);
         Ok(())
     }
 
-    /// Room for the next position of each loaded lane, and its mask: the rows of a step, of which
-    /// there are as many as active lanes.
+    /// Submits the next pass of rows that have grammars, up to the logits: the device computes them
+    /// while the host finds out what may follow the token that is on its way.
+    fn run_ahead(&mut self) -> Result<()> {
+        let engine = Arc::clone(&self.engine);
+        if self.undecided.is_some() || self.in_flight.is_empty() || !self.may_submit() {
+            return Ok(());
+        }
+        let _claim = engine.steps.take();
+        let mut turn = engine.executor()?;
+        if turn.owner != self.id {
+            return Ok(());
+        }
+        let rows = self.active.len();
+        let runs = &self.make_room(&mut turn)?[..rows];
+        let how = how(runs);
+        let pass = Pass { space: Space::Steps, runs, how, cancel: None, inputs: None };
+        let parts = turn.parts().chain(Decoder::head_parts(0, rows as u32));
+        engine.run(turn, &pass, parts, |_, _| ())?;
+        self.undecided = Some(how);
+        Ok(())
+    }
+
+    /// Submits the choice of a token after each row of a pass that was run ahead.
+    fn choose(&mut self, turn: Turn<'_>, how: How, samplers: &[Sampler]) -> Result<Flight> {
+        let pass = Pass { space: Space::Steps, runs: &[], how, cancel: None, inputs: None };
+        self.run_to_choice(turn, &pass, std::iter::empty(), samplers)
+    }
+
+    /// Room for the next position of each loaded lane: the rows of a step, of which there are as
+    /// many as active lanes.
     pub(super) fn make_room(&mut self, turn: &mut Turn<'_>) -> Result<[Run; LOGIT_ROWS]> {
         let (gpu, ahead) = (self.engine.gpu(), self.in_flight.len());
         let mut runs = [Run { row0: 0, count: 1, positions: 0 }; LOGIT_ROWS];
@@ -209,9 +249,6 @@ impl Batch<'_> {
                 turn.next_page(gpu, m, &mut session.pages, session.kv_len)?;
             }
             runs[m] = Run { row0: m as u32, count: 1, positions: positions as u32 };
-            if let Some(grammar) = &self.lanes[i].grammar {
-                turn.write_mask(gpu, m, grammar.mask());
-            }
         }
         Ok(runs)
     }
@@ -223,18 +260,29 @@ impl Batch<'_> {
         runs: &[Run],
         samplers: &[Sampler],
     ) -> Result<Flight> {
-        let engine = Arc::clone(&self.engine);
-        let (slot, rows) = (self.next_slot, runs.len());
-        let (masked, readback) = (self.is_masked(), &self.readbacks[slot]);
-        let choice = Choice { samplers, masked, slot, readback };
         let how = how(runs);
         let pass = Pass { space: Space::Steps, runs, how, cancel: None, inputs: None };
-        let parts = turn.parts().chain(Decoder::head_parts(0, rows as u32));
-        let index = engine.run(turn, &pass, parts, |executor, commands| {
-            executor.record_choice(commands, rows as u32, choice);
+        let parts = turn.parts().chain(Decoder::head_parts(0, runs.len() as u32));
+        self.run_to_choice(turn, &pass, parts, samplers)
+    }
+
+    /// Submits `parts` of a pass, and the choice of a token after each row.
+    fn run_to_choice(
+        &mut self,
+        turn: Turn<'_>,
+        pass: &Pass<'_>,
+        parts: impl Iterator<Item = Part>,
+        samplers: &[Sampler],
+    ) -> Result<Flight> {
+        let engine = Arc::clone(&self.engine);
+        let (slot, rows) = (self.next_slot, samplers.len() as u32);
+        let (masked, readback) = (self.is_masked(), &self.readbacks[slot]);
+        let choice = Choice { samplers, masked, slot, readback };
+        let index = engine.run(turn, pass, parts, |executor, commands| {
+            executor.record_choice(commands, rows, choice);
         })?;
         self.next_slot = (slot + 1) % RING_SLOTS;
-        Ok(Flight { slot, index, how })
+        Ok(Flight { slot, index, how: pass.how })
     }
 
     /// Waits for a step and hands its tokens to the lanes.

@@ -115,13 +115,14 @@ impl Decoder {
         })
     }
 
-    /// What [`Decoder::new`] compiles, and the products of a pass over one row, the slowest to
-    /// compile first.
+    /// What [`Decoder::new`] compiles, and the products of passes over each number of `rows`, the
+    /// slowest to compile first.
     pub fn specs(
         caps: &Caps,
         config: &ModelConfig,
         weights: &Weights,
         limits: &Limits,
+        rows: &[u32],
     ) -> Vec<KernelSpec> {
         let attend = Attend::new(config, limits);
         let mut specs: Vec<KernelSpec> = CacheOps::specs(caps, &attend, None).into();
@@ -132,10 +133,14 @@ impl Decoder {
                 let epilogue = gate.unwrap_or(after(group));
                 let folded = matches!(group.source, Source::Norm(_))
                     && (gate.is_some() || group.site == SiteKind::Qkv);
-                specs.extend(linear.specs_for_one(caps, folded, epilogue));
+                for &rows in rows {
+                    specs.extend(linear.specs_for(caps, rows, folded, epilogue));
+                }
             }
         }
-        specs.extend(weights.head().specs_for_one(caps, true, Epilogue::Store));
+        for &rows in rows {
+            specs.extend(weights.head().specs_for(caps, rows, true, Epilogue::Store));
+        }
         specs.extend(weights.embed_tokens.chunks.iter().map(|chunk| embedding::spec(chunk.dtype)));
         specs.extend(shared_specs(caps, config));
         specs

@@ -132,17 +132,27 @@ impl Linear {
         }
     }
 
-    /// The kernels that multiply one row of x, as [`LinearOp::record`] chooses them.
-    pub(crate) fn specs_for_one(
+    /// The kernels that multiply so many rows of x, at most [`MAX_COLS`], as [`LinearOp::record`]
+    /// chooses them.
+    pub(crate) fn specs_for(
         &self,
         caps: &Caps,
+        rows: u32,
         norm: bool,
         epilogue: Epilogue,
     ) -> impl Iterator<Item = KernelSpec> {
-        let k_blocks = (self.k / BLOCK) as u32;
+        let (lora, k_blocks) = (None, (self.k / BLOCK) as u32);
         self.chunks.iter().map(move |chunk| {
+            let on_matrices = on_matrices(caps, chunk.rows * self.k / BLOCK);
+            if let Some(on) = on_matrices.filter(|on| rows >= on.rows) {
+                let (shape, tiling) = (on.shape, on.tiling(rows, chunk.rows as u32));
+                let guard = tiling.guard(k_blocks);
+                let variant = matvec_coop::Variant { shape, tiling, guard, norm, epilogue, lora };
+                return matvec_coop::spec(chunk.dtype, variant);
+            }
             let tiling = matvec::tiling(caps, chunk.rows as u32, k_blocks);
-            matvec::spec(caps, chunk.dtype, Variant { tiling, cols: 1, norm, epilogue, lora: None })
+            let cols = matvec::cols(rows);
+            matvec::spec(caps, chunk.dtype, Variant { tiling, cols, norm, epilogue, lora })
         })
     }
 

