@@ -1,4 +1,4 @@
-//! The same work on many things, on several cores.
+//! The same work on many things: on several cores, and on one by its widest vectors.
 
 use std::num::NonZero;
 use std::panic::resume_unwind;
@@ -8,6 +8,22 @@ use std::thread;
 
 /// Most threads: work on memory gains little from more.
 const MOST: usize = 8;
+
+/// Runs `work`, with the widest vectors that the processor has for loops that are compiled into it.
+/// The results are the same bits.
+#[inline(always)]
+pub(crate) fn wide<R>(work: impl FnOnce() -> R) -> R {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        #[target_feature(enable = "avx2")]
+        fn with_avx2<R>(work: impl FnOnce() -> R) -> R {
+            work()
+        }
+        // SAFETY: the processor has AVX2.
+        return unsafe { with_avx2(work) };
+    }
+    work()
+}
 
 /// `work` on each of `items`; the results in their order. Neighbours go to the same thread.
 pub(crate) fn map<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {

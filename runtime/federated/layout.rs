@@ -58,6 +58,9 @@ impl Layout {
 
     /// Rank and scaling of a module.
     pub fn of_module(&self, path: ModulePath) -> RankScaling {
+        if self.exceptions.is_empty() {
+            return self.default;
+        }
         self.exceptions.get(&path.to_string()).copied().unwrap_or(self.default)
     }
 

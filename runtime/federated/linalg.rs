@@ -1,6 +1,8 @@
 //! Small dense matrices in f64: products of factors seen through their Gram matrices, and the
 //! singular value decomposition of a sum of products that is never formed.
 
+use crate::parallel::wide;
+
 /// `B A` as its factors, in f64.
 pub(super) struct Product {
     /// `[r, K]`.
@@ -13,8 +15,8 @@ pub(super) struct Product {
 impl Product {
     /// Of A `[r, K]` and B `[N, r]`.
     pub(super) fn new(a: &[f32], b: &[f32], rank: usize) -> Self {
-        let wide = |values: &[f32]| values.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
-        Self { a: wide(a), b: transposed(&wide(b), rank), rank }
+        let doubles = |values: &[f32]| values.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
+        Self { a: doubles(a), b: transposed(&doubles(b), rank), rank }
     }
 
     /// What changed in `B A` when A and B did: `dB A + B0 dA`, where A is the new one. Factors as
@@ -53,11 +55,13 @@ const LANES: usize = 8;
 pub(super) fn dot<T: Copy + Into<f64>, U: Copy + Into<f64>>(x: &[T], y: &[U]) -> f64 {
     let ((x, x_rest), (y, y_rest)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
     let mut lanes = [0.0; LANES];
-    for (x, y) in x.iter().zip(y) {
-        for (lane, (x, y)) in lanes.iter_mut().zip(x.iter().zip(y)) {
-            *lane += (*x).into() * (*y).into();
+    wide(|| {
+        for (x, y) in x.iter().zip(y) {
+            for (lane, (x, y)) in lanes.iter_mut().zip(x.iter().zip(y)) {
+                *lane += (*x).into() * (*y).into();
+            }
         }
-    }
+    });
     let rest: f64 = x_rest.iter().zip(y_rest).map(|(x, y)| (*x).into() * (*y).into()).sum();
     lanes.iter().sum::<f64>() + rest
 }

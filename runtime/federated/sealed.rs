@@ -48,28 +48,46 @@ pub(super) struct Sealed {
 impl Sealed {
     /// Reads a file whose format and name begin with `tag`; [`Self::verify`] it before use.
     ///
-    /// Errors: those of [`SafetensorsFile::new`]; `InvalidDelta` without manifest or signature;
-    /// [`Error::FormatVersion`] for a version that is not read here.
+    /// Errors: those of [`Self::unhashed`] and [`Self::hashed`].
     pub(super) fn open(bytes: Vec<u8>, tag: &'static str, format: &'static str) -> Result<Self> {
-        let sealed = Self::unhashed(bytes, format)?;
+        Self::unhashed(bytes)?.hashed(tag, format)
+    }
+
+    /// The layout of a file of any format; its name is left empty.
+    ///
+    /// Errors: those of [`SafetensorsFile::new`].
+    pub(super) fn unhashed(bytes: Vec<u8>) -> Result<Self> {
+        let file = SafetensorsFile::new(Path::new(MEMORY), Cursor::new(bytes))?;
+        let metadata = file.all_metadata().into_iter().collect();
+        let tensors =
+            file.places().map(|(name, dtype, shape, range)| (name, Place { dtype, shape, range }));
+        let tensors = tensors.collect();
+        let bytes = file.into_reader().into_inner();
+        Ok(Self { bytes, name: String::new(), metadata, tensors })
+    }
+
+    /// With its name, which begins with `tag`.
+    ///
+    /// Errors: `InvalidDelta` without a manifest; as [`Self::of_format`].
+    pub(super) fn hashed(self, tag: &'static str, format: &'static str) -> Result<Self> {
+        let sealed = self.of_format(format)?;
         let name = sealed.hash(tag);
         let sealed = sealed.named(&name);
         sealed.manifest()?;
         Ok(sealed)
     }
 
-    /// As [`Self::open`], but for the name, which is left empty.
-    pub(super) fn unhashed(bytes: Vec<u8>, format: &'static str) -> Result<Self> {
-        let path = Path::new(MEMORY);
-        let file = SafetensorsFile::new(path, Cursor::new(bytes))?;
-        let metadata: BTreeMap<_, _> = file.all_metadata().into_iter().collect();
-        let says = metadata.get(FORMAT_KEY).map_or("", String::as_str);
-        check_format(path, says, format)?;
-        let tensors =
-            file.places().map(|(name, dtype, shape, range)| (name, Place { dtype, shape, range }));
-        let tensors = tensors.collect();
-        let bytes = file.into_reader().into_inner();
-        Ok(Self { bytes, name: String::new(), metadata, tensors })
+    /// What format it says it is of.
+    pub(super) fn format(&self) -> &str {
+        self.metadata(FORMAT_KEY).unwrap_or_default()
+    }
+
+    /// That it is of a format.
+    ///
+    /// Errors: [`Error::FormatVersion`] for a version that is not read here.
+    pub(super) fn of_format(self, format: &'static str) -> Result<Self> {
+        check_format(Path::new(MEMORY), self.format(), format)?;
+        Ok(self)
     }
 
     /// The same under a name that is known.
@@ -111,6 +129,10 @@ impl Sealed {
 
     pub(super) fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    pub(super) fn into_bytes(self) -> Vec<u8> {
+        self.bytes
     }
 }
 

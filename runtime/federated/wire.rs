@@ -52,14 +52,19 @@ impl Delta {
     /// [`crate::Error::FormatVersion`]; [`crate::Error::InvalidDelta`] naming the field or tensor
     /// that can't be used.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self> {
-        let sealed = Sealed::open(bytes, FORMAT, FORMAT)?;
+        Self::from_sealed(Sealed::unhashed(bytes)?)
+    }
+
+    /// As [`Self::from_bytes`], of a file whose layout was read.
+    pub(super) fn from_sealed(sealed: Sealed) -> Result<Self> {
+        let sealed = sealed.hashed(FORMAT, FORMAT)?;
         let manifest = Manifest::parse(sealed.manifest()?)?;
         sealed.verify(&manifest.signer)?;
         let scales = scales(&sealed)?;
         let mut delta = Self { manifest, sealed, factors: BTreeMap::new(), scales, norm: 0.0 };
         delta.find_factors()?;
-        let mut numbers = Vec::new();
-        let squares = delta.factors.keys().map(|key| delta.squares(*key, &mut numbers));
+        let mut room = Vec::new();
+        let squares = delta.factors.keys().map(|key| delta.squares(*key, &mut room));
         delta.norm = squares.sum::<Result<f64>>()?.sqrt();
         Ok(delta)
     }
@@ -67,7 +72,7 @@ impl Delta {
     /// Reads a file again that was checked before, under the name and with the norm that it had:
     /// only its layout is looked at. What is added to a version needs [`Self::open`].
     pub(super) fn glance(path: &Path, name: &str, norm: f64) -> Result<Self> {
-        let sealed = Sealed::unhashed(read(path)?, FORMAT)?.named(name);
+        let sealed = Sealed::unhashed(read(path)?)?.of_format(FORMAT)?.named(name);
         let manifest = Manifest::parse(sealed.manifest()?)?;
         let scales = scales(&sealed)?;
         let mut delta = Self { manifest, sealed, factors: BTreeMap::new(), scales, norm };
@@ -116,8 +121,21 @@ impl Delta {
         self.unpack(key, &mut numbers).map(|()| numbers)
     }
 
+    /// A factor's numbers, row-major: where the file has them as they are used, or else put into
+    /// `room`.
+    pub(super) fn numbers<'a>(&'a self, key: Key, room: &'a mut Vec<f32>) -> Option<&'a [f32]> {
+        if self.manifest.quantisation == Quantisation::F32 && cfg!(target_endian = "little") {
+            let (_, bytes) = self.sealed.tensor(&self.factors.get(&key)?.0)?;
+            if let Ok(numbers) = bytemuck::try_cast_slice(bytes) {
+                return (numbers.len() == self.shape(key)?.len()).then_some(numbers);
+            }
+        }
+        self.unpack(key, room)?;
+        Some(room)
+    }
+
     /// Puts a factor's numbers into `numbers`, row-major.
-    pub(super) fn unpack(&self, key: Key, numbers: &mut Vec<f32>) -> Option<()> {
+    fn unpack(&self, key: Key, numbers: &mut Vec<f32>) -> Option<()> {
         let (name, at) = self.factors.get(&key)?;
         let shape = self.shape(key)?;
         let scales = match self.manifest.quantisation.has_scales() {
@@ -133,6 +151,10 @@ impl Delta {
         self.sealed.bytes()
     }
 
+    pub(super) fn into_bytes(self) -> Vec<u8> {
+        self.sealed.into_bytes()
+    }
+
     fn shape(&self, (path, factor): Key) -> Option<Shape> {
         let layout = &self.manifest.layout;
         let [n, k] = layout.shape(path.target)?;
@@ -141,11 +163,11 @@ impl Delta {
     }
 
     /// The sum of a factor's squares; checks everything about it.
-    fn squares(&self, key: Key, numbers: &mut Vec<f32>) -> Result<f64> {
+    fn squares(&self, key: Key, room: &mut Vec<f32>) -> Result<f64> {
         let (path, factor) = key;
         let what = || format!("{path}.lora_{factor:?}");
         let unusable = "its size, codes or indices are not what the manifest says";
-        self.unpack(key, numbers).ok_or_else(|| invalid(what(), unusable))?;
+        let numbers = self.numbers(key, room).ok_or_else(|| invalid(what(), unusable))?;
         // Squares of f32 have room in an f64, however many: only what is not finite is not.
         let squares = dot(numbers, numbers);
         match squares.is_finite() {
@@ -208,7 +230,12 @@ fn shown(name: &str) -> String {
 
 /// The bytes of a delta's file, or of a version's or a part's.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
-    format::read(path, MAX_FILE)
+    read_into(Vec::new(), path)
+}
+
+/// As [`read`], in the memory of `room`.
+pub(super) fn read_into(room: Vec<u8>, path: &Path) -> Result<Vec<u8>> {
+    format::read_into(room, path, MAX_FILE)
 }
 
 fn scales(sealed: &Sealed) -> Result<Vec<f32>> {

@@ -53,6 +53,11 @@ pub(crate) fn open(path: &Path) -> Result<File> {
 
 /// A regular file's bytes, at most `most`; no more are asked for than it has.
 pub(crate) fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
+    read_into(Vec::new(), path, most)
+}
+
+/// As [`read`], in the memory of `room`.
+pub(crate) fn read_into(mut room: Vec<u8>, path: &Path, most: u64) -> Result<Vec<u8>> {
     let file = open(path)?;
     let io = |e| Error::io(path, e);
     let n_bytes = file.metadata().map_err(io)?.len();
@@ -60,9 +65,10 @@ pub(crate) fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
         let reason = format!("{n_bytes} bytes; at most {most} are read");
         return Err(Error::InvalidFile { path: path.into(), reason });
     }
-    let mut bytes = Vec::with_capacity(n_bytes as usize);
-    file.take(most).read_to_end(&mut bytes).map_err(io)?;
-    Ok(bytes)
+    room.clear();
+    room.reserve(n_bytes as usize);
+    file.take(most).read_to_end(&mut room).map_err(io)?;
+    Ok(room)
 }
 
 /// Maps a regular file read-only.

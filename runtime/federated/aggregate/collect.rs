@@ -12,7 +12,7 @@ use super::options::Robust;
 use super::partial;
 use super::probes::{Change, Probe, Probes, probes};
 use super::report::Entry;
-use crate::adapter::{Factor, LoraModule};
+use crate::adapter::{Factor, ModulePath};
 use crate::error::Result;
 use crate::parallel;
 
@@ -58,6 +58,8 @@ pub(super) struct Collected<'a> {
     pub(super) n_bytes: u64,
     /// Taken, but not in the sums yet.
     waiting: Vec<Addend>,
+    /// Memory of deltas that are in the sums, for others.
+    rooms: Vec<Vec<u8>>,
 }
 
 impl<'a> Collected<'a> {
@@ -81,6 +83,7 @@ impl<'a> Collected<'a> {
             kept: BTreeMap::new(),
             n_bytes: 0,
             waiting: Vec::new(),
+            rooms: Vec::new(),
         }
     }
 
@@ -91,7 +94,9 @@ impl<'a> Collected<'a> {
 
     pub(super) fn add_files(&mut self, files: &[PathBuf]) -> Result<()> {
         for files in files.chunks(AT_ONCE) {
-            let read = parallel::map(files.iter().collect(), |path: &PathBuf| Read::new(path));
+            self.rooms.resize_with(AT_ONCE, Vec::new);
+            let rooms = self.rooms.drain(..);
+            let read = parallel::map(files.iter().zip(rooms).collect(), Read::new);
             for (path, read) in files.iter().zip(read) {
                 let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 match read {
@@ -175,13 +180,12 @@ impl<'a> Collected<'a> {
         for (path, probe) in self.probes.iter_mut().flatten() {
             modules.entry(*path).or_default().probe = Some(probe);
         }
-        let parent = self.round.parent;
-        let modules = modules.into_iter().filter_map(|(path, s)| Some((parent.module(path)?, s)));
-        parallel::map(modules.collect(), |(module, mut sums): (&LoraModule, ModuleSums<'_>)| {
-            let mut numbers = [Vec::new(), Vec::new()];
-            waiting.iter().for_each(|addend| sums.add(module, addend, &mut numbers));
+        parallel::map(modules.into_iter().collect(), |(path, mut sums)| {
+            let mut rooms = [Vec::new(), Vec::new()];
+            waiting.iter().for_each(|addend| sums.add(path, addend, &mut rooms));
         });
         self.probes.iter_mut().for_each(|probes| probes.retain(|_, probe| !probe.is_lost));
+        self.rooms.extend(waiting.into_iter().map(|addend| addend.delta.into_bytes()));
     }
 }
 
@@ -192,20 +196,17 @@ impl Addend {
 }
 
 impl ModuleSums<'_> {
-    /// `numbers` is room for those of A and B.
-    fn add(&mut self, module: &LoraModule, addend: &Addend, numbers: &mut [Vec<f32>; 2]) {
-        let Addend { delta, shrink, weight } = addend;
+    /// `rooms` are for the numbers of A and B.
+    fn add(&mut self, path: ModulePath, addend: &Addend, rooms: &mut [Vec<f32>; 2]) {
+        let (Addend { delta, shrink, weight }, [room_a, room_b]) = (addend, rooms);
+        // Empty for a factor that it does not hold; it was admitted with all that the round asks for.
+        let a = delta.numbers((path, Factor::A), room_a).unwrap_or_default();
+        let b = delta.numbers((path, Factor::B), room_b).unwrap_or_default();
         for (factor, sums) in &mut self.factors {
-            let values = &mut numbers[usize::from(*factor == Factor::B)];
-            if delta.unpack((module.path, *factor), values).is_none() {
-                // It was admitted with all that the round asks for.
-                values.clear();
-            }
-            sums.add(values.iter().map(|v| f64::from(*v) * (weight * shrink)));
+            sums.add(if *factor == Factor::A { a } else { b }, weight * shrink);
         }
-        let [a, b] = numbers;
         if let Some(probe) = &mut self.probe {
-            probe.add(module, Change { a, b, shrink: *shrink }, *weight);
+            probe.add(Change { a, b, shrink: *shrink }, *weight);
         }
     }
 }
@@ -245,10 +246,11 @@ enum Read {
 }
 
 impl Read {
-    fn new(path: &Path) -> Self {
-        let read = wire::read(path).and_then(|bytes| match partial::is_part(&bytes) {
-            true => Ok(Self::Part(Box::new(partial::open(bytes)?))),
-            false => Ok(Self::Delta(Box::new(Delta::from_bytes(bytes)?))),
+    fn new((path, room): (&PathBuf, Vec<u8>)) -> Self {
+        let read = wire::read_into(room, path).and_then(Sealed::unhashed);
+        let read = read.and_then(|sealed| match partial::is_part(&sealed) {
+            true => Ok(Self::Part(Box::new(partial::open(sealed)?))),
+            false => Ok(Self::Delta(Box::new(Delta::from_sealed(sealed)?))),
         });
         read.unwrap_or_else(|e| Self::Unreadable(e.to_string()))
     }

@@ -112,9 +112,9 @@ impl Mean {
     }
 
     fn cosine(&self, delta: &Delta) -> f64 {
-        let mut values = Vec::new();
+        let mut room = Vec::new();
         let product = |(key, mean): (&Key, &Vec<f64>)| {
-            delta.unpack(*key, &mut values).map_or(0.0, |()| dot(&values, mean))
+            delta.numbers(*key, &mut room).map_or(0.0, |numbers| dot(numbers, mean))
         };
         let size = delta.norm() * self.norm;
         if size > 0.0 { self.factors.iter().map(product).sum::<f64>() / size } else { 0.0 }

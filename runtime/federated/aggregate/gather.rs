@@ -53,7 +53,7 @@ fn mean_of(
 fn weighted(deltas: &[&(Delta, Admitted)], all: &[Vec<f64>], n: usize) -> Vec<f64> {
     let (mut sums, mut weight) = (Sums::new(n), Sum::default());
     for ((_, admitted), values) in deltas.iter().zip(all) {
-        sums.add(values.iter().map(|v| v * admitted.weight));
+        sums.add(values, admitted.weight);
         weight.add(admitted.weight);
     }
     let weight = weight.value();

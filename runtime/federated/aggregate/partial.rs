@@ -20,7 +20,8 @@ use crate::adapter::tensor_name;
 use crate::error::Result;
 
 const FORMAT: &str = "epiphyte.partial.1";
-const PROBE: &str = "probe.";
+/// Sums of products of changes; those of whole products were `probe.`.
+const PROBE: &str = "cross.";
 /// What became of each delta, as JSON: too much for a header.
 const ENTRIES: &str = "entries";
 
@@ -42,14 +43,13 @@ struct PartEntry {
     admitted: Option<[f64; 2]>,
 }
 
-/// Whether a file is one, before it is read in full.
-pub(super) fn is_part(bytes: &[u8]) -> bool {
-    let tag = FORMAT.as_bytes();
-    bytes[..bytes.len().min(1 << 16)].windows(tag.len()).any(|window| window == tag)
+/// Whether a file says that it is one.
+pub(super) fn is_part(sealed: &Sealed) -> bool {
+    sealed.format() == FORMAT
 }
 
-pub(super) fn open(bytes: Vec<u8>) -> Result<Sealed> {
-    Sealed::open(bytes, FORMAT, FORMAT)
+pub(super) fn open(sealed: Sealed) -> Result<Sealed> {
+    sealed.hashed(FORMAT, FORMAT)
 }
 
 fn round_key(collected: &Collected<'_>) -> String {

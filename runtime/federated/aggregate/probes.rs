@@ -1,6 +1,7 @@
 //! How far the product of mean factors is from the mean of products, without forming either: both
 //! are applied to the same random vectors.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use super::super::published::Published;
@@ -17,14 +18,13 @@ type Each = [f32; COUNT];
 /// By module.
 pub(super) type Probes = BTreeMap<ModulePath, Probe>;
 
-/// Weighted sums of what each delta makes of a module's vectors.
+/// What of a module's products is no sum over the deltas: of `(B + d_b) (A + d_a)` the product of
+/// both changes.
 pub(super) struct Probe {
-    /// `[COUNT, N]`.
+    /// `[N, COUNT]`: weighted sums of what each delta's `d_b d_a` makes of the vectors.
     pub(super) sums: Sums,
     /// `[K]`: vectors of 1 and -1, the same for everyone.
     signs: Vec<Each>,
-    /// `[r]`: what the parent's A makes of them.
-    seen: Vec<Each>,
     /// A number was too large to be added: nothing is known of the module.
     pub(super) is_lost: bool,
 }
@@ -46,40 +46,21 @@ impl Probe {
     fn new(module: &LoraModule) -> Self {
         let rank = module.rank.max(1);
         let signs = signs(module.path, module.a.len() / rank);
-        let rows = module.a.chunks(signs.len().max(1));
-        let seen = rows.map(|row| combined(row.iter().copied(), &signs)).collect();
-        let sums = Sums::new(COUNT * module.b.len() / rank);
-        Self { sums, signs, seen, is_lost: false }
+        Self { sums: Sums::new(COUNT * module.b.len() / rank), signs, is_lost: false }
     }
 
     /// Adds what a change makes of the vectors, `weight` times.
-    pub(super) fn add(&mut self, module: &LoraModule, change: Change<'_>, weight: f64) {
-        let seen = self.applied(module, change);
+    pub(super) fn add(&mut self, change: Change<'_>, weight: f64) {
+        let Change { a, b, shrink } = change;
+        // Shrunk before anything is added up: what was sent may be as large as f32 gets.
+        let [a, b] = [a, b].map(|factor| shrunk(factor, shrink));
+        let seen = products(&b, &products(&a, &self.signs));
+        let seen = seen.as_flattened();
         let fits = |y: &f32| (f64::from(*y) * weight).abs() < LARGEST;
         match seen.iter().all(fits) {
-            true => self.sums.add(seen.iter().map(|y| f64::from(*y) * weight)),
+            true => self.sums.add(seen, weight),
             false => self.is_lost = true,
         }
-    }
-
-    /// The change of `B A`, applied to the vectors: `d_b (A + d_a) z + B d_a z`, `[COUNT, N]`.
-    fn applied(&self, module: &LoraModule, change: Change<'_>) -> Vec<f32> {
-        let (r, Change { a, b, shrink }) = (module.rank.max(1), change);
-        // Shrunk before anything is added up: what was sent may be as large as f32 gets.
-        let shrunk = |v: f32| (f64::from(v) * shrink) as f32;
-        let rows = a.chunks(self.signs.len().max(1));
-        let changed: Vec<_> =
-            rows.map(|row| combined(row.iter().map(|v| shrunk(*v)), &self.signs)).collect();
-        let whole = self.seen.iter().zip(&changed);
-        let whole: Vec<_> = whole.map(|(y, new)| each(|v| y[v] + new[v])).collect();
-        let n = module.b.len() / r;
-        let mut out = vec![0.0; COUNT * n];
-        for (i, (row, d_row)) in module.b.chunks(r).zip(b.chunks(r)).enumerate() {
-            let old = combined(row.iter().copied(), &changed);
-            let new = combined(d_row.iter().map(|v| shrunk(*v)), &whole);
-            (0..COUNT).for_each(|v| out[v * n + i] = old[v] + new[v]);
-        }
-        out
     }
 }
 
@@ -97,27 +78,54 @@ pub(super) fn error(
         let probe = probes.get(&module.path)?;
         let mean = |factor| means(module.path, factor).into_iter().map(|v| v as f32).collect();
         let [a, b]: [Vec<f32>; 2] = [Factor::A, Factor::B].map(mean);
-        let got = probe.applied(module, Change { a: &a, b: &b, shrink: 1.0 });
+        let [old, new] = [&module.a, &a].map(|a| products(a, &probe.signs));
+        let (by_b, by_a) = (products(&b, &old), products(&module.b, &new));
+        let both = products(&b, &new);
         let scale = f64::from(module.scaling).powi(2) / COUNT as f64;
-        for (sum, got) in probe.sums.values().zip(got) {
-            exact += scale * (sum / weight).powi(2);
-            error += scale * (sum / weight - f64::from(got)).powi(2);
+        let alone = by_b.as_flattened().iter().zip(by_a.as_flattened());
+        for ((sum, both), (b, a)) in probe.sums.values().zip(both.as_flattened()).zip(alone) {
+            let mean = sum / weight;
+            exact += scale * (mean + f64::from(*b) + f64::from(*a)).powi(2);
+            error += scale * (mean - f64::from(*both)).powi(2);
         }
     }
     Some((error.sqrt(), exact.sqrt()))
 }
 
-fn each(value: impl Fn(usize) -> f32) -> Each {
-    std::array::from_fn(value)
+fn shrunk(numbers: &[f32], shrink: f64) -> Cow<'_, [f32]> {
+    match shrink < 1.0 {
+        true => numbers.iter().map(|v| (f64::from(*v) * shrink) as f32).collect(),
+        false => numbers.into(),
+    }
+}
+
+/// A matrix of rows times `vectors`: each row's sum of them.
+fn products(rows: &[f32], vectors: &[Each]) -> Vec<Each> {
+    rows.chunks(vectors.len().max(1)).map(|row| combined(row, vectors)).collect()
 }
 
 /// The sum of `vectors`, each so many times.
-fn combined(times: impl Iterator<Item = f32>, vectors: &[Each]) -> Each {
-    let mut sum = [0.0; COUNT];
-    for (x, vector) in times.zip(vectors) {
-        sum.iter_mut().zip(vector).for_each(|(sum, y)| *sum += x * y);
+fn combined(times: &[f32], vectors: &[Each]) -> Each {
+    /// Sums side by side, so that none waits for the one before.
+    const LANES: usize = 4;
+    let ((times, times_rest), (vectors, rest)) =
+        (times.as_chunks::<LANES>(), vectors.as_chunks::<LANES>());
+    let mut sums = [Each::default(); LANES];
+    for (times, vectors) in times.iter().zip(vectors) {
+        for lane in 0..LANES {
+            for v in 0..COUNT {
+                sums[lane][v] += times[lane] * vectors[lane][v];
+            }
+        }
     }
-    sum
+    for (x, vector) in times_rest.iter().zip(rest) {
+        sums[0].iter_mut().zip(vector).for_each(|(sum, y)| *sum += x * y);
+    }
+    each(|v| sums.iter().map(|sum| sum[v]).sum())
+}
+
+fn each(value: impl Fn(usize) -> f32) -> Each {
+    std::array::from_fn(value)
 }
 
 fn signs(path: ModulePath, width: usize) -> Vec<Each> {
