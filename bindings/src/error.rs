@@ -147,6 +147,11 @@ errors! {
         /// The field, tensor or module.
         what: String,
     }
+    /// Flower's server gives no usable answer; what the node has is kept.
+    SuperLink {
+        /// What was asked for, as Flower's API has it.
+        call: String,
+    }
     /// A training run can't go on; what it had learned is kept.
     Training {}
     /// The caller asked to stop.
@@ -252,6 +257,7 @@ impl From<Error> for EpiphyteError {
             Error::AdapterNotLoaded { id } => Self::AdapterNotLoaded { text, hint, id },
             Error::AdapterMismatch { id, .. } => Self::AdapterMismatch { text, hint, id },
             Error::InvalidDelta { what, .. } => Self::InvalidDelta { text, hint, what },
+            Error::SuperLink { call, .. } => Self::SuperLink { text, hint, call: call.into() },
             Error::Training(_) => Self::Training { text, hint },
             Error::Cancelled => Self::Cancelled { text, hint },
             Error::BaseMismatch { expected, got } => {

@@ -54,7 +54,7 @@ impl PublicKey {
         Self { kind, bytes: key.bytes().to_vec() }
     }
 
-    fn key(&self) -> Result<federated::PublicKey, EpiphyteError> {
+    pub(crate) fn key(&self) -> Result<federated::PublicKey, EpiphyteError> {
         Ok(federated::PublicKey::new(self.kind.into(), &self.bytes)?)
     }
 }
@@ -112,15 +112,16 @@ impl SigningKey {
 }
 
 /// A callback as the runtime has signers, which keeps what was thrown.
-struct Signing<'a> {
+pub(crate) struct Signing<'a> {
     callback: &'a dyn SigningCallback,
     key: federated::PublicKey,
-    thrown: RefCell<Option<EpiphyteError>>,
+    pub(crate) thrown: RefCell<Option<EpiphyteError>>,
 }
 
 impl<'a> Signing<'a> {
-    fn new(callback: &'a dyn SigningCallback) -> Result<Self, EpiphyteError> {
-        Ok(Self { callback, key: callback.public_key()?.key()?, thrown: RefCell::default() })
+    /// By the callback, whose key was asked for.
+    pub(crate) fn of(callback: &'a dyn SigningCallback, key: federated::PublicKey) -> Self {
+        Self { callback, key, thrown: RefCell::default() }
     }
 }
 
@@ -418,7 +419,7 @@ fn make(
     let made = Made { examples, losses, drop_frozen: options.drop_frozen, ..Made::default() };
     let path = options.residual.map(|path| given("residual", path)).transpose()?;
     let mut residual = path.as_ref().map(Residual::open).transpose()?;
-    let signing = Signing::new(signer)?;
+    let signing = Signing::of(signer, signer.public_key()?.key()?);
     let bytes = federated::make(&parent, trained, &made, residual.as_mut(), &signing)
         .map_err(|error| signing.thrown.take().unwrap_or_else(|| error.into()))?;
     // As whoever gets it will: a signer of another kind than its key is found here.

@@ -18,6 +18,7 @@ mod cancel;
 mod engine;
 mod error;
 mod federated;
+mod flower;
 mod generation;
 mod held;
 mod lifecycle;
@@ -42,6 +43,10 @@ pub use error::EpiphyteError;
 pub use federated::{
     AcceptOptions, AdapterVersion, Canary, Delta, DeltaLosses, DeltaOptions, Factor, KeyKind,
     PublicKey, SigningCallback, SigningKey, parse_public_key,
+};
+pub use flower::{
+    FlowerAnswer, FlowerClient, FlowerEnd, FlowerLeave, FlowerMetric, FlowerOptions, FlowerReply,
+    FlowerRequest, FlowerStatus, FlowerStep, FlowerTask, FlowerValue,
 };
 pub use generation::Generation;
 pub use lifecycle::{

@@ -8,6 +8,7 @@ mod batch;
 mod closing;
 mod errors;
 mod federated;
+mod flower;
 mod lifecycle;
 mod mobile_api;
 mod opening;

@@ -1,10 +1,15 @@
-"""What flwr itself writes: `flower.json`. Needs `pip install flwr==1.40.0` (or up to 1.42).
+"""What flwr itself writes: `flower.json` and `flower_round.txt`. Needs `pip install flwr==1.40.0` (or
+up to 1.42).
 
 Bodies of requests and answers, a message for a node with its objects, and a node's reply, with every
-number fixed. The messages hold nothing but counting bytes.
+number fixed. The messages of the first hold nothing but counting bytes. The second is a round for the
+tests of Kotlin and Swift: answers in the order in which they are asked for, a line each (call,
+base64), and what they bring is the version `delta/tiny.version`.
 """
 
+import base64
 import json
+from pathlib import Path
 
 import numpy as np
 from cryptography.hazmat.primitives import serialization
@@ -42,15 +47,33 @@ def objects(message):
 key = ec.derive_private_key(int.from_bytes(bytes([8] * 32), "big"), ec.SECP256R1())
 public = public_key_to_bytes(key.public_key())
 node = Node(node_id=NODE)
-version = np.arange(1000).astype(np.uint8)
-asked = named(Message(
-    content=RecordDict({
-        "arrays": ArrayRecord({"version": Array(version)}),
-        "config": ConfigRecord({"server-round": 3, "lr": 0.5, "note": "now", "on": True}),
-    }),
-    metadata=Metadata(
-        run_id=RUN, message_id="", src_node_id=1, dst_node_id=NODE, reply_to_message_id="",
-        group_id="3", created_at=CREATED, ttl=43200.0, message_type="train", src_task_id=5)))
+
+
+def message(version, **config):
+    """One that asks the node to train a version."""
+    return named(Message(
+        content=RecordDict({
+            "arrays": ArrayRecord({"version": Array(version)}),
+            "config": ConfigRecord(config),
+        }),
+        metadata=Metadata(
+            run_id=RUN, message_id="", src_node_id=1, dst_node_id=NODE, reply_to_message_id="",
+            group_id="3", created_at=CREATED, ttl=43200.0, message_type="train", src_task_id=5)))
+
+
+def pulled(message):
+    """The answers that bring a message: itself, and each of its objects."""
+    pull = fleet_pb2.PullMessagesResponse(
+        messages_list=[stripped(message)], message_object_trees=[get_object_tree(message)])
+    return hexed(pull), [
+        hexed(message_pb2.PullObjectResponse(
+            object_found=True, object_available=True, object_content=bytes.fromhex(content)))
+        for content in objects(message).values()]
+
+
+asked = message(
+    np.arange(1000).astype(np.uint8), **{"server-round": 3, "lr": 0.5, "note": "now", "on": True})
+message_answer, object_answers = pulled(asked)
 delta = (7 * np.arange(3000)).astype(np.uint8)
 reply = Message(
     content=RecordDict({
@@ -97,12 +120,8 @@ golden = {
         "alive": hexed(heartbeat_pb2.SendNodeHeartbeatResponse(success=True)),
         "unknown": hexed(heartbeat_pb2.SendNodeHeartbeatResponse(success=False)),
         "no_message": hexed(fleet_pb2.PullMessagesResponse()),
-        "message": hexed(fleet_pb2.PullMessagesResponse(
-            messages_list=[stripped(asked)], message_object_trees=[get_object_tree(asked)])),
-        "objects": [
-            hexed(message_pb2.PullObjectResponse(
-                object_found=True, object_available=True, object_content=bytes.fromhex(content)))
-            for content in objects(asked).values()],
+        "message": message_answer,
+        "objects": object_answers,
         "object_gone": hexed(message_pb2.PullObjectResponse()),
         "object_not_yet": hexed(message_pb2.PullObjectResponse(object_found=True)),
         "accepted": hexed(fleet_pb2.PushMessagesResponse(
@@ -118,3 +137,13 @@ golden = {
 with open("flower.json", "w", encoding="utf-8") as file:
     json.dump(golden, file, indent=1)
     file.write("\n")
+
+answers = golden["answers"]
+published = np.frombuffer(Path("delta/tiny.version").read_bytes(), np.uint8)
+message_answer, object_answers = pulled(message(published, **{"server-round": 1}))
+lines = [("register-node", answers["node"]), ("activate-node", answers["node"]),
+         ("pull-messages", message_answer), *(("pull-object", answer) for answer in object_answers),
+         ("push-object", answers["stored"])]
+with open("flower_round.txt", "w", encoding="utf-8") as file:
+    for call, answer in lines:
+        print(call, base64.b64encode(bytes.fromhex(answer)).decode(), file=file)

@@ -124,6 +124,12 @@ import Testing
         "overBudget": { _ in
             _ = try await Engine.memoryPlan(tinyModel, options: MemoryPlanOptions(memoryBudgetBytes: 1000))
         },
+        "superLink": { _ in
+            let client = try await FlowerClient.open(signer: SigningKey(generating: .p256))
+            _ = try await client.poll()
+            try await client.answer(FlowerAnswer(status: 404, date: nil, body: Data()))
+            _ = try await client.poll()
+        },
         "training": { folder in
             var options = TrainerTests().options(folder, steps: 50)
             options.learningRate = 1e30

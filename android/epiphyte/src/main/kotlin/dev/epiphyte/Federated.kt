@@ -32,6 +32,12 @@ public interface Signer {
     }
 }
 
+/** A signer as the library calls it. */
+internal fun Listening.signing(signer: Signer): SigningCallback = object : SigningCallback {
+    override fun publicKey(): PublicKey = hear { signer.publicKey }
+    override fun sign(message: ByteArray): ByteArray = hear { signer.sign(message) }
+}
+
 private const val P256_BITS = 256
 
 private class JavaSigner(private val pair: KeyPair, override val publicKey: PublicKey) : Signer {

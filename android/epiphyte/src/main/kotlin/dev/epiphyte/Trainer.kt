@@ -48,10 +48,7 @@ public class Trainer internal constructor(
      */
     public suspend fun delta(version: File, signer: Signer, options: DeltaOptions = DeltaOptions()): Delta {
         val listening = Listening()
-        val callback = object : SigningCallback {
-            override fun publicKey(): PublicKey = listening.hear { signer.publicKey }
-            override fun sign(message: ByteArray): ByteArray = listening.hear { signer.sign(message) }
-        }
+        val callback = listening.signing(signer)
         return listening.during { Delta(core.delta(version.path, callback, options)) }
     }
 

@@ -104,6 +104,13 @@ class CausesTest {
         EpiphyteException.OverBudget::class to { _ ->
             Engine.memoryPlan(ModelSource.Path(tinyModel.path), MemoryPlanOptions(memoryBudgetBytes = 1000))
         },
+        EpiphyteException.SuperLink::class to { _ ->
+            FlowerClient.open(SigningKey.generate(KeyKind.P256)).use { client ->
+                client.poll()
+                client.answer(FlowerAnswer(404, null, ByteArray(0)))
+                client.poll()
+            }
+        },
         EpiphyteException.Training::class to { folder ->
             tiny().trainer(lesson(folder, 50).copy(learningRate = 1e30, maxGradNorm = 0.0)).run()
         },

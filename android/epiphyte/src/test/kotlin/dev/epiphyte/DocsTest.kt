@@ -155,6 +155,40 @@ class DocsTest {
         return signer
     }
 
+    /** Compiled alone: FlowerTest does as much. */
+    @Suppress("unused")
+    private class Node(
+        private val engine: Engine, private val filesDir: File, private val signer: Signer,
+        private val accept: AcceptOptions, private val lessons: List<Example>,
+    ) : FlowerApp {
+        private val kept = File(filesDir, "flower.node") // who it is to the SuperLink, and the task it is busy with
+
+        suspend fun takePart() {
+            val saved = if (kept.exists()) kept.readBytes() else null
+            FlowerClient.open(signer, saved).use { it.run(this, FlowerHttp("https://superlink.example:8000")) }
+        }
+
+        override suspend fun save(state: ByteArray) {
+            val whole = File(filesDir, "flower.node.new").apply { writeBytes(state) }
+            check(whole.renameTo(kept))
+        }
+
+        override suspend fun work(task: FlowerTask): FlowerReply {
+            val payload = task.payload ?: return FlowerReply.Refused("no version came")
+            val version = File(filesDir, "replies.version").apply { writeBytes(payload) }
+            val accepted = engine.applyVersion(version, File(filesDir, "adapters/replies"), accept)
+            val round = engine.trainer(
+                TrainOptions(
+                    File(filesDir, "rounds/${accepted.round}").path, TrainData.Examples(lessons), TrainDuration.Steps(5),
+                    init = accepted.folder, freeze = accepted.freeze,
+                ),
+            )
+            round.run()
+            val delta = round.delta(version, signer)
+            return FlowerReply.Done(delta.bytes, mapOf("num-examples" to FlowerMetric.Count(lessons.size.toLong())))
+        }
+    }
+
     private object Teaching {
         lateinit var lesson: TrainOptions
         suspend fun engine() = tiny()
