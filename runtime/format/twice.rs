@@ -1,5 +1,6 @@
 //! Keys that a JSON text gives twice: a map would keep the last and say nothing.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt;
 
@@ -15,6 +16,10 @@ impl<'de> Deserialize<'de> for Twice {
     }
 }
 
+/// A key, where it stands in the text if it can.
+#[derive(serde::Deserialize, PartialEq, Eq, Hash)]
+struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
+
 struct Walk;
 
 impl<'de> Visitor<'de> for Walk {
@@ -26,8 +31,9 @@ impl<'de> Visitor<'de> for Walk {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Twice, A::Error> {
         let (mut seen, mut twice) = (HashSet::new(), None);
-        while let Some((name, Twice(inside))) = map.next_entry::<String, Twice>()? {
-            twice = twice.or(seen.replace(name)).or(inside);
+        while let Some((name, Twice(inside))) = map.next_entry::<Key<'de>, Twice>()? {
+            let again = seen.replace(name).map(|Key(name)| name.into_owned());
+            twice = twice.or(again).or(inside);
         }
         Ok(Twice(twice))
     }
