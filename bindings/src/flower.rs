@@ -35,7 +35,7 @@ impl TryFrom<FlowerOptions> for Options {
     type Error = EpiphyteError;
 
     fn try_from(options: FlowerOptions) -> Result<Self, EpiphyteError> {
-        let seconds = |name, value: i64| Ok(Duration::from_secs(count(name, value)?));
+        let seconds = |name, value: i64| count(name, value).map(Duration::from_secs);
         let patience = |value| seconds("patience_seconds", value);
         Ok(Self {
             heartbeat: seconds("heartbeat_seconds", options.heartbeat_seconds)?,
