@@ -25,7 +25,7 @@ private const val NOW = 1_795_918_710_000L
 internal class RecordedLink : FlowerTransport {
     private val answers = repository("tests/golden/flower_round.txt").readLines()
         .map { it.split(" ") }.groupBy({ it[0] }, { Base64.getDecoder().decode(it[1]) }).mapValues { ArrayDeque(it.value) }
-    private val alive = byteArrayOf(1 shl 3, 1)
+    private val alive = byteArrayOf(0x08, 1)
     val calls = mutableListOf<String>()
 
     override suspend fun post(request: FlowerRequest): FlowerAnswer {
@@ -43,9 +43,9 @@ internal class RecordedLink : FlowerTransport {
     /** The answer that asks for every object that is named. */
     private fun wantsAll(body: ByteArray) = ByteArrayOutputStream().apply {
         for (name in Regex("[0-9a-f]{64}").findAll(String(body, Charsets.ISO_8859_1))) {
-            write(byteArrayOf(3 shl 3 or 2, 64) + name.value.toByteArray())
+            write(byteArrayOf(0x1a, 64) + name.value.toByteArray())
         }
-        write(byteArrayOf(4 shl 3 or 2, 1, 's'.code.toByte()))
+        write(byteArrayOf(0x22, 1, 0x73))
     }.toByteArray()
 }
 
