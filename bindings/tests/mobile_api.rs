@@ -44,7 +44,14 @@ struct Language {
 }
 
 const KOTLIN: Language = Language {
-    types: &["class ", "data class ", "object ", "interface ", "fun interface ", "sealed interface "],
+    types: &[
+        "class ",
+        "data class ",
+        "object ",
+        "interface ",
+        "fun interface ",
+        "sealed interface ",
+    ],
     members: &["fun ", "suspend fun ", "val "],
 };
 const SWIFT: Language = Language {
