@@ -162,8 +162,7 @@ mod x86 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sha256;
-    use super::sha256_of_each;
+    use super::{sha256, sha256_of_each};
 
     #[test]
     fn each_text_has_the_hash_that_it_has_alone() {
