@@ -102,11 +102,11 @@ mod x86 {
             let before = states;
             let mut words: [_; LANES] = from_fn(|lane| words_of(&texts[lane][i]));
             for round in 0..16 {
-                for lane in 0..LANES {
+                for (state, words) in states.iter_mut().zip(&mut words) {
                     if round >= 4 {
-                        extend(&mut words[lane], round % 4);
+                        extend(words, round % 4);
                     }
-                    four_rounds(&mut states[lane], words[lane][round % 4], round);
+                    four_rounds(state, words[round % 4], round);
                 }
             }
             for (state, before) in states.iter_mut().zip(before) {

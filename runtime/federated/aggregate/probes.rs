@@ -111,16 +111,15 @@ fn combined(times: &[f32], vectors: &[Each]) -> Each {
     let ((times, times_rest), (vectors, rest)) =
         (times.as_chunks::<LANES>(), vectors.as_chunks::<LANES>());
     let mut sums = [Each::default(); LANES];
+    let add = |sum: &mut Each, x: f32, vector: &Each| {
+        sum.iter_mut().zip(vector).for_each(|(sum, y)| *sum += x * y);
+    };
     for (times, vectors) in times.iter().zip(vectors) {
-        for lane in 0..LANES {
-            for v in 0..COUNT {
-                sums[lane][v] += times[lane] * vectors[lane][v];
-            }
-        }
+        let lanes = sums.iter_mut().zip(times).zip(vectors);
+        lanes.for_each(|((sum, x), vector)| add(sum, *x, vector));
     }
-    for (x, vector) in times_rest.iter().zip(rest) {
-        sums[0].iter_mut().zip(vector).for_each(|(sum, y)| *sum += x * y);
-    }
+    let [first, ..] = &mut sums;
+    times_rest.iter().zip(rest).for_each(|(x, vector)| add(first, *x, vector));
     each(|v| sums.iter().map(|sum| sum[v]).sum())
 }
 
