@@ -98,7 +98,7 @@ mod x86 {
         let [a, b, c, d, e, f, g, h] = START.map(u32::cast_signed);
         let start = [_mm_set_epi32(a, b, e, f), _mm_set_epi32(c, d, g, h)];
         let mut states = [start; LANES];
-        for i in 0..texts[0].len() {
+        for (i, _) in texts[0].iter().enumerate() {
             let before = states;
             let mut words: [_; LANES] = from_fn(|lane| words_of(&texts[lane][i]));
             for round in 0..16 {
