@@ -6,8 +6,6 @@
 //! that changes nothing is left out, so that a key which comes later leaves old names alone.
 //! Another meaning of a key needs another version in the tag.
 
-mod lanes;
-
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::path::Path;
@@ -15,8 +13,6 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-
-pub(crate) use lanes::sha256_of_each;
 
 /// A SHA-256.
 pub(crate) type Hash = [u8; 32];

@@ -145,10 +145,9 @@ fn name_of<'a>(
     for (key, value) in metadata.iter().filter(|(key, _)| *key != SIGNATURE) {
         identity.add(format!("metadata.{key}"), value);
     }
-    let tensors: Vec<_> = tensors.collect();
-    let contents: Vec<_> = tensors.iter().map(|(.., bytes)| *bytes).collect();
-    for ((name, dtype, shape, _), hash) in tensors.iter().zip(identity::sha256_of_each(&contents)) {
-        let tensor = identity::tensor(&format!("{dtype:?}"), shape, hash);
+    for (name, dtype, shape, bytes) in tensors {
+        let hash = identity::sha256([bytes]);
+        let tensor = identity::tensor(&dtype.to_string(), shape, hash);
         identity.add(format!("tensor.{name}"), tensor);
     }
     identity.name()
