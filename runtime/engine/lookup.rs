@@ -30,8 +30,11 @@ fn usual(caps: &Caps) -> usize {
     if caps.cooperative_matrix.is_some() { MOST } else { COLS as usize - 1 }
 }
 
-/// Last tokens that must have come before, and as many as are compared.
-const NGRAM: [usize; 2] = [2, 4];
+/// Last tokens that must have come before: where drafts have paid, and where they have not yet, since
+/// two tokens often come again by chance.
+const LEAST: [usize; 2] = [2, 3];
+/// As many are compared.
+const LONGEST: usize = 4;
 /// Steps' time that an answer may lose before it stops to look up, and that gains count for at most:
 /// what has paid for long may stop at once, too.
 const STAKE: f32 = 2.0;
@@ -80,6 +83,11 @@ impl Lookup {
         if self.is_asked_for || (self.most > 0 && pays()) { self.most } else { 0 }
     }
 
+    /// Last tokens that must have come before.
+    fn least(&self) -> usize {
+        LEAST[usize::from(!self.is_asked_for && self.balance <= 0.0)]
+    }
+
     /// A pass that took `cost` steps' time has given `tokens`.
     fn settle(&mut self, tokens: usize, cost: f32) {
         self.balance = (self.balance + tokens as f32 - cost).min(STAKE);
@@ -126,13 +134,12 @@ impl StepTimes {
     }
 }
 
-/// What followed the last tokens when they came before: the longest such run of tokens counts, of
-/// equals the last. A draft that reaches the end goes on with its own beginning.
-fn propose(tokens: &[u32], most: usize) -> Vec<u32> {
-    let [least, longest] = NGRAM;
+/// What followed the last tokens, `least` or more, when they came before: the longest such run of
+/// tokens counts, of equals the last. A draft that reaches the end goes on with its own beginning.
+fn propose(tokens: &[u32], least: usize, most: usize) -> Vec<u32> {
     let alike = |end: usize| {
         let pairs = tokens[..end].iter().rev().zip(tokens.iter().rev());
-        pairs.take(longest).take_while(|(then, now)| then == now).count()
+        pairs.take(LONGEST).take_while(|(then, now)| then == now).count()
     };
     let mut found = (least - 1, tokens.len());
     for end in (1..tokens.len()).rev() {
@@ -140,7 +147,7 @@ fn propose(tokens: &[u32], most: usize) -> Vec<u32> {
         if length > found.0 {
             found = (length, end);
         }
-        if length == longest {
+        if length == LONGEST {
             break;
         }
     }
@@ -183,9 +190,10 @@ impl Batch<'_> {
     /// What the only active lane may say next; nothing where there is no telling, or several.
     pub(super) fn draft(&self) -> Vec<u32> {
         let &[i] = &self.active[..] else { return Vec::new() };
-        match self.lanes[i].most_drafted() {
+        let lane = &self.lanes[i];
+        match lane.most_drafted() {
             0 => Vec::new(),
-            most => propose(&self.lanes[i].session.tokens, most),
+            most => propose(&lane.session.tokens, lane.lookup.least(), most),
         }
     }
 
@@ -239,10 +247,12 @@ impl Batch<'_> {
         let (times, lookup) = (&self.engine.step_times, &mut self.lanes[lane].lookup);
         lookup.drafted += drafted;
         lookup.accepted += accepted;
-        lookup.interrupts = true;
         let rows = drafted + 1;
         times.note(rows, time);
-        if let Some(cost) = times.of(rows).and_then(|seconds| times.in_steps(seconds)) {
+        // Neither what a first pass gains counts, nor what it costs.
+        let cost = times.of(rows).and_then(|seconds| times.in_steps(seconds));
+        lookup.interrupts = cost.is_some();
+        if let Some(cost) = cost {
             lookup.settle(accepted + 1, cost);
         }
     }
@@ -268,15 +278,16 @@ mod tests {
 
     #[test]
     fn what_followed_before_is_proposed() {
-        assert_eq!(propose(&[1, 2, 3, 4, 9, 1, 2, 3], 3), [4, 9, 1]);
+        assert_eq!(propose(&[1, 2, 3, 4, 9, 1, 2, 3], 2, 3), [4, 9, 1]);
         // A longer run counts more than a later one, and of equals the last does.
-        assert_eq!(propose(&[7, 1, 2, 5, 8, 1, 2, 6, 7, 1, 2], 1), [5]);
-        assert_eq!(propose(&[7, 1, 2, 5, 7, 1, 2, 6, 7, 1, 2], 1), [6]);
+        assert_eq!(propose(&[7, 1, 2, 5, 8, 1, 2, 6, 7, 1, 2], 2, 1), [5]);
+        assert_eq!(propose(&[7, 1, 2, 5, 7, 1, 2, 6, 7, 1, 2], 2, 1), [6]);
+        assert_eq!(propose(&[5, 1, 2, 6, 1, 2], 3, 2), [0; 0]);
         // It goes on as it began.
-        assert_eq!(propose(&[4, 1, 2, 1, 2], 5), [1, 2, 1, 2, 1]);
-        assert_eq!(propose(&[3, 3, 3], 2), [3, 3]);
+        assert_eq!(propose(&[4, 1, 2, 1, 2], 2, 5), [1, 2, 1, 2, 1]);
+        assert_eq!(propose(&[3, 3, 3], 2, 2), [3, 3]);
         for none in [&[][..], &[1], &[1, 1], &[1, 2, 3, 4, 5, 2]] {
-            assert_eq!(propose(none, 4), [0; 0], "{none:?}");
+            assert_eq!(propose(none, 2, 4), [0; 0], "{none:?}");
         }
     }
 
@@ -289,7 +300,9 @@ mod tests {
             times.note(1, Duration::from_millis(10));
         }
         assert_eq!(lookup.most(&times), usual(&Caps::PHONE));
+        assert_eq!(lookup.least(), LEAST[1]);
         (0..100).for_each(|_| lookup.settle(4, 1.5));
+        assert_eq!(lookup.least(), LEAST[0]);
         assert_eq!(lookup.most(&times), usual(&Caps::PHONE));
         let mut lost = 0;
         while lookup.most(&times) > 0 {

@@ -40,13 +40,16 @@ def collect(folder, out):
     print(len(lines), "schemas")
 
 
-def parsed(text):
-    """Numbers as they are written: 1.1781 is a multiple of 0.0001, its nearest float of none."""
-    return json.loads(text, parse_float=decimal.Decimal)
+def is_rounding(error):
+    """The validator divides floats: 1.1781 is a multiple of 0.0001 all the same."""
+    if error.validator != "multipleOf":
+        return False
+    number, of = (decimal.Decimal(str(value)) for value in (error.instance, error.validator_value))
+    return number % of == 0
 
 
 def read(path):
-    return [parsed(line) for line in Path(path).read_text().splitlines()]
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
 def check(schemas, answers):
@@ -65,11 +68,11 @@ def check(schemas, answers):
         else:
             validator = getattr(jsonschema, DRAFTS[case["draft"]])(case["schema"])
             try:
-                validator.validate(parsed(answer["text"]))
-                counts["valid"] += 1
-            except (ValueError, jsonschema.ValidationError) as error:
-                counts["wrong"] += 1
-                wrong.append((case["draft"], case["file"], case["case"], answer["text"], str(error).splitlines()[0]))
+                errors = [e for e in validator.iter_errors(json.loads(answer["text"])) if not is_rounding(e)]
+            except ValueError as error:
+                errors = [error]
+            counts["wrong" if errors else "valid"] += 1
+            wrong += [(case["draft"], case["file"], case["case"], answer["text"], str(e).splitlines()[0]) for e in errors[:1]]
     for reason, count in sorted(refused.items()):
         print(f"refused {count:3}  {reason}")
     for line in wrong:
