@@ -9,7 +9,8 @@
 //   5 values  the same
 // The angle is the sum of a fine and a coarse one, so that no sine of a large argument is ever
 // asked of the GPU.
-// NEOX 1: pairs are (i, i + E/2), as in Hugging Face files.  0: (2i, 2i + 1).
+// NEOX 1: pairs are (i, i + R/2) of the first R elements, as in Hugging Face files, then those of
+// the rest, which do not turn.  0: (2i, 2i + 1).
 // With an adapter on what came before, lora/expand_two.wgsl adds it to q, k and v first.
 // Then heads/*.wgsl makes of them what is rotated.
 // Grid: (ceil((H + 2 G) E / 2 / WG), M, 1); a lane makes one pair.
@@ -33,8 +34,9 @@ fn main(
     let head = min(id.x / half_dim, all_heads - 1u);
     let i = id.x % half_dim;
     let row = rows[id.y];
-    let first = select(2u * i, i, NEOX == 1u);
-    let second = select(2u * i + 1u, i + half_dim, NEOX == 1u);
+    let turned = p.rotary_dim / 2u;
+    let first = select(2u * i, i + select(turned, 0u, i < turned), NEOX == 1u);
+    let second = select(2u * i + 1u, i + select(half_dim, turned, i < turned), NEOX == 1u);
     let at = (id.y * all_heads + head) * E;
     let which = select(0u, 1u, head >= p.heads) + select(0u, 1u, head >= p.heads + p.kv_heads);
     var ab = vec2<f32>(qkv[at + first], qkv[at + second]);

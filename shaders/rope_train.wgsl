@@ -7,7 +7,7 @@
 //   2 qkv        f32        read_write  [row0 + T, (H + 2 G) E]; q and k are rotated in place
 // Before, heads/*.wgsl makes of them what is rotated; of v too, if VALUES is 1.
 // direction 1: forward.  -1: the inverse, which is the transpose: what takes gradients back. Pairs
-// are (i, i + E/2).
+// are (i, i + R/2) of the first R elements, then those of the rest, which do not turn.
 // Grid: (ceil((H + G + VALUES G) E / 2 / WG), T, 1); a lane makes one pair.
 // Host: runtime/kernels/rope_train.rs    Oracle: tests/kernels/rope_train.rs
 //needs head_input
@@ -30,17 +30,18 @@ fn main(
     let coarse = rotations[(256u + position / 256u) * half_dim + i];
     let c = fine.x * coarse.x - fine.y * coarse.y;
     let s = (fine.y * coarse.x + fine.x * coarse.y) * p.direction;
-    let at = ((p.row0 + id.y) * (p.heads + 2u * p.kv_heads) + head) * E + i;
-    let v = head_input(
-        vec2<f32>(qkv[at], qkv[at + half_dim]), head, vec2<u32>(i, i + half_dim), index);
+    let turned = p.rotary_dim / 2u;
+    let pair = i + select(vec2<u32>(turned, half_dim), vec2<u32>(0u, turned), i < turned);
+    let at = ((p.row0 + id.y) * (p.heads + 2u * p.kv_heads) + head) * E + pair;
+    let v = head_input(vec2<f32>(qkv[at.x], qkv[at.y]), head, pair, index);
     if id.x / half_dim >= all_heads {
         return;
     }
     if head < p.heads + p.kv_heads {
-        qkv[at] = v.x * c - v.y * s;
-        qkv[at + half_dim] = v.x * s + v.y * c;
+        qkv[at.x] = v.x * c - v.y * s;
+        qkv[at.y] = v.x * s + v.y * c;
     } else {
-        qkv[at] = v.x;
-        qkv[at + half_dim] = v.y;
+        qkv[at.x] = v.x;
+        qkv[at.y] = v.y;
     }
 }

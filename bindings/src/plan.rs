@@ -146,7 +146,7 @@ fn plan(source: ModelSource, options: MemoryPlanOptions) -> Result<MemoryPlan, E
     config.check_tensors(&gguf)?;
     let caps = Caps::open(gpu_options(options.gpu, Some(String::new()))?)?;
     let Some(training) = options.training else {
-        let context = context.unwrap_or(config.max_position_embeddings.min(8192));
+        let context = context.unwrap_or(config.usual_context());
         let adapter_budget = epiphyte::EngineOptions::default().adapter_budget;
         let (kv_f32, adapters) = (options.kv_f32, &[][..]);
         let kv_tokens = kv_tokens.unwrap_or(context);

@@ -8,8 +8,16 @@ use super::rope::{RopeScaling, Rotary, inverse_frequencies};
 use crate::error::{Error, Result};
 use crate::format::gguf::Gguf;
 
-/// Tensors that old converters left behind and nothing needs.
-const HARMLESS: [&str; 2] = ["rope_freqs.weight", ".attn_rot_embd.weight"];
+/// Tensors that are read with the metadata, or that old converters left behind and nothing needs.
+const HARMLESS: [&str; 4] = [
+    "rope_freqs.weight",
+    "rope_factors_short.weight",
+    "rope_factors_long.weight",
+    ".attn_rot_embd.weight",
+];
+
+/// Positions that there is room for unless someone says; keys and values of more take gigabytes.
+const USUAL_CONTEXT: usize = 8192;
 
 /// The kernels read weights in blocks of this length.
 const BLOCK: usize = crate::quant::BLOCK;
@@ -26,6 +34,8 @@ pub(super) struct Key {
 const HIDDEN: Key = Key { gguf: "embedding_length", json: "hidden_size" };
 const INTERMEDIATE: Key = Key { gguf: "feed_forward_length", json: "intermediate_size" };
 const KV_HEADS: Key = Key { gguf: "attention.head_count_kv", json: "num_key_value_heads" };
+const SCALING: Key = Key { gguf: "rope.scaling.type", json: "rope_scaling" };
+const ROTARY: Key = Key { gguf: "rope.dimension_count", json: "partial_rotary_factor" };
 const HEAD_DIM: Key = Key { gguf: "attention.key_length", json: "head_dim" };
 
 /// The sizes of a model. Lengths are in weights.
@@ -76,6 +86,8 @@ pub struct Traits {
     pub sliding_window: Option<SlidingWindow>,
     /// Layers without rotary embedding: every so many, the first of them this one's number less 1.
     pub no_rope_every: Option<usize>,
+    /// Dimensions of a head that are rotated, its first; `None` for all.
+    pub rotary_dim: Option<usize>,
 }
 
 impl Default for Traits {
@@ -87,6 +99,7 @@ impl Default for Traits {
             logit_scale: 1.0,
             sliding_window: None,
             no_rope_every: None,
+            rotary_dim: None,
         }
     }
 }
@@ -122,7 +135,15 @@ impl ModelConfig {
             "the head width {} is not a multiple of {BLOCK} up to {MAX_HEAD_DIM}",
             self.head_dim
         );
-        check(head_ok, HEAD_DIM, reason)
+        check(head_ok, HEAD_DIM, reason)?;
+        let (turned, whole) = (self.rotary_dim(), self.head_dim);
+        let reason = format!("{turned} of {whole} dimensions; an even number of them is needed");
+        check(turned.is_multiple_of(2) && (2..=whole).contains(&turned), ROTARY, reason)?;
+        let RopeScaling::Long(long) = &self.rope_scaling else { return Ok(()) };
+        let fits = |factors: &Vec<f32>| factors.len() == turned / 2;
+        let reason = format!("lists of {} and {} factors", long.short.len(), long.long.len());
+        let reason = format!("{reason}; {} of each are needed", turned / 2);
+        check(fits(&long.short) && fits(&long.long), SCALING, reason)
     }
 
     /// Every tensor of the model with its row-major shape, in the order of use.
@@ -177,7 +198,12 @@ impl ModelConfig {
                 return Err(Error::InvalidTensor { name: name.clone(), reason });
             }
         }
-        let expected: HashSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
+        let shape = self.base_shape();
+        let stored = |name: &str| match name.strip_suffix(".weight").and_then(ModulePath::parse) {
+            Some(path) => format!("{}.weight", shape.in_files(path).0),
+            None => name.into(),
+        };
+        let expected: HashSet<String> = expected.iter().map(|(name, _)| stored(name)).collect();
         let harmless = |name: &str| HARMLESS.iter().any(|end| name.ends_with(end));
         match gguf
             .tensors()
@@ -215,15 +241,19 @@ impl ModelConfig {
             .sum()
     }
 
-    /// What Llama 3's scaling or explicit factors divide each inverse frequency by, `head_dim / 2`
-    /// of them: GGUF's `rope_freqs.weight`. `None` where there is no such tensor.
+    /// What Llama 3's scaling or explicit factors divide each inverse frequency by, `rotary_dim /
+    /// 2` of them: GGUF's `rope_freqs.weight`. `None` where there is no such tensor.
     pub(crate) fn rope_divisors(&self) -> Option<Vec<f32>> {
         match &self.rope_scaling {
-            RopeScaling::None | RopeScaling::Linear { .. } | RopeScaling::Yarn(_) => None,
+            RopeScaling::None
+            | RopeScaling::Linear { .. }
+            | RopeScaling::Yarn(_)
+            | RopeScaling::Long(_) => None,
             RopeScaling::Factors(factors) => Some(factors.clone()),
             RopeScaling::Llama3 { .. } => {
-                let plain = inverse_frequencies(self.head_dim, self.rope_theta, &RopeScaling::None);
-                let scaled = self.rope_frequencies();
+                let (dims, theta) = (self.rotary_dim(), self.rope_theta);
+                let plain = inverse_frequencies(dims, theta, &RopeScaling::None, 0);
+                let scaled = inverse_frequencies(dims, theta, &self.rope_scaling, 0);
                 Some(plain.iter().zip(scaled).map(|(plain, scaled)| plain / scaled).collect())
             }
         }
@@ -261,26 +291,51 @@ impl ModelConfig {
         self.traits.attention_scale.unwrap_or(1.0 / (self.head_dim as f32).sqrt())
     }
 
-    /// Inverse frequencies of the rotary embedding with scaling applied, radians a token: `head_dim
-    /// / 2` of them, the i-th for dimensions `i` and `i + head_dim / 2` (rows are in Hugging Face's
-    /// order, whatever the file's).
-    pub fn rope_frequencies(&self) -> Vec<f32> {
-        inverse_frequencies(self.head_dim, self.rope_theta, &self.rope_scaling)
+    /// Dimensions of a head that are rotated, its first.
+    pub fn rotary_dim(&self) -> usize {
+        self.traits.rotary_dim.unwrap_or(self.head_dim)
+    }
+
+    /// Positions that there is room for unless someone says: where longer contexts have frequencies
+    /// of their own, no more than have the usual ones.
+    pub fn usual_context(&self) -> usize {
+        let most = self.max_position_embeddings.min(USUAL_CONTEXT);
+        match &self.rope_scaling {
+            RopeScaling::Long(long) => most.min(long.original_max_position_embeddings),
+            _ => most,
+        }
+    }
+
+    /// Whether room for `positions` means the frequencies for long contexts, where there are two.
+    pub(crate) fn is_long(&self, positions: usize) -> bool {
+        matches!(&self.rope_scaling, RopeScaling::Long(long) if long.is_long(positions))
+    }
+
+    /// Inverse frequencies of the rotary embedding with scaling applied where there is room for
+    /// `positions`, radians a token: `rotary_dim / 2` of them, the i-th for dimensions `i` and `i +
+    /// rotary_dim / 2` (rows are in Hugging Face's order, whatever the file's).
+    pub fn rope_frequencies(&self, positions: usize) -> Vec<f32> {
+        inverse_frequencies(self.rotary_dim(), self.rope_theta, &self.rope_scaling, positions)
     }
 
     /// The rotations by [`LayerAttention::rotary`]: that of most layers, then that of layers that are
-    /// apart, if any are.
-    pub fn rotaries(&self) -> Vec<Rotary> {
+    /// apart, if any are. `positions` is the room that there is.
+    pub fn rotaries(&self, positions: usize) -> Vec<Rotary> {
         let local = self.traits.sliding_window.and_then(|window| window.rope_theta);
-        let plain = |theta| inverse_frequencies(self.head_dim, theta, &RopeScaling::None);
+        let plain = |theta| inverse_frequencies(self.rotary_dim(), theta, &RopeScaling::None, 0);
         let apart = match (local, self.traits.no_rope_every) {
             (Some(theta), _) => Some(plain(theta)),
-            (None, Some(_)) => Some(vec![0.0; self.head_dim / 2]),
+            (None, Some(_)) => Some(Vec::new()),
             (None, None) => None,
         };
         let apart = apart.map(|frequencies| Rotary { frequencies, scale: 1.0 });
-        let (frequencies, scale) = (self.rope_frequencies(), self.rope_scaling.scale());
-        std::iter::once(Rotary { frequencies, scale }).chain(apart).collect()
+        let (frequencies, scale) = (self.rope_frequencies(positions), self.rope_scaling.scale());
+        let all = std::iter::once(Rotary { frequencies, scale }).chain(apart);
+        all.map(|mut rotary| {
+            rotary.frequencies.resize(self.head_dim / 2, 0.0);
+            rotary
+        })
+        .collect()
     }
 
     /// The residual stream is kept in units of [`Traits::residual_scale`], so that nothing has to

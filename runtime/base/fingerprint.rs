@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{ModelConfig, RopeScaling, SlidingWindow, Traits, Yarn};
+use super::{LongRope, ModelConfig, RopeScaling, SlidingWindow, Traits, Yarn};
 use crate::error::{Error, Result};
 use crate::format::TensorView;
 use crate::format::gguf::Gguf;
@@ -165,6 +165,7 @@ fn add_traits(identity: &mut Identity, traits: &Traits) {
         logit_scale,
         sliding_window,
         no_rope_every,
+        rotary_dim,
     } = traits;
     identity.add_some("config.attention_scale", attention_scale.map(bits));
     for (key, scale) in [
@@ -180,6 +181,7 @@ fn add_traits(identity: &mut Identity, traits: &Traits) {
         identity.add_some("config.rope_local_base_freq", rope_theta.map(bits));
     }
     identity.add_some("config.no_rope_layer_interval", *no_rope_every);
+    identity.add_some("config.rotary_dim", *rotary_dim);
 }
 
 fn add_rope_scaling(identity: &mut Identity, scaling: &RopeScaling) {
@@ -217,6 +219,16 @@ fn add_rope_scaling(identity: &mut Identity, scaling: &RopeScaling) {
             add("original_max_position_embeddings", original_max_position_embeddings.to_string());
             add("beta_fast", bits(*beta_fast));
             add("beta_slow", bits(*beta_slow));
+            add("attention_factor", bits(*attention_factor));
+        }
+        RopeScaling::Long(long) => {
+            let LongRope { short, long, original_max_position_embeddings, attention_factor } = long;
+            add("rope_type", "longrope".into());
+            for (key, factors) in [("short_factor", short), ("long_factor", long)] {
+                let hash = identity::hash_floats(factors);
+                add(key, identity::tensor("F32", &[factors.len()], hash));
+            }
+            add("original_max_position_embeddings", original_max_position_embeddings.to_string());
             add("attention_factor", bits(*attention_factor));
         }
         RopeScaling::Factors(factors) if factors.iter().all(|factor| *factor == 1.0) => {}

@@ -69,6 +69,9 @@ pub enum Architecture {
     SmolLm3,
     /// Granite 3: multipliers.
     Granite,
+    /// Phi 3 and 4: q, k and v are one tensor of a file, gate and up another; rotary embedding of a
+    /// part of each head, with factors for long contexts.
+    Phi3,
 }
 
 /// What the gate of an MLP goes through.
@@ -140,6 +143,8 @@ pub struct Family {
     pub qk_norms: Option<[&'static str; 2]>,
     /// Of gate.
     pub activation: Activation,
+    /// Groups that Hugging Face's files hold as one linear of this name, rows in order.
+    pub joined: &'static [(SiteKind, &'static str)],
 }
 
 const QKV: Group = Group::new(SiteKind::Qkv, Source::Norm("input_layernorm"), Follows::Store);
@@ -156,10 +161,11 @@ const LLAMA: Family = Family {
     groups: [QKV, O_PROJ, GATE_UP, DOWN],
     qk_norms: None,
     activation: Activation::Silu,
+    joined: &[],
 };
 
 /// Every family.
-pub static FAMILIES: [Family; 6] = [
+pub static FAMILIES: [Family; 7] = [
     LLAMA,
     Family {
         architecture: Architecture::Qwen2,
@@ -187,6 +193,7 @@ pub static FAMILIES: [Family; 6] = [
         ],
         qk_norms: QK_NORMS,
         activation: Activation::GeluTanh,
+        ..LLAMA
     },
     Family {
         architecture: Architecture::SmolLm3,
@@ -198,6 +205,13 @@ pub static FAMILIES: [Family; 6] = [
         architecture: Architecture::Granite,
         gguf: "granite",
         model_types: &["granite"],
+        ..LLAMA
+    },
+    Family {
+        architecture: Architecture::Phi3,
+        gguf: "phi3",
+        model_types: &["phi3"],
+        joined: &[(SiteKind::Qkv, "qkv_proj"), (SiteKind::GateUp, "gate_up_proj")],
         ..LLAMA
     },
 ];

@@ -6,9 +6,10 @@ pub mod layout;
 mod module;
 mod read_gguf;
 mod read_json;
+mod read_scaling;
 mod rope;
 
 pub use config::{ModelConfig, SlidingWindow, Traits};
 pub use layout::Architecture;
 pub use module::{BaseShape, ModulePath, Target};
-pub use rope::{RopeScaling, Rotary, Yarn};
+pub use rope::{LongRope, RopeScaling, Rotary, Yarn};

@@ -1,6 +1,7 @@
 //! The modules of a model that take LoRA, under their Hugging Face paths, and their sizes.
 
 use std::fmt;
+use std::ops::Range;
 
 use super::Architecture;
 
@@ -160,6 +161,42 @@ impl BaseShape {
         let inside =
             |layer| Target::ALL.into_iter().map(move |target| ModulePath::in_layer(layer, target));
         outside.into_iter().chain(layers.flat_map(inside).filter(|path| path.target.is_in_layer()))
+    }
+
+    /// Where a module's weights lie in Hugging Face's files: a path, and which of its rows (all,
+    /// but where the family joins linears).
+    pub fn in_files(&self, path: ModulePath) -> (String, Range<usize>) {
+        let joined = self.architecture.family().joined.iter();
+        let found = joined.copied().find(|(site, _)| site.targets().contains(&path.target));
+        let (Some((site, name)), Some(layer)) = (found, path.layer) else {
+            let [n, k] = self.shape(path.target);
+            // An embedding's rows are its tokens.
+            return (path.to_string(), 0..if path.target == Target::EmbedTokens { k } else { n });
+        };
+        let before = site.targets().iter().take_while(|&&target| target != path.target);
+        let first = before.map(|&target| self.shape(target)[0]).sum::<usize>();
+        let rows = first..first + self.shape(path.target)[0];
+        (format!("model.layers.{layer}.{}.{name}", path.target.block()), rows)
+    }
+
+    /// The modules whose weights lie under a path in files, each with its rows; a part's own path
+    /// is its as well. None for what is no module's.
+    pub fn parts(&self, path: &str) -> Vec<(ModulePath, Range<usize>)> {
+        if let Some(module) = ModulePath::parse(path) {
+            let (_, rows) = self.in_files(module);
+            return vec![(module, 0..rows.len())];
+        }
+        let number = path.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
+        let Some(layer) = number.and_then(|(layer, _)| layer.parse().ok()) else {
+            return Vec::new();
+        };
+        let sites = self.architecture.family().joined.iter();
+        let targets = sites.flat_map(|(site, _)| site.targets());
+        let placed = targets.map(|&target| ModulePath::in_layer(layer, target));
+        let placed = placed.map(|module| (module, self.in_files(module)));
+        // The whole name: `layers.03` is no other one of layer 3.
+        let own = placed.filter(|(_, (name, _))| name == path);
+        own.map(|(module, (_, rows))| (module, rows)).collect()
     }
 
     /// Whether the base has this module.

@@ -14,7 +14,7 @@ pub(super) const MAX_VOCAB: usize = 1 << 22;
 pub(super) const MAX_CONTEXT: usize = 1 << 24;
 
 /// Keys after the family's prefix that are read here or in `rope`, are checked against others, or change nothing.
-const KNOWN: [&str; 29] = [
+const KNOWN: [&str; 30] = [
     "vocab_size",
     "context_length",
     "embedding_length",
@@ -33,6 +33,7 @@ const KNOWN: [&str; 29] = [
     "rope.scale_linear",
     "rope.scaling.type",
     "rope.scaling.factor",
+    "rope.scaling.attn_factor",
     "expert_count",
     // Of what is refused or not there.
     "attention.layer_norm_epsilon",
@@ -47,12 +48,11 @@ const KNOWN: [&str; 29] = [
     "tensor_data_layout",
 ];
 /// Scales, for which 1 is as good as none.
-const SCALES: [&str; 7] = [
+const SCALES: [&str; 6] = [
     "embedding_scale",
     "residual_scale",
     "logit_scale",
     "attention.output_scale",
-    "rope.scaling.attn_factor",
     "rope.scaling.alpha",
     "expert_weights_scale",
 ];
@@ -162,14 +162,15 @@ impl ModelConfig {
             vocab_size: vocab_size(keys)?,
             rms_norm_eps: keys.positive("attention.layer_norm_rms_epsilon")?,
             rope_theta: keys.find_positive("rope.freq_base")?.unwrap_or(10_000.0),
-            rope_scaling: RopeScaling::from_gguf(keys, head_dim / 2)?,
+            rope_scaling: RopeScaling::None,
             max_position_embeddings: keys.size("context_length", MAX_CONTEXT)?,
             tie_word_embeddings: gguf.tensor("lm_head.weight").is_none(),
             traits: Traits::default(),
         };
         config.traits = keys.traits(&config)?;
+        config.rope_scaling = RopeScaling::from_gguf(keys, config.rotary_dim() / 2)?;
         config.check_sizes(|key| keys.name(key.gguf))?;
-        keys.check_heads(head_dim)?;
+        keys.check_heads(&config)?;
         Ok(config)
     }
 }
@@ -198,6 +199,11 @@ impl Keys<'_> {
                 ..plain
             },
             Architecture::SmolLm3 => Traits { no_rope_every: Some(4), ..plain },
+            Architecture::Phi3 => {
+                let turned = self.find_size("rope.dimension_count", MAX_HEAD_DIM)?;
+                let rotary_dim = turned.filter(|&turned| turned != config.head_dim);
+                Traits { rotary_dim, ..plain }
+            }
             _ => plain,
         })
     }
@@ -223,8 +229,11 @@ impl Keys<'_> {
     }
 
     /// Checks the keys that must agree with the width of a head.
-    fn check_heads(self, head_dim: usize) -> Result<()> {
-        for key in ["attention.value_length", "rope.dimension_count"] {
+    fn check_heads(self, config: &ModelConfig) -> Result<()> {
+        let head_dim = config.head_dim;
+        let partial = config.traits.rotary_dim.is_some();
+        let equal = ["attention.value_length", "rope.dimension_count"];
+        for key in &equal[..if partial { 1 } else { 2 }] {
             if let Some(n) = self.find::<u32>(key)?.filter(|&n| n as usize != head_dim) {
                 let reason =
                     format!("{n}, but heads are {head_dim} wide; only equal widths are supported");

@@ -5,11 +5,12 @@ use serde_json::{Map, Value};
 use super::config::{ModelConfig, SlidingWindow, Traits, unsupported};
 use super::layout::{Activation, Architecture, FAMILIES, Family};
 use super::read_gguf::{MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH};
-use super::rope::{RopeScaling, Yarn};
+use super::read_scaling::Scaling;
+use super::rope::RopeScaling;
 use crate::error::{Error, Result};
 
 /// Keys that are read here.
-const READ: [&str; 33] = [
+const READ: [&str; 34] = [
     "model_type",
     "hidden_size",
     "intermediate_size",
@@ -43,10 +44,11 @@ const READ: [&str; 33] = [
     "attention_bias",
     "mlp_bias",
     "partial_rotary_factor",
+    "original_max_position_embeddings",
 ];
 
 /// Keys that change no result here.
-const HARMLESS: [&str; 21] = [
+const HARMLESS: [&str; 26] = [
     "architectures",
     "_name_or_path",
     "attention_dropout",
@@ -68,6 +70,11 @@ const HARMLESS: [&str; 21] = [
     "quantization_config",
     "id2label",
     "label2id",
+    "auto_map",
+    "embd_pdrop",
+    "resid_pdrop",
+    "full_attn_mod",
+    "interpolate_factor",
 ];
 
 /// The keys of a file.
@@ -169,8 +176,8 @@ impl Keys {
         let on = |key: &str| self.map.get(key).is_some_and(|value| !is_off(value));
         let other = self.map.keys().find(|key| !known(key) && on(key));
         let biased = ["attention_bias", "mlp_bias"].into_iter().find(|key| on(key));
-        let partial = "partial_rotary_factor";
-        let turned = self.positive(partial)?.filter(|&share| share != 1.0).map(|_| partial);
+        let partial = self.turned()?.is_some() && self.family.architecture != Architecture::Phi3;
+        let turned = partial.then_some("partial_rotary_factor");
         let activation = match self.family.activation {
             Activation::Silu => &["silu", "swish"][..],
             Activation::GeluTanh => &["gelu_pytorch_tanh"],
@@ -196,6 +203,15 @@ impl Keys {
         all.get(layers).map_or(Some(all), Value::as_object)
     }
 
+    /// The share of a head that is rotated, if not all.
+    fn turned(&self) -> Result<Option<f64>> {
+        let key = "partial_rotary_factor";
+        let inside = self.rotary("full_attention").and_then(|parameters| parameters.get(key));
+        let share = inside.or_else(|| self.some(key));
+        let share = share.map(|share| positive(key, share).map(f64::from)).transpose()?;
+        Ok(share.filter(|&share| share != 1.0))
+    }
+
     fn rope(&self) -> Result<(f32, RopeScaling)> {
         let parameters = self.rotary("full_attention");
         let in_parameters = |key: &str| parameters.and_then(|p| p.get(key));
@@ -204,7 +220,10 @@ impl Keys {
             None => self.positive("rope_theta")?,
         };
         let scaling = parameters.or_else(|| self.some("rope_scaling")?.as_object());
-        let scaling = scaling.map_or(Ok(RopeScaling::None), scaling_of)?;
+        let original = self.positive("original_max_position_embeddings")?;
+        let most = self.size("max_position_embeddings", MAX_CONTEXT)?;
+        let read = |parameters| Scaling { parameters, original, most }.read();
+        let scaling = scaling.map_or(Ok(RopeScaling::None), read)?;
         Ok((theta.unwrap_or(10_000.0), scaling))
     }
 
@@ -230,6 +249,11 @@ impl Keys {
                 logit_scale: scale("logits_scaling")?.recip(),
                 ..plain
             },
+            Architecture::Phi3 => {
+                // As Python rounds it.
+                let dims = |share: f64| (config.head_dim as f64 * share) as usize;
+                Traits { rotary_dim: self.turned()?.map(dims), ..plain }
+            }
             _ => plain,
         })
     }
@@ -310,58 +334,7 @@ fn check_pattern(
     }
 }
 
-fn positive(key: &str, value: &Value) -> Result<f32> {
+pub(super) fn positive(key: &str, value: &Value) -> Result<f32> {
     let number = value.as_f64().map(|v| v as f32).filter(|v| v.is_finite() && *v > 0.0);
     number.ok_or_else(|| Keys::invalid(key, "a number above 0"))
-}
-
-fn scaling_of(parameters: &Map<String, Value>) -> Result<RopeScaling> {
-    let number = |key: &str| {
-        let value = parameters.get(key).unwrap_or(&Value::Null);
-        positive(key, value)
-    };
-    let kind = parameters.get("rope_type").or_else(|| parameters.get("type"));
-    match kind.and_then(Value::as_str).unwrap_or("default") {
-        "default" => Ok(RopeScaling::None),
-        "linear" => Ok(RopeScaling::Linear { factor: number("factor")? }),
-        "llama3" => Ok(RopeScaling::Llama3 {
-            factor: number("factor")?,
-            low_freq_factor: number("low_freq_factor")?,
-            high_freq_factor: number("high_freq_factor")?,
-            original_max_position_embeddings: number("original_max_position_embeddings")? as usize,
-        }),
-        "yarn" => yarn_of(parameters),
-        // Nothing changes within the positions that the file allows, and there are no others.
-        "dynamic" => number("factor").map(|_| RopeScaling::None),
-        kind => {
-            let kind: String = kind.chars().take(64).collect();
-            Err(unsupported(
-                format!("rope scaling `{kind}`"),
-                "none, linear, dynamic, yarn and llama3 scaling are",
-            ))
-        }
-    }
-}
-
-fn yarn_of(parameters: &Map<String, Value>) -> Result<RopeScaling> {
-    let find = |key: &str| {
-        let value = parameters.get(key).filter(|value| !value.is_null());
-        value.map(|value| positive(key, value)).transpose()
-    };
-    let need = |key: &str| find(key)?.ok_or_else(|| Keys::invalid(key, "a number above 0"));
-    let other = ["mscale", "mscale_all_dim", "truncate"].into_iter().find(|key| {
-        let usual = if *key == "truncate" { Value::Bool(true) } else { Value::Null };
-        parameters.get(*key).is_some_and(|value| *value != usual)
-    });
-    if let Some(key) = other {
-        return Err(unsupported(format!("`{key}` of yarn scaling"), "scaling without it is"));
-    }
-    let original = need("original_max_position_embeddings")? as usize;
-    let usual = Yarn::new(need("factor")?, original);
-    Ok(RopeScaling::Yarn(Yarn {
-        beta_fast: find("beta_fast")?.unwrap_or(usual.beta_fast),
-        beta_slow: find("beta_slow")?.unwrap_or(usual.beta_slow),
-        attention_factor: find("attention_factor")?.unwrap_or(usual.attention_factor),
-        ..usual
-    }))
 }

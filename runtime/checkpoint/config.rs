@@ -12,10 +12,12 @@ use crate::format::gguf_writer::GgufWriter;
 /// Errors: [`Error::Unsupported`].
 pub(super) fn refuse_others(config: &ModelConfig) -> Result<()> {
     match config.architecture {
-        _ if matches!(config.rope_scaling, RopeScaling::Yarn(_)) => Err(Error::Unsupported {
-            what: "a checkpoint with YaRN's rotary scaling".into(),
-            hint: "none, linear and llama3 scaling are".into(),
-        }),
+        _ if matches!(config.rope_scaling, RopeScaling::Yarn(_) | RopeScaling::Long(_)) => {
+            Err(Error::Unsupported {
+                what: "a checkpoint with YaRN's or LongRoPE's rotary scaling".into(),
+                hint: "none, linear and llama3 scaling are".into(),
+            })
+        }
         Architecture::Llama if config.traits == Traits::default() => Ok(()),
         _ => Err(Error::Unsupported {
             what: format!("a checkpoint of family `{}`", config.family().gguf),
@@ -75,7 +77,7 @@ pub(super) fn write(config: &ModelConfig, dtype: DType) -> Result<Map<String, Va
             "original_max_position_embeddings": original_max_position_embeddings,
         }),
         RopeScaling::Factors(factors) if factors.iter().all(|factor| *factor == 1.0) => Value::Null,
-        RopeScaling::Factors(_) | RopeScaling::Yarn(_) => {
+        RopeScaling::Factors(_) | RopeScaling::Yarn(_) | RopeScaling::Long(_) => {
             let what = "a config.json for these rotary frequencies".into();
             return Err(Error::Unsupported { what, hint: "none and linear scaling are".into() });
         }

@@ -191,7 +191,7 @@ fn model_file(args: &PlanArgs, gpu: GpuOptions) -> Result<Report> {
 }
 
 fn answering(args: &PlanArgs, gguf: &Gguf, config: &ModelConfig, caps: &Caps) -> Result<Report> {
-    let context = args.model.context.unwrap_or(config.max_position_embeddings.min(8192));
+    let context = args.model.context.unwrap_or(config.usual_context());
     let base = AdaptedBase { shape: config.base_shape(), weights: BaseWeights::Open(gguf) };
     let load = |path: &PathBuf| Adapter::load(path, base);
     let adapters = args.adapters.iter().map(load).collect::<Result<Vec<_>>>()?;

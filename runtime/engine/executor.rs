@@ -165,7 +165,9 @@ impl Executor {
         let Working { cache, steps, prompts, sampling } = Working::new(gpu, config, spaces)?;
         let Sampling { samplers, seen, biases, masks, tallies, found, thresholds, partials, ring } =
             sampling;
-        for (rotations, rotary) in steps.rotations.iter().zip(config.rotaries()) {
+        for (rotations, rotary) in
+            steps.rotations.iter().zip(config.rotaries(spaces.steps.positions))
+        {
             let Rotary { frequencies, scale } = rotary;
             gpu.write(rotations, 0, &rope::rotations(&frequencies, scale, spaces.steps.positions));
         }

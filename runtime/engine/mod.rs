@@ -194,7 +194,7 @@ impl Engine {
     ) -> Result<Arc<Self>> {
         let (base, weights) = Base::load(&gpu, gguf, options.chat_template.as_deref(), loading)?;
         let most = base.config.max_position_embeddings;
-        let context = options.context.unwrap_or(most.min(8192));
+        let context = options.context.unwrap_or(base.config.usual_context());
         if context == 0 || context > most {
             let reason = format!("{context} tokens; this model allows 1 to {most}");
             return Err(Error::InvalidArgument { name: "context", reason });

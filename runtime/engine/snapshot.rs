@@ -107,7 +107,7 @@ pub(super) fn save(session: &Session, path: &Path) -> Result<()> {
     let metadata = HashMap::from([
         ("format".to_string(), FORMAT.to_string()),
         ("base_fingerprint".to_string(), engine.base.fingerprint.clone()),
-        ("kv_dtype".to_string(), kv_dtype(engine).to_string()),
+        ("kv_dtype".to_string(), kv_kind(engine).to_string()),
         ("kv_len".to_string(), kv_len.to_string()),
         ("adapters".to_string(), adapters),
         ("computed".to_string(), session.how.len().to_string()),
@@ -257,8 +257,8 @@ pub(super) fn restore(engine: &Arc<Engine>, path: &Path) -> Result<Session> {
     session.set_adapters(&Change { adapters: &set, ..Change::default() })?;
     let computed = field("computed").parse::<usize>().unwrap_or(0).min(tokens.len());
     session.how = how_of(field("narrow"), computed, engine.context());
-    // A cache in another element type is computed anew rather than converted.
-    if field("kv_dtype") == kv_dtype(engine) {
+    // A cache of another kind is computed anew rather than converted.
+    if field("kv_dtype") == kv_kind(engine) {
         match engine.surviving(|| fill(&mut session, &file, kv_len, path)) {
             // It is computed anew as well.
             Err(Error::Background | Error::DeviceLost(_)) => {}
@@ -337,8 +337,14 @@ fn page_bytes(engine: &Engine) -> u64 {
     PageShape::new(&engine.base.config, engine.kv_f16).bytes()
 }
 
-fn kv_dtype(engine: &Engine) -> &'static str {
-    if engine.kv_f16 { "F16" } else { "F32" }
+/// Type of the elements, and by which frequencies keys are turned where there are two.
+fn kv_kind(engine: &Engine) -> &'static str {
+    match (engine.kv_f16, engine.base.config.is_long(engine.context())) {
+        (true, false) => "F16",
+        (false, false) => "F32",
+        (true, true) => "F16 long",
+        (false, true) => "F32 long",
+    }
 }
 
 fn invalid(path: &Path, reason: impl std::fmt::Display) -> Error {

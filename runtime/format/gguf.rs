@@ -11,21 +11,23 @@
 
 mod names;
 mod parse;
+mod shards;
 mod value;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 pub use names::hf_name;
-pub(crate) use names::{gguf_name, interleaves};
+pub(crate) use names::{gguf_name, hf_name_in, interleaves};
+pub use shards::shards_of;
 pub use value::{Array, FromValue, Value};
 
 use super::{Bytes, TensorView, map, map_part};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use shards::{missing_shard, shard_path};
 use value::Cursor;
 
 /// An open model file: metadata and tensors of all its shards.
@@ -35,12 +37,16 @@ pub struct Gguf {
     shards: Vec<Bytes>,
     /// Type and position of each value, in the first shard.
     metadata: BTreeMap<String, (u32, usize)>,
+    /// Those of the files, then the linears that are parts of some.
     tensors: Vec<Entry>,
+    /// How many are of the files.
+    n_stored: usize,
     /// Index into `tensors` by Hugging Face name.
     by_name: HashMap<String, usize>,
 }
 
 /// A tensor's checked place in a shard.
+#[derive(Clone)]
 struct Entry {
     /// As the file spells it.
     file_name: String,
@@ -166,17 +172,19 @@ impl Gguf {
         })
     }
 
-    /// Every tensor, in the order of the files.
+    /// Every tensor, in the order of the files. Where a file holds several linears as one, that
+    /// one.
     pub fn tensors(&self) -> impl ExactSizeIterator<Item = TensorView<'_>> {
-        self.tensors.iter().map(|entry| self.view(entry))
+        self.tensors[..self.n_stored].iter().map(|entry| self.view(entry))
     }
 
     /// Names of tensors that no model here uses; they keep the name the file gives.
     pub fn ignored(&self) -> impl Iterator<Item = &str> {
-        self.tensors.iter().filter(|entry| !entry.known).map(|entry| entry.name.as_str())
+        let stored = &self.tensors[..self.n_stored];
+        stored.iter().filter(|entry| !entry.known).map(|entry| entry.name.as_str())
     }
 
-    /// A tensor by Hugging Face name, e.g. `model.norm.weight`.
+    /// A tensor by Hugging Face name, e.g. `model.norm.weight`, or a linear that is a part of one.
     pub fn tensor(&self, name: &str) -> Option<TensorView<'_>> {
         self.by_name.get(name).and_then(|&i| self.tensors.get(i)).map(|entry| self.view(entry))
     }
@@ -196,6 +204,7 @@ impl Gguf {
             shards: vec![bytes],
             metadata,
             tensors,
+            n_stored: 0,
             by_name: HashMap::new(),
         })
     }
@@ -261,11 +270,17 @@ impl Gguf {
         }
         let architecture = self.find_note("general.architecture").unwrap_or("llama").to_string();
         let mut tensors = std::mem::take(&mut self.tensors);
-        for (i, entry) in tensors.iter_mut().enumerate() {
-            let hf = names::hf_name_in(&architecture, &entry.file_name);
+        let mut parts = Vec::new();
+        for entry in &mut tensors {
+            let hf = hf_name_in(&architecture, &entry.file_name);
             entry.known = hf.is_some();
             entry.name = hf.unwrap_or_else(|| entry.file_name.clone());
             entry.interleaved = self.interleaved(&architecture, entry)?;
+            parts.extend(self.parts(&architecture, entry)?);
+        }
+        self.n_stored = tensors.len();
+        tensors.append(&mut parts);
+        for (i, entry) in tensors.iter().enumerate() {
             if self.by_name.insert(entry.name.clone(), i).is_some() {
                 return Err(invalid_tensor(
                     &entry.file_name,
@@ -275,6 +290,42 @@ impl Gguf {
         }
         self.tensors = tensors;
         Ok(self)
+    }
+
+    /// The linears that a tensor holds: blocks do not cross rows, so that rows can be told apart.
+    fn parts(&self, architecture: &str, entry: &Entry) -> Result<Vec<Entry>> {
+        let names = names::parts(architecture, &entry.name);
+        let [rows, k] = entry.shape[..] else { return Ok(Vec::new()) };
+        let shares = match names.len() {
+            0 => return Ok(Vec::new()),
+            // q, k and v by their heads, gate and up alike.
+            3 => {
+                let (heads, kv_heads) = self.head_counts(architecture)?;
+                vec![heads as usize, kv_heads as usize, kv_heads as usize]
+            }
+            n => vec![1; n],
+        };
+        let all = shares.iter().try_fold(0_usize, |all, &share| all.checked_add(share));
+        let Some(all) = all.filter(|&all| all > 0 && rows.is_multiple_of(all)) else {
+            let reason =
+                format!("{rows} rows can't be split by {shares:?}; convert the file again");
+            return Err(invalid_tensor(&entry.file_name, reason));
+        };
+        let (size, row_bytes) = (rows / all, entry.range.len() / rows);
+        let mut from = entry.range.start;
+        let part = |(name, share): (String, usize)| {
+            let range = from..from + share * size * row_bytes;
+            from = range.end;
+            Entry { name, shape: vec![share * size, k], range, ..entry.clone() }
+        };
+        Ok(names.into_iter().zip(shares).map(part).collect())
+    }
+
+    /// Heads of queries, and of keys and values.
+    fn head_counts(&self, architecture: &str) -> Result<(u32, u32)> {
+        let count = |what: &str| format!("{architecture}.attention.{what}");
+        let all: u32 = self.get(&count("head_count"))?;
+        Ok((all, self.find(&count("head_count_kv"))?.unwrap_or(all)))
     }
 
     /// Rows of a head, for the tensors that llama files interleave.
@@ -287,9 +338,8 @@ impl Gguf {
         if !entry.known || !(q || k) || !is_said || !interleaves(architecture) {
             return Ok(None);
         }
-        let count = |what: &str| format!("{architecture}.attention.{what}");
-        let all: u32 = self.get(&count("head_count"))?;
-        let heads = if q { all } else { self.find(&count("head_count_kv"))?.unwrap_or(all) };
+        let (all, kv_heads) = self.head_counts(architecture)?;
+        let heads = if q { all } else { kv_heads };
         let rows = entry.shape[0];
         let head = rows.checked_div(heads as usize).unwrap_or(0);
         let blocks_move_whole = entry.shape.len() > 1 || entry.dtype.block_len() == 1;
@@ -306,51 +356,7 @@ impl Gguf {
 
 impl std::fmt::Debug for Gguf {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Gguf({}, {} tensors)", self.path.display(), self.tensors.len())
-    }
-}
-
-/// The shards of a model by the name of the first; nothing is opened.
-pub fn shards_of(first: &Path) -> Vec<PathBuf> {
-    let name = first
-        .file_name()
-        .and_then(|name| name.to_str())
-        .and_then(|name| name.strip_suffix(".gguf"));
-    // A name may say anything; files say how many they are in 16 bits.
-    let count = name.and_then(|name| name.rsplit_once("-of-")?.1.parse::<u16>().ok()).unwrap_or(1);
-    let count = u32::from(count);
-    let others =
-        (1..count).map_while(|no| shard_path(first, no, count).ok()).filter(|path| path.exists());
-    std::iter::once(first.to_path_buf()).chain(others).collect()
-}
-
-/// The path of shard `no` (from 0), beside the first.
-fn shard_path(first: &Path, no: u32, count: u32) -> Result<PathBuf> {
-    let suffix = format!("-00001-of-{count:05}.gguf");
-    let stem = first
-        .file_name()
-        .and_then(|name| name.to_str())
-        .and_then(|name| name.strip_suffix(&suffix));
-    let reason = || {
-        format!(
-            "the first of {count} shards must be named like model{suffix}, for the others to be \
-            found"
-        )
-    };
-    let stem = stem.ok_or_else(|| Error::InvalidFile { path: first.into(), reason: reason() })?;
-    Ok(first.with_file_name(format!("{stem}-{:05}-of-{count:05}.gguf", no + 1)))
-}
-
-fn missing_shard(error: Error, path: &Path, no: u32, count: u32) -> Error {
-    match error {
-        Error::Io { source, .. } if source.kind() == ErrorKind::NotFound => Error::InvalidFile {
-            path: path.into(),
-            reason: format!(
-                "shard {} of {count} is missing; put all shards into one folder",
-                no + 1
-            ),
-        },
-        other => other,
+        write!(f, "Gguf({}, {} tensors)", self.path.display(), self.n_stored)
     }
 }
 

@@ -24,8 +24,10 @@ params! {
         pub u_width: u32,
         /// With [`HeadInput::norm`]: added to the mean square.
         pub eps: f32,
+        /// Dimensions of a head that are rotated, its first: with NEOX, else all are.
+        pub rotary_dim: u32,
         /// Unused.
-        pub pad: [u32; 2],
+        pub pad: u32,
         /// With adapters: the rows' only one, see [`super::lora::Entry`].
         pub alone: Entry,
     }
@@ -127,13 +129,15 @@ fn coarse(max_positions: usize) -> usize {
 }
 
 /// Cosines and sines, `[256 + coarse, head_dim / 2, 2]`, for positions below `max_positions`,
-/// computed in f64. What is rotated by them is multiplied by `scale`, which is in the fine ones.
+/// computed in f64. What is rotated by them is multiplied by `scale`, which is in the fine ones;
+/// what does not turn is not.
 pub fn rotations(frequencies: &[f32], scale: f32, max_positions: usize) -> Vec<[f32; 2]> {
     let fine = (0..FINE).map(|position| (position, f64::from(scale)));
     let coarse = (0..coarse(max_positions)).map(|i| (i * FINE, 1.0));
     fine.chain(coarse)
         .flat_map(|(position, scale)| {
             frequencies.iter().map(move |&frequency| {
+                let scale = if frequency == 0.0 { 1.0 } else { scale };
                 let angle = position as f64 * f64::from(frequency);
                 [(scale * angle.cos()) as f32, (scale * angle.sin()) as f32]
             })

@@ -23,6 +23,8 @@ params! {
         pub direction: f32,
         /// With [`HeadInput::norm`]: added to the mean square.
         pub eps: f32,
+        /// Dimensions of a head that are rotated, its first.
+        pub rotary_dim: u32,
     }
 }
 

@@ -61,7 +61,7 @@ impl<T> Scratch<T> {
         Ok(Self {
             parts: words("attention parts", &[rows, heads * e])?,
             stats: words("attention stats", &[rows, heads * 2])?,
-            rotations: (config.rotaries().iter())
+            rotations: (config.rotaries(0).iter())
                 .map(|_| words("rotations", &rope::rotations_shape(limits.positions, e)))
                 .collect::<Result<_>>()?,
         })

@@ -156,6 +156,8 @@ pub(crate) struct Attend {
     eps: f32,
     /// On the scores.
     scale: f32,
+    /// Dimensions of a head that are rotated.
+    rotary_dim: u32,
     /// Rows that there is room for in parts.
     pub(crate) part_rows: u32,
     /// Length of a page table.
@@ -177,6 +179,7 @@ impl Attend {
             input: head_input(family),
             eps: config.rms_norm_eps,
             scale: config.attention_scale(),
+            rotary_dim: config.rotary_dim() as u32,
             part_rows: limits.part_rows() as u32,
             max_pages: limits.max_pages() as u32,
         }
@@ -194,8 +197,9 @@ impl Attend {
         let Heads { heads, kv_heads, head_dim, .. } = self.heads;
         let max_pages = self.max_pages;
         let Site { number: site, u_width, alone } = around.expanded;
-        let (eps, pad) = (self.eps, [0; 2]);
-        let params = RopeParams { heads, kv_heads, max_pages, site, u_width, eps, pad, alone };
+        let (eps, rotary_dim, pad) = (self.eps, self.rotary_dim, 0);
+        let params =
+            RopeParams { heads, kv_heads, max_pages, site, u_width, eps, rotary_dim, pad, alone };
         rope::record_beside(commands, &kernels.cache.rope, (head_dim, self.input), params, rows);
         let window = kernels.cache.window();
         let software = commands.caps().software;

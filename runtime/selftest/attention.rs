@@ -97,8 +97,11 @@ fn outcome(gpu: &Gpu, cache: &Tensor, kv_f16: bool, want: Vec<Near>) -> Result<O
 
 fn rotate(gpu: &Gpu, kv_f16: bool) -> Result<Vec<Outcome>> {
     let positions = [0_u32, 37, 300];
-    let frequencies: Vec<f32> =
-        (0..E / 2).map(|i| 1e4_f32.powf(-2.0 * i as f32 / E as f32)).collect();
+    // The last quarter of a head does not turn.
+    let turned = 3 * E / 4;
+    let mut frequencies: Vec<f32> =
+        (0..turned / 2).map(|i| 1e4_f32.powf(-2.0 * i as f32 / turned as f32)).collect();
+    frequencies.resize(E / 2, 0.0);
     let qkv = Random(11).vec(positions.len() * QKV);
     let rows = gpu.upload("rows", &positions.map(|position| [0, position]))?;
     let pages = gpu.upload("pages", &PAGES)?;
@@ -113,6 +116,7 @@ fn rotate(gpu: &Gpu, kv_f16: bool) -> Result<Vec<Outcome>> {
         heads: H as u32,
         kv_heads: G as u32,
         max_pages: PAGES.len() as u32,
+        rotary_dim: turned as u32,
         ..Default::default()
     };
     submit(gpu, |commands| {
@@ -126,8 +130,8 @@ fn rotate(gpu: &Gpu, kv_f16: bool) -> Result<Vec<Outcome>> {
     for (m, position) in positions.iter().map(|p| *p as usize).enumerate() {
         for head in 0..H + G {
             let at = (m * (H + 2 * G) + head) * E;
-            let rotated =
-                rotated(&qkv[at..at + E], position, &frequencies, if kv_f16 { 2e-3 } else { 1e-5 });
+            let (head_in, bound) = (&qkv[at..at + E], if kv_f16 { 2e-3 } else { 1e-5 });
+            let rotated = rotated(head_in, position, &frequencies[..turned / 2], bound);
             match head.checked_sub(H) {
                 None => want_qkv[at..at + E].copy_from_slice(&rotated),
                 Some(kv_head) => {
@@ -158,10 +162,14 @@ fn written_q(mut qkv: Outcome) -> Outcome {
     qkv
 }
 
-/// Pairs `(i, i + E/2)` turned by `position * frequencies[i]`.
+/// Pairs `(i, i + R/2)` turned by `position * frequencies[i]`, and the rest, R being twice as many
+/// as there are frequencies.
 fn rotated(head: &[f32], position: usize, frequencies: &[f32], bound: f64) -> Vec<Near> {
-    let half = head.len() / 2;
+    let half = frequencies.len();
     let turn = |i: usize| {
+        if i >= 2 * half {
+            return Near { value: head[i].into(), bound };
+        }
         let (sin, cos) = (position as f64 * f64::from(frequencies[i % half])).sin_cos();
         let (a, b) = (f64::from(head[i % half]), f64::from(head[i % half + half]));
         Near { value: if i < half { a * cos - b * sin } else { a * sin + b * cos }, bound }

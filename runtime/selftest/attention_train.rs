@@ -36,28 +36,40 @@ fn rows() -> Vec<[u32; 2]> {
 }
 
 fn rotate(gpu: &Gpu, direction: f32) -> Result<Vec<Outcome>> {
-    let frequencies: Vec<f32> =
-        (0..E / 2).map(|i| 1e4_f32.powf(-2.0 * i as f32 / E as f32)).collect();
+    // The last quarter of a head does not turn.
+    let turned = 3 * E / 4;
+    let mut frequencies: Vec<f32> =
+        (0..turned / 2).map(|i| 1e4_f32.powf(-2.0 * i as f32 / turned as f32)).collect();
+    frequencies.resize(E / 2, 0.0);
     let qkv = Random(41).vec(T * QKV);
     let tensor = poisoned(gpu, &qkv, qkv.len())?;
     let rotations = gpu.upload("rotations", &rope::rotations(&frequencies, 1.0, T))?;
     let op =
         gpu.op(&rope_train::spec(E as u32), &[&gpu.upload("rows", &rows())?, &rotations, &tensor])?;
-    let params =
-        RopeTrainParams { heads: H as u32, kv_heads: G as u32, row0: 0, direction, eps: 0.0 };
+    let params = RopeTrainParams {
+        heads: H as u32,
+        kv_heads: G as u32,
+        row0: 0,
+        direction,
+        eps: 0.0,
+        rotary_dim: turned as u32,
+    };
     submit(gpu, |commands| {
         rope_train::record(commands, &op, E as u32, params, T as u32);
         Ok(())
     })?;
     let near = |at: usize| {
         let (t, head, i) = (at / QKV, at % QKV / E, at % E);
-        let angle = f64::from(frequencies[i % (E / 2)])
+        if i >= turned || head >= H + G {
+            return Near { value: qkv[at].into(), bound: 1e-5 };
+        }
+        let half = turned / 2;
+        let angle = f64::from(frequencies[i % half])
             * (t - row(t)[0] as usize) as f64
             * f64::from(direction);
-        let (pair, sign) = if i < E / 2 { (at + E / 2, -1.0) } else { (at - E / 2, 1.0) };
-        let turned =
-            || f64::from(qkv[at]) * angle.cos() + sign * f64::from(qkv[pair]) * angle.sin();
-        Near { value: if head < H + G { turned() } else { qkv[at].into() }, bound: 1e-5 }
+        let (pair, sign) = if i < half { (at + half, -1.0) } else { (at - half, 1.0) };
+        let value = f64::from(qkv[at]) * angle.cos() + sign * f64::from(qkv[pair]) * angle.sin();
+        Near { value, bound: 1e-5 }
     };
     Ok(vec![Outcome::read(gpu, &tensor, (0..qkv.len()).map(near).collect())?])
 }

@@ -128,7 +128,8 @@ fn heads(gpu: &Gpu) -> Result<Vec<Outcome>> {
     let tensors = [&gpu.upload("rows", &rows)?, &turns, &tensor, &gpu.upload("beside", &beside)?];
     let op = gpu.op(&rope_train::beside_spec(E as u32, input), &tensors)?;
     let (heads, kv_heads, direction) = (H as u32, 1, rope_train::FORWARD);
-    let params = RopeTrainParams { heads, kv_heads, row0: 0, direction, eps: EPS };
+    let params =
+        RopeTrainParams { heads, kv_heads, row0: 0, direction, eps: EPS, rotary_dim: E as u32 };
     submit(gpu, |commands| {
         rope_train::record_beside(commands, &op, (E as u32, input), params, ROWS as u32);
         Ok(())

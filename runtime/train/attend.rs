@@ -106,6 +106,7 @@ impl AttendOps {
             row0: 0,
             direction,
             eps: self.config.rms_norm_eps,
+            rotary_dim: self.config.rotary_dim() as u32,
         }
     }
 

@@ -332,7 +332,7 @@ impl<T> Buffers<T> {
             },
             token_ids: words("token_ids", &[t])?,
             rows: words("rows", &[t, 2])?,
-            rotations: (config.rotaries().iter())
+            rotations: (config.rotaries(0).iter())
                 .map(|_| words("rotations", &rope::rotations_shape(shape.seq_len, e)))
                 .collect::<Result<_>>()?,
             norm: [words("norm.partials", &[partials as usize])?, words("norm", &[1])?],

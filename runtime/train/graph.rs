@@ -52,7 +52,8 @@ impl Graph {
         state: Arc<Vec<Tensor>>,
     ) -> Result<Self> {
         let buffers = Buffers::around(gpu, model.config, shape, state)?;
-        for (rotations, rotary) in buffers.rotations.iter().zip(model.config.rotaries()) {
+        let rotaries = model.config.rotaries(shape.seq_len);
+        for (rotations, rotary) in buffers.rotations.iter().zip(rotaries) {
             let Rotary { frequencies, scale } = rotary;
             gpu.write(rotations, 0, &rope::rotations(&frequencies, scale, shape.seq_len));
         }

@@ -150,7 +150,7 @@ refused! {
     eps_zero: real("attention.layer_norm_rms_epsilon", 0.0) => InvalidMetadata, "0 is not a number above 0";
     theta_nan: real("rope.freq_base", f32::NAN) => InvalidMetadata, "NaN is not a number above 0";
     context_zero: number("context_length", 0) => InvalidMetadata, "context_length`: 0 is not";
-    scaling_other: llama().key("llama.rope.scaling.type", Meta::Text("longrope")) => Unsupported, "rope scaling `longrope`";
+    scaling_other: llama().key("llama.rope.scaling.type", Meta::Text("other")) => Unsupported, "rope scaling `other`";
     yarn_without_factor: yarn(&[]) => InvalidMetadata, "factor`: missing";
     yarn_of_another_kind: yarn(&[("factor", 2.0), ("yarn_ext_factor", 0.5)]) => Unsupported, "yarn_ext_factor` = 0.5";
     scaling_factor_missing: llama().key("llama.rope.scaling.type", Meta::Text("linear")) => InvalidMetadata, "factor`: missing";
@@ -252,15 +252,15 @@ fn plain(n: usize, theta: f64) -> impl Iterator<Item = f64> {
 
 #[test]
 fn rotary_frequencies() {
-    close(&config(&llama()).rope_frequencies(), plain(16, 1e5));
+    close(&config(&llama()).rope_frequencies(0), plain(16, 1e5));
     let linear = llama().key("llama.rope.scaling.type", Meta::Text("linear"));
     let linear = config(&linear.key("llama.rope.scaling.factor", Meta::F32(4.0)));
     assert_eq!(linear.rope_scaling, RopeScaling::Linear { factor: 4.0 });
-    close(&linear.rope_frequencies(), plain(16, 1e5).map(|f| f / 4.0));
+    close(&linear.rope_frequencies(0), plain(16, 1e5).map(|f| f / 4.0));
     let divisors: Vec<f32> = (1..=16_u8).map(f32::from).collect();
     let explicit = config(&factors(&divisors));
     close(
-        &explicit.rope_frequencies(),
+        &explicit.rope_frequencies(0),
         plain(16, 1e5).zip(&divisors).map(|(f, &d)| f / f64::from(d)),
     );
 }
@@ -284,7 +284,7 @@ fn rotary_frequencies_of_llama_3() {
         original_max_position_embeddings: 8192,
     };
     let config = ModelConfig { head_dim: 64, rope_theta: 5e5, rope_scaling, ..config(&llama()) };
-    close(&config.rope_frequencies(), plain(32, 5e5).map(scaled));
+    close(&config.rope_frequencies(0), plain(32, 5e5).map(scaled));
 }
 
 #[derive(Deserialize)]
@@ -293,6 +293,9 @@ struct Golden {
     config: serde_json::Value,
     frequencies: Vec<f64>,
     scale: f32,
+    /// Length of the text, where it matters.
+    #[serde(default)]
+    positions: usize,
 }
 
 /// Of `tests/golden/rope.py`, which computes in f32: a power, a few products and sums.
@@ -300,17 +303,54 @@ struct Golden {
 fn scaled_frequencies_are_those_of_transformers() {
     let bytes = std::fs::read(golden("rope.json")).unwrap();
     let cases: Vec<Golden> = serde_json::from_slice(&bytes).unwrap();
-    for Golden { name, config, frequencies, scale } in cases {
+    for Golden { name, config, frequencies, scale, positions } in cases {
         let config = ModelConfig::from_json(&config.to_string()).unwrap();
-        let rotaries = config.rotaries();
+        let rotaries = config.rotaries(positions);
         let [rotary] = &rotaries[..] else { panic!("{name}: {}", rotaries.len()) };
         assert!((rotary.scale - scale).abs() <= f32::EPSILON, "{name}: {}", rotary.scale);
-        assert_eq!(rotary.frequencies.len(), frequencies.len(), "{name}");
+        assert_eq!(config.rotary_dim(), 2 * frequencies.len(), "{name}");
+        assert_eq!(rotary.frequencies.len(), config.head_dim / 2, "{name}");
+        assert!(rotary.frequencies[frequencies.len()..].iter().all(|&f| f == 0.0), "{name}");
         for (i, (&ours, theirs)) in rotary.frequencies.iter().zip(frequencies).enumerate() {
             let off = (f64::from(ours) / theirs - 1.0).abs();
             assert!(off <= 8.0 * f64::from(f32::EPSILON), "{name}, {i}: {ours}, {theirs}: {off}");
         }
     }
+}
+
+fn filled(writer: Writer, name: &str, n: usize, value: f32) -> Writer {
+    let data = std::iter::repeat_n(value.to_le_bytes(), n).flatten().collect();
+    writer.tensor(name, &[n as u64], 0, data)
+}
+
+#[test]
+fn factors_for_long_contexts_come_in_pairs_and_alone() {
+    let short = |writer| filled(writer, "rope_factors_short.weight", 16, 1.5);
+    let long = |writer| filled(writer, "rope_factors_long.weight", 16, 4.0);
+    let original = |n| llama().key("llama.rope.scaling.original_context_length", Meta::U32(n));
+    let config = config(&long(short(original(32))));
+    // 128 positions are four times as many.
+    let RopeScaling::Long(found) = &config.rope_scaling else { panic!("{config:?}") };
+    assert_eq!((found.short[3], found.long[15]), (1.5, 4.0));
+    assert_eq!(found.attention_factor, 1.4_f64.sqrt() as f32);
+    assert_eq!(config.usual_context(), 32);
+    close(&config.rope_frequencies(32), plain(16, 1e5).map(|f| f / 1.5));
+    close(&config.rope_frequencies(33), plain(16, 1e5).map(|f| f / 4.0));
+    let refused = |writer: Writer, says: &str| {
+        let error = ModelConfig::from_gguf(&open(&writer)).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    };
+    let kind = |kind| original(32).key("llama.rope.scaling.type", Meta::Text(kind));
+    refused(short(original(32)), "rope_factors_short.weight");
+    refused(kind("longrope"), "rope_factors_short.weight");
+    refused(long(short(kind("yarn").key("llama.rope.scaling.factor", Meta::F32(2.0)))), "short");
+    refused(long(short(real("rope.scaling.factor", 4.0))), "rope_factors_short.weight");
+    refused(long(short(original(1))), "original_context_length");
+    for (n, value) in [(8, 1.0), (16, 0.0)] {
+        let other = filled(original(32), "rope_factors_short.weight", n, value);
+        refused(long(other), "rope_factors_short.weight");
+    }
+    refused(real("rope.scaling.attn_factor", 1.5), "rope.scaling.attn_factor` = 1.5");
 }
 
 #[test]

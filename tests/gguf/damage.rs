@@ -34,7 +34,7 @@ fn visit(bytes: Vec<u8>) {
         assert_eq!(tensor.rows(tensor.n_rows() - 1, 1).len(), tensor.row_bytes());
     }
     if let Ok(config) = ModelConfig::from_gguf(&gguf) {
-        assert_eq!(config.rope_frequencies().len(), config.head_dim / 2);
+        assert_eq!(config.rope_frequencies(0).len(), config.head_dim / 2);
         drop(config.check_tensors(&gguf));
     }
 }

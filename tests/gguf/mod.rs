@@ -137,6 +137,38 @@ fn names_become_module_paths() {
 }
 
 #[test]
+fn a_tensor_of_several_linears_is_told_apart_by_rows() {
+    let gguf = Gguf::open(crate::common::golden("families/phi3.gguf")).unwrap();
+    let layer = |module: &str| gguf.require(&format!("model.layers.1.{module}.weight")).unwrap();
+    let qkv = [("self_attn.q_proj", 64), ("self_attn.k_proj", 32), ("self_attn.v_proj", 32)];
+    let gate_up = [("mlp.gate_proj", 96), ("mlp.up_proj", 96)];
+    for (joined, parts) in [("self_attn.qkv_proj", &qkv[..]), ("mlp.gate_up_proj", &gate_up[..])] {
+        let (whole, mut row) = (layer(joined), 0);
+        for &(part, rows) in parts {
+            let part = layer(part);
+            assert_eq!((part.shape, part.dtype), (&[rows, 64][..], whole.dtype));
+            assert_eq!(part.bytes(), whole.rows(row, rows));
+            row += rows;
+        }
+        assert_eq!(row, whole.n_rows());
+    }
+    let is_part = |name: &str| name.contains(".q_proj") || name.contains(".up_proj");
+    assert!(gguf.tensors().all(|tensor| !is_part(tensor.name)));
+    let odd = |heads: u32| {
+        let writer = Writer::new()
+            .key("general.architecture", Meta::Text("phi3"))
+            .key("phi3.attention.head_count", Meta::U32(heads))
+            .counting("blk.0.attn_qkv.weight", &[64, 100]);
+        Gguf::from_bytes(writer.bytes())
+    };
+    for heads in [3, u32::MAX] {
+        let error = odd(heads).unwrap_err().to_string();
+        assert!(error.contains("attn_qkv") && error.contains("can't be split"), "{error}");
+    }
+    assert!(odd(20).is_err(), "20 heads of q, 20 of k and v: 60 do not divide 100 rows");
+}
+
+#[test]
 fn shapes_are_row_major_and_rows_are_slices() {
     let gguf = open(&llama().tensor("x", &[64, 3], 2, (0..108).collect()));
     let x = gguf.require("x").unwrap();

@@ -2,12 +2,13 @@
 
 usage: rope.py     needs torch, transformers
 
-`frequencies` are radians a token; `scale` is what cosines and sines are multiplied by.
+`frequencies` are radians a token; `scale` is what cosines and sines are multiplied by; `positions`, where it is said, is the length of
+the text.
 """
 import json
 from pathlib import Path
 
-from transformers import LlamaConfig
+from transformers import LlamaConfig, Phi3Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 CASES = {
@@ -20,6 +21,12 @@ CASES = {
     },
     "yarn, short": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64},
 }  # fmt: skip
+LONG = {
+    "rope_type": "longrope", "original_max_position_embeddings": 4096,
+    "short_factor": [1 + i / 64 for i in range(48)], "long_factor": [1 + i * i / 32 for i in range(48)],
+}  # fmt: skip
+# Text length, share of the head that is rotated (of 128 and 96 dimensions), more.
+LONG_CASES = [(4096, 0.75, {}), (4097, 0.75, {}), (8192, 1.0, {"attention_factor": 1.25}), (100, 1.0, {"factor": 8.0})]
 SHAPES = [(64, 10000.0), (128, 1000000.0)]
 
 
@@ -34,6 +41,16 @@ def main():
             }  # fmt: skip
             frequencies, scale = ROPE_INIT_FUNCTIONS[rope["rope_type"]](LlamaConfig(**config), "cpu")
             golden.append({"name": name, "config": config, "frequencies": frequencies.tolist(), "scale": float(scale)})
+    for positions, share, more in LONG_CASES:
+        head_dim = int(96 / share)
+        config = {
+            "model_type": "phi3", "vocab_size": 64, "hidden_size": 2 * head_dim, "intermediate_size": 64, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "rms_norm_eps": 1e-5, "max_position_embeddings": 131072,
+            "original_max_position_embeddings": 4096, "rope_theta": 10000.0, "partial_rotary_factor": share, "rope_scaling": {**LONG, **more},
+        }  # fmt: skip
+        frequencies, scale = ROPE_INIT_FUNCTIONS["longrope"](Phi3Config(**json.loads(json.dumps(config))), "cpu", seq_len=positions)
+        entry = {"name": f"longrope, {positions}", "config": config, "positions": positions}
+        golden.append({**entry, "frequencies": frequencies.tolist(), "scale": float(scale)})
     lines = ",\n".join(json.dumps(entry) for entry in golden)
     (Path(__file__).parent / "rope.json").write_text(f"[\n{lines}\n]\n")
 

@@ -90,6 +90,7 @@ fn check_forward(gpu: &Gpu, case: &Case) -> Checked {
         row0: case.row0 as u32,
         direction: rope_train::FORWARD,
         eps: EPSILON,
+        rotary_dim: e as u32,
     };
     submit(gpu, |commands| {
         rope_train::record_beside(commands, &op, (e as u32, input), params, case.rows as u32);

@@ -55,6 +55,12 @@ impl Case {
         if self.seed.is_multiple_of(2) { 1.0 } else { 0.75 }
     }
 
+    /// Dimensions that turn: all, or three of four.
+    fn rotary_dim(&self) -> usize {
+        let some = self.neox && self.seed % 4 < 2;
+        if some { 3 * self.head_dim / 4 } else { self.head_dim }
+    }
+
     /// Tables for every position there may be; only those of the rows' pages name a page, the
     /// others lead nowhere.
     fn tables(&self, random: &mut Random) -> (Vec<u32>, usize) {
@@ -116,12 +122,17 @@ fn oracle(
         for head in 0..heads + g {
             let at = (m * all + head) * e;
             for (i, &frequency) in frequencies.iter().enumerate() {
-                let pair = if case.neox { [i, i + e / 2] } else { [2 * i, 2 * i + 1] };
+                let half = case.rotary_dim() / 2;
+                let pair = match case.neox {
+                    true if i < half => [i, i + half],
+                    true => [i + half, i + e / 2],
+                    false => [2 * i, 2 * i + 1],
+                };
                 let rotated = rotate(
                     qkv[at + pair[0]],
                     qkv[at + pair[1]],
                     position as f64 * f64::from(frequency),
-                    case.scale().into(),
+                    if i < half { case.scale().into() } else { 1.0 },
                 );
                 for (i, near) in pair.into_iter().zip(rotated) {
                     if head < heads {
@@ -147,9 +158,10 @@ fn check(gpu: &Gpu, case: &Case, adapted: bool) -> Checked {
     let (tables, pages) = case.tables(&mut random);
     let slots = pages * case.kv_heads * case.page_len * case.head_dim;
     let heads = case.kv_heads * case.group;
-    let frequencies: Vec<f32> = (0..case.head_dim / 2)
-        .map(|i| 10_000f64.powf(-2.0 * i as f64 / case.head_dim as f64) as f32)
-        .collect();
+    let turned = case.rotary_dim();
+    let mut frequencies: Vec<f32> =
+        (0..turned / 2).map(|i| 10_000f64.powf(-2.0 * i as f64 / turned as f64) as f32).collect();
+    frequencies.resize(case.head_dim / 2, 0.0);
     let qkv = Output::holding(
         gpu,
         random.halves(case.rows.len() * (heads + 2 * case.kv_heads) * case.head_dim),
@@ -189,7 +201,8 @@ fn check(gpu: &Gpu, case: &Case, adapted: bool) -> Checked {
         site,
         u_width: u_width_u32,
         eps: 0.0,
-        pad: [0; 2],
+        rotary_dim: turned as u32,
+        pad: 0,
         alone,
     };
     submit(gpu, |commands| {

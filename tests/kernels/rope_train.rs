@@ -53,8 +53,11 @@ fn check(gpu: &Gpu, case: &Case) -> Checked {
     let (e, all) = (case.head_dim, case.heads + 2 * case.kv_heads);
     let (rows, mut random) = (packed(&case.lens), Random(case.seed));
     let scale = if case.seed.is_multiple_of(2) { 1.0 } else { 0.75 };
-    let frequencies: Vec<f32> =
-        (0..e / 2).map(|i| 1e4_f64.powf(-2.0 * i as f64 / e as f64) as f32).collect();
+    // All turn, or three of four.
+    let turned = if case.seed % 4 < 2 { 3 * e / 4 } else { e };
+    let mut frequencies: Vec<f32> =
+        (0..turned / 2).map(|i| 1e4_f64.powf(-2.0 * i as f64 / turned as f64) as f32).collect();
+    frequencies.resize(e / 2, 0.0);
     let qkv = Output::holding(gpu, random.vec((case.row0 + rows.len()) * all * e, 3.0), false)?;
     let inputs = [
         gpu.upload("rows", &rows)?,
@@ -67,6 +70,7 @@ fn check(gpu: &Gpu, case: &Case) -> Checked {
         row0: case.row0 as u32,
         direction: case.direction,
         eps: 0.0,
+        rotary_dim: turned as u32,
     };
     submit(gpu, |commands| record(commands, &op, e as u32, params, rows.len() as u32))?;
     let mut expected = vec![None; (case.row0 + rows.len()) * all * e];
@@ -74,12 +78,15 @@ fn check(gpu: &Gpu, case: &Case) -> Checked {
         (0..rows.len()).flat_map(|t| (0..case.heads + case.kv_heads).map(move |head| (t, head)))
     {
         for (i, &frequency) in frequencies.iter().enumerate() {
-            let at = ((case.row0 + t) * all + head) * e + i;
+            let at = ((case.row0 + t) * all + head) * e;
+            let half = turned / 2;
+            let pair = if i < half { [i, i + half] } else { [i + half, i + e / 2] };
             let angle =
                 f64::from(case.direction) * f64::from(frequency) * (t - rows[t][0] as usize) as f64;
-            let [first, second] =
-                rotate(qkv.before[at], qkv.before[at + e / 2], angle, scale.into());
-            (expected[at], expected[at + e / 2]) = (Some(first), Some(second));
+            let scale = if i < half { scale.into() } else { 1.0 };
+            let [a, b] = pair.map(|i| at + i);
+            let rotated = rotate(qkv.before[a], qkv.before[b], angle, scale);
+            [expected[a], expected[b]] = rotated.map(Some);
         }
     }
     qkv.check(gpu, &expected)
