@@ -7,6 +7,7 @@
 
 mod linear;
 
+use std::ops::Range;
 use std::path::Path;
 
 use serde::Serialize;
@@ -155,19 +156,26 @@ fn plan<'a>(
         writer.key(key, kind, value);
     }
     writer.u32(MERGED_KEY, adapters.len() as u32);
-    let loras = |path: Option<ModulePath>| -> Loras<'a> {
-        let module =
-            |&(adapter, weight): &(&'a Adapter, f32)| Some((adapter.module(path?)?, weight));
-        adapters.iter().filter_map(module).collect()
+    let loras = |parts: Vec<(ModulePath, Range<usize>)>| -> Loras<'a> {
+        let all = adapters.iter().flat_map(|of| parts.iter().map(move |part| (of, part)));
+        let module = |(&(adapter, weight), (path, rows)): (&(&'a Adapter, f32), &(_, Range<_>))| {
+            Some((adapter.module(*path)?, weight, rows.clone()))
+        };
+        all.filter_map(module).collect()
     };
     let mut planned: Vec<Planned<'_>> = Vec::new();
     let architecture = gguf.architecture()?;
     for view in gguf.tensors() {
-        let path = view.name.strip_suffix(".weight").and_then(ModulePath::parse);
+        let parts = view.name.strip_suffix(".weight").map(|path| shape.parts(path));
         let name = gguf_name(architecture, view.name).unwrap_or_else(|| view.name.into());
-        planned.push(Planned { name, view, loras: loras(path), padding: Vec::new() });
+        planned.push(Planned {
+            name,
+            view,
+            loras: loras(parts.unwrap_or_default()),
+            padding: Vec::new(),
+        });
     }
-    let outside = |target| loras(Some(ModulePath { layer: None, target }));
+    let outside = |target| loras(vec![(ModulePath { layer: None, target }, 0..shape.vocab_size)]);
     let head = outside(Target::LmHead);
     if shape.tie_word_embeddings && !(head.is_empty() && outside(Target::EmbedTokens).is_empty()) {
         let view = gguf.require("model.embed_tokens.weight")?;

@@ -17,7 +17,7 @@ fuzz_target!(|bytes: &[u8]| {
         assert_eq!(tensor.rows(last, 1).len(), tensor.row_bytes());
     }
     if let Ok(config) = ModelConfig::from_gguf(&gguf) {
-        assert_eq!(config.rope_frequencies().len(), config.head_dim / 2);
+        assert_eq!(config.rope_frequencies(0).len(), config.rotary_dim() / 2);
         if config.check_tensors(&gguf).is_ok() {
             assert!(config.n_params() > 0);
         }

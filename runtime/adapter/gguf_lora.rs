@@ -15,6 +15,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::config::{LoraConfig, Modules};
+use super::joined::{Linear, join};
 use super::module::LoraModule;
 use super::parts::{Factor, Found, MANIFEST_KEY, Origin, Parts};
 use super::peft::{FINGERPRINT_KEY, FORMAT, FORMAT_KEY, too_large};
@@ -23,7 +24,7 @@ use crate::base::{BaseShape, ModulePath, Target};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::format::TensorView;
-use crate::format::gguf::{Gguf, Value, gguf_name, hf_name, interleaves};
+use crate::format::gguf::{Gguf, Value, gguf_name, hf_name_in, interleaves};
 use crate::format::gguf_writer::{ALIGNMENT, GgufWriter};
 use crate::format::safetensors::from_f32;
 use crate::format::staged::Staged;
@@ -41,10 +42,8 @@ pub(crate) fn parts(gguf: &Gguf, shape: &BaseShape) -> Result<Parts> {
     gguf.find(FORMAT_KEY)?.map_or(Ok(()), |found| check_format(gguf.path(), found, FORMAT))?;
     let (mut found, mut others) = (Vec::new(), Vec::new());
     for view in gguf.tensors() {
-        match tensor(&view) {
-            Ok((path, factor, shape)) => {
-                found.push(Found { name: view.name.into(), path, factor, shape })
-            }
+        match tensor(&view, shape) {
+            Ok(of) => found.extend(of),
             Err(reason) => others.push(Item::refused(view.name, reason)),
         }
     }
@@ -102,8 +101,8 @@ fn judge(key: &str, value: Value<'_>) -> Item {
     }
 }
 
-/// Which factor a tensor is and its shape as PEFT has it; or why it is none.
-fn tensor(view: &TensorView<'_>) -> Result<(ModulePath, Factor, [usize; 2]), String> {
+/// Which factor a tensor is, of which modules, and its shape as PEFT has it; or why it is none.
+fn tensor(view: &TensorView<'_>, shape: &BaseShape) -> Result<Vec<Found>, String> {
     let name = view.name;
     let (base, factor) = match (name.strip_suffix(".lora_a"), name.strip_suffix(".lora_b")) {
         (Some(base), _) => (base, Factor::A),
@@ -113,13 +112,22 @@ fn tensor(view: &TensorView<'_>) -> Result<(ModulePath, Factor, [usize; 2]), Str
                 .into(),
         ),
     };
-    let path = hf_name(base).and_then(|hf| ModulePath::parse(hf.strip_suffix(".weight")?));
+    let of = shape.architecture.family().gguf;
+    let path = hf_name_in(of, base).and_then(|hf| hf.strip_suffix(".weight").map(String::from));
+    let path = path.filter(|path| !shape.parts(path).is_empty());
     let path =
         path.ok_or("the base has no such module that takes LoRA; it was made for another")?;
-    match *view.shape {
-        [tokens, rank] if is_transposed(path, factor) => Ok((path, factor, [rank, tokens])),
-        [rows, columns] => Ok((path, factor, [rows, columns])),
-        _ => Err(format!("its shape is {:?}; a matrix is needed", view.shape)),
+    let transposed = shape.parts(&path).iter().any(|&(path, _)| is_transposed(path, factor));
+    let sizes = match *view.shape {
+        [tokens, rank] if transposed => [rank, tokens],
+        [rows, columns] => [rows, columns],
+        _ => return Err(format!("its shape is {:?}; a matrix is needed", view.shape)),
+    };
+    match Found::of(name, &path, (factor, sizes), shape) {
+        of if of.is_empty() => {
+            Err(format!("{} rows are not those of the base's linears", sizes[0]))
+        }
+        of => Ok(of),
     }
 }
 
@@ -217,7 +225,9 @@ pub(crate) fn save(
             hint: "llama.cpp can't load it; save a PEFT folder".into(),
         });
     }
-    let alpha = file_alpha(modules, alpha);
+    // The config is not this format's.
+    let (_, linears) = join(&LoraConfig::default(), modules, shape);
+    let alpha = file_alpha(&linears, alpha);
     let (mut writer, mut data) = (GgufWriter::new(ALIGNMENT), Vec::new());
     let architecture = shape.architecture.family().gguf;
     writer
@@ -231,13 +241,12 @@ pub(crate) fn save(
             writer.text(key, text);
         }
     }
-    for module in modules {
+    for (path, module) in &linears {
         for factor in [Factor::A, Factor::B] {
             let (values, shape) = encode(module, factor, alpha, shape)?;
             let bytes = from_f32(dtype, &values).ok_or_else(|| too_large(module, dtype))?;
-            let unnamed = || Error::MissingTensor { name: module.path.to_string() };
-            let base =
-                gguf_name(architecture, &format!("{}.weight", module.path)).ok_or_else(unnamed)?;
+            let unnamed = || Error::MissingTensor { name: path.clone() };
+            let base = gguf_name(architecture, &format!("{path}.weight")).ok_or_else(unnamed)?;
             let suffix = if factor == Factor::A { "lora_a" } else { "lora_b" };
             let padding =
                 writer.tensor(&format!("{base}.{suffix}"), &shape, dtype, bytes.len() as u64);
@@ -255,13 +264,13 @@ fn scaling(alpha: f32, rank: usize) -> f32 {
 }
 
 /// The alpha that gives most modules their scaling: the config's if it does as well as any.
-fn file_alpha(modules: &[LoraModule], alpha: f64) -> f32 {
-    let own = modules.iter().map(|module| module.scaling * module.rank as f32);
+fn file_alpha(linears: &[Linear<'_>], alpha: f64) -> f32 {
+    let own = linears.iter().map(|(_, module)| module.scaling * module.rank as f32);
     let mut candidates: Vec<_> = std::iter::once(alpha as f32).chain(own).collect();
     candidates.retain(|alpha| alpha.is_normal());
     candidates.dedup();
     let fits = |alpha: f32| {
-        modules.iter().filter(|module| scaling(alpha, module.rank) == module.scaling).count()
+        linears.iter().filter(|(_, module)| scaling(alpha, module.rank) == module.scaling).count()
     };
     // The last of the best, so the config's is asked last.
     candidates.into_iter().rev().max_by_key(|&alpha| fits(alpha)).unwrap_or(1.0)

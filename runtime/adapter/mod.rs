@@ -4,6 +4,7 @@
 pub mod config;
 pub mod copies;
 pub(crate) mod gguf_lora;
+mod joined;
 pub mod load;
 pub mod module;
 pub(crate) mod parts;

@@ -2,12 +2,14 @@
 //! tensor is read.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
 use super::MAX_RANK;
 use super::config::LoraConfig;
 use super::copies::Copied;
+use super::joined;
 use super::module::{LoraModule, all_finite};
 use super::report::{AdapterFormat, Item, LoadReport, ModuleItem, Verdict};
 use super::targets::TargetModule;
@@ -53,6 +55,43 @@ pub(crate) struct Found {
     pub(crate) factor: Factor,
     /// As [`LoraModule`] has it, once the format's own order is undone: `[r, K]` or `[N, r]`.
     pub(crate) shape: [usize; 2],
+    /// The rows that are the module's, of a B that files hold for several.
+    pub(crate) rows: Option<Range<usize>>,
+}
+
+impl Found {
+    /// What a tensor of this name is to each module that the linear `path` holds; none for what is
+    /// no linear of this base, or has other rows than they have.
+    pub(crate) fn of(
+        name: &str,
+        path: &str,
+        (factor, shape): (Factor, [usize; 2]),
+        base: &BaseShape,
+    ) -> Vec<Self> {
+        let parts = base.parts(path);
+        let n = parts.last().map_or(0, |(_, rows)| rows.end);
+        let several = parts.len() > 1 && factor == Factor::B;
+        if several && shape[0] != n {
+            return Vec::new();
+        }
+        let one = |(path, rows): (ModulePath, Range<usize>)| Self {
+            name: name.into(),
+            path,
+            factor,
+            shape: if several { [rows.len(), shape[1]] } else { shape },
+            rows: several.then_some(rows),
+        };
+        parts.into_iter().map(one).collect()
+    }
+
+    /// Its numbers, of those of the tensor.
+    fn own(&self, mut values: Vec<f32>) -> Vec<f32> {
+        if let Some(rows) = &self.rows {
+            values.truncate(rows.end * self.shape[1]);
+            values.drain(..rows.start * self.shape[1]);
+        }
+        values
+    }
 }
 
 /// Everything in an adapter's file but the numbers.
@@ -123,8 +162,14 @@ impl Parts {
             report.missing =
                 targets.keys().filter(|path| !pairs.contains_key(path)).copied().collect();
             modules = load(&found, &pairs, &targets, &mut report, read)?;
+            if !shape.architecture.family().joined.is_empty() {
+                (self.config, modules) = joined::apart(&self.config, modules, shape);
+            }
+            tell(&modules, &mut report);
         }
         report.tensors.sort_by(|a, b| a.name.cmp(&b.name));
+        // One tensor may be a factor of several modules.
+        report.tensors.dedup();
         Ok((self.config, modules, report))
     }
 
@@ -233,26 +278,29 @@ fn load(
         })
         .collect();
     let factors = parallel::map(wanted, |(path, pair, target)| {
-        let [a, b] = pair.map(|i| read(&found[i]));
+        let [a, b] = pair.map(|i| read(&found[i]).map(|values| found[i].own(values)));
         let module = LoraModule { path, rank: target.rank, a: a?, b: b?, scaling: target.scaling };
         let bad = [&module.a, &module.b].map(|values| !all_finite(values));
-        let is_zero = module.b.iter().all(|&v| v == 0.0);
-        Ok((module, [0, 1].map(|factor| bad[factor].then_some(pair[factor])), is_zero))
+        Ok((module, [0, 1].map(|factor| bad[factor].then_some(pair[factor]))))
     });
     let mut modules = Vec::with_capacity(factors.len());
-    let mut zeros = Vec::new();
     for read in factors {
-        let (module, bad, is_zero) = read?;
+        let (module, bad) = read?;
         for i in bad.into_iter().flatten() {
             let item = report.tensors.iter_mut().find(|item| item.name == found[i].name);
             let reason = "it holds NaN, infinity or numbers beyond f32; train it again";
             item.into_iter().for_each(|item| *item = Item::refused(&item.name, reason));
         }
-        zeros.extend(is_zero.then_some(module.path));
         modules.push(module);
     }
+    let refused = report.refused().next().is_some();
+    Ok(if refused { Vec::new() } else { modules })
+}
+
+/// Lists the modules, and what looks wrong about them.
+fn tell(modules: &[LoraModule], report: &mut LoadReport) {
     if report.refused().next().is_some() {
-        return Ok(Vec::new());
+        return;
     }
     let bytes = |module: &LoraModule| 4 * (module.a.len() + module.b.len()) as u64;
     let item = |m: &LoraModule| ModuleItem {
@@ -262,8 +310,8 @@ fn load(
         n_bytes: bytes(m),
     };
     report.modules = modules.iter().map(item).collect();
-    warn(report, &zeros);
-    Ok(modules)
+    let zeros = modules.iter().filter(|module| module.b.iter().all(|&v| v == 0.0));
+    warn(report, &zeros.map(|module| module.path).collect::<Vec<_>>());
 }
 
 fn warn(report: &mut LoadReport, zeros: &[ModulePath]) {

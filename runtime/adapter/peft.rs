@@ -10,6 +10,7 @@ use safetensors::tensor::{Dtype, TensorInfo, TensorView};
 
 use super::config::{LoraConfig, MAX_CONFIG_BYTES};
 use super::copies::{self, BaseWeights, Copied};
+use super::joined::{Linear, join};
 use super::module::LoraModule;
 use super::parts::{Factor, Found, MANIFEST_KEY, Origin, Parts};
 use super::report::{AdapterFormat, Item};
@@ -96,7 +97,7 @@ pub(crate) fn parts<R: Read + Seek>(
     let (mut found, mut others, mut copies) = (Vec::new(), Vec::new(), Vec::new());
     for (name, info) in file.tensors() {
         match tensor(&name, info, shape) {
-            Kind::Factor(path, factor, shape) => found.push(Found { name, path, factor, shape }),
+            Kind::Factor(of) => found.extend(of),
             Kind::Copy(copy) => copies.push(copy),
             Kind::Other(item) => others.push(item),
         }
@@ -109,7 +110,8 @@ pub(crate) fn parts<R: Read + Seek>(
 
 /// What a tensor is.
 enum Kind {
-    Factor(ModulePath, Factor, [usize; 2]),
+    /// Of one module, or of each that the linear of the file holds.
+    Factor(Vec<Found>),
     Copy(Copied),
     /// Judged at once.
     Other(Item),
@@ -127,7 +129,8 @@ fn tensor(name: &str, info: &TensorInfo, shape: &BaseShape) -> Kind {
             ),
         };
     }
-    let Some((path, factor)) = factor(inner) else {
+    let linear = spelled(inner).filter(|(path, _)| !shape.parts(path).is_empty());
+    let Some((path, factor)) = linear else {
         let reason = match inner {
             _ if inner.contains("lora_magnitude_vector") => {
                 "DoRA is not supported; merge it into a plain LoRA first"
@@ -144,7 +147,12 @@ fn tensor(name: &str, info: &TensorInfo, shape: &BaseShape) -> Kind {
     };
     match *info.shape {
         _ if !is_float(info.dtype) => refused(not_float(info.dtype)),
-        [rows, columns] => Kind::Factor(path, factor, [rows, columns]),
+        [rows, columns] => match Found::of(name, path, (factor, [rows, columns]), shape) {
+            of if of.is_empty() => {
+                refused(format!("{rows} rows are not those of the base's linears"))
+            }
+            of => Kind::Factor(of),
+        },
         _ => refused(format!("its shape is {:?}; a matrix is needed", info.shape)),
     }
 }
@@ -217,13 +225,18 @@ pub(crate) fn factor_of(name: &str) -> Option<(ModulePath, Factor)> {
     factor(name.strip_prefix(PREFIX).unwrap_or(name))
 }
 
+fn factor(name: &str) -> Option<(ModulePath, Factor)> {
+    let (module, factor) = spelled(name)?;
+    Some((ModulePath::parse(module)?, factor))
+}
+
 /// `<module>.lora_A.weight` or `<module>.lora_embedding_A`, perhaps with the adapter's name after
 /// the A.
-fn factor(name: &str) -> Option<(ModulePath, Factor)> {
+fn spelled(name: &str) -> Option<(&str, Factor)> {
     let (module, rest) = name.split_once(".lora_")?;
-    let path = ModulePath::parse(module)?;
     let rest: Vec<_> = rest.split('.').collect();
-    let embedding = path.target == Target::EmbedTokens;
+    let path = ModulePath::parse(module);
+    let embedding = path.is_some_and(|path| path.target == Target::EmbedTokens);
     let factor = match (embedding, rest.as_slice()) {
         (false, ["A", "weight"] | ["A", _, "weight"])
         | (true, ["embedding_A"] | ["embedding_A", _]) => Factor::A,
@@ -231,12 +244,17 @@ fn factor(name: &str) -> Option<(ModulePath, Factor)> {
         | (true, ["embedding_B"] | ["embedding_B", _]) => Factor::B,
         _ => return None,
     };
-    Some((path, factor))
+    Some((module, factor))
 }
 
 /// What a factor is called in a file.
 pub(crate) fn tensor_name(path: ModulePath, factor: Factor) -> String {
-    match path.target {
+    name_in(&path.to_string(), path.target, factor)
+}
+
+/// The same by the path in the file.
+fn name_in(path: &str, target: Target, factor: Factor) -> String {
+    match target {
         Target::EmbedTokens => format!("{PREFIX}{path}.lora_embedding_{factor:?}"),
         _ => format!("{PREFIX}{path}.lora_{factor:?}.weight"),
     }
@@ -248,13 +266,13 @@ pub(crate) fn tensor_name(path: ModulePath, factor: Factor) -> String {
 /// Errors: [`Error::Io`]; [`Error::InvalidAdapter`] for a module whose numbers `dtype` can't hold.
 pub(crate) fn save(
     dir: &Path,
-    config: &LoraConfig,
-    modules: &[LoraModule],
+    (config, modules): (&LoraConfig, &[LoraModule]),
     origin: Origin<'_>,
-    dtype: DType,
+    (dtype, shape): (DType, &BaseShape),
 ) -> Result<()> {
+    let (config, linears) = join(config, modules, shape);
     let json = config.to_json();
-    let bytes = encode(dir, &json, modules, origin, dtype)?;
+    let bytes = encode(dir, &json, &linears, origin, dtype)?;
     std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
     let (old, tensors) = (dir.join(CONFIG), dir.join(TENSORS));
     let (staged_tensors, staged_config) =
@@ -311,19 +329,19 @@ fn is_adapter(dir: &Path) -> bool {
 fn encode(
     dir: &Path,
     json: &str,
-    modules: &[LoraModule],
+    linears: &[Linear<'_>],
     origin: Origin<'_>,
     dtype: DType,
 ) -> Result<Vec<u8>> {
     let element = if dtype == DType::F16 { Dtype::F16 } else { Dtype::F32 };
     let mut data = Vec::new();
-    for module in modules {
+    for (path, module) in linears {
         let (r, too_large) = (module.rank, || too_large(module, dtype));
         for (factor, values) in [(Factor::A, &module.a), (Factor::B, &module.b)] {
             let width = values.len() / r.max(1);
             let shape = if factor == Factor::A { vec![r, width] } else { vec![width, r] };
             let bytes = from_f32(dtype, values).ok_or_else(too_large)?;
-            data.push((tensor_name(module.path, factor), shape, bytes));
+            data.push((name_in(path, module.path.target, factor), shape, bytes));
         }
     }
     let mut metadata = HashMap::from([

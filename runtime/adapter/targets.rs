@@ -35,12 +35,15 @@ impl LoraConfig {
             Suffixes::new("alpha_pattern", self.alpha_pattern.iter().map(|(key, _)| key.as_str()))?;
         let mut modules = Vec::new();
         for path in shape.modules() {
-            let name = path.to_string();
-            if !selected.takes(path.target, &name)? {
+            // A linear that files hold with others may be meant by its own name or by theirs.
+            let mut names = vec![path.to_string(), shape.in_files(path).0];
+            names.dedup();
+            if !selected.takes(path.target, &names)? {
                 continue;
             }
-            let rank = ranks.first(&name)?.map_or(self.r, |i| self.rank_pattern[i].1);
-            let own_alpha = alphas.first(&name)?.map(|i| self.alpha_pattern[i].1);
+            let name = &names[0];
+            let rank = ranks.first(&names)?.map_or(self.r, |i| self.rank_pattern[i].1);
+            let own_alpha = alphas.first(&names)?.map(|i| self.alpha_pattern[i].1);
             let alpha = own_alpha.unwrap_or(self.lora_alpha);
             let divisor = if self.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
             let scaling = (alpha / divisor) as f32;
@@ -93,18 +96,21 @@ impl<'a> Selection<'a> {
         })
     }
 
-    fn takes(&self, target: Target, path: &str) -> Result<bool> {
+    /// Whether it takes a module, which has these paths.
+    fn takes(&self, target: Target, paths: &[String]) -> Result<bool> {
         let excluded =
-            self.exclude.as_ref().map_or(Ok(false), |exclude| exclude.matches(target, path))?;
-        if excluded || !self.target.matches(target, path)? {
+            self.exclude.as_ref().map_or(Ok(false), |exclude| exclude.matches(target, paths))?;
+        if excluded || !self.target.matches(target, paths)? {
             return Ok(false);
         }
         // A full path is taken whatever its layer.
-        let named_in_full =
-            matches!(&self.target, Matcher::Names(names) if names.iter().any(|name| name == path));
+        let named_in_full = match &self.target {
+            Matcher::Names(names) => names.iter().any(|name| paths.contains(name)),
+            _ => false,
+        };
         Ok(named_in_full
             || self.layers.is_empty()
-            || self.layer(path)?.is_some_and(|n| self.layers.contains(&n)))
+            || self.layer(&paths[0])?.is_some_and(|n| self.layers.contains(&n)))
     }
 
     /// The layer's number, by the first pattern that matches.
@@ -136,11 +142,17 @@ impl<'a> Matcher<'a> {
         })
     }
 
-    fn matches(&self, target: Target, path: &str) -> Result<bool> {
+    /// Whether one of a module's paths is meant.
+    fn matches(&self, target: Target, paths: &[String]) -> Result<bool> {
+        let mut all = paths.iter();
         match self {
             Self::AllLinear => Ok(target.is_in_layer()),
-            Self::Names(names) => Ok(names.iter().any(|name| ends_with_name(path, name))),
-            Self::Whole(pattern) => pattern.is_match(path),
+            Self::Names(names) => {
+                Ok(all.any(|path| names.iter().any(|name| ends_with_name(path, name))))
+            }
+            Self::Whole(pattern) => {
+                all.try_fold(false, |found, path| Ok(found || pattern.is_match(path)?))
+            }
         }
     }
 }
@@ -183,9 +195,11 @@ impl<'a> Suffixes<'a> {
         Ok(Self { keys })
     }
 
-    /// The first key that matches.
-    fn first(&self, path: &str) -> Result<Option<usize>> {
-        for (i, key) in self.keys.iter().enumerate() {
+    /// The first key that matches one of a module's paths, in their order.
+    fn first(&self, paths: &[String]) -> Result<Option<usize>> {
+        for (path, (i, key)) in
+            paths.iter().flat_map(|path| self.keys.iter().enumerate().map(move |key| (path, key)))
+        {
             let matches = match key {
                 Suffix::Plain(text) => ends_with_plain(path.as_bytes(), text.as_bytes()),
                 Suffix::Pattern(pattern) => pattern.is_match(path)?,

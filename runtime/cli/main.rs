@@ -115,7 +115,7 @@ struct ModelArgs {
     #[command(flatten)]
     file: ModelFile,
     /// Most tokens of prompt and answer together [default: what the model allows, at most 8192;
-    /// with LongRoPE its original context]
+    /// with longrope scaling its original context]
     #[arg(long, value_name = "N")]
     context: Option<usize>,
 }

@@ -1,13 +1,15 @@
 //! `W + sum weight * scaling * B A` of one tensor, row by row in f32, rounded to the type of the
 //! file.
 
+use std::ops::Range;
+
 use crate::adapter::LoraModule;
 use crate::base::Target;
 use crate::dtype::DType;
 use crate::quant;
 
-/// One tensor's LoRA: modules with the weights of their adapters.
-pub(super) type Loras<'a> = Vec<(&'a LoraModule, f32)>;
+/// One tensor's LoRA: modules with the weights of their adapters and the rows that they change.
+pub(super) type Loras<'a> = Vec<(&'a LoraModule, f32, Range<usize>)>;
 
 /// What rounding did to a merged tensor, in sums over its weights.
 #[derive(Clone, Copy, Debug, Default)]
@@ -41,7 +43,7 @@ impl Loss {
     }
 }
 
-/// Adds the adapters to `weights`, `[rows, K]` in f32, of which row i is the module's row `row(i)`;
+/// Adds the adapters to `weights`, `[rows, K]` in f32, of which row i is the tensor's row `row(i)`;
 /// gives the rounded bytes. `None` when one is too large for `dtype`.
 pub(super) fn merge(
     weights: &mut [f32],
@@ -54,7 +56,9 @@ pub(super) fn merge(
     let mut delta = vec![0.0_f32; k];
     for (i, weights) in weights.chunks_exact_mut(k).enumerate() {
         delta.fill(0.0);
-        loras.iter().for_each(|(module, weight)| add_row(module, *weight, row(i), &mut delta));
+        for (module, weight, rows) in loras.iter().filter(|(.., rows)| rows.contains(&row(i))) {
+            add_row(module, *weight, row(i) - rows.start, &mut delta);
+        }
         weights.iter_mut().zip(&delta).for_each(|(w, d)| *w += d);
         loss.delta_squares += delta.iter().map(|&d| f64::from(d) * f64::from(d)).sum::<f64>();
     }

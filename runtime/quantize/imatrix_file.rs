@@ -1,5 +1,6 @@
 //! An importance matrix to a file, as `llama-imatrix` writes it.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::Imatrix;
@@ -38,9 +39,14 @@ impl Imatrix {
         writer.text("general.type", "imatrix").texts("imatrix.datasets", &[text.dataset.into()]);
         writer.u32("imatrix.chunk_count", text.chunks as u32);
         writer.u32("imatrix.chunk_size", text.window as u32);
+        let mut written = BTreeSet::new();
         for ImatrixEntry { module, sums } in entries {
             let hf = format!("{module}.weight");
             let name = gguf_name(architecture, &hf).unwrap_or(hf);
+            // Linears of one tensor have one input.
+            if !written.insert(name.clone()) {
+                continue;
+            }
             let sums: Vec<f32> = sums.iter().map(|sum| *sum as f32).collect();
             for (end, shape, values) in [
                 (SUMS, [1, sums.len()], sums.as_slice()),

@@ -6,17 +6,19 @@ mod copies;
 mod gguf;
 mod golden;
 mod hostile;
+mod joined;
 mod refused;
 mod round_trip;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use epiphyte::Error;
 use epiphyte::adapter::{
     Adapter, BaseShape, Item, LoraConfig, LoraModule, Modules, Target, Verdict,
 };
-use safetensors::Dtype;
 use safetensors::tensor::{TensorView, serialize};
+use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 
 use crate::common::Random;
@@ -56,6 +58,17 @@ fn adapter(config: LoraConfig, shape: &BaseShape, seed: u64) -> Adapter {
     };
     let modules = config.modules(shape).unwrap().into_iter().map(module).collect();
     Adapter::new(config, modules, Some("0123abcd".into()), shape).unwrap()
+}
+
+/// The numbers of a folder's tensors, which are F32, by name.
+fn tensors_of(dir: &Path) -> BTreeMap<String, Vec<f32>> {
+    let bytes = std::fs::read(dir.join("adapter_model.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let values = |view: &TensorView<'_>| {
+        assert_eq!(view.dtype(), Dtype::F32);
+        view.data().as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
+    };
+    file.tensors().iter().map(|(name, view)| (name.clone(), values(view))).collect()
 }
 
 /// A PEFT adapter in the making.

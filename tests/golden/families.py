@@ -7,9 +7,13 @@ of a layer in another type, norms and biases in F32; the model then runs on the 
 is its config.json. families.safetensors holds `ids` [T] i64, `weights` [T] f32, and for each family `<family>.logits` [T, vocab] f32,
 `<family>.lora` [T, vocab] f32 under the adapter `families/<family>/`, `<family>.losses` [STEPS] f64 before each step of AdamW on
 `weights`, and the first gradients as norms and projections: `<family>.norms` [2 modules] f64 and `<family>.projections` f64, against
-signs drawn from SplitMix64, in the order of the modules' names, A before B.
+signs drawn from SplitMix64, in the order of the modules' names, A before B. Where Hugging Face's linears are several of ours (Phi's
+qkv_proj, gate_up_proj), the adapter is on theirs, and it is trained as LoRA on each of ours that begins with its A and its rows of B.
+`phi4.blocks` are the logits under `families/phi4_blocks/`, LoRA on each of ours written as one on
+theirs. Where frequencies depend on the context, `<family>.short` [SHORT, vocab] are the logits within the original one.
 """
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -27,7 +31,7 @@ COMMON = {
     "vocab_size": len(VOCAB), "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2,
     "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 0, "attn_implementation": "eager",
 }  # fmt: skip
-WINDOW = 40
+WINDOW, SHORT = 40, 48
 FAMILIES = {
     "qwen2": {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 256, "rope_theta": 1e6, "tie_word_embeddings": True, "model_type": "qwen2"},
     "qwen3": {"num_hidden_layers": 2, "head_dim": 32, "rope_theta": 1e6, "tie_word_embeddings": False, "model_type": "qwen3"},
@@ -51,14 +55,23 @@ FAMILIES = {
         "model_type": "mistral", "num_hidden_layers": 2, "head_dim": 32, "sliding_window": WINDOW, "rope_theta": 1e4,
         "tie_word_embeddings": False,
     },
+    "phi3": {"model_type": "phi3", "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "rope_theta": 1e4, "tie_word_embeddings": False},
+    # Like Phi-4-mini: more tokens than its original context, so that the long factors count.
+    "phi4": {
+        "model_type": "phi3", "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 256, "tie_word_embeddings": True,
+        "rope_theta": 1e4, "partial_rotary_factor": 0.75, "original_max_position_embeddings": SHORT,
+        "rope_scaling": {
+            "type": "longrope", "short_factor": [1 + i / 16 for i in range(12)], "long_factor": [1 + i * i / 4 for i in range(12)],
+        },
+    },
 }  # fmt: skip
-ARCHITECTURE = {"mistral": "llama"}
+ARCHITECTURE = {"mistral": "llama", "phi4": "phi3"}
 INTERLEAVED = ["smollm3", "granite", "mistral"]
 # Hugging Face module, GGUF's name; a family's own come first.
 NAMES = [
     ("input_layernorm", "attn_norm"), ("self_attn.q_proj", "attn_q"), ("self_attn.k_proj", "attn_k"), ("self_attn.v_proj", "attn_v"),
-    ("self_attn.o_proj", "attn_output"), ("self_attn.q_norm", "attn_q_norm"), ("self_attn.k_norm", "attn_k_norm"),
-    ("post_attention_layernorm", "ffn_norm"), ("mlp.gate_proj", "ffn_gate"), ("mlp.up_proj", "ffn_up"), ("mlp.down_proj", "ffn_down"),
+    ("self_attn.qkv_proj", "attn_qkv"), ("self_attn.o_proj", "attn_output"), ("self_attn.q_norm", "attn_q_norm"), ("self_attn.k_norm", "attn_k_norm"),
+    ("post_attention_layernorm", "ffn_norm"), ("mlp.gate_up_proj", "ffn_up"), ("mlp.gate_proj", "ffn_gate"), ("mlp.up_proj", "ffn_up"), ("mlp.down_proj", "ffn_down"),
 ]  # fmt: skip
 GEMMA = [
     ("post_attention_layernorm", "post_attention_norm"),
@@ -99,6 +112,15 @@ def metadata(writer, family, config):
         writer.add_sliding_window(WINDOW)
     if family == "gemma3":
         writer.add_uint32("gemma3.attention.sliding_window_pattern", 3)
+    if config.model_type == "phi3":
+        writer.add_rope_dimension_count(int(width * rope["partial_rotary_factor"]))
+    if rope["rope_type"] == "longrope":
+        # As llama.cpp's converter computes it.
+        original = config.original_max_position_embeddings
+        writer.add_rope_scaling_orig_ctx_len(original)
+        writer.add_rope_scaling_attn_factors(math.sqrt(1 + math.log(config.max_position_embeddings / original) / math.log(original)))
+        for which in ["long", "short"]:
+            writer.add_tensor(f"rope_factors_{which}.weight", np.array(rope[f"{which}_factor"], dtype=np.float32))
     if family == "granite":
         writer.add_embedding_scale(config.embedding_multiplier), writer.add_residual_scale(config.residual_multiplier)
         writer.add_attention_scale(config.attention_multiplier), writer.add_logit_scale(config.logits_scaling)
@@ -174,6 +196,62 @@ def quantize(values, kind):
     return raw.reshape(values.shape[0], -1)
 
 
+PARTS = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
+
+
+class Apart(torch.nn.Module):
+    """The linears that one of transformers' is, side by side."""
+
+    def __init__(self, linear, names, sizes):
+        super().__init__()
+        for name, weight in zip(names, linear.weight.split(sizes), strict=True):
+            part = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=weight.dtype)
+            part.weight.data = weight.data
+            setattr(self, name, part)
+
+    def forward(self, x):
+        return torch.cat([part(x) for part in self.children()], dim=-1)
+
+
+def apart(model):
+    """The model with its joined linears apart."""
+    for layer in model.model.layers:
+        for block in [layer.self_attn, layer.mlp]:
+            for name in set(PARTS) & set(dict(block.named_children())):
+                setattr(block, name, Apart(getattr(block, name), PARTS[name], sizes_of(model.config, name)))
+    return model
+
+
+def sizes_of(config, name):
+    width = config.hidden_size // config.num_attention_heads
+    kv = config.num_key_value_heads * width
+    return [config.num_attention_heads * width, kv, kv] if name == "qkv_proj" else 2 * [config.intermediate_size]
+
+
+def trainable(family, tensors, folder):
+    """The model under the adapter, on our linears, and each of its parameters under our name."""
+    model = PeftModel.from_pretrained(load(family, tensors), folder, is_trainable=True).double()
+    joined = {key: parameter for key, parameter in model.named_parameters() if "lora_" in key}
+    if not any(name in key for key in joined for name in PARTS):
+        return model, joined
+    config = LoraConfig.from_pretrained(folder)
+    config.target_modules, config.inference_mode = "all-linear", False
+    model = get_peft_model(apart(load(family, tensors)), config).double()
+    factors = {}
+    for key, parameter in model.named_parameters():
+        if "lora_" not in key:
+            continue
+        name = next((name for name in PARTS if f".{name}." in key), None)
+        if name is None:
+            parameter.data, factors[key] = joined[key].data.clone(), parameter
+            continue
+        part = next(part for part in PARTS[name] if f".{part}." in key)
+        whole = joined[key.replace(f".{part}.", ".")].data
+        rows = whole if "lora_A" in key else whole.split(sizes_of(model.config, name))[PARTS[name].index(part)]
+        parameter.data, factors[key.replace(f".{name}.", ".")] = rows.clone(), parameter
+    return model, factors
+
+
 def load(family, tensors):
     model = base(family).double()
     missing, unexpected = model.load_state_dict(tensors, strict=False)
@@ -193,6 +271,27 @@ def write_adapter(folder, model):
     (folder / "README.md").unlink(missing_ok=True)
 
 
+def write_blocks(folder, model):
+    """LoRA of rank 4 on each of our linears, as an adapter on transformers': ranks add up, B is made of blocks."""
+    ranks = {name: 4 * len(parts) for name, parts in PARTS.items()}
+    lora = LoraConfig(
+        target_modules=[*PARTS, "o_proj", "down_proj"], r=4, lora_alpha=8, rank_pattern=ranks,
+        alpha_pattern={name: 2 * rank for name, rank in ranks.items()}, task_type="CAUSAL_LM",
+    )  # fmt: skip
+    model = get_peft_model(model.float(), lora)
+    for key, parameter in model.named_parameters():
+        if "lora_" not in key:
+            continue
+        parameter.data = torch.randn(parameter.shape) / 8
+        name = next((name for name in PARTS if f".{name}.lora_B" in key), None)
+        if name:
+            sizes = sizes_of(model.config, name)
+            blocks = torch.block_diag(*[torch.ones(size, 4) for size in sizes])
+            parameter.data = torch.where(blocks > 0, parameter.data, 0.0)
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
+
+
 def signs(n):
     """From the low bits of SplitMix64 (Steele et al. 2014), seed 0."""
     z = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
@@ -202,8 +301,7 @@ def signs(n):
 
 
 def train(family, tensors, folder, ids, weights):
-    model = PeftModel.from_pretrained(load(family, tensors), folder, is_trainable=True).double()
-    factors = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
+    model, factors = trainable(family, tensors, folder)
     optimizer = torch.optim.AdamW(list(factors.values()), lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
     losses, norms, projections = [], [], []
     for step in range(STEPS):
@@ -244,9 +342,16 @@ def main():
         print(f"{family}: {plain.dtype}, the adapter changes up to {changed:.2f} of the largest logit")
         assert changed > 0.05
         # Every fourth row keeps the file small.
+        if FAMILIES[family].get("original_max_position_embeddings") == SHORT:
+            with torch.no_grad():
+                golden[f"{family}.short"] = load(family, tensors)(input_ids=ids[None, :SHORT]).logits[0, 3::4].float().contiguous()
         golden |= {f"{family}.logits": plain[3::4].float().contiguous(), f"{family}.lora": lora[3::4].float().contiguous()}
         for key, values in train(family, tensors, out / family, ids, weights).items():
             golden[f"{family}.{key}"] = torch.tensor(values, dtype=torch.float64)
+    write_blocks(out / "phi4_blocks", load("phi4", tensors))
+    with torch.no_grad():
+        model = PeftModel.from_pretrained(load("phi4", tensors), out / "phi4_blocks").double().eval()
+        golden["phi4.blocks"] = model(input_ids=ids[None]).logits[0, 3::4].float().contiguous()
     save_file(golden, out.with_suffix(".safetensors"))
 
 

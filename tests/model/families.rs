@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
-use epiphyte::adapter::{Adapter, LoraModule};
+use epiphyte::adapter::{Adapter, LoraConfig, LoraModule};
 use epiphyte::format::gguf::Gguf;
 use epiphyte::train::data::batch::in_order;
 use epiphyte::train::data::{Dataset, Example};
@@ -15,7 +15,8 @@ use safetensors::SafeTensors;
 use super::{adapted, tiers};
 use crate::common::golden;
 
-const FAMILIES: [&str; 6] = ["qwen2", "qwen3", "gemma3", "smollm3", "granite", "mistral"];
+const FAMILIES: [&str; 8] =
+    ["qwen2", "qwen3", "gemma3", "smollm3", "granite", "mistral", "phi3", "phi4"];
 /// Rows of logits that the script keeps: every so many, the last of them.
 const EVERY: usize = 4;
 
@@ -69,6 +70,7 @@ fn distance(found: &[Vec<f32>], name: &str) -> f64 {
 fn logits_of_every_family_are_those_of_transformers_and_of_peft() {
     for family in FAMILIES {
         for (tier, options) in tiers() {
+            let options = EngineOptions { context: Some(256), ..options };
             let engine = Engine::open(file(family), options.clone()).unwrap();
             let shape = engine.base().adapter_shape();
             let adapter = Adapter::load(golden(&format!("families/{family}")), &shape).unwrap();
@@ -87,6 +89,90 @@ fn logits_of_every_family_are_those_of_transformers_and_of_peft() {
             }
         }
     }
+}
+
+/// Without a word about the context there is room for the original one, within which frequencies
+/// are others than beyond.
+#[test]
+fn frequencies_follow_the_room_for_positions() {
+    let engine = Engine::open(file("phi4"), EngineOptions::default()).unwrap();
+    assert_eq!(engine.context(), 48);
+    let found = adapted::logits(&engine, &[], &ids()[..48], &[48]);
+    let off = distance(&found, "phi4.short");
+    println!("phi4, within the original context: {off:.1e} of the largest logit");
+    assert!(off <= BOUNDS.rounded, "{off}");
+    let wide = EngineOptions { context: Some(49), ..EngineOptions::default() };
+    let wide = Engine::open(file("phi4"), wide).unwrap();
+    let longer = adapted::logits(&wide, &[], &ids()[..48], &[48]);
+    assert!(distance(&longer, "phi4.short") > 10.0 * BOUNDS.rounded);
+    // Keys of a saved session that were turned by the others are made again.
+    let (dir, mut session) = (tempfile::tempdir().unwrap(), engine.session());
+    session.push_tokens(&ids()[..48]).unwrap();
+    session.prefill(&Default::default()).unwrap();
+    session.save(dir.path().join("session")).unwrap();
+    let mut back = wide.restore(dir.path().join("session")).unwrap();
+    let mut last = Vec::new();
+    back.logits(47, |_, logits| last = logits.to_vec()).unwrap();
+    assert_eq!(last.len(), longer[47].len(), "all are pending");
+    let off = last.iter().zip(&longer[47]).fold(0.0_f32, |most, (a, b)| most.max((a - b).abs()));
+    let largest = longer[47].iter().fold(0.0_f32, |most, v| most.max(v.abs()));
+    assert!(f64::from(off / largest) <= BOUNDS.rounded, "{off} of {largest}");
+}
+
+/// What is trained here is LoRA on each linear; PEFT reads it as one on those that hold several.
+#[test]
+fn factors_of_each_linear_are_blocks_to_peft() {
+    let options = EngineOptions { context: Some(256), ..EngineOptions::default() };
+    let engine = Engine::open(file("phi4"), options).unwrap();
+    let shape = engine.base().adapter_shape();
+    let path = golden("families/phi4_blocks");
+    let adapter = Adapter::load(&path, &shape).unwrap();
+    assert!(adapter.modules.len() == 2 * 7 && adapter.modules.iter().all(|m| m.rank == 4));
+    engine.add_adapter("blocks", &adapter).unwrap();
+    let found = adapted::logits(&engine, &[("blocks", 1.0)], &ids(), &[96]);
+    let off = distance(&found, "phi4.blocks");
+    println!("phi4, blocks: {off:.1e} of the largest logit");
+    assert!(off <= BOUNDS.rounded, "{off}");
+    // What is written of it is PEFT's own file.
+    let dir = tempfile::tempdir().unwrap();
+    adapter.save_peft(dir.path(), epiphyte::DType::F32, &shape).unwrap();
+    let read = |dir: &std::path::Path, name: &str| std::fs::read(dir.join(name)).unwrap();
+    let [theirs, ours] = [path.as_path(), dir.path()].map(|dir| {
+        let (config, _) = LoraConfig::parse(&read(dir, "adapter_config.json")).unwrap();
+        let bytes = read(dir, "adapter_model.safetensors");
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let mut tensors: Vec<_> = file
+            .tensors()
+            .into_iter()
+            .map(|(name, view)| (name, view.shape().to_vec(), view.data().to_vec()))
+            .collect();
+        tensors.sort();
+        (config.modules(&shape).unwrap(), tensors)
+    });
+    assert_eq!(theirs.0, ours.0);
+    assert!(theirs.1 == ours.1);
+}
+
+/// Linears that a file holds as one are one in the exported file, too.
+#[test]
+fn an_exported_phi_answers_as_with_its_adapter() {
+    let base = Gguf::open(file("phi4")).unwrap();
+    let shape = epiphyte::base::ModelConfig::from_gguf(&base).unwrap().base_shape();
+    let adapter = Adapter::load(golden("families/phi4"), &shape).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("merged.gguf");
+    let adapters = [(&adapter, 1.0)];
+    let to = (path.as_path(), epiphyte::DType::F16);
+    let report =
+        epiphyte::export::export_gguf(&base, &shape, &adapters, to, &mut |_, _| ()).unwrap();
+    let merged: Vec<_> = report.merged.iter().map(|tensor| tensor.name.as_str()).collect();
+    assert!(merged.contains(&"blk.1.attn_qkv.weight") && merged.contains(&"blk.0.ffn_up.weight"));
+    assert_eq!(merged.len(), 2 * 4);
+    let options = EngineOptions { context: Some(256), ..EngineOptions::default() };
+    let engine = Engine::open(&path, options).unwrap();
+    let off = distance(&adapted::logits(&engine, &[], &ids(), &[96]), "phi4.lora");
+    println!("phi4, exported in F16: {off:.1e} of the largest logit");
+    assert!(off <= BOUNDS.rounded, "{off}");
 }
 
 /// From the low bits of SplitMix64, seed 0.
