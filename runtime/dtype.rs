@@ -23,18 +23,22 @@ pub enum DType {
     Q5_0,
     Q5_1,
     Q8_0,
+    Q2_K,
+    Q3_K,
     Q4_K,
     Q5_K,
     Q6_K,
+    IQ4_NL,
     TQ2_0,
     NF4,
     NF4_DQ,
     Q2_1,
+    Q3_0,
 }
 
 impl DType {
     /// Every supported type.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 19] = [
         Self::F32,
         Self::F16,
         Self::BF16,
@@ -43,21 +47,31 @@ impl DType {
         Self::Q5_0,
         Self::Q5_1,
         Self::Q8_0,
+        Self::Q2_K,
+        Self::Q3_K,
         Self::Q4_K,
         Self::Q5_K,
         Self::Q6_K,
+        Self::IQ4_NL,
         Self::TQ2_0,
         Self::NF4,
         Self::NF4_DQ,
         Self::Q2_1,
+        Self::Q3_0,
     ];
 
     /// Weights in a block.
     pub const fn block_len(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::BF16 => 1,
-            Self::Q4_K | Self::Q5_K | Self::Q6_K | Self::TQ2_0 | Self::NF4_DQ => 256,
-            Self::NF4 | Self::Q2_1 => 64,
+            Self::Q2_K
+            | Self::Q3_K
+            | Self::Q4_K
+            | Self::Q5_K
+            | Self::Q6_K
+            | Self::TQ2_0
+            | Self::NF4_DQ => 256,
+            Self::NF4 | Self::Q2_1 | Self::Q3_0 => 64,
             _ => 32,
         }
     }
@@ -67,11 +81,13 @@ impl DType {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::BF16 => 2,
-            Self::Q4_0 => 18,
+            Self::Q4_0 | Self::IQ4_NL => 18,
             Self::Q4_1 => 20,
             Self::Q5_0 => 22,
             Self::Q5_1 => 24,
             Self::Q8_0 => 34,
+            Self::Q2_K => 84,
+            Self::Q3_K => 110,
             Self::Q4_K => 144,
             Self::Q5_K => 176,
             Self::Q6_K => 210,
@@ -79,6 +95,7 @@ impl DType {
             Self::NF4 => 34,
             Self::NF4_DQ => 134,
             Self::Q2_1 => 20,
+            Self::Q3_0 => 26,
         }
     }
 
@@ -106,13 +123,17 @@ impl DType {
             Self::Q5_0 => "Q5_0",
             Self::Q5_1 => "Q5_1",
             Self::Q8_0 => "Q8_0",
+            Self::Q2_K => "Q2_K",
+            Self::Q3_K => "Q3_K",
             Self::Q4_K => "Q4_K",
             Self::Q5_K => "Q5_K",
             Self::Q6_K => "Q6_K",
+            Self::IQ4_NL => "IQ4_NL",
             Self::TQ2_0 => "TQ2_0",
             Self::NF4 => "NF4",
             Self::NF4_DQ => "NF4_DQ",
             Self::Q2_1 => "Q2_1",
+            Self::Q3_0 => "Q3_0",
         }
     }
 
@@ -150,12 +171,15 @@ impl DType {
             Self::Q8_0 => 7,
             Self::Q5_0 => 8,
             Self::Q5_1 => 9,
+            Self::Q2_K => 10,
+            Self::Q3_K => 11,
             Self::Q4_K => 14,
             Self::Q5_K => 16,
             Self::Q6_K => 18,
+            Self::IQ4_NL => 25,
             Self::BF16 => 32,
             Self::TQ2_0 => 37,
-            Self::NF4 | Self::NF4_DQ | Self::Q2_1 => MIXED,
+            Self::NF4 | Self::NF4_DQ | Self::Q2_1 | Self::Q3_0 => MIXED,
         }
     }
 
@@ -169,14 +193,18 @@ impl DType {
             Self::Q5_0 => 6,
             Self::Q5_1 => 7,
             Self::Q8_0 => 8,
+            Self::Q2_K => 10,
+            Self::Q3_K => 11,
             Self::Q4_K => 12,
             Self::Q5_K => 13,
             Self::Q6_K => 14,
+            Self::IQ4_NL => 20,
             Self::BF16 => 30,
             Self::TQ2_0 => 35,
             Self::NF4 => OWN + 1,
             Self::NF4_DQ => OWN + 2,
             Self::Q2_1 => OWN + 3,
+            Self::Q3_0 => OWN + 4,
         }
     }
 }

@@ -106,7 +106,7 @@ fn every_type_is_written_and_read_again() {
             let most = match now {
                 _ if view.shape.len() == 1 => 0.0,
                 // Of 2 / 3; a normal distribution's part of it.
-                DType::Q2_1 => 0.5,
+                DType::Q2_1 | DType::Q2_K => 0.5,
                 _ => 0.2,
             };
             assert!(error <= most, "{dtype:?} {}: {error}", view.name);
@@ -168,6 +168,10 @@ fn types_follow_the_table_of_the_docs() {
         (40, true, DType::BF16, [DType::BF16, DType::BF16, DType::BF16]),
         (256, true, DType::NF4_DQ, [DType::NF4_DQ, DType::Q6_K, DType::NF4_DQ]),
         (64, false, DType::NF4_DQ, [DType::Q8_0, DType::Q8_0, DType::NF4]),
+        (256, false, DType::Q3_K, [DType::Q6_K, DType::Q6_K, DType::Q3_K]),
+        (64, false, DType::Q3_K, [DType::Q8_0, DType::Q8_0, DType::IQ4_NL]),
+        (64, true, DType::Q2_K, [DType::IQ4_NL, DType::Q8_0, DType::IQ4_NL]),
+        (40, true, DType::Q3_0, [DType::F16, DType::F16, DType::F16]),
         (64, true, DType::TQ2_0, [DType::Q2_1, DType::Q8_0, DType::Q2_1]),
         (40, true, DType::NF4, [DType::F16, DType::F16, DType::F16]),
     ];
@@ -335,7 +339,7 @@ fn a_budget_of_bits_is_kept_and_spent() {
         let wide = Gguf::from_bytes(wide(512, true).bytes()).unwrap();
         let report = quantize(&wide, &options, &folder.path("out.gguf")).unwrap();
         assert!(report.bits_per_weight <= bits, "{bits}");
-        let few = ["NF4", "NF4_DQ", "Q2_1", "TQ2_0"];
+        let few = ["NF4", "Q2_1", "Q3_0"];
         assert_eq!(report.tensors.iter().any(|t| few.contains(&t.to)), own, "{bits}");
     }
     for bits in [0.0, 2.0, -1.0, f64::NAN] {
@@ -344,6 +348,42 @@ fn a_budget_of_bits_is_kept_and_spent() {
         assert!(matches!(refused, Err(Error::InvalidArgument { name: "bits", .. })), "{refused:?}");
     }
     assert_eq!(folder.names(), ["out.gguf"]);
+}
+
+#[test]
+fn a_budget_goes_to_where_the_loss_is_steep() {
+    let folder = Folder::new();
+    let model = Gguf::from_bytes(wide(512, true).bytes()).unwrap();
+    let floats = |v: f32| v.to_le_bytes().to_vec();
+    let steep = |slope: f32| {
+        let file = Writer::new()
+            .key("general.type", Meta::Text("imatrix"))
+            .tensor("blk.0.attn_q.weight.in_sum2", &[512], 0, floats(1.0).repeat(512))
+            .tensor("blk.0.attn_q.weight.counts", &[1], 0, floats(1.0))
+            .tensor("blk.0.attn_q.weight.slope2", &[1], 0, floats(slope));
+        let mut options = QuantizeOptions::new(QuantizeTo::Bits(4.5));
+        let path = folder.write("slopes.gguf", &file.bytes());
+        options.imatrix = Some(Imatrix::open(path).unwrap());
+        let report = quantize(&model, &options, &folder.path("out.gguf")).unwrap();
+        assert!(report.bits_per_weight <= 4.5 && !report.wants_imatrix);
+        let q = report.tensors.iter().find(|tensor| tensor.name == "blk.0.attn_q.weight");
+        q.unwrap().relative_rms
+    };
+    let (flat, steep) = (steep(1e-9), steep(1.0));
+    assert!(steep < 0.1 * flat, "{steep} and {flat}");
+}
+
+#[test]
+fn few_bits_without_an_imatrix_are_told() {
+    let folder = Folder::new();
+    let model = Gguf::from_bytes(wide(512, true).bytes()).unwrap();
+    for (bits, told) in [(3.9, true), (4.1, false)] {
+        let options = QuantizeOptions::new(QuantizeTo::Bits(bits));
+        let report = quantize(&model, &options, &folder.path("out.gguf")).unwrap();
+        assert_eq!(report.wants_imatrix, told, "{bits}");
+    }
+    let report = quantize(&model, &to(DType::Q3_K), &folder.path("out.gguf")).unwrap();
+    assert!(!report.wants_imatrix, "it is the type that was asked for");
 }
 
 #[test]
@@ -409,7 +449,11 @@ fn hostile_imatrices_are_refused() {
         let refused = Imatrix::open(folder.write("odd.dat", &wild));
         assert!(matches!(refused, Err(Error::InvalidTensor { .. })), "{odd}");
     }
-    // A model, one without counts, one of experts.
+    // A model, one without counts, one of experts, slopes that are none.
+    let slope = |dims: &[u64], v: f32| {
+        let floats = v.to_le_bytes().repeat(dims.iter().product::<u64>() as usize);
+        gguf_imatrix(64).tensor("blk.0.attn_q.weight.slope2", dims, 0, floats)
+    };
     let counts = "blk.0.attn_q.weight.counts";
     let floats = |n: usize| vec![0; 4 * n];
     for (i, writer) in [
@@ -417,6 +461,9 @@ fn hostile_imatrices_are_refused() {
         gguf_imatrix(64).without(counts),
         gguf_imatrix(64).without(counts).tensor(counts, &[1, 2], 0, floats(2)),
         gguf_imatrix(64).edit("blk.0.attn_q.weight.in_sum2", |tensor| tensor.dims = vec![32, 2]),
+        slope(&[2], 1.0),
+        slope(&[1], f32::NAN),
+        slope(&[1], -1.0),
     ]
     .into_iter()
     .enumerate()

@@ -154,7 +154,8 @@ fn levels(dtype: DType) -> f32 {
         DType::Q6_K => 31.0,
         DType::Q8_0 => 127.0,
         // The widest gap is between the last two levels of the one, all of the range in the others.
-        DType::NF4 | DType::NF4_DQ => 3.0,
-        DType::TQ2_0 | DType::Q2_1 => 1.0,
+        DType::NF4 | DType::NF4_DQ | DType::IQ4_NL => 3.0,
+        DType::Q3_0 | DType::Q3_K => 3.0,
+        DType::TQ2_0 | DType::Q2_K | DType::Q2_1 => 1.0,
     }
 }

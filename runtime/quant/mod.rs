@@ -13,10 +13,14 @@ mod bf16;
 mod f16;
 #[path = "f32.rs"]
 mod float32; // `mod f32` would hide the primitive type
+mod iq4_nl;
 mod k_scales;
 mod nf4;
 mod nf4_dq;
 mod q2_1;
+mod q2_k;
+mod q3_0;
+mod q3_k;
 mod q4_0;
 mod q4_1;
 mod q4_k;
@@ -27,6 +31,8 @@ mod q6_k;
 mod q8_0;
 mod rounding;
 mod tq2_0;
+mod two_bits;
+mod two_levels;
 
 use crate::dtype::DType;
 
@@ -80,13 +86,17 @@ pub fn format(dtype: DType) -> &'static dyn BlockFormat {
         DType::Q5_0 => &q5_0::Format,
         DType::Q5_1 => &q5_1::Format,
         DType::Q8_0 => &q8_0::Format,
+        DType::Q2_K => &q2_k::Format,
+        DType::Q3_K => &q3_k::Format,
         DType::Q4_K => &q4_k::Format,
         DType::Q5_K => &q5_k::Format,
         DType::Q6_K => &q6_k::Format,
+        DType::IQ4_NL => &iq4_nl::Format,
         DType::TQ2_0 => &tq2_0::Format,
         DType::NF4 => &nf4::Format,
         DType::NF4_DQ => &nf4_dq::Format,
         DType::Q2_1 => &q2_1::Format,
+        DType::Q3_0 => &q3_0::Format,
     }
 }
 

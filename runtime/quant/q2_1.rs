@@ -5,6 +5,7 @@
 //! Shader: `shaders/quant/q2_1.wgsl`.
 
 use super::rounding::Codes;
+use super::two_bits::{pack, place};
 use super::{BLOCK, BlockFormat, copy_words, f16_value};
 use crate::dtype::DType;
 
@@ -13,21 +14,6 @@ const LEN: usize = DType::Q2_1.block_len();
 const CODES: Codes = Codes { low: 0.0, high: 3.0 };
 
 pub(super) struct Format;
-
-/// Where 2-bit code `i` of 32 lies: its byte, and how many bits are below it.
-pub(super) const fn place(i: usize) -> (usize, usize) {
-    (i / 16 * 4 + i % 4, i % 16 / 4 * 2)
-}
-
-/// Codes of 32 weights to their bytes.
-pub(super) fn pack(codes: &[u8; BLOCK]) -> [u8; BLOCK / 4] {
-    let mut bytes = [0; BLOCK / 4];
-    for (i, code) in codes.iter().enumerate() {
-        let (byte, shift) = place(i);
-        bytes[byte] |= (code & 3) << shift;
-    }
-    bytes
-}
 
 impl BlockFormat for Format {
     fn dtype(&self) -> DType {

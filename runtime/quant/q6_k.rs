@@ -6,15 +6,17 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::rounding::{Block, Codes, Line, stored};
-use super::{BLOCK, BlockFormat, copy_words, f16_value, join_nibbles, split_nibbles};
+use super::rounding::{Block, Codes};
+use super::two_levels::Scaled;
+use super::{BLOCK, BlockFormat, copy_words, f16_bytes, f16_value, join_nibbles, split_nibbles};
 use crate::dtype::DType;
 
+const BYTES: usize = DType::Q6_K.block_bytes();
 const CODES: Codes = Codes { low: -32.0, high: 31.0 };
 /// Weights that share a sc.
 const PART: usize = 16;
-/// Times that d is fitted again.
-const ROUNDS: usize = 2;
+/// The least sc is its negative.
+const MOST: f32 = 128.0;
 
 pub(super) struct Format;
 
@@ -29,7 +31,7 @@ struct Superblock {
 }
 
 fn superblocks(blocks: &[u8]) -> &[Superblock] {
-    bytemuck::cast_slice(blocks.as_chunks::<{ DType::Q6_K.block_bytes() }>().0)
+    bytemuck::cast_slice(blocks.as_chunks::<BYTES>().0)
 }
 
 impl BlockFormat for Format {
@@ -66,13 +68,7 @@ impl BlockFormat for Format {
     }
 
     fn quantize(&self, weights: &[f32], importance: Option<&[f32]>) -> Option<Vec<u8>> {
-        let superblock = |block: Block<'_, 256>| {
-            let fitted = Fitted::search(&block);
-            fitted
-                .d
-                .is_finite()
-                .then(|| bytemuck::cast::<_, [u8; DType::Q6_K.block_bytes()]>(fitted.pack(&block)))
-        };
+        let superblock = |block| Superblock::fit(&block).map(bytemuck::cast::<_, [u8; BYTES]>);
         let superblocks = Block::of_rows(weights, importance).map(superblock);
         superblocks.collect::<Option<Vec<_>>>().map(|all| all.concat())
     }
@@ -104,90 +100,17 @@ impl BlockFormat for Format {
     }
 }
 
-/// The scales of a superblock in the making; all are values that the file can hold.
-#[derive(Clone, Copy)]
-struct Fitted {
-    d: f32,
-    sc: [f32; 16],
-}
-
-impl Fitted {
-    fn search(superblock: &Block<'_, 256>) -> Self {
-        let parts = superblock.parts::<PART, 16>();
-        let plain = parts.each_ref().map(|part| part.largest() / CODES.low);
-        let found = parts.each_ref().map(|part| CODES.scale(part, |d| d));
-        let mut best = Self::rounded(plain);
-        let (mut least, mut next) = (best.cost(&parts), Self::rounded(found).nudged(&parts));
-        for _ in 0..=ROUNDS {
-            let cost = next.cost(&parts);
-            if cost >= least || cost.is_nan() {
-                break;
-            }
-            (best, least) = (next, cost);
-            next = best.refitted(&parts).nudged(&parts);
-        }
-        best
-    }
-
-    /// The nearest to `scales`; the largest becomes -128, of which there is no positive.
-    fn rounded(scales: [f32; 16]) -> Self {
-        let largest = scales.iter().fold(0.0_f32, |a, &b| if b.abs() > a.abs() { b } else { a });
-        let d = stored(largest / -128.0);
-        let code =
-            |scale: f32| if d == 0.0 { 0.0 } else { (scale / d).round().clamp(-128.0, 127.0) };
-        Self { d, sc: scales.map(code) }
-    }
-
-    fn line(&self, i: usize) -> Line {
-        Line::through_zero(self.d * self.sc[i])
-    }
-
-    fn cost(&self, parts: &[Block<'_, PART>; 16]) -> f32 {
-        parts.iter().enumerate().map(|(i, part)| CODES.cost(part, self.line(i))).sum()
-    }
-
-    /// With each sc one up or down where that costs less.
-    fn nudged(mut self, parts: &[Block<'_, PART>; 16]) -> Self {
-        for (i, part) in parts.iter().enumerate() {
-            let near = [0.0, -1.0, 1.0].map(|by| {
-                let sc = (self.sc[i] + by).clamp(-128.0, 127.0);
-                (CODES.cost(part, Line::through_zero(self.d * sc)), sc)
-            });
-            (_, self.sc[i]) = near.into_iter().fold(near[0], |a, b| if b.0 < a.0 { b } else { a });
-        }
-        self
-    }
-
-    /// With the best d for its codes.
-    fn refitted(mut self, parts: &[Block<'_, PART>; 16]) -> Self {
-        // The costs' sums of u w and u u, of `w = d u`.
-        let (mut uw, mut uu) = (0.0, 0.0);
-        for (i, part) in parts.iter().enumerate() {
-            let codes = CODES.codes(part.weights, self.line(i));
-            for ((w, c), q) in part.weights.iter().zip(&part.costs).zip(codes) {
-                let u = f64::from(self.sc[i] * (f32::from(q) + CODES.low));
-                uw += f64::from(*c) * u * f64::from(*w);
-                uu += f64::from(*c) * u * u;
-            }
-        }
-        if uu > 0.0 {
-            self.d = stored((uw / uu) as f32);
-        }
-        self
-    }
-
-    fn pack(&self, superblock: &Block<'_, 256>) -> Superblock {
-        let mut out = Superblock {
+impl Superblock {
+    /// `None` for scales beyond the range of d.
+    fn fit(superblock: &Block<'_, 256>) -> Option<Self> {
+        let fitted = Scaled::<PART, 16>::search(CODES, MOST, superblock);
+        let mut out = Self {
             qs: [0; 128],
             upper: [0; 64],
-            scales: self.sc.map(|sc| sc as i8),
-            d: half::f16::from_f32(self.d).to_le_bytes(),
+            scales: fitted.sc.map(|sc| sc as i8),
+            d: f16_bytes(fitted.d)?,
         };
-        let weights = superblock.weights.as_chunks::<PART>().0;
-        let mut codes = [[0_u8; PART]; 16];
-        for (i, (codes, weights)) in codes.iter_mut().zip(weights).enumerate() {
-            *codes = CODES.codes(weights, self.line(i));
-        }
+        let codes = fitted.quantized(superblock);
         let halves = codes.as_flattened().as_chunks::<BLOCK>().0.as_chunks::<4>().0;
         let (qs, upper) = (out.qs.as_chunks_mut().0, out.upper.as_chunks_mut::<BLOCK>().0);
         for (blocks @ [b0, b1, b2, b3], (qs, upper)) in
@@ -198,6 +121,6 @@ impl Fitted {
                 upper.iter_mut().zip(block).for_each(|(bits, q)| *bits |= (q >> 4) << (2 * r));
             }
         }
-        out
+        Some(out)
     }
 }

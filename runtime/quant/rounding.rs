@@ -7,10 +7,10 @@
 
 use std::ops::RangeInclusive;
 
-use super::{BLOCK, f16_bytes};
+use super::f16_bytes;
 
 /// Steps to either side of the last code at which a search starts, in tenths of a code.
-const STEPS: RangeInclusive<i8> = -9..=9;
+pub(super) const STEPS: RangeInclusive<i8> = -9..=9;
 /// Times that a search goes on from its best start, at most.
 const ROUNDS: usize = 4;
 /// Sums made side by side, which lets them be vectors.
@@ -108,13 +108,13 @@ impl Codes {
         std::array::from_fn(|i| (self.code(weights[i], line, inverse) - self.low) as u8)
     }
 
-    /// Rows in blocks of `w = d q`, d in f16; `pack` writes a block's codes. `None` for a d that
-    /// f16 can't hold.
-    pub(super) fn scaled_rows(
+    /// Rows in blocks of `N` of `w = d q`, d in f16; `pack` writes a block's codes. `None` for a d
+    /// that f16 can't hold.
+    pub(super) fn scaled_rows<const N: usize>(
         self,
         weights: &[f32],
         importance: Option<&[f32]>,
-        pack: impl Fn(&[u8; BLOCK], &mut Vec<u8>),
+        pack: impl Fn(&[u8; N], &mut Vec<u8>),
     ) -> Option<Vec<u8>> {
         let mut out = Vec::with_capacity(weights.len());
         for block in Block::of_rows(weights, importance) {
@@ -254,7 +254,7 @@ struct Fit {
 }
 
 /// Some tenths above a code.
-fn beside(code: f32, tenths: i8) -> f32 {
+pub(super) fn beside(code: f32, tenths: i8) -> f32 {
     code + 0.1 * f32::from(tenths)
 }
 

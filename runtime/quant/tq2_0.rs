@@ -7,7 +7,8 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::rounding::{Block, Codes, Line, stored};
-use super::{BLOCK, BlockFormat, copy_words, f16_bytes, f16_value, q2_1};
+use super::two_bits::{self, TwoBits};
+use super::{BLOCK, BlockFormat, f16_bytes, f16_value};
 use crate::dtype::DType;
 
 const BYTES: usize = DType::TQ2_0.block_bytes();
@@ -19,7 +20,7 @@ pub(super) struct Format;
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct Superblock {
-    qs: [[u8; BLOCK]; 2],
+    qs: TwoBits,
     d: [u8; 2],
 }
 
@@ -28,21 +29,12 @@ fn superblocks(blocks: &[u8]) -> &[Superblock] {
 }
 
 impl Superblock {
-    /// Codes of its 8 times 32 weights.
-    fn codes(&self) -> [[u8; BLOCK]; 8] {
-        std::array::from_fn(|block| self.qs[block / 4].map(|byte| byte >> (block % 4 * 2) & 3))
-    }
-
     /// `None` for a scale beyond the range of d.
     fn fit(block: &Block<'_, 256>) -> Option<Self> {
         let d = CODES.scale(block, stored);
         let codes = CODES.codes(block.weights, Line::through_zero(d));
-        let mut out = Self { qs: [[0; BLOCK]; 2], d: f16_bytes(d)? };
-        for (j, codes) in codes.as_chunks::<BLOCK>().0.iter().enumerate() {
-            let bytes = out.qs[j / 4].iter_mut().zip(codes);
-            bytes.for_each(|(byte, code)| *byte |= code << (j % 4 * 2));
-        }
-        Some(out)
+        let qs = two_bits::join(codes.as_chunks().0);
+        Some(Self { qs, d: f16_bytes(d)? })
     }
 }
 
@@ -63,7 +55,7 @@ impl BlockFormat for Format {
         let out = out.as_chunks_mut::<BLOCK>().0.as_chunks_mut::<8>().0;
         for (block, out) in superblocks(blocks).iter().zip(out) {
             let d = f16_value(block.d);
-            for (codes, out) in block.codes().iter().zip(out) {
+            for (codes, out) in two_bits::split(&block.qs).iter().zip(out) {
                 out.iter_mut().zip(codes).for_each(|(w, q)| *w = d * (f32::from(*q) - 1.0));
             }
         }
@@ -81,9 +73,7 @@ impl BlockFormat for Format {
             *scale = 0;
             for ((block, words), shift) in blocks.iter().zip(words).zip([0, 16]) {
                 *scale |= u32::from(u16::from_le_bytes(block.d)) << shift;
-                for (codes, words) in block.codes().iter().zip(words.as_chunks_mut::<2>().0) {
-                    copy_words(&q2_1::pack(codes), words);
-                }
+                two_bits::repack(&block.qs, words);
             }
         }
     }

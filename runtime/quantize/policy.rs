@@ -5,10 +5,13 @@ use crate::dtype::DType;
 
 /// The head, as GGUF names it; where there is none, the embedding is the head.
 pub(super) const HEAD: &str = "output.weight";
-const EMBEDDING: &str = "token_embd.weight";
+pub(super) const EMBEDDING: &str = "token_embd.weight";
 
 /// Instead of a type whose blocks do not divide a row: the next larger one whose blocks may.
-const FALLBACKS: [(DType, DType); 12] = [
+const FALLBACKS: [(DType, DType); 16] = [
+    (DType::Q2_K, DType::IQ4_NL),
+    (DType::Q3_K, DType::IQ4_NL),
+    (DType::IQ4_NL, DType::F16),
     (DType::Q4_K, DType::Q5_0),
     (DType::Q5_K, DType::Q5_1),
     (DType::Q6_K, DType::Q8_0),
@@ -16,6 +19,7 @@ const FALLBACKS: [(DType, DType); 12] = [
     (DType::NF4_DQ, DType::NF4),
     (DType::NF4, DType::Q4_0),
     (DType::Q2_1, DType::Q4_0),
+    (DType::Q3_0, DType::Q4_0),
     (DType::Q4_0, DType::F16),
     (DType::Q4_1, DType::F16),
     (DType::Q5_0, DType::F16),

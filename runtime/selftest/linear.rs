@@ -160,8 +160,10 @@ fn blocks(dtype: DType, random: &mut Random) -> Vec<u8> {
     let scales: &[usize] = match dtype {
         DType::F32 => &[2],
         DType::F16 | DType::BF16 | DType::Q4_0 | DType::Q5_0 | DType::Q8_0 => &[0],
-        DType::NF4 | DType::NF4_DQ => &[0],
+        DType::NF4 | DType::NF4_DQ | DType::IQ4_NL | DType::Q3_0 => &[0],
         DType::Q4_1 | DType::Q5_1 | DType::Q4_K | DType::Q5_K | DType::Q2_1 => &[0, 2],
+        DType::Q2_K => &[80, 82],
+        DType::Q3_K => &[108],
         DType::Q6_K => &[208],
         DType::TQ2_0 => &[64],
     };

@@ -3,7 +3,7 @@
 //   scales  two f16 d a u32, for 64 weights each
 // Host: runtime/quant/nf4.rs
 //fills quant
-//import quant/nf4_levels
+//import quant/nf4_levels, quant/by_level
 
 fn block_scale(b: u32) -> f32 {
     return unpack2x16float(scales[b >> 2u] >> ((b & 2u) << 3u)).x;

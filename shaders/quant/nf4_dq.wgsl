@@ -3,7 +3,7 @@
 //   scales  3 u32 for 2 blocks: their two d, then the 4 s of each
 // Host: runtime/quant/nf4_dq.rs
 //fills quant
-//import quant/nf4_levels
+//import quant/nf4_levels, quant/by_level
 
 fn block_scale(b: u32) -> f32 {
     let i = 3u * (b >> 4u);

@@ -14,9 +14,9 @@ from gguf.quants import dequantize
 
 WEIGHTS = 4 * 256
 # Byte offsets of the f16 fields of a block; every other byte may be anything.
-F16_FIELDS = {"Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "TQ2_0": [64]}
+F16_FIELDS = {"Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "TQ2_0": [64], "IQ4_NL": [0]}
 # Formats of our own: weights and bytes of a block, its f16 fields.
-OWN = {"NF4": (64, 34, [0]), "NF4_DQ": (256, 134, [0]), "Q2_1": (64, 20, [0, 2])}
+OWN = {"NF4": (64, 34, [0]), "NF4_DQ": (256, 134, [0]), "Q2_1": (64, 20, [0, 2]), "Q3_0": (64, 26, [0])}
 # bitsandbytes 0.49, `get_4bit_type("nf4")`.
 NF4 = np.float32([-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0])
 
@@ -52,6 +52,12 @@ def own_values(name, rows):
             byte = 4 + i // 32 * 8 + i % 32 // 16 * 4 + i % 4
             q[:, i] = rows[:, byte] >> (i % 16 // 4 * 2) & 3
         return half(0) * q + half(2)
+    if name == "Q3_0":
+        q = np.zeros((len(rows), 64), np.float32)
+        for i in range(64):
+            low = rows[:, 10 + i // 32 * 8 + i % 32 // 16 * 4 + i % 4] >> (i % 16 // 4 * 2) & 3
+            q[:, i] = low + 4 * (rows[:, 2 + i // 8] >> i % 8 & 1)
+        return half(0) * (q - 4)
     start, scales = (2, half(0)) if name == "NF4" else (6, half(0) * rows[:, 2:6].astype(np.float32))
     codes = rows[:, start:].reshape(len(rows), -1, 16)
     levels = NF4[np.concatenate([codes & 15, codes >> 4], axis=2)].reshape(len(rows), -1, 64)

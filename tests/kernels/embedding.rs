@@ -33,6 +33,7 @@ fn looks_up(dtype: DType) {
                 | DType::Q4_K
                 | DType::Q5_K
                 | DType::Q2_1
+                | DType::Q2_K
                 | DType::NF4
                 | DType::NF4_DQ
         );

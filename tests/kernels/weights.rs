@@ -31,9 +31,12 @@ fn layout(dtype: DType) -> (&'static [usize], std::ops::Range<usize>) {
         DType::Q4_0 | DType::Q5_0 | DType::Q8_0 => (&[0], 2..dtype.block_bytes()),
         DType::Q4_1 | DType::Q5_1 => (&[0, 2], 4..dtype.block_bytes()),
         DType::Q4_K | DType::Q5_K => (&[0, 2], 16..dtype.block_bytes()),
+        DType::Q2_K => (&[80, 82], 16..80),
+        DType::Q3_K => (&[108], 0..96),
         DType::Q6_K => (&[208], 0..192),
         // A level is looked up, nothing is added to it.
-        DType::NF4 | DType::NF4_DQ => (&[0], 0..0),
+        DType::NF4 | DType::NF4_DQ | DType::IQ4_NL => (&[0], 0..0),
+        DType::Q3_0 => (&[0], 2..dtype.block_bytes()),
         DType::Q2_1 => (&[0, 2], 4..dtype.block_bytes()),
         DType::TQ2_0 => (&[64], 0..64),
     }

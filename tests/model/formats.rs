@@ -8,15 +8,19 @@ use super::check;
 use crate::common::Random;
 use crate::common::odd_llama::sized_llama;
 
-/// Rows of whole superblocks, but for the attention's output: `NF4_DQ`'s takes `NF4` and `TQ2_0`'s
-/// `Q2_1`, so that two models have all four types.
+/// Rows of whole superblocks, but for the attention's output, which takes the next type.
 #[test]
 fn logits_of_models_of_few_bits_are_those_of_an_exact_pass() {
     let dir = tempfile::tempdir().unwrap();
     let mut random = Random::new(256);
     let model = Gguf::from_bytes(sized_llama(&mut random, 256, 512).bytes()).unwrap();
     let ids: Vec<u32> = (0..24).map(|_| random.below(41)).collect();
-    for (dtype, next) in [(DType::NF4_DQ, DType::NF4), (DType::TQ2_0, DType::Q2_1)] {
+    for (dtype, next) in [
+        (DType::Q2_K, DType::IQ4_NL),
+        (DType::Q3_K, DType::IQ4_NL),
+        (DType::NF4_DQ, DType::NF4),
+        (DType::TQ2_0, DType::Q2_1),
+    ] {
         let path = dir.path().join(format!("{}.gguf", dtype.name()));
         let options = QuantizeOptions::new(QuantizeTo::Type(dtype));
         let report = quantize_gguf(&model, &options, &path, &mut |_, _| {}).unwrap();

@@ -46,7 +46,7 @@ fn cost(weights: &[f32], values: &[f32], importance: Option<&[f32]>) -> f64 {
 
 /// Types whose scales are searched for, one or two a block.
 const SIMPLE: [DType; 4] = [DType::Q4_0, DType::Q4_1, DType::Q5_0, DType::Q5_1];
-const K: [DType; 3] = [DType::Q4_K, DType::Q5_K, DType::Q6_K];
+const K: [DType; 5] = [DType::Q2_K, DType::Q3_K, DType::Q4_K, DType::Q5_K, DType::Q6_K];
 
 #[test]
 fn plain_formats_are_bit_equal_to_the_reference() {
@@ -122,7 +122,7 @@ fn no_block_costs_more_than_the_reference_quantiser_s() {
 fn superblocks_cost_less_than_llama_cpp_s() {
     let golden = Golden::load();
     let weights = golden.floats("weights");
-    for dtype in K {
+    for dtype in K.into_iter().chain([DType::IQ4_NL]) {
         let ours = values(dtype, &quantize(dtype, &weights, None).unwrap(), weights.len());
         let theirs = values(dtype, &golden.blocks(dtype, "blocks"), weights.len());
         let ratio = report(dtype, &weights, &ours, &theirs, None);
@@ -134,7 +134,7 @@ fn superblocks_cost_less_than_llama_cpp_s() {
 fn with_an_importance_they_cost_less_than_llama_cpp_s() {
     let golden = Golden::load();
     let (weights, importance) = (golden.floats("weights"), golden.floats("importance"));
-    for dtype in SIMPLE.into_iter().chain(K) {
+    for dtype in SIMPLE.into_iter().chain(K).chain([DType::IQ4_NL]) {
         let ours = quantize(dtype, &weights, Some(&importance)).unwrap();
         let plain = quantize(dtype, &weights, None).unwrap();
         let [ours, plain] = [ours, plain].map(|blocks| values(dtype, &blocks, weights.len()));
@@ -183,16 +183,19 @@ fn plain_cost(dtype: DType, weights: &[f32]) -> f64 {
         match dtype {
             DType::Q4_0 => sum(largest / -8.0, 0.0, -8.0, 7.0),
             DType::Q5_0 => sum(largest / -16.0, 0.0, -16.0, 15.0),
+            DType::Q3_K => sum(largest / -4.0, 0.0, -4.0, 3.0),
             DType::Q6_K => sum(largest / -32.0, 0.0, -32.0, 31.0),
             DType::Q8_0 => sum(largest / 127.0, 0.0, -127.0, 127.0),
             DType::Q4_1 => sum((max - min) / 15.0, min, 0.0, 15.0),
             DType::Q5_1 => sum((max - min) / 31.0, min, 0.0, 31.0),
+            DType::Q2_K => sum((max.max(0.0) - min.min(0.0)) / 3.0, min.min(0.0), 0.0, 3.0),
             DType::Q4_K => sum((max.max(0.0) - min.min(0.0)) / 15.0, min.min(0.0), 0.0, 15.0),
             DType::Q5_K => sum((max.max(0.0) - min.min(0.0)) / 31.0, min.min(0.0), 0.0, 31.0),
             _ => 0.0,
         }
     };
-    let len = if dtype == DType::Q6_K { 16 } else { 32 };
+    let parts_of_16 = [DType::Q2_K, DType::Q3_K, DType::Q6_K];
+    let len = if parts_of_16.contains(&dtype) { 16 } else { 32 };
     weights.chunks(len).map(block).sum()
 }
 
@@ -263,7 +266,7 @@ fn every_row_has_the_same_importance() {
             // which leaves 1/4 for three levels, and a row of 256 is off from the mean by a tenth.
             let most = match dtype {
                 DType::TQ2_0 => 1.0 / 9.0,
-                DType::Q2_1 => 1.0 / 16.0,
+                DType::Q2_1 | DType::Q2_K => 1.0 / 16.0,
                 _ => 0.02,
             };
             let all = cost(&row, &[0.0; 256], None);

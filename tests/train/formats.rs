@@ -25,7 +25,16 @@ fn gradients_on_few_bits_are_those_on_their_values() {
     };
     let data = Arc::new(Dataset::of((0..3).map(example)));
     let batches = in_order(&data, 48);
-    for dtype in [DType::NF4, DType::NF4_DQ, DType::Q2_1, DType::TQ2_0] {
+    for dtype in [
+        DType::Q2_K,
+        DType::Q3_K,
+        DType::Q3_0,
+        DType::IQ4_NL,
+        DType::NF4,
+        DType::NF4_DQ,
+        DType::Q2_1,
+        DType::TQ2_0,
+    ] {
         let file = |name: &str| dir.path().join(format!("{}.{name}", dtype.name()));
         let write = |model: &Gguf, dtype, path: &std::path::Path| {
             let options = QuantizeOptions::new(QuantizeTo::Type(dtype));
