@@ -1,15 +1,21 @@
-//! Importance matrices of our own: what goes into each column of a model's matrices over a text.
+//! Importance matrices of our own: what goes into each column of a model's matrices over a text,
+//! and how much the loss depends on each matrix.
 //!
 //! In: a model and a text. Out: a file as `llama-imatrix` writes it, which
 //! [`crate::quantize::Imatrix`] reads.
 
+mod slopes;
+
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::base::ModulePath;
 use crate::engine::{CancelToken, Engine, Squares};
 use crate::error::{Error, Result};
 use crate::quantize::{Imatrix, ImatrixEntry, ImatrixText};
 use crate::tokenizer::EncodeOptions;
+use slopes::Slopes;
 
 /// How to measure.
 #[derive(Clone, Debug)]
@@ -18,6 +24,9 @@ pub struct ImportanceOptions {
     pub window: usize,
     /// Windows, at most; `None` for all.
     pub chunks: Option<usize>,
+    /// Measure how much the loss depends on each matrix, too, by gradients over the beginning of
+    /// each window. A budget of bits is spent by it.
+    pub slopes: bool,
     /// Ends it between two windows.
     pub cancel: CancelToken,
 }
@@ -25,7 +34,7 @@ pub struct ImportanceOptions {
 impl Default for ImportanceOptions {
     /// As llama.cpp: windows of 512 tokens.
     fn default() -> Self {
-        Self { window: 512, chunks: None, cancel: CancelToken::default() }
+        Self { window: 512, chunks: None, slopes: true, cancel: CancelToken::default() }
     }
 }
 
@@ -33,22 +42,26 @@ impl Default for ImportanceOptions {
 pub struct Importance {
     engine: Arc<Engine>,
     squares: Squares,
+    /// Of each linear; empty where they were not asked for.
+    slopes: BTreeMap<ModulePath, f64>,
     window: usize,
     chunks: usize,
 }
 
 /// Runs `text` through the model, a window after the other, and adds up the squares of what goes
-/// into the linears of the layers. `progress` hears of windows done and in all.
+/// into the linears of the layers, and the squares of their gradients. `progress` hears of windows
+/// done and in all.
 ///
 /// Errors: [`Error::InvalidArgument`] for a window of no tokens, and for a text that does not fill
-/// one; [`Error::Cancelled`]; as [`crate::Session::prefill`].
+/// one; [`Error::Cancelled`]; as [`crate::Session::prefill`]
+/// and [`Trainer::new`](crate::train::Trainer::new).
 pub fn importance(
     engine: &Arc<Engine>,
     text: &str,
     options: &ImportanceOptions,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Importance> {
-    let ImportanceOptions { window, chunks, cancel } = options;
+    let ImportanceOptions { window, chunks, cancel, .. } = options;
     let invalid = |name, reason: String| Err(Error::InvalidArgument { name, reason });
     if *window == 0 {
         return invalid("window", "a window has 1 token or more".into());
@@ -63,6 +76,8 @@ pub fn importance(
     }
     let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
     let mut squares = Squares::new(&engine.base().adapter_shape());
+    let mut slopes =
+        (options.slopes && *window > 1).then(|| Slopes::new(engine, *window)).transpose()?;
     progress(0, all);
     for (done, ids) in ids.chunks_exact(*window).take(all).enumerate() {
         let mut ids = ids.to_vec();
@@ -72,9 +87,12 @@ pub fn importance(
         let mut session = engine.session();
         session.push_tokens(&ids)?;
         squares.append(&session.input_squares(cancel)?);
+        cancel.check()?;
+        slopes.as_mut().map(|slopes| slopes.add(&ids)).transpose()?;
         progress(done + 1, all);
     }
-    Ok(Importance { engine: Arc::clone(engine), squares, window: *window, chunks: all })
+    let slopes = slopes.map(|slopes| slopes.means()).unwrap_or_default();
+    Ok(Importance { engine: Arc::clone(engine), squares, slopes, window: *window, chunks: all })
 }
 
 impl Importance {
@@ -99,7 +117,8 @@ impl Importance {
     /// Errors: [`Error::Io`].
     pub fn save(&self, path: impl AsRef<Path>, dataset: &str) -> Result<()> {
         let base = self.engine.base();
-        let entry = |(module, sums)| ImatrixEntry { module, sums };
+        let slope = |module: ModulePath| self.slopes.get(&module).copied();
+        let entry = |(module, sums)| ImatrixEntry { module, sums, slope: slope(module) };
         let entries: Vec<_> = self.squares.by_module().map(entry).collect();
         let text = ImatrixText {
             dataset,

@@ -32,6 +32,9 @@ pub(super) struct ImatrixArgs {
     /// Windows [default: all]
     #[arg(long, value_name = "N")]
     chunks: Option<usize>,
+    /// Leave out how much the loss depends on each matrix, which takes most of the time
+    #[arg(long)]
+    columns_only: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -59,7 +62,7 @@ pub(super) fn run(args: &ImatrixArgs, gpu: GpuOptions) -> Result<()> {
     let start = Instant::now();
     let stop = interrupt::listen("stopping; again to leave at once");
     let (window, chunks, cancel) = (args.window, args.chunks, stop.token.clone());
-    let options = ImportanceOptions { window, chunks, cancel };
+    let options = ImportanceOptions { window, chunks, slopes: !args.columns_only, cancel };
     let bar = output::bar(1, "{pos}/{len} windows {wide_bar} {eta} left");
     let measured = importance(&engine, &text, &options, &mut |done, all| {
         bar.set_length(all as u64);

@@ -32,7 +32,7 @@ pub(super) struct QuantizeArgs {
     #[arg(long = "type", value_name = "TYPE", value_parser = dtype, help = types())]
     #[arg(required_unless_present = "bits")]
     dtype: Option<DType>,
-    /// Choose types by measured error, for at most so many bits a weight in all
+    /// Choose types by what their errors cost in loss, for at most so many bits a weight in all
     #[arg(long, value_name = "B", conflicts_with = "dtype")]
     bits: Option<f64>,
     /// Importance of columns (llama-imatrix, GGUF or .dat): errors in important ones cost more
@@ -133,6 +133,12 @@ fn print(
             BF16 where it can be had",
             report.requantized
         ));
+    }
+    if report.wants_imatrix {
+        output::note(
+            "warning: below 4 bits without an imatrix little may be left of the model; make one \
+            (`epiphyte imatrix`), and measure with `epiphyte perplexity`",
+        );
     }
     if report.without_importance > 0 {
         output::note(&format!(

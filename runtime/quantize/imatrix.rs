@@ -13,6 +13,8 @@ use crate::format::safetensors::to_f32;
 /// Endings of a tensor's sums of squares and of its number of tokens, in GGUF.
 pub(super) const SUMS: &str = ".in_sum2";
 pub(super) const COUNTS: &str = ".counts";
+/// That of the mean square of its weights' gradients, of our own; llama.cpp passes it over.
+pub(super) const SLOPE: &str = ".slope2";
 /// Bytes of a `.dat` that are read: an 8B model's has 5 MB.
 const MOST_BYTES: u64 = 256 << 20;
 /// The least importance of a column, in the mean of its tensor: none is free.
@@ -29,6 +31,8 @@ pub struct Imatrix {
     chunks: Option<u32>,
     /// By GGUF's name of the tensor: mean 1, no less than [`LEAST`].
     columns: BTreeMap<String, Vec<f32>>,
+    /// Mean squares of a matrix's gradients for the loss of a token, in nats, where the file says.
+    slopes: BTreeMap<String, f64>,
 }
 
 impl Imatrix {
@@ -71,6 +75,11 @@ impl Imatrix {
             }
             found => Ok(found.map(Vec::as_slice)),
         }
+    }
+
+    /// The mean square of a matrix's gradients, where the file says.
+    pub(super) fn slope(&self, tensor: &str) -> Option<f64> {
+        self.slopes.get(tensor).copied()
     }
 
     /// What llama.cpp notes of one.
@@ -118,8 +127,16 @@ fn from_gguf(path: &Path) -> Result<Imatrix> {
         let floats = to_f32(view.dtype, &view.bytes());
         Ok((view.n_rows(), floats.ok_or_else(|| invalid_entry(name, "it is not of F32"))?))
     };
-    let mut columns = BTreeMap::new();
+    let (mut columns, mut slopes) = (BTreeMap::new(), BTreeMap::new());
     for view in gguf.tensors() {
+        if let Some(name) = view.name.strip_suffix(SLOPE) {
+            let (_, slope) = floats(view.name)?;
+            if slope.len() != 1 || !(slope[0].is_finite() && slope[0] >= 0.0) {
+                return Err(invalid_entry(name, "its slope is not one number from 0 up"));
+            }
+            slopes.insert(name.into(), f64::from(slope[0]));
+            continue;
+        }
         let Some(name) = view.name.strip_suffix(SUMS) else { continue };
         let ((rows, sums), (_, counts)) = (floats(view.name)?, floats(&format!("{name}{COUNTS}"))?);
         if rows != 1 || counts.len() != 1 {
@@ -136,6 +153,7 @@ fn from_gguf(path: &Path) -> Result<Imatrix> {
         dataset: datasets.and_then(|all| all.first().map(|text| (*text).to_string())),
         chunks: gguf.find_note("imatrix.chunk_count"),
         columns,
+        slopes,
     })
 }
 
@@ -189,5 +207,5 @@ fn from_dat(path: &Path) -> Result<Imatrix> {
     }
     let (chunks, dataset) = (fields.count(), fields.text());
     let chunks = chunks.and_then(|n| u32::try_from(n).ok());
-    Ok(Imatrix { name: String::new(), dataset, chunks, columns })
+    Ok(Imatrix { name: String::new(), dataset, chunks, columns, slopes: BTreeMap::new() })
 }

@@ -23,6 +23,11 @@ impl Loss {
         loss
     }
 
+    /// The squares of the weights.
+    pub(super) fn weights(self) -> f64 {
+        self.weights
+    }
+
     /// Both together.
     pub(super) fn and(self, other: Self) -> Self {
         Self { errors: self.errors + other.errors, weights: self.weights + other.weights }

@@ -10,6 +10,7 @@ mod imatrix;
 mod imatrix_file;
 mod measure;
 mod policy;
+mod sensitivity;
 mod source;
 
 use std::path::{Path, PathBuf};
@@ -53,6 +54,11 @@ impl QuantizeOptions {
     pub const fn new(to: QuantizeTo) -> Self {
         Self { to, imatrix: None }
     }
+
+    fn wants_imatrix(&self) -> bool {
+        let few = matches!(self.to, QuantizeTo::Bits(bits) if budget::wants_imatrix(bits));
+        few && self.imatrix.is_none()
+    }
 }
 
 /// How types are chosen.
@@ -60,8 +66,8 @@ impl QuantizeOptions {
 pub enum QuantizeTo {
     /// One for all matrices, but for those of which docs/quantize.md says otherwise.
     Type(DType),
-    /// For each matrix the one that lowers its error most for its bits, so that the file has at
-    /// most so many bits a weight.
+    /// For each matrix the one that lowers the loss most for its bits, so that the file has at most
+    /// so many bits a weight. What errors of a matrix cost is in the imatrix, if it is one of ours.
     Bits(f64),
 }
 
@@ -82,6 +88,8 @@ pub struct QuantizeReport {
     pub requantized: usize,
     /// Tensors of which the imatrix said nothing.
     pub without_importance: usize,
+    /// A budget below 4 bits was spent without an imatrix: little may be left of the model.
+    pub wants_imatrix: bool,
     /// Every tensor, in the file's order.
     pub tensors: Vec<QuantizedTensor>,
 }
@@ -110,6 +118,8 @@ struct Planned<'a> {
     dtype: DType,
     fell_back: bool,
     importance: Option<&'a [f32]>,
+    /// The mean square of its weights' gradients.
+    slope: Option<f64>,
     padding: Vec<u8>,
 }
 
@@ -200,6 +210,7 @@ fn quantize(
             Some(_) => planned.iter().filter(|planned| planned.lacks_importance()).count(),
             None => 0,
         },
+        wants_imatrix: options.wants_imatrix(),
         tensors,
     })
 }
@@ -247,7 +258,9 @@ fn plan<'a>(source: &'a dyn Source, options: &'a QuantizeOptions) -> Result<Vec<
         };
         let dtype = policy::fitting(wanted, tensor.row_len());
         let fell_back = dtype != wanted;
-        planned.push(Planned { tensor, dtype, fell_back, importance, padding: Vec::new() });
+        let slope = options.imatrix.as_ref().and_then(|imatrix| imatrix.slope(&tensor.name));
+        let padding = Vec::new();
+        planned.push(Planned { tensor, dtype, fell_back, importance, slope, padding });
     }
     if let QuantizeTo::Bits(bits) = options.to {
         budget::choose(source, &mut planned, bits)?;

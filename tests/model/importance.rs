@@ -1,12 +1,17 @@
 //! What goes into the linears over a text, against an exact pass; the file that holds it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use epiphyte::adapter::Target;
 use epiphyte::base::layout::SiteKind;
 use epiphyte::format::gguf::Gguf;
 use epiphyte::importance::{ImportanceOptions, importance};
 use epiphyte::quantize::{Imatrix, QuantizeOptions, QuantizeTo, quantize_gguf};
 use epiphyte::tokenizer::EncodeOptions;
+use epiphyte::train::data::batch::in_order;
+use epiphyte::train::data::{Dataset, Example, TrainLength};
+use epiphyte::train::{TrainOptions, Trainer};
 use epiphyte::{CancelToken, DType, Engine, EngineOptions, Error};
 
 use super::reference::{Halves, Reference};
@@ -84,6 +89,68 @@ fn an_importance_matrix_holds_the_squares_of_what_goes_in() {
     let report = quantize_gguf(&model, &options, &out, &mut |_, _| {}).unwrap();
     let others = report.tensors.iter().filter(|t| t.shape.len() > 1 && !t.name.starts_with("blk."));
     assert_eq!(report.without_importance, others.count());
+}
+
+/// The slopes that a file has of q, k and v are about those of their gradients, which factors A of
+/// every direction, once each, give whole.
+#[test]
+fn slopes_are_the_mean_squares_of_gradients() {
+    let engine = Engine::open(golden("tiny_llama.gguf"), EngineOptions::default()).unwrap();
+    let tokenizer = &engine.base().tokenizer;
+    let ids = tokenizer.encode(TEXT, EncodeOptions::default()).unwrap();
+    let options = ImportanceOptions { window: WINDOW, ..ImportanceOptions::default() };
+    let found = importance(&engine, TEXT, &options, &mut |_, _| {}).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("imatrix.gguf");
+    found.save(&file, "a text").unwrap();
+    let written = Gguf::open(&file).unwrap();
+
+    let columns = engine.base().config.hidden_size;
+    let examples = ids.chunks_exact(WINDOW).map(|window| {
+        let mut ids = window.to_vec();
+        if let Some(bos) = tokenizer.bos().filter(|_| tokenizer.add_bos()) {
+            ids[0] = bos;
+        }
+        Example { weights: (0..WINDOW).map(|i| f32::from(i > 0)).collect(), ids }
+    });
+    let data = Arc::new(Dataset::of(examples));
+    let options = TrainOptions {
+        rank: columns,
+        lora_alpha: columns as f64,
+        target_modules: ["q_proj", "k_proj", "v_proj"].map(String::from).into(),
+        duration: TrainLength::Steps(1),
+        seq_len: WINDOW,
+        ..TrainOptions::default()
+    };
+    let fresh = Trainer::new(&engine, Arc::clone(&data), options.clone(), None).unwrap();
+    let mut whole = fresh.adapter().unwrap();
+    for module in &mut whole.modules {
+        module.a = (0..columns * columns).map(|i| f32::from(i % (columns + 1) == 0)).collect();
+    }
+    let trainer = Trainer::new(&engine, Arc::clone(&data), options, Some(&whole)).unwrap();
+    let mut wanted = vec![0.0; whole.modules.len()];
+    for example in &data.examples {
+        let batches = in_order(&Dataset::of([example.clone()]), WINDOW);
+        let (_, gradients) = trainer.gradients(&batches).unwrap();
+        for (wanted, module) in wanted.iter_mut().zip(&gradients.modules) {
+            let squares: f64 = module.b.iter().map(|v| f64::from(*v).powi(2)).sum();
+            *wanted += squares / module.b.len() as f64 * (WINDOW - 1) as f64;
+        }
+    }
+    let mut factor = 0.0;
+    for (wanted, module) in wanted.iter().zip(&whole.modules) {
+        let names = ["attn_q", "attn_k", "attn_v"];
+        let name = names[module.path.target as usize - Target::QProj as usize];
+        let name = format!("blk.{}.{name}.weight.slope2", module.path.layer.unwrap());
+        let bytes = written.require(&name).unwrap().bytes().into_owned();
+        let slope = f32::from_le_bytes(bytes.as_slice().try_into().unwrap());
+        let wanted = wanted / data.examples.len() as f64;
+        let off = f64::from(slope) / wanted;
+        assert!((0.4..2.5).contains(&off), "{name}: {slope} is not {wanted}");
+        factor += off / whole.modules.len() as f64;
+    }
+    // One by one they are estimates by 16 directions of 64, in the mean they are right.
+    assert!((0.7..1.4).contains(&factor), "{factor}");
 }
 
 #[test]
