@@ -1,6 +1,6 @@
 //! What errors in a matrix cost in loss: nats a token, by half the sum of the squared gradient of
 //! each weight times the square of its error (the diagonal of the second-order expansion, as in
-//! Optimal Brain Damage; LeCun et al. 1989).
+//! Optimal Brain Damage; `LeCun` et al. 1989).
 
 use super::Planned;
 use super::measure::Loss;
