@@ -307,6 +307,7 @@ impl ModelConfig {
     }
 
     /// Whether room for `positions` means the frequencies for long contexts, where there are two.
+    #[cfg_attr(not(feature = "gpu"), expect(dead_code, reason = "only saved sessions ask"))]
     pub(crate) fn is_long(&self, positions: usize) -> bool {
         matches!(&self.rope_scaling, RopeScaling::Long(long) if long.is_long(positions))
     }
