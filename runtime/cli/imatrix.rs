@@ -32,7 +32,7 @@ pub(super) struct ImatrixArgs {
     /// Windows [default: all]
     #[arg(long, value_name = "N")]
     chunks: Option<usize>,
-    /// Leave out how much the loss depends on each matrix, which takes most of the time
+    /// Leave out how much the loss depends on each matrix, which takes a pass back a window
     #[arg(long)]
     columns_only: bool,
     /// Print one JSON object
