@@ -123,7 +123,7 @@ fn tensor(view: &TensorView<'_>, shape: &BaseShape) -> Result<Vec<Found>, String
         [rows, columns] => [rows, columns],
         _ => return Err(format!("its shape is {:?}; a matrix is needed", view.shape)),
     };
-    match Found::of(name, &path, (factor, sizes), shape) {
+    match Found::of(name, &path, factor, sizes, shape) {
         of if of.is_empty() => {
             Err(format!("{} rows are not those of the base's linears", sizes[0]))
         }

@@ -146,7 +146,7 @@ impl Adapter {
     /// As [`Self::save_peft`], to a folder that was checked already.
     pub(crate) fn write_peft(&self, dir: &Path, dtype: DType, shape: &BaseShape) -> Result<()> {
         self.check(shape)?;
-        peft::save(dir, (&self.config, &self.modules), self.origin(), (dtype, shape))
+        peft::save(dir, &self.config, &self.modules, self.origin(), dtype, shape)
     }
 
     /// Writes a GGUF LoRA for llama.cpp, with tensors in `dtype`: F32 or F16. A file that is there

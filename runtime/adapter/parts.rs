@@ -65,7 +65,8 @@ impl Found {
     pub(crate) fn of(
         name: &str,
         path: &str,
-        (factor, shape): (Factor, [usize; 2]),
+        factor: Factor,
+        shape: [usize; 2],
         base: &BaseShape,
     ) -> Vec<Self> {
         let parts = base.parts(path);

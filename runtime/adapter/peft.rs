@@ -147,7 +147,7 @@ fn tensor(name: &str, info: &TensorInfo, shape: &BaseShape) -> Kind {
     };
     match *info.shape {
         _ if !is_float(info.dtype) => refused(not_float(info.dtype)),
-        [rows, columns] => match Found::of(name, path, (factor, [rows, columns]), shape) {
+        [rows, columns] => match Found::of(name, path, factor, [rows, columns], shape) {
             of if of.is_empty() => {
                 refused(format!("{rows} rows are not those of the base's linears"))
             }
@@ -266,9 +266,11 @@ fn name_in(path: &str, target: Target, factor: Factor) -> String {
 /// Errors: [`Error::Io`]; [`Error::InvalidAdapter`] for a module whose numbers `dtype` can't hold.
 pub(crate) fn save(
     dir: &Path,
-    (config, modules): (&LoraConfig, &[LoraModule]),
+    config: &LoraConfig,
+    modules: &[LoraModule],
     origin: Origin<'_>,
-    (dtype, shape): (DType, &BaseShape),
+    dtype: DType,
+    shape: &BaseShape,
 ) -> Result<()> {
     let (config, linears) = join(config, modules, shape);
     let json = config.to_json();
