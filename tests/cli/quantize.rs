@@ -60,7 +60,7 @@ fn what_quantize_must_not_do() {
     std::fs::copy(model(), &base).unwrap();
     let quantize =
         |out: &str, options: &[&str]| run(&[&["quantize", text(&base), out][..], options].concat());
-    assert_fails(&quantize(text(&out), &["--type", "Q3_K"]), 2, "none of F32");
+    assert_fails(&quantize(text(&out), &["--type", "IQ2_XS"]), 2, "none of F32");
     assert_fails(&quantize(text(&out), &[]), 2, "--type");
     assert_fails(&quantize(text(&out), &["--bits", "2"]), 2, "too few");
     assert_fails(&quantize(text(&base), &["--type", "F16"]), 2, "stays as it is");
